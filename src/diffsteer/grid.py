@@ -1,0 +1,145 @@
+"""Which levels a sampler visits.
+
+A spacing is a function from a schedule and a number of steps to decreasing times. Those of the
+discrete schedules follow Lin et al. 2023, table 2, https://arxiv.org/abs/2305.08891, in exact
+integer arithmetic: floating point adds a node after t = 0 for 62 of the step counts 1..1000.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from diffsteer.level import CLEAN, Level
+from diffsteer.schedule import Discrete, Schedule
+
+F64 = torch.float64
+Spacing = Callable[[Schedule, int], Tensor]
+
+
+def trailing(schedule: Schedule, n: int) -> Tensor:
+    """Start at the last level and divide time evenly down to data; the right choice at zero SNR."""
+    if isinstance(schedule, Discrete):
+        size = _size(schedule, n)
+        return _whole([Fraction(size * (n - i), n) - 1 for i in range(n)])
+    return torch.arange(n, 0, -1, dtype=F64) * schedule.last / n
+
+
+def leading(schedule: Schedule, n: int) -> Tensor:
+    """Start a whole step below the last level, never visiting it: Stable Diffusion as shipped."""
+    if isinstance(schedule, Discrete):
+        stride = _size(schedule, n) // n
+        return torch.arange(n - 1, -1, -1, dtype=F64) * stride
+    return (
+        schedule.first
+        + torch.arange(n - 1, -1, -1, dtype=F64) * (schedule.last - schedule.first) / n
+    )
+
+
+def linspace(schedule: Schedule, n: int) -> Tensor:
+    """Both ends of the trained range and even steps between; one step visits the last level."""
+    span = max(n - 1, 1)
+    if isinstance(schedule, Discrete):
+        size = _size(schedule, n)
+        return _whole([size - 1 - Fraction((size - 1) * i, span) for i in range(n)])
+    return torch.linspace(schedule.last, schedule.first, n, dtype=F64)
+
+
+def logsigma(schedule: Schedule, n: int) -> Tensor:
+    """The last level, then even steps in log(sigma / alpha).
+
+    Spends more steps on high noise, where the mean brightness of large latents is decided: with few
+    steps it keeps more of its spread than `trailing` does.
+    """
+    return _by_ratio(schedule, n, lambda ratio: ratio.log(), lambda log: log.exp())
+
+
+@dataclass(frozen=True)
+class Karras:
+    """The last level, then even steps in (sigma / alpha)^(1 / rho).
+
+    Args:
+        rho: Emphasis on low noise, > 0; 1 is even in sigma.
+
+    Source: Karras et al. 2022, eq. 5, https://arxiv.org/abs/2206.00364.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho={self.rho} must be a number > 0; EDM uses 7")
+
+    def __call__(self, schedule: Schedule, n: int) -> Tensor:
+        """Return `n` decreasing times."""
+        rho = self.rho
+        return _by_ratio(schedule, n, lambda ratio: ratio ** (1 / rho), lambda root: root**rho)
+
+
+SPACINGS: dict[str, Spacing] = {
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "logsigma": logsigma,
+    "karras": Karras(),
+}
+"""Spacings that have a name."""
+
+
+def grid(schedule: Schedule, n: int, spacing: str | Spacing = "trailing") -> tuple[Level, ...]:
+    """Levels of a sampling of `n` steps: `n` from most to least noise, then CLEAN.
+
+    Args:
+        schedule: Of the network.
+        n: Number of steps, >= 1; at most the number of timesteps for the spacings on integers.
+        spacing: A name of `SPACINGS`, a `Karras(rho)`, or a function of your own.
+
+    Raises:
+        ValueError: `n` or `spacing` cannot be, or the times do not decrease to a level with noise.
+    """
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
+    if isinstance(spacing, str):
+        if spacing not in SPACINGS:
+            raise ValueError(f"no spacing is called {spacing!r}: there are {', '.join(SPACINGS)}")
+        spacing = SPACINGS[spacing]
+    times = spacing(schedule, n)
+    if not (times.diff() < 0).all():
+        raise ValueError(
+            f"the spacing gave times {times.tolist()}: each must lie below the one before"
+        )
+    levels = tuple(Level(*level) for level in zip(*schedule.at(times), strict=True))
+    if levels[-1].sigma == 0:
+        raise ValueError(f"the last of {n} levels, t={times[-1]:g}, has no noise left to remove")
+    return (*levels, CLEAN)
+
+
+def _size(schedule: Discrete, n: int) -> int:
+    size = len(schedule.alphas)
+    if n > size:
+        raise ValueError(
+            f"{n} steps do not fit on {size} trained timesteps: take at most {size}, "
+            'or a spacing between timesteps ("logsigma", Karras())'
+        )
+    return size
+
+
+def _whole(times: list[Fraction]) -> Tensor:
+    """Round half to even, as the paper's round() does, without floating point."""
+    return torch.tensor([round(t) for t in times], dtype=F64)
+
+
+def _by_ratio(
+    schedule: Schedule, n: int, warp: Callable[[Tensor], Tensor], unwarp: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Times evenly spaced in warp(sigma / alpha), with the last level in front at zero SNR."""
+    last = torch.tensor([schedule.last], dtype=F64)
+    lo, hi = (warp(torch.tensor(r, dtype=F64)).item() for r in schedule.span())
+    if schedule.at(schedule.last).alpha > 0:
+        inner = schedule.time(unwarp(torch.linspace(hi, lo, n, dtype=F64))[1:])
+        return torch.cat([last, inner])
+    return torch.cat([last, schedule.time(unwarp(torch.linspace(hi, lo, n - 1, dtype=F64)))])

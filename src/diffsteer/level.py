@@ -1,0 +1,86 @@
+"""Noise levels: x = alpha x0 + sigma eps.
+
+A level is three finite numbers, at zero signal-to-noise ratio as everywhere else, so that pure
+noise (alpha = 0) and clean data (sigma = 0) are ordinary values of every formula downstream.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Level(NamedTuple):
+    """One noise level, or one for each sample.
+
+    Attributes:
+        t: What the network is told: a trained timestep, a flow time, or sigma for EDM.
+        alpha: Factor of the data, in [0, 1].
+        sigma: Factor of unit Gaussian noise, >= 0, in data units.
+
+    Each is 0-dim, float64, on the CPU when sampling (no device synchronisation, and no promotion
+    of float32 samples), or `(B,)` when samples have levels of their own, as in training.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """Noise-to-signal ratio sigma / alpha, the sigma of EDM; inf at zero SNR."""
+        return self.sigma / self.alpha
+
+    @property
+    def lam(self) -> Tensor:
+        """Half log-SNR, log(alpha / sigma), in nats; -inf at zero SNR, +inf when clean."""
+        return torch.log(self.alpha / self.sigma)
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio alpha^2 / sigma^2; 0 at zero SNR, +inf when clean."""
+        return (self.alpha / self.sigma) ** 2
+
+    def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Noise the data: alpha x0 + sigma eps; bit for bit `eps` at zero SNR.
+
+        Args:
+            x0: Data, `(B, *D)`.
+            eps: Unit Gaussian noise of the same shape.
+
+        Raises:
+            ValueError: the shapes differ, or the level has another number of rows.
+        """
+        if x0.shape != eps.shape:
+            raise ValueError(
+                f"x0 has shape {tuple(x0.shape)}, eps {tuple(eps.shape)}: give both one shape"
+            )
+        return along(self.alpha, x0) * x0 + along(self.sigma, x0) * eps
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is where it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def along(value: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient so that it multiplies the rows of `x`.
+
+    0-dim coefficients pass as they are: float64 on the CPU promotes nothing and costs no transfer.
+    `(B,)` becomes `(B, 1, ...)` on the device and in the dtype of `x`.
+
+    Raises:
+        ValueError: `value` is neither 0-dim nor one number for each row of `x`.
+    """
+    if value.ndim == 0:
+        return value
+    if value.shape != x.shape[:1]:
+        raise ValueError(
+            f"a level of shape {tuple(value.shape)} cannot apply to x of shape {tuple(x.shape)}: "
+            "give one level for all rows (0-dim) or one a row, (B,)"
+        )
+    return value.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+CLEAN = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.0, 1.0, 0.0)))
+"""Data without noise, where every grid ends."""

@@ -1,0 +1,39 @@
+"""One random generator a sample, so that a seed means one image at any batch size."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Draw = Callable[[Tensor], Tensor]
+"""Draws unit Gaussian noise with the shape, dtype and device of its argument."""
+
+
+class Noise:
+    """Unit Gaussian noise, each row from a generator of its own.
+
+    Row i depends on `seeds[i]` and on how often it was drawn, on nothing else: neither the batch,
+    nor the device, nor the number of processes. Drawn on the CPU in float32.
+
+    Args:
+        seeds: One for each sample, in [0, 2^64).
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = tuple(seeds)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """Draw noise with the shape, dtype and device of `like`, `(B, *D)`.
+
+        Raises:
+            ValueError: `like` has another number of rows than there are seeds.
+        """
+        if len(like) != len(self.seeds):
+            raise ValueError(
+                f"{len(self.seeds)} seeds cannot serve {len(like)} samples: give one each"
+            )
+        rows = torch.stack([torch.randn(like.shape[1:], generator=g) for g in self._generators])
+        if like.is_cuda:
+            return rows.pin_memory().to(like.device, like.dtype, non_blocking=True)
+        return rows.to(like)

@@ -1,0 +1,57 @@
+"""Guidance rescale: give a guided prediction the standard deviation it had before guidance.
+
+Both forms act on the network's own output (v for a v-model), as in the paper: scaling is not
+affine, so the space decides the result. The paper's form also scales the mean of each sample, which
+draws bright and dark images towards grey; the centred one leaves the mean where guidance put it.
+"""
+
+import torch
+from torch import Tensor
+
+from diffsteer.level import wide
+
+
+def rescale(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
+    """Scale each sample of `guided` to the spread of `cond`, by the share `phi`.
+
+    Args:
+        guided: Network output after guidance, `(B, *D)`.
+        cond: Network output for the prompt alone, of the same shape.
+        phi: 0 changes nothing, 1 equalises the standard deviations.
+
+    Returns:
+        A tensor in the shape and dtype of `guided`. A sample without spread stays as it is.
+
+    Raises:
+        ValueError: the shapes differ or `phi` is outside of [0, 1].
+
+    Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
+    """
+    return (wide(guided) * _factor(guided, cond, phi)).to(guided.dtype)
+
+
+def rescale_centred(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
+    """Scale only what differs from the mean of each sample; arguments and errors as `rescale`."""
+    factor = _factor(guided, cond, phi)
+    x = wide(guided)
+    mean = x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+    return (mean + (x - mean) * factor).to(guided.dtype)
+
+
+def _factor(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
+    """Return phi std(cond) / std(guided) + 1 - phi, `(B, 1, ...)`."""
+    if not 0 <= phi <= 1:
+        raise ValueError(
+            f"phi={phi} is no share of rescaling: give 0 (none) to 1 (all); 0.7 is usual"
+        )
+    if guided.shape != cond.shape or guided.ndim < 2:
+        raise ValueError(
+            f"guided has shape {tuple(guided.shape)}, cond {tuple(cond.shape)}: "
+            "give both one shape (B, *D)"
+        )
+    dims = tuple(range(1, guided.ndim))
+    x = wide(guided)
+    std, std_cond = (y.std(dim=dims, correction=0, keepdim=True) for y in (x, wide(cond)))
+    # A spread below one unit in the last place of the values is rounding of a flat sample.
+    flat = std <= torch.finfo(x.dtype).eps * x.abs().amax(dim=dims, keepdim=True)
+    return torch.where(flat, 1.0, phi * std_cond / std + (1 - phi))
