@@ -1,7 +1,7 @@
 """Exact networks for data whose distribution is known: the ground truth of the tests.
 
-An oracle returns E[x0 | x] at any level. Wrapped in a `Kind` it becomes the network that was trained
-to perfection on that data, which sees x and the level only.
+An oracle returns E[x0 | x] at any level. With a `Kind` around it, it is the network that was
+trained to perfection on that data and sees x and the level only.
 """
 
 from collections.abc import Callable

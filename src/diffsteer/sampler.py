@@ -47,7 +47,13 @@ class Step(NamedTuple):
 
 
 class Sampler(ABC):
-    """A way to step from one level to the next. Define `step`."""
+    """A way to step from one level to the next. Define `step`.
+
+    Attributes:
+        evaluations: Of the network in one step, at most.
+    """
+
+    evaluations: int = 1
 
     @abstractmethod
     def step(
@@ -223,6 +229,7 @@ class Heun(Sampler):
     hi: float = math.inf
     swell: float = 1.0
     schedule: Schedule = field(default_factory=EDM)
+    evaluations = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= math.sqrt(2) - 1:
@@ -334,3 +341,7 @@ def _corrected(x0: Tensor, now: Level, past: Past) -> Tensor:
     rho = (b2 - b1) * inv / (1 - inv)
     slope = inv * (x0_earlier - x0_before)
     return (b1 - rho) * (x0 - x0_before) + (rho - 0.5) * slope
+
+
+NAMED: dict[str, Sampler] = {"Euler": Euler, "DDPM": DDPM, "EulerAncestral": EulerAncestral}
+"""Samplers that are known by a name of their own."""
