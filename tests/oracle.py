@@ -79,6 +79,6 @@ def as_network(oracle: Denoise, kind: Kind) -> Denoise:
     """Return the network that outputs `kind`, followed by the conversion back to x0."""
 
     def denoise(x: Tensor, level: Level) -> Tensor:
-        return kind.solve(x, kind.express(x, oracle(x, level), level), level)[0]
+        return kind.x0(x, kind.express(x, oracle(x, level), level), level)
 
     return denoise

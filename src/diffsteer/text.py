@@ -59,6 +59,7 @@ def _checked(text: str, known: Mapping[str, object], kind: type) -> ast.Expressi
         if not isinstance(node, ALLOWED + SIGNS):
             raise ValueError(f"{text!r}: {type(node).__name__} is not allowed here")
         if isinstance(node, ast.Name) and node.id not in known:
-            names = ", ".join(sorted(known.keys() - {"inf"}))
+            fit = (n for n, v in known.items() if isinstance(v, kind) or v in subclasses(kind))
+            names = ", ".join(sorted(fit))
             raise ValueError(f"{text!r}: unknown {kind.__name__} {node.id!r}; there are {names}")
     return tree

@@ -220,7 +220,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         i = self._position(timestep)
         now, nxt = self._levels[i : i + 2]
         x = wide(sample)
-        x0 = self.kind.solve(x, wide(model_output), now)[0]
+        x0 = self.kind.x0(x, wide(model_output), now)
         if self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 
