@@ -9,11 +9,10 @@ import diffusers
 import pytest
 import tiny
 import torch
-from oracle import Bright, Gaussian
-from test_sampler import antithetic
 
 from diffsteer import DDIM, DDPM, Discrete, DPMpp2M, Noise, UniPC, V, grid, trace
 from diffsteer.hf.scheduler import SteerScheduler
+from diffsteer.oracle import Bright, Gaussian, antithetic
 
 F64 = torch.float64
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -30,6 +30,7 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
     "spacing": {"level", "schedule"},
     "sampler": {"level", "noise", "schedule"},
     "weight": {"level", "prediction"},
+    "oracle": {"level", "prediction", "sampler"},
     "guidance": {"level", "guidance"},
     "hf": CORE | {"hf"},
     "commands": CORE | {"hf", "commands"},

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Gaussian, as_network
 
 from diffsteer import SPACINGS, Discrete, Eps, Kind, Sampler, Schedule, Weight, grid, trace
+from diffsteer.oracle import Gaussian, as_network
 from diffsteer.text import subclasses
 
 F64 = torch.float64

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracle import Bright, Gaussian, Mixture, as_network
 
 from diffsteer import (
     CLEAN,
@@ -31,6 +30,7 @@ from diffsteer import (
     sample,
     trace,
 )
+from diffsteer.oracle import Bright, Gaussian, Mixture, antithetic, as_network
 from diffsteer.text import subclasses
 
 F64 = torch.float64
@@ -162,17 +162,6 @@ def test_ancestral_closed_form(n: int) -> None:
     x = last(DDPM(x, grid(SD0, n), data, noise))
     assert x.mean().item() == pytest.approx(m, abs=4 * math.sqrt(var / 4e5) + 1e-5)
     assert x.std().item() == pytest.approx(math.sqrt(var), rel=0.006, abs=1e-6)
-
-
-def antithetic(n: int, shape, seed: int = 0) -> torch.Tensor:
-    """Noise in pairs x, -x whose means are exact normal quantiles: no Monte-Carlo error there."""
-    gen = torch.Generator().manual_seed(seed)
-    x = torch.randn(n // 2, *shape, generator=gen, dtype=F64)
-    dims = tuple(range(1, x.ndim))
-    q = torch.special.ndtri((torch.arange(n // 2, dtype=F64) + 0.5) / n + 0.5)
-    q = q / (q**2).mean().sqrt() / math.sqrt(x[0].numel())
-    x = x - x.mean(dims, keepdim=True) + q.view(-1, *(1,) * len(shape))
-    return torch.cat([x, -x])
 
 
 def brightness(
