@@ -1,4 +1,12 @@
+from .attention import BlurQuery, Edit, Identity
+from .branch import Answer, Asking, Branch, Plan, Point, plan, run, together
+from .denoiser import Denoiser, Network
+from .guidance.attention import PAG, SEG
+from .guidance.auto import Auto
+from .guidance.base import Guidance
+from .guidance.cfg import APG, CFG, CFGZero
 from .guidance.rescale import rescale, rescale_centred
+from .guidance.sag import SAG
 from .level import CLEAN, Level
 from .noise import Noise
 from .prediction import X0, Eps, Kind, Preconditioned, V, Velocity
@@ -21,27 +29,44 @@ from .text import parse
 from .weight import EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
 
 __all__ = [
+    "APG",
+    "Answer",
+    "Asking",
+    "Auto",
+    "BlurQuery",
+    "Branch",
+    "CFG",
+    "CFGZero",
     "CLEAN",
+    "Cosine",
     "DDIM",
     "DDPM",
-    "EDM",
-    "SPACINGS",
-    "X0",
-    "Cosine",
     "DPMpp2M",
+    "Denoiser",
     "Discrete",
+    "EDM",
     "EDMWeight",
+    "Edit",
     "Eps",
     "Euler",
     "EulerAncestral",
     "Flow",
+    "Guidance",
     "Heun",
+    "Identity",
     "Karras",
     "Kind",
     "Level",
     "MinSNR",
+    "Network",
     "Noise",
+    "PAG",
+    "Plan",
+    "Point",
     "Preconditioned",
+    "SAG",
+    "SEG",
+    "SPACINGS",
     "Sampler",
     "Schedule",
     "SoftMinSNR",
@@ -51,10 +76,14 @@ __all__ = [
     "V",
     "Velocity",
     "Weight",
+    "X0",
     "grid",
     "parse",
+    "plan",
     "rescale",
     "rescale_centred",
+    "run",
     "sample",
+    "together",
     "trace",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.level import Level, weighted
+from diffsteer.level import Level, along, weighted
 
 
 class Kind(ABC):
@@ -58,6 +58,12 @@ class Kind(ABC):
             raise ValueError("x holds no noise at sigma=0, so no output can be derived from it")
         a, b = self.row(level.alpha, level.sigma)
         return weighted(b / level.sigma, x, a - b * level.alpha / level.sigma, x0)
+
+    def push(self, shift: Tensor, level: Level) -> Tensor:
+        """Return the change of the output that moves x0 by `shift` at the same x, `(B, *D)`."""
+        if (level.sigma == 0).any():
+            raise ValueError("x is data already at sigma=0, so no output can move it")
+        return along(-self.det(level) / level.sigma, shift) * shift
 
     def det(self, level: Level) -> Tensor:
         """Determinant alpha b - sigma a; 0 where the output does not fix x0 and eps."""
