@@ -12,7 +12,7 @@ https://arxiv.org/abs/2408.00760; Hong et al. 2023 (SAG), https://arxiv.org/abs/
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,14 +172,20 @@ class _Mode(TorchFunctionMode):
         return self.tap.attend(q, k, v, kwargs, self.size)
 
 
+Using = Callable[[nn.Module], AbstractContextManager[None]]
+
+
 @contextmanager
-def tapped(layers: Mapping[str, nn.Module], taps: Mapping[str, Tap], size: Size) -> Iterator[None]:
+def tapped(
+    layers: Mapping[str, nn.Module], taps: Mapping[str, Tap], size: Size, using: Using
+) -> Iterator[None]:
     """Let `taps` act in the layers of the same names while the context is open.
 
     Args:
         layers: Attention modules by name.
         taps: What to do in them.
         size: Height and width of the sample.
+        using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
 
     Raises:
         ValueError: there is no such layer, or a layer ran without scaled_dot_product_attention.
@@ -188,6 +194,7 @@ def tapped(layers: Mapping[str, nn.Module], taps: Mapping[str, Tap], size: Size)
         raise ValueError(f"no attention layer is called {name!r}: there are {', '.join(layers)}")
     with ExitStack() as stack:
         for name, tap in taps.items():
+            stack.enter_context(using(layers[name]))
             _hook(layers[name], _Mode(tap, size), stack)
         yield
     for name, tap in taps.items():

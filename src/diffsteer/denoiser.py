@@ -1,13 +1,14 @@
 """From networks, conditions and a guidance to one denoiser, in as few passes as there can be."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffsteer.attention import Tap, matching, tapped
+from diffsteer.attention import Tap, Using, matching, tapped
 from diffsteer.branch import Answer, Branch, Point, run, together
 from diffsteer.guidance.base import Guidance
 from diffsteer.level import Level
@@ -24,10 +25,12 @@ class Network:
     Attributes:
         call: From `(rows, *D)`, a level and a condition for as many rows to the output.
         layers: Its self-attention modules by name, for guidances that edit or read attention.
+        using: Context in which such a module computes attention by scaled_dot_product_attention.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    using: Using = lambda layer: nullcontext()  # noqa: E731
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +114,8 @@ class Denoiser:
         outs = []
         for rows in _chunks(len(x), self.max_rows):
             taps = _taps(net, group, maps, size, rows)
-            part = cond if len(x) == rows.stop - rows.start else _rows(cond, rows, len(x))
-            with tapped(net.layers, taps, (x.shape[-2], x.shape[-1])):
+            part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
+            with tapped(net.layers, taps, (x.shape[-2], x.shape[-1]), net.using):
                 outs.append(net.call(x[rows], at.level, part))
         found = torch.split(_stacked(outs), size)
         return [
@@ -174,12 +177,12 @@ def _joined(trees: Sequence[Any], size: int) -> Any:
     return first
 
 
-def _rows(tree: Any, rows: slice, size: int) -> Any:
+def rows_of(tree: Any, rows: slice, size: int) -> Any:
     """Some rows of a condition of `size` rows."""
     if isinstance(tree, Tensor):
         return tree[rows] if tree.ndim > 0 and len(tree) == size else tree
     if isinstance(tree, Mapping):
-        return {key: _rows(value, rows, size) for key, value in tree.items()}
+        return {key: rows_of(value, rows, size) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(_rows(value, rows, size) for value in tree)
+        return type(tree)(rows_of(value, rows, size) for value in tree)
     return tree
