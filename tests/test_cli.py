@@ -93,3 +93,16 @@ def test_more_mistakes(tmp_path: Path) -> None:
         shown("edm", zero_snr=True)
     with pytest.raises(ValueError, match="0 sampling steps"):
         shown("sd", steps=0)
+
+
+def test_plan() -> None:
+    done = run("plan", "CFG(6) + PAG(3) + SAG(0.75).within(0, 2)", "--steps", "10")
+    assert done.returncode == 0, done.stderr
+    assert "steps 1 to 5 (sigma/alpha 14.6 to 2.28): main: 3 rows in 1 pass" in done.stdout
+    assert "steps 6 to 10 (sigma/alpha 1.61 to 0.342): main: 4 rows in 2 passes" in done.stdout
+    assert "In all main: 35 rows in 15 passes; without guidance main: 10 rows." in done.stdout
+
+
+def test_plan_of_nonsense() -> None:
+    done = run("plan", "CFG(6) + Magic(2)")
+    assert done.returncode == 1 and "unknown Guidance 'Magic'; there are APG, Auto" in done.stderr

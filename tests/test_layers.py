@@ -10,17 +10,6 @@ import pytest
 import diffsteer
 
 ROOT = Path(diffsteer.__file__).parent
-CORE = {
-    "level",
-    "schedule",
-    "spacing",
-    "prediction",
-    "noise",
-    "sampler",
-    "weight",
-    "text",
-    "guidance",
-}
 MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first name
     "level": set(),
     "noise": set(),
@@ -35,6 +24,9 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
     "branch": {"attention", "level", "prediction"},
     "guidance": {"attention", "branch", "level", "guidance"},
     "denoiser": {"attention", "branch", "guidance", "level", "prediction"},
+}
+CORE = set(MAY_IMPORT)
+MAY_IMPORT |= {
     "hf": CORE | {"hf"},
     "commands": CORE | {"hf", "commands"},
     "cli": {"commands"},

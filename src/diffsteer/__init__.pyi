@@ -1,12 +1,8 @@
 from .attention import BlurQuery, Edit, Identity
 from .branch import Answer, Asking, Branch, Plan, Point, plan, run, together
 from .denoiser import Denoiser, Network
-from .guidance.attention import PAG, SEG
-from .guidance.auto import Auto
-from .guidance.base import Guidance
-from .guidance.cfg import APG, CFG, CFGZero
+from .guidance import APG, CFG, PAG, SAG, SEG, Auto, CFGZero, Guidance
 from .guidance.rescale import rescale, rescale_centred
-from .guidance.sag import SAG
 from .level import CLEAN, Level
 from .noise import Noise
 from .prediction import X0, Eps, Kind, Preconditioned, V, Velocity

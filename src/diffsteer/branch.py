@@ -117,6 +117,18 @@ def together(*askers: Asking[T]) -> Asking[list[T]]:
     return [done[i] for i in range(len(askers))]
 
 
+def based(shift: Asking[Tensor]) -> Asking[tuple[Answer, Tensor]]:
+    """Ask for the "cond" branch and a guidance together; returns its answer and the shift."""
+    found: list[Answer] = []
+
+    def base() -> Asking[Tensor]:
+        found.extend((yield (Branch(),)))
+        return found[0].x
+
+    _, moved = yield from together(base(), shift)
+    return found[0], moved
+
+
 def run(asker: Asking[T], evaluate: Evaluate) -> T:
     """Answer an asker; every distinct branch is evaluated once in the whole run."""
     known: dict[tuple[object, ...], tuple[Branch, Answer]] = {}

@@ -33,6 +33,27 @@ def schedule(
     print(show(source, steps=steps, spacing=spacing, zero_snr=zero_snr, plot=plot))
 
 
+@app.command
+def plan(
+    guidance: Annotated[str, tyro.conf.Positional],
+    /,
+    schedule: str = "sd",
+    steps: int = 25,
+    spacing: str = "trailing",
+) -> None:
+    """Print how often a guidance evaluates each network.
+
+    Args:
+        guidance: Such as "CFG(6) + PAG(3) + SAG(0.75).within(0, 2)".
+        schedule: As for `diffsteer schedule`.
+        steps: Number of sampling steps.
+        spacing: As for `diffsteer schedule`.
+    """
+    from diffsteer.commands.plan import show
+
+    print(show(guidance, schedule, steps, spacing))
+
+
 def main() -> None:
     """Run a command; a mistake in its input ends in one line, not in a traceback."""
     try:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.attention import Tap, Using, matching, tapped
-from diffsteer.branch import Answer, Branch, Point, run, together
-from diffsteer.guidance.base import Guidance
+from diffsteer.branch import Answer, Branch, Point, based, run
+from diffsteer.guidance import Guidance
 from diffsteer.level import Level
 from diffsteer.prediction import Kind
 
@@ -68,14 +68,9 @@ class Denoiser:
     def steered(self, x: Tensor, level: Level, step: int = 0) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
         at = Point(x, level, self.kind, step)
-
-        def base() -> Any:
-            (cond,) = yield (Branch(),)
-            return cond
-
-        askers = [base()] + ([self.guidance.shift(at)] if self.guidance else [])
-        answers = run(together(*askers), lambda branches: self.evaluate(branches, at))
-        return answers[0], answers[1] if self.guidance else None
+        if self.guidance is None:
+            return self.evaluate([Branch()], at)[0], None
+        return run(based(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at))
 
     def evaluate(self, branches: Sequence[Branch], at: Point) -> list[Answer]:
         """Answer every branch, those that stack in one pass."""
@@ -83,11 +78,12 @@ class Denoiser:
             self._check(branch)
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
-            groups.setdefault((branch.net, _shapes(self.conds[branch.cond])), []).append(i)
+            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]))
+            groups.setdefault(key, []).append(i)
         found: dict[int, Answer] = {}
-        for (net, _), members in groups.items():
+        for members in groups.values():
             group = [branches[i] for i in members]
-            found |= zip(members, self._pass(self.nets[net], group, at), strict=True)
+            found |= zip(members, self._pass(self.nets[group[0].net], group, at), strict=True)
         return [found[i] for i in range(len(branches))]
 
     def _check(self, branch: Branch) -> None:

@@ -28,7 +28,7 @@ def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | Non
     Raises:
         ValueError: the source is unknown, or the request cannot be.
     """
-    schedule, eps = _load(source)
+    schedule, eps = load(source)
     if zero_snr:
         schedule = _repaired(schedule)
     levels = grid(schedule, steps, spacing)
@@ -40,8 +40,12 @@ def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | Non
     return "\n".join([title, HEAD, *rows, _row("end", levels[-1]), "", *notes])
 
 
-def _load(source: str) -> tuple[Schedule, bool]:
-    """Return the schedule, and whether its network is known to predict epsilon."""
+def load(source: str) -> tuple[Schedule, bool]:
+    """Return a named or configured schedule, and whether its network is known to predict epsilon.
+
+    Raises:
+        ValueError: `source` is neither a name nor a path with a config.
+    """
     if source in NAMED:
         return NAMED[source](), False
     if not Path(source).exists():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.denoiser import Cond, Denoiser, Network, rows_of
-from diffsteer.guidance.base import Guidance
+from diffsteer.guidance import Guidance
 from diffsteer.hf.config import kind_of, schedule_of
 from diffsteer.hf.family import by_sdpa, family_of
 from diffsteer.level import Level, wide
@@ -73,6 +73,7 @@ class Steering:
         self._signature = inspect.signature(type(_eager(self.network)).forward)
         self._own_forward = self.network.__dict__.get("forward")
         self._forward = self.network.forward
+        self._guide_forward = None if self.guide is None else self.guide.forward
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._tapping = False
         self.network.forward = self._steered
@@ -127,8 +128,10 @@ class Steering:
         level = schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
         rest: list[Tensor] = []
         nets = {"main": self._net(self.network, self._forward, whole.dtype, rest)}
-        if self.guide is not None:
-            nets["guide"] = self._net(self.guide, self.guide.forward, whole.dtype, [])
+        if self.guide is self.network:
+            nets["guide"] = nets["main"]
+        elif self.guide is not None:
+            nets["guide"] = self._net(self.guide, self._guide_forward, whole.dtype, [])
         denoiser = Denoiser(nets, conds, kind, self.guidance, self.max_rows)
         base, shift = denoiser.steered(x, level, self._step(time))
         assert shift is not None
