@@ -1,0 +1,183 @@
+"""Figures that say what they were measured on.
+
+Every figure carries the number of pictures on both sides, extractor, layer, resize and weights, and
+what the same metric gives for real pictures against other real pictures, where the reference holds
+features: no generated set can be expected to do better.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsteer.eval.features import Origin
+from diffsteer.eval.frechet import Gaussian, frechet
+from diffsteer.eval.manifold import manifold
+from diffsteer.eval.metrics import (
+    Estimate,
+    cmmd,
+    frechet_infinity,
+    inception_score,
+    kid,
+    scaled,
+)
+from diffsteer.eval.moments import Moments
+from diffsteer.eval.statistics import Statistics
+
+FID_WEIGHTS = "6726825d"
+"""First digits of the sha256 of the published FID's Inception, as its file name has them."""
+NEIGHBOUR = 3
+LOGITS = ("logits", "logits_unbiased")
+LEAST = 8
+"""Fewest features on a side for kernel and neighbour metrics; halves must have as many."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A metric of real pictures against other real ones: N of the first, N of the second."""
+
+    value: float
+    n: int
+    reference_n: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number with all that it depends on.
+
+    Attributes:
+        name: Of the metric, with the extractor in it unless it is the published one.
+        value: The number.
+        spread: Standard deviation over subsets or splits; None where the metric has none.
+        n: Generated pictures in it.
+        reference_n: Reference pictures in it; None where the file does not say or none are used.
+        origin: Of the features.
+        floor: The same metric, real against real; None where no two real halves are known.
+    """
+
+    name: str
+    value: float
+    spread: float | None
+    n: int
+    reference_n: int | None
+    origin: Origin
+    floor: Floor | None = None
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" +- {self.spread:.3g}"
+        against = "unstated" if self.reference_n is None else self.reference_n
+        floor = "real against real: unknown"
+        if self.floor is not None:
+            sizes = f"N={self.floor.n}, reference N={self.floor.reference_n}"
+            floor = f"real against real: {self.floor.value:.5g} at {sizes}"
+        at = self.origin
+        made = f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}"
+        sizes = f"N={self.n}, reference N={against}"
+        return f"{self.name} = {self.value:.5g}{spread}  [{sizes}; {made}; {floor}]"
+
+    def json(self) -> dict[str, object]:
+        """Everything in plain types."""
+        return asdict(self)
+
+
+def compare(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
+    """All metrics that the statistics allow, each with its floor.
+
+    Frechet distances always; kernel and neighbour metrics where both sides hold features; an
+    inception score alone where the features are class logits.
+
+    Raises:
+        ValueError: the features are of different origin, or the generated set has no n.
+    """
+    fake.origin.require(reference.origin, "generated pictures", "the reference")
+    floors = _floors(fake, reference)
+    return tuple(
+        replace(figure, floor=floors.get(figure.name)) for figure in _figures(fake, reference)
+    )
+
+
+def title(metric: str, origin: Origin) -> str:
+    """Name of a metric: FID, KID and IS belong to Inception's published layer and weights."""
+    official = origin.extractor == "Inception" and origin.weights.startswith(FID_WEIGHTS)
+    if official and origin.layer in ("2048", "logits_unbiased"):
+        return metric.replace("FD", "FID")
+    return f"{metric}-{origin.extractor}"
+
+
+def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
+    """What `compare` leaves out, and why."""
+    sides = {"the generated set": fake, "the reference": reference}
+    notes = [
+        f"KID, precision, recall, density, coverage: {name} keeps features of {len(s.features)} "
+        f"pictures, and {LEAST} are needed"
+        for name, s in sides.items()
+        if len(s.features) < LEAST and s.origin.layer not in LOGITS
+    ]
+    if len(reference.features) < 2 * LEAST:
+        notes.append("real against real: the reference keeps too few features for two halves")
+    return tuple(notes)
+
+
+def _floors(fake: Statistics, reference: Statistics) -> dict[str, Floor]:
+    """Figures of one random part of the reference, as large as the generated set, on the rest."""
+    m = len(reference.features)
+    size = min(fake.n or m, m // 2)
+    if size < LEAST:
+        return {}
+    order = torch.from_numpy(np.random.RandomState(0).permutation(m))
+    parts = (reference.features[order[:size]], reference.features[order[size:]])
+    figures = _figures(*(_part(reference.origin, features) for features in parts))
+    return {f.name: Floor(f.value, f.n, f.reference_n or 0) for f in figures}
+
+
+def _part(origin: Origin, features: Tensor) -> Statistics:
+    return Statistics(origin, Gaussian.of(Moments.of(features)), len(features), features)
+
+
+def _figures(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
+    if fake.origin.layer in LOGITS:
+        return _scores(fake)
+    return (*_distances(fake, reference), *_overlaps(fake, reference))
+
+
+def _scores(fake: Statistics) -> tuple[Figure, ...]:
+    m = len(fake.features)
+    score = inception_score(fake.features, splits=min(10, m))
+    return (Figure(title("IS", fake.origin), *score, m, None, fake.origin),)
+
+
+def _distances(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
+    origin, m = fake.origin, len(fake.features)
+    if fake.n is None:
+        raise ValueError("the generated set does not say how many pictures it has: measure it here")
+    value = frechet(fake.gaussian, reference.gaussian)
+    plain = Figure(title("FD", origin), value, None, fake.n, reference.n, origin)
+    if m < 4 * fake.features.shape[1]:
+        return (plain,)
+    limit = frechet_infinity(fake.features, reference.gaussian)
+    return plain, Figure(title("FD-infinity", origin), *limit, m, reference.n, origin)
+
+
+def _overlaps(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
+    x, y, origin = fake.features, reference.features, fake.origin
+    if min(len(x), len(y)) < LEAST:
+        return ()
+    found: dict[str, tuple[float, float | None]] = dict([_kid(x, y, origin)])
+    if origin.extractor == "CLIP":
+        found["CMMD"] = (cmmd(x, y), None)
+    shares = manifold(x, y, k=NEIGHBOUR)._asdict()
+    found |= {f"{name} (k={NEIGHBOUR})": (value, None) for name, value in shares.items()}
+    return tuple(
+        Figure(name, value, spread, len(x), len(y), origin)
+        for name, (value, spread) in found.items()
+    )
+
+
+def _kid(x: Tensor, y: Tensor, origin: Origin) -> tuple[str, Estimate]:
+    """KID on Inception's raw features, as published, and on scaled ones of any other network."""
+    size = min(1000, len(x) // 2, len(y) // 2)
+    name = f"{title('KID', origin)} (100 subsets of {size}"
+    if origin.extractor == "Inception":
+        return f"{name})", kid(x, y, size=size)
+    return f"{name}, scaled)", kid(*scaled(x, y), size=size)
