@@ -75,7 +75,7 @@ class EfficientNetLite0(Extractor):
     @override
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            x = resized(images.to(self.device), self.size)
+            x = resized(images, self.size).to(self.device)
             features: Tensor = self._net(x, self.layer)
             return features
 

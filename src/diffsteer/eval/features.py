@@ -108,14 +108,14 @@ def pictures(images: Tensor) -> Tensor:
 def resized(images: Tensor, size: int) -> Tensor:
     """Resize uint8 pictures to `(N, 3, size, size)`, float32 whole numbers in [0, 255].
 
-    Antialiased bicubic and rounding, as Pillow does it; other aspect ratios are squashed, as in
-    every published figure.
+    Antialiased bicubic as Pillow does it, clipped to [0, 255] and rounded after each axis, which
+    uint8 on the CPU alone gives: so figures are the same on every device. Other aspect ratios are
+    squashed, as in every published figure.
     """
-    x = pictures(images).to(torch.float32)
-    if x.shape[2:] == (size, size):
-        return x
-    x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
-    return x.round_().clamp_(0, 255)
+    x = pictures(images)
+    if x.shape[2:] != (size, size):
+        x = F.interpolate(x.cpu(), (size, size), mode="bicubic", antialias=True)
+    return x.to(torch.float32)
 
 
 def normalised(x: Tensor, mean: list[float], std: list[float]) -> Tensor:

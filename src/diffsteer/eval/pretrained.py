@@ -121,7 +121,7 @@ class DINOv2(Extractor):
     @override
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            x = resized(images.to(self.device), self.size)
+            x = resized(images, self.size).to(self.device)
             x = normalised(x, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
             features: Tensor = self._net(x).pooler_output
             return features
@@ -164,7 +164,7 @@ class CLIP(Extractor):
     @override
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            x = resized(images.to(self.device), self._size)
+            x = resized(images, self._size).to(self.device)
             mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
             features: Tensor = self._net(normalised(x, mean, std)).image_embeds
             return features

@@ -15,7 +15,6 @@ from diffsteer.eval.features import Origin
 from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.manifold import manifold
 from diffsteer.eval.metrics import (
-    Estimate,
     cmmd,
     frechet_infinity,
     inception_score,
@@ -48,6 +47,7 @@ class Figure:
 
     Attributes:
         name: Of the metric, with the extractor in it unless it is the published one.
+        detail: What else the number depends on; empty where there is nothing.
         value: The number.
         spread: Standard deviation over subsets or splits; None where the metric has none.
         n: Generated pictures in it.
@@ -57,6 +57,7 @@ class Figure:
     """
 
     name: str
+    detail: str
     value: float
     spread: float | None
     n: int
@@ -74,7 +75,8 @@ class Figure:
         at = self.origin
         made = f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}"
         sizes = f"N={self.n}, reference N={against}"
-        return f"{self.name} = {self.value:.5g}{spread}  [{sizes}; {made}; {floor}]"
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.name}{detail} = {self.value:.5g}{spread}  [{sizes}; {made}; {floor}]"
 
     def json(self) -> dict[str, object]:
         """Everything in plain types."""
@@ -143,8 +145,9 @@ def _figures(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
 
 def _scores(fake: Statistics) -> tuple[Figure, ...]:
     m = len(fake.features)
-    score = inception_score(fake.features, splits=min(10, m))
-    return (Figure(title("IS", fake.origin), *score, m, None, fake.origin),)
+    splits = min(10, m)
+    score = inception_score(fake.features, splits)
+    return (Figure(title("IS", fake.origin), f"{splits} splits", *score, m, None, fake.origin),)
 
 
 def _distances(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
@@ -152,32 +155,31 @@ def _distances(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
     if fake.n is None:
         raise ValueError("the generated set does not say how many pictures it has: measure it here")
     value = frechet(fake.gaussian, reference.gaussian)
-    plain = Figure(title("FD", origin), value, None, fake.n, reference.n, origin)
+    plain = Figure(title("FD", origin), "", value, None, fake.n, reference.n, origin)
     if m < 4 * fake.features.shape[1]:
         return (plain,)
     limit = frechet_infinity(fake.features, reference.gaussian)
-    return plain, Figure(title("FD-infinity", origin), *limit, m, reference.n, origin)
+    name = title("FD-infinity", origin)
+    return plain, Figure(name, "15 sizes", *limit, m, reference.n, origin)
 
 
 def _overlaps(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
     x, y, origin = fake.features, reference.features, fake.origin
     if min(len(x), len(y)) < LEAST:
         return ()
-    found: dict[str, tuple[float, float | None]] = dict([_kid(x, y, origin)])
+    figures = [_kid(x, y, origin)]
     if origin.extractor == "CLIP":
-        found["CMMD"] = (cmmd(x, y), None)
-    shares = manifold(x, y, k=NEIGHBOUR)._asdict()
-    found |= {f"{name} (k={NEIGHBOUR})": (value, None) for name, value in shares.items()}
-    return tuple(
-        Figure(name, value, spread, len(x), len(y), origin)
-        for name, (value, spread) in found.items()
-    )
+        figures.append(Figure("CMMD", "", cmmd(x, y), None, len(x), len(y), origin))
+    for name, value in manifold(x, y, NEIGHBOUR)._asdict().items():
+        figures.append(Figure(name, f"k={NEIGHBOUR}", value, None, len(x), len(y), origin))
+    return tuple(figures)
 
 
-def _kid(x: Tensor, y: Tensor, origin: Origin) -> tuple[str, Estimate]:
+def _kid(x: Tensor, y: Tensor, origin: Origin) -> Figure:
     """KID on Inception's raw features, as published, and on scaled ones of any other network."""
     size = min(1000, len(x) // 2, len(y) // 2)
-    name = f"{title('KID', origin)} (100 subsets of {size}"
-    if origin.extractor == "Inception":
-        return f"{name})", kid(x, y, size=size)
-    return f"{name}, scaled)", kid(*scaled(x, y), size=size)
+    detail, pair = f"100 subsets of {size}", (x, y)
+    if origin.extractor != "Inception":
+        detail, pair = f"{detail}, scaled", scaled(x, y)
+    value = kid(*pair, size=size)
+    return Figure(title("KID", origin), detail, *value, len(x), len(y), origin)
