@@ -141,8 +141,12 @@ def test_a_stream_gives_the_same_statistics_in_any_batches(batch: int) -> None:
 
 
 def test_a_stream_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="41 pictures were announced and 40 came"):
+    with pytest.raises(ValueError, match="41 pictures were announced but 40 came"):
         measure([colours(40)], 41, MEANS)
+    with pytest.raises(ValueError, match="39 pictures were announced but 40 or more came"):
+        measure(colours(40).split(10), 39, MEANS)
+    with pytest.raises(ValueError, match="0 came"):
+        measure([], 2, MEANS)
 
 
 def test_every_figure_states_what_it_depends_on() -> None:

@@ -32,13 +32,16 @@ def measure(
     chosen = kept(n, keep)
     moments, rows, seen = None, [], 0
     for images in batches:
+        seen += len(images)
+        if seen > n:
+            break
         features = table(extractor(images)).cpu()
         batch = Moments.of(features)
         moments = batch if moments is None else moments + batch
-        rows.append(features[chosen[seen : seen + len(features)]].float())
-        seen += len(features)
+        rows.append(features[chosen[seen - len(images) : seen]].float())
     if moments is None or seen != n:
-        raise ValueError(f"{n} pictures were announced and {seen} came: the figures would be wrong")
+        more = " or more" if seen > n else ""
+        raise ValueError(f"{n} pictures were announced but {seen}{more} came: count them anew")
     return Statistics(extractor.origin, Gaussian.of(moments), n, torch.cat(rows))
 
 
