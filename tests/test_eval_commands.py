@@ -62,7 +62,7 @@ def test_a_folder_serves_as_its_own_statistics(data: Path) -> None:
 
 
 def test_another_layer_or_size_than_the_reference_raises_before_work(data: Path) -> None:
-    with pytest.raises(ValueError, match="layer 'head', .* with 'block10'"):
+    with pytest.raises(ValueError, match="layer 'head', .* has 'block10'"):
         evaluate(data / "good", data / "real.npz", Features(layer="head", size=32))
     with pytest.raises(ValueError, match="bicubic-antialias-224"):
         evaluate(data / "good", data / "real.npz")

@@ -66,7 +66,7 @@ def test_files_of_others_are_read_as_inception(tmp_path: Path) -> None:
     assert figure.value == pytest.approx(0, abs=1e-9)
     assert "reference N=unstated" in str(figure)
     assert "real against real: unknown" in str(figure)
-    assert any("two halves" in note for note in omitted(mine, found))
+    assert any("two parts" in note for note in omitted(mine, found))
 
 
 def test_files_without_a_known_width_are_refused(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_files_without_a_known_width_are_refused(tmp_path: Path) -> None:
 def test_a_mismatch_raises_and_says_both() -> None:
     for field in ("extractor", "layer", "resize", "weights"):
         other = statistics(origin=Origin(**{**vars(MADE), field: "other"}))
-        with pytest.raises(ValueError, match=f"{field} '.*', the reference with 'other'"):
+        with pytest.raises(ValueError, match=f"{field} '.*', the reference has 'other'"):
             compare(statistics(), other)
 
 
@@ -122,6 +122,16 @@ def test_a_failed_write_leaves_the_old_file(
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
+def test_who_reads_while_it_is_written_reads_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    statistics(seed=1).save(path)
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        statistics(seed=2).save(path)
+        assert reader.read() == before
+    assert path.read_bytes() != before
+
+
 def colours(n: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, 3, 4, 4), generator=generator, dtype=torch.uint8)
@@ -161,18 +171,20 @@ def test_every_figure_states_what_it_depends_on() -> None:
             assert part in line
         assert figure.floor is not None
         assert (figure.floor.n, figure.floor.reference_n) == (25, 25)
-        assert f"real against real: {figure.floor.value:.5g} at N=25, reference N=25" in line
+        assert f"real against real: {figure.floor.real:.5g}, generated in their place" in line
+        assert "at N=25, reference N=25]" in line
 
 
 def test_the_floor_is_the_metric_of_two_real_parts() -> None:
     """As many real pictures as generated ones, against all the rest."""
-    real = statistics(50, seed=2)
-    fd = compare(statistics(20, seed=1), real)[0]
+    fake, real = statistics(20, seed=1), statistics(50, seed=2)
+    fd = compare(fake, real)[0]
     assert fd.floor is not None
     order = torch.from_numpy(np.random.RandomState(0).permutation(50))
-    parts = [real.features[order[:20]], real.features[order[20:]]]
-    truth = frechet(*(Gaussian.of(Moments.of(x)) for x in parts))
-    assert fd.floor.value == pytest.approx(truth, abs=1e-12)
+    parts = (real.features[order[:20]], fake.features, real.features[order[20:]])
+    part, fakes, rest = (Gaussian.of(Moments.of(x)) for x in parts)
+    assert fd.floor.real == pytest.approx(frechet(part, rest), abs=1e-12)
+    assert fd.floor.generated == pytest.approx(frechet(fakes, rest), abs=1e-12)
     assert (fd.floor.n, fd.floor.reference_n) == (20, 30)
 
 

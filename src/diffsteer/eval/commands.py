@@ -107,7 +107,7 @@ def evaluate(
     extractor, known = features.build(), reference.suffix == ".npz"
     if known:
         real = Statistics.load(reference)
-        extractor.origin.require(real.origin, "the chosen extractor", str(reference))
+        extractor.origin.require(real.origin, "the pictures", str(reference))
     else:
         real = _measured(reference, features, extractor)
     fake = _measured(pictures, features, extractor)

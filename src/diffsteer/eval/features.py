@@ -50,9 +50,9 @@ class Origin:
             a, b = getattr(self, field.name), getattr(other, field.name)
             if a != b and UNSTATED not in (a, b):
                 raise ValueError(
-                    f"{mine} were made with {field.name} {a!r}, {theirs} with {b!r}: such numbers "
-                    f"do not compare; measure both with one extractor, layer, resize and weights\n"
-                    f"  {mine}: {self}\n  {theirs}: {other}"
+                    f"features differ: {mine} have {field.name} {a!r}, {theirs} has {b!r}. Such "
+                    "numbers do not compare: measure both with the same extractor, layer, resize "
+                    f"and weights\n  {mine}: {self}\n  {theirs}: {other}"
                 )
 
 

@@ -1,8 +1,9 @@
 """Figures that say what they were measured on.
 
-Every figure carries the number of pictures on both sides, extractor, layer, resize and weights, and
-what the same metric gives for real pictures against other real pictures, where the reference holds
-features: no generated set can be expected to do better.
+Every figure carries the number of pictures on both sides, extractor, layer, resize and weights.
+Where the reference holds features, it also carries a floor: what the metric gives for one real part
+against the rest, and for as many generated pictures in place of that part. Frechet distances and
+neighbour shares move with N, so only these two compare like with like.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -34,11 +35,25 @@ LEAST = 8
 
 @dataclass(frozen=True)
 class Floor:
-    """A metric of real pictures against other real ones: N of the first, N of the second."""
+    """A metric where real pictures, then as many generated ones, meet the rest of the reference.
 
-    value: float
+    Attributes:
+        real: Of the real pictures; no generated set can be expected to do better.
+        generated: Of the generated ones in their place.
+        n: Pictures of each.
+        reference_n: Pictures in the rest.
+    """
+
+    real: float
+    generated: float
     n: int
     reference_n: int
+
+    def __str__(self) -> str:
+        return (
+            f"real against real: {self.real:.5g}, generated in their place: {self.generated:.5g}, "
+            f"at N={self.n}, reference N={self.reference_n}"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Figure:
         n: Generated pictures in it.
         reference_n: Reference pictures in it; None where the file does not say or none are used.
         origin: Of the features.
-        floor: The same metric, real against real; None where no two real halves are known.
+        floor: The same metric, real against real; None where two real parts are not known.
     """
 
     name: str
@@ -68,10 +83,7 @@ class Figure:
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" +- {self.spread:.3g}"
         against = "unstated" if self.reference_n is None else self.reference_n
-        floor = "real against real: unknown"
-        if self.floor is not None:
-            sizes = f"N={self.floor.n}, reference N={self.floor.reference_n}"
-            floor = f"real against real: {self.floor.value:.5g} at {sizes}"
+        floor = "real against real: unknown" if self.floor is None else str(self.floor)
         at = self.origin
         made = f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}"
         sizes = f"N={self.n}, reference N={against}"
@@ -116,25 +128,34 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
         for name, s in sides.items()
         if len(s.features) < LEAST and s.origin.layer not in LOGITS
     ]
-    if len(reference.features) < 2 * LEAST:
-        notes.append("real against real: the reference keeps too few features for two halves")
+    if min(len(fake.features), len(reference.features) // 2) < LEAST:
+        notes.append("real against real: the features that are kept do not make two parts")
     return tuple(notes)
 
 
 def _floors(fake: Statistics, reference: Statistics) -> dict[str, Floor]:
-    """Figures of one random part of the reference, as large as the generated set, on the rest."""
+    """Part of the reference, half of it or less, against the rest, by the name of the metric."""
     m = len(reference.features)
-    size = min(fake.n or m, m // 2)
+    size = min(len(fake.features), m // 2)
     if size < LEAST:
         return {}
-    order = torch.from_numpy(np.random.RandomState(0).permutation(m))
-    parts = (reference.features[order[:size]], reference.features[order[size:]])
-    figures = _figures(*(_part(reference.origin, features) for features in parts))
-    return {f.name: Floor(f.value, f.n, f.reference_n or 0) for f in figures}
+    order = _shuffled(m)
+    rest = _part(reference, order[size:])
+    real = _figures(_part(reference, order[:size]), rest)
+    generated = _figures(_part(fake, _shuffled(len(fake.features))[:size]), rest)
+    return {
+        a.name: Floor(a.value, b.value, size, m - size)
+        for a, b in zip(real, generated, strict=True)
+    }
 
 
-def _part(origin: Origin, features: Tensor) -> Statistics:
-    return Statistics(origin, Gaussian.of(Moments.of(features)), len(features), features)
+def _shuffled(n: int) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(0).permutation(n))
+
+
+def _part(whole: Statistics, rows: Tensor) -> Statistics:
+    features = whole.features[rows]
+    return Statistics(whole.origin, Gaussian.of(Moments.of(features)), len(rows), features)
 
 
 def _figures(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
