@@ -65,7 +65,7 @@ def _section(title: str, methods: Iterable[Method], options: argparse.Namespace)
     for _ in range(options.repeats):
         for method in found:
             runs[method.name].append(_run(title, method.name, options))
-    ours = statistics.median(run["seconds"] for run in runs[found[0].name])
+    ours = [run["seconds"] for run in runs[found[0].name]]
     for name, every in runs.items():
         print(_line(name, every, ours))
     for method in methods:
@@ -73,14 +73,16 @@ def _section(title: str, methods: Iterable[Method], options: argparse.Namespace)
             print(f"  {method.name:34} missing: {method.needs} is not installed")
 
 
-def _line(name: str, runs: list[dict[str, float]], ours: float) -> str:
+def _line(name: str, runs: list[dict[str, float]], ours: list[float]) -> str:
+    """Medians and, since other load only ever adds, the best run too."""
     seconds = [run.pop("seconds") for run in runs]
-    middle, spread = statistics.median(seconds), max(seconds) - min(seconds)
+    middle, best, spread = statistics.median(seconds), min(seconds), max(seconds) - min(seconds)
     peak = max(run.pop("peak_mib") for run in runs)
     rest = ", ".join(f"{key} {statistics.median(run[key] for run in runs):.6g}" for key in runs[0])
     return (
-        f"  {name:34} {middle:8.2f} s (spread {spread:.2f})  {middle / ours:5.2f} x ours"
-        f"  peak {peak:6.0f} MiB  {rest}"
+        f"  {name:35} median {middle:6.2f} s, best {best:6.2f}, spread {spread:6.2f}; "
+        f"{middle / statistics.median(ours):5.2f} x ours by median, {best / min(ours):5.2f} by best"
+        f"; peak {peak:5.0f} MiB; {rest}"
     )
 
 

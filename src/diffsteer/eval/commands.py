@@ -75,7 +75,7 @@ def stats(data: Path, out: Path, features: Features = AS_SHIPPED) -> None:
 
     Args:
         data: Folder or zip file of pictures.
-        out: Statistics file to write, .npz; pytorch-fid and ADM read it too.
+        out: Statistics file to write, .npz; pytorch-fid reads it too.
         features: How pictures become features.
     """
     if out.suffix != ".npz":

@@ -43,8 +43,8 @@ def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold:
     Raises:
         ValueError: no finite tables of one width, or too few rows for `k`.
 
-    Source: Kynkaanniemi et al. 2019, eq. 1-3, https://arxiv.org/abs/1904.06991 (precision, recall);
-        Naeem et al. 2020, eq. 3 and 5, https://arxiv.org/abs/2002.09797 (density, coverage).
+    Source: Kynkaanniemi et al. 2019, sec. 2, https://arxiv.org/abs/1904.06991 (precision, recall);
+        Naeem et al. 2020, sec. 3, https://arxiv.org/abs/2002.09797 (density, coverage).
     """
     fake, real = _centred(fake, real)
     if not 1 <= k < min(len(fake), len(real)):
@@ -85,8 +85,13 @@ def _reach(x: Tensor, k: int) -> Tensor:
 
 def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows of x and their squared distances to all of y, `(rows, M)`; free to overwrite."""
-    norm_x, norm_y = x.square().sum(dim=1, keepdim=True), y.square().sum(dim=1)
+    norm_x, norm_y = _square_norm(x)[:, None], _square_norm(y)
     size = max(1, BLOCK // len(y))
     for start in range(0, len(x), size):
         at = slice(start, min(start + size, len(x)))
         yield at, torch.addmm(norm_y, x[at], y.mT, alpha=-2).add_(norm_x[at]).clamp_(min=0)
+
+
+def _square_norm(x: Tensor) -> Tensor:
+    """Squared length of each row, without a copy of the table."""
+    return torch.linalg.vector_norm(x, dim=1).square()  # type: ignore[no-any-return]

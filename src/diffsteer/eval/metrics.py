@@ -45,7 +45,7 @@ def kid(
     Raises:
         ValueError: no finite tables of one width, or too few rows.
 
-    Source: Binkowski et al. 2018, eq. 3 and sec. 4, https://arxiv.org/abs/1801.01401.
+    Source: Binkowski et al. 2018, sec. 4, https://arxiv.org/abs/1801.01401.
     """
     pair(fake, real)
     if subsets < 1 or not 2 <= size <= min(len(fake), len(real)):
@@ -130,7 +130,7 @@ def cmmd(fake: Tensor, real: Tensor) -> float:
     Raises:
         ValueError: no finite tables of one width, or an embedding is 0.
 
-    Source: Jayasumana et al. 2024, sec. 5, https://arxiv.org/abs/2401.09603.
+    Source: Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603.
     """
     return 1000 * mmd(_unit(fake), _unit(real), sigma=10.0)
 
@@ -195,7 +195,7 @@ def frechet_infinity(
     Raises:
         ValueError: no finite table, or fewer than 4 d pictures.
 
-    Source: Chong & Forsyth 2020, sec. 3, https://arxiv.org/abs/1911.07023.
+    Source: Chong & Forsyth 2020, https://arxiv.org/abs/1911.07023.
     """
     n, d = table(fake).shape
     if points < 3 or n < 4 * d:

@@ -1,8 +1,10 @@
-"""Statistics of a data set in the `.npz` that pytorch-fid and ADM read and write.
+"""Statistics of a data set in the `.npz` of pytorch-fid and ADM.
 
 Keys `mu` and `sigma` are theirs; ours add what a reader needs to refuse a wrong comparison (`n`,
 `extractor`, `layer`, `resize`, `weights`, `version`), which they ignore, and `features` of a random
-part of the pictures, for metrics that need more than two moments.
+part of the pictures, for metrics that need more than two moments. ADM's own evaluator wants more of
+a reference (`mu_s`, `sigma_s`, the pictures `arr_0`), so its files are read here, ours not there;
+whatever reads `mu` and `sigma` alone reads both.
 """
 
 import os
