@@ -55,7 +55,7 @@ class Level(NamedTuple):
             raise ValueError(
                 f"x0 has shape {tuple(x0.shape)}, eps {tuple(eps.shape)}: give both one shape"
             )
-        return along(self.alpha, x0) * x0 + along(self.sigma, x0) * eps
+        return weighted(self.alpha, x0, self.sigma, eps)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -80,6 +80,13 @@ def along(value: Tensor, x: Tensor) -> Tensor:
             "give one level for all rows (0-dim) or one a row, (B,)"
         )
     return value.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def weighted(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """Return a x + b y; in two kernels where the coefficients are 0-dim."""
+    if b.ndim == 0:
+        return torch.add(along(a, x) * x, y, alpha=b.item())
+    return along(a, x) * x + along(b, y) * y
 
 
 CLEAN = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.0, 1.0, 0.0)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.level import Level, along
+from diffsteer.level import Level, along, weighted
 
 
 class Kind(ABC):
@@ -32,7 +32,7 @@ class Kind(ABC):
                 f"x0 has shape {tuple(x0.shape)}, eps {tuple(eps.shape)}: give both one shape"
             )
         a, b = self.row(level.alpha, level.sigma)
-        return along(a, x0) * x0 + along(b, x0) * eps
+        return weighted(a, x0, b, eps)
 
     def solve(self, x: Tensor, out: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Return (x0, eps), each `(B, *D)`, from the noisy `x` and the network's `out`.
@@ -40,14 +40,13 @@ class Kind(ABC):
         Raises:
             ValueError: the output does not fix x0 or eps at this level, or the shapes differ.
         """
-        x0_from, eps_from = self._inverse(level)
-        if x.shape != out.shape:
-            raise ValueError(
-                f"the network returned shape {tuple(out.shape)} for an input of {tuple(x.shape)}: "
-                "split off learned variances and other extra channels first"
-            )
-        (p, q), (r, s) = x0_from, eps_from
-        return (along(p, x) * x + along(q, x) * out, along(r, x) * x + along(s, x) * out)
+        (p, q), (r, s) = self._inverse(x, out, level)
+        return weighted(p, x, q, out), weighted(r, x, s, out)
+
+    def x0(self, x: Tensor, out: Tensor, level: Level) -> Tensor:
+        """Return the x0 of `solve` alone, at half the cost."""
+        (p, q), _ = self._inverse(x, out, level)
+        return weighted(p, x, q, out)
 
     def express(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
         """Return the output that says `x0` at `x`, `(B, *D)`; inverse of `solve`.
@@ -58,16 +57,30 @@ class Kind(ABC):
         if (level.sigma == 0).any():
             raise ValueError("x holds no noise at sigma=0, so no output can be derived from it")
         a, b = self.row(level.alpha, level.sigma)
-        return along(b / level.sigma, x) * x + along(a - b * level.alpha / level.sigma, x) * x0
+        return weighted(b / level.sigma, x, a - b * level.alpha / level.sigma, x0)
+
+    def push(self, shift: Tensor, level: Level) -> Tensor:
+        """Return the change of the output that moves x0 by `shift` at the same x, `(B, *D)`."""
+        if (level.sigma == 0).any():
+            raise ValueError("x is data already at sigma=0, so no output can move it")
+        return along(-self.det(level) / level.sigma, shift) * shift
 
     def det(self, level: Level) -> Tensor:
         """Determinant alpha b - sigma a; 0 where the output does not fix x0 and eps."""
         a, b = self.row(level.alpha, level.sigma)
         return level.alpha * b - level.sigma * a
 
-    def _inverse(self, level: Level) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _inverse(
+        self, x: Tensor, out: Tensor, level: Level
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weights of `x` and `out` in x0 and in eps."""
+        if x.shape != out.shape:
+            raise ValueError(
+                f"the network returned shape {tuple(out.shape)} for an input of {tuple(x.shape)}: "
+                "split off learned variances and other extra channels first"
+            )
         a, b = self.row(level.alpha, level.sigma)
-        det = self.det(level)
+        det = level.alpha * b - level.sigma * a
         if (det == 0).any():
             raise ValueError(self._singular(level))
         return (b / det, -level.sigma / det), (-a / det, level.alpha / det)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.level import Level, wide
+from diffsteer.level import Level, weighted, wide
 from diffsteer.noise import Draw, Noise
 from diffsteer.schedule import EDM, Schedule
 
@@ -47,7 +47,13 @@ class Step(NamedTuple):
 
 
 class Sampler(ABC):
-    """A way to step from one level to the next. Define `step`."""
+    """A way to step from one level to the next. Define `step`.
+
+    Attributes:
+        evaluations: Of the network in one step, at most.
+    """
+
+    evaluations: int = 1
 
     @abstractmethod
     def step(
@@ -154,7 +160,7 @@ def _check(levels: Sequence[Level]) -> None:
 def first_order(x: Tensor, x0: Tensor, now: Level, nxt: Level) -> Tensor:
     """Exact step where x0 is constant: DDIM, and Euler for EDM and for flow; finite at zero SNR."""
     keep = nxt.sigma / now.sigma
-    return keep * x + (nxt.alpha - keep * now.alpha) * x0
+    return weighted(keep, x, nxt.alpha - keep * now.alpha, x0)
 
 
 @dataclass(frozen=True)
@@ -186,8 +192,8 @@ class DDIM(Sampler):
         # Share of the variance at nxt that is drawn afresh: 1 at zero SNR, never negative.
         fresh = self.eta**2 * (1 - (nxt.ratio / now.ratio) ** 2)
         keep = nxt.sigma / now.sigma * (1 - fresh).sqrt()
-        x = keep * x + (nxt.alpha - keep * now.alpha) * x0
-        return x + nxt.sigma * fresh.sqrt() * noise(x), x0
+        x = weighted(keep, x, nxt.alpha - keep * now.alpha, x0)
+        return torch.add(x, noise(x), alpha=(nxt.sigma * fresh.sqrt()).item()), x0
 
 
 Euler = DDIM()
@@ -223,6 +229,7 @@ class Heun(Sampler):
     hi: float = math.inf
     swell: float = 1.0
     schedule: Schedule = field(default_factory=EDM)
+    evaluations = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= math.sqrt(2) - 1:
@@ -291,7 +298,7 @@ def _ahead(x0: Tensor, now: Level, nxt: Level, past: Past) -> Tensor:
         return x0
     before, x0_before = past[-1]
     r = (now.lam - before.lam) / (nxt.lam - now.lam)
-    return x0 + (x0 - x0_before) / (2 * r)
+    return torch.lerp(x0_before, x0, (1 + 0.5 / r).item())
 
 
 @dataclass(frozen=True)
@@ -311,26 +318,29 @@ class UniPC(Sampler):
     ) -> tuple[Tensor, Tensor]:
         x0 = denoise(x, now)
         if past:
-            before, _ = past[-1]
-            gain = now.alpha - now.sigma / before.sigma * before.alpha
-            x = x + gain * _corrected(x0, now, past)
+            x = _corrected(x, x0, now, past)
         return first_order(x, _ahead(x0, now, nxt, past), now, nxt), x0
 
 
-def _corrected(x0: Tensor, now: Level, past: Past) -> Tensor:
-    """Change of the effective x0 of the last step, now that x0 at its end is known.
+def _corrected(x: Tensor, x0: Tensor, now: Level, past: Past) -> Tensor:
+    """Redo the step that led to `x`, now that the x0 at its end is known.
 
     The published 2 x 2 system for the weights, solved by hand in terms of 1 / r, which is 0 where
     the earlier level has zero SNR.
     """
     before, x0_before = past[-1]
+    gain = (now.alpha - now.sigma / before.sigma * before.alpha).item()
     if len(past) == 1:
-        return (x0 - x0_before) / 2
+        return torch.add(x, x0 - x0_before, alpha=gain / 2)
     earlier, x0_earlier = past[-2]
-    h = now.lam - before.lam
-    inv = h / (earlier.lam - before.lam)
-    b1 = -1 / torch.expm1(-h) - 1 / h
-    b2 = -1 / torch.expm1(-h) - 2 * b1 / h
+    h = (now.lam - before.lam).item()
+    inv = h / (earlier.lam - before.lam).item()
+    b1 = -1 / math.expm1(-h) - 1 / h
+    b2 = -1 / math.expm1(-h) - 2 * b1 / h
     rho = (b2 - b1) * inv / (1 - inv)
-    slope = inv * (x0_earlier - x0_before)
-    return (b1 - rho) * (x0 - x0_before) + (rho - 0.5) * slope
+    x = torch.add(x, x0 - x0_before, alpha=gain * (b1 - rho))
+    return torch.add(x, x0_earlier - x0_before, alpha=gain * (rho - 0.5) * inv)
+
+
+NAMED: dict[str, Sampler] = {"Euler": Euler, "DDPM": DDPM, "EulerAncestral": EulerAncestral}
+"""Samplers that are known by a name of their own."""

@@ -135,11 +135,13 @@ class Discrete(Schedule):
     @classmethod
     def linear(cls, start: float = 1e-4, end: float = 0.02, n: int = 1000) -> "Discrete":
         """Betas on a line (Ho et al. 2020, sec. 4): ADM, DDPM; ends at SNR 4.04e-5."""
+        _check_range(start, end, n)
         return cls.from_betas(torch.linspace(start, end, n, dtype=F64))
 
     @classmethod
     def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, n: int = 1000) -> "Discrete":
         """Square roots of betas on a line: Stable Diffusion 1, 2 and XL; ends at SNR 4.68e-3."""
+        _check_range(start, end, n)
         return cls.from_betas(torch.linspace(start**0.5, end**0.5, n, dtype=F64) ** 2)
 
     @classmethod
@@ -193,6 +195,13 @@ class Discrete(Schedule):
     def __repr__(self) -> str:
         snr = self.at(self.last).snr.item()
         return f"<Discrete: {len(self.alphas)} timesteps, terminal SNR {snr:.6g}>"
+
+
+def _check_range(start: float, end: float, n: int) -> None:
+    if not (0 < start <= 1 and 0 < end <= 1 and n >= 2):
+        raise ValueError(
+            f"{n} betas from {start} to {end} make no schedule: take at least 2, each in ]0, 1]"
+        )
 
 
 @dataclass(frozen=True)

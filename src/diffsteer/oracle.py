@@ -1,18 +1,18 @@
-"""Exact networks for data whose distribution is known: the ground truth of the tests.
+"""Exact denoisers for data whose distribution is known: ground truth for samplers and guidance.
 
-An oracle returns E[x0 | x] at any level. Wrapped in a `Kind` it becomes the network that was trained
-to perfection on that data, which sees x and the level only.
+An oracle returns E[x0 | x] at any level. With a `Kind` around it, it is the network that was
+trained to perfection on that data and sees x and the level only.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffsteer import Kind, Level
-
-Denoise = Callable[[Tensor, Level], Tensor]
+from diffsteer.level import Level
+from diffsteer.prediction import Kind
+from diffsteer.sampler import Denoise
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class Gaussian:
     std: float = 0.5
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return E[x0 | x], `(B, *D)`."""
         gain = level.alpha * self.std**2 / self.var(level)
         return self.mean + gain * (x - level.alpha * self.mean)
 
     def var(self, level: Level) -> Tensor:
+        """Variance of a pixel of x."""
         return (level.alpha * self.std) ** 2 + level.sigma**2
 
     def exact(self, z: Tensor, level: Level) -> Tensor:
@@ -43,6 +45,7 @@ class Bright:
     std: float = 0.2
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return E[x0 | x], `(B, *D)`."""
         dims = tuple(range(1, x.ndim))
         size = x[0].numel()
         level_mean = x.mean(dim=dims, keepdim=True)
@@ -65,6 +68,7 @@ class Mixture:
     weight: float = 0.8
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return E[x0 | x], `(B, *D)`."""
         dims = tuple(range(1, x.ndim))
         var = Gaussian(0.0, self.std).var(level)
         # log odds of the two modes: difference of squared distances over 2 var
@@ -79,6 +83,17 @@ def as_network(oracle: Denoise, kind: Kind) -> Denoise:
     """Return the network that outputs `kind`, followed by the conversion back to x0."""
 
     def denoise(x: Tensor, level: Level) -> Tensor:
-        return kind.solve(x, kind.express(x, oracle(x, level), level), level)[0]
+        return kind.x0(x, kind.express(x, oracle(x, level), level), level)
 
     return denoise
+
+
+def antithetic(n: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Noise in pairs x, -x whose means are exact normal quantiles: no Monte-Carlo error there."""
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.randn(n // 2, *shape, generator=gen, dtype=torch.float64)
+    dims = tuple(range(1, x.ndim))
+    q = torch.special.ndtri((torch.arange(n // 2, dtype=torch.float64) + 0.5) / n + 0.5)
+    q = q / (q**2).mean().sqrt() / math.sqrt(x[0].numel())
+    x = x - x.mean(dims, keepdim=True) + q.view(-1, *(1,) * len(shape))
+    return torch.cat([x, -x])

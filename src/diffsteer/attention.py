@@ -1,0 +1,229 @@
+"""Edits and records of attention, for some rows of a batch, in any network.
+
+Inside chosen layers every call of `scaled_dot_product_attention` passes through a tap. The tap
+leaves other rows as they are; edited rows get what the edit makes of their query, key and value. No
+processor is written for any architecture. A tap that is never hit raises: its layer computes
+attention in another way.
+
+Source of the edits: Ahn et al. 2024 (PAG), https://arxiv.org/abs/2403.17377; Hong 2024 (SEG),
+https://arxiv.org/abs/2408.00760; Hong et al. 2023 (SAG), https://arxiv.org/abs/2210.00939.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Size = tuple[int, int]
+
+
+class Edit(ABC):
+    """A change of self-attention."""
+
+    @abstractmethod
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
+        """Return what replaces `attend(q, k, v)`, `(B, heads, h w, channels)`.
+
+        Args:
+            q: Queries of the image tokens.
+            k: Keys.
+            v: Values.
+            attend: The attention as it was.
+            size: Height and width of the image in tokens.
+        """
+
+
+@dataclass(frozen=True)
+class Identity(Edit):
+    """Every token attends to itself only (PAG)."""
+
+    @override
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
+        return v
+
+
+@dataclass(frozen=True)
+class BlurQuery(Edit):
+    """Queries are blurred over the image (SEG).
+
+    Args:
+        sigma: Of the Gaussian, in tokens; inf replaces every query by their mean.
+    """
+
+    sigma: float = float("inf")
+
+    @override
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
+        if self.sigma == float("inf"):
+            return attend(q.mean(dim=2, keepdim=True).expand_as(q).contiguous(), k, v)
+        b, heads, _, c = q.shape
+        image = q.permute(0, 1, 3, 2).reshape(b, heads * c, *size)
+        image = blur(image, self.sigma, 2 * round(3 * self.sigma) + 1)
+        return attend(image.reshape(b, heads, c, -1).permute(0, 1, 3, 2).contiguous(), k, v)
+
+
+def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
+    """Gaussian blur, `(B, C, H, W)`, reflected at the border.
+
+    Args:
+        image: What to blur.
+        sigma: Standard deviation in pixels, > 0.
+        kernel: Taps, odd; cut to what the reflection of the shorter side allows. The taps are
+            renormalised, as in the official code of SAG.
+    """
+    for dim in (2, 3):
+        reach = min(kernel // 2, image.shape[dim] - 1)
+        taps = torch.arange(-reach, reach + 1, device=image.device, dtype=torch.float32)
+        taps = torch.exp(-0.5 * (taps / sigma) ** 2)
+        taps = (taps / taps.sum()).to(image.dtype)
+        pad = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
+        weight = taps.view((1, 1, -1, 1) if dim == 2 else (1, 1, 1, -1))
+        weight = weight.expand(image.shape[1], -1, -1, -1)
+        image = F.conv2d(F.pad(image, pad, mode="reflect"), weight, groups=image.shape[1])
+    return image
+
+
+def received(q: Tensor, k: Tensor) -> Tensor:
+    """Attention that each token receives, mean over heads, `(B, tokens)`; its mean is 1."""
+    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    weights: Tensor = scores.softmax(dim=-1)
+    return weights.mean(dim=1).sum(dim=1)
+
+
+@dataclass(eq=False)
+class Tap:
+    """What happens in one layer.
+
+    Attributes:
+        edits: Rows of the batch and the edit for them.
+        records: Rows whose scores are wanted, each with a list that receives them, `(rows, h, w)`.
+        hits: How often the layer computed attention.
+    """
+
+    edits: list[tuple[slice, Edit]] = field(default_factory=list)
+    records: list[tuple[slice, list[Tensor]]] = field(default_factory=list)
+    hits: int = 0
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rest: Mapping[str, Any], size: Size
+    ) -> Tensor:
+        """Attention of all rows, with those of the edits replaced."""
+        self.hits += 1
+        tokens = shape_in_tokens(q.shape[2], size)
+        for rows, found in self.records:
+            found.append(received(q[rows], k[rows]).reshape(-1, *tokens))
+        out = F.scaled_dot_product_attention(q, k, v, **rest)
+        for rows, edit in self.edits:
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, rows: slice = rows) -> Tensor:
+                return F.scaled_dot_product_attention(q, k, v, **_rows_of(rest, rows, out.shape[0]))
+
+            out[rows] = edit(q[rows], k[rows], v[rows], attend, tokens)
+        return out
+
+
+def _rows_of(rest: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]:
+    mask = rest.get("attn_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[0] == batch:
+        return {**rest, "attn_mask": mask[rows]}
+    return dict(rest)
+
+
+def shape_in_tokens(tokens: int, size: Size) -> Size:
+    """Height and width of an image of `tokens`, from those of the sample, by halving rounded up.
+
+    Raises:
+        ValueError: no such halving has that many tokens.
+    """
+    h, w = size
+    while h * w > tokens and h * w > 1:
+        h, w = -(-h // 2), -(-w // 2)
+    if h * w != tokens:
+        raise ValueError(
+            f"{tokens} attention tokens are not an image of {size[0]}x{size[1]} halved some times: "
+            "this layer attends to more than the image"
+        )
+    return h, w
+
+
+class _Mode(TorchFunctionMode):
+    """Sends attention through a tap while its layer runs."""
+
+    def __init__(self, tap: Tap, size: Size) -> None:
+        super().__init__()
+        self.tap, self.size = tap, size
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        kwargs |= dict(zip(names, args, strict=False))
+        q, k, v = (kwargs.pop(name) for name in names[:3])
+        return self.tap.attend(q, k, v, kwargs, self.size)
+
+
+Using = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+@contextmanager
+def tapped(
+    layers: Mapping[str, nn.Module], taps: Mapping[str, Tap], size: Size, using: Using
+) -> Iterator[None]:
+    """Let `taps` act in the layers of the same names while the context is open.
+
+    Args:
+        layers: Attention modules by name.
+        taps: What to do in them.
+        size: Height and width of the sample.
+        using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
+
+    Raises:
+        ValueError: there is no such layer, or a layer ran without scaled_dot_product_attention.
+    """
+    for name in taps.keys() - layers.keys():
+        raise ValueError(f"no attention layer is called {name!r}: there are {', '.join(layers)}")
+    with ExitStack() as stack:
+        for name, tap in taps.items():
+            stack.enter_context(using(layers[name]))
+            _hook(layers[name], _Mode(tap, size), stack)
+        yield
+    for name, tap in taps.items():
+        if tap.hits == 0:
+            raise ValueError(
+                f"layer {name!r} ran without scaled_dot_product_attention, so it cannot be edited: "
+                "switch off xformers and other attention backends for this network"
+            )
+
+
+def _hook(layer: nn.Module, mode: _Mode, stack: ExitStack) -> None:
+    def enter(*_: Any) -> None:
+        mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(*_: Any) -> None:
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    stack.callback(layer.register_forward_pre_hook(enter).remove)
+    stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
+
+
+def matching(layers: Sequence[str], wanted: str) -> list[str]:
+    """Names of the layers that `wanted` means: a part of their dotted names, "mid" or "blocks.3".
+
+    Raises:
+        ValueError: none fits.
+    """
+    part = re.compile(rf"(^|\.){re.escape(wanted)}($|[._])")
+    found = [name for name in layers if part.search(name)]
+    if not found:
+        raise ValueError(f"no attention layer is called {wanted!r}: there are {', '.join(layers)}")
+    return found

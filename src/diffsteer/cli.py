@@ -1,0 +1,45 @@
+"""The command line. `--help` imports this module alone; commands load torch when they run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def schedule(
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCHEDULE")],
+    /,
+    steps: int = 10,
+    spacing: str = "trailing",
+    zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
+) -> None:
+    """Print the noise levels that a sampling visits.
+
+    Args:
+        source: A name (sd, linear, cosine, continuous-cosine, edm, flow, sd3), or the path of a
+            diffusers scheduler_config.json or of a folder that holds one.
+        steps: Number of sampling steps.
+        spacing: Which levels: trailing, leading, linspace, logsigma, karras.
+        zero_snr: Rescale the schedule so that it ends in pure noise.
+        plot: Also draw alpha, sigma and SNR to this picture.
+    """
+    from diffsteer.commands.schedule import show
+
+    print(show(source, steps=steps, spacing=spacing, zero_snr=zero_snr, plot=plot))
+
+
+def main() -> None:
+    """Run a command; a mistake in its input ends in one line, not in a traceback."""
+    try:
+        app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
+    except ValueError as error:
+        sys.exit(f"diffsteer: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""From networks, conditions and a guidance to one denoiser, in as few passes as there can be."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffsteer.attention import Tap, Using, matching, tapped
+from diffsteer.branch import Answer, Branch, Point, run, together
+from diffsteer.guidance.base import Guidance
+from diffsteer.level import Level
+from diffsteer.prediction import Kind
+
+Cond = Mapping[str, Any]
+"""What a network is told besides x, by name: tensors with one row a sample, and anything else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as the engine calls it.
+
+    Attributes:
+        call: From `(rows, *D)`, a level and a condition for as many rows to the output.
+        layers: Its self-attention modules by name, for guidances that edit or read attention.
+        using: Context in which such a module computes attention by scaled_dot_product_attention.
+    """
+
+    call: Callable[[Tensor, Level, Cond], Tensor]
+    layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    using: Using = lambda layer: nullcontext()  # noqa: E731
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A guided network as a function (x, level) -> x0, for any sampler.
+
+    Branches of one network whose inputs have equal shapes are stacked into one pass.
+
+    Args:
+        nets: Networks by name; "main", and "guide" for autoguidance.
+        conds: Conditions by name; "cond", and "null" for CFG.
+        kind: What the networks predict.
+        guidance: Any sum of guidances, or None.
+        max_rows: Most rows of one pass, where memory is short.
+
+    Raises:
+        ValueError: a guidance asks for a network, condition or layer that is not there.
+    """
+
+    nets: Mapping[str, Network]
+    conds: Mapping[str, Cond]
+    kind: Kind
+    guidance: Guidance | None = None
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
+
+    def __call__(self, x: Tensor, level: Level, step: int = 0) -> Tensor:
+        """Return the guided x0, `(B, *D)`."""
+        base, shift = self.steered(x, level, step)
+        return base.x0 if shift is None else base.x0 + shift
+
+    def steered(self, x: Tensor, level: Level, step: int = 0) -> tuple[Answer, Tensor | None]:
+        """Return the answer of the "cond" branch and what the guidance adds to its x0."""
+        at = Point(x, level, self.kind, step)
+
+        def base() -> Any:
+            (cond,) = yield (Branch(),)
+            return cond
+
+        askers = [base()] + ([self.guidance.shift(at)] if self.guidance else [])
+        answers = run(together(*askers), lambda branches: self.evaluate(branches, at))
+        return answers[0], answers[1] if self.guidance else None
+
+    def evaluate(self, branches: Sequence[Branch], at: Point) -> list[Answer]:
+        """Answer every branch, those that stack in one pass."""
+        for branch in branches:
+            self._check(branch)
+        groups: dict[Any, list[int]] = {}
+        for i, branch in enumerate(branches):
+            groups.setdefault((branch.net, _shapes(self.conds[branch.cond])), []).append(i)
+        found: dict[int, Answer] = {}
+        for (net, _), members in groups.items():
+            group = [branches[i] for i in members]
+            found |= zip(members, self._pass(self.nets[net], group, at), strict=True)
+        return [found[i] for i in range(len(branches))]
+
+    def _check(self, branch: Branch) -> None:
+        if branch.net not in self.nets:
+            raise ValueError(
+                f"the guidance asks for a network {branch.net!r}, there is {', '.join(self.nets)}: "
+                "give the weaker network as guide"
+            )
+        if branch.cond not in self.conds:
+            raise ValueError(
+                f"the guidance asks for the condition {branch.cond!r}, there is "
+                f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
+                'pipeline); SAG(..., on="cond") does without'
+            )
+        for layer in (*(name for name, _ in branch.edits), *branch.record):
+            matching(list(self.nets[branch.net].layers), layer)
+
+    def _pass(self, net: Network, group: list[Branch], at: Point) -> list[Answer]:
+        """Evaluate branches of one network whose conditions have equal shapes."""
+        size = len(at.x)
+        inputs = [at.x if branch.x is None else branch.x for branch in group]
+        x, cond = _stacked(inputs), _joined([self.conds[b.cond] for b in group], size)
+        maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
+        outs = []
+        for rows in _chunks(len(x), self.max_rows):
+            taps = _taps(net, group, maps, size, rows)
+            part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
+            with tapped(net.layers, taps, (x.shape[-2], x.shape[-1]), net.using):
+                outs.append(net.call(x[rows], at.level, part))
+        found = torch.split(_stacked(outs), size)
+        return [
+            Answer(out, given, at.level, at.kind, {n: _stacked(m) for n, m in seen.items()})
+            for out, given, seen in zip(found, inputs, maps, strict=True)
+        ]
+
+
+def _taps(
+    net: Network, group: list[Branch], maps: list[dict[str, list[Tensor]]], size: int, rows: slice
+) -> dict[str, Tap]:
+    """Taps of a pass over `rows` of the stacked branches, by layer."""
+    taps: dict[str, Tap] = {}
+    for i, branch in enumerate(group):
+        mine = slice(
+            max(i * size, rows.start) - rows.start, min((i + 1) * size, rows.stop) - rows.start
+        )
+        if mine.start >= mine.stop:
+            continue
+        for wanted, edit in branch.edits:
+            for name in matching(list(net.layers), wanted):
+                taps.setdefault(name, Tap()).edits.append((mine, edit))
+        for wanted in branch.record:
+            name = matching(list(net.layers), wanted)[0]
+            taps.setdefault(name, Tap()).records.append((mine, maps[i][wanted]))
+    return taps
+
+
+def _chunks(rows: int, most: int | None) -> Iterator[slice]:
+    step = most or rows
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _shapes(tree: Any) -> Any:
+    """What has to be equal for two conditions to be stacked."""
+    if isinstance(tree, Tensor):
+        return tuple(tree.shape)
+    if isinstance(tree, Mapping):
+        return tuple((key, _shapes(value)) for key, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return tuple(_shapes(value) for value in tree)
+    return None
+
+
+def _joined(trees: Sequence[Any], size: int) -> Any:
+    """Join conditions of `size` rows each; what has no rows is taken from the first."""
+    first = trees[0]
+    if isinstance(first, Tensor) and first.ndim > 0 and len(first) == size:
+        return _stacked(trees)
+    if isinstance(first, Mapping):
+        return {key: _joined([tree[key] for tree in trees], size) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(_joined(column, size) for column in zip(*trees, strict=True))
+    return first
+
+
+def rows_of(tree: Any, rows: slice, size: int) -> Any:
+    """Some rows of a condition of `size` rows."""
+    if isinstance(tree, Tensor):
+        return tree[rows] if tree.ndim > 0 and len(tree) == size else tree
+    if isinstance(tree, Mapping):
+        return {key: rows_of(value, rows, size) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(rows_of(value, rows, size) for value in tree)
+    return tree

@@ -1,0 +1,1 @@
+"""Ways to steer a prediction."""

@@ -1,0 +1,73 @@
+"""Guidance by a network whose self-attention is disturbed: one more row of the same pass."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.attention import BlurQuery, Edit, Identity
+from diffsteer.branch import Asking, Branch, Point
+from diffsteer.guidance.base import Guidance, finite
+
+
+def _away_from(scale: float, on: str, layer: str, edit: Edit, at: Point) -> Asking[Tensor]:
+    """Move away from the branch whose attention in `layer` is edited; scale 0 asks nothing."""
+    if scale == 0:
+        return torch.zeros_like(at.x)
+    seen, disturbed = yield Branch(on), Branch(on, edits=((layer, edit),))
+    return scale * (seen.x0 - disturbed.x0)
+
+
+@dataclass(frozen=True, repr=False)
+class PAG(Guidance):
+    """Perturbed-attention guidance; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with identity attention).
+        layer: Self-attention layers to perturb, by a part of their names.
+        on: The branch to perturb, "cond" or "null".
+
+    Source: Ahn et al. 2024, eq. 12, https://arxiv.org/abs/2403.17377.
+    """
+
+    scale: float
+    layer: str = "mid"
+    on: str = "cond"
+
+    def __post_init__(self) -> None:
+        finite(self, "scale")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        return (yield from _away_from(self.scale, self.on, self.layer, Identity(), at))
+
+
+@dataclass(frozen=True, repr=False)
+class SEG(Guidance):
+    """Smoothed energy guidance; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with blurred queries).
+        sigma: Of the Gaussian over the queries, in tokens, > 0; inf is their mean.
+        layer: As for PAG.
+        on: As for PAG.
+
+    Source: Hong 2024, https://arxiv.org/abs/2408.00760.
+    """
+
+    scale: float
+    sigma: float = float("inf")
+    layer: str = "mid"
+    on: str = "cond"
+
+    def __post_init__(self) -> None:
+        finite(self, "scale")
+        if not self.sigma > 0:
+            raise ValueError(
+                f"SEG: sigma={self.sigma!r} must be > 0; inf is the mean of all queries"
+            )
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        return (yield from _away_from(self.scale, self.on, self.layer, BlurQuery(self.sigma), at))

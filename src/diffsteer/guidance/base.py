@@ -1,0 +1,207 @@
+"""What a guidance is, and how guidances combine."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, fields
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.branch import Asking, Branch, Point, together
+from diffsteer.guidance.rescale import rescale, rescale_centred
+
+
+class Guidance(ABC):
+    """A way to move the prediction of a network. Define `shift`, as a frozen dataclass.
+
+    Guidances add (`CFG(5) + PAG(3)`), scale (`2 * PAG(3)`) and limit (`.within`, `.over`). Their
+    text is their value: `parse(repr(g), Guidance) == g`.
+    """
+
+    @abstractmethod
+    def shift(self, at: Point) -> Asking[Tensor]:
+        """Yield branches, receive their answers in the same order, return what to add to x0.
+
+        Args:
+            at: The sample and its level.
+
+        Returns:
+            A tensor in the shape of `at.x`, added to the x0 of the "cond" branch.
+        """
+
+    def __add__(self, other: "Guidance") -> "Guidance":
+        """Apply both."""
+        mine, theirs = ((g.terms if isinstance(g, Sum) else (g,)) for g in (self, other))
+        return Sum((*mine, *theirs))
+
+    def __rmul__(self, factor: float) -> "Guidance":
+        """Scale what it adds."""
+        return Scaled(self, float(factor))
+
+    def within(self, lo: float, hi: float = math.inf) -> "Guidance":
+        """Apply it only where lo < sigma / alpha <= hi; elsewhere it costs nothing."""
+        return Within(self, float(lo), float(hi))
+
+    def over(self, start: int, stop: int) -> "Guidance":
+        """Apply it only in the steps start <= step < stop, counted from 0."""
+        return Over(self, start, stop)
+
+    def rescaled(self, phi: float = 0.7, centred: bool = False) -> "Guidance":
+        """Bring the spread of the guided output back to the prompt's alone, by the share `phi`."""
+        return Rescaled(self, float(phi), centred)
+
+    def __repr__(self) -> str:
+        """Text that `parse` reads back; fields at their defaults are left out."""
+        said = [
+            f"{f.name}={value!r}" if f.kw_only or f.default is not MISSING else repr(value)
+            for f in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, f.name)) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+def finite(guidance: Guidance, *names: str) -> None:
+    """Check that the fields of a guidance are finite numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        value = getattr(guidance, name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be a finite number")
+
+
+@dataclass(frozen=True, repr=False)
+class Sum(Guidance):
+    """Several guidances, each as if alone, in as few evaluations as all of them need together."""
+
+    terms: tuple[Guidance, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.terms, tuple) or not all(
+            isinstance(g, Guidance) for g in self.terms
+        ):
+            raise ValueError(f"a sum is of guidances, not of {self.terms!r}")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        shifts = yield from together(*(g.shift(at) for g in self.terms))
+        return torch.stack(shifts).sum(dim=0)
+
+    @override
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.terms))
+
+
+@dataclass(frozen=True, repr=False)
+class Scaled(Guidance):
+    """A guidance times a number; 0 costs nothing."""
+
+    inner: Guidance
+    factor: float
+
+    def __post_init__(self) -> None:
+        finite(self, "factor")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        if self.factor == 0:
+            return torch.zeros_like(at.x)
+        return self.factor * (yield from self.inner.shift(at))
+
+    @override
+    def __repr__(self) -> str:
+        return f"{self.factor} * {_enclosed(self.inner)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Within(Guidance):
+    """A guidance in an interval of noise, lo < sigma / alpha <= hi.
+
+    The interval is in the noise-to-signal ratio, so that it means the same for every schedule and
+    number of steps.
+
+    Source: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724.
+    """
+
+    inner: Guidance
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lo < self.hi:
+            raise ValueError(
+                f"within({self.lo}, {self.hi}) holds no noise: give 0 <= lo < hi in sigma/alpha"
+            )
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        if not self.lo < at.level.ratio <= self.hi:
+            return torch.zeros_like(at.x)
+        return (yield from self.inner.shift(at))
+
+    @override
+    def __repr__(self) -> str:
+        return f"{_enclosed(self.inner)}.within({self.lo}, {self.hi})"
+
+
+@dataclass(frozen=True, repr=False)
+class Over(Guidance):
+    """A guidance in some steps, start <= step < stop."""
+
+    inner: Guidance
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(
+                f"over({self.start}, {self.stop}) holds no step: give 0 <= start < stop"
+            )
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        if not self.start <= at.step < self.stop:
+            return torch.zeros_like(at.x)
+        return (yield from self.inner.shift(at))
+
+    @override
+    def __repr__(self) -> str:
+        return f"{_enclosed(self.inner)}.over({self.start}, {self.stop})"
+
+
+@dataclass(frozen=True, repr=False)
+class Rescaled(Guidance):
+    """A guidance whose output is brought back to the spread of the prompt alone.
+
+    Acts on the network's own output, as in the paper.
+
+    Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
+    """
+
+    inner: Guidance
+    phi: float
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.phi <= 1:
+            raise ValueError(f"phi={self.phi} is no share of rescaling: give 0 (none) to 1 (all)")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        shift = yield from self.inner.shift(at)
+        (cond,) = yield (Branch(),)
+        act = rescale_centred if self.centred else rescale
+        guided = at.kind.express(at.x, cond.x0 + shift, at.level)
+        return at.kind.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0
+
+    @override
+    def __repr__(self) -> str:
+        centred = ", centred=True" if self.centred else ""
+        return f"{_enclosed(self.inner)}.rescaled({self.phi}{centred})"
+
+
+def _enclosed(inner: Guidance) -> str:
+    return f"({inner!r})" if isinstance(inner, Sum | Scaled) else repr(inner)

@@ -1,0 +1,114 @@
+"""Guidance by a network that does not see the prompt."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.branch import Asking, Branch, Point
+from diffsteer.guidance.base import Guidance, finite
+
+
+@dataclass(frozen=True, repr=False)
+class CFG(Guidance):
+    """Classifier-free guidance; scale 1 is off and costs nothing.
+
+    Args:
+        scale: x0 becomes null + scale (cond - null).
+
+    Source: Ho & Salimans 2022, eq. 6 with w = scale - 1, https://arxiv.org/abs/2207.12598.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        finite(self, "scale")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        if self.scale == 1:
+            return torch.zeros_like(at.x)
+        cond, null = yield Branch(), Branch(cond="null")
+        return (self.scale - 1) * (cond.x0 - null.x0)
+
+
+@dataclass(frozen=True, repr=False)
+class APG(Guidance):
+    """Adaptive projected guidance without momentum: CFG that saturates less; scale 1 is off.
+
+    The difference of the two predictions is shortened to `norm` and its part along the prediction,
+    which raises saturation, is weighted by `parallel`.
+
+    Args:
+        scale: As for CFG.
+        parallel: Share of the parallel part that stays; 1 is CFG.
+        norm: Greatest length of the difference of a sample; inf leaves it.
+
+    Source: Sadat et al. 2024, https://arxiv.org/abs/2410.02416.
+    """
+
+    scale: float
+    parallel: float = 0.0
+    norm: float = float("inf")
+
+    def __post_init__(self) -> None:
+        finite(self, "scale", "parallel")
+        if not self.norm > 0:
+            raise ValueError(
+                f"APG: norm={self.norm!r} must be > 0; inf leaves the difference as it is"
+            )
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        if self.scale == 1:
+            return torch.zeros_like(at.x)
+        cond, null = yield Branch(), Branch(cond="null")
+        difference = cond.x0 - null.x0
+        if self.norm < float("inf"):
+            length = _dot(difference, difference).sqrt()
+            difference = difference * (self.norm / length.clamp(min=self.norm))
+        along = _share(difference, cond.x0) * cond.x0
+        return (self.scale - 1) * (difference - (1 - self.parallel) * along)
+
+
+@dataclass(frozen=True, repr=False)
+class CFGZero(Guidance):
+    """CFG-Zero*: CFG from the best multiple of the null output, for flows; scale 1 is off.
+
+    Args:
+        scale: As for CFG.
+        zero: Number of first steps in which the network's output is replaced by 0.
+
+    Source: Fan et al. 2025, https://arxiv.org/abs/2503.18886.
+    """
+
+    scale: float
+    zero: int = 1
+
+    def __post_init__(self) -> None:
+        finite(self, "scale", "zero")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        if self.scale == 1:
+            return torch.zeros_like(at.x)
+        if at.step < self.zero:
+            (cond,) = yield (Branch(),)
+            guided = torch.zeros_like(cond.out)
+        else:
+            cond, null = yield Branch(), Branch(cond="null")
+            base = _share(cond.out, null.out) * null.out
+            guided = base + self.scale * (cond.out - base)
+        return at.kind.x0(at.x, guided, at.level) - cond.x0
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each sample, `(B, 1, ...)`."""
+    return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)
+
+
+def _share(a: Tensor, b: Tensor) -> Tensor:
+    """Multiple of `b` that is nearest to `a`; 0 where b is 0."""
+    square = _dot(b, b)
+    return torch.where(square > 0, _dot(a, b) / square, 0.0)

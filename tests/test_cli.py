@@ -1,0 +1,95 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffsteer.commands.schedule import show
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "diffsteer.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def table(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines() if line.strip()[:3].strip().isdigit()]
+
+
+def test_schedule(tmp_path: Path) -> None:
+    plot = tmp_path / "out.png"
+    done = run("schedule", "sd", "--zero-snr", "--steps", "10", "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    rows = table(done.stdout)
+    assert [r[1] for r in rows] == [str(t) for t in range(999, 0, -100)]
+    assert rows[0][2:] == ["0.000000", "1.000000", "0", "inf"]
+    assert plot.read_bytes().startswith(b"\x89PNG") and [*tmp_path.iterdir()] == [plot]
+
+
+def test_mistakes_end_in_one_line() -> None:
+    done = run("schedule", "nowhere")
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("diffsteer: 'nowhere' is neither a schedule (sd, linear,")
+    assert done.stderr.count("\n") == 1
+
+
+def config(folder: Path, **settings) -> Path:
+    path = folder / "scheduler_config.json"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def shown(source, steps=4, spacing="trailing", zero_snr=False) -> str:
+    return show(str(source), steps, spacing, zero_snr, None)
+
+
+def test_scheduler_configs(tmp_path: Path) -> None:
+    sd = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    path = config(tmp_path, **sd)
+    assert table(shown(path)) == table(shown("sd")) == table(shown(tmp_path))
+    (tmp_path / "scheduler").mkdir()
+    path.rename(tmp_path / "scheduler" / path.name)
+    assert table(shown(tmp_path)) == table(shown("sd"))
+    flow = config(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler", shift=3.0)
+    assert table(shown(flow)) == table(shown("sd3"))
+    edm = config(tmp_path, _class_name="EDMEulerScheduler", sigma_max=80.0)
+    assert table(shown(edm)) == table(shown("edm"))
+
+
+def test_notes_tell_the_flaw(tmp_path: Path) -> None:
+    assert "training left 0.0683 of the image" in shown("sd")
+    assert "use trailing spacing" in shown("sd", spacing="leading")
+    assert "pure noise, which a network trained on this" in shown("sd", zero_snr=True)
+    eps = config(tmp_path, beta_schedule="linear", rescale_betas_zero_snr=True)
+    assert "predicts epsilon, which cannot work at zero SNR" in shown(eps)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "holds a list"),
+        ('{"num_train_timesteps": 10}', "has no betas"),
+        (
+            '{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}',
+            "depend on the image size",
+        ),
+    ],
+)
+def test_bad_configs(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        shown(path)
+
+
+def test_more_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no scheduler config"):
+        shown(tmp_path)
+    with pytest.raises(ValueError, match="SNR never reaches 0"):
+        shown("edm", zero_snr=True)
+    with pytest.raises(ValueError, match="0 sampling steps"):
+        shown("sd", steps=0)

@@ -1,0 +1,29 @@
+"""Every Python block of the README and the docs runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = [
+    pytest.param(
+        match.group(1), id=f"{page.name}:{page.read_text('utf-8')[: match.start()].count(chr(10))}"
+    )
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for match in re.finditer(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+]
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_block(code: str) -> None:
+    exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
+
+
+def test_readme_shows_what_the_command_prints() -> None:
+    from diffsteer.commands.schedule import show
+
+    printed = show("sd", 10, "trailing", True, None).splitlines()
+    text = (ROOT / "README.md").read_text("utf-8")
+    block = re.search(r"^```text\n(.*?)^\.\.\.\n```", text, re.M | re.S)
+    assert block and block.group(1).splitlines() == printed[:5]

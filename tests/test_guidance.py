@@ -1,0 +1,337 @@
+"""Guidances and the engine against closed forms on Gaussians."""
+
+import math
+
+import pytest
+import torch
+
+from diffsteer import (
+    APG,
+    CFG,
+    EDM,
+    PAG,
+    SAG,
+    SEG,
+    Answer,
+    Auto,
+    Branch,
+    CFGZero,
+    Denoiser,
+    Discrete,
+    Eps,
+    Flow,
+    Guidance,
+    Heun,
+    Karras,
+    Network,
+    Point,
+    V,
+    Velocity,
+    grid,
+    parse,
+    plan,
+    rescale,
+    run,
+    together,
+)
+from diffsteer.oracle import Gaussian
+from diffsteer.text import subclasses
+
+F64 = torch.float64
+Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]
+SD0 = Discrete.scaled_linear().zero_snr()
+ALL = [CFG(5.0), APG(4.0), CFGZero(3.0), PAG(3.0), SEG(3.0), SAG(0.75), Auto(2.0)]
+
+
+def point(kind=None, schedule=SD0, t=400, batch=2) -> Point:
+    gen = torch.Generator().manual_seed(0)
+    return Point(torch.randn(batch, 4, 8, 8, generator=gen, dtype=F64), schedule.at(t), kind or V())
+
+
+NAMES = ["cond", "null"]
+
+
+def denoiser(guidance, kind, oracles, batch=5) -> Denoiser:
+    """A denoiser whose conditions and guide are known oracles."""
+
+    def network(pick) -> Network:
+        def call(x, level, cond):
+            rows = [
+                kind.express(row, oracles[pick(int(who))](row, level), level)
+                for row, who in zip(x.split(1), cond["who"], strict=True)
+            ]
+            return torch.cat(rows)
+
+        return Network(call)
+
+    nets = {"main": network(lambda who: NAMES[who]), "guide": network(lambda who: "guide")}
+    conds = {name: {"who": torch.full((batch,), i)} for i, name in enumerate(NAMES)}
+    return Denoiser(nets, conds, kind, guidance)
+
+
+def solve(guidance, kind, oracles, hi=80.0):
+    *_, x = Heun()(
+        hi * Z, grid(EDM(sigma_max=hi), 400, Karras(7)), denoiser(guidance, kind, oracles)
+    )
+    return x
+
+
+@pytest.mark.parametrize("kind", [Eps(), V(), Velocity()], ids=repr)
+def test_cfg_extrapolates_the_mean(kind) -> None:
+    """CFG between N(2, c^2) and N(0.5, c^2) samples N(0.5 + 3 * 1.5, c^2)."""
+    hi, c = 80.0, 0.7
+    x = solve(CFG(3), kind, {"cond": Gaussian(2.0, c), "null": Gaussian(0.5, c)})
+    m = 0.5 + 3 * 1.5
+    torch.testing.assert_close(x, m + c * hi / math.hypot(c, hi) * (Z - m / hi), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("w", [1.0, 2.5])
+def test_autoguidance_narrows_a_gaussian(w: float) -> None:
+    """The guided ODE integrates to a spread of a^w b^(1-w): b > a narrows, w = 1 leaves a."""
+    m, a, b, hi = 1.0, 0.5, 0.8, 80.0
+    x = solve(Auto(w), Eps(), {"cond": Gaussian(m, a), "guide": Gaussian(m, b)})
+    spread = hi * (1 + (hi / a) ** 2) ** (-w / 2) * (1 + (hi / b) ** 2) ** ((w - 1) / 2)
+    assert spread == pytest.approx(a**w * b ** (1 - w), rel=1e-3)
+    torch.testing.assert_close(x, m + spread * (Z - m / hi), atol=2e-3, rtol=0)
+
+
+def test_guidance_in_an_interval() -> None:
+    """Within (lo, hi] the spread is multiplied by the ratio of the two scores' integrals there."""
+    m, a, b, top, lo, hi, w = 1.0, 0.5, 0.8, 80.0, 0.3, 5.0, 2.5
+    x = solve(Auto(w).within(lo, hi), Eps(), {"cond": Gaussian(m, a), "guide": Gaussian(m, b)})
+
+    def r(c, s):
+        return math.hypot(c, s)
+
+    factor = (r(a, lo) / r(a, hi)) ** (w - 1) * (r(b, hi) / r(b, lo)) ** (w - 1)
+    want = m + a * top / r(a, top) * factor * (Z - m / top)
+    torch.testing.assert_close(x, want, atol=0.02, rtol=0)  # the ends fall between two of 400 nodes
+
+
+def parts(at, **means):
+    """A denoiser on images whose every condition is a Gaussian of another mean."""
+    oracles = {name: Gaussian(m, 0.5) for name, m in means.items()}
+    return denoiser(None, at.kind, oracles, len(at.x)), oracles
+
+
+@pytest.mark.parametrize("kind", [V(), Velocity()], ids=repr)
+def test_sum_is_the_sum_of_the_parts(kind) -> None:
+    at = point(kind)
+    base, oracles = parts(at, cond=1.0, null=0.2, guide=-0.3)
+
+    def shift(g):
+        return run(g.shift(at), lambda branches: base.evaluate(branches, at))
+
+    total = CFG(4) + 0.5 * Auto(3)
+    torch.testing.assert_close(shift(total), shift(CFG(4)) + 0.5 * shift(Auto(3)))
+    c, n, g = (oracles[k](at.x, at.level) for k in ("cond", "null", "guide"))
+    torch.testing.assert_close(shift(total), 3 * (c - n) + 0.5 * 2 * (c - g), atol=1e-9, rtol=0)
+
+
+def test_rescaled_is_algorithm_2_in_the_networks_space() -> None:
+    at = point(V())
+    base, oracles = parts(at, cond=1.0, null=0.2)
+    got = run(CFG(7.5).rescaled(0.7).shift(at), lambda bs: base.evaluate(bs, at))
+    c, n = (at.kind.express(at.x, oracles[k](at.x, at.level), at.level) for k in ("cond", "null"))
+    v = rescale(n + 7.5 * (c - n), c, 0.7)
+    torch.testing.assert_close(got + oracles["cond"](at.x, at.level), at.kind.x0(at.x, v, at.level))
+
+
+def test_apg_is_cfg_less_its_parallel_part() -> None:
+    at = point()
+    base, oracles = parts(at, cond=1.0, null=0.2)
+
+    def shift(g):
+        return run(g.shift(at), lambda bs: base.evaluate(bs, at))
+
+    torch.testing.assert_close(shift(APG(4, parallel=1.0)), shift(CFG(4)))
+    x0 = oracles["cond"](at.x, at.level)
+    assert (shift(APG(4)) * x0).sum((1, 2, 3)).abs().max() < 1e-9
+    limited = shift(APG(2, parallel=1.0, norm=0.1))
+    torch.testing.assert_close(limited.flatten(1).norm(dim=1), torch.full((2,), 0.1, dtype=F64))
+
+
+def test_cfg_zero() -> None:
+    """The null output is scaled to fit; in the first steps the flow stands still."""
+    at = point(Velocity(), Flow(), 0.6)
+    base, oracles = parts(at, cond=1.0, null=0.2)
+    later = Point(at.x, at.level, at.kind, step=1)
+
+    def guided(where):
+        shift = run(CFGZero(3).shift(where), lambda bs: base.evaluate(bs, where))
+        x0 = oracles["cond"](at.x, at.level) + shift
+        return at.kind.express(at.x, x0, at.level)
+
+    torch.testing.assert_close(guided(at), torch.zeros_like(at.x), atol=1e-9, rtol=0)
+    c, n = (at.kind.express(at.x, oracles[k](at.x, at.level), at.level) for k in ("cond", "null"))
+    s = ((c * n).sum((1, 2, 3)) / (n * n).sum((1, 2, 3)))[:, None, None, None]
+    torch.testing.assert_close(guided(later), s * n + 3 * (c - s * n))
+
+
+# ------------------------------------------------------------------ the engine
+
+
+def test_plan_counts() -> None:
+    """CFG + PAG + Auto + SAG: three rows in one pass, one of the guide; SAG's second row inside."""
+    total = CFG(5) + PAG(3) + Auto(2) + SAG(0.75).within(0, 2)
+    inside = plan(total.shift(point(t=300)), point(t=300))
+    outside = plan(total.shift(point(t=900)), point(t=900))
+    assert point(t=300).level.ratio < 2 < point(t=900).level.ratio
+    assert (outside.rows, outside.passes) == ({"main": 3, "guide": 1}, {"main": 1, "guide": 1})
+    assert (inside.rows, inside.passes) == ({"main": 4, "guide": 1}, {"main": 2, "guide": 1})
+    assert str(inside) == "main: 4 rows in 2 passes, guide: 1 row in 1 pass"
+
+
+def test_equal_branches_run_once() -> None:
+    p = plan((CFG(5) + CFG(2) + PAG(1) + PAG(3) + SAG(1)).shift(point()), point())
+    assert p.rows == {"main": 4}  # cond, null, cond perturbed, null blurred
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        *(CFG(1), APG(1), CFGZero(1), Auto(1), PAG(0), SEG(0), SAG(0), 0 * CFG(5)),
+        *(CFG(5).within(2, 3), CFG(5).over(1, 9)),
+    ],
+    ids=repr,
+)
+def test_off_costs_nothing(off: Guidance) -> None:
+    at = point(t=999)
+    assert plan(off.shift(at), at).rows == {}
+
+
+def test_together_in_lockstep() -> None:
+    """Askers of different length share rounds; each gets its own answers."""
+    rounds = []
+
+    def asker(names):
+        seen = []
+        for name in names:
+            (answer,) = yield (Branch(name),)
+            seen.append(answer.maps)
+        return seen
+
+    def evaluate(branches):
+        rounds.append([b.cond for b in branches])
+        at = point()
+        return [Answer(at.x, at.x, at.level, at.kind, {b.cond: at.x}) for b in branches]
+
+    short, long, none = run(together(asker("a"), asker("bac"), asker("")), evaluate)
+    assert rounds == [["a", "b"], ["c"]]  # the second "a" is known from the first round
+    assert [list(m) for m in short + long] == [["a"], ["b"], ["a"], ["c"]] and none == []
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 5, None])
+def test_max_rows_splits_without_a_difference(max_rows) -> None:
+    at = point(batch=3)
+    oracles = {"cond": Gaussian(1.0), "null": Gaussian(0.2), "guide": Gaussian(-0.3)}
+    whole = denoiser(CFG(4) + Auto(2), at.kind, oracles, 3)
+    sizes = []
+
+    def counted(net):
+        return Network(lambda x, level, cond: sizes.append(len(x)) or net.call(x, level, cond))
+
+    nets = {name: counted(net) for name, net in whole.nets.items()}
+    split = Denoiser(nets, whole.conds, at.kind, whole.guidance, max_rows)
+    torch.testing.assert_close(split(at.x, at.level), whole(at.x, at.level), atol=1e-12, rtol=0)
+    assert sum(sizes) == 9 and max(sizes) <= (max_rows or 6)
+
+
+def test_conditions_of_other_length_run_apart() -> None:
+    """A prompt of another length cannot be stacked: a pass of its own, the same answer."""
+    at, calls = point(), []
+
+    def call(x, level, cond):
+        calls.append(len(x))
+        return cond["text"].mean(dim=1)[:, None, None, None] * x
+
+    conds = {"cond": {"text": torch.ones(2, 7)}, "null": {"text": torch.zeros(2, 5)}}
+    Denoiser({"main": Network(call)}, conds, at.kind, CFG(3))(at.x, at.level)
+    assert calls == [2, 2]
+
+
+# ------------------------------------------------------------------ text and bad input
+
+
+@pytest.mark.parametrize("g", ALL, ids=repr)
+def test_text_round_trip(g: Guidance) -> None:
+    for value in (
+        g,
+        g + CFG(2.0),
+        2 * g,
+        2 * (g + PAG(1.0)),
+        g.within(0.28, 5.4).rescaled(0.7),
+        (g + SEG(2.0, sigma=1.5)).rescaled(0.5, centred=True).over(2, 9) + 0.5 * g,
+        (2 * g).within(1.0),
+    ):
+        assert parse(repr(value), Guidance) == value
+
+
+def test_every_guidance_is_tested() -> None:
+    wrappers = {"Sum", "Scaled", "Within", "Over", "Rescaled"}
+    classes = {c for c in subclasses(Guidance) if c.__module__.startswith("diffsteer")}
+    assert {c.__name__ for c in classes} == {type(g).__name__ for g in ALL} | wrappers
+
+
+def test_short_text() -> None:
+    assert repr(CFG(6.0).rescaled(0.7).within(0.28, 5.4) + PAG(3.0)) == (
+        "CFG(6.0).rescaled(0.7).within(0.28, 5.4) + PAG(3.0)"
+    )
+    assert parse("CFG(6)+SAG(0.75)", Guidance) == CFG(6) + SAG(0.75)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CFG(5).__class__",
+        "CFG(5).within.__func__",
+        "CFG(5) - PAG(3)",
+        "CFG(5) * 2",
+        "99999999 * 'a'",
+        "999999999 * ('a' + 'b')",
+        "CFG('5')",
+        "CFG()",
+        "CFG(5, 6, 7)",
+        "CFG(nan)",
+        "2",
+        "Sum(1)",
+    ],
+)
+def test_bad_text(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse(text, Guidance)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CFG(math.nan),
+        lambda: PAG(math.inf),
+        lambda: Auto(None),
+        lambda: SAG(1, sigma=0),
+        lambda: SAG(1, kernel=4),
+        lambda: SEG(1, sigma=-1),
+        lambda: APG(3, norm=0),
+        lambda: CFG(2).within(3, 1),
+        lambda: CFG(2).within(math.nan, 1),
+        lambda: CFG(2).over(3, 3),
+        lambda: CFG(2).rescaled(1.5),
+        lambda: math.nan * CFG(2),
+    ],
+)
+def test_bad_values(make) -> None:
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_what_is_not_there() -> None:
+    at = point()
+    alone = Denoiser({"main": Network(lambda x, level, cond: x)}, {"cond": {}}, at.kind, CFG(3))
+    with pytest.raises(ValueError, match="asks for the condition 'null', there is cond"):
+        alone(at.x, at.level)
+    for guidance, says in ((Auto(2), "asks for a network 'guide'"), (PAG(2), "no attention layer")):
+        broken = Denoiser(alone.nets, {"cond": {}, "null": {}}, at.kind, guidance)
+        with pytest.raises(ValueError, match=says):
+            broken(at.x, at.level)
+    with pytest.raises(ValueError, match="max_rows=0"):
+        Denoiser(alone.nets, {}, at.kind, None, 0)

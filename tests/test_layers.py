@@ -1,0 +1,96 @@
+"""The core imports torch alone, nothing points back, and help needs no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffsteer
+
+ROOT = Path(diffsteer.__file__).parent
+CORE = {
+    "level",
+    "schedule",
+    "spacing",
+    "prediction",
+    "noise",
+    "sampler",
+    "weight",
+    "text",
+    "guidance",
+}
+MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first name
+    "level": set(),
+    "noise": set(),
+    "text": set(),
+    "schedule": {"level"},
+    "prediction": {"level"},
+    "spacing": {"level", "schedule"},
+    "sampler": {"level", "noise", "schedule"},
+    "weight": {"level", "prediction"},
+    "oracle": {"level", "prediction", "sampler"},
+    "attention": set(),
+    "branch": {"attention", "level", "prediction"},
+    "guidance": {"attention", "branch", "level", "guidance"},
+    "denoiser": {"attention", "branch", "guidance", "level", "prediction"},
+    "hf": CORE | {"hf"},
+    "eval": {"eval"},
+    "commands": CORE | {"hf", "commands"},
+    "cli": {"commands"},
+    "__init__": set(),
+}
+HEAVY = {"diffusers", "transformers", "accelerate", "peft", "matplotlib"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            names |= {f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_inwards(path: Path) -> None:
+    own = {n.split(".")[1] for n in imports(path) if n.startswith("diffsteer.")}
+    assert own <= MAY_IMPORT[layer(path)]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if layer(p) in CORE], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_core_needs_torch_only(path: Path) -> None:
+    third_party = {n.split(".")[0] for n in imports(path)} - set(sys.stdlib_module_names)
+    assert third_party <= {"torch", "diffsteer", "typing_extensions"}
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_needs_no_torch() -> None:
+    code = "from diffsteer.cli import main\nsys.argv = ['diffsteer', '--help']\n"
+    loaded = loaded_after(code + "try: main()\nexcept SystemExit as end: assert not end.code")
+    assert not loaded & {"torch", *HEAVY}
+
+
+def test_core_loads_nothing_heavy() -> None:
+    assert not loaded_after("import diffsteer\ndiffsteer.DDIM; diffsteer.grid") & HEAVY
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(diffsteer, name) is not None for name in diffsteer.__all__)

@@ -1,0 +1,63 @@
+"""Values from their text, and nothing else from any text."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffsteer import DDIM, EDM, DPMpp2M, Heun, Sampler, Schedule, UniPC, parse
+from diffsteer.sampler import NAMED
+
+
+@pytest.mark.parametrize(
+    "value",
+    [DDIM(0.25), DPMpp2M(), UniPC(), Heun(), Heun(0.1, 0.05, 50.0, 1.003, EDM(0.01))],
+    ids=repr,
+)
+def test_round_trip(value: Sampler) -> None:
+    assert parse(repr(value), Sampler, Schedule) == value
+
+
+@given(st.floats(0, 1))
+def test_round_trip_of_every_eta(eta: float) -> None:
+    assert parse(repr(DDIM(eta)), Sampler) == DDIM(eta)
+
+
+def test_short_forms() -> None:
+    assert parse("DDIM", Sampler) == DDIM()
+    assert parse(" DDIM(0.5) ", Sampler) == DDIM(0.5)
+    assert parse("DDPM", Sampler, named=NAMED) == DDIM(eta=1.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "DDIM.__init__",
+        "DDIM(eta=().__class__)",
+        "[DDIM()]",
+        "(lambda: DDIM())()",
+        "DDIM(eta=9**9**9)",
+        "DDIM(eta='x')",
+        "DDIM(nope=1)",
+        "DDIM() if 1 else 2",
+        "print(1)",
+        "EDM()",
+        "1.0",
+        "",
+        "DDIM(",
+        "DDIM()\x00",
+        "(" * 500 + ")" * 500,
+        "x" * 20_000,
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse(text, Sampler)
+
+
+@given(st.text(max_size=60))
+def test_any_text_parses_or_raises_value_error(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(parse(text, Sampler), Sampler)

@@ -1,0 +1,219 @@
+"""Real diffusers components, small and with random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer that spells: one token a character."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(c) for c in range(33, 127)]
+    tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocab), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16
+    )
+
+
+def text_encoder(width: int = 32) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=190,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=188,
+        eos_token_id=189,
+        pad_token_id=189,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def unet(channels: int = 4, in_channels: int = 4, width: int = 32) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(1)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        out_channels=channels,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).eval()
+
+
+def vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(2)
+    return AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+    ).eval()
+
+
+def stable_diffusion(scheduler: Any, folder: Path, kind: str = "StableDiffusionPipeline") -> Any:
+    """A Stable Diffusion pipeline of the given class: 16 px images, 4x8x8 latents."""
+    import diffusers
+
+    pipe = getattr(diffusers, kind)(
+        vae=vae(),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(folder / "tokenizer"),
+        unet=unet(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sdxl(scheduler: Any, folder: Path) -> Any:
+    """A Stable Diffusion XL pipeline: 16 px images, two blocks in the middle."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(4)
+    config = text_encoder().config.to_dict() | {"projection_dim": 32}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**config)).eval()
+    network = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=80,
+        use_linear_projection=True,
+    ).eval()
+    words = tokenizer(folder / "tokenizer")
+    pipe = StableDiffusionXLPipeline(
+        vae(), text_encoder(), second, words, words, network, scheduler, add_watermarker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def unconditional(scheduler: Any, kind: str = "DDIMPipeline") -> Any:
+    """A pixel pipeline on UNet2DModel with attention in the middle: 3x16x16."""
+    import diffusers
+
+    torch.manual_seed(5)
+    network = diffusers.UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=8,
+    ).eval()
+    pipe = getattr(diffusers, kind)(unet=network, scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def dit(scheduler: Any) -> Any:
+    """A DiT pipeline with learned variances: 4x8x8 latents, patches of 2."""
+    import diffusers
+
+    torch.manual_seed(6)
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        norm_num_groups=8,
+        num_embeds_ada_norm=1000,
+    ).eval()
+    _perturb(network)
+    pipe = diffusers.DiTPipeline(network, vae(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd3(scheduler: Any) -> Any:
+    """A Stable Diffusion 3 pipeline without text encoders: prompts come as embeddings."""
+    import diffusers
+
+    torch.manual_seed(7)
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        out_channels=4,
+        pos_embed_max_size=8,
+    ).eval()
+    _perturb(network)
+    pipe = diffusers.StableDiffusion3Pipeline(
+        network, scheduler, vae(), *(None,) * 2, *(None,) * 2, *(None,) * 2
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pixart(scheduler: Any) -> Any:
+    """A PixArt pipeline without a text encoder: prompts come as embeddings."""
+    import diffusers
+
+    torch.manual_seed(8)
+    network = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=32,
+        use_additional_conditions=False,
+    ).eval()
+    _perturb(network)
+    pipe = diffusers.PixArtAlphaPipeline(None, None, vae(), network, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def _perturb(network: torch.nn.Module) -> None:
+    """Move parameters off their start, where gates and biases of zero hide every input."""
+    for parameter in network.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
