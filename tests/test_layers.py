@@ -28,6 +28,7 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
 CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
     "hf": CORE | {"hf"},
+    "eval": {"eval"},
     "commands": CORE | {"hf", "commands"},
     "cli": {"commands"},
     "__init__": set(),

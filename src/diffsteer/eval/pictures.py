@@ -1,0 +1,181 @@
+"""Reads folders and zip files of pictures as uint8 RGB, and says what it refuses or converts.
+
+| what is found | what happens |
+|---|---|
+| 8-bit RGB | as it is |
+| grey, 1-bit | copied to three channels |
+| palette | looked up |
+| transparency | laid on white |
+| 16-bit, float, CMYK, animation, over 64 megapixels, broken, cut | refused, naming the file |
+| a file of another kind | refused, but for notes (json, txt, csv, ...) and hidden files |
+
+An EXIF orientation is not applied, as in other tools.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+from torch import Tensor
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+NOTES = frozenset({".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".npz", ".yaml"})
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**28
+"""Limits of one picture; a decoded one takes up to 4 bytes a pixel."""
+
+
+class PictureError(ValueError):
+    """A picture that cannot be measured; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded picture.
+
+    Attributes:
+        name: Path inside of the folder or zip file.
+        pixels: uint8, `(3, H, W)`.
+        found: What the file holds, as Pillow calls it: RGB, L, P, RGBA, ...
+    """
+
+    name: str
+    pixels: Tensor
+    found: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All pictures of a folder, with its subfolders, or of a zip file, in the order of names."""
+
+    path: Path
+    names: tuple[str, ...]
+
+    @classmethod
+    def at(cls, path: Path) -> "Pictures":
+        """List the pictures without decoding them.
+
+        Raises:
+            FileNotFoundError: `path` does not exist.
+            PictureError: it is neither folder nor zip file, holds no picture, or something else.
+        """
+        names = sorted(n for n in _listing(path) if not _hidden(n))
+        suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
+        strange = [n for n in names if suffixes[n] not in SUFFIXES | NOTES]
+        if strange:
+            raise PictureError(
+                f"{path} holds {len(strange)} files that are neither pictures nor notes, as "
+                f"{strange[0]}: convert or remove them, so that nothing is left out unseen"
+            )
+        chosen = tuple(n for n in names if suffixes[n] in SUFFIXES)
+        if not chosen:
+            raise PictureError(f"{path} holds no picture: give PNG, JPEG, WebP or BMP files")
+        return cls(path, chosen)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Decode one picture after the other; raises PictureError at the first bad one."""
+        for name, data in _contents(self.path, self.names):
+            yield decode(name, data)
+
+    def batches(self, size: int) -> Iterator[list[Picture]]:
+        """Yield up to `size` pictures of equal height and width, in order."""
+        for _, alike in groupby(self, key=lambda picture: picture.pixels.shape):
+            while batch := list(islice(alike, size)):
+                yield batch
+
+
+def stacked(batch: list[Picture]) -> Tensor:
+    """Pixels of pictures of equal size, uint8 `(N, 3, H, W)`."""
+    return torch.stack([picture.pixels for picture in batch])
+
+
+def decode(name: str, data: bytes) -> Picture:
+    """Decode one file to RGB by the rules of this module.
+
+    Raises:
+        PictureError: it is refused, or cannot be read to its end.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut pictures would count")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse(name, image, data)
+            image.load()
+            found, rgb = image.mode, _rgb(image)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} is too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{name} is no readable PNG, JPEG, WebP or BMP file") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise PictureError(f"{name} is broken or cut short: {error}") from error
+    return Picture(name, torch.from_numpy(np.array(rgb)).permute(2, 0, 1), found)
+
+
+def _refuse(name: str, image: ImageFile.ImageFile, data: bytes) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(
+            f"{name} has {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS}: "
+            "resize it"
+        )
+    deep_png = image.format == "PNG" and data[24] > 8  # bit depth in the IHDR chunk
+    if deep_png or image.mode.startswith(("I", "F")):
+        raise PictureError(f"{name} has more than 8 bits a channel: save it with 8")
+    if getattr(image, "n_frames", 1) > 1:
+        raise PictureError(f"{name} is an animation: save the frames that should count")
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise PictureError(f"{name} has colours {image.mode}: save it as RGB")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if "A" not in image.mode and "transparency" not in image.info:
+        return image.convert("RGB")
+    above = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def _listing(path: Path) -> list[str]:
+    if path.is_dir():
+        return [p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()]
+    if not path.exists():
+        raise FileNotFoundError(f"no folder or zip file {path}")
+    if not zipfile.is_zipfile(path):
+        raise PictureError(f"{path} is neither a folder nor a zip file of pictures")
+    with zipfile.ZipFile(path) as archive:
+        return [info.filename for info in archive.infolist() if not info.is_dir()]
+
+
+def _contents(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for name in names:
+            _fits(name, (path / name).stat().st_size)
+            yield name, (path / name).read_bytes()
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            _fits(name, archive.getinfo(name).file_size)
+            try:
+                data = archive.read(name)
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+                raise PictureError(f"{name} in {path} cannot be unpacked: {error}") from error
+            yield name, data
+
+
+def _fits(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise PictureError(f"{name} has {size} bytes, over the limit of {MAX_BYTES}: save it anew")

@@ -1,0 +1,85 @@
+"""The two commands, end to end on small folders."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffsteer.eval.commands import Features, evaluate, stats
+
+SMALL = Features(size=32, batch=16)
+
+
+def folder(path: Path, n: int, seed: int, spread: int = 255) -> Path:
+    """Pictures of two flat halves in random colours."""
+    rng = np.random.RandomState(seed)
+    path.mkdir()
+    for i in range(n):
+        picture = np.empty((32, 32, 3), dtype=np.uint8)
+        picture[:16], picture[16:] = rng.randint(0, spread + 1, (2, 3))
+        Image.fromarray(picture).save(path / f"{i:03}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    folder(root / "real", 32, seed=0)
+    folder(root / "good", 20, seed=1)
+    folder(root / "dark", 20, seed=2, spread=100)
+    stats(root / "real", root / "real.npz", SMALL)
+    return root
+
+
+def test_evaluate_prints_and_writes_every_metric(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {}
+    for name in ("good", "dark"):
+        evaluate(data / name, data / "real.npz", SMALL, data / f"{name}.json")
+        content = json.loads((data / f"{name}.json").read_text())
+        values[name] = {f["name"]: f["value"] for f in content["figures"]}
+        assert len(content["reference"]["sha256"]) == 64
+    printed = capsys.readouterr()
+    assert "FD-EfficientNetLite0 = " in printed.out
+    assert "FID" not in printed.out
+    assert "N=20, reference N=32; EfficientNetLite0, layer block10" in printed.out
+    assert "real against real: " in printed.out
+    assert "20 RGB 32x32" in printed.err
+    assert values["good"]["FD-EfficientNetLite0"] < values["dark"]["FD-EfficientNetLite0"]
+    assert values["good"]["coverage"] > values["dark"]["coverage"]
+
+
+def test_a_folder_serves_as_its_own_statistics(data: Path) -> None:
+    evaluate(data / "real", data / "real", SMALL, data / "real.json")
+    found = {f["name"]: f["value"] for f in json.loads((data / "real.json").read_text())["figures"]}
+    assert found["FD-EfficientNetLite0"] == pytest.approx(0, abs=1e-9)
+    assert found["precision"] == found["recall"] == found["coverage"] == 1
+
+
+def test_another_layer_or_size_than_the_reference_raises_before_work(data: Path) -> None:
+    with pytest.raises(ValueError, match="layer 'head', .* has 'block10'"):
+        evaluate(data / "good", data / "real.npz", Features(layer="head", size=32))
+    with pytest.raises(ValueError, match="bicubic-antialias-224"):
+        evaluate(data / "good", data / "real.npz")
+
+
+def test_options_that_do_not_belong_to_the_extractor_are_refused() -> None:
+    with pytest.raises(ValueError, match="EfficientNetLite0 cannot be made .*weights"):
+        Features(weights="somewhere").build()
+    with pytest.raises(ValueError, match=r"DINOv2 cannot be made from no options"):
+        Features("DINOv2").build()
+    with pytest.raises(ValueError, match="batch=0"):
+        Features(batch=0)
+
+
+def test_the_commands_import_without_torch() -> None:
+    code = (
+        "import sys, diffsteer.eval.commands\n"
+        "assert not {'torch', 'numpy', 'PIL', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
