@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffsteer.eval.commands import Features, evaluate, stats
+from diffsteer.commands.evaluate import Features, evaluate, stats
 
 SMALL = Features(size=32, batch=16)
 
@@ -79,7 +79,7 @@ def test_options_that_do_not_belong_to_the_extractor_are_refused() -> None:
 
 def test_the_commands_import_without_torch() -> None:
     code = (
-        "import sys, diffsteer.eval.commands\n"
+        "import sys, diffsteer.commands.evaluate\n"
         "assert not {'torch', 'numpy', 'PIL', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

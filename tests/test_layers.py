@@ -29,7 +29,7 @@ CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
     "hf": CORE | {"hf"},
     "eval": {"eval"},
-    "commands": CORE | {"hf", "commands"},
+    "commands": CORE | {"hf", "eval", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from diffsteer.commands import evaluate
+
 app = tyro.extras.SubcommandApp()
 
 
@@ -54,11 +56,15 @@ def plan(
     print(show(guidance, schedule, steps, spacing))
 
 
+app.command(evaluate.stats)
+app.command(evaluate.evaluate)
+
+
 def main() -> None:
     """Run a command; a mistake in its input ends in one line, not in a traceback."""
     try:
         app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
-    except ValueError as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"diffsteer: {error}")
 
 

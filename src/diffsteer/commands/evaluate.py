@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tyro.conf import OmitArgPrefixes, Positional
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -70,7 +72,9 @@ class Features:
 AS_SHIPPED = Features()
 
 
-def stats(data: Path, out: Path, features: Features = AS_SHIPPED) -> None:
+def stats(
+    data: Positional[Path], /, out: Path, features: OmitArgPrefixes[Features] = AS_SHIPPED
+) -> None:
     """Measure a data set once, to compare with it later.
 
     Args:
@@ -86,9 +90,10 @@ def stats(data: Path, out: Path, features: Features = AS_SHIPPED) -> None:
 
 
 def evaluate(
-    pictures: Path,
+    pictures: Positional[Path],
+    /,
     reference: Path,
-    features: Features = AS_SHIPPED,
+    features: OmitArgPrefixes[Features] = AS_SHIPPED,
     out: Path | None = None,
 ) -> None:
     """Compare pictures with a reference and print every metric that it allows.
