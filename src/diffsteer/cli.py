@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import evaluate
+from diffsteer.commands import evaluate, sample
 
 app = tyro.extras.SubcommandApp()
 
@@ -56,6 +56,7 @@ def plan(
     print(show(guidance, schedule, steps, spacing))
 
 
+app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
 
