@@ -295,6 +295,21 @@ def test_bad_use() -> None:
         SteerScheduler.from_config(ZERO, sampIer="DDIM()")
 
 
+def test_eta_belongs_to_the_sampler(pipes) -> None:
+    """DDIM pipelines pass 0 unasked; another value has to be the sampler's own."""
+    pipe = pipes("Pipeline", SteerScheduler(**ZERO, sampler="DDIM(eta=0.5)"))
+    run = {"num_inference_steps": 2, "output_type": "latent"}
+    pipe("a cat", **run)
+    pipe("a cat", eta=0.5, **run)
+    with pytest.raises(ValueError, match="eta=1.0 contradicts"):
+        pipe("a cat", eta=1.0, **run)
+    plain = tiny.unconditional(SteerScheduler(sampler="DDIM()", clip_sample=True), "DDIMPipeline")
+    made = plain(
+        num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)
+    )
+    assert made.images.shape == (1, 16, 16, 3)
+
+
 def test_leading_at_zero_snr_warns() -> None:
     with pytest.warns(UserWarning, match="never visits the last timestep"):
         SteerScheduler(**ZERO, timestep_spacing="leading")

@@ -21,7 +21,9 @@ def model(tmp_path_factory) -> str:
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
     )
     tiny.stable_diffusion(scheduler, folder).save_pretrained(folder / "pipe")
-    tiny.unet().save_pretrained(folder / "guide")
+    guide = tiny.unet()
+    tiny._perturb(guide)
+    guide.save_pretrained(folder / "guide")
     tiny.unconditional(diffusers.DDPMScheduler(clip_sample=False)).save_pretrained(folder / "plain")
     return str(folder / "pipe")
 

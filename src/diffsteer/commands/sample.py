@@ -103,8 +103,8 @@ def seeds_of(text: str) -> list[int]:
     seeds: list[int] = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last if dash else first) + 1)
     except ValueError as error:
         raise ValueError(f'{text!r} are no seeds: write "7", "0-63" or "0-3,8"') from error
     if not seeds or len(set(seeds)) < len(seeds):
@@ -144,7 +144,8 @@ def _made(path: Path, model: str, recipe: Recipe) -> bool:
     said = _metadata(path)
     if said is None or (said["model"], said["recipe"]) != (model, asdict(recipe)):
         raise ValueError(
-            f"{path} was made otherwise: {said and said['recipe']}. Give another --out, or remove it"
+            f"{path} was made otherwise: {said and said['recipe']}. "
+            "Give another --out, or remove it"
         )
     return True
 

@@ -202,6 +202,8 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         model_output: Tensor,
         timestep: float | Tensor,
         sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
         generator: Generators = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
@@ -211,12 +213,19 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             model_output: Of the network, `(B, *D)`.
             timestep: One of `timesteps`.
             sample: Of the same shape.
+            eta: Pipelines of DDIM pass it. It belongs to the sampler here; 0 says nothing.
+            use_clipped_model_output: Pipelines of DDIM pass it. A clipped x0 is always used whole.
             generator: For the fresh noise of ancestral samplers, one or one a sample.
             return_dict: Return a `SchedulerOutput` instead of a tuple.
 
         Raises:
-            ValueError: no timesteps are set, `timestep` is none of them, or shapes differ.
+            ValueError: no timesteps are set, `timestep` is none of them, shapes differ, or `eta` is
+                not the sampler's.
         """
+        if eta not in (0, getattr(self.sampler, "eta", 0)):
+            raise ValueError(
+                f"eta={eta} contradicts {self.sampler!r}: set it there, sampler='DDIM(eta={eta})'"
+            )
         i = self._position(timestep)
         now, nxt = self._levels[i : i + 2]
         x = wide(sample)
