@@ -46,6 +46,13 @@ def test_trailing_is_rounded_exactly(n: int) -> None:
     assert times(grid(SD, n)) == half
 
 
+@pytest.mark.parametrize("n", [16, 32, 48, 80, 400])
+def test_trailing_rounds_halves_to_even_as_the_paper(n: int) -> None:
+    """round(flip(arange(T, 0, -T/S))) - 1 with numpy's round, where T/S is exact in binary."""
+    steps = torch.arange(n, 0, -1, dtype=F64) * 1000 / n
+    assert times(grid(SD, n)) == (steps.round() - 1).tolist()
+
+
 def test_karras_is_the_published_formula() -> None:
     lo, hi, n = 0.002, 80.0, 18
     want = [(hi ** (1 / 7) + i / (n - 1) * (lo ** (1 / 7) - hi ** (1 / 7))) ** 7 for i in range(n)]

@@ -25,7 +25,7 @@ def trailing(schedule: Schedule, n: int) -> Tensor:
     """Start at the last level and divide time evenly down to data; the right choice at zero SNR."""
     if isinstance(schedule, Discrete):
         size = _size(schedule, n)
-        return _whole([Fraction(size * (n - i), n) - 1 for i in range(n)])
+        return _whole([Fraction(size * (n - i), n) for i in range(n)])
     return torch.arange(n, 0, -1, dtype=F64) * schedule.last / n
 
 
@@ -45,7 +45,7 @@ def linspace(schedule: Schedule, n: int) -> Tensor:
     span = max(n - 1, 1)
     if isinstance(schedule, Discrete):
         size = _size(schedule, n)
-        return _whole([size - 1 - Fraction((size - 1) * i, span) for i in range(n)])
+        return _whole([size - Fraction((size - 1) * i, span) for i in range(n)])
     return torch.linspace(schedule.last, schedule.first, n, dtype=F64)
 
 
@@ -128,9 +128,9 @@ def _size(schedule: Discrete, n: int) -> int:
     return size
 
 
-def _whole(times: list[Fraction]) -> Tensor:
-    """Round half to even, as the paper's round() does, without floating point."""
-    return torch.tensor([round(t) for t in times], dtype=F64)
+def _whole(steps: list[Fraction]) -> Tensor:
+    """Times of steps counted from 1 as in the paper, halves rounded to even, all in integers."""
+    return torch.tensor([round(step) - 1 for step in steps], dtype=F64)
 
 
 def _by_ratio(
