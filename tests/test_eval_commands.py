@@ -45,10 +45,12 @@ def test_evaluate_prints_and_writes_every_metric(
         values[name] = {f["name"]: f["value"] for f in content["figures"]}
         assert len(content["reference"]["sha256"]) == 64
     printed = capsys.readouterr()
-    assert "FD-EfficientNetLite0 = " in printed.out
+    (line,) = (row for row in printed.out.splitlines() if row.startswith("FD-EfficientNetLite0 "))
+    value, n, reference_n, *floor = line.split()[1:]
+    assert float(value) == pytest.approx(values["dark"]["FD-EfficientNetLite0"], rel=1e-4)
+    assert (n, reference_n, floor[-1]) == ("20", "32", "16")
     assert "FID" not in printed.out
-    assert "N=20, reference N=32; EfficientNetLite0, layer block10" in printed.out
-    assert "real against real: " in printed.out
+    assert "EfficientNetLite0, layer block10, resize bicubic-antialias-" in printed.out
     assert "20 RGB 32x32" in printed.err
     assert values["good"]["FD-EfficientNetLite0"] < values["dark"]["FD-EfficientNetLite0"]
     assert values["good"]["coverage"] > values["dark"]["coverage"]

@@ -106,7 +106,7 @@ def evaluate(
         out: JSON file for the figures.
     """
     from diffsteer.eval.features import file_hash
-    from diffsteer.eval.report import compare, omitted
+    from diffsteer.eval.report import compare, omitted, table
     from diffsteer.eval.statistics import Statistics
 
     extractor, known = features.build(), reference.suffix == ".npz"
@@ -117,7 +117,7 @@ def evaluate(
         real = _measured(reference, features, extractor)
     fake = _measured(pictures, features, extractor)
     figures, notes = compare(fake, real), omitted(fake, real)
-    print(f"{pictures} against {reference}", *figures, sep="\n")
+    print(f"{pictures} against {reference}", table(figures), sep="\n")
     for note in notes:
         print(f"not measured: {note}")
     if out is not None:

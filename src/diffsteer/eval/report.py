@@ -6,6 +6,7 @@ against the rest, and for as many generated pictures in place of that part. Frec
 neighbour shares move with N, so only these two compare like with like.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -93,6 +94,34 @@ class Figure:
     def json(self) -> dict[str, object]:
         """Everything in plain types."""
         return asdict(self)
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Lay figures of one origin out for a terminal, with all that they depend on.
+
+    The last two columns are the floor: the metric of some real pictures against the rest of them,
+    and of as many generated ones in their place.
+    """
+    at = figures[0].origin
+    wide = max(len(_label(figure)) for figure in figures)
+    head = f"{'':{wide}} {'value':>11} {'+-':>9} {'N':>7} {'ref. N':>7}"
+    lines = [
+        f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}",
+        f"{head} {'real/real':>10} {'gen./real':>10} {'at N':>7}",
+    ]
+    for figure in figures:
+        spread = "" if figure.spread is None else f"{figure.spread:.3g}"
+        against = "unstated" if figure.reference_n is None else str(figure.reference_n)
+        line = f"{_label(figure):{wide}} {figure.value:11.5g} {spread:>9} {figure.n:7} {against:>7}"
+        floor = figure.floor
+        if floor is not None:
+            line += f" {floor.real:10.5g} {floor.generated:10.5g} {floor.n:7}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _label(figure: Figure) -> str:
+    return f"{figure.name} ({figure.detail})" if figure.detail else figure.name
 
 
 def compare(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
