@@ -45,7 +45,7 @@ def test_evaluate_prints_and_writes_every_metric(
         values[name] = {f["name"]: f["value"] for f in content["figures"]}
         assert len(content["reference"]["sha256"]) == 64
     printed = capsys.readouterr()
-    (line,) = (row for row in printed.out.splitlines() if row.startswith("FD-EfficientNetLite0 "))
+    *_, line = (row for row in printed.out.splitlines() if row.startswith("FD-Efficient"))
     value, n, reference_n, *floor = line.split()[1:]
     assert float(value) == pytest.approx(values["dark"]["FD-EfficientNetLite0"], rel=1e-4)
     assert (n, reference_n, floor[-1]) == ("20", "32", "16")
