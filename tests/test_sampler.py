@@ -348,6 +348,28 @@ def ancestral_reference(x, levels, data, noise):
     return x
 
 
+@pytest.mark.parametrize("eta", [0.3, 0.5, 1.0])
+def test_fresh_noise_is_song_et_al(eta: float) -> None:
+    """One step by eq. 12 and 16, with the fresh noise known: sigma_eta in its published form."""
+    now, nxt, data = SD.at(700), SD.at(500), Gaussian()
+    z = torch.randn(9, 1, dtype=F64)
+    got, x0 = DDIM(eta).step(Z, now, nxt, data, [], lambda like: z)
+    bar, bar2 = now.alpha**2, nxt.alpha**2
+    fresh = eta * ((1 - bar2) / (1 - bar)).sqrt() * (1 - bar / bar2).sqrt()
+    eps = (Z - now.alpha * x0) / now.sigma
+    want = nxt.alpha * x0 + (1 - bar2 - fresh**2).sqrt() * eps + fresh * z
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+
+
+def test_heun_from_pure_noise_is_the_trapezoid_in_alpha_over_sigma() -> None:
+    """At alpha = 0: x' = sigma' x / sigma + (alpha' / sigma') sigma' (x0 + x0') / 2, not Euler."""
+    now, nxt, data = SD0.at(999), SD0.at(700), Gaussian()
+    got, x0 = Heun().step(Z, now, nxt, data, [], torch.randn_like)
+    end = data(nxt.sigma * Z + nxt.alpha * x0, nxt)
+    torch.testing.assert_close(got, nxt.sigma * Z + nxt.alpha * (x0 + end) / 2)
+    assert not torch.allclose(got, nxt.sigma * Z + nxt.alpha * x0)
+
+
 def test_euler_ancestral_is_ancestral_in_sigma_over_alpha() -> None:
     levels, data = grid(SD, 12), Gaussian()
     want = ancestral_reference(Z, levels, data, Noise(range(9)))

@@ -66,7 +66,7 @@ class Sampler(ABC):
             now: A level with sigma > 0.
             nxt: A level with less noise.
             denoise: The network.
-            past: Earlier levels of this sampling and their x0.
+            past: Earlier levels of this sampling and their x0, the last three at most.
             noise: Source of fresh noise.
         """
 

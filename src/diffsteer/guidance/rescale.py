@@ -52,6 +52,7 @@ def _factor(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
     dims = tuple(range(1, guided.ndim))
     x = wide(guided)
     std, std_cond = (y.std(dim=dims, correction=0, keepdim=True) for y in (x, wide(cond)))
-    # A spread below one unit in the last place of the values is rounding of a flat sample.
-    flat = std <= torch.finfo(x.dtype).eps * x.abs().amax(dim=dims, keepdim=True)
+    # The mean of n numbers is rounded log2(n) times; a flat sample shows a spread of that at most.
+    slack = torch.finfo(x.dtype).eps * x[0].numel().bit_length()
+    flat = std <= slack * x.abs().amax(dim=dims, keepdim=True)
     return torch.where(flat, 1.0, phi * std_cond / std + (1 - phi))
