@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProcessor2_0
 
 from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, CFGZero, V
 from diffsteer.hf.family import image_attention
@@ -320,6 +320,24 @@ def test_sd3() -> None:
         assert sampled(pipe, None, **prompt).isfinite().all()
     with steer(pipe, PAG(5)), pytest.raises(ValueError, match="no attention layer is called 'mid'"):
         sampled(pipe, None, **prompt)
+    theirs = diffusers.StableDiffusion3PAGPipeline(
+        **{
+            k: v
+            for k, v in pipe.components.items()
+            if k not in ("image_encoder", "feature_extractor")
+        },
+        pag_applied_layers=["transformer_blocks.1"],
+    )
+    theirs.set_progress_bar_config(disable=True)
+    want = sampled(theirs, None, pag_scale=3.0, **prompt)
+    pipe.transformer.set_attn_processor(JointAttnProcessor2_0())
+    with steer(pipe, CFG(5) + PAG(3, layer="transformer_blocks.1")):
+        got = sampled(pipe, None, **prompt)
+    torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-5)
+    with steer(
+        pipe, CFG(5) + SAG(0.5, layer="transformer_blocks.0") + SEG(2, layer="transformer_blocks.1")
+    ):
+        assert sampled(pipe, None, **prompt).isfinite().all()
 
 
 def test_pixart() -> None:

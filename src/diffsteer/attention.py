@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Size = tuple[int, int]
 
 
@@ -31,24 +31,29 @@ class Edit(ABC):
 
     @abstractmethod
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
-        """Return what replaces `attend(q, k, v)`, `(B, heads, h w, channels)`.
+        """Return what replaces `attend(q, k, v, None)`, `(B, heads, tokens, channels)`.
 
         Args:
-            q: Queries of the image tokens.
+            q: Queries of the image tokens, h w of them, and then of text tokens, if any.
             k: Keys.
             v: Values.
-            attend: The attention as it was.
+            attend: The attention as it was; its last argument is a boolean mask or None.
             size: Height and width of the image in tokens.
         """
 
 
 @dataclass(frozen=True)
 class Identity(Edit):
-    """Every token attends to itself only (PAG)."""
+    """Every image token attends to no other image token (PAG); to itself, and to text if any."""
 
     @override
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
-        return v
+        n = size[0] * size[1]
+        if q.shape[2] == n:
+            return v
+        mask = torch.ones(2 * (q.shape[2],), dtype=torch.bool, device=q.device)
+        mask[:n, :n] = torch.eye(n, dtype=torch.bool, device=q.device)
+        return attend(q, k, v, mask)
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,17 @@ class BlurQuery(Edit):
 
     @override
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
+        n = size[0] * size[1]
+        image = self._blurred(q[:, :, :n], size)
+        return attend(torch.cat([image, q[:, :, n:]], dim=2), k, v, None)
+
+    def _blurred(self, q: Tensor, size: Size) -> Tensor:
         if self.sigma == float("inf"):
-            return attend(q.mean(dim=2, keepdim=True).expand_as(q).contiguous(), k, v)
+            return q.mean(dim=2, keepdim=True).expand_as(q)
         b, heads, _, c = q.shape
         image = q.permute(0, 1, 3, 2).reshape(b, heads * c, *size)
         image = blur(image, self.sigma, 2 * round(3 * self.sigma) + 1)
-        return attend(image.reshape(b, heads, c, -1).permute(0, 1, 3, 2).contiguous(), k, v)
+        return image.reshape(b, heads, c, -1).permute(0, 1, 3, 2)
 
 
 def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
@@ -120,12 +130,18 @@ class Tap:
         self.hits += 1
         tokens = shape_in_tokens(q.shape[2], size)
         for rows, found in self.records:
-            found.append(received(q[rows], k[rows]).reshape(-1, *tokens))
+            image = (rows, slice(None), slice(tokens[0] * tokens[1]))
+            found.append(received(q[image], k[image]).reshape(-1, *tokens))
         out = F.scaled_dot_product_attention(q, k, v, **rest)
         for rows, edit in self.edits:
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, rows: slice = rows) -> Tensor:
-                return F.scaled_dot_product_attention(q, k, v, **_rows_of(rest, rows, out.shape[0]))
+            def attend(
+                q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: slice = rows
+            ) -> Tensor:
+                mine = _rows_of(rest, rows, out.shape[0])
+                return F.scaled_dot_product_attention(
+                    q, k, v, **(mine if mask is None else {**mine, "attn_mask": mask})
+                )
 
             out[rows] = edit(q[rows], k[rows], v[rows], attend, tokens)
         return out
@@ -139,12 +155,17 @@ def _rows_of(rest: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]
 
 
 def shape_in_tokens(tokens: int, size: Size) -> Size:
-    """Height and width of an image of `tokens`, from those of the sample, by halving rounded up.
+    """Height and width of the image in a layer of `tokens`.
+
+    A layer with fewer tokens than the sample sees it halved some times, rounded up. In one with
+    more the image comes first, and then text.
 
     Raises:
         ValueError: no such halving has that many tokens.
     """
     h, w = size
+    if tokens > h * w:
+        return h, w
     while h * w > tokens and h * w > 1:
         h, w = -(-h // 2), -(-w // 2)
     if h * w != tokens:
@@ -184,7 +205,7 @@ def tapped(
     Args:
         layers: Attention modules by name.
         taps: What to do in them.
-        size: Height and width of the sample.
+        size: Height and width of the sample in tokens of the first layer.
         using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
 
     Raises:

@@ -26,11 +26,13 @@ class Network:
         call: From `(rows, *D)`, a level and a condition for as many rows to the output.
         layers: Its self-attention modules by name, for guidances that edit or read attention.
         using: Context in which such a module computes attention by scaled_dot_product_attention.
+        patch: Side of a token in pixels of the sample, in its first layer.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     using: Using = lambda layer: nullcontext()  # noqa: E731
+    patch: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +109,12 @@ class Denoiser:
         inputs = [at.x if branch.x is None else branch.x for branch in group]
         x, cond = _stacked(inputs), _joined([self.conds[b.cond] for b in group], size)
         maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
+        tokens = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
         outs = []
         for rows in _chunks(len(x), self.max_rows):
             taps = _taps(net, group, maps, size, rows)
             part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
-            with tapped(net.layers, taps, (x.shape[-2], x.shape[-1]), net.using):
+            with tapped(net.layers, taps, tokens, net.using):
                 outs.append(net.call(x[rows], at.level, part))
         found = torch.split(_stacked(outs), size)
         return [

@@ -18,7 +18,7 @@ class Family:
     Attributes:
         sample: Name of the argument that holds the noisy sample, `(B, C, H, W)`.
         halves: Names of the conditions that a pipeline's batch holds, in order, when it guides.
-        layers: Self-attention modules of a network that only attend to the image, by name.
+        layers: Its self-attention modules, in which image tokens come first, by name.
     """
 
     sample: str
@@ -49,6 +49,15 @@ def image_attention(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def joint_attention(network: nn.Module) -> dict[str, nn.Module]:
+    """Modules that compute attention of image and text to each other, the image first, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if hasattr(module, "to_q") and hasattr(module, "processor")
+    }
+
+
 REPLACED = frozenset({"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"})
 """Processors that compute what AttnProcessor2_0 does in another way."""
 
@@ -72,7 +81,7 @@ FAMILIES: Mapping[str, Family] = {
     "UNet2DModel": Family("sample", ("cond",), image_attention),
     "DiTTransformer2DModel": Family("hidden_states", ("cond", "null"), image_attention),
     "PixArtTransformer2DModel": Family("hidden_states", ("null", "cond"), image_attention),
-    "SD3Transformer2DModel": Family("hidden_states", ("null", "cond"), image_attention),
+    "SD3Transformer2DModel": Family("hidden_states", ("null", "cond"), joint_attention),
 }
 """Families by the class of their network."""
 

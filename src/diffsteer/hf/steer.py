@@ -155,7 +155,8 @@ class Steering:
                 rest.append(out[:, channels:])
             return wide(out[:, :channels])
 
-        return Network(call, self.family.layers(_eager(module)), self._ready)
+        patch = getattr(_eager(module).config, "patch_size", None) or 1
+        return Network(call, self.family.layers(_eager(module)), self._ready, patch)
 
     @contextmanager
     def _ready(self, layer: nn.Module) -> Iterator[None]:
