@@ -55,8 +55,9 @@ def test_scheduler_configs(tmp_path: Path) -> None:
     assert table(shown(tmp_path)) == table(shown("sd"))
     flow = config(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler", shift=3.0)
     assert table(shown(flow)) == table(shown("sd3"))
-    edm = config(tmp_path, _class_name="EDMEulerScheduler", sigma_max=80.0)
-    assert table(shown(edm)) == table(shown("edm"))
+    for more in ({}, {"sigma_max": 80.0, "sigma_min": 0.002}):
+        edm = config(tmp_path, _class_name="EDMEulerScheduler", **more)
+        assert table(shown(edm)) == table(shown("edm"))
 
 
 def test_notes_tell_the_flaw(tmp_path: Path) -> None:

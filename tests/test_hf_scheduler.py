@@ -153,6 +153,37 @@ def test_half_precision_latents(dtype) -> None:
     assert x.double().mean().item() == pytest.approx(0.6, abs=0.007)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype) -> None:
+    """A step computes in float32: half precision loses what its output is rounded by, no more."""
+    x, v = torch.randn(2, 2, 4, 8, 8).to(dtype).unbind()
+    low, high = SteerScheduler(**ZERO), SteerScheduler(**ZERO)
+    for scheduler in (low, high):
+        scheduler.set_timesteps(10)
+    want = high.step(v.float(), 499, x.float()).prev_sample.to(dtype)
+    assert torch.equal(low.step(v, 499, x).prev_sample, want)
+
+
+def test_timesteps_on_a_device_are_not_read() -> None:
+    """After the first step they are counted; a meta tensor holds no number that could be read."""
+    x, v = torch.randn(2, 1, 4, 8, 8).unbind()
+    runs = []
+    for device in ("cpu", "meta"):
+        scheduler = SteerScheduler(**ZERO, sampler="UniPC()")
+        scheduler.set_timesteps(3)
+        state = scheduler.step(v, scheduler.timesteps[0], x).prev_sample
+        for t in scheduler.timesteps[1:]:
+            state = scheduler.step(v, t.to(device), state).prev_sample
+        runs.append(state)
+    assert torch.equal(*runs)
+    scheduler.set_timesteps(3)
+    scheduler.set_begin_index(1)
+    scheduler.step(v, scheduler.timesteps[1].to("meta"), x)
+    assert scheduler.step_index == 2
+    scheduler.set_timesteps(5)
+    assert scheduler.step_index is None and scheduler.begin_index is None
+
+
 def test_save_and_load(pipes, tmp_path: Path) -> None:
     """A pipeline with our scheduler is saved and loaded as any other; samples are bit-identical."""
     scheduler = SteerScheduler(**ZERO, sampler="UniPC()", timestep_spacing="logsigma")

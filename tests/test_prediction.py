@@ -90,6 +90,12 @@ def test_half_precision_keeps_small_levels(dtype) -> None:
     torch.testing.assert_close(got.double(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
+def test_levels_of_rows_follow_the_sample_to_its_device() -> None:
+    x = torch.empty(4, 3, 8, 8, device="meta", dtype=torch.float16)
+    got = SD0.at(torch.tensor([0, 1, 2, 999])).mix(x, x)
+    assert (got.device, got.dtype) == (x.device, x.dtype)
+
+
 def test_eps_at_zero_snr_names_the_cure() -> None:
     x0, eps = pair()
     with pytest.raises(

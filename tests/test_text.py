@@ -50,6 +50,7 @@ def test_short_forms() -> None:
         "DDIM()\x00",
         "(" * 500 + ")" * 500,
         "x" * 20_000,
+        f"DDIM(eta=0.{'0' * 20_000})",
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
