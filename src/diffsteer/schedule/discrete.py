@@ -1,13 +1,6 @@
-"""Noise schedules: from a time to a level, exact at zero terminal SNR.
-
-A network was trained on a range of times, `first` (least noise) to `last` (most noise). `at(t)`
-gives the level of any time in that range, and `time(ratio)` inverts it, so that every sampler can
-visit levels between the trained timesteps.
-"""
+"""Schedules of networks trained on whole timesteps."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,64 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.level import Level
-
-F64 = torch.float64
-Time = Tensor | float
-
-
-class Schedule(ABC):
-    """A map from time to level: define `at` and `time`, and the range where it is not ]0, 1].
-
-    Attributes:
-        first: Least noisy time that the network was trained on.
-        last: Noisiest time, where sampling starts.
-        unit: Time between neighbouring trained levels.
-    """
-
-    first: float = 1e-3
-    last: float = 1.0
-    unit: float = 1e-3
-
-    @abstractmethod
-    def at(self, t: Time) -> Level:
-        """Level at time `t`, 0-dim or `(B,)`, in float64.
-
-        Raises:
-            ValueError: `t` is NaN or outside of the schedule.
-        """
-
-    @abstractmethod
-    def time(self, ratio: Time) -> Tensor:
-        """Time at which sigma / alpha equals `ratio` in [0, inf], 0-dim or `(B,)`, in float64.
-
-        Raises:
-            ValueError: the schedule has no such level.
-        """
-
-    def span(self) -> tuple[float, float]:
-        """Least and greatest finite sigma / alpha of the trained levels, the range of ratio nodes.
-
-        At zero SNR the greatest is that of the level before the last.
-        """
-        top = self.last if self.at(self.last).alpha > 0 else self.last - self.unit
-        return self.at(self.first).ratio.item(), self.at(top).ratio.item()
-
-
-def _time(t: Time, first: float, last: float) -> Tensor:
-    """Check a time and make it a float64 tensor on the CPU."""
-    t = torch.as_tensor(t, dtype=F64, device="cpu")
-    if not ((t >= first) & (t <= last)).all():
-        raise ValueError(
-            f"time {t.tolist()} is outside of this schedule: t runs from {first:g} to {last:g}"
-        )
-    return t
-
-
-def _ratio(ratio: Time) -> Tensor:
-    ratio = torch.as_tensor(ratio, dtype=F64, device="cpu")
-    if not (ratio >= 0).all():
-        raise ValueError(f"sigma/alpha={ratio.tolist()} is no noise level: it must be >= 0")
-    return ratio
+from diffsteer.schedule.base import F64, Schedule, Time, checked_ratio, checked_time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -171,14 +107,14 @@ class Discrete(Schedule):
 
     @override
     def at(self, t: Time) -> Level:
-        t = _time(t, self.first, self.last)
+        t = checked_time(t, self.first, self.last)
         i = t.long().clamp(max=len(self.alphas) - 2)
         psi = torch.lerp(self._psi[i], self._psi[i + 1], t - i)
         return Level(t, psi.sin(), psi.cos())
 
     @override
     def time(self, ratio: Time) -> Tensor:
-        ratio = _ratio(ratio)
+        ratio = checked_ratio(ratio)
         psi, rising = torch.atan(1 / ratio), self._psi.flip(0)
         low, high = rising[0], rising[-1]
         slack = 1e-12  # radians: what one round trip ratio -> angle may lose
@@ -202,102 +138,3 @@ def _check_range(start: float, end: float, n: int) -> None:
         raise ValueError(
             f"{n} betas from {start} to {end} make no schedule: take at least 2, each in ]0, 1]"
         )
-
-
-@dataclass(frozen=True)
-class Cosine(Schedule):
-    """Quarter circle in continuous time, alpha = cos(pi t / 2); zero SNR at t = 1.
-
-    Source: Salimans & Ho 2022, sec. 4, https://arxiv.org/abs/2202.00512.
-    """
-
-    @override
-    def at(self, t: Time) -> Level:
-        t = _time(t, 0, 1)
-        return Level(t, (math.pi / 2 * (1 - t)).sin(), (math.pi / 2 * t).sin())
-
-    @override
-    def time(self, ratio: Time) -> Tensor:
-        return torch.atan(_ratio(ratio)) * (2 / math.pi)
-
-
-@dataclass(frozen=True)
-class EDM(Schedule):
-    """Variance exploding: alpha = 1, and time is sigma itself.
-
-    Args:
-        sigma_min: Least noise of the sampling range, > 0.
-        sigma_max: Most noise; SNR there is (sigma_data / sigma_max)^2, small but never 0.
-
-    Source: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364.
-    """
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
-                f"need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
-            )
-
-    @property
-    def first(self) -> float:  # type: ignore[override]
-        """Same as `sigma_min`."""
-        return self.sigma_min
-
-    @property
-    def last(self) -> float:  # type: ignore[override]
-        """Same as `sigma_max`."""
-        return self.sigma_max
-
-    @override
-    def at(self, t: Time) -> Level:
-        t = _time(t, 0, math.inf)
-        return Level(t, torch.ones_like(t), t)
-
-    @override
-    def time(self, ratio: Time) -> Tensor:
-        return _ratio(ratio)
-
-
-@dataclass(frozen=True)
-class Flow(Schedule):
-    """Straight line from data to noise, alpha = 1 - t; zero SNR at t = 1.
-
-    Args:
-        shift: How much more of the sampling goes to high noise, > 0: a uniform u in [0, 1] becomes
-            the time shift u / (1 + (shift - 1) u). 1 is none; Stable Diffusion 3 uses 3.
-
-    Source: Esser et al. 2024, eq. 23, https://arxiv.org/abs/2403.03206.
-    """
-
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shift < math.inf:
-            raise ValueError(f"shift={self.shift} must be a number > 0; 1 is none")
-
-    @override
-    def at(self, t: Time) -> Level:
-        """Level at the unshifted time `t` in [0, 1]; its own `t` is shifted, as the network's."""
-        u = _time(t, 0, 1)
-        t = self.shift * u / (1 + (self.shift - 1) * u)
-        return Level(t, (1 - u) / (1 + (self.shift - 1) * u), t)
-
-    @override
-    def time(self, ratio: Time) -> Tensor:
-        """Unshifted time with this ratio: sigma / alpha = shift u / (1 - u)."""
-        return 1 / (1 + self.shift / _ratio(ratio))
-
-
-NAMED: dict[str, Callable[[], Schedule]] = {
-    "sd": Discrete.scaled_linear,
-    "linear": Discrete.linear,
-    "cosine": Discrete.cosine,
-    "continuous-cosine": Cosine,
-    "edm": EDM,
-    "flow": Flow,
-    "sd3": lambda: Flow(shift=3.0),
-}
-"""Schedules that have a name on the command line."""

@@ -1,0 +1,26 @@
+"""Samplers. Importing the package registers all of them for `parse`."""
+
+from diffsteer.sampler.base import Denoise, Past, Sampler, Step, first_order, sample, trace
+from diffsteer.sampler.ddim import DDIM, DDPM, Euler, EulerAncestral
+from diffsteer.sampler.heun import Heun
+from diffsteer.sampler.multistep import DPMpp2M, UniPC
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DPMpp2M",
+    "Denoise",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "Past",
+    "Sampler",
+    "Step",
+    "UniPC",
+    "first_order",
+    "sample",
+    "trace",
+]
+
+NAMED: dict[str, Sampler] = {"Euler": Euler, "DDPM": DDPM, "EulerAncestral": EulerAncestral}
+"""Samplers that are known by a name of their own."""
