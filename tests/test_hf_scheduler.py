@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import DDIM, DDPM, Discrete, DPMpp2M, Noise, UniPC, V, grid, trace
+from diffsteer import DDIM, DDPM, Discrete, DPMpp2M, Noise, Sampler, UniPC, V, grid, trace
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.oracle import Bright, Gaussian, antithetic
 
@@ -214,7 +214,8 @@ def test_takes_every_vp_config(name: str, beta_schedule: str) -> None:
     )
     ours = SteerScheduler.from_config(theirs.config)
     assert ours.config.prediction_type == "v_prediction"
-    assert ours.config.timestep_spacing == "trailing"  # they filled in theirs, nobody chose it
+    spacing = theirs.config.get("timestep_spacing", "trailing")  # one of them has none
+    assert ours.config.timestep_spacing == spacing
     torch.testing.assert_close(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6, rtol=2e-5)
 
 
@@ -234,6 +235,33 @@ def test_keeps_what_the_config_says() -> None:
     trained = diffusers.DDIMScheduler(num_train_timesteps=50, trained_betas=betas)
     assert len(SteerScheduler.from_config(trained.config)) == 50
     assert SteerScheduler.from_config(trained.config).config.clip_sample  # in force there, so here
+
+
+def test_the_spacing_survives_every_save(tmp_path: Path) -> None:
+    """Said, changed in a dict, filled in, saved by either: what the config says is what is used."""
+    old = diffusers.DDIMScheduler(**{**SD, "prediction_type": "v_prediction"})
+    said = SteerScheduler.from_config({**old.config, "timestep_spacing": "linspace"})
+    assert said.config.timestep_spacing == "linspace"
+    old.save_pretrained(tmp_path)
+    for config in (old.config, diffusers.DDIMScheduler.from_pretrained(tmp_path).config):
+        assert SteerScheduler.from_config(config).config.timestep_spacing == "leading"
+    assert SteerScheduler.from_pretrained(tmp_path).config.timestep_spacing == "leading"
+    ours = SteerScheduler(**ZERO)
+    for cls in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler):
+        theirs = cls.from_config(ours.config)
+        assert theirs.config.timestep_spacing == "trailing"
+        assert theirs.config.rescale_betas_zero_snr
+
+
+def test_a_sampler_that_asks_twice_is_caught() -> None:
+    class Asks(Sampler):
+        def step(self, x, now, nxt, denoise, past, noise):
+            return denoise(denoise(x, now), nxt), x
+
+    scheduler = SteerScheduler(**ZERO, sampler="Asks()")
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="asks twice a step"):
+        scheduler.step(torch.randn(1, 4), 999, torch.randn(1, 4))
 
 
 def test_clip_sample() -> None:
@@ -284,8 +312,18 @@ LIES = [
     ),
     ({**ZERO, "trained_betas": [0.1, 0.2]}, "2 trained_betas do not fit num_train_timesteps=1000"),
     ({**ZERO, "sampler": "Heun()"}, "evaluates the network 2 times a step"),
-    ({**ZERO, "sampler": "Nope()"}, "unknown Sampler 'Nope'; there are DDIM"),
+    ({**ZERO, "sampler": "Nope()"}, "unknown Sampler 'Nope'; there are .*DDIM"),
     ({**ZERO, "sampler": "().__class__"}, "is not allowed here"),
+    ({**ZERO, "rescale_betas_zero_snr": "false"}, "rescale_betas_zero_snr='false' is a str"),
+    ({**ZERO, "num_train_timesteps": 1000.7}, "num_train_timesteps=1000.7 is a float"),
+    ({**ZERO, "steps_offset": -1}, "steps_offset=-1 must be >= 0"),
+    ({**ZERO, "clip_sample_range": -1.0}, "clip_sample_range=-1.0 must be > 0"),
+    ({**SD, "beta_end": None}, "beta_end=None is a NoneType"),
+    ({**SD, "prediction_type": ["v_prediction"]}, "is a list: give str"),
+    ({"_class_name": "DDIMInverseScheduler", **SD}, "goes from data to noise"),
+    ({"_class_name": "RePaintScheduler", **SD}, "back and forth"),
+    (dict(diffusers.IPNDMScheduler().config), "has no betas"),
+    (None, "maps settings to values"),
     ({**SD, "beta_start": -1.0}, "betas from -1.0 to 0.012 make no schedule"),
     ({"_class_name": "LCMScheduler", **SD}, "distilled network"),
     ({**SD, "thresholding": True}, "thresholding=True cannot be honoured"),
@@ -334,7 +372,10 @@ def test_eta_belongs_to_the_sampler(pipes) -> None:
     pipe("a cat", eta=0.5, **run)
     with pytest.raises(ValueError, match="eta=1.0 contradicts"):
         pipe("a cat", eta=1.0, **run)
-    plain = tiny.unconditional(SteerScheduler(sampler="DDIM()", clip_sample=True), "DDIMPipeline")
+    plain = tiny.unconditional(diffusers.DDIMScheduler(), "DDIMPipeline")
+    plain.scheduler = SteerScheduler(
+        sampler="DDIM()", clip_sample=True
+    )  # it replaces others at start
     made = plain(
         num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)
     )

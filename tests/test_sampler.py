@@ -330,6 +330,11 @@ def test_churn_on_a_discrete_schedule_keeps_the_distribution() -> None:
 def test_churn_errors() -> None:
     with pytest.raises(ValueError, match="churn needs the schedule of the levels"):
         last(Heun(0.1)(Z, grid(SD, 5), Gaussian()))
+    with pytest.raises(ValueError, match="churn needs the schedule of the levels"):
+        last(Heun(0.1, hi=10, schedule=Discrete.linear())(Z, grid(SD, 5), Gaussian()))
+    for bad in ({"lo": 2, "hi": 1}, {"lo": math.nan}, {"swell": -1}, {"schedule": EDM}):
+        with pytest.raises(ValueError, match="churn between|standard deviation|no schedule"):
+            Heun(0.1, **bad)
     with pytest.raises(ValueError, match="lower `hi`"):
         last(Heun(0.1, schedule=SD)(Z, grid(SD, 5), Gaussian()))
     with pytest.raises(ValueError, match=r"min\(S_churn / steps"):
@@ -424,15 +429,15 @@ def test_parity_with_diffusers(name: str, sampler: Sampler, n: int) -> None:
 
 def test_bad_levels() -> None:
     data = Gaussian()
-    with pytest.raises(ValueError, match="lose noise at every step"):
+    with pytest.raises(ValueError, match="level 1 has .*must lose noise at every step"):
         last(DDIM()(Z, [SD.at(100), SD.at(200), CLEAN], data))
     with pytest.raises(ValueError, match="lose noise at every step"):
         last(DDIM()(Z, [SD.at(100), SD.at(100)], data))
     with pytest.raises(ValueError, match="make no step"):
         last(DDIM()(Z, [CLEAN], data))
-    for bad in (-1.0, math.nan):
+    for bad in (-1.0, math.nan, math.inf):
         level = Level(*(torch.tensor(v, dtype=F64) for v in (5.0, 0.5, bad)))
-        with pytest.raises(ValueError, match="need alpha, sigma >= 0"):
+        with pytest.raises(ValueError, match="must be finite and >= 0"):
             last(DDIM()(Z, [level, CLEAN], data))
 
 
@@ -444,6 +449,9 @@ def test_bad_denoiser_and_seeds() -> None:
         last(DDIM()(Z, grid(SD, 2), wide_net))
     with pytest.raises(ValueError, match="3 seeds cannot serve 2 samples"):
         Noise([1, 2, 3])(torch.empty(2, 4))
+    for seeds in ([], [-1], [2**64]):
+        with pytest.raises(ValueError, match="are no seeds"):
+            Noise(seeds)
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="share of fresh noise"):
             DDIM(eta)

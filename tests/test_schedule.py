@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffsteer import EDM, Cosine, Discrete, Flow
+from diffsteer import EDM, Cosine, Discrete, Flow, grid
 
 F64 = torch.float64
 DISCRETE = {
@@ -87,6 +87,17 @@ def test_between_timesteps(t: float) -> None:
     i = math.floor(t)
     assert a[i + 1] - 1e-15 <= level.alpha <= a[i] + 1e-15
     assert (level.alpha**2 + level.sigma**2).item() == pytest.approx(1, abs=1e-15)
+
+
+def test_a_table_may_begin_clean() -> None:
+    """alpha = 1 means sigma = 0 exactly; sampling cannot stop there to ask the network."""
+    schedule = Discrete(torch.linspace(1, 0, 11, dtype=F64))
+    first, last = schedule.at(0), schedule.at(10)
+    assert (first.alpha, first.sigma) == (1, 0) and (last.alpha, last.sigma) == (0, 1)
+    assert len(grid(schedule, 5)) == 6
+    for n, spacing in ((11, "trailing"), (5, "linspace"), (5, "logsigma")):
+        with pytest.raises(ValueError, match="no noise"):
+            grid(schedule, n, spacing)
 
 
 def test_continuous_ends_are_exact() -> None:

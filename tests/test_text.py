@@ -50,12 +50,17 @@ def test_short_forms() -> None:
         "DDIM()\x00",
         "(" * 500 + ")" * 500,
         "x" * 20_000,
+        "-" * 2_000 + "1",
+        "DDIM(eta=0.1,eta=0.2)",
+        "'a'()",
+        "DDPM()",
+        5,
         f"DDIM(eta=0.{'0' * 20_000})",
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        parse(text, Sampler)
+        parse(text, Sampler, named=NAMED)
 
 
 @given(st.text(max_size=60))

@@ -16,7 +16,7 @@ def schedule(
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCHEDULE")],
     /,
     steps: int = 10,
-    spacing: str = "trailing",
+    spacing: str = "",
     zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     plot: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
 ) -> None:
@@ -26,7 +26,8 @@ def schedule(
         source: A name (sd, linear, cosine, continuous-cosine, edm, flow, sd3), or the path of a
             diffusers scheduler_config.json or of a folder that holds one.
         steps: Number of sampling steps.
-        spacing: Which levels: trailing, leading, linspace, logsigma, karras.
+        spacing: Which levels: trailing, leading, linspace, logsigma, karras; empty for what the
+            config says, else trailing, and karras for edm.
         zero_snr: Rescale the schedule so that it ends in pure noise.
         plot: Also draw alpha, sigma and SNR to this picture.
     """
@@ -41,7 +42,7 @@ def plan(
     /,
     schedule: str = "sd",
     steps: int = 25,
-    spacing: str = "trailing",
+    spacing: str = "",
 ) -> None:
     """Print how often a guidance evaluates each network.
 

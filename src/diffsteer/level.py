@@ -49,13 +49,28 @@ class Level(NamedTuple):
             eps: Unit Gaussian noise of the same shape.
 
         Raises:
-            ValueError: the shapes differ, or the level has another number of rows.
+            ValueError: the shapes differ, the tensors are not floating point, or the level has
+                another number of rows.
         """
-        if x0.shape != eps.shape:
-            raise ValueError(
-                f"x0 has shape {tuple(x0.shape)}, eps {tuple(eps.shape)}: give both one shape"
-            )
+        require_alike(x0=x0, eps=eps)
         return weighted(self.alpha, x0, self.sigma, eps)
+
+
+def require_alike(**tensors: Tensor) -> None:
+    """Check that tensors have one shape and are floating point.
+
+    Raises:
+        ValueError: they are not; names them as they were given.
+    """
+    (first, a), *others = tensors.items()
+    for name, b in others:
+        if a.shape != b.shape:
+            raise ValueError(
+                f"{first} has shape {tuple(a.shape)}, {name} {tuple(b.shape)}: give both one shape"
+            )
+    for name, x in tensors.items():
+        if not x.is_floating_point():
+            raise ValueError(f"{name} has dtype {x.dtype}: scale pixels to floats in [-1, 1] first")
 
 
 def wide(x: Tensor) -> Tensor:

@@ -17,10 +17,15 @@ class Noise:
 
     Args:
         seeds: One for each sample, in [0, 2^64).
+
+    Raises:
+        ValueError: there is none, or one is no such number.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = tuple(seeds)
+        self.seeds = tuple(int(seed) for seed in seeds)
+        if not self.seeds or not all(0 <= seed < 2**64 for seed in self.seeds):
+            raise ValueError(f"{self.seeds} are no seeds: give one a sample, in [0, 2^64)")
         self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     def __call__(self, like: Tensor) -> Tensor:

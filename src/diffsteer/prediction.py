@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.level import Level, along, weighted
+from diffsteer.level import Level, along, require_alike, weighted
 
 
 class Kind(ABC):
@@ -26,11 +26,12 @@ class Kind(ABC):
         """Return (a, b), each of the shape of `alpha`."""
 
     def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
-        """What the network should output for data `x0` noised with `eps`, `(B, *D)`."""
-        if x0.shape != eps.shape:
-            raise ValueError(
-                f"x0 has shape {tuple(x0.shape)}, eps {tuple(eps.shape)}: give both one shape"
-            )
+        """What the network should output for data `x0` noised with `eps`, `(B, *D)`.
+
+        Raises:
+            ValueError: the shapes differ or the tensors are not floating point.
+        """
+        require_alike(x0=x0, eps=eps)
         a, b = self.row(level.alpha, level.sigma)
         return weighted(a, x0, b, eps)
 
@@ -44,7 +45,7 @@ class Kind(ABC):
         return weighted(p, x, q, out), weighted(r, x, s, out)
 
     def x0(self, x: Tensor, out: Tensor, level: Level) -> Tensor:
-        """Return the x0 of `solve` alone, at half the cost."""
+        """Return the x0 of `solve` alone, `(B, *D)`, at half the cost; raises as `solve`."""
         (p, q), _ = self._inverse(x, out, level)
         return weighted(p, x, q, out)
 
@@ -66,7 +67,7 @@ class Kind(ABC):
         return along(-self.det(level) / level.sigma, shift) * shift
 
     def det(self, level: Level) -> Tensor:
-        """Determinant alpha b - sigma a; 0 where the output does not fix x0 and eps."""
+        """Determinant alpha b - sigma a, in the shape of the level; 0 where out fixes nothing."""
         a, b = self.row(level.alpha, level.sigma)
         return level.alpha * b - level.sigma * a
 
@@ -93,10 +94,12 @@ class Kind(ABC):
                 "noise and the output repeats it. Use a network that predicts v or velocity, or "
                 "drop zero SNR"
             )
-        return (
-            f"{name} output does not fix eps at sigma=0, where the input is data already: "
-            "do not ask a network at a level without noise"
-        )
+        if (level.sigma == 0).any():
+            return (
+                f"{name} output does not fix eps at sigma=0, where the input is data already: "
+                "do not ask a network at a level without noise"
+            )
+        return f"{name} output fixes neither x0 nor eps at {level}: its row repeats the input"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def logsigma(schedule: Schedule, n: int) -> Tensor:
     """The last level, then even steps in log(sigma / alpha).
 
     Spends more steps on high noise, where the mean brightness of large latents is decided: with few
-    steps it keeps more of its spread than `trailing` does.
+    steps it keeps more of its spread than `trailing` does. Of two steps at zero SNR the second is
+    next to the last level, which is one step in effect: take four and more.
     """
     return _by_ratio(schedule, n, lambda ratio: ratio.log(), lambda log: log.exp())
 
@@ -90,27 +91,33 @@ SPACINGS: dict[str, Spacing] = {
 """Spacings that have a name."""
 
 
-def grid(schedule: Schedule, n: int, spacing: str | Spacing = "trailing") -> tuple[Level, ...]:
+def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tuple[Level, ...]:
     """Levels of a sampling of `n` steps: `n` from most to least noise, then CLEAN.
 
     Args:
         schedule: Of the network.
         n: Number of steps, >= 1; at most the number of timesteps for the spacings on integers.
-        spacing: A name of `SPACINGS`, a `Karras(rho)`, or a function of your own.
+        spacing: A name of `SPACINGS`, a `Karras(rho)`, or a function of your own; None for what
+            suits the schedule: "karras" for EDM, else "trailing".
 
     Raises:
         ValueError: `n` or `spacing` cannot be, or the times do not decrease to a level with noise.
     """
-    if not isinstance(n, Integral) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
+    spacing = schedule.spacing if spacing is None else spacing
     if isinstance(spacing, str):
         if spacing not in SPACINGS:
             raise ValueError(f"no spacing is called {spacing!r}: there are {', '.join(SPACINGS)}")
         spacing = SPACINGS[spacing]
-    times = spacing(schedule, n)
+    times = torch.as_tensor(spacing(schedule, n), dtype=F64)
+    if times.shape != (n,):
+        raise ValueError(f"the spacing gave times of shape {tuple(times.shape)} for {n} steps")
     if not (times.diff() < 0).all():
+        i = int((~(times.diff() < 0)).nonzero()[0])
         raise ValueError(
-            f"the spacing gave times {times.tolist()}: each must lie below the one before"
+            f"the spacing gave t={times[i]:g} and then t={times[i + 1]:g}: "
+            "each must lie below the one before"
         )
     levels = tuple(Level(*level) for level in zip(*schedule.at(times), strict=True))
     if levels[-1].sigma == 0:
@@ -138,6 +145,10 @@ def _by_ratio(
 ) -> Tensor:
     """Times evenly spaced in warp(sigma / alpha), with the last level in front at zero SNR."""
     last = torch.tensor([schedule.last], dtype=F64)
+    if schedule.span()[0] == 0:
+        raise ValueError(
+            "the first trained level has no noise, so its sigma/alpha has no logarithm"
+        )
     lo, hi = (warp(torch.tensor(r, dtype=F64)).item() for r in schedule.span())
     if schedule.at(schedule.last).alpha > 0:
         inner = schedule.time(unwarp(torch.linspace(hi, lo, n, dtype=F64))[1:])

@@ -1,4 +1,7 @@
-"""Value objects from their text, safely: `parse(repr(value), Kind) == value`."""
+"""Value objects from their text, safely: `parse(repr(value), Kind) == value`.
+
+That holds for values of numbers, texts and other such values: for all that ships but `Discrete`.
+"""
 
 import ast
 import math
@@ -29,6 +32,8 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
         ValueError: the text says anything else, or its arguments do not fit.
     """
     roots: tuple[type, ...] = (kind, *parts)
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is a {type(text).__name__}, not the text of a {kind.__name__}")
     classes = {c.__name__: c for root in roots for c in subclasses(root)}
     known = {**classes, **(named or {})}
     tree = _checked(text, {**known, "inf": math.inf}, kind)
@@ -38,7 +43,7 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
         )
         if isinstance(value, type):
             value = value()
-    except TypeError as error:
+    except (TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r}: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{text!r} is a {type(value).__name__}, not a {kind.__name__}")
@@ -73,6 +78,8 @@ def _harmless(node: ast.AST) -> bool:
     """Refuse attributes but for known methods, and literals in sums but for a factor in front."""
     if isinstance(node, ast.Attribute):
         return node.attr in METHODS
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name | ast.Attribute)
     if isinstance(node, ast.BinOp):
         values = (ast.Call, ast.BinOp, ast.Name)
         factor = isinstance(node.op, ast.Mult) and isinstance(node.left, ast.Constant | ast.UnaryOp)

@@ -15,8 +15,8 @@ from diffsteer.level import Level
 from diffsteer.prediction import Kind
 
 FLOOR = 4.035993e-05
-"""SNR at which DDPM's linear schedule ends. Below it a weight stays as it is there, so that the
-terminal step of a zero-SNR schedule weighs as much as it did before, instead of nothing."""
+"""SNR at which DDPM's linear schedule ends, the least that networks were commonly trained at. Below
+it a weight stays as it is there, so that the end of a zero-SNR schedule weighs something."""
 
 
 class Weight(ABC):

@@ -21,13 +21,14 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
         guidance: Text of a guidance.
         schedule: A name, or a path with a diffusers scheduler config.
         steps: Number of sampling steps.
-        spacing: A name in `SPACINGS`.
+        spacing: A name in `SPACINGS`, or empty for that of the config or of the schedule.
 
     Raises:
         ValueError: the guidance, the schedule or the steps cannot be.
     """
     steered = parse(guidance, Guidance)
-    source, _ = load(schedule)
+    source, _, own = load(schedule)
+    spacing = spacing or own or source.spacing
     kind = Velocity() if isinstance(source, Flow) else V()
     x = torch.zeros(1, 4, 8, 8)
     levels = grid(source, steps, spacing)[:-1]

@@ -6,11 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffsteer.hf.config import kind_of, read, schedule_of
+from diffsteer.hf.config import kind_of, read, schedule_of, spacing_of
 from diffsteer.level import Level
 from diffsteer.prediction import Eps
 from diffsteer.schedule import EDM, NAMED, Discrete, Schedule
 from diffsteer.spacing import grid
+
+FAINT = 1e-3
+"""alpha below which what is left of the image at the start cannot be seen in samples."""
 
 HEAD = f"{'step':>4} {'t':>9} {'alpha':>10} {'sigma':>10} {'SNR':>11} {'sigma/alpha':>12}"
 
@@ -21,14 +24,15 @@ def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | Non
     Args:
         source: A name in `NAMED`, or a path with a diffusers scheduler config.
         steps: Number of sampling steps.
-        spacing: A name in `SPACINGS`.
+        spacing: A name in `SPACINGS`, or empty for that of the config or of the schedule.
         zero_snr: Rescale to zero terminal SNR.
         plot: Picture to write, or None.
 
     Raises:
         ValueError: the source is unknown, or the request cannot be.
     """
-    schedule, eps = load(source)
+    schedule, eps, own = load(source)
+    spacing = spacing or own or schedule.spacing
     if zero_snr:
         schedule = _repaired(schedule)
     levels = grid(schedule, steps, spacing)
@@ -40,14 +44,14 @@ def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | Non
     return "\n".join([title, HEAD, *rows, _row("end", levels[-1]), "", *notes])
 
 
-def load(source: str) -> tuple[Schedule, bool]:
-    """Return a named or configured schedule, and whether its network is known to predict epsilon.
+def load(source: str) -> tuple[Schedule, bool, str | None]:
+    """Return a schedule, whether its network is known to predict epsilon, and its own spacing.
 
     Raises:
         ValueError: `source` is neither a name nor a path with a config.
     """
     if source in NAMED:
-        return NAMED[source](), False
+        return NAMED[source](), False, None
     if not Path(source).exists():
         raise ValueError(
             f"{source!r} is neither a schedule ({', '.join(NAMED)}) nor a path: "
@@ -55,7 +59,8 @@ def load(source: str) -> tuple[Schedule, bool]:
         )
     config = read(Path(source))
     schedule = schedule_of(config)
-    return schedule, isinstance(schedule, Discrete) and kind_of(config) == Eps()
+    eps = isinstance(schedule, Discrete) and kind_of(config) == Eps()
+    return schedule, eps, spacing_of(config)
 
 
 def _repaired(schedule: Schedule) -> Schedule:
@@ -79,7 +84,9 @@ def _row(step: int | str, level: Level) -> str:
 def _notes(schedule: Schedule, levels: tuple[Level, ...], eps: bool) -> list[str]:
     last, start = schedule.at(schedule.last), levels[0]
     notes = [f"SNR of the last level: {last.snr.item():.6g} (alpha {last.alpha.item():.6g})."]
-    if start.t < schedule.at(schedule.last).t:
+    if isinstance(schedule, EDM):
+        return notes
+    if start.t < last.t:
         notes.append(
             f"Sampling starts at t={start.t.item():g} with pure noise, but the network expects "
             f"{start.alpha.item():.3g} of the image there: use trailing spacing."
@@ -88,7 +95,7 @@ def _notes(schedule: Schedule, levels: tuple[Level, ...], eps: bool) -> list[str
         notes.append(
             "Sampling starts from pure noise, which a network trained on this schedule has seen."
         )
-    elif not isinstance(schedule, EDM):
+    elif start.alpha > FAINT:
         notes.append(
             f"Sampling starts from pure noise, but training left {start.alpha.item():.3g} of the "
             "image there: the network takes its mean for a hint, and samples come out of medium "
@@ -103,6 +110,10 @@ def _notes(schedule: Schedule, levels: tuple[Level, ...], eps: bool) -> list[str
 
 def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path) -> None:
     """Draw the schedule as curves and the visited levels as dots."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise ValueError(
+            f"{path} cannot be written: give the path of a picture in a folder there is"
+        )
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -8,7 +8,7 @@ draws bright and dark images towards grey; the centred one leaves the mean where
 import torch
 from torch import Tensor
 
-from diffsteer.level import wide
+from diffsteer.level import require_alike, wide
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
@@ -44,15 +44,13 @@ def _factor(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
         raise ValueError(
             f"phi={phi} is no share of rescaling: give 0 (none) to 1 (all); 0.7 is usual"
         )
-    if guided.shape != cond.shape or guided.ndim < 2:
-        raise ValueError(
-            f"guided has shape {tuple(guided.shape)}, cond {tuple(cond.shape)}: "
-            "give both one shape (B, *D)"
-        )
+    require_alike(guided=guided, cond=cond)
+    if guided.ndim < 2:
+        raise ValueError(f"shape {tuple(guided.shape)} has no samples: give (B, *D)")
     dims = tuple(range(1, guided.ndim))
     x = wide(guided)
     std, std_cond = (y.std(dim=dims, correction=0, keepdim=True) for y in (x, wide(cond)))
-    # The mean of n numbers is rounded log2(n) times; a flat sample shows a spread of that at most.
-    slack = torch.finfo(x.dtype).eps * x[0].numel().bit_length()
-    flat = std <= slack * x.abs().amax(dim=dims, keepdim=True)
+    # A flat sample has no spread, but the rounding of its mean gives its std a few units.
+    reach = x.amax(dim=dims, keepdim=True) - x.amin(dim=dims, keepdim=True)
+    flat = reach <= 4 * torch.finfo(x.dtype).eps * x.abs().amax(dim=dims, keepdim=True)
     return torch.where(flat, 1.0, phi * std_cond / std + (1 - phi))

@@ -56,9 +56,33 @@ SOLVER = frozenset(
 """Settings of the solver that a config was written for. Another solver replaces them."""
 
 OFF: dict[str, Any] = {"snr_shift_scale": 1.0, "timestep_type": "discrete"}
-"""Values at which a setting that we do not offer changes nothing; None and False always do."""
+"""Values at which what alters a schedule changes nothing; None and False never do."""
 
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+REFUSED = {
+    "LCMScheduler": "belongs to a distilled network, which only it samples",
+    "TCDScheduler": "belongs to a distilled network, which only it samples",
+    "IPNDMScheduler": "has a schedule of its own, which no betas say",
+    "DDIMInverseScheduler": "goes from data to noise",
+    "DPMSolverMultistepInverseScheduler": "goes from data to noise",
+    "RePaintScheduler": "goes back and forth between levels",
+}
+"""Schedulers whose settings would mean something else in a sampler of ours."""
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "num_train_timesteps": (int,),
+    "beta_start": (float, int),
+    "beta_end": (float, int),
+    "beta_schedule": (str,),
+    "trained_betas": (list, tuple, type(None)),
+    "prediction_type": (str,),
+    "timestep_spacing": (str,),
+    "steps_offset": (int,),
+    "rescale_betas_zero_snr": (bool,),
+    "clip_sample": (bool,),
+    "clip_sample_range": (float, int),
+    "sampler": (str,),
+}
+"""Types of the settings that we read."""
 
 
 def read(path: Path) -> Config:
@@ -90,7 +114,7 @@ def schedule_of(config: Config) -> Schedule:
         ValueError: the config has no schedule that we know.
     """
     name = str(config.get("_class_name", ""))
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+    if name.startswith("FlowMatch") or (config.get("use_flow_sigmas") and "beta_start" in config):
         if config.get("use_dynamic_shifting"):
             raise ValueError(
                 "use_dynamic_shifting makes the shift depend on the image size: "
@@ -109,7 +133,10 @@ def discrete_of(config: Config) -> Discrete:
         ValueError: it has no betas, or an unknown or altered schedule.
     """
     _check_betas(config)
-    n = int(config.get("num_train_timesteps", 1000))
+    check_types(config)
+    for key in OFF.keys() & config.keys():
+        _check_foreign(key, config[key])
+    n = config.get("num_train_timesteps", 1000)
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     betas, shape = config.get("trained_betas"), config.get("beta_schedule", "linear")
     if betas is not None:
@@ -130,6 +157,14 @@ def discrete_of(config: Config) -> Discrete:
     return schedule.zero_snr() if config.get("rescale_betas_zero_snr") else schedule
 
 
+def spacing_of(config: Config) -> str | None:
+    """Name of the spacing that a config asks for, or None."""
+    for flag, spacing in SPACING_FLAGS.items():
+        if config.get(flag):
+            return spacing
+    return config.get("timestep_spacing")
+
+
 def kind_of(config: Config) -> Kind:
     """Prediction type of a config; epsilon where it says none, as in diffusers.
 
@@ -145,8 +180,7 @@ def kind_of(config: Config) -> Kind:
 def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
     """Keep the settings that a variance-preserving sampler of ours takes from a diffusers config.
 
-    Values that a class of diffusers filled in by itself count: they were in force. Only its choice
-    of timestep spacing does not, when the config had none.
+    Values that a class of diffusers filled in by itself count: they were in force.
 
     Args:
         config: Of any diffusers scheduler.
@@ -155,12 +189,12 @@ def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
     Raises:
         ValueError: the config is of another sort, or asks for what cannot be honoured.
     """
-    name = config.get("_class_name")
-    if name in DISTILLED:
-        raise ValueError(f"{name} belongs to a distilled network, which only {name} samples")
+    if not isinstance(config, Mapping):
+        raise ValueError(f"a config maps settings to values, {config!r} does not")
+    if (name := config.get("_class_name")) in REFUSED:
+        raise ValueError(f"{name} {REFUSED[str(name)]}")
     _check_betas(config)
-    dropped = {"timestep_spacing"} & set(config.get("_use_default_values", ()))
-    settings = {k: v for k, v in config.items() if not k.startswith("_") and k not in dropped}
+    settings = {k: v for k, v in config.items() if not k.startswith("_")}
     for flag, spacing in SPACING_FLAGS.items():
         if settings.pop(flag, False):
             settings["timestep_spacing"] = spacing
@@ -169,8 +203,25 @@ def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
     return settings
 
 
+def check_types(config: Config) -> None:
+    """Check the settings that we read, so that no text passes for a number or a truth.
+
+    Raises:
+        ValueError: one is of the wrong type or out of range.
+    """
+    for key, types in TYPES.items():
+        value = config.get(key, types[0]())
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            names = " or ".join(t.__name__ for t in types)
+            raise ValueError(f"{key}={value!r} is a {type(value).__name__}: give {names}")
+    if config.get("steps_offset", 0) < 0:
+        raise ValueError(f"steps_offset={config['steps_offset']} must be >= 0")
+    if not 0 < config.get("clip_sample_range", 1.0) < float("inf"):
+        raise ValueError(f"clip_sample_range={config['clip_sample_range']} must be > 0")
+
+
 def _check_betas(config: Config) -> None:
-    if not {"beta_schedule", "beta_start", "trained_betas"} & config.keys():
+    if not {"beta_schedule", "beta_start"} & config.keys() and not config.get("trained_betas"):
         raise ValueError(
             f"{config.get('_class_name', 'the config')} has no betas: it is not a "
             "variance-preserving scheduler"

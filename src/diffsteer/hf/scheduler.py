@@ -73,10 +73,12 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         clip_sample_range: float = 1.0,
         sampler: str = "DDIM()",
     ) -> None:
+        hf_config.check_types(self.config)
         self.schedule = hf_config.discrete_of(self.config)
         self.kind = hf_config.kind_of(self.config)
         self.sampler = parse(sampler, Sampler, Schedule, named=NAMED_SAMPLERS)
         self._refuse_contradictions()
+        self.register_to_config(_use_default_values=[])  # other classes would not honour those
         self.alphas_cumprod = self.schedule.alphas.float() ** 2
         self.betas = self.schedule.betas.float()
         self.num_inference_steps: int | None = None
@@ -92,6 +94,9 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         cls, config: hf_config.Config, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
         """Build from the config of any variance-preserving diffusers scheduler.
+
+        Its own way of stepping is not taken over: without `sampler` the result is deterministic
+        DDIM, also where the old scheduler was ancestral.
 
         Args:
             config: The config. Settings of its own solver are dropped, all others honoured.
@@ -211,7 +216,8 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             model_output: Of the network, `(B, *D)`.
-            timestep: One of `timesteps`.
+            timestep: One of `timesteps`. On an accelerator it is read at the first step only, so as
+                not to wait for it; from then on the next of them is taken.
             sample: Of the same shape.
             eta: Pipelines of DDIM pass it. It belongs to the sampler here; 0 says nothing.
             use_clipped_model_output: Pipelines of DDIM pass it. A clipped x0 is always used whole.
@@ -236,7 +242,14 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         def noise(like: Tensor) -> Tensor:
             return randn_tensor(like.shape, generator, like.device, like.dtype)  # type: ignore[no-any-return]
 
-        x, _ = self.sampler.step(x, now, nxt, lambda *_: x0, self._past, noise)
+        answers = [x0]
+
+        def denoise(*_: object) -> Tensor:
+            if not answers:
+                raise ValueError(f"{self.sampler!r} asks twice a step: it needs `evaluations = 2`")
+            return answers.pop()
+
+        x, _ = self.sampler.step(x, now, nxt, denoise, self._past, noise)
         self._past = [*self._past[-2:], (now, x0)]
         self._index = i + 1
         out = x.to(sample.dtype)

@@ -55,7 +55,7 @@ class Sampler(ABC):
     def step(
         self, x: Tensor, now: Level, nxt: Level, denoise: Denoise, past: Past, noise: Draw
     ) -> tuple[Tensor, Tensor]:
-        """Return the sample at `nxt` and the x0 predicted at `now`.
+        """Return the sample at `nxt` and the x0 predicted at `now`, both `(B, *D)`.
 
         Args:
             x: Sample at `now`, `(B, *D)`.
@@ -83,8 +83,9 @@ def trace(
 ) -> Iterator[Step]:
     """Yield every step of a sampling, for previews and progress; stop iterating to cancel.
 
-    The state stays float32 (or float64) whatever the network computes in. Nothing here waits for
-    the device.
+    The state stays float32 (or float64): a network in half precision casts what it is given.
+    Nothing here waits for the device. Gradients flow: sample under `torch.no_grad()` where you want
+    none.
 
     Args:
         sampler: How to step.
@@ -133,6 +134,7 @@ def sample(
     Raises:
         ValueError: as `trace`.
     """
+    _check(levels)
     noise = Noise(seeds)
     start = noise(torch.empty(len(noise.seeds), *shape, device=device))
     return trace(sampler, levels[0].sigma * start, levels, denoise, noise)
@@ -142,14 +144,17 @@ def _check(levels: Sequence[Level]) -> None:
     if len(levels) < 2:
         raise ValueError(f"{len(levels)} levels make no step: grid(schedule, n) gives n + 1")
     alpha, sigma = (torch.stack(list(c)) for c in zip(*(lv[1:] for lv in levels), strict=True))
-    if not (torch.cat([alpha, sigma]) >= 0).all():
-        raise ValueError(
-            f"levels need alpha, sigma >= 0, not alpha={alpha.tolist()}, sigma={sigma.tolist()}"
-        )
+    if alpha.ndim != 1:
+        raise ValueError("levels of a sampling are for all rows alike: give 0-dim numbers")
     angle = torch.atan2(sigma, alpha)
-    if not (angle.diff(dim=0) < 0).all():
+    ok = (alpha >= 0) & (sigma >= 0) & alpha.isfinite() & sigma.isfinite()
+    ok[1:] &= angle.diff() < 0
+    if not ok.all():
+        i = int((~ok).nonzero()[0])
+        before = f" after alpha={alpha[i - 1]:g}, sigma={sigma[i - 1]:g}" if i else ""
         raise ValueError(
-            f"levels must lose noise at every step, not sigma/alpha={angle.tan().tolist()}"
+            f"level {i} has alpha={alpha[i]:g}, sigma={sigma[i]:g}{before}: alpha and sigma must "
+            "be finite and >= 0, and levels must lose noise at every step"
         )
 
 

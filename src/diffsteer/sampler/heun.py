@@ -44,6 +44,14 @@ class Heun(Sampler):
                 f"gamma={self.gamma} must lie in [0, 0.4142]: it is the churn of one step, "
                 "min(S_churn / steps, sqrt(2) - 1)"
             )
+        if not 0 <= self.lo <= self.hi:
+            raise ValueError(
+                f"churn between lo={self.lo} and hi={self.hi} cannot be: 0 <= lo <= hi"
+            )
+        if not 0 <= self.swell < math.inf:
+            raise ValueError(f"swell={self.swell} is no standard deviation: give about 1")
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule={self.schedule!r} is no schedule: give the network's")
 
     @override
     def step(
@@ -63,9 +71,11 @@ class Heun(Sampler):
 
     def _raised(self, x: Tensor, now: Level, noise: Draw) -> tuple[Tensor, Level]:
         """Add noise to reach a level with (1 + gamma) times the sigma / alpha."""
-        if not torch.isclose(self._on(now.ratio).alpha, now.alpha):
+        on = self._on(now.ratio)
+        if not all(torch.isclose(a, b, rtol=1e-4) for a, b in zip(on, now, strict=True)):
             raise ValueError(
-                f"{self.schedule!r} holds no level alpha={now.alpha:g}, sigma={now.sigma:g}: "
+                f"{self.schedule!r} holds no level t={now.t:g}, alpha={now.alpha:g}, "
+                f"sigma={now.sigma:g}: "
                 "churn needs the schedule of the levels, Heun(schedule=...)"
             )
         up = self._on(now.ratio * (1 + self.gamma))

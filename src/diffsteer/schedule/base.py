@@ -23,11 +23,13 @@ class Schedule(ABC):
         first: Least noisy time that the network was trained on.
         last: Noisiest time, where sampling starts.
         unit: Time between neighbouring trained levels.
+        spacing: Name of the spacing that suits it, where none is asked for.
     """
 
     first: float = 1e-3
     last: float = 1.0
     unit: float = 1e-3
+    spacing: str = "trailing"
 
     @abstractmethod
     def at(self, t: Time) -> Level:
@@ -57,7 +59,7 @@ class Schedule(ABC):
 def checked_time(t: Time, first: float, last: float) -> Tensor:
     """Check a time and make it a float64 tensor on the CPU."""
     t = torch.as_tensor(t, dtype=F64, device="cpu")
-    if not ((t >= first) & (t <= last)).all():
+    if not ((t >= first) & (t <= last) & t.isfinite()).all():
         raise ValueError(
             f"time {t.tolist()} is outside of this schedule: t runs from {first:g} to {last:g}"
         )
@@ -65,6 +67,7 @@ def checked_time(t: Time, first: float, last: float) -> Tensor:
 
 
 def checked_ratio(ratio: Time) -> Tensor:
+    """Check a noise-to-signal ratio and make it a float64 tensor on the CPU."""
     ratio = torch.as_tensor(ratio, dtype=F64, device="cpu")
     if not (ratio >= 0).all():
         raise ValueError(f"sigma/alpha={ratio.tolist()} is no noise level: it must be >= 0")

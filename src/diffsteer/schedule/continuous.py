@@ -41,6 +41,7 @@ class EDM(Schedule):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    spacing = "karras"
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:

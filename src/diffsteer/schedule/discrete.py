@@ -17,7 +17,8 @@ class Discrete(Schedule):
     """Variance-preserving schedule of a network trained on N integer timesteps.
 
     Interpolates the angle psi = atan2(alpha, sigma) between timesteps: finite at every SNR, with
-    alpha^2 + sigma^2 = 1 everywhere, and alpha exactly 0 where the table says so.
+    alpha^2 + sigma^2 = 1 everywhere. Its complement is interpolated as well, so that both alpha and
+    sigma are exactly 0 where the table says so.
 
     Args:
         alphas: alpha at t = 0..N-1, strictly decreasing, in [0, 1], shape `(N,)`, N >= 2; the
@@ -43,7 +44,7 @@ class Discrete(Schedule):
             i = int((a.diff() >= 0).nonzero()[0])
             raise ValueError(
                 f"alphas must decrease, but alphas[{i}]={a[i]:g} and alphas[{i + 1}]={a[i + 1]:g}: "
-                "noise grows with t (were they given in reverse, or as betas?)"
+                "noise grows with t (were they given in reverse, or do betas of 1 underflow?)"
             )
         if a[-1] < 0 or a[0] > 1:
             raise ValueError(f"alphas run from {a[0]:g} to {a[-1]:g}: they must lie in [0, 1]")
@@ -105,12 +106,16 @@ class Discrete(Schedule):
     def _psi(self) -> Tensor:
         return torch.atan2(self.alphas, (1 - self.alphas**2).sqrt())
 
+    @cached_property
+    def _phi(self) -> Tensor:
+        return torch.atan2((1 - self.alphas**2).sqrt(), self.alphas)
+
     @override
     def at(self, t: Time) -> Level:
         t = checked_time(t, self.first, self.last)
         i = t.long().clamp(max=len(self.alphas) - 2)
-        psi = torch.lerp(self._psi[i], self._psi[i + 1], t - i)
-        return Level(t, psi.sin(), psi.cos())
+        psi, phi = (torch.lerp(table[i], table[i + 1], t - i) for table in (self._psi, self._phi))
+        return Level(t, psi.sin(), phi.sin())
 
     @override
     def time(self, ratio: Time) -> Tensor:
