@@ -1,0 +1,262 @@
+"""Pictures with captions, and the endless seeded order in which training sees them.
+
+`Emoji` is the data that ships with diffsteer; `diffsteer.train.own` reads users' own.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from io import BytesIO
+from itertools import count
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+STYLES = ("noto", "twemoji")
+BACKGROUNDS = {
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "red": (220, 40, 40),
+    "blue": (40, 80, 220),
+    "green": (40, 160, 70),
+    "yellow": (250, 215, 50),
+    "purple": (130, 50, 180),
+    "grey": (128, 128, 128),
+}
+"""Colour names of captions, in sRGB."""
+
+TEST_SHARE = 0.1
+PEOPLE = frozenset(f"1F{x}" for x in (466, 467, 468, 469, 474, 475, 476, "9D1", "9D2", "9D3"))
+"""Boy, girl, man, woman, old man, old woman, baby, adult, child, older adult."""
+
+JOINERS = {"200D", "FE0F", "1F9B0", "1F9B1", "1F9B2", "1F9B3"}
+"""What may stand before the thing in a sequence: joiner, variation selector, hair."""
+
+KIN = {
+    f"{point:X}": f"{first:X}"
+    for first, others in {
+        0x1F91D: (0x1F46B, 0x1F46C, 0x1F46D),  # two people holding hands
+        0x2764: (0x1F48F, 0x1F491),  # kiss, couple with heart
+        0x1F64D: (0x1F64E,),  # frowning, pouting
+        0x1F550: range(0x1F551, 0x1F568),  # clock faces
+        0x1F311: range(0x1F312, 0x1F319),  # phases of the moon
+        0x1F507: range(0x1F508, 0x1F50B),  # speakers
+        0x1F50F: range(0x1F510, 0x1F514),  # locks
+        0x1F4EA: range(0x1F4EB, 0x1F4EE),  # mailboxes
+        0x1F4E4: (0x1F4E5,),  # trays
+        0x231B: (0x23F3,),  # hourglasses
+        0x2603: (0x26C4,),  # snowmen
+    }.items()
+    for point in others
+}
+"""Single code points that are drawn like another."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its caption.
+
+    Attributes:
+        pixels: uint8 sRGB, `(3, H, W)`.
+        caption: Empty where it was dropped.
+    """
+
+    pixels: Tensor
+    caption: str
+
+
+class Source(Protocol):
+    """Samples by index, 0 to len - 1; cheap to pickle."""
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+
+
+def family(code: str) -> str:
+    """Code point for the thing that `code` shows, "1F680" for "1F469-200D-1F680", woman astronaut.
+
+    Emoji of one family show one thing with another sex, hair, direction, hour or phase. All that
+    show nothing but people are one family.
+    """
+    points = [p for p in code.split("-") if p not in JOINERS and not "1F3FB" <= p <= "1F3FF"]
+    thing = next((p for p in points if p not in PEOPLE), "1F9D1")
+    return KIN.get(thing, thing)
+
+
+def held_out(code: str) -> bool:
+    """Whether an emoji is in the test split: by the hash of its family, in every style alike."""
+    return _fraction("test", family(code)) < TEST_SHARE
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """Emoji, 64 x 64, in two styles on eight backgrounds: "pear, noto style, on a red background".
+
+    Noto Emoji (Apache-2.0) and Twemoji (CC-BY-4.0); `assets/emoji/NOTICE.md` has the attribution.
+
+    Args:
+        split: "train", "test" or "all". No object is in both of the first two.
+        styles: Of STYLES.
+        backgrounds: Of BACKGROUNDS.
+
+    Raises:
+        ValueError: a style, background or split has another name, or there is none.
+    """
+
+    split: Literal["train", "test", "all"] = "train"
+    styles: tuple[str, ...] = STYLES
+    backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+
+    def __post_init__(self) -> None:
+        for given, known in (
+            (self.styles, STYLES),
+            (self.backgrounds, tuple(BACKGROUNDS)),
+            ((self.split,), ("train", "test", "all")),
+        ):
+            if not given or not set(given) <= set(known):
+                raise ValueError(f"{given} is not of the emoji data: choose from {known}")
+
+    def __len__(self) -> int:
+        return len(_entries(self.split)) * len(self.styles) * len(self.backgrounds)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Compose sample `index`; the background varies fastest, the emoji slowest.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"no sample {index} among {len(self)}")
+        rest, background = divmod(index, len(self.backgrounds))
+        which, style = divmod(rest, len(self.styles))
+        row, _, name = _entries(self.split)[which]
+        colour, art = self.backgrounds[background], self.styles[style]
+        pixels = composed(_sprites(art)[row], BACKGROUNDS[colour])
+        return Sample(pixels, f"{name}, {art} style, on a {colour} background")
+
+    def code(self, index: int) -> str:
+        """Code points of sample `index`, "1F34E", with "-" between several."""
+        return _entries(self.split)[index // (len(self.styles) * len(self.backgrounds))][1]
+
+
+def composed(sprite: NDArray[np.uint8], background: tuple[int, int, int]) -> Tensor:
+    """Lay straight-alpha `sprite`, `(H, W, 4)`, on one colour: uint8 `(3, H, W)`.
+
+    Each value is the nearest to (alpha colour + (255 - alpha) background) / 255; 255 is odd, so
+    that there are no ties.
+    """
+    colour, alpha = sprite[:, :, :3].astype(np.uint32), sprite[:, :, 3:].astype(np.uint32)
+    mixed = alpha * colour + (255 - alpha) * np.array(background, np.uint32)
+    rounded = ((mixed + 127) // 255).astype(np.uint8)
+    return torch.from_numpy(rounded.transpose(2, 0, 1).copy())
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The images of training, number 0, 1, 2, ... without end: each sample once an epoch, shuffled.
+
+    What number n is depends on `source`, `seed` and `drop` alone. So a run that starts at n sees
+    what one from 0 would, and `world` ranks see together what one would. A DataLoader with any
+    number of workers keeps the order: `DataLoader(stream, sampler=stream.numbers())`.
+
+    Args:
+        source: Where samples come from.
+        seed: Of order and drops.
+        drop: Probability of an empty caption, by which a network learns to go without (Ho and
+            Salimans 2022, https://arxiv.org/abs/2207.12598); 0 is off.
+        start: Number of the first image, over all ranks.
+        rank: Of this process, 0 to world - 1.
+        world: Number of processes.
+
+    Raises:
+        ValueError: `source` is empty, or a number leaves its range.
+    """
+
+    source: Source
+    seed: int = 0
+    drop: float = 0.0
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not len(self.source):
+            raise ValueError(f"{self.source} has no samples: nothing can be drawn from it")
+        if not (0 <= self.drop <= 1 and self.start >= 0 and 0 <= self.rank < self.world):
+            raise ValueError(
+                f"drop={self.drop}, start={self.start}, rank={self.rank}, world={self.world}: give "
+                "0 <= drop <= 1, start >= 0 and 0 <= rank < world"
+            )
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the numbers of this rank's images."""
+        return count(self.start + self.rank, self.world)
+
+    def index(self, number: int) -> int:
+        """Which sample of `source` image `number` is."""
+        epoch, position = divmod(number, len(self.source))
+        return int(_order(self.seed, epoch, len(self.source))[position])
+
+    def image_seed(self, number: int) -> int:
+        """Seed in [0, 2^64) for all that is random about image `number`."""
+        return _hash("image", str(self.seed), str(number))
+
+    def __getitem__(self, number: int) -> Sample:
+        """Image `number`, its caption dropped where its seed says so."""
+        sample = self.source[self.index(number)]
+        if _fraction("drop", str(self.image_seed(number))) < self.drop:
+            return Sample(sample.pixels, "")
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in self.numbers())
+
+
+def _hash(*words: str) -> int:
+    return int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:8], "big")
+
+
+def _fraction(*words: str) -> float:
+    return _hash(*words) / 2**64
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """Shuffle 0 to size - 1 by sorting keys: Philox bits, unlike `permutation`, never change."""
+    keys = np.random.Philox(_hash("order", str(seed), str(epoch))).random_raw(size)
+    return np.argsort(keys, kind="stable")
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, list[list[str]]]:
+    text = (files("diffsteer") / "assets/emoji/emoji.json").read_text("utf-8")
+    found: dict[str, list[list[str]]] = json.loads(text)
+    return found
+
+
+@lru_cache(maxsize=3)
+def _entries(split: str) -> tuple[tuple[int, str, str], ...]:
+    """Place in the sheet, code points and name of each emoji of a split."""
+    rows = enumerate(_table()["emoji"])
+    chosen = ((i, code, name) for i, (code, name, _) in rows)
+    return tuple(e for e in chosen if split == "all" or held_out(e[1]) == (split == "test"))
+
+
+@lru_cache(maxsize=2)
+def _sprites(style: str) -> NDArray[np.uint8]:
+    """Cut the sheet of a style, `(N, 64, 64, 4)`, straight alpha."""
+    data = (files("diffsteer") / f"assets/emoji/{style}.webp").read_bytes()
+    sheet = np.array(Image.open(BytesIO(data), formats=("WEBP",)).convert("RGBA"))
+    height, width, _ = sheet.shape
+    cells = sheet.reshape(height // 64, 64, width // 64, 64, 4).swapaxes(1, 2)
+    return cells.reshape(-1, 64, 64, 4)

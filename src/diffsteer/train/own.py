@@ -1,0 +1,280 @@
+"""Reads users' own pictures with captions: a folder, or webdataset tar shards.
+
+| where | the caption of `cat.png` |
+|---|---|
+| folder with `metadata.jsonl` | its line `{"file_name": "cat.png", "text": "a cat"}` |
+| other folder | `cat.txt` beside it |
+| tar shard | member `cat.txt`, or else member `cat.json` with `{"text": "a cat"}` |
+
+Pictures are decoded by the rules of `diffsteer.eval.pictures`. Nothing is unpacked to disk. A
+picture without a caption is refused, and so is a line or a member without a picture: nothing is
+left out unseen. JSON may say "caption" for "text".
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from diffsteer.eval.pictures import MAX_BYTES, SUFFIXES, Pictures, decode
+from diffsteer.train.data import Sample
+
+MAX_CAPTION = 2**20
+"""Bytes of one caption file."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Pictures of a folder and its subfolders, in the order of names.
+
+    Attributes:
+        path: The folder.
+        captions: Name inside of the folder, and caption.
+        size: Height and width that each picture must have; None allows all.
+    """
+
+    path: Path
+    captions: tuple[tuple[str, str], ...]
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def at(cls, path: Path, size: tuple[int, int] | None = None) -> "Folder":
+        """List pictures and read captions, without decoding pictures.
+
+        Raises:
+            FileNotFoundError: `path` is not there.
+            ValueError: it is no folder, or a picture has no caption, or a caption no picture.
+        """
+        names = Pictures.at(path).names
+        if not path.is_dir():
+            raise ValueError(f"{path} is no folder: unpack it")
+        if (path / "metadata.jsonl").exists():
+            found = _metadata(path / "metadata.jsonl", set(names))
+        else:
+            found = {name: _beside(path / name) for name in names}
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(f"{path / 'metadata.jsonl'} has no line for {missing[0]}: add it")
+        return cls(path, tuple((name, found[name]) for name in names), size)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Decode one picture.
+
+        Raises:
+            ValueError: it is broken, or of another size.
+        """
+        name, caption = self.captions[index]
+        file = self.path / name
+        return _sample(str(file), _read(file, MAX_BYTES), caption, self.size)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture in a tar file.
+
+    Attributes:
+        shard: The tar file.
+        name: Inside of it.
+        start: Byte at which the picture starts.
+        length: In bytes.
+        caption: What it shows.
+    """
+
+    shard: Path
+    name: str
+    start: int
+    length: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Pictures of webdataset tar files, read in any order, straight from where they lie.
+
+    Attributes:
+        members: In the order of the files.
+        size: Height and width that each picture must have; None allows all.
+    """
+
+    members: tuple[Member, ...]
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def at(cls, *paths: Path, size: tuple[int, int] | None = None) -> "Shards":
+        """Scan the headers of tar files, and read captions.
+
+        Raises:
+            FileNotFoundError: one is not there.
+            ValueError: one is compressed or broken, leads out of itself, or misses a caption.
+        """
+        return cls(tuple(member for path in paths for member in _scan(path)), size)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Decode one picture.
+
+        Raises:
+            ValueError: it is broken, or of another size.
+        """
+        member = self.members[index]
+        with member.shard.open("rb") as file:
+            file.seek(member.start)
+            data = file.read(member.length)
+        return _sample(f"{member.shard}: {member.name}", data, member.caption, self.size)
+
+
+def _sample(name: str, data: bytes, caption: str, size: tuple[int, int] | None) -> Sample:
+    pixels = decode(name, data).pixels
+    if size is not None and tuple(pixels.shape[1:]) != size:
+        raise ValueError(
+            f"{name} has {pixels.shape[2]} x {pixels.shape[1]} pixels, not {size[1]} x {size[0]}: "
+            "resize it"
+        )
+    return Sample(pixels, caption)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    if (length := path.stat().st_size) > limit:
+        raise ValueError(f"{path} has {length} bytes, over the limit of {limit}")
+    return path.read_bytes()
+
+
+def _text(name: str, data: bytes) -> str:
+    try:
+        caption = " ".join(data.decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is no UTF-8 text: {error}") from error
+    if not caption:
+        raise ValueError(f"{name} is empty: write what the picture shows")
+    return caption
+
+
+def _record(name: str, data: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is a JSON {type(found).__name__}, not an object")
+    return found
+
+
+def _caption(name: str, record: dict[str, object]) -> str:
+    found = next((record[field] for field in ("text", "caption") if field in record), None)
+    if not isinstance(found, str):
+        raise ValueError(f'{name} has no caption: give it "text" or "caption", a string')
+    return _text(name, found.encode())
+
+
+def _beside(picture: Path) -> str:
+    path = picture.with_suffix(".txt")
+    if not path.is_file():
+        raise ValueError(f"{picture} has no caption: write {path.name} or metadata.jsonl")
+    return _text(str(path), _read(path, MAX_CAPTION))
+
+
+def _metadata(path: Path, pictures: set[str]) -> dict[str, str]:
+    """Captions by picture of a metadata.jsonl; `pictures` are those that are there."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(_read(path, MAX_BYTES).splitlines(), 1):
+        if not line.strip():
+            continue
+        here = f"{path} line {number}"
+        record = _record(here, line)
+        name = record.get("file_name")
+        if not isinstance(name, str):
+            raise ValueError(f'{here} has no "file_name": say which picture it is about')
+        picture = _inside(here, name).as_posix()
+        if picture not in pictures or picture in found:
+            reason = "has a line before it" if picture in found else "is no picture of the folder"
+            raise ValueError(f"{here} is about {name}, which {reason}")
+        found[picture] = _caption(here, record)
+    return found
+
+
+def _inside(where: str, name: str) -> PurePosixPath:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{where} names {name}, which leads out of it: do not trust this file")
+    return path
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a tar file holds of one sample: the picture, or a caption, with its content."""
+
+    info: tarfile.TarInfo
+    key: str
+    kind: str
+    text: bytes
+
+
+def _scan(shard: Path) -> Iterator[Member]:
+    """Find the pictures of one tar file, each with its caption, in its order."""
+    samples: dict[str, dict[str, _Part]] = {}
+    for part in _parts(shard):
+        if part.kind in samples.setdefault(part.key, {}):
+            raise ValueError(f"{shard} has {part.info.name} twice: rename one")
+        samples[part.key][part.kind] = part
+    if not samples:
+        raise ValueError(f"{shard} holds no picture: give PNG, JPEG, WebP or BMP members")
+    for key, parts in samples.items():
+        pictures = [part.info for part in parts.values() if part.kind in SUFFIXES]
+        if len(pictures) != 1:
+            raise ValueError(f"{shard} has {len(pictures)} pictures for {key}, not one")
+        info = pictures[0]
+        yield Member(shard, info.name, info.offset_data, info.size, _said(shard, key, parts))
+
+
+def _said(shard: Path, key: str, parts: dict[str, _Part]) -> str:
+    if part := parts.get(".txt"):
+        return _text(f"{shard}: {part.info.name}", part.text)
+    if part := parts.get(".json"):
+        here = f"{shard}: {part.info.name}"
+        return _caption(here, _record(here, part.text))
+    raise ValueError(f"{shard} has no caption for {key}: add {key}.txt or {key}.json")
+
+
+def _parts(shard: Path) -> Iterator[_Part]:
+    """Yield the members that count.
+
+    As in webdataset, the key is the path up to the first dot of the file name; what comes after
+    says what the member is, and members of other kinds (".cls", ".seg.png") are passed over.
+    """
+    for file, info in _members(shard):
+        path = _inside(str(shard), info.name)
+        base, _, kind = path.name.partition(".")
+        key, kind = (path.parent / base).as_posix(), f".{kind.lower()}"
+        if not base or kind not in SUFFIXES | {".txt", ".json"}:
+            continue
+        limit = MAX_BYTES if kind in SUFFIXES else MAX_CAPTION
+        if info.size > limit:
+            raise ValueError(f"{shard}: {info.name} has {info.size} bytes, the limit is {limit}")
+        file.seek(info.offset_data)
+        yield _Part(info, key, kind, b"" if kind in SUFFIXES else file.read(info.size))
+
+
+def _members(shard: Path) -> Iterator[tuple[BinaryIO, tarfile.TarInfo]]:
+    """Yield the plain files of an uncompressed tar file, to its very end."""
+    length = shard.stat().st_size
+    try:
+        with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
+            for info in archive:
+                if not 0 <= info.size <= length - info.offset_data:
+                    raise tarfile.ReadError(f"{info.name} has no {info.size} bytes there")
+                if info.isdir():
+                    continue
+                if not info.isreg() or info.issparse():
+                    raise tarfile.ReadError(f"{info.name} is a link, a device or sparse")
+                yield file, info
+            file.seek(archive.offset)  # tarfile takes a damaged header for the end
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is broken, cut short or compressed: {error}") from error
