@@ -20,6 +20,7 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
     "sampler": {"level", "noise", "sampler", "schedule"},
     "weight": {"level", "prediction"},
     "oracle": {"level", "prediction", "sampler"},
+    "identify": {"level", "noise", "prediction", "sampler", "schedule"},
     "attention": set(),
     "branch": {"attention", "level", "prediction"},
     "guidance": {"attention", "branch", "level", "guidance"},

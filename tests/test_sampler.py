@@ -270,6 +270,14 @@ def test_steps_as_they_happen() -> None:
     assert [s.done for s in trace(DDIM(), Z, grid(SD0, 4), net)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("sampler", [*ALL, Heun(0.1, hi=10, schedule=SD0)], ids=repr)
+def test_nothing_reads_the_sample(sampler: Sampler) -> None:
+    """On a meta device nothing can be read: no step waits for a device."""
+    x = torch.empty(2, 3, device="meta")
+    x = last(sampler(x, grid(SD0, 6), lambda x, level: 0.5 * x))
+    assert x.device.type == "meta"
+
+
 def count_calls(sampler: Sampler, n: int) -> int:
     calls = []
     last(sampler(Z, grid(SD0, n), lambda x, lv: calls.append(1) or Gaussian()(x, lv)))
