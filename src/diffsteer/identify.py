@@ -77,14 +77,15 @@ def brightness_gain(denoise: Denoise, schedule: Schedule, like: Tensor, seed: in
     """How much the mean of x0 follows the mean of the noise at the last level.
 
     0 for a network of zero terminal SNR, which cannot know; of the order of 10 for large latents on
-    Stable Diffusion's schedule, whose network reads the brightness of the image off its noise (Lin et
-    al. 2023, https://arxiv.org/abs/2305.08891).
+    Stable Diffusion's schedule, whose network reads the brightness of the image off its noise.
 
     Args:
         denoise: The network as a denoiser.
         schedule: That it was trained on.
         like: Any tensor with the shape of some samples, `(B, *D)`.
         seed: Of the noise.
+
+    Source: of the effect, Lin et al. 2023, https://arxiv.org/abs/2305.08891.
     """
     z = Noise(range(seed, seed + len(like)))(like)
     step = like[0].numel() ** -0.5  # a standard deviation of the mean of noise
