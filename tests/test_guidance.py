@@ -221,6 +221,25 @@ def test_together_in_lockstep() -> None:
     assert [list(m) for m in short + long] == [["a"], ["b"], ["a"], ["c"]] and none == []
 
 
+def test_a_branch_is_asked_again_for_what_it_did_not_record() -> None:
+    """Known without attention scores, wanted with them: evaluated once more, and then no more."""
+    at, asked = point(), []
+
+    def asker():
+        yield (Branch(),)
+        (seen,) = yield (Branch(record=("mid",)),)
+        (again,) = yield (Branch(),)
+        return seen.maps, again.maps
+
+    def evaluate(branches):
+        asked.extend(b.record for b in branches)
+        maps = [dict.fromkeys(b.record, at.x) for b in branches]
+        return [Answer(at.x, at.x, at.level, at.kind, found) for found in maps]
+
+    seen, again = run(asker(), evaluate)
+    assert list(seen) == ["mid"] and again is seen and asked == [(), ("mid",)]
+
+
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 5, None])
 def test_max_rows_splits_without_a_difference(max_rows) -> None:
     at = point(batch=3)
