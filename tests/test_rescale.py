@@ -67,7 +67,7 @@ def test_flat_samples_stay(act, shape) -> None:
 
 @BOTH
 def test_a_last_bit_is_no_spread(act) -> None:
-    """Values one unit in the last place apart are as flat: scaling up their rounding shows noise."""
+    """Values one unit in the last place apart are as flat as equal ones."""
     flat = torch.full((1, 4, 64, 64), 0.9)
     flat[..., ::2] = torch.nextafter(flat, torch.tensor(1.0))[..., ::2]
     torch.testing.assert_close(act(flat, torch.randn_like(flat), 1.0), flat, atol=1e-6, rtol=0)
