@@ -35,8 +35,15 @@ def _ahead(x0: Tensor, now: Level, nxt: Level, past: Past) -> Tensor:
     if not past or nxt.sigma == 0:
         return x0
     before, x0_before = past[-1]
-    r = (now.lam - before.lam) / (nxt.lam - now.lam)
-    return torch.lerp(x0_before, x0, (1 + 0.5 / r).item())
+    lam = _lam(now)
+    r = (lam - _lam(before)) / (_lam(nxt) - lam)
+    return torch.lerp(x0_before, x0, 1 + 0.5 / r)
+
+
+def _lam(level: Level) -> float:
+    """Half log-SNR of a level with noise, as a number: several are needed at every step."""
+    alpha = level.alpha.item()
+    return math.log(alpha / level.sigma.item()) if alpha > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,13 @@ def _corrected(x: Tensor, x0: Tensor, now: Level, past: Past) -> Tensor:
     the earlier level has zero SNR.
     """
     before, x0_before = past[-1]
-    gain = (now.alpha - now.sigma / before.sigma * before.alpha).item()
+    keep = now.sigma.item() / before.sigma.item()
+    gain = now.alpha.item() - keep * before.alpha.item()
     if len(past) == 1:
         return torch.add(x, x0 - x0_before, alpha=gain / 2)
     earlier, x0_earlier = past[-2]
-    h = (now.lam - before.lam).item()
-    inv = h / (earlier.lam - before.lam).item()
+    h = _lam(now) - _lam(before)
+    inv = h / (_lam(earlier) - _lam(before))
     b1 = -1 / math.expm1(-h) - 1 / h
     b2 = -1 / math.expm1(-h) - 2 * b1 / h
     rho = (b2 - b1) * inv / (1 - inv)
