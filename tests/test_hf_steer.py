@@ -293,6 +293,8 @@ def test_dit() -> None:
     with steer(pipe, PAG(2, layer="transformer_blocks.1")):
         torch.testing.assert_close(run(1.0), run(2.0), atol=1e-4, rtol=1e-5)
         assert not torch.allclose(run(1.0), want, atol=1e-3)
+    with steer(pipe, CFG(4), max_rows=1):
+        torch.testing.assert_close(run(2.0), want, atol=1e-4, rtol=1e-5)
     with steer(pipe, Auto(2), guide=tiny.dit(None)):
         torch.testing.assert_close(run(1.0), run(2.0), atol=1e-4, rtol=1e-5)
 

@@ -145,11 +145,12 @@ def _by_ratio(
 ) -> Tensor:
     """Times evenly spaced in warp(sigma / alpha), with the last level in front at zero SNR."""
     last = torch.tensor([schedule.last], dtype=F64)
-    if schedule.span()[0] == 0:
+    span = schedule.span()
+    if span[0] == 0:
         raise ValueError(
             "the first trained level has no noise, so its sigma/alpha has no logarithm"
         )
-    lo, hi = (warp(torch.tensor(r, dtype=F64)).item() for r in schedule.span())
+    lo, hi = (warp(torch.tensor(r, dtype=F64)).item() for r in span)
     if schedule.at(schedule.last).alpha > 0:
         inner = schedule.time(unwarp(torch.linspace(hi, lo, n, dtype=F64))[1:])
         return torch.cat([last, inner])

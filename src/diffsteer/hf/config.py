@@ -133,7 +133,7 @@ def discrete_of(config: Config) -> Discrete:
         ValueError: it has no betas, or an unknown or altered schedule.
     """
     _check_betas(config)
-    check_types(config)
+    _check_types(config)
     for key in OFF.keys() & config.keys():
         _check_foreign(key, config[key])
     n = config.get("num_train_timesteps", 1000)
@@ -203,7 +203,7 @@ def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
     return settings
 
 
-def check_types(config: Config) -> None:
+def _check_types(config: Config) -> None:
     """Check the settings that we read, so that no text passes for a number or a truth.
 
     Raises:

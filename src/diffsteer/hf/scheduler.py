@@ -73,7 +73,6 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         clip_sample_range: float = 1.0,
         sampler: str = "DDIM()",
     ) -> None:
-        hf_config.check_types(self.config)
         self.schedule = hf_config.discrete_of(self.config)
         self.kind = hf_config.kind_of(self.config)
         self.sampler = parse(sampler, Sampler, Schedule, named=NAMED_SAMPLERS)

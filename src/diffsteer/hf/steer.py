@@ -74,6 +74,11 @@ class Steering:
         self._own_forward = self.network.__dict__.get("forward")
         self._forward = self.network.forward
         self._guide_forward = None if self.guide is None else self.guide.forward
+        self._layers = {
+            id(net): self.family.layers(_eager(net))
+            for net in (self.network, self.guide)
+            if net is not None
+        }
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._tapping = False
         self.network.forward = self._steered
@@ -104,7 +109,9 @@ class Steering:
         whole, as_dict = said.pop(self.family.sample), said.pop("return_dict", True)
         halves = self.family.sent(self.pipe, whole)
         rest, out = self._guided(whole, said, halves)
-        half = torch.cat([out.to(whole.dtype), *(r[: len(out)] for r in rest[:1])], dim=1)
+        half = out.to(whole.dtype)
+        if rest:  # the first rows are those of the "cond" branch, which is always asked first
+            half = torch.cat([half, torch.cat(rest)[: len(half)]], dim=1)
         answer = torch.cat([half] * len(halves))
         if not as_dict:
             return (answer,)
@@ -140,7 +147,7 @@ class Steering:
     def _net(self, module: Any, forward: Any, dtype: torch.dtype, rest: list[Tensor]) -> Network:
         """Wrap a network for the engine: float32 outside, its own dtype inside.
 
-        The channels of the first answer beyond those of the sample are put into `rest`. A compiled
+        The channels of its answers beyond those of the sample are put into `rest`. A compiled
         network runs uncompiled where its attention is tapped, since compiled code ignores taps.
         """
         channels = _channels(_eager(module))
@@ -156,7 +163,7 @@ class Steering:
             return wide(out[:, :channels])
 
         patch = getattr(_eager(module).config, "patch_size", None) or 1
-        return Network(call, self.family.layers(_eager(module)), self._ready, patch)
+        return Network(call, self._layers[id(module)], self._ready, patch)
 
     @contextmanager
     def _ready(self, layer: nn.Module) -> Iterator[None]:
