@@ -32,8 +32,8 @@ MAY_IMPORT |= {
     "pictures": set(),
     "hf": CORE | {"hf"},
     "eval": {"eval", "pictures"},
-    "train": CORE | {"eval", "pictures", "train"},
-    "commands": CORE | {"hf", "eval", "pictures", "commands"},
+    "train": CORE | {"hf", "pictures", "train"},
+    "commands": CORE | {"hf", "eval", "pictures", "train", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import evaluate, sample
+from diffsteer.commands import evaluate, sample, train
 
 app = tyro.extras.SubcommandApp()
 
@@ -60,6 +60,7 @@ def plan(
 app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
+app.command(train.train)
 
 
 def main() -> None:
@@ -68,6 +69,8 @@ def main() -> None:
         app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"diffsteer: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

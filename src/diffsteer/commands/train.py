@@ -1,0 +1,43 @@
+"""`diffsteer train`: a preset, its settings changed, in a folder that goes on where it stopped."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+
+def train(
+    preset: Positional[str] = "",
+    /,
+    changes: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=VALUE")
+    ] = (),
+    out: Path | None = None,
+    start: Annotated[int | None, arg(name="from", metavar="IMAGES")] = None,
+) -> None:
+    """Train a preset; without one, list them. Started again, it goes on from its last checkpoint.
+
+    Run it on several GPUs or machines with `accelerate launch -m diffsteer.cli train ...`.
+
+    Args:
+        preset: Name of a preset, or a TOML file like one.
+        changes: Another value for one setting, such as training.images=1000; may be repeated.
+        out: Folder of the run; empty for runs/PRESET.
+        start: Go on from the checkpoint at this count of images, not from the latest.
+    """
+    from diffsteer.train.settings import Run, presets
+
+    if not preset:
+        for name, about in presets().items():
+            print(f"{name:18} {about}")
+        return
+    run = Run.named(preset, *changes)
+    folder = out or Path("runs") / Path(preset).stem
+    from diffsteer.train.tasks import begin
+
+    trainer = begin(run, folder, start)
+    if trainer.first:
+        print(f"{folder}: {trainer.images} of {run.training.images} images are done")
+    trainer.fit()
+    if trainer.first:
+        print(f"{folder / 'model'} holds the result")

@@ -1,0 +1,85 @@
+"""What a run says while it goes: lines of metrics.jsonl, a progress bar, and grids of pictures."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.train.checkpoint import put
+
+
+class Metrics:
+    """The file metrics.jsonl: one JSON object a line, with the count of images."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, images: int) -> None:
+        """Drop lines beyond a count, which will be written again, and a line cut short."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text("utf-8").splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                break
+            if found["images"] <= images:
+                kept.append(line + "\n")
+        put(self.path, "".join(kept).encode())
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Sums:
+    """Means of losses since they were last asked for, on the device of the losses."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._start = time.perf_counter()
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one value for each name, 0-dim."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> tuple[dict[str, Tensor], float]:
+        """Return the means and the seconds they took, and begin anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        seconds = time.perf_counter() - self._start
+        self.__init__()  # type: ignore[misc]
+        return means, seconds
+
+
+def grid(pictures: Tensor, columns: int = 8) -> Tensor:
+    """Lay pictures, uint8 `(N, 3, H, W)`, out in rows: `(3, rows H, columns W)`, white between."""
+    n, channels, height, width = pictures.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    sheet = pictures.new_full((rows * columns, channels, height + 2, width + 2), 255)
+    sheet[:n, :, 1:-1, 1:-1] = pictures
+    table = sheet.reshape(rows, columns, *sheet.shape[1:]).permute(2, 0, 3, 1, 4)
+    return table.reshape(channels, rows * (height + 2), columns * (width + 2))
+
+
+def save_grid(pictures: Tensor, path: Path) -> None:
+    """Write pictures, uint8 `(N, 3, H, W)`, as one PNG."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = BytesIO()
+    Image.fromarray(grid(pictures).permute(1, 2, 0).numpy()).save(file, "PNG")
+    put(path, file.getvalue())

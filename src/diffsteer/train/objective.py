@@ -1,0 +1,75 @@
+"""What a network is trained to say: any schedule, any prediction type, any weight."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffsteer.level import Level
+from diffsteer.prediction import Kind
+from diffsteer.schedule import Discrete, Schedule
+from diffsteer.weight import Uniform, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """Denoising error of a network.
+
+    Args:
+        schedule: Levels that it is trained at.
+        kind: What it predicts.
+        weight: How much each level counts.
+
+    Raises:
+        ValueError: the network would predict noise at zero SNR, where that says nothing.
+    """
+
+    schedule: Schedule
+    kind: Kind
+    weight: Weight = Uniform()
+
+    def __post_init__(self) -> None:
+        last = self.schedule.at(self.schedule.last)
+        if (self.kind.det(last) == 0).any():
+            raise ValueError(
+                f"{self.kind!r} at zero terminal SNR repeats its input: train v-prediction there, "
+                "or leave out zero SNR"
+            )
+
+    def times(self, u: Tensor) -> Tensor:
+        """Times of training for `u` in [0, 1[, `(B,)`: uniform over the trained ones."""
+        first, last = self.schedule.first, self.schedule.last
+        if isinstance(self.schedule, Discrete):
+            return (first + u.double() * (last - first + 1)).floor()
+        return first + u.double() * (last - first)
+
+    def losses(
+        self, net: Callable[[Tensor, Level], Tensor], x0: Tensor, eps: Tensor, times: Tensor
+    ) -> Tensor:
+        """Weighted squared error of each sample, `(B,)`, in float32.
+
+        Args:
+            net: From noisy `(B, *D)` and levels `(B,)` to its output.
+            x0: Data, `(B, *D)`.
+            eps: Unit Gaussian noise.
+            times: Of `times`, `(B,)`.
+        """
+        level = self.schedule.at(times.cpu())
+        out = net(level.mix(x0, eps), level).float()
+        error = (out - self.kind.target(x0, eps, level)).square().flatten(1).mean(1)
+        return self.weight.at(level, self.kind).to(error) * error
+
+
+def place(number: int, seed: int) -> float:
+    """Place in [0, 1[ of image `number`, so that those of any stretch are spread evenly.
+
+    Steps of the golden ratio: of n in a row, each of n equal parts holds about one, which makes
+    losses and gradients less noisy than independent draws.
+    """
+    return ((number + 1) * 0.6180339887498949 + (seed % 9973) / 9973) % 1.0
+
+
+def clean(x: Tensor) -> Tensor:
+    """Pixels uint8, `(..., 3, H, W)`, as floats in [-1, 1]."""
+    return x.to(torch.float32) / 127.5 - 1

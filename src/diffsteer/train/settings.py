@@ -1,0 +1,245 @@
+"""Settings of a training run: read from a preset, changed by the user, refused where unknown.
+
+    run = Run.named("pocket", "training.images=1000", "task.prediction=epsilon")
+
+A preset is a TOML file of `presets/`, or a user's own; its tables are the classes below and the
+settings of its task.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+PRESETS = files("diffsteer") / "train" / "presets"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from.
+
+    Attributes:
+        source: "emoji", or a folder of pictures with captions, or one of webdataset tar files.
+        split: Of the emoji: train, test or all.
+        size: Side in pixels that each of a user's pictures must have; 0 allows all.
+        drop: Share of captions that are left empty, for classifier-free guidance.
+    """
+
+    source: str = "emoji"
+    split: str = "train"
+    size: int = 0
+    drop: float = 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how fast and in which steps; lengths are in images over all processes.
+
+    Attributes:
+        images: Where training ends.
+        batch: Images of one step of the optimizer.
+        rows: Most images of one pass on one process; 0 for no limit. More are accumulated.
+        rate: Learning rate.
+        warmup: Images over which it rises from 0.
+        flat: Images after which it falls as 1 / sqrt(images); 0 for never (Karras et al. 2024,
+            eq. 67, https://arxiv.org/abs/2312.02696).
+        betas: Of Adam.
+        decay: Decoupled weight decay.
+        clip: Greatest norm of the gradient; 0 for no limit.
+        precision: "bf16" (autocast) or "no".
+        channels_last: Memory layout; faster for convolutions.
+        averages: Relative widths of the power-function averages of the weights.
+        keep: Which of them the result holds.
+        seed: Of order, noise and new weights.
+        workers: Processes that prepare images.
+        checkpoint: Images between checkpoints.
+        snapshot: Images between stored averages, of which `diffsteer ema` makes any other; 0 for
+            none.
+        pictures: Images between grids of samples; 0 for none.
+        log: Images between lines of metrics.jsonl.
+    """
+
+    images: int
+    batch: int
+    rate: float
+    rows: int = 0
+    warmup: int = 0
+    flat: int = 0
+    betas: tuple[float, float] = (0.9, 0.99)
+    decay: float = 0.0
+    clip: float = 1.0
+    precision: str = "bf16"
+    channels_last: bool = True
+    averages: tuple[float, ...] = (0.05, 0.1)
+    keep: float = 0.05
+    seed: int = 0
+    workers: int = 0
+    checkpoint: int = 10_000
+    snapshot: int = 0
+    pictures: int = 0
+    log: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "checkpoint", "log"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("rows", "warmup", "flat", "decay", "clip", "workers", "snapshot", "pictures"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(0 < self.rate < math.inf, "rate", self.rate, "a number > 0")
+        _require(self.precision in ("no", "bf16"), "precision", self.precision, '"no" or "bf16"')
+        _require(self.keep in self.averages, "keep", self.keep, f"one of {self.averages}")
+
+    def rate_at(self, images: int) -> float:
+        """Learning rate of the step after `images` images."""
+        rise = min(1.0, (images + self.batch) / self.warmup) if self.warmup else 1.0
+        fall = max(1.0, images / self.flat) ** -0.5 if self.flat else 1.0
+        return self.rate * rise * fall
+
+
+LATER = frozenset({"images", "checkpoint", "snapshot", "pictures", "log", "workers", "keep"})
+"""Settings of `Training` that a run may change when it goes on: they do not touch the weights."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        task: Name of what is trained, a key of `diffsteer.train.tasks.TASKS`.
+        training: See `Training`.
+        data: See `Data`.
+        about: What it is for, in a sentence.
+        settings: Those of the task.
+    """
+
+    task: str
+    training: Training
+    data: Data = Data()
+    about: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, preset: str, *changes: str) -> "Run":
+        """Read a preset by name, or a TOML file by path, with changes such as "training.images=9".
+
+        Raises:
+            ValueError: there is no such preset, or a setting is unknown or of another type.
+        """
+        table = tomllib.loads(_text(preset))
+        for change in changes:
+            _change(table, change)
+        return strict(cls, table, preset)
+
+    def binds(self) -> dict[str, Any]:
+        """All that decides the weights, which a run that goes on has to share."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        del found["about"]
+        for name in LATER:
+            del found["training"][name]
+        return found
+
+
+def presets() -> dict[str, str]:
+    """Names of the presets that ship, and what each is for."""
+    found = sorted((f for f in PRESETS.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name[:-5]: tomllib.loads(f.read_text("utf-8"))["about"] for f in found}
+
+
+def strict(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass of settings from a table, without unknown names or wrong types.
+
+    Raises:
+        ValueError: a name is unknown or missing, or a value is of another type.
+    """
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where} is {table!r}, not a table of settings")
+    hints = get_type_hints(cls)
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    if unknown := [name for name in table if name not in names]:
+        raise ValueError(f"{where} has no setting {unknown[0]!r}: there are {', '.join(names)}")
+    try:
+        return cls(**{k: _typed(v, hints[k], f"{where}.{k}") for k, v in table.items()})
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], at: str = "") -> list[str]:
+    """Say where two nested tables differ: "training.rate: 0.1, not 0.2"."""
+    found = []
+    for key in sorted({*mine, *theirs}):
+        a, b = mine.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{at}{key}.")
+        elif a != b:
+            found.append(f"{at}{key}: {a!r}, not {b!r}")
+    return found
+
+
+def _text(preset: str) -> str:
+    if preset.endswith(".toml"):
+        return Path(preset).read_text("utf-8")
+    if preset not in presets():
+        raise ValueError(
+            f"{preset!r} is no preset: there are {', '.join(presets())}, and a .toml file of your "
+            "own will do"
+        )
+    return (PRESETS / f"{preset}.toml").read_text("utf-8")
+
+
+def _change(table: dict[str, Any], change: str) -> None:
+    """Apply "training.images=9": the value is JSON, or else a text."""
+    path, equals, text = change.partition("=")
+    *tables, name = path.strip().split(".")
+    if not equals or not name:
+        raise ValueError(f"{change!r} changes nothing: write training.images=1000")
+    for key in tables:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"{path} leads through {key}, which is no table of settings")
+    try:
+        table[name] = json.loads(text)
+    except ValueError:
+        table[name] = text
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Check a value of TOML against a type, and make it that."""
+    origin = get_origin(hint)
+    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
+        return strict(hint, value, where)
+    if origin is UnionType:
+        if value is None:
+            return None
+        (hint,) = (h for h in get_args(hint) if h is not type(None))
+        return _typed(value, hint, where)
+    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        inner = get_args(hint)
+        each = inner[0] if inner[-1] is Ellipsis else None
+        if each is None and len(inner) != len(value):
+            raise ValueError(f"{where}={value!r} has {len(value)} values, not {len(inner)}")
+        return tuple(_typed(v, each or inner[i], where) for i, v in enumerate(value))
+    plain = origin or hint
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if plain is Any or (isinstance(value, dict) and plain in (dict, Mapping)):
+        return value
+    wanted = Mapping if plain not in (int, float, str, bool, tuple) else plain
+    if not isinstance(value, wanted) or (isinstance(value, bool) and plain is not bool):
+        raise ValueError(f"{where}={value!r} is a {type(value).__name__}, not a {plain.__name__}")
+    return value
+
+
+def _require(holds: bool, name: str, value: Any, need: str) -> None:
+    if not holds:
+        raise ValueError(f"training.{name}={value!r}: give {need}")
+
+
+def changed(run: Run, **training: Any) -> Run:
+    """Return a run with other values of `training`."""
+    return replace(run, training=replace(run.training, **training))

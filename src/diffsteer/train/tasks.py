@@ -1,0 +1,51 @@
+"""From a run's settings to its task and its data."""
+
+from pathlib import Path
+
+import torch
+
+from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
+from diffsteer.train.data import Emoji, Source
+from diffsteer.train.own import Folder, Shards
+from diffsteer.train.settings import Data, Run, strict
+from diffsteer.train.task import Task
+from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
+from diffsteer.train.trainer import Trainer
+
+TASKS = ("autoencoder", "text-to-image")
+
+
+def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
+    """Make the trainer of a run in a folder, new or found there.
+
+    Raises:
+        ValueError: the task is unknown, or as `Trainer`.
+    """
+    source = source_of(run.data)
+    torch.manual_seed(run.training.seed)
+    return Trainer(run, _task(run, source), source, folder, start)
+
+
+def source_of(data: Data) -> Source:
+    """Open what a run learns from.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: as `Emoji`, `Folder` and `Shards`.
+    """
+    if data.source == "emoji":
+        return Emoji(data.split)  # type: ignore[arg-type]
+    path, size = Path(data.source), (data.size, data.size) if data.size else None
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    return Shards.at(*shards, size=size) if shards else Folder.at(path, size)
+
+
+def _task(run: Run, source: Source) -> Task:
+    if run.task == "autoencoder":
+        return Autoencoder(strict(AutoencoderSettings, run.settings, "settings"))
+    if run.task == "text-to-image":
+        settings = strict(TextToImageSettings, run.settings, "settings")
+        new = settings.text is not None
+        captions = [source[i].caption for i in range(len(source))] if new else []
+        return TextToImage(settings, captions)
+    raise ValueError(f"task={run.task!r} is not known: there are {', '.join(TASKS)}")

@@ -1,0 +1,255 @@
+"""Training the network of a Stable Diffusion pipeline, new or given, whole or by LoRA."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from diffsteer.hf.config import kind_of, schedule_of
+from diffsteer.level import Level
+from diffsteer.train.autoencoder import pixels
+from diffsteer.train.checkpoint import put
+from diffsteer.train.data import Sample, Source
+from diffsteer.train.objective import Objective, clean, place
+from diffsteer.train.task import Task, plain_attention
+from diffsteer.train.vocabulary import tokenizer_for
+
+ROWS = 64
+"""Pictures that are encoded at a time."""
+
+
+@dataclass(frozen=True)
+class TextToImageSettings:
+    """Settings of `TextToImage`.
+
+    Attributes:
+        start: Folder or hub id of what training starts from: a Stable Diffusion pipeline, or an
+            autoencoder alone where `unet` and `text` are new.
+        unet: Config of a new diffusers `UNet2DConditionModel`; None goes on with that of `start`.
+        text: Config of a new transformers `CLIPTextModel`, whose vocabulary is made from the
+            captions and which is trained along; None keeps that of `start` as it is.
+        scheduler: Settings that replace those of the scheduler of `start`. They say what the
+            network learns: prediction_type, betas, rescale_betas_zero_snr.
+        lora: Rank of a low-rank adaptation that is trained instead of all weights; 0 for none.
+        alpha: Its scale times its rank; 0 for the rank, a scale of 1.
+        cache: Encode every picture once, before training.
+        low_memory: Compute activations again in the backward pass.
+        prompts: Of the pictures that are drawn while it trains.
+        guidance: Guidance scale of these pictures.
+        steps: Sampling steps of these pictures.
+    """
+
+    start: str
+    unet: Mapping[str, Any] | None = None
+    text: Mapping[str, Any] | None = None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    lora: int = 0
+    alpha: int = 0
+    cache: bool = False
+    low_memory: bool = False
+    prompts: tuple[str, ...] = ()
+    guidance: float = 4.0
+    steps: int = 25
+
+
+class TextToImage(Task):
+    """The network, and a new text encoder, of a Stable Diffusion pipeline."""
+
+    def __init__(self, settings: TextToImageSettings, captions: Sequence[str]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.pipe = _pipeline(settings, captions)
+        self.unet: Any = self.pipe.unet.float()
+        self.text_encoder: Any = self.pipe.text_encoder.float()
+        self.vae: Any = self.pipe.vae.float().requires_grad_(False)
+        self.text_encoder.requires_grad_(settings.text is not None)
+        config = {"_class_name": type(self.pipe.scheduler).__name__, **self.pipe.scheduler.config}
+        self.objective = Objective(schedule_of(config), kind_of(config))
+        self._latents: Tensor | None = None
+        if settings.lora:
+            _add_lora(self.unet, settings)
+        if settings.low_memory:
+            self.unet.enable_gradient_checkpointing()
+
+    @override
+    def prepare(
+        self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
+    ) -> None:
+        if self.device.type == "cpu":
+            plain_attention(self.unet)
+        if self.settings.cache:
+            path = cache / "latents.safetensors"
+            alone(lambda: self._write_latents(source, path))
+            self._latents = _read_latents(path)[0]
+
+    @override
+    def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
+        noise = torch.Generator().manual_seed(seed)
+        kept = self._latents
+        found = {"ids": self._ids([sample.caption])[0], "place": torch.tensor(place(number, 0))}
+        if kept is None:
+            found |= {"pixels": sample.pixels}
+            shape = self._latent_shape(sample.pixels.shape)
+        else:
+            found |= {"latents": kept[index]}
+            shape = kept.shape[1:]
+        return found | {"noise": torch.randn(shape, generator=noise)}
+
+    @override
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        x0 = batch["latents"] if "latents" in batch else self._encode(batch["pixels"])
+        text = self.text_encoder(batch["ids"])[0]
+
+        def net(x: Tensor, level: Level) -> Tensor:
+            out: Tensor = self.unet(x, level.t.to(x.device), text, return_dict=False)[0]
+            return out
+
+        times = self.objective.times(batch["place"])
+        losses = self.objective.losses(net, x0, batch["noise"], times)
+        return {"loss": losses.mean()}
+
+    @override
+    @torch.no_grad()
+    def pictures(self) -> Tensor:
+        """One picture for each prompt, with its number as seed."""
+        prompts = list(self.settings.prompts)
+        generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        drawn = self.pipe(
+            prompts,
+            guidance_scale=self.settings.guidance,
+            num_inference_steps=self.settings.steps,
+            generator=generators,
+            output_type="pt",
+        ).images
+        return pixels(drawn * 2 - 1)
+
+    @override
+    def save(self, folder: Path) -> None:
+        """Write the pipeline, or a LoRA with the scheduler that it was trained for."""
+        if not self.settings.lora:
+            self.pipe.save_pretrained(folder)
+            return
+        from diffusers import StableDiffusionPipeline
+        from peft.utils import get_peft_model_state_dict
+
+        layers = get_peft_model_state_dict(self.unet)
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+        self.pipe.scheduler.save_pretrained(folder / "scheduler")
+
+    def _ids(self, captions: Sequence[str]) -> Tensor:
+        tokenizer = self.pipe.tokenizer
+        ids: Tensor = tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        return ids
+
+    def _latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        side: int = self.pipe.vae_scale_factor
+        channels: int = self.vae.config.latent_channels
+        return torch.Size((channels, shape[-2] // side, shape[-1] // side))
+
+    @torch.no_grad()
+    def _encode(self, pictures: Tensor) -> Tensor:
+        """Latents of pixels uint8: the mean of each posterior, scaled as the network sees them."""
+        mean: Tensor = self.vae.encode(clean(pictures)).latent_dist.mean.float()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return mean.sub(shift).mul(self.vae.config.scaling_factor)
+
+    def _write_latents(self, source: Source, path: Path) -> None:
+        from safetensors.torch import save
+
+        key = self._cache_key(source)
+        if path.exists() and _read_latents(path)[1] == key:
+            return
+        starts = range(0, len(source), ROWS)
+        parts = [range(start, min(start + ROWS, len(source))) for start in starts]
+        found = [
+            self._encode(torch.stack([source[i].pixels for i in part]).to(self.device)).cpu()
+            for part in parts
+        ]
+        put(path, save({"latents": torch.cat(found).contiguous()}, metadata={"key": key}))
+
+    def _cache_key(self, source: Source) -> str:
+        digest = hashlib.sha256(repr(source).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
+    """The pipeline of `start`, with the parts that are new."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        DiffusionPipeline,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if settings.unet is not None and settings.text is not None:
+        vae = AutoencoderKL.from_pretrained(settings.start)
+        tokenizer = tokenizer_for(captions)
+        ends = {"bos_token_id", "eos_token_id", "pad_token_id"}
+        config = CLIPTextConfig(
+            **settings.text,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=tokenizer.model_max_length,
+            **{name: getattr(tokenizer, name) for name in ends},
+        )
+        text_encoder, unet = CLIPTextModel(config), UNet2DConditionModel(**settings.unet)
+        scheduler = DDIMScheduler(**settings.scheduler)
+    else:
+        found = DiffusionPipeline.from_pretrained(settings.start, torch_dtype=torch.float32)
+        if type(found).__name__ != "StableDiffusionPipeline":
+            raise ValueError(
+                f"{settings.start} is a {type(found).__name__}: this trains networks of "
+                "StableDiffusionPipeline, with one text encoder"
+            )
+        vae, text_encoder, tokenizer = found.vae, found.text_encoder, found.tokenizer
+        unet = found.unet
+        if settings.unet is not None:
+            unet = UNet2DConditionModel(**settings.unet)
+        scheduler = DDIMScheduler.from_config(found.scheduler.config, **settings.scheduler)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _add_lora(unet: nn.Module, settings: TextToImageSettings) -> None:
+    from peft import LoraConfig
+
+    unet.requires_grad_(False)
+    unet.add_adapter(  # type: ignore[operator]
+        LoraConfig(
+            r=settings.lora,
+            lora_alpha=settings.alpha or settings.lora,
+            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+        )
+    )
+
+
+def _read_latents(path: Path) -> tuple[Tensor, str]:
+    """Read the cached latents and the key that says what they are of."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("latents"), file.metadata()["key"]

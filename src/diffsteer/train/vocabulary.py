@@ -1,0 +1,61 @@
+"""A CLIP tokenizer whose words are those of the captions."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
+    """Make a tokenizer of byte pairs learned from captions, long enough for the longest of them.
+
+    Words of the captions become one token each, the most frequent first; others are spelled.
+
+    Args:
+        captions: Of the training data.
+        words: Most tokens.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    seen = Counter(captions)
+    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
+    learned.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    learned.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_words(), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learned.train_from_iterator(
+        sorted(seen),
+        trainers.BpeTrainer(
+            vocab_size=words - 2,
+            min_frequency=1,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            end_of_word_suffix="</w>",
+        ),
+    )
+    model = json.loads(learned.to_str())["model"]
+    tokens = [*sorted(model["vocab"], key=model["vocab"].__getitem__), START, END]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    with TemporaryDirectory() as folder:
+        vocab_file, merges_file = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        vocab_file.write_text(json.dumps(vocab), "utf-8")
+        merges = "\n".join(" ".join(pair) for pair in model["merges"])
+        merges_file.write_text(f"#version: 0.2\n{merges}\n", "utf-8")
+        spoken = CLIPTokenizer(str(vocab_file), str(merges_file))
+        longest = max(len(ids) for ids in spoken(sorted(seen)).input_ids)
+        return CLIPTokenizer(str(vocab_file), str(merges_file), model_max_length=longest)
+
+
+def _words() -> Any:
+    """What CLIP takes for a word."""
+    from tokenizers import Regex
+
+    return Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")

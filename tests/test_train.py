@@ -1,0 +1,389 @@
+"""Runs end where one that nothing disturbs would: after kill -9, a full disk, a broken file."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny import stable_diffusion
+
+from diffsteer.train.checkpoint import BrokenCheckpoint, Checkpoints
+from diffsteer.train.data import Emoji
+from diffsteer.train.settings import LATER, Run, Training, presets
+from diffsteer.train.trainer import NotFinite
+
+NETWORK = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "latent_channels": 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 64,
+}
+SMALL = {
+    "task": "autoencoder",
+    "settings": {"network": NETWORK},
+    "training": {
+        "images": 24,
+        "batch": 4,
+        "rate": 1e-3,
+        "precision": "no",
+        "checkpoint": 8,
+        "log": 8,
+    },
+}
+"""Six steps of a tiny autoencoder."""
+
+
+def preset(folder: Path, table: dict[str, Any] = SMALL, **training: Any) -> str:
+    """Write a preset of one's own; JSON values are TOML values here."""
+    training = {**table["training"], **training}
+    lines = [f'task = "{table["task"]}"']
+    tables = {"settings": table["settings"], "training": training, "data": table.get("data", {})}
+    for name, values in tables.items():
+        lines += [f"[{name}]", *(f"{k} = {toml(v)}" for k, v in values.items())]
+    path = folder / "small.toml"
+    path.write_text("\n".join(lines), "utf-8")
+    return str(path)
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)
+
+
+def begun(path: str, out: Path, *changes: str, start: int | None = None) -> Any:
+    from diffsteer.train.tasks import begin
+
+    return begin(Run.named(path, *changes), out, start)
+
+
+def weights(out: Path, images: int) -> dict[str, torch.Tensor]:
+    groups, _ = Checkpoints(out / "checkpoints").load(images)
+    return {f"{g}/{n}": v for g, values in groups.items() for n, v in values.items()}
+
+
+def require_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    begun(preset(folder), folder / "run").fit()
+    return folder / "run"
+
+
+def test_loss_falls_and_the_result_is_an_autoencoder_of_unit_latents(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    from diffsteer.train.autoencoder import latent_moments
+
+    begun(preset(tmp_path, images=96, rate=3e-3, keep=0.1), tmp_path / "run").fit()
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == list(range(8, 97, 8))
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    vae = AutoencoderKL.from_pretrained(tmp_path / "run/model")
+    mean, std = latent_moments(vae, Emoji("train"), torch.device("cpu"))
+    assert vae.config.scaling_factor == 1
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)  # float32 sums
+    torch.testing.assert_close(std, torch.ones_like(std), atol=1e-4, rtol=0)
+
+
+def test_unit_latents_change_no_reconstruction() -> None:
+    from diffusers import AutoencoderKL
+
+    from diffsteer.train.autoencoder import normalise
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**NETWORK).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist
+        shown = vae.decode(before.mean).sample
+        normalise(vae, torch.tensor([3.0, -1.0]), torch.tensor([0.2, 5.0]))
+        after = vae.encode(x).latent_dist
+        torch.testing.assert_close(vae.decode(after.mean).sample, shown, atol=1e-4, rtol=0)
+    scale = torch.tensor([0.2, 5.0])[:, None, None]
+    shift = torch.tensor([3.0, -1.0])[:, None, None]
+    torch.testing.assert_close(after.mean * scale + shift, before.mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(after.std * scale, before.std, atol=0, rtol=1e-4)
+
+
+def killed(path: str, out: Path, after: float) -> None:
+    """Start a run and kill it some seconds after its first checkpoint began to be written."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "diffsteer.cli", "train", path, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    begun = time.monotonic()
+    there = set(out.glob("checkpoints/*"))
+    while set(out.glob("checkpoints/*")) <= there and run.poll() is None:
+        assert time.monotonic() - begun < 120
+        time.sleep(0.001)
+    time.sleep(after)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+
+
+def resumes_exactly(tmp_path: Path, whole: Path, kills: int) -> None:
+    path, out, draw = preset(tmp_path), tmp_path / "run", random.Random(0)
+    for _ in range(kills):
+        killed(path, out, draw.random() * 0.2)
+    torch.set_num_threads(1)
+    begun(path, out).fit()
+    require_equal(weights(out, 24), weights(whole, 24))
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    want = [json.loads(x) for x in (whole / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in x.items() if k != "images_per_second"} for x in (*lines, *want)]
+    assert timeless[: len(lines)] == timeless[len(lines) :]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, whole: Path) -> None:
+    resumes_exactly(tmp_path, whole, kills=1)
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_goes_on_bit_for_bit(tmp_path: Path, whole: Path) -> None:
+    resumes_exactly(tmp_path, whole, kills=10)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "state", "no state"])
+def test_a_broken_checkpoint_is_refused_and_the_one_before_offered(
+    tmp_path: Path, whole: Path, harm: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    last = out / "checkpoints/0000000024"
+    file = last / "weights.safetensors"
+    data = file.read_bytes()
+    if harm == "cut":
+        file.write_bytes(data[:-1])
+    elif harm == "flip":
+        file.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    elif harm == "gone":
+        file.unlink()
+    elif harm == "state":
+        state = last / "state.json"
+        state.write_text(state.read_text().replace('"images": 24', '"images": 25'))
+    else:
+        (last / "state.json").unlink()
+    with pytest.raises(BrokenCheckpoint, match="0000000024 is broken.*--from 16"):
+        begun(preset(tmp_path), out)
+    begun(preset(tmp_path), out, start=16).fit()
+    require_equal(weights(out, 24), weights(whole, 24))
+
+
+def test_passes_accumulate_to_the_same_step(tmp_path: Path, whole: Path) -> None:
+    """Sums in another order: float32 rounding, amplified by Adam where gradients are near 0."""
+    begun(preset(tmp_path), tmp_path / "run", "training.rows=2", "training.images=4").fit()
+    begun(preset(tmp_path), tmp_path / "one", "training.images=4").fit()
+    a, b = (weights(tmp_path / name, 4) for name in ("run", "one"))
+    for name in a:
+        if name.startswith("optimizer/") and name.endswith("exp_avg"):
+            torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-3)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    path, out = preset(tmp_path), tmp_path / "two"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+            *("--master_port=29517", "-m", "diffsteer.cli"),
+            *("train", path, "--out", str(out), "--set", "training.images=4"),
+        ],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+    )
+    begun(path, tmp_path / "one", "training.images=4").fit()
+    a, b = weights(out, 4), weights(tmp_path / "one", 4)
+    for name in a:
+        if name.startswith("optimizer/") and name.endswith("exp_avg"):
+            torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-3)
+
+
+def test_a_run_on_request_writes_a_checkpoint_and_ends(tmp_path: Path) -> None:
+    trainer = begun(preset(tmp_path, images=400, checkpoint=400), tmp_path / "run")
+    step, steps = trainer._step, []
+
+    def asked(passes: Any) -> Any:
+        steps.append(passes)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(passes)
+
+    trainer._step = asked
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert trainer.checkpoints.counts() == [12]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    path, out = preset(tmp_path), tmp_path / "run"
+    begun(path, out, "training.images=8").fit()
+    trainer = begun(path, out)
+    with torch.no_grad():
+        next(iter(trainer.trained.values())).fill_(float("nan"))
+    with pytest.raises(NotFinite, match="the checkpoint at 8 is good"):
+        trainer.fit()
+    assert trainer.checkpoints.counts() == [8]
+
+
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    """The kernel refuses to write more than a few bytes to any file."""
+    path, out = preset(tmp_path), tmp_path / "run"
+    begun(path, out, "training.images=8").fit()
+    code = (
+        "import resource, signal, sys; from diffsteer.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        f"sys.argv = ['diffsteer', 'train', {path!r}, '--out', {str(out)!r}]\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no checkpoint could be written at 16 images" in done.stderr.splitlines()[-1]
+    assert "the one at 8 is whole" in done.stderr
+    assert Checkpoints(out / "checkpoints").counts() == [8]
+    assert not list((out / "checkpoints").glob(".*"))
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None:
+    with pytest.raises(ValueError, match="training.rate: 0.002, not 0.001"):
+        begun(preset(tmp_path), whole, "training.rate=0.002")
+    with pytest.raises(ValueError, match="no checkpoint at 12 images: there are .16, 24."):
+        begun(preset(tmp_path), whole, start=12)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("training.imags=3", "no setting 'imags'"),
+        ("training.images=many", "images='many' is a str"),
+        ("training.images=true", "is a bool"),
+        ("training.images", "write training.images=1000"),
+        ("training.images=0", "at least 1"),
+        ("training.rate=NaN", "rate=nan"),
+        ("training.precision=fp8", "bf16"),
+        ("training.keep=0.3", "one of"),
+        ("task.x=1", "no table"),
+    ],
+)
+def test_wrong_settings_are_refused(change: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Run.named("pocket-vae", change)
+
+
+def test_every_preset_reads() -> None:
+    assert {"pocket-vae", "pocket-eps", "pocket", "pocket-guide", "zero-snr-finetune"} <= set(
+        presets()
+    )
+    for name in presets():
+        assert Run.named(name).about
+    assert set(Training.__dataclass_fields__) >= LATER
+
+
+def fine_tuning(folder: Path, **settings: Any) -> str:
+    from diffusers import DDIMScheduler
+
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    pipe = stable_diffusion(DDIMScheduler(**betas), folder / "tokenizer")
+    pipe.save_pretrained(folder / "start")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for i in (5, 1000, 3000, 7000):
+        sample = Emoji("train")[i]
+        Image.fromarray(sample.pixels.permute(1, 2, 0).numpy()).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(sample.caption, "utf-8")
+    table = {
+        "data": {"source": str(pictures), "size": 64},
+        "task": "text-to-image",
+        "settings": {"start": str(folder / "start"), "cache": True, **settings},
+        "training": {**SMALL["training"], "images": 8, "checkpoint": 8},
+    }
+    return preset(folder, table)
+
+
+ZERO = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_pipeline_is_repaired(tmp_path: Path, cache: bool) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    path = fine_tuning(tmp_path, scheduler=ZERO, cache=cache)
+    begun(path, tmp_path / "run", "training.pictures=8", 'settings.prompts=["a", "b"]').fit()
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "run/model")
+    assert pipe.scheduler.config.rescale_betas_zero_snr
+    assert pipe.scheduler.alphas_cumprod[-1] == 0
+    before = StableDiffusionPipeline.from_pretrained(tmp_path / "start")
+    new, old = pipe.unet.state_dict(), before.unet.state_dict()
+    assert all(not torch.equal(new[n], old[n]) for n in new if n.endswith("weight"))
+    same = pipe.text_encoder.state_dict(), before.text_encoder.state_dict()
+    require_equal(*same)
+    assert (tmp_path / "run/pictures/0000000008.png").is_file()
+
+
+def test_latents_kept_are_those_encoded_anew(tmp_path: Path) -> None:
+    """Encoding with the network in another precision and memory layout: float32 rounding."""
+    path = fine_tuning(tmp_path, scheduler=ZERO)
+    for name in ("true", "false"):
+        begun(path, tmp_path / name, f"settings.cache={name}", "training.images=4").fit()
+    a, b = (weights(tmp_path / name, 4) for name in ("true", "false"))
+    for name in a:
+        if name.endswith("exp_avg"):
+            torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-3)
+
+
+def test_a_lora_is_trained_and_loaded(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    path = fine_tuning(tmp_path, scheduler=ZERO, lora=2)
+    begun(path, tmp_path / "run").fit()
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "start")
+    pipe.set_progress_bar_config(disable=True)
+
+    def call() -> Any:
+        noise = torch.Generator().manual_seed(0)
+        return pipe("a", num_inference_steps=2, generator=noise, output_type="pt").images
+
+    before = call()
+    pipe.load_lora_weights(tmp_path / "run/model")
+    assert not torch.equal(call(), before)
+    pipe.unload_lora_weights()
+    assert torch.equal(call(), before)
+
+
+def test_noise_prediction_at_zero_snr_is_refused(tmp_path: Path) -> None:
+    path = fine_tuning(tmp_path, scheduler={**ZERO, "prediction_type": "epsilon"})
+    with pytest.raises(ValueError, match="repeats its input: train v-prediction"):
+        begun(path, tmp_path / "run")
+
+
+def test_only_pipelines_with_one_text_encoder_are_trained(tmp_path: Path) -> None:
+    from diffusers import DDPMScheduler
+    from tiny import unconditional
+
+    unconditional(DDPMScheduler()).save_pretrained(tmp_path / "start")
+    table = {**SMALL, "task": "text-to-image", "settings": {"start": str(tmp_path / "start")}}
+    with pytest.raises(ValueError, match="with one text encoder"):
+        begun(preset(tmp_path, table), tmp_path / "run")
