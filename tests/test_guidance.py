@@ -153,8 +153,8 @@ def test_auto_noise_where_noise_cannot_rise() -> None:
 def test_auto_dropout() -> None:
     """Of a linear network: the formula with masks that belong to each sample alone."""
     torch.manual_seed(0)
-    layer = torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.Flatten(), torch.nn.Linear(256, 256))
-    layer = layer.double().eval()
+    parts = torch.nn.Dropout(0.0), torch.nn.Flatten(), torch.nn.Linear(256, 256)
+    layer = torch.nn.Sequential(*parts).double().eval()
     at, sizes = point(), []
 
     def call(x, level, cond):
@@ -288,7 +288,8 @@ def test_equal_branches_run_once() -> None:
 @pytest.mark.parametrize(
     "off",
     [
-        *(CFG(1), APG(1), CFGZero(1), Auto(1), AutoDropout(1), AutoNoise(1), PAG(0), SEG(0), SAG(0), 0 * CFG(5)),
+        *(CFG(1), APG(1), CFGZero(1), Auto(1), AutoDropout(1), AutoNoise(1)),
+        *(PAG(0), SEG(0), SAG(0), 0 * CFG(5)),
         *(CFG(5).within(2, 3), CFG(5).over(1, 9)),
     ],
     ids=repr,

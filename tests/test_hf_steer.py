@@ -131,7 +131,7 @@ def test_sag_for_v_is_the_eps_rule_which_diffusers_misses(sd) -> None:
     pipe.unet.forward = lambda *a, **k: outs.append((k["sample"], forward(*a, **k))) or outs[-1][1]
     with steer(pipe, SAG(s, on="cond")) as handle:
         got = every_step(pipe, scale=1.0)
-        schedule, _ = handle._reads()
+        schedule, _ = handle._guided.reads(pipe.scheduler)
     (x, (v,)), (x_bar, (v_bar,)) = outs[:2]
     level = schedule.at(pipe.scheduler.timesteps[0])
     e, e_bar = V().solve(x, v, level)[1], V().solve(x_bar, v_bar, level)[1]

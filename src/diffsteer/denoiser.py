@@ -80,7 +80,9 @@ class Denoiser:
     def steered(self, x: Tensor, level: Level, step: int = 0) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
         if self.seeds is not None and len(self.seeds) != len(x):
-            raise ValueError(f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each")
+            raise ValueError(
+                f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
+            )
         at = Point(x, level, self.kind, step, self.schedule, self.seeds)
         if self.guidance is None:
             return self.evaluate([Branch()], at)[0], None

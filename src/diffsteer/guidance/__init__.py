@@ -6,4 +6,15 @@ from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
 from diffsteer.guidance.sag import SAG
 
-__all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero", "Guidance"]
+__all__ = [
+    "APG",
+    "CFG",
+    "PAG",
+    "SAG",
+    "SEG",
+    "Auto",
+    "AutoDropout",
+    "AutoNoise",
+    "CFGZero",
+    "Guidance",
+]
