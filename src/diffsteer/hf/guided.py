@@ -54,7 +54,7 @@ class Guided:
 
     Args:
         network: A network of a known family, maybe compiled.
-        forward: Its forward as it was before anything wrapped it.
+        forward: Its forward as it was before it was wrapped; may be set anew.
         guidance: What guides.
         guide: For autoguidance, a second network for the same latents and conditions.
         max_rows: Most rows of one pass.
@@ -71,18 +71,13 @@ class Guided:
         guide: Any = None,
         max_rows: int | None = None,
     ) -> None:
-        self.network, self.guide = network, guide
+        self.network, self.forward, self.guide = network, forward, guide
         self.guidance, self.max_rows = guidance, max_rows
         self.family = family_of(eager(network))
         if guide is not None:
             _check_fit(eager(network), eager(guide))
-        self._forwards = {"main": forward}
-        if guide is not None:
-            self._forwards["guide"] = forward if guide is network else guide.forward
-        self._modules = {"main": network, "guide": guide}
-        self._layers = {
-            name: self.family.layers(eager(self._modules[name])) for name in self._forwards
-        }
+        modules = [network] if guide is None else [network, guide]
+        self._layers = {id(module): self.family.layers(eager(module)) for module in modules}
         self._clock = Clock()
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._grid: tuple[Any, Size] | None = None
@@ -123,13 +118,11 @@ class Guided:
         if tick.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
         rest: list[Tensor] = []
-        nets = {
-            name: self._net(name, level, whole.dtype, size, rest if name == "main" else [])
-            for name in self._forwards
-            if name == "main" or self.guide is not self.network
-        }
+        nets = {"main": self._net(self.network, level, whole.dtype, size, rest)}
         if self.guide is self.network:
             nets["guide"] = nets["main"]
+        elif self.guide is not None:
+            nets["guide"] = self._net(self.guide, level, whole.dtype, size, [])
         arguments = {
             name: lambda make=make: self._marked(make(), extra) for name, make in conds.items()
         }
@@ -150,14 +143,14 @@ class Guided:
         return {**said, **shared, "extra": extra}
 
     def _net(
-        self, name: str, now: Level, dtype: torch.dtype, size: Size | None, rest: list[Tensor]
+        self, module: Any, now: Level, dtype: torch.dtype, size: Size | None, rest: list[Tensor]
     ) -> Network:
         """Wrap a network for the engine: float32 outside, its own dtype inside.
 
         The channels of its answers beyond those of the sample are put into `rest`. A compiled
         network runs uncompiled where something in it is touched, since compiled code ignores that.
         """
-        module, forward, layers = self._modules[name], self._forwards[name], self._layers[name]
+        forward = self.forward if module is self.network else module.forward
 
         def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
             given = {
@@ -176,6 +169,7 @@ class Guided:
             return wide(out)
 
         patch = 2 if self.family.packed else getattr(eager(module).config, "patch_size", None) or 1
+        layers = self._layers[id(module)]
         return Network(call, layers, by_sdpa, patch, self.family.text_first, self._touched)
 
     def _split(self, whole: Tensor, size: Size | None) -> tuple[Tensor, Tensor]:

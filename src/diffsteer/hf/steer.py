@@ -90,20 +90,14 @@ class Steering:
 
     def _wrap(self, guidance: Guidance, guide: Any, max_rows: int | None, null: str) -> None:
         network = self.network = network_of(self.pipe)
-        if isinstance(getattr(network.forward, "__self__", None), Steering):
-            raise ValueError("this pipeline is steered already: remove the other steering first")
-        if getattr(network, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                "this network was compiled in place, which leaves no way in: use "
-                "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
-            )
+        check_free(network)
         second = None if guide is None else network_of(guide)
         self._guided = Guided(network, network.forward, guidance, second, max_rows)
         self._signature = inspect.signature(type(eager(network)).forward)
         if self._guided.family.encoded and hasattr(self.pipe, "encode_prompt"):
             self._prompts = Prompts(self.pipe, null, self._guided.family.encoded)
             self._undo.append(self._prompts.remove)
-        self._undo.append(partial(_put_back, network, "forward", network.__dict__.get("forward")))
+        self._undo.append(partial(put_back, network, network.__dict__.get("forward")))
         network.forward = self._steered
 
     def remove(self) -> None:
@@ -131,11 +125,7 @@ class Steering:
             answer = self._apart(whole, said, tick)
         else:
             answer = self._together(whole, said, tick)
-        if not as_dict:
-            return (answer,)
-        from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-        return Transformer2DModelOutput(sample=answer)
+        return returned(answer, as_dict)
 
     def _together(self, whole: Tensor, said: Cond, tick: Tick) -> Tensor:
         """Answer a call that holds all conditions that there are."""
@@ -201,6 +191,15 @@ def arguments(
     return said | more
 
 
+def returned(answer: Tensor, as_dict: bool) -> Any:
+    """An answer in the form in which a network of diffusers returns it."""
+    if not as_dict:
+        return (answer,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=answer)
+
+
 def network_of(pipe: Any) -> Any:
     """The denoising network of a pipeline, or the network itself.
 
@@ -215,8 +214,24 @@ def network_of(pipe: Any) -> Any:
     raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
 
 
-def _put_back(module: Any, name: str, own: Any) -> None:
+def check_free(network: Any) -> None:
+    """Check that the forward of a network can be wrapped.
+
+    Raises:
+        ValueError: it is steered already, or calls do not pass through it.
+    """
+    if isinstance(getattr(network.forward, "__self__", None), Steering):
+        raise ValueError("this pipeline is steered already: remove the other steering first")
+    if getattr(network, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "this network was compiled in place, which leaves no way in: use "
+            "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
+        )
+
+
+def put_back(network: Any, own: Any) -> None:
+    """Give a network the forward that it had of its own, or that of its class."""
     if own is not None:
-        setattr(module, name, own)
+        network.forward = own
     else:
-        module.__dict__.pop(name, None)
+        network.__dict__.pop("forward", None)
