@@ -214,7 +214,8 @@ def test_errors_before_the_first_call(flux) -> None:
     calls = counted(pipe.transformer)
     pipe.text_encoder_2 = None
     given = {"prompt_embeds": parts[0], "pooled_prompt_embeds": parts[1]}
-    with steer(pipe, CFG(4)), pytest.raises(ValueError, match="no text_encoder_2 to encode it"):
+    late = CFG(4).over(2, 3)
+    with steer(pipe, late), pytest.raises(ValueError, match="no text_encoder_2 to encode it"):
         sampled(pipe, None, **given)
     with steer(pipe, CFG(4)), pytest.raises(ValueError, match="without a prompt of its pipeline"):
         call(pipe.transformer, X)

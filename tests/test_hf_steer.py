@@ -1,5 +1,6 @@
 """Steered pipelines against diffusers' own, with tiny real components."""
 
+import accelerate
 import diffusers
 import pytest
 import tiny
@@ -462,6 +463,35 @@ def test_attention_kwargs_reach_every_branch(sd) -> None:
     del pipe.unet.forward
 
 
+@pytest.mark.parametrize(
+    "total",
+    [CFG(5), CFG(5) + PAG(3) + SAG(0.5), AutoNoise(2), CFG(5) + AutoDropout(2)],
+    ids=repr,
+)
+def test_lora_scale_reaches_every_branch(sd, total) -> None:
+    """A real LoRA at the scale of the call is the same LoRA with that weight for good."""
+    peft = pytest.importorskip("peft")
+    pipe = sd()
+    plain = sampled(pipe, steps=3)
+    layers = peft.LoraConfig(
+        r=4, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False
+    )
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(layers, "wild")
+    scaled = {"steps": 3, "cross_attention_kwargs": {"scale": 0.3}}
+    own = sampled(pipe, **scaled)
+    with steer(pipe, total):
+        got = sampled(pipe, **scaled)
+        whole = sampled(pipe, steps=3)
+    if total == CFG(5):
+        torch.testing.assert_close(got, own, atol=1e-4, rtol=1e-5)
+    pipe.unet.set_adapters("wild", 0.3)
+    with steer(pipe, total):
+        want = sampled(pipe, steps=3)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)
+    assert (got - whole).abs().max() > 1e-2 and (got - plain).abs().max() > 1e-2
+
+
 def test_attention_slicing(sd) -> None:
     pipe = sd()
     total = CFG(5) + PAG(3) + SAG(0.5)
@@ -489,15 +519,25 @@ def test_compiled(sd) -> None:
         steer(in_place, CFG(5))
 
 
-def test_offloaded(sd) -> None:
-    from accelerate import cpu_offload
-
-    pipe = sd()
-    with steer(pipe, CFG(5) + PAG(3)):
+@pytest.mark.parametrize("how", ["weights", "model", "groups"])
+def test_offloaded(sd, how: str) -> None:
+    """Hooks that bring weights or the whole network when it is called, also those of the guide."""
+    pipe, guide = sd(), sd()
+    total = CFG(5) + PAG(3) + Auto(2) + SAG(0.5)
+    with steer(pipe, total, guide=guide):
         want = sampled(pipe)
-    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
-    with steer(pipe, CFG(5) + PAG(3)):
+    cpu = torch.device("cpu")
+    for network in (pipe.unet, guide.unet):
+        if how == "weights":
+            accelerate.cpu_offload(network, execution_device=cpu)
+        elif how == "model":
+            accelerate.cpu_offload_with_hook(network, execution_device=cpu)
+        else:
+            network.enable_group_offload(cpu, offload_type="leaf_level")
+    before = pipe.unet.__dict__.get("forward")
+    with steer(pipe, total, guide=guide):
         torch.testing.assert_close(sampled(pipe), want, atol=1e-5, rtol=1e-5)
+    assert pipe.unet.__dict__.get("forward") is before
 
 
 # ------------------------------------------------------------------ zero terminal SNR
@@ -569,6 +609,10 @@ def test_errors_before_the_first_call(sd) -> None:
         sampled(pipe, scale=1.0)
     with steer(pipe, Auto(2)), pytest.raises(ValueError, match="asks for a network 'guide'"):
         sampled(pipe)
+    late = [PAG(3, layer="nowhere").within(0, 1), Auto(2).over(3, 4), CFG(5).over(4, 5)]
+    for guidance in late:  # nor after some steps that ask for less
+        with steer(pipe, guidance), pytest.raises(ValueError, match="no attention layer|asks for"):
+            sampled(pipe, scale=1.0)
     with steer(pipe, CFG(5)), pytest.raises(ValueError, match=r"write .rescaled\(phi\)"):
         sampled(pipe, guidance_rescale=0.7)
     assert calls == []

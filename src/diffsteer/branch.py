@@ -223,12 +223,22 @@ def plan(asker: Asking[T], at: Point) -> Plan:
             passes[net] = passes.get(net, 0) + 1
         for branch in branches:
             rows[branch.net] = rows.get(branch.net, 0) + 1
-        flat = torch.ones(len(at.x), *at.x.shape[-2:])
-        maps = [dict.fromkeys(branch.record, flat) for branch in branches]
-        return [
-            Answer(torch.zeros_like(at.x), at.x, branch.level or at.level, at.kind, found)
-            for branch, found in zip(branches, maps, strict=True)
-        ]
+        return imagined(branches, at)
 
     run(asker, count)
     return Plan(rows, passes)
+
+
+def imagined(branches: Sequence[Branch], at: Point) -> list[Answer]:
+    """Answers of a network that says 0 and attends to all alike."""
+    flat = torch.ones(len(at.x), *at.x.shape[-2:])
+    return [
+        Answer(
+            torch.zeros_like(at.x),
+            at.x,
+            branch.level or at.level,
+            at.kind,
+            dict.fromkeys(branch.record, flat),
+        )
+        for branch in branches
+    ]

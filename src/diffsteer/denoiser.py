@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.attention import Tap, Using, matching, tapped
-from diffsteer.branch import Answer, Branch, Point, based, run
+from diffsteer.branch import Answer, Branch, Point, based, imagined, run
 from diffsteer.dropout import Dropout, dropped
 from diffsteer.guidance import Guidance
 from diffsteer.level import Level
@@ -88,6 +88,22 @@ class Denoiser:
             return self.evaluate([Branch()], at)[0], None
         return run(based(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at))
 
+    def rehearse(self, x: Tensor, level: Level, step: int = 0) -> None:
+        """Check that all is there that the guidance asks for at a level, without any network.
+
+        Raises:
+            ValueError: something is not.
+        """
+        at = Point(x, level, self.kind, step, self.schedule, self.seeds)
+
+        def check(branches: Sequence[Branch]) -> list[Answer]:
+            for branch in branches:
+                self._check(branch)
+            return imagined(branches, at)
+
+        if self.guidance is not None:
+            run(based(self.guidance.shift(at)), check)
+
     def evaluate(self, branches: Sequence[Branch], at: Point) -> list[Answer]:
         """Answer every branch, those that stack in one pass."""
         for branch in branches:
@@ -114,6 +130,7 @@ class Denoiser:
                 f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
                 'pipeline); SAG(..., on="cond") does without'
             )
+        _ = self.conds[branch.cond]  # one that is made when it is asked for may raise
         for layer in (*(name for name, _ in branch.edits), *branch.record):
             matching(list(self.nets[branch.net].layers), layer)
 

@@ -25,11 +25,15 @@ class Tick(NamedTuple):
 
 
 class Clock:
-    """Reads timesteps; the scheduler's are copied to the CPU once a sampling."""
+    """Reads timesteps.
+
+    Attributes:
+        times: Those of the scheduler, copied to the CPU once a sampling.
+    """
 
     def __init__(self) -> None:
-        self._timesteps: Tensor | None = None
-        self._times: Sequence[float] = ()
+        self.timesteps: Tensor | None = None
+        self.times: Sequence[float] = ()
         self._last: int | None = None
 
     def read(self, given: float | Tensor, scheduler: Any, factor: float = 1.0) -> Tick:
@@ -41,35 +45,35 @@ class Clock:
             scheduler: A diffusers scheduler.
             factor: From what the network is told to the scheduler's timesteps.
         """
-        new = scheduler.timesteps is not self._timesteps
+        new = scheduler.timesteps is not self.timesteps
         if new:
-            self._timesteps = scheduler.timesteps
-            self._times = self._timesteps.double().tolist()
+            self.timesteps = scheduler.timesteps
+            self.times = self.timesteps.double().tolist()
         step = self._place(given, scheduler)
         if step is not None:
-            time = self._times[step]
+            time = self.times[step]
         else:
             value = given.flatten()[0] if isinstance(given, Tensor) else given
             time = float(value) * factor
-            step = min(range(len(self._times)), key=lambda i: abs(self._times[i] - time), default=0)
-            if isinstance(given, Tensor) and given.dtype in LOSSY and self._times:
-                time = self._times[step]
+            step = min(range(len(self.times)), key=lambda i: abs(self.times[i] - time), default=0)
+            if isinstance(given, Tensor) and given.dtype in LOSSY and self.times:
+                time = self.times[step]
         first = new or self._last is None or step <= self._last
         self._last = step
         return Tick(torch.tensor(time, dtype=torch.float64), step, first)
 
     def _place(self, given: float | Tensor, scheduler: Any) -> int | None:
         """Index of a timestep that is a view of the scheduler's, or that the scheduler says."""
-        all_of = self._timesteps
+        all_of = self.timesteps
         if not isinstance(given, Tensor) or all_of is None:
             return None
         if not all_of.is_meta and given.dtype == all_of.dtype:
             start, size = all_of.data_ptr(), all_of.element_size()
             place, off = divmod(given.data_ptr() - start, size * (all_of.stride(0) or 1))
-            if off == 0 and 0 <= place < len(self._times) and _same_storage(given, all_of):
+            if off == 0 and 0 <= place < len(self.times) and _same_storage(given, all_of):
                 return place
         said = None if given.device.type == "cpu" else getattr(scheduler, "step_index", None)
-        return said if said is not None and said < len(self._times) else None
+        return said if said is not None and said < len(self.times) else None
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:

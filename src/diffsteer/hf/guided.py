@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ class Guided:
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._grid: tuple[Any, Size] | None = None
         self._seeds: tuple[int, ...] = ()
+        self._rehearsed: Any = None
         self._tapping = False
 
     def tick(self, scheduler: Any, timestep: float | Tensor) -> Tick:
@@ -110,7 +111,7 @@ class Guided:
             tick: The step.
         """
         schedule, kind = self.reads(scheduler)
-        level = schedule.at(tick.time / 1000 if isinstance(schedule, Flow) else tick.time)
+        level = self._level(schedule, tick.time)
         cond = conds["cond"]()
         size = self._size(whole, cond) if self.family.packed else None
         x, extra = self._split(whole, size)
@@ -129,6 +130,8 @@ class Guided:
         denoiser = Denoiser(
             nets, Conds(arguments), kind, self.guidance, self.max_rows, schedule, self._seeds
         )
+        if tick.first:
+            self._rehearse(denoiser, x, tick)
         base, shift = denoiser.steered(x, level, tick.step)
         assert shift is not None
         out = (base.out + kind.push(shift, level)).to(whole.dtype)
@@ -137,6 +140,26 @@ class Guided:
         if rest:  # the first rows are those of the "cond" branch, which is always asked first
             out = torch.cat([out, torch.cat(rest)[: len(out)]], dim=1)
         return out
+
+    def _rehearse(self, denoiser: Denoiser, x: Tensor, tick: Tick) -> None:
+        """Ask all that later steps will ask, so that what is missing shows before the first call.
+
+        Once for each set of timesteps, on a small sample.
+        """
+        times = self._clock.times[tick.step :]
+        known = (tuple(times), tuple(denoiser.conds))
+        if known == self._rehearsed:
+            return
+        small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
+        assert schedule is not None
+        alone = replace(denoiser, seeds=None)
+        for step, time in enumerate(times, tick.step):
+            alone.rehearse(small, self._level(schedule, time), step)
+        self._rehearsed = known
+
+    def _level(self, schedule: Schedule, time: Any) -> Level:
+        """Level at a timestep of the scheduler."""
+        return schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
 
     def _marked(self, said: Cond, extra: Tensor) -> Cond:
         shared = {name: Shared(said[name]) for name in self.family.shared if name in said}
