@@ -218,7 +218,8 @@ def test_dropout_of_a_compiled_network(sd) -> None:
         torch.testing.assert_close(sampled(pipe, steps=2), want, atol=1e-4, rtol=1e-5)
 
 
-def test_input_noise_tells_the_network(sd) -> None:
+@pytest.mark.parametrize("t", [500, torch.tensor(500), torch.tensor([500, 500])], ids=repr)
+def test_input_noise_tells_the_network(sd, t) -> None:
     """One call, by hand: the network at the risen level and its own timestep between two."""
     pipe = sd()
     seen = []
@@ -226,12 +227,14 @@ def test_input_noise_tells_the_network(sd) -> None:
     pipe.unet.forward = lambda *a, **k: seen.append(k) or forward(*a, **k)
     text = torch.randn(2, 16, 32)
     with torch.no_grad(), steer(pipe, AutoNoise(3, noise=0.5)) as handle:
-        got = pipe.unet(START, torch.tensor(500), text).sample
+        got = pipe.unet(START, t, text).sample
         schedule, _ = handle._guided.reads(pipe.scheduler)
     del pipe.unet.forward
     now = schedule.at(500)
     level = schedule.at(schedule.time(1.5 * now.ratio))
-    assert seen[0]["timestep"] == 500 and seen[1]["timestep"].item() == pytest.approx(level.t)
+    told = seen[1]["timestep"]
+    assert told.is_floating_point() and told.shape == torch.as_tensor(t).shape
+    assert told.flatten()[0].item() == pytest.approx(level.t) and level.t != level.t.round()
     with torch.no_grad():
         good = pipe.unet(START, torch.tensor(500), text).sample
         bad = pipe.unet(seen[1]["sample"], level.t.float(), text).sample

@@ -221,14 +221,16 @@ class Guided:
             )
         return h, w
 
-    def _told(self, level: Level, before: float | Tensor) -> float | Tensor:
-        """What the network is told of another level, in the form of what it was told."""
+    def _told(self, level: Level, before: float | Tensor) -> Tensor:
+        """What the network is told of another level, in the shape of what it was told.
+
+        Always a floating tensor, since networks cut numbers down to whole ones.
+        """
         flow = self._scheduler is not None and isinstance(self._scheduler[1], Flow)
         time = level.t.item() * (self.family.flow_time if flow else 1.0)
-        if not isinstance(before, Tensor):
-            return time
-        dtype = before.dtype if before.is_floating_point() else torch.float32
-        return torch.full_like(before, time, dtype=dtype)
+        like = torch.as_tensor(before)
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        return torch.full_like(like, time, dtype=dtype)
 
     @contextmanager
     def _touched(self) -> Iterator[None]:

@@ -84,10 +84,11 @@ class Prompts:
             )
         following = self._seen[self._prompt + 1 :] if self._prompt is not None else []
         found = following[0][1] if following else self._encoded()
-        rows = (
-            value.expand(batch, *value.shape[1:]) if len(value) == 1 else value for value in found
-        )
-        return {**said, **dict(zip(self.names, rows, strict=False))}
+        null = dict(zip(self.names, found, strict=False))
+        for name, value in null.items():
+            if len(value) == 1 and len(said[name]) == batch:
+                null[name] = value.expand(batch, *value.shape[1:])
+        return {**said, **null}
 
     def _encoded(self) -> tuple[Tensor, ...]:
         """The null prompt, `(1, ...)` each."""
