@@ -1,6 +1,7 @@
 from .attention import BlurQuery, Edit, Identity
 from .branch import Answer, Asking, Branch, Plan, Point, plan, run, together
 from .denoiser import Denoiser, Network
+from .dropout import Dropout
 from .guidance import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, Guidance
 from .guidance.rescale import rescale, rescale_centred
 from .level import CLEAN, Level
@@ -42,6 +43,7 @@ __all__ = [
     "DPMpp2M",
     "Denoiser",
     "Discrete",
+    "Dropout",
     "EDM",
     "EDMWeight",
     "Edit",
