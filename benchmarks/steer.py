@@ -3,12 +3,18 @@
     python benchmarks/steer.py [--size small|mid|sdxl] [--device cpu|cuda] [--steps 10]
 
 Every contender runs in the same process, turn by turn, on the same latents and embeddings. "x bare"
-is the time over that of bare forwards of the same rows in the same passes, "MiB" the peak of memory
-allocated on a GPU.
+is the time over that of bare forwards of the same rows in the same passes in the same turn, as a
+median with its quartiles. On a CPU, one thread's CPU time is taken, which other processes disturb
+less than they do the clock.
+
+"MiB" is the peak of memory beyond what was held before, in an untimed sampling of two steps: what
+torch's allocator says on a GPU, and on a CPU the sum of all allocations and releases that torch's
+profiler records. Scratch memory that a library takes from the system by itself is in neither.
 """
 
 import argparse
 import copy
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -17,19 +23,24 @@ from typing import Any
 
 import torch
 from diffusers import (
+    ClassifierFreeGuidance,
     DDIMScheduler,
     StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
     StableDiffusionSAGPipeline,
     UNet2DConditionModel,
 )
+from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
+from diffusers.utils import logging
+from torch.profiler import ProfilerActivity, profile
 
 from diffsteer import CFG, PAG, SAG, Auto, Guidance
+from diffsteer.hf.guiders import SteerGuider
 from diffsteer.hf.steer import steer
 
-Run = Callable[[], object]
+Run = Callable[[], Any]
 CHANNELS = {"small": (96, 128), "mid": (160, 384), "sdxl": (320, 640, 1280)}
-WIDTH, TOKENS = 128, 16
+WIDTH, TOKENS = {"small": 384, "mid": 128, "sdxl": 128}, 16
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,9 @@ class Contender:
     passes: tuple[int, ...]
 
 
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
 def network(size: str) -> Any:
     torch.manual_seed(0)
     levels = len(CHANNELS[size])
@@ -56,7 +70,7 @@ def network(size: str) -> Any:
         layers_per_block=1 if size != "sdxl" else 2,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D",) * levels,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=WIDTH[size],
         attention_head_dim=8 if size != "sdxl" else (5, 10, 20),
         transformer_layers_per_block=1 if size != "sdxl" else (1, 2, 10),
     ).eval()
@@ -72,16 +86,10 @@ class Setting:
         self.guide = copy.deepcopy(self.unet)
         side = 128 if size == "sdxl" else 32
         self.x = torch.randn(1, 4, side, side).to(device, self.dtype)
-        self.text = torch.randn(2, TOKENS, WIDTH).to(device, self.dtype)
+        self.text = torch.randn(2, TOKENS, WIDTH[size]).to(device, self.dtype)
 
     def pipeline(self, cls: Any, **more: Any) -> Any:
-        scheduler = DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            steps_offset=1,
-            clip_sample=False,
-        )
+        scheduler = DDIMScheduler(**SCHEDULE, steps_offset=1, clip_sample=False)
         parts = dict.fromkeys(
             ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
         )
@@ -102,13 +110,42 @@ class Setting:
             **more,
         )
 
+    def modular(self, guider: Any) -> Run:
+        """The denoising loop of modular pipelines, around the same network."""
+        loop = StableDiffusionXLDenoiseStep()
+        loop.set_progress_bar_config(disable=True)
+        pipe = loop.init_pipeline()
+        scheduler = DDIMScheduler(**SCHEDULE, steps_offset=1, clip_sample=False)
+        if isinstance(guider, SteerGuider):
+            guider.scheduler = scheduler
+        pipe.update_components(unet=self.unet, scheduler=scheduler, guider=guider)
+        inputs = {}
+        for name, rows in (("", slice(0, 1)), ("negative_", slice(1, 2))):
+            inputs[f"{name}prompt_embeds"] = self.text[rows]
+            inputs[f"{name}pooled_prompt_embeds"] = self.text[rows, 0]
+            inputs[f"{name}add_time_ids"] = self.text[rows, 0, :6]
+
+        def act() -> object:
+            scheduler.set_timesteps(self.steps, self.device)
+            return pipe(
+                latents=self.x,
+                timesteps=scheduler.timesteps,
+                num_inference_steps=self.steps,
+                eta=0.0,
+                generator=None,
+                denoiser_input_fields=inputs,
+                output="latents",
+            )
+
+        return act
+
     def steered(self, guidance: Guidance, max_rows: int | None = None) -> Run:
         pipe = self.pipeline(StableDiffusionPipeline)
         run = self.sampling(pipe)
 
-        def act() -> None:
+        def act() -> object:
             with steer(pipe, guidance, guide=self.guide, max_rows=max_rows):
-                run()
+                return run()
 
         return act
 
@@ -128,15 +165,22 @@ def contenders(s: Setting) -> dict[str, Contender]:
     """Ours and theirs, at the same work."""
     plain = s.sampling(s.pipeline(StableDiffusionPipeline))
     sag = s.sampling(s.pipeline(StableDiffusionSAGPipeline, image_encoder=None), sag_scale=0.75)
+    pair, triple = CFG(5) + SAG(0.75), CFG(5) + PAG(3)
+    two, guide = CFG(5) + Auto(2), s.guide
     return {
         "diffusers CFG": Contender(plain, (2,)),
         "steer CFG": Contender(s.steered(CFG(5)), (2,)),
         "steer CFG, max_rows=1": Contender(s.steered(CFG(5), max_rows=1), (1, 1)),
+        "diffusers modular CFG": Contender(s.modular(ClassifierFreeGuidance(5.0)), (1, 1)),
+        "SteerGuider CFG": Contender(s.modular(SteerGuider(CFG(5))), (2,)),
         "diffusers CFG + SAG": Contender(sag, (2, 1)),
-        "steer CFG + SAG": Contender(s.steered(CFG(5) + SAG(0.75)), (2, 1)),
+        "steer CFG + SAG": Contender(s.steered(pair), (2, 1)),
+        "SteerGuider CFG + SAG": Contender(s.modular(SteerGuider(pair)), (2, 1)),
         "diffusers CFG + PAG": Contender(pag(s), (3,)),
-        "steer CFG + PAG": Contender(s.steered(CFG(5) + PAG(3)), (3,)),
-        "steer CFG + Auto (same size)": Contender(s.steered(CFG(5) + Auto(2)), (2, 1)),
+        "steer CFG + PAG": Contender(s.steered(triple), (3,)),
+        "steer CFG + PAG, max_rows=1": Contender(s.steered(triple, max_rows=1), (1, 1, 1)),
+        "steer CFG + Auto (same size)": Contender(s.steered(two), (2, 1)),
+        "SteerGuider CFG + Auto": Contender(s.modular(SteerGuider(two, guide=guide)), (2, 1)),
     }
 
 
@@ -155,18 +199,44 @@ def pag(s: Setting) -> Run:
     return act
 
 
-def timed(run: Run, device: str) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of one sampling."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+def timed(run: Run, device: str) -> float:
+    """Seconds of one sampling."""
+    clock = time.perf_counter if device == "cuda" else time.thread_time
+    gc.collect()
+    start = clock()
     with torch.no_grad():
         run()
     if device == "cuda":
         torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated() / 2**20
-    return time.perf_counter() - start, 0.0
+    return clock() - start
+
+
+def peak(run: Run, device: str) -> float:
+    """Most memory held at a time in one sampling, in MiB beyond what was held before."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.no_grad():
+            run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    kept = most = 0
+    events = seen.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        kept += event.nbytes()
+        most = max(most, kept)
+    return most / 2**20
+
+
+def apart(s: Setting) -> tuple[float, float]:
+    """Greatest difference of the latents with max_rows=1, and their greatest value."""
+    total = CFG(5) + PAG(3) + SAG(0.75)
+    with torch.no_grad():
+        a, b = (s.steered(total, max_rows=rows)().images.float() for rows in (None, 1))
+    return (a - b).abs().max().item(), a.abs().max().item()
 
 
 def main() -> None:
@@ -175,31 +245,37 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
     s = Setting(args.size, args.device, args.steps)
     count = sum(p.numel() for p in s.unet.parameters())
     print(f"torch {torch.__version__}, {args.device}, {count / 1e6:.1f} M parameters")
     all_of = contenders(s)
     bare = {passes: s.bare(passes) for passes in {c.passes for c in all_of.values()}}
-    times: dict[Any, list[float]] = {key: [] for key in (*all_of, *bare)}
-    memory: dict[Any, float] = {}
+    s.steps = 2
+    runs: dict[Any, Run] = {**{name: c.run for name, c in all_of.items()}, **bare}
+    memory = {key: peak(run, args.device) for key, run in runs.items()}
+    s.steps = args.steps
+    times: dict[Any, list[float]] = {key: [] for key in runs}
     for turn in range(args.repeats + 1):
-        for key in times:
-            took, peak = timed(bare[key] if key in bare else all_of[key].run, args.device)
-            memory[key] = peak
+        for key, run in runs.items():
+            took = timed(run, args.device)
             if turn:
                 times[key].append(took / args.steps * 1e3)
-    head = f"{'rows of each pass':>40}{'median ms/step':>16}{'min':>9}{'max':>9}{'x bare':>8}"
-    print(f"\n{head}{'MiB':>8}")
+    head = f"{'rows of each pass':>46}{'median ms/step':>16}{'min':>9}{'max':>9}"
+    print(f"\n{head}{'x bare (quartiles)':>24}{'MiB':>8}{'bare':>8}")
     for name, c in all_of.items():
         ms = times[name]
-        ratio = statistics.median(a / b for a, b in zip(ms, times[c.passes], strict=True))
+        ratios = [a / b for a, b in zip(ms, times[c.passes], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        ratio = f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
         print(
-            f"{name:32}{'+'.join(map(str, c.passes)):>8}{statistics.median(ms):16.1f}"
-            f"{min(ms):9.1f}{max(ms):9.1f}{ratio:8.3f}{memory[name]:8.0f}"
+            f"{name:30}{'+'.join(map(str, c.passes)):>16}{statistics.median(ms):16.1f}"
+            f"{min(ms):9.1f}{max(ms):9.1f}{ratio:>24}{memory[name]:8.1f}{memory[c.passes]:8.1f}"
         )
+    off, size = apart(s)
+    print(f"\nCFG + PAG + SAG, stacked and max_rows=1: apart by {off:.1e} of {size:.2f}")
 
 
 if __name__ == "__main__":

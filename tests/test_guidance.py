@@ -1,6 +1,7 @@
 """Guidances and the engine against closed forms on Gaussians."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from diffsteer import (
     SEG,
     Answer,
     Auto,
+    AutoDropout,
+    AutoNoise,
     Branch,
     CFGZero,
     Denoiser,
@@ -41,11 +44,13 @@ F64 = torch.float64
 Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]
 SD0 = Discrete.scaled_linear().zero_snr()
 ALL = [CFG(5.0), APG(4.0), CFGZero(3.0), PAG(3.0), SEG(3.0), SAG(0.75), Auto(2.0)]
+ALL += [AutoDropout(2.0, p=0.2), AutoNoise(2.0, noise=0.3)]
 
 
 def point(kind=None, schedule=SD0, t=400, batch=2) -> Point:
     gen = torch.Generator().manual_seed(0)
-    return Point(torch.randn(batch, 4, 8, 8, generator=gen, dtype=F64), schedule.at(t), kind or V())
+    x = torch.randn(batch, 4, 8, 8, generator=gen, dtype=F64)
+    return Point(x, schedule.at(t), kind or V(), schedule=schedule)
 
 
 NAMES = ["cond", "null"]
@@ -93,6 +98,88 @@ def test_autoguidance_narrows_a_gaussian(w: float) -> None:
     spread = hi * (1 + (hi / a) ** 2) ** (-w / 2) * (1 + (hi / b) ** 2) ** ((w - 1) / 2)
     assert spread == pytest.approx(a**w * b ** (1 - w), rel=1e-3)
     torch.testing.assert_close(x, m + spread * (Z - m / hi), atol=2e-3, rtol=0)
+
+
+def noised(oracle, at, level, n):
+    """Prediction of an oracle for `at.x` brought to a noisier level with the noise `n`."""
+    k = level.alpha / at.level.alpha
+    return oracle(k * at.x + (level.sigma**2 - (k * at.level.sigma) ** 2).sqrt() * n, level)
+
+
+@pytest.mark.parametrize("kind", [Eps(), V(), Velocity()], ids=repr)
+@pytest.mark.parametrize("schedule", [SD0, Flow(), EDM()], ids=repr)
+def test_auto_noise_on_a_gaussian(kind, schedule) -> None:
+    """Both nets know the data; the guide's expectation over the noise shrinks towards its mean.
+
+    With gain g = alpha a^2 / (alpha^2 a^2 + sigma^2) a prediction is m + g (x - alpha m); at a
+    ratio r times as high, and x brought there by noise n, it is m + g' (k x + d n - alpha' m). The
+    mean over n is linear in x, and so is the guided x0, with a spread of (w - 1) g' d around it.
+    """
+    m, a, w, r = 1.0, 0.5, 2.5, 1.3
+    t = schedule.last * 0.4 if isinstance(schedule, Flow) else min(schedule.last, 400)
+    at = point(kind, schedule, 0.7 if isinstance(schedule, EDM) else t, batch=400)
+    oracle = Gaussian(m, a)
+    made = denoiser(AutoNoise(w, noise=r - 1), kind, {"cond": oracle, "guide": oracle}, 400)
+    made = replace(made, schedule=schedule)
+    got = made(at.x, at.level)
+    higher = schedule.at(schedule.time(at.level.ratio * r))
+    assert higher.ratio == pytest.approx(r * at.level.ratio.item(), rel=1e-9)
+    good, mean = oracle(at.x, at.level), noised(oracle, at, higher, 0 * at.x)
+    rest = (good + (w - 1) * (good - mean) - got) / (w - 1)  # g' d n, for every value
+    spread = (noised(oracle, at, higher, 1 + 0 * at.x) - mean).flatten()[0]
+    n = rest / spread
+    # 102400 values: their mean and spread stray by 0.003 and 0.002 of a unit Gaussian's
+    assert n.mean().abs() < 0.015 and (n.std() - 1).abs() < 0.01
+    torch.testing.assert_close(got, made(at.x, at.level), atol=0, rtol=0)
+    few = replace(made, conds={"cond": {"who": torch.zeros(3, dtype=int)}}, seeds=(5, 0, 7))
+    torch.testing.assert_close(few(at.x[:3], at.level)[0], sample_of(made, at, 5), atol=0, rtol=0)
+
+
+def sample_of(made, at, seed):
+    """The first sample with another seed, alone."""
+    alone = replace(made, conds={"cond": {"who": torch.zeros(1, dtype=int)}}, seeds=(seed,))
+    return alone(at.x[:1], at.level)[0]
+
+
+def test_auto_noise_where_noise_cannot_rise() -> None:
+    """Nothing is asked at pure noise and at the last level; without a schedule it raises."""
+    for schedule, t in ((SD0, 999), (Discrete.scaled_linear(), 999), (EDM(), 80.0), (Flow(), 1.0)):
+        at = point(schedule=schedule, t=t)
+        assert plan(AutoNoise(2).shift(at), at).rows == {}
+    with pytest.raises(ValueError, match="give Denoiser the schedule"):
+        plan(AutoNoise(2).shift(replace(point(), schedule=None)), point())
+
+
+def test_auto_dropout() -> None:
+    """Of a linear network: the formula with masks that belong to each sample alone."""
+    torch.manual_seed(0)
+    parts = torch.nn.Dropout(0.0), torch.nn.Flatten(), torch.nn.Linear(256, 256)
+    layer = torch.nn.Sequential(*parts).double().eval()
+    at, sizes = point(), []
+
+    def call(x, level, cond):
+        sizes.append(len(x))
+        return layer(x).view_as(x)
+
+    made = Denoiser({"main": Network(call)}, {"cond": {}}, V(), AutoDropout(2.5, p=0.25))
+    made = replace(made, seeds=(3, 8))
+    state, got = torch.get_rng_state(), made(at.x, at.level)
+    assert sizes == [4] and torch.equal(torch.get_rng_state(), state) and not layer.training
+    plain = V().x0(at.x, layer(at.x).view_as(at.x), at.level)
+    bad = plain - (got - plain) / 1.5  # what the guide must have said of x0
+    said = V().express(at.x, bad, at.level).flatten(1) - layer[2].bias
+    shown = torch.linalg.solve(layer[2].weight, said.T).T / at.x.flatten(1)
+    kept = shown > 0.5
+    torch.testing.assert_close(shown[kept], torch.full_like(shown[kept], 4 / 3))
+    assert shown[~kept].abs().max() < 1e-9
+    assert 0.15 < (~kept).double().mean() < 0.35  # 512 values, 0.25 +- 0.02
+    assert not torch.equal(kept[0], kept[1])
+    for rows in (1, 3):
+        assert torch.allclose(replace(made, max_rows=rows)(at.x, at.level), got, rtol=1e-12)
+    assert torch.allclose(replace(made, seeds=(8,))(at.x[1:], at.level), got[1:], rtol=1e-12)
+    nothing = replace(made, nets={"main": Network(lambda x, level, cond: x)})
+    with pytest.raises(ValueError, match="no dropout layer"):
+        nothing(at.x, at.level)
 
 
 def test_guidance_in_an_interval() -> None:
@@ -182,6 +269,17 @@ def test_plan_counts() -> None:
     assert str(inside) == "main: 4 rows in 2 passes, guide: 1 row in 1 pass"
 
 
+def test_plan_counts_of_synthetic_guides() -> None:
+    """Dropout is a row of the same pass, another level a pass of its own."""
+    for total, rows, passes in (
+        (CFG(5) + AutoDropout(2), 3, 1),
+        (CFG(5) + AutoNoise(2), 3, 2),
+        (CFG(5) + AutoNoise(2) + AutoDropout(2, p=0.1) + AutoDropout(3, p=0.1), 4, 2),
+    ):
+        p = plan(total.shift(point()), point())
+        assert (p.rows, p.passes) == ({"main": rows}, {"main": passes})
+
+
 def test_equal_branches_run_once() -> None:
     p = plan((CFG(5) + CFG(2) + PAG(1) + PAG(3) + SAG(1)).shift(point()), point())
     assert p.rows == {"main": 4}  # cond, null, cond perturbed, null blurred
@@ -190,7 +288,8 @@ def test_equal_branches_run_once() -> None:
 @pytest.mark.parametrize(
     "off",
     [
-        *(CFG(1), APG(1), CFGZero(1), Auto(1), PAG(0), SEG(0), SAG(0), 0 * CFG(5)),
+        *(CFG(1), APG(1), CFGZero(1), Auto(1), AutoDropout(1), AutoNoise(1)),
+        *(PAG(0), SEG(0), SAG(0), 0 * CFG(5)),
         *(CFG(5).within(2, 3), CFG(5).over(1, 9)),
     ],
     ids=repr,
@@ -327,6 +426,8 @@ def test_bad_text(text: str) -> None:
         lambda: CFG(math.nan),
         lambda: PAG(math.inf),
         lambda: Auto(None),
+        lambda: AutoDropout(2, p=1),
+        lambda: AutoNoise(2, noise=0),
         lambda: SAG(1, sigma=0),
         lambda: SAG(1, kernel=4),
         lambda: SEG(1, sigma=-1),

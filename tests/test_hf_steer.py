@@ -1,13 +1,15 @@
 """Steered pipelines against diffusers' own, with tiny real components."""
 
+import accelerate
 import diffusers
 import pytest
 import tiny
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProcessor2_0
 
-from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, CFGZero, V
+from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, V
 from diffsteer.hf.family import image_attention
+from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.hf.steer import steer
 
 SD = {
@@ -131,7 +133,7 @@ def test_sag_for_v_is_the_eps_rule_which_diffusers_misses(sd) -> None:
     pipe.unet.forward = lambda *a, **k: outs.append((k["sample"], forward(*a, **k))) or outs[-1][1]
     with steer(pipe, SAG(s, on="cond")) as handle:
         got = every_step(pipe, scale=1.0)
-        schedule, _ = handle._reads()
+        schedule, _ = handle._guided.reads(pipe.scheduler)
     (x, (v,)), (x_bar, (v_bar,)) = outs[:2]
     level = schedule.at(pipe.scheduler.timesteps[0])
     e, e_bar = V().solve(x, v, level)[1], V().solve(x_bar, v_bar, level)[1]
@@ -186,6 +188,62 @@ def test_auto_is_the_formula(sd) -> None:
             got = pipe.unet(START, t, text).sample
     torch.testing.assert_close(got, bad + 2.5 * (good - bad), atol=1e-4, rtol=1e-4)
     assert sizes == [2]
+
+
+@pytest.mark.parametrize("guidance", [AutoNoise(2, noise=0.2), AutoDropout(2, p=0.3)], ids=repr)
+def test_synthetic_guides(sd, guidance) -> None:
+    """A sample is the same alone and in a batch, and the surroundings are as they were."""
+    pipe = sd()
+    plain = sampled(pipe)
+    state = torch.get_rng_state()
+    sizes = counted(pipe.unet)
+    with steer(pipe, CFG(5) + guidance):
+        got = sampled(pipe)
+        assert torch.equal(sampled(pipe), got)
+        alone = sampled(pipe, PROMPTS[1:], latents=START[1:])
+        again = sampled(pipe, PROMPTS[1:], latents=START[1:] + 0.5)
+    torch.testing.assert_close(alone, got[1:], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(got, plain, atol=1e-2) and not torch.allclose(again, alone, atol=1e-2)
+    assert sizes[:10] == ([4, 2] * 5 if isinstance(guidance, AutoNoise) else [6] * 10)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in pipe.unet.modules())
+
+
+def test_dropout_of_a_compiled_network(sd) -> None:
+    pipe, total = sd(), CFG(5) + AutoDropout(2)
+    with steer(pipe, total):
+        want = sampled(pipe, steps=2)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with steer(pipe, total):
+        torch.testing.assert_close(sampled(pipe, steps=2), want, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("t", [500, torch.tensor(500), torch.tensor([500, 500])], ids=repr)
+def test_input_noise_tells_the_network(sd, t) -> None:
+    """One call, by hand: the network at the risen level and its own timestep between two."""
+    pipe = sd()
+    seen = []
+    forward = pipe.unet.forward
+    pipe.unet.forward = lambda *a, **k: seen.append(k) or forward(*a, **k)
+    text = torch.randn(2, 16, 32)
+    with torch.no_grad(), steer(pipe, AutoNoise(3, noise=0.5)) as handle:
+        got = pipe.unet(START, t, text).sample
+        schedule, _ = handle._guided.reads(pipe.scheduler)
+    del pipe.unet.forward
+    now = schedule.at(500)
+    level = schedule.at(schedule.time(1.5 * now.ratio))
+    told = seen[1]["timestep"]
+    assert told.is_floating_point() and told.shape == torch.as_tensor(t).shape
+    assert told.flatten()[0].item() == pytest.approx(level.t) and level.t != level.t.round()
+    with torch.no_grad():
+        good = pipe.unet(START, torch.tensor(500), text).sample
+        bad = pipe.unet(seen[1]["sample"], level.t.float(), text).sample
+    x0 = [
+        (x - v.sigma * e) / v.alpha
+        for x, v, e in ((START, now, good), (seen[1]["sample"], level, bad))
+    ]
+    want = good - 2 * (x0[0] - x0[1]) * now.alpha / now.sigma
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 def test_everything_in_the_fewest_passes(sd) -> None:
@@ -408,6 +466,35 @@ def test_attention_kwargs_reach_every_branch(sd) -> None:
     del pipe.unet.forward
 
 
+@pytest.mark.parametrize(
+    "total",
+    [CFG(5), CFG(5) + PAG(3) + SAG(0.5), AutoNoise(2), CFG(5) + AutoDropout(2)],
+    ids=repr,
+)
+def test_lora_scale_reaches_every_branch(sd, total) -> None:
+    """A real LoRA at the scale of the call is the same LoRA with that weight for good."""
+    peft = pytest.importorskip("peft")
+    pipe = sd()
+    plain = sampled(pipe, steps=3)
+    layers = peft.LoraConfig(
+        r=4, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False
+    )
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(layers, "wild")
+    scaled = {"steps": 3, "cross_attention_kwargs": {"scale": 0.3}}
+    own = sampled(pipe, **scaled)
+    with steer(pipe, total):
+        got = sampled(pipe, **scaled)
+        whole = sampled(pipe, steps=3)
+    if total == CFG(5):
+        torch.testing.assert_close(got, own, atol=1e-4, rtol=1e-5)
+    pipe.unet.set_adapters("wild", 0.3)
+    with steer(pipe, total):
+        want = sampled(pipe, steps=3)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)
+    assert (got - whole).abs().max() > 1e-2 and (got - plain).abs().max() > 1e-2
+
+
 def test_attention_slicing(sd) -> None:
     pipe = sd()
     total = CFG(5) + PAG(3) + SAG(0.5)
@@ -435,15 +522,81 @@ def test_compiled(sd) -> None:
         steer(in_place, CFG(5))
 
 
-def test_offloaded(sd) -> None:
-    from accelerate import cpu_offload
-
-    pipe = sd()
-    with steer(pipe, CFG(5) + PAG(3)):
+@pytest.mark.parametrize("how", ["weights", "model", "groups"])
+def test_offloaded(sd, how: str) -> None:
+    """Hooks that bring weights or the whole network when it is called, also those of the guide."""
+    pipe, guide = sd(), sd()
+    total = CFG(5) + PAG(3) + Auto(2) + SAG(0.5)
+    with steer(pipe, total, guide=guide):
         want = sampled(pipe)
-    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
-    with steer(pipe, CFG(5) + PAG(3)):
+    cpu = torch.device("cpu")
+    for network in (pipe.unet, guide.unet):
+        if how == "weights":
+            accelerate.cpu_offload(network, execution_device=cpu)
+        elif how == "model":
+            accelerate.cpu_offload_with_hook(network, execution_device=cpu)
+        else:
+            network.enable_group_offload(cpu, offload_type="leaf_level")
+    before = pipe.unet.__dict__.get("forward")
+    with steer(pipe, total, guide=guide):
         torch.testing.assert_close(sampled(pipe), want, atol=1e-5, rtol=1e-5)
+    assert pipe.unet.__dict__.get("forward") is before
+
+
+# ------------------------------------------------------------------ zero terminal SNR
+
+
+def test_zero_snr_is_the_scheduler_by_hand(sd) -> None:
+    """The same samples, from the last timestep on, and the old scheduler back as it was."""
+    pipe = sd("v_prediction")
+    old, registered = pipe.scheduler, dict(pipe.config)
+    plain, before = sampled(pipe), dict(old.__dict__)
+    with steer(pipe, CFG(5), zero_snr=True):
+        assert pipe.scheduler.alphas_cumprod[-1] == 0
+        got = sampled(pipe)
+        assert pipe.scheduler.timesteps[0] == 999
+    assert pipe.scheduler is old and dict(pipe.config) == registered
+    assert {k: v for k, v in old.__dict__.items() if k != "timesteps"} == {
+        k: v for k, v in before.items() if k != "timesteps"
+    }
+    assert torch.equal(sampled(pipe), plain)
+    pipe.scheduler = SteerScheduler.from_config(
+        old.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    torch.testing.assert_close(sampled(pipe), got, atol=1e-4, rtol=1e-5)  # the pipeline's own CFG
+    with steer(pipe, zero_snr=True):
+        assert torch.equal(sampled(pipe), sampled(pipe))
+    assert not torch.allclose(got, plain, atol=1e-2)
+
+
+def test_zero_snr_is_put_back_after_an_error(sd) -> None:
+    pipe = sd("v_prediction")
+    old, before = pipe.scheduler, state(pipe)
+    with pytest.raises(ZeroDivisionError), steer(pipe, CFG(5), zero_snr=True):
+        raise ZeroDivisionError
+    assert pipe.scheduler is old and state(pipe) == before
+    with pytest.raises(ValueError, match="no network that can be steered"):
+        steer(
+            type("Pipe", (), {"unet": torch.nn.Linear(1, 1), "scheduler": old})(),
+            CFG(2),
+            zero_snr=True,
+        )
+    assert pipe.scheduler is old
+
+
+def test_zero_snr_where_it_has_no_meaning(sd) -> None:
+    pipe = sd("epsilon")
+    before = state(pipe)
+    with pytest.raises(ValueError, match="pure noise and epsilon says nothing about the image"):
+        steer(pipe, CFG(5), zero_snr=True)
+    assert state(pipe) == before
+    flow = tiny.sd3(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    with pytest.raises(ValueError, match="zero SNR by construction"):
+        steer(flow, CFG(5), zero_snr=True)
+    with pytest.raises(ValueError, match="has no scheduler"):
+        steer(pipe.unet, CFG(5), zero_snr=True)
+    with pytest.raises(ValueError, match="nothing to steer by"):
+        steer(pipe)
 
 
 # ------------------------------------------------------------------ bad input
@@ -459,6 +612,10 @@ def test_errors_before_the_first_call(sd) -> None:
         sampled(pipe, scale=1.0)
     with steer(pipe, Auto(2)), pytest.raises(ValueError, match="asks for a network 'guide'"):
         sampled(pipe)
+    late = [PAG(3, layer="nowhere").within(0, 1), Auto(2).over(3, 4), CFG(5).over(4, 5)]
+    for guidance in late:  # nor after some steps that ask for less
+        with steer(pipe, guidance), pytest.raises(ValueError, match="no attention layer|asks for"):
+            sampled(pipe, scale=1.0)
     with steer(pipe, CFG(5)), pytest.raises(ValueError, match=r"write .rescaled\(phi\)"):
         sampled(pipe, guidance_rescale=0.7)
     assert calls == []

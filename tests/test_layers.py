@@ -23,9 +23,10 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
     "identify": {"level", "noise", "prediction", "sampler", "schedule"},
     "ema": {"level"},
     "attention": set(),
-    "branch": {"attention", "level", "prediction"},
-    "guidance": {"attention", "branch", "level", "guidance"},
-    "denoiser": {"attention", "branch", "guidance", "level", "prediction"},
+    "dropout": set(),
+    "branch": {"attention", "dropout", "level", "prediction", "schedule"},
+    "guidance": {"attention", "branch", "dropout", "level", "noise", "guidance"},
+    "denoiser": {"attention", "branch", "dropout", "guidance", "level", "prediction", "schedule"},
 }
 CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {

@@ -189,6 +189,52 @@ def sd3(scheduler: Any) -> Any:
     return pipe
 
 
+def flux(
+    folder: Path, kind: str = "FluxPipeline", distilled: bool = True, extra_channels: int = 0
+) -> Any:
+    """A Flux pipeline of the given class: 16 px images, latents of 4x8x8 packed in 16 tokens."""
+    import diffusers
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(9)
+    network = diffusers.FluxTransformer2DModel(
+        in_channels=16 + extra_channels,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        guidance_embeds=distilled,
+    ).eval()
+    _perturb(network)
+    t5 = T5Config(vocab_size=190, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    words = tokenizer(folder / "tokenizer")
+    coder = diffusers.AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+        shift_factor=0.1,
+    ).eval()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    pipe = getattr(diffusers, kind)(
+        scheduler=scheduler,
+        vae=coder,
+        text_encoder=text_encoder(),
+        tokenizer=words,
+        text_encoder_2=T5EncoderModel(t5).eval(),
+        tokenizer_2=words,
+        transformer=network,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def pixart(scheduler: Any) -> Any:
     """A PixArt pipeline without a text encoder: prompts come as embeddings."""
     import diffusers

@@ -1,7 +1,8 @@
 from .attention import BlurQuery, Edit, Identity
 from .branch import Answer, Asking, Branch, Plan, Point, plan, run, together
 from .denoiser import Denoiser, Network
-from .guidance import APG, CFG, PAG, SAG, SEG, Auto, CFGZero, Guidance
+from .dropout import Dropout
+from .guidance import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, Guidance
 from .guidance.rescale import rescale, rescale_centred
 from .level import CLEAN, Level
 from .noise import Noise
@@ -29,6 +30,8 @@ __all__ = [
     "Answer",
     "Asking",
     "Auto",
+    "AutoDropout",
+    "AutoNoise",
     "BlurQuery",
     "Branch",
     "CFG",
@@ -40,6 +43,7 @@ __all__ = [
     "DPMpp2M",
     "Denoiser",
     "Discrete",
+    "Dropout",
     "EDM",
     "EDMWeight",
     "Edit",

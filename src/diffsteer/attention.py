@@ -117,6 +117,8 @@ class Tap:
         edits: Rows of the batch and the edit for them.
         records: Rows whose scores are wanted, each with a list that receives them, `(rows, h, w)`.
         hits: How often the layer computed attention.
+
+    Edits and records see the tokens of the image first, whatever their order in the layer is.
     """
 
     edits: list[tuple[slice, Edit]] = field(default_factory=list)
@@ -124,11 +126,21 @@ class Tap:
     hits: int = 0
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rest: Mapping[str, Any], size: Size
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rest: Mapping[str, Any],
+        size: Size,
+        text_first: bool = False,
     ) -> Tensor:
         """Attention of all rows, with those of the edits replaced."""
-        self.hits += 1
         tokens = shape_in_tokens(q.shape[2], size)
+        text = q.shape[2] - tokens[0] * tokens[1]
+        if text_first and text:
+            q, k, v = (part.roll(-text, dims=2) for part in (q, k, v))
+            return self.attend(q, k, v, _rolled(rest, -text), size).roll(text, dims=2)
+        self.hits += 1
         for rows, found in self.records:
             image = (rows, slice(None), slice(tokens[0] * tokens[1]))
             found.append(received(q[image], k[image]).reshape(-1, *tokens))
@@ -145,6 +157,15 @@ class Tap:
 
             out[rows] = edit(q[rows], k[rows], v[rows], attend, tokens)
         return out
+
+
+def _rolled(rest: Mapping[str, Any], by: int) -> dict[str, Any]:
+    """Roll a mask along its keys, and its queries where it has one row for each."""
+    mask = rest.get("attn_mask")
+    if not isinstance(mask, Tensor):
+        return dict(rest)
+    dims = (-1,) if mask.ndim < 2 or mask.shape[-2] == 1 else (-2, -1)
+    return {**rest, "attn_mask": mask.roll((by,) * len(dims), dims=dims)}
 
 
 def _rows_of(rest: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]:
@@ -179,9 +200,9 @@ def shape_in_tokens(tokens: int, size: Size) -> Size:
 class _Mode(TorchFunctionMode):
     """Sends attention through a tap while its layer runs."""
 
-    def __init__(self, tap: Tap, size: Size) -> None:
+    def __init__(self, tap: Tap, size: Size, text_first: bool) -> None:
         super().__init__()
-        self.tap, self.size = tap, size
+        self.tap, self.size, self.text_first = tap, size, text_first
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -190,7 +211,7 @@ class _Mode(TorchFunctionMode):
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         kwargs |= dict(zip(names, args, strict=False))
         q, k, v = (kwargs.pop(name) for name in names[:3])
-        return self.tap.attend(q, k, v, kwargs, self.size)
+        return self.tap.attend(q, k, v, kwargs, self.size, self.text_first)
 
 
 Using = Callable[[nn.Module], AbstractContextManager[None]]
@@ -198,7 +219,11 @@ Using = Callable[[nn.Module], AbstractContextManager[None]]
 
 @contextmanager
 def tapped(
-    layers: Mapping[str, nn.Module], taps: Mapping[str, Tap], size: Size, using: Using
+    layers: Mapping[str, nn.Module],
+    taps: Mapping[str, Tap],
+    size: Size,
+    using: Using,
+    text_first: bool = False,
 ) -> Iterator[None]:
     """Let `taps` act in the layers of the same names while the context is open.
 
@@ -207,6 +232,7 @@ def tapped(
         taps: What to do in them.
         size: Height and width of the sample in tokens of the first layer.
         using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
+        text_first: Whether text comes before the image in layers that attend to both.
 
     Raises:
         ValueError: there is no such layer, or a layer ran without scaled_dot_product_attention.
@@ -216,7 +242,7 @@ def tapped(
     with ExitStack() as stack:
         for name, tap in taps.items():
             stack.enter_context(using(layers[name]))
-            _hook(layers[name], _Mode(tap, size), stack)
+            _hook(layers[name], _Mode(tap, size, text_first), stack)
         yield
     for name, tap in taps.items():
         if tap.hits == 0:

@@ -8,6 +8,7 @@ is asked in one round is one joint question; `run` answers each distinct branch 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
 from itertools import islice
 from typing import TypeVar
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from diffsteer.attention import Edit
+from diffsteer.dropout import Dropout
 from diffsteer.level import Level
 from diffsteer.prediction import Kind
+from diffsteer.schedule import Schedule
 
 T = TypeVar("T")
 
@@ -29,7 +32,9 @@ class Branch:
         cond: Which conditioning: "cond", "null", or another name that the denoiser knows.
         net: Which network: "main" or "guide".
         edits: Changes of attention, as (layer, edit).
-        x: Another input than the sample, `(B, *D)`, at the same level.
+        x: Another input than the sample, `(B, *D)`.
+        level: The level of that input, if it is another than the sample's; a pass of its own.
+        dropout: Dropout in the network.
         record: Layers whose attention scores are wanted.
     """
 
@@ -37,12 +42,20 @@ class Branch:
     net: str = "main"
     edits: tuple[tuple[str, Edit], ...] = ()
     x: Tensor | None = None
+    level: Level | None = None
+    dropout: Dropout | None = None
     record: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for branches with equal answers, but for what they record."""
-        return self.cond, self.net, self.edits, None if self.x is None else id(self.x)
+        x = None if self.x is None else id(self.x)
+        return self.cond, self.net, self.edits, x, self.time, self.dropout
+
+    @property
+    def time(self) -> float | None:
+        """Time of its own level; branches stack where it is equal."""
+        return None if self.level is None else self.level.t.item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +96,30 @@ class Point:
         level: Its level, 0-dim.
         kind: What the network predicts.
         step: Index of the sampling step, 0 for the first.
+        schedule: What the network was trained on, for guidances that ask it at other levels.
+        seeds: One for each sample, for guidances that draw; without, its place in the batch.
     """
 
     x: Tensor
     level: Level
     kind: Kind
     step: int = 0
+    schedule: Schedule | None = None
+    seeds: Sequence[int] | None = None
+
+    def seeds_for(self, purpose: str) -> tuple[int, ...]:
+        """One seed for each sample, for what is drawn at this level for a purpose.
+
+        They depend on the sample's seed, the level and the purpose, on nothing else.
+        """
+        seeds = range(len(self.x)) if self.seeds is None else self.seeds
+        texts = (f"{seed} {self.level.t.item()} {purpose}" for seed in seeds)
+        return tuple(number(text.encode()) for text in texts)
+
+
+def number(data: bytes) -> int:
+    """A number in [0, 2^64) that depends on all of `data`."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 Asking = Generator[tuple[Branch, ...], tuple[Answer, ...], T]
@@ -188,13 +219,26 @@ def plan(asker: Asking[T], at: Point) -> Plan:
     passes: dict[str, int] = {}
 
     def count(branches: Sequence[Branch]) -> list[Answer]:
-        for net in dict.fromkeys(branch.net for branch in branches):
+        for net, _ in dict.fromkeys((branch.net, branch.time) for branch in branches):
             passes[net] = passes.get(net, 0) + 1
         for branch in branches:
             rows[branch.net] = rows.get(branch.net, 0) + 1
-        flat = torch.ones(len(at.x), *at.x.shape[-2:])
-        maps = [dict.fromkeys(branch.record, flat) for branch in branches]
-        return [Answer(torch.zeros_like(at.x), at.x, at.level, at.kind, found) for found in maps]
+        return imagined(branches, at)
 
     run(asker, count)
     return Plan(rows, passes)
+
+
+def imagined(branches: Sequence[Branch], at: Point) -> list[Answer]:
+    """Answers of a network that says 0 and attends to all alike."""
+    flat = torch.ones(len(at.x), *at.x.shape[-2:])
+    return [
+        Answer(
+            torch.zeros_like(at.x),
+            at.x,
+            branch.level or at.level,
+            at.kind,
+            dict.fromkeys(branch.record, flat),
+        )
+        for branch in branches
+    ]

@@ -1,7 +1,7 @@
 """From networks, conditions and a guidance to one denoiser, in as few passes as there can be."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.attention import Tap, Using, matching, tapped
-from diffsteer.branch import Answer, Branch, Point, based, run
+from diffsteer.branch import Answer, Branch, Point, based, imagined, run
+from diffsteer.dropout import Dropout, dropped
 from diffsteer.guidance import Guidance
 from diffsteer.level import Level
 from diffsteer.prediction import Kind
+from diffsteer.schedule import Schedule
 
 Cond = Mapping[str, Any]
 """What a network is told besides x, by name: tensors with one row a sample, and anything else."""
@@ -27,12 +29,16 @@ class Network:
         layers: Its self-attention modules by name, for guidances that edit or read attention.
         using: Context in which such a module computes attention by scaled_dot_product_attention.
         patch: Side of a token in pixels of the sample, in its first layer.
+        text_first: Whether layers that attend to image and text put the text first.
+        touched: Context of a pass in which something inside of the network is read or changed.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     using: Using = lambda layer: nullcontext()  # noqa: E731
     patch: int = 1
+    text_first: bool = False
+    touched: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,8 @@ class Denoiser:
         kind: What the networks predict.
         guidance: Any sum of guidances, or None.
         max_rows: Most rows of one pass, where memory is short.
+        schedule: What the networks were trained on, for guidances that ask them at other levels.
+        seeds: One for each sample, for guidances that draw; without, its place in the batch.
 
     Raises:
         ValueError: a guidance asks for a network, condition or layer that is not there.
@@ -57,6 +65,8 @@ class Denoiser:
     kind: Kind
     guidance: Guidance | None = None
     max_rows: int | None = None
+    schedule: Schedule | None = None
+    seeds: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
@@ -69,10 +79,30 @@ class Denoiser:
 
     def steered(self, x: Tensor, level: Level, step: int = 0) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
-        at = Point(x, level, self.kind, step)
+        if self.seeds is not None and len(self.seeds) != len(x):
+            raise ValueError(
+                f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
+            )
+        at = Point(x, level, self.kind, step, self.schedule, self.seeds)
         if self.guidance is None:
             return self.evaluate([Branch()], at)[0], None
         return run(based(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at))
+
+    def rehearse(self, x: Tensor, level: Level, step: int = 0) -> None:
+        """Check that all is there that the guidance asks for at a level, without any network.
+
+        Raises:
+            ValueError: something is not.
+        """
+        at = Point(x, level, self.kind, step, self.schedule, self.seeds)
+
+        def check(branches: Sequence[Branch]) -> list[Answer]:
+            for branch in branches:
+                self._check(branch)
+            return imagined(branches, at)
+
+        if self.guidance is not None:
+            run(based(self.guidance.shift(at)), check)
 
     def evaluate(self, branches: Sequence[Branch], at: Point) -> list[Answer]:
         """Answer every branch, those that stack in one pass."""
@@ -80,7 +110,7 @@ class Denoiser:
             self._check(branch)
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
-            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]))
+            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.time)
             groups.setdefault(key, []).append(i)
         found: dict[int, Answer] = {}
         for members in groups.values():
@@ -100,25 +130,31 @@ class Denoiser:
                 f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
                 'pipeline); SAG(..., on="cond") does without'
             )
+        _ = self.conds[branch.cond]  # one that is made when it is asked for may raise
         for layer in (*(name for name, _ in branch.edits), *branch.record):
             matching(list(self.nets[branch.net].layers), layer)
 
     def _pass(self, net: Network, group: list[Branch], at: Point) -> list[Answer]:
-        """Evaluate branches of one network whose conditions have equal shapes."""
-        size = len(at.x)
+        """Evaluate branches of one network and level whose conditions have equal shapes."""
+        size, level = len(at.x), group[0].level or at.level
         inputs = [at.x if branch.x is None else branch.x for branch in group]
         x, cond = _stacked(inputs), _joined([self.conds[b.cond] for b in group], size)
         maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
         tokens = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
         outs = []
         for rows in _chunks(len(x), self.max_rows):
-            taps = _taps(net, group, maps, size, rows)
+            taps, drops = _taps(net, group, maps, size, rows), _drops(group, size, rows)
             part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
-            with tapped(net.layers, taps, tokens, net.using):
-                outs.append(net.call(x[rows], at.level, part))
+            with ExitStack() as stack:
+                if taps or drops:
+                    stack.enter_context(net.touched())
+                if drops:
+                    stack.enter_context(dropped(drops, rows.stop - rows.start))
+                stack.enter_context(tapped(net.layers, taps, tokens, net.using, net.text_first))
+                outs.append(net.call(x[rows], level, part))
         found = torch.split(_stacked(outs), size)
         return [
-            Answer(out, given, at.level, at.kind, {n: _stacked(m) for n, m in seen.items()})
+            Answer(out, given, level, at.kind, {n: _stacked(m) for n, m in seen.items()})
             for out, given, seen in zip(found, inputs, maps, strict=True)
         ]
 
@@ -129,9 +165,7 @@ def _taps(
     """Taps of a pass over `rows` of the stacked branches, by layer."""
     taps: dict[str, Tap] = {}
     for i, branch in enumerate(group):
-        mine = slice(
-            max(i * size, rows.start) - rows.start, min((i + 1) * size, rows.stop) - rows.start
-        )
+        mine = _within(rows, i, size)
         if mine.start >= mine.stop:
             continue
         for wanted, edit in branch.edits:
@@ -141,6 +175,25 @@ def _taps(
             name = matching(list(net.layers), wanted)[0]
             taps.setdefault(name, Tap()).records.append((mine, maps[i][wanted]))
     return taps
+
+
+def _drops(group: list[Branch], size: int, rows: slice) -> list[tuple[slice, Dropout]]:
+    """Dropout of a pass over `rows` of the stacked branches, each with the seeds of its rows."""
+    found = []
+    for i, branch in enumerate(group):
+        mine = _within(rows, i, size)
+        if branch.dropout is not None and mine.start < mine.stop:
+            first = rows.start + mine.start - i * size
+            seeds = branch.dropout.seeds[first : first + mine.stop - mine.start]
+            found.append((mine, Dropout(branch.dropout.p, seeds)))
+    return found
+
+
+def _within(rows: slice, i: int, size: int) -> slice:
+    """Which of `rows` belong to the branch `i`, of `size` rows; empty or backwards if none."""
+    return slice(
+        max(i * size, rows.start) - rows.start, min((i + 1) * size, rows.stop) - rows.start
+    )
 
 
 def _chunks(rows: int, most: int | None) -> Iterator[slice]:

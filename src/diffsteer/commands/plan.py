@@ -34,7 +34,7 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
     levels = grid(source, steps, spacing)[:-1]
     costs = []
     for i, level in enumerate(levels):
-        at = Point(x, level, kind, i)
+        at = Point(x, level, kind, i, source)
         costs.append(planned(based(steered.shift(at)), at))
     lines = [f"{steered!r} on {schedule}, {steps} steps, {spacing}:"]
     for cost, run in groupby(range(steps), key=lambda i: costs[i]):

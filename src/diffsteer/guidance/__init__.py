@@ -1,9 +1,20 @@
 """Ways to steer a prediction. Importing the package registers all of them for `parse`."""
 
 from diffsteer.guidance.attention import PAG, SEG
-from diffsteer.guidance.auto import Auto
+from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
 from diffsteer.guidance.sag import SAG
 
-__all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "CFGZero", "Guidance"]
+__all__ = [
+    "APG",
+    "CFG",
+    "PAG",
+    "SAG",
+    "SEG",
+    "Auto",
+    "AutoDropout",
+    "AutoNoise",
+    "CFGZero",
+    "Guidance",
+]

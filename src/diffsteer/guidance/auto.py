@@ -1,4 +1,8 @@
-"""Autoguidance: a network guided by a worse version of itself."""
+"""Autoguidance: a network guided by a worse version of itself, trained or made.
+
+The paper reports that made guides, by dropout or input noise, help where the network itself was
+degraded in the same way, and did not help a network that was not.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +11,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.branch import Asking, Branch, Point
+from diffsteer.dropout import Dropout
 from diffsteer.guidance.base import Guidance, finite
+from diffsteer.level import Level, weighted
+from diffsteer.noise import Noise
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,3 +42,85 @@ class Auto(Guidance):
             return torch.zeros_like(at.x)
         good, bad = yield Branch(self.on), Branch(self.on, net=self.net)
         return (self.scale - 1) * (good.x0 - bad.x0)
+
+
+@dataclass(frozen=True, repr=False)
+class AutoDropout(Guidance):
+    """Guidance by the same network with dropout; scale 1 is off. One more row of the same pass.
+
+    Every dropout layer drops, whatever its own rate is. Each sample has masks of its own, fresh at
+    every level, from its seed.
+
+    Args:
+        scale: x0 becomes dropped + scale (x0 - dropped).
+        p: Share that is dropped, in ]0, 1[.
+        on: As for Auto.
+
+    Source: Karras et al. 2024, section 4, https://arxiv.org/abs/2406.02507.
+    """
+
+    scale: float
+    p: float = 0.1
+    on: str = "cond"
+
+    def __post_init__(self) -> None:
+        finite(self, "scale", "p")
+        if not 0 < self.p < 1:
+            raise ValueError(f"AutoDropout: p={self.p} is no share to drop: give 0 < p < 1")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        if self.scale == 1:
+            return torch.zeros_like(at.x)
+        dropout = Dropout(self.p, at.seeds_for("dropout"))
+        good, bad = yield Branch(self.on), Branch(self.on, dropout=dropout)
+        return (self.scale - 1) * (good.x0 - bad.x0)
+
+
+@dataclass(frozen=True, repr=False)
+class AutoNoise(Guidance):
+    """Guidance by the same network at more noise; scale 1 is off. One more pass of one row.
+
+    Noise is added until sigma / alpha has risen by the share `noise`, and the network is told so.
+    Levels that cannot rise, pure noise and the last of the schedule, are not guided. Each sample
+    has noise of its own, fresh at every level, from its seed.
+
+    Args:
+        scale: x0 becomes noisier + scale (x0 - noisier).
+        noise: How much sigma / alpha rises, > 0; 0.1 is 10 %.
+        on: As for Auto.
+
+    Source: Karras et al. 2024, section 4, https://arxiv.org/abs/2406.02507.
+    """
+
+    scale: float
+    noise: float = 0.1
+    on: str = "cond"
+
+    def __post_init__(self) -> None:
+        finite(self, "scale", "noise")
+        if not self.noise > 0:
+            raise ValueError(f"AutoNoise: noise={self.noise} adds none: give a share > 0")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        level = None if self.scale == 1 else self._raised(at)
+        if level is None:
+            return torch.zeros_like(at.x)
+        keep = level.alpha / at.level.alpha
+        add = (level.sigma**2 - (keep * at.level.sigma) ** 2).clamp(min=0).sqrt()
+        x = weighted(keep, at.x, add, Noise(at.seeds_for("noise"))(at.x))
+        good, bad = yield Branch(self.on), Branch(self.on, x=x, level=level)
+        return (self.scale - 1) * (good.x0 - bad.x0)
+
+    def _raised(self, at: Point) -> Level | None:
+        """The level of the noisier input, or None where there is none."""
+        if at.schedule is None:
+            raise ValueError(
+                "AutoNoise asks the network at another level: give Denoiser the schedule"
+            )
+        most = at.schedule.at(at.schedule.last).ratio
+        ratio = torch.minimum(at.level.ratio * (1 + self.noise), most)
+        if not ratio > at.level.ratio:
+            return None
+        return at.schedule.at(at.schedule.time(ratio))

@@ -114,7 +114,7 @@ def schedule_of(config: Config) -> Schedule:
         ValueError: the config has no schedule that we know.
     """
     name = str(config.get("_class_name", ""))
-    if name.startswith("FlowMatch") or (config.get("use_flow_sigmas") and "beta_start" in config):
+    if flows(config):
         if config.get("use_dynamic_shifting"):
             raise ValueError(
                 "use_dynamic_shifting makes the shift depend on the image size: "
@@ -124,6 +124,14 @@ def schedule_of(config: Config) -> Schedule:
     if name.startswith("EDM"):
         return EDM(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0))
     return discrete_of(config)
+
+
+def flows(config: Config) -> bool:
+    """Whether a config is of flow matching."""
+    name = str(config.get("_class_name", ""))
+    return name.startswith("FlowMatch") or bool(
+        config.get("use_flow_sigmas") and "beta_start" in config
+    )
 
 
 def discrete_of(config: Config) -> Discrete:

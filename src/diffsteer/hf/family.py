@@ -16,21 +16,32 @@ class Family:
     """How to read a call of the network.
 
     Attributes:
-        sample: Name of the argument that holds the noisy sample, `(B, C, H, W)`.
+        sample: Name of the argument that holds the noisy sample, `(B, C, H, W)`, or packed.
         halves: Names of the conditions that a pipeline's batch holds, in order, when it guides.
-        layers: Its self-attention modules, in which image tokens come first, by name.
+        layers: Its self-attention modules, by name.
+        text_first: Whether text comes before the image in layers that attend to both.
+        packed: Whether the sample is `(B, H/2 W/2, 4 C)`: patches of 2 x 2 in a row.
+        flow_time: What it is told at the noisy end of a flow.
+        encoded: Arguments that the pipeline's `encode_prompt` returns, in order, where the pipeline
+            never sends the null prompt in the same call.
+        shared: Arguments without a row for each sample.
     """
 
     sample: str
     halves: Halves
     layers: Callable[[nn.Module], dict[str, nn.Module]]
+    text_first: bool = False
+    packed: bool = False
+    flow_time: float = 1000.0
+    encoded: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def sent(self, pipe: Any, sample: Tensor) -> Halves:
         """Which conditions the batch of this call holds.
 
-        Pipelines say so, or duplicate the sample for both halves.
+        Pipelines say so, or duplicate the sample for both halves; to see that, the sample is read.
         """
-        guides = getattr(pipe, "do_classifier_free_guidance", None)
+        guides = len(self.halves) > 1 and getattr(pipe, "do_classifier_free_guidance", None)
         if guides is None and len(sample) % 2 == 0:
             a, b = sample.chunk(2)
             guides = torch.equal(a, b)
@@ -50,7 +61,7 @@ def image_attention(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def joint_attention(network: nn.Module) -> dict[str, nn.Module]:
-    """Modules that compute attention of image and text to each other, the image first, by name."""
+    """Modules that compute attention of image and text to each other, by name."""
     return {
         name: module
         for name, module in network.named_modules()
@@ -76,12 +87,36 @@ def by_sdpa(layer: Any) -> Iterator[None]:
         layer.processor = before
 
 
+def unpacked(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put tokens, `(B, h w, 4 C)`, at their places, `(B, C, 2 h, 2 w)`."""
+    h, w = size
+    patches = tokens.reshape(len(tokens), h, w, -1, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, 2 * h, 2 * w)
+
+
+def packed(image: Tensor) -> Tensor:
+    """Inverse of `unpacked`."""
+    b, c, h, w = image.shape
+    patches = image.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(b, h // 2 * (w // 2), 4 * c)
+
+
 FAMILIES: Mapping[str, Family] = {
     "UNet2DConditionModel": Family("sample", ("null", "cond"), image_attention),
     "UNet2DModel": Family("sample", ("cond",), image_attention),
     "DiTTransformer2DModel": Family("hidden_states", ("cond", "null"), image_attention),
     "PixArtTransformer2DModel": Family("hidden_states", ("null", "cond"), image_attention),
     "SD3Transformer2DModel": Family("hidden_states", ("null", "cond"), joint_attention),
+    "FluxTransformer2DModel": Family(
+        "hidden_states",
+        ("cond",),
+        joint_attention,
+        text_first=True,
+        packed=True,
+        flow_time=1.0,
+        encoded=("encoder_hidden_states", "pooled_projections", "txt_ids"),
+        shared=("txt_ids", "img_ids"),
+    ),
 }
 """Families by the class of their network."""
 

@@ -3,92 +3,107 @@
     with steer(pipe, CFG(6).rescaled(0.7) + PAG(3)):
         image = pipe("a cat").images[0]
 
-The network's `forward` is wrapped. A pipeline that guides sends both halves in one batch and
-computes null + s (cond - null); both halves are answered with the guided prediction, so that this
-sum returns it whatever s is. Image to image, inpainting, ControlNet and adapters come along.
+The network's `forward` is wrapped. A pipeline that guides sends both halves in one batch, or calls
+the network for each, and computes null + s (cond - null); both halves are answered with the guided
+prediction, so that this sum returns it whatever s is. Image to image, inpainting, ControlNet and
+adapters come along.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffsteer.denoiser import Cond, Denoiser, Network, rows_of
+from diffsteer.denoiser import Cond, rows_of
 from diffsteer.guidance import Guidance
-from diffsteer.hf.config import kind_of, schedule_of
-from diffsteer.hf.family import by_sdpa, family_of
-from diffsteer.level import Level, wide
-from diffsteer.prediction import Kind, Velocity
-from diffsteer.schedule import Flow, Schedule
+from diffsteer.hf.clock import Tick
+from diffsteer.hf.config import flows
+from diffsteer.hf.family import Halves
+from diffsteer.hf.guided import Guided, eager
+from diffsteer.hf.prompt import Prompts
 from diffsteer.text import parse
 
 
 def steer(
     pipe: Any,
-    guidance: Guidance | str,
+    guidance: Guidance | str | None = None,
     guide: Any = None,
     max_rows: int | None = None,
+    null: str = "",
+    zero_snr: bool = False,
 ) -> "Steering":
     """Guide a pipeline until the handle is removed.
 
     Args:
         pipe: A diffusers pipeline. Its own guidance scale loses its meaning; where a guidance asks
-            for the null prompt it has to be > 1, so that the pipeline sends it.
-        guidance: A guidance or its text, "CFG(6) + PAG(3)".
+            for the null prompt it has to be > 1, so that the pipeline sends it. Flux needs none.
+        guidance: A guidance or its text, "CFG(6) + PAG(3)"; None leaves the pipeline's own.
         guide: For autoguidance, a second network, or a pipeline that holds one, for the same
             latents and conditions.
         max_rows: Most rows of one pass of a network, where memory is short.
+        null: The null prompt of pipelines that do not send it (Flux), unless the call has a
+            negative prompt.
+        zero_snr: Sample on the schedule rescaled to zero terminal SNR, from its last timestep on,
+            by our DDIM; for networks that were trained so and predict v or x0.
 
     Returns:
         A handle with `remove()`, also a context manager. Afterwards the pipeline is as it was.
 
     Raises:
-        ValueError: the pipeline is of no known family, or steered, or the guide does not fit.
+        ValueError: the pipeline is of no known family, or steered, or the guide does not fit, or
+            zero SNR has no meaning for its network.
     """
     if isinstance(guidance, str):
         guidance = parse(guidance, Guidance)
-    return Steering(pipe, guidance, guide, max_rows)
+    if guidance is None and (not zero_snr or guide is not None or max_rows is not None):
+        raise ValueError('nothing to steer by: give a guidance, such as "CFG(6)", or zero_snr=True')
+    return Steering(pipe, guidance, guide, max_rows, null, zero_snr)
 
 
 class Steering:
     """A pipeline being steered; made by `steer`."""
 
-    def __init__(self, pipe: Any, guidance: Guidance, guide: Any, max_rows: int | None) -> None:
-        self.pipe, self.guidance, self.max_rows = pipe, guidance, max_rows
-        self.network = network_of(pipe)
-        if isinstance(getattr(self.network.forward, "__self__", None), Steering):
-            raise ValueError("this pipeline is steered already: remove the other steering first")
-        if getattr(self.network, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                "this network was compiled in place, which leaves no way in: use "
-                "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
-            )
-        self.family = family_of(_eager(self.network))
-        self.guide = None if guide is None else network_of(guide)
-        if self.guide is not None:
-            _check_fit(_eager(self.network), _eager(self.guide))
-        self._signature = inspect.signature(type(_eager(self.network)).forward)
-        self._own_forward = self.network.__dict__.get("forward")
-        self._forward = self.network.forward
-        self._guide_forward = None if self.guide is None else self.guide.forward
-        self._layers = {
-            id(net): self.family.layers(_eager(net))
-            for net in (self.network, self.guide)
-            if net is not None
-        }
-        self._scheduler: tuple[Any, Schedule, Kind] | None = None
-        self._tapping = False
-        self.network.forward = self._steered
+    def __init__(
+        self,
+        pipe: Any,
+        guidance: Guidance | None,
+        guide: Any,
+        max_rows: int | None,
+        null: str,
+        zero_snr: bool,
+    ) -> None:
+        self.pipe, self.guidance = pipe, guidance
+        self._undo: list[Callable[[], None]] = []
+        self._prompts: Prompts | None = None
+        self._answered: tuple[Tensor, Tensor] | None = None
+        self._sent: tuple[int, Halves] = (0, ())
+        self._said_by_pipe = hasattr(pipe, "do_classifier_free_guidance")
+        scheduler = zero_snr_scheduler(pipe) if zero_snr else None
+        if guidance is not None:
+            self._wrap(guidance, guide, max_rows, null)
+        if scheduler is not None:
+            self._undo.append(partial(setattr, pipe, "scheduler", pipe.scheduler))
+            pipe.scheduler = scheduler
+
+    def _wrap(self, guidance: Guidance, guide: Any, max_rows: int | None, null: str) -> None:
+        network = self.network = network_of(self.pipe)
+        check_free(network)
+        second = None if guide is None else network_of(guide)
+        self._guided = Guided(network, network.forward, guidance, second, max_rows)
+        self._signature = inspect.signature(type(eager(network)).forward)
+        if self._guided.family.encoded and hasattr(self.pipe, "encode_prompt"):
+            self._prompts = Prompts(self.pipe, null, self._guided.family.encoded)
+            self._undo.append(self._prompts.remove)
+        self._undo.append(partial(put_back, network, network.__dict__.get("forward")))
+        network.forward = self._steered
 
     def remove(self) -> None:
         """Give the pipeline back as it was."""
-        if self._own_forward is not None:
-            self.network.forward = self._own_forward
-        else:
-            self.network.__dict__.pop("forward", None)
+        while self._undo:
+            self._undo.pop()()
 
     def __enter__(self) -> "Steering":
         return self
@@ -103,93 +118,86 @@ class Steering:
                 f"guidance_rescale={self.pipe.guidance_rescale} of the pipeline would act on top "
                 "of this guidance: leave it at 0 and write .rescaled(phi)"
             )
-        said = dict(self._signature.bind(self._forward, *args, **kwargs).arguments)
-        said.pop("self")
-        said |= said.pop("kwargs", {})
-        whole, as_dict = said.pop(self.family.sample), said.pop("return_dict", True)
-        halves = self.family.sent(self.pipe, whole)
-        rest, out = self._guided(whole, said, halves)
-        half = out.to(whole.dtype)
-        if rest:  # the first rows are those of the "cond" branch, which is always asked first
-            half = torch.cat([half, torch.cat(rest)[: len(half)]], dim=1)
-        answer = torch.cat([half] * len(halves))
-        if not as_dict:
-            return (answer,)
-        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+        said = arguments(self._signature, self.network, args, kwargs)
+        whole, as_dict = said.pop(self._guided.family.sample), said.pop("return_dict", True)
+        tick = self._guided.tick(self.pipe.scheduler, said["timestep"])
+        if self._guided.family.encoded:
+            answer = self._apart(whole, said, tick)
+        else:
+            answer = self._together(whole, said, tick)
+        return returned(answer, as_dict)
 
-        return Transformer2DModelOutput(sample=answer)
-
-    def _guided(
-        self, whole: Tensor, said: dict[str, Any], halves: tuple[str, ...]
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the guided output of one half, in float32, and channels that are not guided."""
+    def _together(self, whole: Tensor, said: Cond, tick: Tick) -> Tensor:
+        """Answer a call that holds all conditions that there are."""
+        if tick.first or len(whole) != self._sent[0] or self._said_by_pipe:
+            self._sent = (len(whole), self._guided.family.sent(self.pipe, whole))
+        halves = self._sent[1]
         size = len(whole) // len(halves)
-        channels = _channels(_eager(self.network))
         parts = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(halves)}
-        x = wide(whole[parts["cond"], :channels])
-        said["extra"] = whole[:, channels:]
-        conds = {name: rows_of(said, rows, len(whole)) for name, rows in parts.items()}
-        schedule, kind = self._reads()
-        t = said["timestep"]
-        time = (t.flatten()[0] if isinstance(t, Tensor) else torch.tensor(t)).double().cpu()
-        level = schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
-        rest: list[Tensor] = []
-        nets = {"main": self._net(self.network, self._forward, whole.dtype, rest)}
-        if self.guide is self.network:
-            nets["guide"] = nets["main"]
-        elif self.guide is not None:
-            nets["guide"] = self._net(self.guide, self._guide_forward, whole.dtype, [])
-        denoiser = Denoiser(nets, conds, kind, self.guidance, self.max_rows)
-        base, shift = denoiser.steered(x, level, self._step(time))
-        assert shift is not None
-        return rest, base.out + kind.push(shift, level)
+        conds: dict[str, Callable[[], Cond]] = {
+            name: partial(rows_of, said, rows, len(whole)) for name, rows in parts.items()
+        }
+        half = self._guided(whole[parts["cond"]], conds, self.pipe.scheduler, tick)
+        return torch.cat([half] * len(halves))
 
-    def _net(self, module: Any, forward: Any, dtype: torch.dtype, rest: list[Tensor]) -> Network:
-        """Wrap a network for the engine: float32 outside, its own dtype inside.
+    def _apart(self, whole: Tensor, said: Cond, tick: Tick) -> Tensor:
+        """Answer a call for one of the prompts; what the first was answered serves the second."""
+        if self._prompts is None:
+            return self._guided(whole, {"cond": lambda: said}, self.pipe.scheduler, tick)
+        if self._prompts.is_null(said):
+            if self._answered is None or self._answered[0] is not whole:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} calls its network for the negative prompt with "
+                    "another sample than for the prompt: call it with true_cfg_scale=1"
+                )
+            return self._answered[1]
+        conds: dict[str, Callable[[], Cond]] = {
+            "cond": lambda: said,
+            "null": partial(self._prompts.null_of, said, len(whole)),
+        }
+        answer = self._guided(whole, conds, self.pipe.scheduler, tick)
+        self._answered = (whole, answer)
+        return answer
 
-        The channels of its answers beyond those of the sample are put into `rest`. A compiled
-        network runs uncompiled where its attention is tapped, since compiled code ignores taps.
-        """
-        channels = _channels(_eager(module))
 
-        def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
-            given = {key: value for key, value in cond.items() if key != "extra"}
-            given[self.family.sample] = torch.cat([x.to(dtype), cond["extra"]], dim=1)
-            compiled = _eager(module) is not module
-            act = _eager(module).forward if compiled and self._tapping else forward
-            out = act(**given, return_dict=False)[0]
-            if out.shape[1] > channels:
-                rest.append(out[:, channels:])
-            return wide(out[:, :channels])
+def zero_snr_scheduler(pipe: Any) -> Any:
+    """Our scheduler with the settings of the pipeline's, at zero terminal SNR.
 
-        patch = getattr(_eager(module).config, "patch_size", None) or 1
-        return Network(call, self._layers[id(module)], self._ready, patch)
+    Raises:
+        ValueError: the network has zero SNR already, or cannot have it.
+    """
+    from diffsteer.hf.scheduler import SteerScheduler
 
-    @contextmanager
-    def _ready(self, layer: nn.Module) -> Iterator[None]:
-        """Let a layer be tapped."""
-        before, self._tapping = self._tapping, True
-        try:
-            with by_sdpa(layer):
-                yield
-        finally:
-            self._tapping = before
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler to set to zero terminal SNR")
+    if flows({"_class_name": type(scheduler).__name__, **scheduler.config}):
+        raise ValueError(
+            f"{type(scheduler).__name__} is of flow matching, which starts at zero SNR by "
+            "construction: leave zero_snr out"
+        )
+    return SteerScheduler.from_config(
+        scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
 
-    def _reads(self) -> tuple[Schedule, Kind]:
-        """Schedule and prediction type of the pipeline's scheduler."""
-        config = self.pipe.scheduler.config
-        if self._scheduler is None or self._scheduler[0] is not config:
-            schedule = schedule_of({"_class_name": type(self.pipe.scheduler).__name__, **config})
-            if isinstance(schedule, Flow):
-                self._scheduler = (config, Flow(), Velocity())
-            else:
-                self._scheduler = (config, schedule, kind_of(config))
-        return self._scheduler[1:]
 
-    def _step(self, time: Tensor) -> int:
-        """Index of the sampling step at a time."""
-        times = self.pipe.scheduler.timesteps.double().cpu()
-        return int((times - time).abs().argmin()) if len(times) else 0
+def arguments(
+    signature: inspect.Signature, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What a call of a network's forward says, by name."""
+    said: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
+    said.pop("self")
+    more: dict[str, Any] = said.pop("kwargs", {})
+    return said | more
+
+
+def returned(answer: Tensor, as_dict: bool) -> Any:
+    """An answer in the form in which a network of diffusers returns it."""
+    if not as_dict:
+        return (answer,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=answer)
 
 
 def network_of(pipe: Any) -> Any:
@@ -206,30 +214,24 @@ def network_of(pipe: Any) -> Any:
     raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
 
 
-def _eager(module: Any) -> Any:
-    """The network inside a compiled one."""
-    return getattr(module, "_orig_mod", module)
+def check_free(network: Any) -> None:
+    """Check that the forward of a network can be wrapped.
 
-
-def _channels(network: Any) -> int:
-    """Channels of the sample: what the network returns, less a learned variance."""
-    given, returned = (
-        network.config.in_channels,
-        network.config.out_channels or network.config.in_channels,
-    )
-    return int(given if returned == 2 * given else min(given, returned))
-
-
-def _check_fit(main: Any, guide: Any) -> None:
-    mine, theirs = ((m.config.in_channels, _channels(m)) for m in (main, guide))
-    if mine != theirs:
+    Raises:
+        ValueError: it is steered already, or calls do not pass through it.
+    """
+    if isinstance(getattr(network.forward, "__self__", None), Steering):
+        raise ValueError("this pipeline is steered already: remove the other steering first")
+    if getattr(network, "_compiled_call_impl", None) is not None:
         raise ValueError(
-            f"the guide takes {theirs[0]} channels and returns {theirs[1]}, the network {mine[0]} "
-            f"and {mine[1]}: both must see the same latents"
+            "this network was compiled in place, which leaves no way in: use "
+            "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
         )
-    widths = [getattr(m.config, "cross_attention_dim", None) for m in (main, guide)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"the guide reads text of width {widths[1]}, the network of width {widths[0]}: "
-            "both must take the same prompt"
-        )
+
+
+def put_back(network: Any, own: Any) -> None:
+    """Give a network the forward that it had of its own, or that of its class."""
+    if own is not None:
+        network.forward = own
+    else:
+        network.__dict__.pop("forward", None)

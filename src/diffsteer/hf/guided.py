@@ -1,0 +1,281 @@
+"""A network of diffusers, its guide and a guidance: one guided output for all conditions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.branch import number
+from diffsteer.denoiser import Cond, Denoiser, Network
+from diffsteer.guidance import Guidance
+from diffsteer.hf.clock import Clock, Tick
+from diffsteer.hf.config import flows, kind_of, schedule_of
+from diffsteer.hf.family import by_sdpa, family_of, packed, unpacked
+from diffsteer.level import Level, wide
+from diffsteer.prediction import Kind, Velocity
+from diffsteer.schedule import Flow, Schedule
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """An argument that is the same for all rows, though its first dimension may be as long."""
+
+    value: Any
+
+
+class Conds(Mapping[str, Cond]):
+    """Conditions by name, each made when it is first asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Cond]]) -> None:
+        self._makers, self._made = makers, dict[str, Cond]()
+
+    def __getitem__(self, name: str) -> Cond:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+class Guided:
+    """Calls the networks as a guidance asks for it.
+
+    Args:
+        network: A network of a known family, maybe compiled.
+        forward: Its forward as it was before it was wrapped; may be set anew.
+        guidance: What guides.
+        guide: For autoguidance, a second network for the same latents and conditions.
+        max_rows: Most rows of one pass.
+
+    Raises:
+        ValueError: the network is of no known family, or the guide does not fit.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        forward: Callable[..., Any],
+        guidance: Guidance,
+        guide: Any = None,
+        max_rows: int | None = None,
+    ) -> None:
+        self.network, self.forward, self.guide = network, forward, guide
+        self.guidance, self.max_rows = guidance, max_rows
+        self.family = family_of(eager(network))
+        if guide is not None:
+            _check_fit(eager(network), eager(guide))
+        modules = [network] if guide is None else [network, guide]
+        self._layers = {id(module): self.family.layers(eager(module)) for module in modules}
+        self._clock = Clock()
+        self._scheduler: tuple[Any, Schedule, Kind] | None = None
+        self._grid: tuple[Any, Size] | None = None
+        self._seeds: tuple[int, ...] = ()
+        self._rehearsed: Any = None
+        self._tapping = False
+
+    def tick(self, scheduler: Any, timestep: float | Tensor) -> Tick:
+        """Say which step the network is called for."""
+        told = self.family.flow_time if isinstance(self.reads(scheduler)[0], Flow) else 1000.0
+        return self._clock.read(timestep, scheduler, 1000.0 / told)
+
+    def reads(self, scheduler: Any) -> tuple[Schedule, Kind]:
+        """Schedule and prediction type of a scheduler."""
+        config = scheduler.config
+        if self._scheduler is None or self._scheduler[0] is not config:
+            named = {"_class_name": type(scheduler).__name__, **config}
+            pair = (Flow(), Velocity()) if flows(named) else (schedule_of(named), kind_of(config))
+            self._scheduler = (config, *pair)
+        return self._scheduler[1:]
+
+    def __call__(
+        self, whole: Tensor, conds: Mapping[str, Callable[[], Cond]], scheduler: Any, tick: Tick
+    ) -> Tensor:
+        """Return the guided output for the rows of one condition, as the network would.
+
+        Args:
+            whole: The sample as the network gets it, channels that are not denoised included.
+            conds: Makers of the arguments besides the sample, "cond" and those there are.
+            scheduler: The pipeline's.
+            tick: The step.
+        """
+        schedule, kind = self.reads(scheduler)
+        level = self._level(schedule, tick.time)
+        cond = conds["cond"]()
+        size = self._size(whole, cond) if self.family.packed else None
+        x, extra = self._split(whole, size)
+        x = wide(x)
+        if tick.first or len(self._seeds) != len(x):
+            self._seeds = seeds_of(x)
+        rest: list[Tensor] = []
+        nets = {"main": self._net(self.network, level, whole.dtype, size, rest)}
+        if self.guide is self.network:
+            nets["guide"] = nets["main"]
+        elif self.guide is not None:
+            nets["guide"] = self._net(self.guide, level, whole.dtype, size, [])
+        arguments = {
+            name: lambda make=make: self._marked(make(), extra) for name, make in conds.items()
+        }
+        denoiser = Denoiser(
+            nets, Conds(arguments), kind, self.guidance, self.max_rows, schedule, self._seeds
+        )
+        if tick.first:
+            self._rehearse(denoiser, x, tick)
+        base, shift = denoiser.steered(x, level, tick.step)
+        assert shift is not None
+        out = (base.out + kind.push(shift, level)).to(whole.dtype)
+        if size is not None:
+            return packed(out)
+        if rest:  # the first rows are those of the "cond" branch, which is always asked first
+            out = torch.cat([out, torch.cat(rest)[: len(out)]], dim=1)
+        return out
+
+    def _rehearse(self, denoiser: Denoiser, x: Tensor, tick: Tick) -> None:
+        """Ask all that later steps will ask, so that what is missing shows before the first call.
+
+        Once for each set of timesteps, on a small sample.
+        """
+        times = self._clock.times[tick.step :]
+        known = (tuple(times), tuple(denoiser.conds))
+        if known == self._rehearsed:
+            return
+        small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
+        assert schedule is not None
+        alone = replace(denoiser, seeds=None)
+        for step, time in enumerate(times, tick.step):
+            alone.rehearse(small, self._level(schedule, time), step)
+        self._rehearsed = known
+
+    def _level(self, schedule: Schedule, time: Any) -> Level:
+        """Level at a timestep of the scheduler."""
+        return schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
+
+    def _marked(self, said: Cond, extra: Tensor) -> Cond:
+        shared = {name: Shared(said[name]) for name in self.family.shared if name in said}
+        return {**said, **shared, "extra": extra}
+
+    def _net(
+        self, module: Any, now: Level, dtype: torch.dtype, size: Size | None, rest: list[Tensor]
+    ) -> Network:
+        """Wrap a network for the engine: float32 outside, its own dtype inside.
+
+        The channels of its answers beyond those of the sample are put into `rest`. A compiled
+        network runs uncompiled where something in it is touched, since compiled code ignores that.
+        """
+        forward = self.forward if module is self.network else module.forward
+
+        def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
+            given = {
+                key: value.value if isinstance(value, Shared) else value
+                for key, value in cond.items()
+                if key != "extra"
+            }
+            given[self.family.sample] = self._joined(x.to(dtype), cond["extra"], size)
+            if level is not now:
+                given["timestep"] = self._told(level, given["timestep"])
+            touched = eager(module) is not module and self._tapping
+            act = eager(module).forward if touched else forward
+            out, more = self._split(act(**given, return_dict=False)[0], size)
+            if more.numel():
+                rest.append(more)
+            return wide(out)
+
+        patch = 2 if self.family.packed else getattr(eager(module).config, "patch_size", None) or 1
+        layers = self._layers[id(module)]
+        return Network(call, layers, by_sdpa, patch, self.family.text_first, self._touched)
+
+    def _split(self, whole: Tensor, size: Size | None) -> tuple[Tensor, Tensor]:
+        """The sample, `(B, C, H, W)`, and channels beyond it."""
+        channels = _channels(eager(self.network))
+        if size is None:
+            return whole[:, :channels], whole[:, channels:]
+        return unpacked(whole[..., :channels], size), whole[..., channels:]
+
+    def _joined(self, x: Tensor, extra: Tensor, size: Size | None) -> Tensor:
+        if size is None:
+            return torch.cat([x, extra], dim=1)
+        return torch.cat([packed(x), extra], dim=-1)
+
+    def _size(self, whole: Tensor, said: Cond) -> Size:
+        """Height and width of a packed sample in tokens; read once for each tensor of places."""
+        ids = said["img_ids"]
+        if self._grid is None or self._grid[0] is not ids:
+            last = ids.reshape(-1, ids.shape[-1]).amax(dim=0).tolist()
+            self._grid = (ids, (int(last[1]) + 1, int(last[2]) + 1))
+        h, w = self._grid[1]
+        if whole.shape[1] != h * w:
+            raise ValueError(
+                f"{whole.shape[1]} tokens are not an image of {h}x{w}: pipelines that append "
+                "tokens of another image (Kontext) cannot be steered"
+            )
+        return h, w
+
+    def _told(self, level: Level, before: float | Tensor) -> Tensor:
+        """What the network is told of another level, in the shape of what it was told.
+
+        Always a floating tensor, since networks cut numbers down to whole ones.
+        """
+        flow = self._scheduler is not None and isinstance(self._scheduler[1], Flow)
+        time = level.t.item() * (self.family.flow_time if flow else 1.0)
+        like = torch.as_tensor(before)
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        return torch.full_like(like, time, dtype=dtype)
+
+    @contextmanager
+    def _touched(self) -> Iterator[None]:
+        """Run the network where hooks and function modes reach it."""
+        before, self._tapping = self._tapping, True
+        try:
+            yield
+        finally:
+            self._tapping = before
+
+
+def eager(module: Any) -> Any:
+    """The network inside a compiled one."""
+    return getattr(module, "_orig_mod", module)
+
+
+def seeds_of(start: Tensor) -> tuple[int, ...]:
+    """A seed for each sample, from the first values that its sampling starts from.
+
+    So a sample has the same one alone and in any batch. Reads a few values of each.
+    """
+    values = start.flatten(1)[:, :16].float().cpu()
+    return tuple(number(row.numpy().tobytes()) for row in values)
+
+
+def _channels(network: Any) -> int:
+    """Channels of the sample: what the network returns, less a learned variance."""
+    given, returned = (
+        network.config.in_channels,
+        network.config.out_channels or network.config.in_channels,
+    )
+    return int(given if returned == 2 * given else min(given, returned))
+
+
+def _check_fit(main: Any, guide: Any) -> None:
+    mine, theirs = ((m.config.in_channels, _channels(m)) for m in (main, guide))
+    if mine != theirs:
+        raise ValueError(
+            f"the guide takes {theirs[0]} channels and returns {theirs[1]}, the network {mine[0]} "
+            f"and {mine[1]}: both must see the same latents"
+        )
+    for width in ("cross_attention_dim", "joint_attention_dim", "caption_channels"):
+        widths = [getattr(m.config, width, None) for m in (main, guide)]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"the guide reads text of width {widths[1]}, the network of width {widths[0]}: "
+                "both must take the same prompt"
+            )
