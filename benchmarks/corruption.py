@@ -23,7 +23,7 @@ from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.manifold import manifold
 from diffsteer.eval.metrics import kid, scaled
 from diffsteer.eval.moments import Moments
-from diffsteer.eval.pictures import Pictures, stacked
+from diffsteer.pictures import Pictures, stacked
 
 SKIN_TONE = re.compile("1f3f[b-f]")
 CURVES = {

@@ -17,8 +17,8 @@ from diffsteer.eval.manifold import manifold
 from diffsteer.eval.measure import measure
 from diffsteer.eval.metrics import inception_score, kid
 from diffsteer.eval.moments import Moments
-from diffsteer.eval.pictures import Pictures, stacked
 from diffsteer.eval.pretrained import Inception
+from diffsteer.pictures import Pictures, stacked
 
 pytestmark = pytest.mark.fidelity
 

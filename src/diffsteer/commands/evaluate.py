@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffsteer.eval.features import Extractor
-    from diffsteer.eval.pictures import Pictures
     from diffsteer.eval.statistics import Statistics
+    from diffsteer.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def evaluate(
 
 def _measured(path: Path, features: Features, extractor: "Extractor") -> "Statistics":
     from diffsteer.eval.measure import measure
-    from diffsteer.eval.pictures import Pictures
+    from diffsteer.pictures import Pictures
 
     found, kinds = Pictures.at(path), Counter[str]()
     stream = _stream(found, features.batch, kinds)
@@ -147,7 +147,7 @@ def _stream(found: "Pictures", batch: int, kinds: Counter[str]) -> Iterator["Ten
     """Yield batches with a progress bar, counting what the files hold."""
     from tqdm import tqdm
 
-    from diffsteer.eval.pictures import stacked
+    from diffsteer.pictures import stacked
 
     with tqdm(total=len(found), unit="picture", desc=found.path.name, disable=None) as bar:
         for pictures in found.batches(batch):

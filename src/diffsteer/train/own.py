@@ -6,7 +6,7 @@
 | other folder | `cat.txt` beside it |
 | tar shard | member `cat.txt`, or else member `cat.json` with `{"text": "a cat"}` |
 
-Pictures are decoded by the rules of `diffsteer.eval.pictures`. Nothing is unpacked to disk. A
+Pictures are decoded by the rules of `diffsteer.pictures`. Nothing is unpacked to disk. A
 picture without a caption is refused, and so is a line or a member without a picture: nothing is
 left out unseen. JSON may say "caption" for "text".
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from diffsteer.eval.pictures import MAX_BYTES, SUFFIXES, Pictures, decode
+from diffsteer.pictures import MAX_BYTES, SUFFIXES, Pictures, decode
 from diffsteer.train.data import Sample
 
 MAX_CAPTION = 2**20
