@@ -58,7 +58,7 @@ def test_goes_on_where_it_stopped(model: str, tmp_path: Path, capsys) -> None:
     sample(replace(CAT, model=model), "0-1", tmp_path)
     before = (tmp_path / "000001.png").stat().st_mtime_ns
     sample(replace(CAT, model=model), "1-2", tmp_path)
-    assert "1 of 2 pictures are there, 1 to do" in capsys.readouterr().out
+    assert "1 of 2 pictures were there, 1 made" in capsys.readouterr().out
     assert (tmp_path / "000001.png").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="was made otherwise.*Give another --out"):
         sample(Recipe(model, prompt="a dog"), "1-3", tmp_path)

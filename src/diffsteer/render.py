@@ -1,7 +1,6 @@
 """Pictures of a recipe from seeds: `with rendering(recipe) as images: images([0, 1])`."""
 
 import inspect
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -11,19 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffsteer.eval.features import weights_hash
+from diffsteer.eval.features import device_of, weights_hash
 from diffsteer.hf.steer import network_of, steer
 from diffsteer.recipe import WEIGHT, Recipe, digest
 
 SAMPLE = ("sample", "hidden_states")
 """What networks call the sample among their arguments."""
-
-
-def device_of(name: str = "") -> str:
-    """Return `name`, or where it is empty the GPU of this process, or the CPU."""
-    if name:
-        return name
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 class Rendering:

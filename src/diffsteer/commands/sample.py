@@ -52,23 +52,29 @@ def sample(
     if batch < 1:
         raise ValueError(f"batch={batch} makes no picture: give at least 1")
     with rendering(recipe, device) as images:
-        todo = [seed for seed in numbers if not _made(out / f"{seed:06d}.png", seed, images)]
-        done = len(numbers) - len(todo)
-        print(f"{out}: {done} of {len(numbers)} pictures are there, {len(todo)} to do")
-        render(images, todo, out, batch)
+        done = render(images, numbers, out, batch)
+    print(f"{out}: {done} of {len(numbers)} pictures were there, {len(numbers) - done} made")
 
 
-def render(images: "Rendering", seeds: list[int], out: Path, batch: int) -> None:
-    """Make the pictures of seeds, SEED.png in a folder, with a progress bar."""
+def render(images: "Rendering", seeds: list[int], out: Path, batch: int) -> int:
+    """Make the pictures of seeds, SEED.png in a folder; returns how many were there already.
+
+    Raises:
+        ValueError: another recipe or model made a picture that is there.
+    """
     from tqdm import tqdm
 
+    todo = [seed for seed in seeds if not _made(out / f"{seed:06d}.png", seed, images)]
     out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(seeds), unit="picture") as bar:
-        for start in range(0, len(seeds), batch):
-            part = seeds[start : start + batch]
+    with tqdm(
+        total=len(seeds), initial=len(seeds) - len(todo), unit="picture", disable=None
+    ) as bar:
+        for start in range(0, len(todo), batch):
+            part = todo[start : start + batch]
             for seed, picture in zip(part, images(part), strict=True):
                 _save(picture, out / f"{seed:06d}.png", seed, images)
             bar.update(len(part))
+    return len(seeds) - len(todo)
 
 
 def _made(path: Path, seed: int, images: "Rendering") -> bool:

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,11 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsteer.eval.features import Extractor
 from diffsteer.eval.whole import PART, whole, write
 from diffsteer.recipe import differences, digest
 
 VERSION = 1
 MANIFEST = "manifest.json"
+
+
+def key_of(images: Mapping[str, Any], extractor: Extractor) -> dict[str, Any]:
+    """All that decides the features of a seed: what decides its picture, and the extractor."""
+    origin = asdict(extractor.origin)
+    return {**images, **{f"features.{name}": value for name, value in origin.items()}}
 
 
 class BrokenChunk(Exception):

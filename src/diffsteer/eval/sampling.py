@@ -9,14 +9,14 @@ grey level in rare pixels) and of sums (1e-12 relative).
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffsteer.eval.chunks import Chunk, Folder
+from diffsteer.eval.chunks import Chunk, Folder, key_of
 from diffsteer.eval.features import Extractor, pictures
 from diffsteer.eval.frechet import Gaussian
 from diffsteer.eval.measure import KEEP, kept
@@ -86,7 +86,7 @@ def sampled(
         return _joined(iter(chunks), order, extractor, keep, together)
     if key is None:
         raise ValueError(f"{out} cannot keep samples without a key: say what decides the pictures")
-    folder = Folder(out, {**key, **_named(extractor)})
+    folder = Folder(out, key_of(key, extractor))
     if len(set(together.gathered(folder.digest))) > 1:
         raise ValueError("the processes make different pictures: give all of them the same key")
     claim = folder.claimed(first=True) if together.rank == 0 else nullcontext()
@@ -101,10 +101,6 @@ def sampled(
             names = [folder.add(c) for c in _chunks(images, extractor, mine, batch, costs, bar)]
             names += sorted(done)[together.rank :: together.world]
             return _joined(map(folder.read, names), order, extractor, keep, together)
-
-
-def _named(extractor: Extractor) -> dict[str, str]:
-    return {f"features.{name}": value for name, value in asdict(extractor.origin).items()}
 
 
 def _begun(folder: Folder) -> dict[str, tuple[int, ...]]:
