@@ -47,7 +47,8 @@ def test_evaluate_prints_and_writes_every_metric(
         assert len(content["reference"]["sha256"]) == 64
     printed = capsys.readouterr()
     *_, line = (row for row in printed.out.splitlines() if row.startswith("FD-Efficient"))
-    value, n, reference_n, *floor = line.split()[1:]
+    value, low, to, high, n, reference_n, *floor = line.split()[1:]
+    assert to == "to" and float(low) < float(value) < float(high)
     assert float(value) == pytest.approx(values["dark"]["FD-EfficientNetLite0"], rel=1e-4)
     assert (n, reference_n, floor[-1]) == ("20", "32", "16")
     assert "FID" not in printed.out

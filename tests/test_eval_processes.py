@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import diffusers
 import pytest
 import tiny
 import torch
@@ -33,12 +32,8 @@ def measured(recipe: Recipe, out: Path, batch: int) -> Statistics:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("model")
-    scheduler = diffusers.DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
-    )
-    tiny.stable_diffusion(scheduler, folder).save_pretrained(folder / "pipe")
     prompts = ("a cat", "a dog", "a tree")
-    return Recipe(str(folder / "pipe"), "", prompts, guidance="CFG(3)", sampler="UniPC()", steps=2)
+    return Recipe(tiny.saved(folder), "", prompts, guidance="CFG(3)", sampler="UniPC()", steps=2)
 
 
 def main(text: str, out: str, batch: str) -> None:

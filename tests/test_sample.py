@@ -19,15 +19,12 @@ CAT = Recipe(prompt="a cat", guidance="CFG(3) + SAG(0.5)", sampler="UniPC()", st
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    scheduler = diffusers.DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
-    )
-    tiny.stable_diffusion(scheduler, folder).save_pretrained(folder / "pipe")
+    model = tiny.saved(folder)
     guide = tiny.unet()
     tiny._perturb(guide)
     guide.save_pretrained(folder / "guide")
     tiny.unconditional(diffusers.DDPMScheduler(clip_sample=False)).save_pretrained(folder / "plain")
-    return str(folder / "pipe")
+    return model
 
 
 def pixels(path: Path) -> bytes:

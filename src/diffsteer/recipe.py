@@ -65,7 +65,14 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Sha256 of all that differs from the defaults, in hex."""
-        return digest({k: v for k, v in asdict(self).items() if v != getattr(Recipe, k)})
+        return digest(
+            {k: v for k, v in self.said.items() if getattr(self, k) != getattr(Recipe, k)}
+        )
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """All of it in plain values, as JSON reads it back."""
+        return {**asdict(self), "prompts": list(self.prompts)}
 
     def of(self, seed: int) -> "Recipe":
         """Recipe of the picture of one seed, with the one prompt that it shows."""

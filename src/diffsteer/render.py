@@ -35,8 +35,7 @@ class Rendering:
     @property
     def key(self) -> dict[str, Any]:
         """All that decides the pictures, in plain values."""
-        said = {field: getattr(self.recipe, field) for field in vars(self.recipe)}
-        return {**said, "prompts": list(self.recipe.prompts), "weights": self.weights}
+        return {**self.recipe.said, "weights": self.weights}
 
     def __call__(self, seeds: Sequence[int]) -> Tensor:
         """One picture a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.

@@ -147,7 +147,7 @@ def _report(
     for entry, one in zip(entries, compared(runs, real, resamples), strict=True):
         folder = out / "pictures" / entry.name.replace("/", "_")
         pictures = {s: folder / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
-        shown.append(Shown(one, vars(entry.recipe), entry.curve, entry.weight, pictures))
+        shown.append(Shown(one, entry.recipe.said, entry.curve, entry.weight, pictures))
         print(f"\n{one.name}", table(one.figures), *_lines(shown[-1]), sep="\n")
     for note in notes:
         print(f"not measured: {note}")

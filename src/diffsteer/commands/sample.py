@@ -1,7 +1,7 @@
 """`diffsteer sample`: pictures whose metadata hold all that made them; importable without torch."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,10 +81,10 @@ def _made(path: Path, seed: int, images: "Rendering") -> bool:
     """Whether a picture is there already; one of another recipe or model is in the way."""
     if not path.exists():
         return False
-    wanted = asdict(images.recipe.of(seed)) | {"weights": images.weights}
+    wanted = images.recipe.of(seed).said | {"weights": images.weights}
     said = metadata(path)
     made = {} if said is None else said["recipe"] | {"weights": said.get("weights")}
-    if said is None or json.dumps(made, sort_keys=True) != json.dumps(wanted, sort_keys=True):
+    if said is None or made != wanted:
         how = "not by this command" if said is None else f"otherwise: {differences(made, wanted)}"
         raise ValueError(f"{path} was made {how}. Give another --out, or remove it")
     return True
@@ -97,7 +97,7 @@ def _save(pixels: "Tensor", path: Path, seed: int, images: "Rendering") -> None:
     from PIL.PngImagePlugin import PngInfo
 
     said: dict[str, Any] = {
-        "recipe": asdict(images.recipe.of(seed)),
+        "recipe": images.recipe.of(seed).said,
         "made_by": images.recipe.hash,
         "seed": seed,
         "weights": images.weights,

@@ -65,9 +65,9 @@ def _head(figure: Figure, reference: str, resamples: int) -> str:
         f"<code>{escape(at.weights[:8])}</code>.</p><p>Small print under a value: its 95 % "
         f"interval over seeds ({resamples} resamples, for this N), then the difference from the "
         "first recipe with its own interval, paired over seeds. Green: better than the first "
-        "beyond that interval; red: worse. Last, beside real: the score of as many pictures as real "
-        "against real has, against the same part of the reference. No recipe can be expected to "
-        "do better than real pictures.</p>"
+        "beyond that interval; red: worse. Last, beside real: the score of as many pictures as "
+        "real against real has, on the same part of the reference. No recipe can be expected to do "
+        "better than real pictures.</p>"
     )
 
 

@@ -144,8 +144,8 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
     ]
     if len(reference.features) == 0:
         notes.append(
-            "real against real: the reference holds mean and covariance alone, which have no two "
-            "parts; measure the data itself with `diffsteer stats`"
+            "real against real: a floor cannot be had from mean and covariance alone, which is all "
+            "that the reference holds; measure the data itself with `diffsteer stats`"
         )
     elif min(len(fake.features), len(reference.features) // 2) < LEAST:
         notes.append("real against real: the features that are kept do not make two parts")

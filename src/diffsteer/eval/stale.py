@@ -1,8 +1,6 @@
 """Finds pictures in a folder that do not belong to the others, by the recipes that they hold."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from diffsteer.eval.features import UNSTATED
@@ -32,7 +30,7 @@ def seeds_in(found: Pictures, wanted: Recipe | None = None, mixed: bool = False)
         if mixed and wanted is None:
             continue
         if wanted is not None:
-            _require(name, _plain(wanted.of(said["seed"])) if said else {}, _recipe(said), "asked")
+            _require(name, wanted.of(said["seed"]).said if said else {}, _recipe(said), "asked")
         now = {} if said is None else _shared(said)
         first = first or (name, now)
         _require(name, first[1], now, first[0])
@@ -62,8 +60,3 @@ def _shared(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recipe(said: Mapping[str, Any] | None) -> dict[str, Any]:
     return {} if said is None else dict(said["recipe"])
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return plain
