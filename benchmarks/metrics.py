@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffsteer.eval.bootstrap import frechet_resampled, weights
 from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.manifold import manifold
 from diffsteer.eval.moments import F64, Moments
@@ -236,6 +237,28 @@ def _stream(share: float) -> Work:
     return work
 
 
+# Intervals: 200 resamples of a Frechet distance.
+
+
+def _resamples(method: Callable[[Tensor, Gaussian, Tensor], Tensor]) -> Work:
+    def work(options: argparse.Namespace) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(2000, 112, generator=generator, dtype=F64) for _ in range(2))
+        reference, w = Gaussian.of(Moments.of(y)), weights(2000, 200)
+        start = time.perf_counter()
+        values = method(1.1 * x, reference, w)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "mean": values.mean().item(), "std": values.std().item()}
+
+    return work
+
+
+def _repeated_rows(x: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
+    """Gather the rows of each resample and measure them anew."""
+    sets = (x.repeat_interleave(row.to(torch.long), dim=0) for row in w)
+    return torch.tensor([frechet(Gaussian.of(Moments.of(s)), reference) for s in sets])
+
+
 def _nothing(options: argparse.Namespace) -> dict[str, float]:
     return {"seconds": 0.0}
 
@@ -255,6 +278,10 @@ SECTIONS: dict[str, tuple[Method, ...]] = {
             _manifold(_fidelity_overlap(full=False)),
         ),
         Method("prdc", "prdc", _manifold(_prdc_overlap)),
+    ),
+    "Frechet distance of 200 resamples, N = 2000, d = 112": (
+        Method("diffsteer", None, _resamples(frechet_resampled)),
+        Method("each set of rows measured anew", None, _resamples(_repeated_rows)),
     ),
     "Moments of a stream, d = {dim}": (
         Method("all pictures", None, _stream(1)),

@@ -69,7 +69,7 @@ def test_a_recipe_and_its_pictures_have_the_same_figures(
         assert figure["n"] == 24 and figure["seeds"] == SEEDS
         assert found["folder"][name]["seeds"] == SEEDS
         for field in ("value", "interval", "reference_n"):
-            assert figure[field] == pytest.approx(found["folder"][name][field], 1e-3, 1e-3)
+            assert figure[field] == pytest.approx(found["folder"][name][field], 1e-3, 5e-3)
     assert f"seeds {SEEDS}" in capsys.readouterr().out
 
 

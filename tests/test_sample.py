@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -60,6 +61,28 @@ def test_goes_on_where_it_stopped(model: str, tmp_path: Path, capsys) -> None:
     with pytest.raises(ValueError, match="was made otherwise.*Give another --out"):
         sample(Recipe(model, prompt="a dog"), "1-3", tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_processes_share_the_seeds(model: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, names in ((0, {"000000.png", "000002.png"}), (1, {"000001.png"})):
+        monkeypatch.setenv("RANK", str(rank))
+        sample(replace(CAT, model=model), "0-2", tmp_path / str(rank))
+        assert {p.name for p in (tmp_path / str(rank)).iterdir()} == names
+
+
+def test_many_prompts_by_seed(model: str, tmp_path: Path) -> None:
+    """A picture holds the recipe of its own prompt, and is that picture."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\n", "utf-8")
+    recipe = replace(CAT, model=model, prompt="")
+    sample(recipe, "0-3", tmp_path / "many", prompts=prompts)
+    one, seed = recalled(tmp_path / "many" / "000003.png")
+    assert (one, seed) == (replace(recipe, prompt="a dog"), 3)
+    sample(one, "3", tmp_path / "one")
+    a, b = (Image.open(tmp_path / f / "000003.png") for f in ("many", "one"))
+    off = np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
+    assert off.max() <= 1
 
 
 def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:

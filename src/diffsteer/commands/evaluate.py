@@ -73,6 +73,7 @@ def evaluate(
     from diffsteer.eval.figure import table
     from diffsteer.eval.processes import Processes, launched
     from diffsteer.eval.report import compare, omitted, resampled
+    from diffsteer.eval.whole import whole
 
     extractor = features.build()
     agrees(reference, extractor)
@@ -98,7 +99,8 @@ def evaluate(
             "figures": [figure.json() for figure in figures],
             "not measured": notes,
         }
-        out.write_text(json.dumps(content, indent=2) + "\n")
+        with whole(out) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def agrees(reference: Path, extractor: "Extractor") -> None:

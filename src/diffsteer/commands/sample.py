@@ -1,6 +1,7 @@
 """`diffsteer sample`: pictures whose metadata hold all that made them; importable without torch."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,8 @@ def sample(
 ) -> None:
     """Sample pictures; one that is there already is not made again.
 
+    Where torchrun or accelerate launch starts several processes, each makes a share of them.
+
     Args:
         recipe: How.
         seeds: One picture each: "7", "0-63", "0-3,8".
@@ -51,6 +54,7 @@ def sample(
         raise ValueError("name a model (hub id or folder), or a picture to repeat with --from")
     if batch < 1:
         raise ValueError(f"batch={batch} makes no picture: give at least 1")
+    numbers = numbers[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
     with rendering(recipe, device) as images:
         done = render(images, numbers, out, batch)
     print(f"{out}: {done} of {len(numbers)} pictures were there, {len(numbers) - done} made")
@@ -96,6 +100,8 @@ def _save(pixels: "Tensor", path: Path, seed: int, images: "Rendering") -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
+    from diffsteer.eval.whole import whole
+
     said: dict[str, Any] = {
         "recipe": images.recipe.of(seed).said,
         "made_by": images.recipe.hash,
@@ -105,7 +111,6 @@ def _save(pixels: "Tensor", path: Path, seed: int, images: "Rendering") -> None:
     }
     info = PngInfo()
     info.add_text(KEY, json.dumps(said))
-    part = path.with_suffix(".part")
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    picture.save(part, format="png", pnginfo=info)
-    part.replace(path)
+    with whole(path) as file:
+        picture.save(file, format="png", pnginfo=info)
