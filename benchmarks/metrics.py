@@ -1,6 +1,7 @@
 """Times, errors and memory of the metrics against their peers, in one run.
 
     python benchmarks/metrics.py [--repeats 3] [--threads 2] [--dim 2048] [--pictures 10000]
+        [--only Frechet]
 
 Every measurement is a fresh process, so that its peak memory is its own; methods take turns, so
 that a busy machine slows all of them. Peers that are not installed are named as missing.
@@ -46,6 +47,8 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats")
     for title, methods in SECTIONS.items():
+        if not title.startswith(options.only):
+            continue
         print(f"\n{title.format(**vars(options))}")
         _section(title, methods, options)
 
@@ -56,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--only", default="", help="how the title of a section begins")
     parser.add_argument("--child", nargs=2, metavar=("SECTION", "METHOD"), help="used by itself")
     return parser.parse_args()
 

@@ -16,6 +16,7 @@ from diffsteer.commands.evaluate import evaluate, stats
 from diffsteer.commands.options import Features, Samples
 from diffsteer.commands.sample import sample
 from diffsteer.recipe import read
+from diffsteer.render import _loaded, rendering
 
 SMALL = Features(size=32, batch=16, device="cpu")
 SEEDS = "0-23"
@@ -96,13 +97,15 @@ def test_other_weights_under_the_same_name_are_other_pictures(root: Path, tmp_pa
     data = bytearray(weights.read_bytes())
     data[-3] ^= 64  # in the mantissa
     weights.write_bytes(data)
-    from diffsteer.render import _loaded
-
     _loaded.cache_clear()  # as in a new process
     evaluate(recipe, root / "real.npz", SMALL, samples, resamples=0)
     assert len(list((tmp_path / "work").iterdir())) == 2
     with pytest.raises(ValueError, match=r"000000.png was made otherwise: weights was"):
         sample(read(recipe), "0-1", tmp_path / "png", device="cpu")
+    sample(read(recipe), "1", tmp_path / "later", device="cpu")
+    shutil.copy(tmp_path / "later" / "000001.png", tmp_path / "png")
+    with pytest.raises(ValueError, match=r"000001.png was made .* than 000000.png: weights was"):
+        evaluate(tmp_path / "png", root / "real.npz", SMALL)
 
 
 def test_stale_pictures_are_refused_by_name(root: Path, tmp_path: Path) -> None:
@@ -221,8 +224,6 @@ def test_names_of_like_files_are_their_paths(root: Path, tmp_path: Path) -> None
 
 def test_rendering_leaves_the_pipeline_as_it_was(root: Path) -> None:
     """Sweeps take the same pipeline again: no steering, counter or scheduler stays behind."""
-    from diffsteer.render import rendering
-
     plain, cfg = read(root / "plain.json"), read(root / "cfg.json")
     with rendering(plain, "cpu") as images:
         before = images([0, 1])
@@ -232,3 +233,5 @@ def test_rendering_leaves_the_pipeline_as_it_was(root: Path) -> None:
         assert images.rows() == {"rows": 8} and images.rows() == {"rows": 0}
     with rendering(plain, "cpu") as images:
         assert torch.equal(images([0, 1]), before)
+    pipe, scheduler, _ = _loaded(plain.model, "cpu")
+    assert "forward" not in vars(pipe.unet) and type(scheduler).__name__ == "DDIMScheduler"

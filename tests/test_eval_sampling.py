@@ -81,6 +81,7 @@ def test_costs_are_kept_with_their_samples(tmp_path: Path) -> None:
         spent, half.rows = half.rows, 0.0  # type: ignore[attr-defined]
         return {"rows": spent}
 
+    sampled(half, [3, 17], MEAN, tmp_path, KEY, batch=1, costs=rows)
     for _ in range(2):
         found = sampled(half, range(20), MEAN, tmp_path, KEY, batch=1, costs=rows)
         assert found.costs["rows"].tolist() == list(range(20))

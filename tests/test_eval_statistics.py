@@ -166,6 +166,7 @@ def test_every_figure_states_what_it_depends_on() -> None:
     names = [f.name for f in figures]
     assert names[:3] == ["FD-Mean", "FD-infinity-Mean", "KID-Mean"]
     assert names[3:] == ["precision", "recall", "density", "coverage"]
+    assert [f.higher_is_better for f in figures] == [False] * 3 + [True] * 4
     assert "KID-Mean (100 subsets of 25, scaled) = " in str(figures[2])
     for figure in figures:
         line = str(figure)
