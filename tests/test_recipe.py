@@ -31,7 +31,7 @@ def test_a_seed_shows_its_prompt() -> None:
 
 
 def test_a_sweep_fills_the_guidance() -> None:
-    assert [r.guidance for r in CAT.weighted([1, 2.5])] == ["CFG(1)", "CFG(2.5)"]
+    assert [r.guidance for r in CAT.weighted([1, 1.23456789])] == ["CFG(1)", "CFG(1.23456789)"]
     assert replace(CAT, guidance="CFG(2)").weighted([1, 2]) == [replace(CAT, guidance="CFG(2)")]
 
 

@@ -84,7 +84,8 @@ class Recipe:
         """Recipes with each weight in place of {w} in the guidance; itself where there is none."""
         if WEIGHT not in self.guidance:
             return [self]
-        return [replace(self, guidance=self.guidance.replace(WEIGHT, f"{w:g}")) for w in weights]
+        texts = [numeral(weight) for weight in weights]
+        return [replace(self, guidance=self.guidance.replace(WEIGHT, text)) for text in texts]
 
 
 def read(path: Path) -> Recipe:
@@ -172,6 +173,11 @@ def seeds_of(text: str) -> list[int]:
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"{text!r} names {'no seed' if not seeds else 'a seed twice'}")
     return seeds
+
+
+def numeral(weight: float) -> str:
+    """Shortest text of a number, whole ones without a point."""
+    return repr(float(weight)).removesuffix(".0")
 
 
 def spelled(seeds: Sequence[int]) -> str:

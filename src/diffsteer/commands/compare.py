@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from diffsteer.commands.evaluate import agrees, known
 from diffsteer.commands.options import FEATURES, SAMPLES, Features, Samples
-from diffsteer.recipe import WEIGHT, Recipe, read, seeds_of
+from diffsteer.recipe import WEIGHT, Recipe, numeral, read, seeds_of
 
 if TYPE_CHECKING:
     from diffsteer.eval.curves import Shown
@@ -25,6 +25,10 @@ class Entry:
     curve: str
     weight: float | None
     recipe: Recipe
+
+    def folder(self, out: Path) -> Path:
+        """Where its pictures are shown from."""
+        return out / "pictures" / self.name.replace("/", "_")
 
 
 def compare(
@@ -64,10 +68,11 @@ def compare(
     runs = {}
     with launched():
         for entry in entries:
-            folder = out / "pictures" / entry.name.replace("/", "_")
             if Processes.running().rank == 0:
                 print(f"{entry.name}: {entry.recipe.guidance or 'no guidance'}", flush=True)
-            runs[entry.name] = samples.measure(entry.recipe, features, extractor, folder, show)
+            runs[entry.name] = samples.measure(
+                entry.recipe, features, extractor, entry.folder(out), show
+            )
         if Processes.running().rank > 0:
             return
     real, digest = known(reference, features, extractor)
@@ -96,7 +101,7 @@ def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:
         if not numbers:
             raise ValueError(f"{path} has {WEIGHT} in its guidance: say its numbers, --weights 1,2")
         for number, filled in zip(numbers, recipe.weighted(numbers), strict=True):
-            entries.append(Entry(f"{curve} w={number:g}", curve, number, filled))
+            entries.append(Entry(f"{curve} w={numeral(number)}", curve, number, filled))
     _comparable(entries)
     return entries
 
@@ -145,8 +150,7 @@ def _report(
     notes = omitted(runs[entries[0].name].statistics, real)
     shown = []
     for entry, one in zip(entries, compared(runs, real, resamples), strict=True):
-        folder = out / "pictures" / entry.name.replace("/", "_")
-        pictures = {s: folder / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
+        pictures = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
         shown.append(Shown(one, entry.recipe.said, entry.curve, entry.weight, pictures))
         print(f"\n{one.name}", table(one.figures), *_lines(shown[-1]), sep="\n")
     for note in notes:
