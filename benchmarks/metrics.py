@@ -1,6 +1,7 @@
 """Times, errors and memory of the metrics against their peers, in one run.
 
     python benchmarks/metrics.py [--repeats 3] [--threads 2] [--dim 2048] [--pictures 10000]
+        [--only Frechet]
 
 Every measurement is a fresh process, so that its peak memory is its own; methods take turns, so
 that a busy machine slows all of them. Peers that are not installed are named as missing.
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffsteer.eval.bootstrap import frechet_resampled, weights
 from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.manifold import manifold
 from diffsteer.eval.moments import F64, Moments
@@ -45,6 +47,8 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats")
     for title, methods in SECTIONS.items():
+        if not title.startswith(options.only):
+            continue
         print(f"\n{title.format(**vars(options))}")
         _section(title, methods, options)
 
@@ -55,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--only", default="", help="how the title of a section begins")
     parser.add_argument("--child", nargs=2, metavar=("SECTION", "METHOD"), help="used by itself")
     return parser.parse_args()
 
@@ -236,6 +241,28 @@ def _stream(share: float) -> Work:
     return work
 
 
+# Intervals: 200 resamples of a Frechet distance.
+
+
+def _resamples(method: Callable[[Tensor, Gaussian, Tensor], Tensor]) -> Work:
+    def work(options: argparse.Namespace) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(2000, 112, generator=generator, dtype=F64) for _ in range(2))
+        reference, w = Gaussian.of(Moments.of(y)), weights(2000, 200)
+        start = time.perf_counter()
+        values = method(1.1 * x, reference, w)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "mean": values.mean().item(), "std": values.std().item()}
+
+    return work
+
+
+def _repeated_rows(x: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
+    """Gather the rows of each resample and measure them anew."""
+    sets = (x.repeat_interleave(row.to(torch.long), dim=0) for row in w)
+    return torch.tensor([frechet(Gaussian.of(Moments.of(s)), reference) for s in sets])
+
+
 def _nothing(options: argparse.Namespace) -> dict[str, float]:
     return {"seconds": 0.0}
 
@@ -255,6 +282,10 @@ SECTIONS: dict[str, tuple[Method, ...]] = {
             _manifold(_fidelity_overlap(full=False)),
         ),
         Method("prdc", "prdc", _manifold(_prdc_overlap)),
+    ),
+    "Frechet distance of 200 resamples, N = 2000, d = 112": (
+        Method("diffsteer", None, _resamples(frechet_resampled)),
+        Method("each set of rows measured anew", None, _resamples(_repeated_rows)),
     ),
     "Moments of a stream, d = {dim}": (
         Method("all pictures", None, _stream(1)),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffsteer.commands.evaluate import Features, evaluate, stats
+from diffsteer.commands.evaluate import evaluate, stats
+from diffsteer.commands.options import Features
 
 SMALL = Features(size=32, batch=16)
 
@@ -40,13 +41,14 @@ def test_evaluate_prints_and_writes_every_metric(
 ) -> None:
     values = {}
     for name in ("good", "dark"):
-        evaluate(data / name, data / "real.npz", SMALL, data / f"{name}.json")
+        evaluate(data / name, data / "real.npz", SMALL, out=data / f"{name}.json")
         content = json.loads((data / f"{name}.json").read_text())
         values[name] = {f["name"]: f["value"] for f in content["figures"]}
         assert len(content["reference"]["sha256"]) == 64
     printed = capsys.readouterr()
     *_, line = (row for row in printed.out.splitlines() if row.startswith("FD-Efficient"))
-    value, n, reference_n, *floor = line.split()[1:]
+    value, low, to, high, n, reference_n, *floor = line.split()[1:]
+    assert to == "to" and float(low) < float(value) < float(high)
     assert float(value) == pytest.approx(values["dark"]["FD-EfficientNetLite0"], rel=1e-4)
     assert (n, reference_n, floor[-1]) == ("20", "32", "16")
     assert "FID" not in printed.out
@@ -57,7 +59,7 @@ def test_evaluate_prints_and_writes_every_metric(
 
 
 def test_a_folder_serves_as_its_own_statistics(data: Path) -> None:
-    evaluate(data / "real", data / "real", SMALL, data / "real.json")
+    evaluate(data / "real", data / "real", SMALL, out=data / "real.json")
     found = {f["name"]: f["value"] for f in json.loads((data / "real.json").read_text())["figures"]}
     assert found["FD-EfficientNetLite0"] == pytest.approx(0, abs=1e-9)
     assert found["precision"] == found["recall"] == found["coverage"] == 1
@@ -72,7 +74,7 @@ def test_another_layer_or_size_than_the_reference_raises_before_work(data: Path)
 
 def test_options_that_do_not_belong_to_the_extractor_are_refused() -> None:
     with pytest.raises(ValueError, match="EfficientNetLite0 cannot be made .*weights"):
-        Features(weights="somewhere").build()
+        Features(checkpoint="somewhere").build()
     with pytest.raises(ValueError, match=r"DINOv2 cannot be made from no options"):
         Features("DINOv2").build()
     with pytest.raises(ValueError, match="batch=0"):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffsteer.eval.bootstrap import weights
 from diffsteer.eval.features import UNSTATED, Custom, Origin
 from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.measure import kept, measure
 from diffsteer.eval.moments import Moments
-from diffsteer.eval.report import compare, omitted
+from diffsteer.eval.report import compare, omitted, resampled
 from diffsteer.eval.statistics import Statistics
 
 MADE = Origin("Mean", "colour", "none", "ab" * 32)
@@ -66,7 +67,7 @@ def test_files_of_others_are_read_as_inception(tmp_path: Path) -> None:
     assert figure.value == pytest.approx(0, abs=1e-9)
     assert "reference N=unstated" in str(figure)
     assert "real against real: unknown" in str(figure)
-    assert any("two parts" in note for note in omitted(mine, found))
+    assert any("a floor cannot be had" in note for note in omitted(mine, found))
 
 
 def test_files_without_a_known_width_are_refused(tmp_path: Path) -> None:
@@ -160,15 +161,24 @@ def test_a_stream_of_another_length_is_refused() -> None:
 
 
 def test_every_figure_states_what_it_depends_on() -> None:
-    figures = compare(statistics(60, seed=1), statistics(50, seed=2))
+    fake, real = statistics(60, seed=1), statistics(50, seed=2)
+    figures = compare(fake, real, "0-59", resampled(fake, real, weights(60)))
     names = [f.name for f in figures]
     assert names[:3] == ["FD-Mean", "FD-infinity-Mean", "KID-Mean"]
     assert names[3:] == ["precision", "recall", "density", "coverage"]
+    assert [f.higher_is_better for f in figures] == [False] * 3 + [True] * 4
     assert "KID-Mean (100 subsets of 25, scaled) = " in str(figures[2])
     for figure in figures:
         line = str(figure)
-        for part in ("N=60, reference N=50", "Mean, layer colour, resize none, weights abababab"):
+        for part in (
+            "N=60, seeds 0-59, reference N=50",
+            "Mean, layer colour, resize none, weights abababab",
+        ):
             assert part in line
+        if figure.name != "FD-infinity-Mean":
+            assert figure.interval is not None
+            assert figure.interval.low <= figure.value <= figure.interval.high
+            assert f"[95 %: {figure.interval}; N=" in line
         assert figure.floor is not None
         assert (figure.floor.n, figure.floor.reference_n) == (25, 25)
         assert f"real against real: {figure.floor.real:.5g}, generated in their place" in line

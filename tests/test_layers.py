@@ -31,10 +31,12 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
 CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
     "pictures": set(),
+    "recipe": set(),
     "hf": CORE | {"hf"},
-    "eval": {"eval", "pictures"},
+    "eval": {"eval", "pictures", "recipe"},
+    "render": {"eval", "hf", "recipe"},
     "train": CORE | {"hf", "pictures", "train"},
-    "commands": CORE | {"hf", "eval", "pictures", "train", "commands"},
+    "commands": CORE | {"hf", "eval", "pictures", "recipe", "render", "train", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

@@ -1,15 +1,18 @@
 """`diffsteer sample` on a tiny pipeline from disk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
 
-from diffsteer.commands.sample import Recipe, recalled, sample, seeds_of
+from diffsteer.commands.sample import sample
+from diffsteer.recipe import Recipe, recalled, seeds_of
 
 CAT = Recipe(prompt="a cat", guidance="CFG(3) + SAG(0.5)", sampler="UniPC()", steps=3)
 
@@ -17,15 +20,12 @@ CAT = Recipe(prompt="a cat", guidance="CFG(3) + SAG(0.5)", sampler="UniPC()", st
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    scheduler = diffusers.DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
-    )
-    tiny.stable_diffusion(scheduler, folder).save_pretrained(folder / "pipe")
+    model = tiny.saved(folder)
     guide = tiny.unet()
     tiny._perturb(guide)
     guide.save_pretrained(folder / "guide")
     tiny.unconditional(diffusers.DDPMScheduler(clip_sample=False)).save_pretrained(folder / "plain")
-    return str(folder / "pipe")
+    return model
 
 
 def pixels(path: Path) -> bytes:
@@ -34,7 +34,7 @@ def pixels(path: Path) -> bytes:
 
 def test_a_seed_is_a_picture_at_any_batch(model: str, tmp_path: Path) -> None:
     for batch, seeds in ((3, "0-2"), (1, "1"), (2, "2,0")):
-        sample(model, CAT, seeds, tmp_path / str(batch), batch=batch)
+        sample(replace(CAT, model=model), seeds, tmp_path / str(batch), batch=batch)
     whole = tmp_path / "3"
     assert sorted(p.name for p in whole.iterdir()) == ["000000.png", "000001.png", "000002.png"]
     for other in (tmp_path / "1", tmp_path / "2"):
@@ -46,21 +46,43 @@ def test_a_seed_is_a_picture_at_any_batch(model: str, tmp_path: Path) -> None:
 
 
 def test_from_repeats_a_picture(model: str, tmp_path: Path) -> None:
-    sample(model, CAT, "5", tmp_path)
-    assert recalled(tmp_path / "000005.png") == (model, CAT, [5])
+    sample(replace(CAT, model=model), "5", tmp_path)
+    assert recalled(tmp_path / "000005.png") == (replace(CAT, model=model), 5)
     sample(like=tmp_path / "000005.png", out=tmp_path / "again")
     assert pixels(tmp_path / "again" / "000005.png") == pixels(tmp_path / "000005.png")
 
 
 def test_goes_on_where_it_stopped(model: str, tmp_path: Path, capsys) -> None:
-    sample(model, CAT, "0-1", tmp_path)
+    sample(replace(CAT, model=model), "0-1", tmp_path)
     before = (tmp_path / "000001.png").stat().st_mtime_ns
-    sample(model, CAT, "1-2", tmp_path)
-    assert "1 of 2 pictures are there, 1 to do" in capsys.readouterr().out
+    sample(replace(CAT, model=model), "1-2", tmp_path)
+    assert "1 of 2 pictures were there, 1 made" in capsys.readouterr().out
     assert (tmp_path / "000001.png").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="was made otherwise.*Give another --out"):
-        sample(model, Recipe(prompt="a dog"), "1-3", tmp_path)
+        sample(Recipe(model, prompt="a dog"), "1-3", tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_processes_share_the_seeds(model: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, names in ((0, {"000000.png", "000002.png"}), (1, {"000001.png"})):
+        monkeypatch.setenv("RANK", str(rank))
+        sample(replace(CAT, model=model), "0-2", tmp_path / str(rank))
+        assert {p.name for p in (tmp_path / str(rank)).iterdir()} == names
+
+
+def test_many_prompts_by_seed(model: str, tmp_path: Path) -> None:
+    """A picture holds the recipe of its own prompt, and is that picture."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\n", "utf-8")
+    recipe = replace(CAT, model=model, prompt="")
+    sample(recipe, "0-3", tmp_path / "many", prompts=prompts)
+    one, seed = recalled(tmp_path / "many" / "000003.png")
+    assert (one, seed) == (replace(recipe, prompt="a dog"), 3)
+    sample(one, "3", tmp_path / "one")
+    a, b = (Image.open(tmp_path / f / "000003.png") for f in ("many", "one"))
+    off = np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
+    assert off.max() <= 1
 
 
 def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:
@@ -74,7 +96,7 @@ def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:
         Recipe(prompt="a cat", steps=3, guidance="Auto(3.0)", guide=guide),
     ]
     for i, recipe in enumerate(recipes):
-        sample(model, recipe, "0", tmp_path / str(i))
+        sample(replace(recipe, model=model), "0", tmp_path / str(i))
     assert len({pixels(tmp_path / str(i) / "000000.png") for i in range(len(recipes))}) == len(
         recipes
     )
@@ -83,11 +105,11 @@ def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:
 def test_networks_without_prompts(model: str, tmp_path: Path) -> None:
     plain = str(Path(model).parent / "plain")
     sample(
-        plain, Recipe(guidance='SAG(0.5, on="cond")', sampler="DDIM()", steps=3), "0-1", tmp_path
+        Recipe(plain, guidance='SAG(0.5, on="cond")', sampler="DDIM()", steps=3), "0-1", tmp_path
     )
     assert len(list(tmp_path.iterdir())) == 2
     with pytest.raises(ValueError, match="takes no prompt"):
-        sample(plain, Recipe(prompt="a cat"), "0", tmp_path / "other")
+        sample(Recipe(plain, prompt="a cat"), "0", tmp_path / "other")
 
 
 def test_seeds() -> None:
@@ -103,22 +125,22 @@ def test_bad_input(model: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no recipe"):
         sample(like=foreign, out=tmp_path)
     with pytest.raises(ValueError, match="give no model, recipe or seeds"):
-        sample(model, like=foreign, out=tmp_path)
+        sample(Recipe(model), like=foreign, out=tmp_path)
     with pytest.raises(ValueError, match="name a model"):
         sample(out=tmp_path)
     with pytest.raises(ValueError, match="batch=0"):
-        sample(model, CAT, "0", tmp_path, batch=0)
+        sample(replace(CAT, model=model), "0", tmp_path, batch=0)
     with pytest.raises(ValueError, match="belong to a sampler of ours"):
         Recipe(zero_snr=True)
     with pytest.raises(ValueError, match="'epsilon' with zero terminal SNR"):
-        sample(model, Recipe(sampler="DDIM()", zero_snr=True), "0", tmp_path / "zero")
+        sample(Recipe(model, sampler="DDIM()", zero_snr=True), "0", tmp_path / "zero")
     with pytest.raises(ValueError, match="unknown Guidance 'Magic'"):
-        sample(model, Recipe(guidance="Magic(1)"), "0", tmp_path / "magic")
+        sample(Recipe(model, guidance="Magic(1)"), "0", tmp_path / "magic")
     assert not list((tmp_path / "magic").glob("*.png"))
 
 
 def test_metadata_are_plain_json(model: str, tmp_path: Path) -> None:
-    sample(model, CAT, "0", tmp_path)
+    sample(replace(CAT, model=model), "0", tmp_path)
     said = json.loads(Image.open(tmp_path / "000000.png").info["diffsteer"])
     assert said["recipe"]["guidance"] == "CFG(3) + SAG(0.5)" and said["seed"] == 0
     assert said["versions"]["diffusers"] == diffusers.__version__

@@ -90,6 +90,17 @@ def stable_diffusion(scheduler: Any, folder: Path, kind: str = "StableDiffusionP
     return pipe
 
 
+def saved(folder: Path) -> str:
+    """Folder of a saved Stable Diffusion pipeline with a DDIM scheduler, as a command takes it."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+    )
+    stable_diffusion(scheduler, folder).save_pretrained(folder / "pipe")
+    return str(folder / "pipe")
+
+
 def sdxl(scheduler: Any, folder: Path) -> Any:
     """A Stable Diffusion XL pipeline: 16 px images, two blocks in the middle."""
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel

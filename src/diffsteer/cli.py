@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import evaluate, sample, train
+from diffsteer.commands import compare, evaluate, sample, train
 
 app = tyro.extras.SubcommandApp()
 
@@ -60,6 +60,7 @@ def plan(
 app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
+app.command(compare.compare)
 app.command(train.train)
 
 

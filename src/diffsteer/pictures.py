@@ -87,6 +87,16 @@ class Pictures:
         for name, data in _contents(self.path, self.names):
             yield decode(name, data)
 
+    def texts(self, key: str) -> Iterator[tuple[str, str | None]]:
+        """Yield each name and what its file says under a key, as a PNG can; decodes no pixels."""
+        for name, data in _contents(self.path, self.names):
+            try:
+                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                    said = image.info.get(key)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise PictureError(f"{name} is no readable picture: {error}") from error
+            yield name, said if isinstance(said, str) else None
+
     def batches(self, size: int) -> Iterator[list[Picture]]:
         """Yield up to `size` pictures of equal height and width, in order."""
         for _, alike in groupby(self, key=lambda picture: picture.pixels.shape):

@@ -7,11 +7,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+
+from diffsteer.commands.options import FEATURES, SAMPLES, Features, Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,60 +21,12 @@ if TYPE_CHECKING:
     from diffsteer.eval.statistics import Statistics
     from diffsteer.pictures import Pictures
 
-
-@dataclass(frozen=True)
-class Features:
-    """How pictures become features; the same for a reference and for what is compared with it.
-
-    Attributes:
-        extractor: EfficientNetLite0 works offline; Inception gives FID, CLIP gives CMMD.
-        layer: Of EfficientNetLite0 (block10, head, logits) or Inception (2048, logits_unbiased, 64,
-            192, 768); its default is the first named.
-        size: Side in pixels at which EfficientNetLite0 or DINOv2 sees pictures; 224 by default.
-        weights: Checkpoint folder or hub id of DINOv2 and CLIP; weights file of Inception.
-        batch: Pictures in one pass, >= 1.
-        device: Where the network runs.
-        keep: Pictures of which features are kept, for all metrics but Frechet distances.
-    """
-
-    extractor: Literal["EfficientNetLite0", "Inception", "DINOv2", "CLIP"] = "EfficientNetLite0"
-    layer: str | None = None
-    size: int | None = None
-    weights: str | None = None
-    batch: int = 32
-    device: str = "cpu"
-    keep: int = 10_000
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.keep < 0:
-            raise ValueError(f"batch={self.batch}, keep={self.keep}: give batch >= 1 and keep >= 0")
-
-    def build(self) -> "Extractor":
-        """Make the extractor.
-
-        Raises:
-            ValueError: an option is given that it does not have, or one that it needs is not.
-        """
-        from diffsteer.eval.efficientnet import EfficientNetLite0
-        from diffsteer.eval.pretrained import CLIP, DINOv2, Inception
-
-        kinds = {k.__name__: k for k in (EfficientNetLite0, Inception, DINOv2, CLIP)}
-        wanted = {"layer": self.layer, "size": self.size, "weights": self.weights}
-        given = {name: value for name, value in wanted.items() if value is not None}
-        try:
-            made: Extractor = kinds[self.extractor](**given, device=self.device)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ValueError(
-                f"{self.extractor} cannot be made from {given or 'no options'}: {error}"
-            ) from error
-        return made
-
-
-AS_SHIPPED = Features()
+RECIPES = (".json", ".png")
+"""What the names of recipes end in."""
 
 
 def stats(
-    data: Positional[Path], /, out: Path, features: OmitArgPrefixes[Features] = AS_SHIPPED
+    data: Positional[Path], /, out: Path, features: OmitArgPrefixes[Features] = FEATURES
 ) -> None:
     """Measure a data set once, to compare with it later.
 
@@ -84,7 +37,7 @@ def stats(
     """
     if out.suffix != ".npz":
         raise ValueError(f"{out} does not end in .npz, by which readers know the format")
-    found = _measured(data, features, features.build())
+    found = measured(data, features, features.build())
     found.save(out)
     print(f"{out}: N={found.n}, features of {len(found.features)} kept, {found.origin}")
 
@@ -93,45 +46,113 @@ def evaluate(
     pictures: Positional[Path],
     /,
     reference: Path,
-    features: OmitArgPrefixes[Features] = AS_SHIPPED,
+    features: OmitArgPrefixes[Features] = FEATURES,
+    samples: OmitArgPrefixes[Samples] = SAMPLES,
+    recipe: Path | None = None,
+    mixed: FlagCreatePairsOff[bool] = False,
+    resamples: int = 200,
     out: Path | None = None,
 ) -> None:
     """Compare pictures with a reference and print every metric that it allows.
 
+    A recipe is sampled and measured in one pass, without writing pictures, on as many processes as
+    torchrun or accelerate launch starts.
+
     Args:
-        pictures: Folder or zip file.
+        pictures: Folder or zip file; or a recipe: a JSON file, or a PNG of `diffsteer sample`.
         reference: Statistics file (.npz) of `diffsteer stats`, pytorch-fid or ADM, or a folder or
             zip file of real pictures.
         features: How pictures become features; must be as the reference was measured.
+        samples: Which pictures of a recipe; no matter for a folder or zip file.
+        recipe: Refuse pictures in the folder that this recipe (JSON, PNG) did not make.
+        mixed: Also count pictures of several recipes; they are refused otherwise.
+        resamples: For the intervals; 0 for none.
         out: JSON file for the figures.
     """
-    from diffsteer.eval.features import file_hash
-    from diffsteer.eval.report import compare, omitted, table
-    from diffsteer.eval.statistics import Statistics
+    from diffsteer.eval.bootstrap import weights
+    from diffsteer.eval.figure import table
+    from diffsteer.eval.processes import Processes, launched
+    from diffsteer.eval.report import compare, omitted, resampled
+    from diffsteer.eval.whole import whole
 
-    extractor, known = features.build(), reference.suffix == ".npz"
-    if known:
-        real = Statistics.load(reference)
-        extractor.origin.require(real.origin, "the pictures", str(reference))
-    else:
-        real = _measured(reference, features, extractor)
-    fake = _measured(pictures, features, extractor)
-    figures, notes = compare(fake, real), omitted(fake, real)
+    extractor = features.build()
+    agrees(reference, extractor)
+    with launched():
+        if pictures.suffix.lower() in RECIPES and pictures.is_file():
+            fake, seeds = _recipe(pictures, features, samples, extractor)
+        else:
+            fake, seeds = _folder(pictures, features, extractor, recipe, mixed)
+        if Processes.running().rank > 0:
+            return
+    real, digest = known(reference, features, extractor)
+    spread = {}
+    if resamples and len(fake.features) > 1:
+        spread = resampled(fake, real, weights(len(fake.features), resamples))
+    figures, notes = compare(fake, real, seeds, spread), omitted(fake, real)
     print(f"{pictures} against {reference}", table(figures), sep="\n")
     for note in notes:
         print(f"not measured: {note}")
     if out is not None:
-        digest = file_hash(reference) if known else None
         content = {
             "pictures": str(pictures),
             "reference": {"path": str(reference), "sha256": digest},
             "figures": [figure.json() for figure in figures],
             "not measured": notes,
         }
-        out.write_text(json.dumps(content, indent=2) + "\n")
+        with whole(out) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def _measured(path: Path, features: Features, extractor: "Extractor") -> "Statistics":
+def agrees(reference: Path, extractor: "Extractor") -> None:
+    """Check that a statistics file holds features of this extractor, before any work.
+
+    Raises:
+        ValueError: it does not.
+    """
+    from diffsteer.eval.statistics import Statistics
+
+    if reference.suffix == ".npz":
+        extractor.origin.require(Statistics.load(reference).origin, "the pictures", str(reference))
+
+
+def known(
+    reference: Path, features: Features, extractor: "Extractor"
+) -> tuple["Statistics", str | None]:
+    """Statistics of the reference, and the hash of its file where it is one."""
+    from diffsteer.eval.features import file_hash
+    from diffsteer.eval.statistics import Statistics
+
+    if reference.suffix == ".npz":
+        return Statistics.load(reference), file_hash(reference)
+    return measured(reference, features, extractor), None
+
+
+def _recipe(
+    path: Path, features: Features, samples: Samples, extractor: "Extractor"
+) -> tuple["Statistics", str]:
+    from diffsteer.recipe import read, spelled
+
+    found = samples.measure(read(path), features, extractor)
+    return found.statistics, spelled(found.seeds)
+
+
+def _folder(
+    path: Path, features: Features, extractor: "Extractor", recipe: Path | None, mixed: bool
+) -> tuple["Statistics", str]:
+    from diffsteer.eval.processes import Processes
+    from diffsteer.eval.stale import seeds_in
+    from diffsteer.pictures import Pictures
+    from diffsteer.recipe import read
+
+    if Processes.running().world > 1:
+        raise ValueError(f"{path} is no recipe: only recipes are shared by processes; start one")
+    wanted = None if recipe is None else read(recipe)
+    seeds = seeds_in(Pictures.at(path), wanted, mixed)
+    return measured(path, features, extractor), seeds
+
+
+def measured(path: Path, features: Features, extractor: "Extractor") -> "Statistics":
+    """Statistics of a folder or zip file; says on stderr what the files hold."""
     from diffsteer.eval.measure import measure
     from diffsteer.pictures import Pictures
 

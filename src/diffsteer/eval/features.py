@@ -5,6 +5,7 @@ features carries those four as its `Origin`, and comparing across origins raises
 """
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -122,6 +123,13 @@ def normalised(x: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """Map [0, 255] to (x / 255 - mean) / std, one mean and std a channel."""
     shift, scale = (x.new_tensor(v).reshape(3, 1, 1) for v in (mean, std))
     return (x / 255 - shift) / scale
+
+
+def device_of(name: str = "") -> str:
+    """Return `name`, or where it is empty the GPU of this process, or the CPU."""
+    if name:
+        return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def file_hash(path: Path) -> str:

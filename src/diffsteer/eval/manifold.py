@@ -5,7 +5,7 @@ are centred first: |x - y|^2 = |x|^2 + |y|^2 - 2 x y loses digits where the mean
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from diffsteer.eval.moments import F64, pair
 BLOCK = 2**23
 """Distances held at once: 32 MiB in float32, a few times."""
 
+T = TypeVar("T")
 
-class Manifold(NamedTuple):
+
+class Manifold(NamedTuple, Generic[T]):
     """How two sets of features overlap, each share in [0, 1] but `density`, which is >= 0.
 
     Attributes:
@@ -26,13 +28,13 @@ class Manifold(NamedTuple):
         coverage: Share of reference balls that hold a generated picture.
     """
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    precision: T
+    recall: T
+    density: T
+    coverage: T
 
 
-def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold:
+def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold[float]:
     """Overlap of two sets, each the union of balls that reach to the k-th nearest neighbour.
 
     Args:
@@ -46,6 +48,28 @@ def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold:
     Source: Kynkaanniemi et al. 2019, sec. 2, https://arxiv.org/abs/1904.06991 (precision, recall);
         Naeem et al. 2020, sec. 3, https://arxiv.org/abs/2002.09797 (density, coverage).
     """
+    precise = dense = 0
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    covered = recalled.clone()
+    for _, in_real, in_fake in balls(fake, real, k):
+        precise += int(in_real.any(dim=1).sum())
+        dense += int(in_real.sum())
+        covered |= in_real.any(dim=0)
+        recalled |= in_fake.any(dim=0)
+    recall, coverage = (share.to(F64).mean().item() for share in (recalled, covered))
+    return Manifold(precise / len(fake), recall, dense / (k * len(fake)), coverage)
+
+
+def balls(fake: Tensor, real: Tensor, k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Which pictures lie in whose balls, for some generated pictures after the other.
+
+    Yields:
+        Their rows, whether each is in the ball of each real one, and whether each real one is in
+        theirs, `(rows, M)`.
+
+    Raises:
+        ValueError: no finite tables of one width, or too few rows for `k`.
+    """
     fake, real = _centred(fake, real)
     if not 1 <= k < min(len(fake), len(real)):
         raise ValueError(
@@ -53,17 +77,8 @@ def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold:
             f"{len(fake)} generated and {len(real)} of the reference"
         )
     reach_fake, reach_real = _reach(fake, k), _reach(real, k)
-    precise = dense = 0
-    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    covered = recalled.clone()
     for at, square in _blocks(fake, real):
-        inside = square <= reach_real
-        precise += int(inside.any(dim=1).sum())
-        dense += int(inside.sum())
-        covered |= inside.any(dim=0)
-        recalled |= (square <= reach_fake[at, None]).any(dim=0)
-    recall, coverage = (share.to(F64).mean().item() for share in (recalled, covered))
-    return Manifold(precise / len(fake), recall, dense / (k * len(fake)), coverage)
+        yield at, square <= reach_real, square <= reach_fake[at, None]
 
 
 def _centred(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

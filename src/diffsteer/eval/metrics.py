@@ -14,6 +14,7 @@ from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.moments import F64, Moments, pair, table
 
 SEED = 2020
+CMMD_SCALE, CMMD_SIGMA = 1000, 10.0
 BLOCK = 2**23
 """Numbers in one block of kernel values or gathered features: 64 MiB in float64."""
 
@@ -75,8 +76,13 @@ def _cubic_mmd(x: Tensor, y: Tensor) -> Tensor:
     return same / (n * (n - 1)) - 2 * _cubic_sum(x, y) / n**2
 
 
+def cubic(x: Tensor, y: Tensor) -> Tensor:
+    """Kernel of KID, (x y / d + 1)^3: blocks `(..., n, d)` and `(..., m, d)` to `(..., n, m)`."""
+    return (x @ y.mT).div_(x.shape[-1]).add_(1) ** 3
+
+
 def _cubic_sum(x: Tensor, y: Tensor) -> Tensor:
-    return ((x @ y.mT).div_(x.shape[2]).add_(1) ** 3).sum(dim=(1, 2))
+    return cubic(x, y).sum(dim=(1, 2))
 
 
 def scaled(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,15 +119,17 @@ def mmd(fake: Tensor, real: Tensor, sigma: float = 10.0) -> float:
 
 def _gaussian_mean(x: Tensor, y: Tensor, sigma: float) -> float:
     """Mean of 1 - kernel, negated: near 1 the kernel itself has too few digits to subtract."""
-    norm_y = y.square().sum(dim=1)
-    total = 0.0
-    size = max(1, BLOCK // len(y))
+    total, size = 0.0, max(1, BLOCK // len(y))
     for start in range(0, len(x), size):
-        rows = x[start : start + size]
-        square = torch.addmm(norm_y, rows, y.mT, alpha=-2)
-        square += rows.square().sum(dim=1, keepdim=True)
-        total += torch.expm1(square.clamp_(min=0) / (-2 * sigma**2)).sum().item()
+        total += gaussian(x[start : start + size], y, sigma).sum().item()
     return total / (len(x) * len(y))
+
+
+def gaussian(x: Tensor, y: Tensor, sigma: float) -> Tensor:
+    """Gaussian kernel less 1 of blocks `(n, d)` and `(m, d)`, `(n, m)`."""
+    square = torch.addmm(y.square().sum(dim=1), x, y.mT, alpha=-2)
+    square += x.square().sum(dim=1, keepdim=True)
+    return torch.expm1(square.clamp_(min=0) / (-2 * sigma**2))
 
 
 def cmmd(fake: Tensor, real: Tensor) -> float:
@@ -132,15 +140,16 @@ def cmmd(fake: Tensor, real: Tensor) -> float:
 
     Source: Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603.
     """
-    return 1000 * mmd(_unit(fake), _unit(real), sigma=10.0)
+    return CMMD_SCALE * mmd(unit(fake), unit(real), CMMD_SIGMA)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1, in float64; raises ValueError where one is 0."""
     norm = x.to(F64).norm(dim=1, keepdim=True)
     if not (norm > 0).all():
         raise ValueError("an embedding is 0 and has no direction: the extractor is broken")
-    unit: Tensor = x / norm
-    return unit
+    direction: Tensor = x / norm
+    return direction
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estimate:

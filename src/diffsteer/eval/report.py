@@ -1,27 +1,44 @@
 """Figures that say what they were measured on.
 
-Every figure carries the number of pictures on both sides, extractor, layer, resize and weights.
+Every figure carries the number of pictures on both sides, seeds, extractor, layer, resize and
+weights, and an interval where features of all its pictures are kept to resample.
 Where the reference holds features, it also carries a floor: what the metric gives for one real part
 against the rest, and for as many generated pictures in place of that part. Frechet distances and
 neighbour shares move with N, so only these two compare like with like.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffsteer.eval.features import Origin
+from diffsteer.eval.bootstrap import (
+    Interval,
+    frechet_resampled,
+    interval,
+    manifold_resampled,
+    mmd_resampled,
+    score_resampled,
+)
+from diffsteer.eval.features import UNSTATED, Origin
+from diffsteer.eval.figure import Figure, Floor
 from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.manifold import manifold
 from diffsteer.eval.metrics import (
+    CMMD_SCALE,
+    CMMD_SIGMA,
     cmmd,
+    cubic,
     frechet_infinity,
+    gaussian,
     inception_score,
     kid,
     scaled,
+    unit,
 )
 from diffsteer.eval.moments import Moments
 from diffsteer.eval.statistics import Statistics
@@ -32,103 +49,32 @@ NEIGHBOUR = 3
 LOGITS = ("logits", "logits_unbiased")
 LEAST = 8
 """Fewest features on a side for kernel and neighbour metrics; halves must have as many."""
+SHARES = ("precision", "recall", "coverage")
 
 
-@dataclass(frozen=True)
-class Floor:
-    """A metric where real pictures, then as many generated ones, meet the rest of the reference.
-
-    Attributes:
-        real: Of the real pictures; no generated set can be expected to do better.
-        generated: Of the generated ones in their place.
-        n: Pictures of each.
-        reference_n: Pictures in the rest.
-    """
-
-    real: float
-    generated: float
-    n: int
-    reference_n: int
-
-    def __str__(self) -> str:
-        return (
-            f"real against real: {self.real:.5g}, generated in their place: {self.generated:.5g}, "
-            f"at N={self.n}, reference N={self.reference_n}"
-        )
+def possible(name: str) -> Interval:
+    """Between which numbers a figure lies in any case."""
+    if name in SHARES:
+        return Interval(0.0, 1.0)
+    return Interval(-math.inf if name.startswith(("KID", "CMMD")) else 0.0, math.inf)
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured number with all that it depends on.
-
-    Attributes:
-        name: Of the metric, with the extractor in it unless it is the published one.
-        detail: What else the number depends on; empty where there is nothing.
-        value: The number.
-        spread: Standard deviation over subsets or splits; None where the metric has none.
-        n: Generated pictures in it.
-        reference_n: Reference pictures in it; None where the file does not say or none are used.
-        origin: Of the features.
-        floor: The same metric, real against real; None where two real parts are not known.
-    """
-
-    name: str
-    detail: str
-    value: float
-    spread: float | None
-    n: int
-    reference_n: int | None
-    origin: Origin
-    floor: Floor | None = None
-
-    def __str__(self) -> str:
-        spread = "" if self.spread is None else f" +- {self.spread:.3g}"
-        against = "unstated" if self.reference_n is None else self.reference_n
-        floor = "real against real: unknown" if self.floor is None else str(self.floor)
-        at = self.origin
-        made = f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}"
-        sizes = f"N={self.n}, reference N={against}"
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.name}{detail} = {self.value:.5g}{spread}  [{sizes}; {made}; {floor}]"
-
-    def json(self) -> dict[str, object]:
-        """Everything in plain types."""
-        return asdict(self)
-
-
-def table(figures: Sequence[Figure]) -> str:
-    """Lay figures of one origin out for a terminal, with all that they depend on.
-
-    The last two columns are the floor: the metric of some real pictures against the rest of them,
-    and of as many generated ones in their place.
-    """
-    at = figures[0].origin
-    wide = max(len(_label(figure)) for figure in figures)
-    head = f"{'':{wide}} {'value':>11} {'+-':>9} {'N':>7} {'ref. N':>7}"
-    lines = [
-        f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}",
-        f"{head} {'real/real':>10} {'gen./real':>10} {'at N':>7}",
-    ]
-    for figure in figures:
-        spread = "" if figure.spread is None else f"{figure.spread:.3g}"
-        against = "unstated" if figure.reference_n is None else str(figure.reference_n)
-        line = f"{_label(figure):{wide}} {figure.value:11.5g} {spread:>9} {figure.n:7} {against:>7}"
-        floor = figure.floor
-        if floor is not None:
-            line += f" {floor.real:10.5g} {floor.generated:10.5g} {floor.n:7}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _label(figure: Figure) -> str:
-    return f"{figure.name} ({figure.detail})" if figure.detail else figure.name
-
-
-def compare(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
-    """All metrics that the statistics allow, each with its floor.
+def compare(
+    fake: Statistics,
+    reference: Statistics,
+    seeds: str = UNSTATED,
+    spread: Mapping[str, Tensor] = MappingProxyType({}),
+) -> tuple[Figure, ...]:
+    """All metrics that the statistics allow, each with its floor and its interval.
 
     Frechet distances always; kernel and neighbour metrics where both sides hold features; an
     inception score alone where the features are class logits.
+
+    Args:
+        fake: Of the generated pictures.
+        reference: Of the real ones.
+        seeds: Of the generated pictures, in words.
+        spread: Of `resampled`, for the intervals.
 
     Raises:
         ValueError: the features are of different origin, or the generated set has no n.
@@ -136,8 +82,47 @@ def compare(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
     fake.origin.require(reference.origin, "generated pictures", "the reference")
     floors = _floors(fake, reference)
     return tuple(
-        replace(figure, floor=floors.get(figure.name)) for figure in _figures(fake, reference)
+        replace(
+            figure,
+            seeds=seeds,
+            floor=floors.get(figure.name),
+            interval=_within(figure, spread),
+        )
+        for figure in _figures(fake, reference)
     )
+
+
+def _within(figure: Figure, spread: Mapping[str, Tensor]) -> Interval | None:
+    if figure.name not in spread:
+        return None
+    (low, high), (least, most) = (
+        interval(figure.value, spread[figure.name]),
+        possible(figure.name),
+    )
+    return Interval(max(low, least), min(high, most))
+
+
+def resampled(fake: Statistics, reference: Statistics, w: Tensor) -> dict[str, Tensor]:
+    """Values of each resample by the name of the figure; `w` as of `bootstrap.weights`.
+
+    Left out are figures of more pictures than features are kept of, and FD-infinity.
+    """
+    x, y, origin = fake.features, reference.features, fake.origin
+    if origin.layer in LOGITS:
+        return {title("IS", origin): score_resampled(x, w)}
+    found: dict[str, Tensor] = {}
+    if fake.n == len(x):
+        found[title("FD", origin)] = frechet_resampled(x, reference.gaussian, w)
+    if min(len(x), len(y)) < LEAST:
+        return found
+    found[title("KID", origin)] = mmd_resampled(*_for_kid(x, y, origin), cubic, w)
+    if origin.extractor == "CLIP":
+
+        def kernel(a: Tensor, b: Tensor) -> Tensor:
+            return gaussian(a, b, CMMD_SIGMA)
+
+        found["CMMD"] = CMMD_SCALE * mmd_resampled(unit(x), unit(y), kernel, w)
+    return found | manifold_resampled(x, y, NEIGHBOUR, w)._asdict()
 
 
 def title(metric: str, origin: Origin) -> str:
@@ -157,8 +142,18 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
         for name, s in sides.items()
         if len(s.features) < LEAST and s.origin.layer not in LOGITS
     ]
-    if min(len(fake.features), len(reference.features) // 2) < LEAST:
+    if len(reference.features) == 0:
+        notes.append(
+            "real against real: a floor cannot be had from mean and covariance alone, which is all "
+            "that the reference holds; measure the data itself with `diffsteer stats`"
+        )
+    elif min(len(fake.features), len(reference.features) // 2) < LEAST:
         notes.append("real against real: the features that are kept do not make two parts")
+    if fake.n != len(fake.features) and fake.origin.layer not in LOGITS:
+        notes.append(
+            f"interval of the Frechet distance: features of {len(fake.features)} of {fake.n} "
+            "pictures are kept; keep all"
+        )
     return tuple(notes)
 
 
@@ -226,10 +221,12 @@ def _overlaps(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
 
 
 def _kid(x: Tensor, y: Tensor, origin: Origin) -> Figure:
-    """KID on Inception's raw features, as published, and on scaled ones of any other network."""
     size = min(1000, len(x) // 2, len(y) // 2)
-    detail, pair = f"100 subsets of {size}", (x, y)
-    if origin.extractor != "Inception":
-        detail, pair = f"{detail}, scaled", scaled(x, y)
-    value = kid(*pair, size=size)
+    detail = f"100 subsets of {size}" + ("" if origin.extractor == "Inception" else ", scaled")
+    value = kid(*_for_kid(x, y, origin), size=size)
     return Figure(title("KID", origin), detail, *value, len(x), len(y), origin)
+
+
+def _for_kid(x: Tensor, y: Tensor, origin: Origin) -> tuple[Tensor, Tensor]:
+    """Inception's features raw, as published, and scaled ones of any other network."""
+    return (x, y) if origin.extractor == "Inception" else scaled(x, y)

@@ -7,7 +7,6 @@ a reference (`mu_s`, `sigma_s`, the pictures `arr_0`), so its files are read her
 whatever reads `mu` and `sigma` alone reads both.
 """
 
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from diffsteer.eval.features import UNSTATED, Origin
 from diffsteer.eval.frechet import Gaussian
+from diffsteer.eval.whole import write
 
 VERSION = 1
 INCEPTION_WIDTHS = (64, 192, 768, 2048)
@@ -58,7 +58,7 @@ class Statistics:
         }
         if self.n is not None:
             arrays["n"] = np.array(self.n)
-        _write(path, arrays)
+        write(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
@@ -108,17 +108,3 @@ def _origin(arrays: "np.lib.npyio.NpzFile", width: int) -> Origin:
             "files hold by convention, has 2048"
         )
     return Origin("Inception", str(width), UNSTATED, UNSTATED)
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write beside the target and rename, so that nobody reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}-{os.getpid()}.part")
-    try:
-        with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -1,0 +1,33 @@
+"""Files that are there whole or not at all, whatever ends the program."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+PART = ".part"
+"""Ends the names of files that are being written."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside the target; it takes the target's place once it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{os.getpid()}{PART}")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an `.npz`, in which each array has a checksum."""
+    with whole(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)

@@ -1,0 +1,233 @@
+"""What decides how pictures come out, its text in files and pictures, and its hash.
+
+A recipe and a seed make one picture: `diffsteer sample` writes both into its PNG files, and
+`diffsteer evaluate` and `diffsteer compare` take recipes and seeds. Imports without torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+
+KEY = "diffsteer"
+"""Name of the text in a PNG that holds the recipe."""
+WEIGHT = "{w}"
+"""Stands in a guidance for the numbers of a sweep."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides how a picture comes out, but its seed.
+
+    Attributes:
+        model: Hub id or folder of a diffusers pipeline.
+        prompt: What to show; empty for networks without prompts.
+        prompts: Many of them instead: the picture of seed i shows prompts[i mod their number].
+        negative: What the null half of the batch shows instead of nothing.
+        guidance: Such as "CFG(6) + SAG(0.75)"; empty for none.
+        sampler: Such as "UniPC()" or "DDIM(eta=1.0)"; empty keeps the scheduler of the model.
+        spacing: Which timesteps a sampler visits: trailing, leading, linspace, logsigma, karras.
+        zero_snr: Rescale the schedule to zero terminal SNR; for networks that were trained so.
+        steps: Number of sampling steps.
+        width: Of the picture in pixels; 0 for the size of the model.
+        height: The same.
+        guide: Hub id or folder of the weaker network for autoguidance.
+    """
+
+    model: Annotated[str, Positional, arg(metavar="MODEL")] = ""
+    prompt: str = ""
+    prompts: Annotated[tuple[str, ...], Suppress] = ()
+    negative: str = ""
+    guidance: str = ""
+    sampler: str = ""
+    spacing: str = "trailing"
+    zero_snr: Annotated[bool, FlagCreatePairsOff] = False
+    steps: int = 25
+    width: int = 0
+    height: int = 0
+    guide: str = ""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} steps sample nothing: give at least 1")
+        if self.prompt and self.prompts:
+            raise ValueError("a recipe has a prompt or a list of prompts: leave one of them out")
+        if not self.sampler and (self.zero_snr or self.spacing != "trailing"):
+            raise ValueError(
+                "spacing and zero SNR belong to a sampler of ours: name one, such as "
+                '--sampler "UniPC()"'
+            )
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of all that differs from the defaults, in hex."""
+        return digest(
+            {k: v for k, v in self.said.items() if getattr(self, k) != getattr(Recipe, k)}
+        )
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """All of it in plain values, as JSON reads it back."""
+        return {**asdict(self), "prompts": list(self.prompts)}
+
+    def of(self, seed: int) -> "Recipe":
+        """Recipe of the picture of one seed, with the one prompt that it shows."""
+        if not self.prompts:
+            return self
+        return replace(self, prompt=self.prompts[seed % len(self.prompts)], prompts=())
+
+    def weighted(self, weights: Sequence[float]) -> "list[Recipe]":
+        """Recipes with each weight in place of {w} in the guidance; itself where there is none."""
+        if WEIGHT not in self.guidance:
+            return [self]
+        texts = [numeral(weight) for weight in weights]
+        return [replace(self, guidance=self.guidance.replace(WEIGHT, text)) for text in texts]
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe from a JSON file, or from a PNG that `diffsteer sample` made.
+
+    In JSON, `prompts` is a list, or the name of a file with one prompt a line, beside the JSON.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no recipe, or more than this version knows.
+    """
+    if path.suffix.lower() == ".png":
+        return recalled(path)[0]
+    try:
+        said = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if isinstance(said, dict) and isinstance(said.get("prompts"), str):
+        said["prompts"] = prompts_of(path.parent / said["prompts"])
+    return _checked(said, str(path))
+
+
+def recalled(path: Path) -> tuple[Recipe, int]:
+    """Recipe and seed of a picture that was made by `diffsteer sample`.
+
+    Raises:
+        ValueError: the picture does not hold them, or a later version wrote more than we know.
+    """
+    said = metadata(path)
+    if said is None:
+        raise ValueError(f"{path} holds no recipe: `diffsteer sample` did not make it")
+    return _checked(said.get("recipe"), str(path)), said["seed"]
+
+
+def metadata(path: Path) -> dict[str, Any] | None:
+    """What `diffsteer sample` wrote into a picture; None where it wrote nothing.
+
+    Raises:
+        ValueError: the file is no picture.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return parsed(picture.info.get(KEY))
+    except OSError as error:
+        raise ValueError(f"{path} is no readable picture: {error}") from error
+
+
+def parsed(text: Any) -> dict[str, Any] | None:
+    """Read the text of a picture; None where it holds none of ours."""
+    if not isinstance(text, str):
+        return None
+    said = json.loads(text)
+    return said if isinstance(said, dict) and "seed" in said else None
+
+
+def prompts_of(path: Path) -> tuple[str, ...]:
+    """Read one prompt a line.
+
+    Raises:
+        ValueError: there is none, or a line is empty, which would shift those after it.
+    """
+    lines = path.read_text("utf-8").splitlines()
+    empty = [i for i, line in enumerate(lines, start=1) if not line.strip()]
+    if empty or not lines:
+        where = f"line {empty[0]} is empty" if empty else "it is empty"
+        raise ValueError(f"{path}: {where}; write one prompt a line")
+    return tuple(lines)
+
+
+def seeds_of(text: str) -> list[int]:
+    """Read "0-63" or "1,5,7-9".
+
+    Raises:
+        ValueError: it is no such list, or names a seed twice.
+    """
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last if dash else first) + 1)
+    except ValueError as error:
+        raise ValueError(f'{text!r} are no seeds: write "7", "0-63" or "0-3,8"') from error
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{text!r} names {'no seed' if not seeds else 'a seed twice'}")
+    return seeds
+
+
+def numeral(weight: float) -> str:
+    """Shortest text of a number, whole ones without a point."""
+    return repr(float(weight)).removesuffix(".0")
+
+
+def spelled(seeds: Sequence[int]) -> str:
+    """Text that `seeds_of` reads back as the sorted seeds."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1][1:] = [seed]
+        else:
+            parts.append([seed])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def digest(said: Mapping[str, Any]) -> str:
+    """Sha256, in hex, of plain values under names, in any order of the names."""
+    text = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what differs between two sets of plain values: "steps was 25 and is 50, ..."."""
+    return ", ".join(
+        f"{name} was {_short(was.get(name))} and is {_short(now.get(name))}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _checked(said: Any, where: str) -> Recipe:
+    """Make a recipe of what a file says, naming what it cannot be."""
+    if not isinstance(said, dict):
+        raise ValueError(f"{where} holds no recipe: write an object such as {{'model': ...}}")
+    defaults = {field.name: field.default for field in fields(Recipe)}
+    if extra := said.keys() - defaults:
+        raise ValueError(
+            f"{where} says {', '.join(sorted(extra))}, which this version does not know; "
+            f"a recipe has {', '.join(defaults)}"
+        )
+    if isinstance(said.get("prompts"), list):
+        said = said | {"prompts": tuple(said["prompts"])}
+    for name, value in said.items():
+        texts = name != "prompts" or all(isinstance(prompt, str) for prompt in value)
+        if type(value) is not type(defaults[name]) or not texts:
+            raise ValueError(f"{where}: {name}={value!r} is no {type(defaults[name]).__name__}")
+    try:
+        return Recipe(**said)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -1,0 +1,157 @@
+"""Pictures of a recipe from seeds: `with rendering(recipe) as images: images([0, 1])`."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsteer.eval.features import device_of, weights_hash
+from diffsteer.hf.steer import network_of, steer
+from diffsteer.recipe import WEIGHT, Recipe, digest
+
+SAMPLE = ("sample", "hidden_states")
+"""What networks call the sample among their arguments."""
+
+
+class Rendering:
+    """Makes the pictures of a recipe; opened by `rendering`.
+
+    Attributes:
+        recipe: What is made.
+        weights: Hash of the weights as they were loaded, and of the scheduler's config: another
+            checkpoint under the same name, or another precision, makes other pictures.
+    """
+
+    def __init__(self, recipe: Recipe, pipe: Any, weights: str) -> None:
+        self.recipe, self.weights = recipe, weights
+        self._pipe = pipe
+        self._rows: dict[str, int] = {}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that decides the pictures, in plain values."""
+        return {**self.recipe.said, "weights": self.weights}
+
+    def __call__(self, seeds: Sequence[int]) -> Tensor:
+        """One picture a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.
+
+        Raises:
+            ValueError: the pipeline takes no prompt and there is one.
+        """
+        pictures = self._pipe(**_call(self._pipe, self.recipe, seeds)).images
+        every = [np.array(picture.convert("RGB")) for picture in pictures]
+        return torch.from_numpy(np.stack(every)).permute(0, 3, 1, 2)
+
+    def rows(self) -> dict[str, float]:
+        """Rows that each network evaluated since the last call, by the name of the network."""
+        rows, self._rows = self._rows, dict.fromkeys(self._rows, 0)
+        return {name: float(n) for name, n in rows.items()}
+
+    @contextmanager
+    def counting(self, module: Any, name: str) -> Iterator[None]:
+        """Count the rows of a network, below any steering, until closed."""
+        forward = module.forward
+        self._rows[name] = 0
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            x = args[0] if args else kwargs[next(n for n in SAMPLE if n in kwargs)]
+            self._rows[name] += len(x)
+            return forward(*args, **kwargs)
+
+        module.forward = counted
+        try:
+            yield
+        finally:
+            del module.forward
+
+
+@contextmanager
+def rendering(recipe: Recipe, device: str = "") -> Iterator[Rendering]:
+    """Load what a recipe names and make its pictures until closed.
+
+    Args:
+        recipe: What to make.
+        device: Where; empty for a GPU if there is one. float32 on a CPU, bfloat16 on a GPU.
+
+    Raises:
+        ValueError: the recipe names no model, or what cannot be.
+    """
+    if not recipe.model:
+        raise ValueError("the recipe names no model: give a hub id or folder")
+    if WEIGHT in recipe.guidance:
+        raise ValueError(
+            f"{recipe.guidance!r} holds {WEIGHT}: `diffsteer compare --weights` fills it"
+        )
+    pipe, scheduler, weights = _loaded(recipe.model, device_of(device))
+    pipe.scheduler = _scheduler(recipe, scheduler)
+    guide = _guide(recipe.guide, pipe) if recipe.guide else None
+    if guide is not None:
+        weights = digest({"main": weights, "guide": weights_hash(guide)})
+    with ExitStack() as stack:
+        made = Rendering(recipe, pipe, weights)
+        stack.enter_context(made.counting(network_of(pipe), "rows"))
+        if guide is not None:
+            stack.enter_context(made.counting(guide, "rows of the guide"))
+        if recipe.guidance:
+            stack.enter_context(steer(pipe, recipe.guidance, guide))
+        yield made
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, device: str) -> tuple[Any, Any, str]:
+    """Pipeline, its own scheduler and the hash of both; kept, since sweeps take it again."""
+    from diffusers import DiffusionPipeline
+
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    parts = {n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, nn.Module)}
+    config = {k: repr(v) for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    return pipe, pipe.scheduler, digest({"parts": parts, "scheduler": config})
+
+
+def _scheduler(recipe: Recipe, scheduler: Any) -> Any:
+    from diffsteer.hf.scheduler import SteerScheduler
+
+    if not recipe.sampler:
+        return scheduler
+    changes: dict[str, Any] = {"sampler": recipe.sampler, "timestep_spacing": recipe.spacing}
+    if recipe.zero_snr:
+        changes["rescale_betas_zero_snr"] = True
+    return SteerScheduler.from_config(scheduler.config, **changes)
+
+
+def _guide(name: str, pipe: Any) -> Any:
+    from diffusers import AutoModel
+
+    return AutoModel.from_pretrained(name, torch_dtype=pipe.dtype).to(pipe.device)
+
+
+def _call(pipe: Any, recipe: Recipe, seeds: Sequence[int]) -> dict[str, Any]:
+    """Arguments of one call of the pipeline.
+
+    The null half is always sent; where no guidance asks for it, it is not evaluated.
+    """
+    takes = inspect.signature(pipe.__call__).parameters
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    call: dict[str, Any] = {"num_inference_steps": recipe.steps, "generator": generators}
+    texts = [recipe.of(seed).prompt for seed in seeds]
+    if "prompt" in takes:
+        call |= {"prompt": texts}
+        if recipe.negative:
+            call["negative_prompt"] = [recipe.negative] * len(seeds)
+    elif any(texts) or recipe.negative:
+        raise ValueError(f"{type(pipe).__name__} takes no prompt: leave it out")
+    else:
+        call["batch_size"] = len(seeds)
+    if "guidance_scale" in takes:
+        call["guidance_scale"] = 2.0 if recipe.guidance else 1.0
+    for side in ("width", "height"):
+        if getattr(recipe, side):
+            call[side] = getattr(recipe, side)
+    return call
