@@ -32,11 +32,12 @@ CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
     "pictures": set(),
     "recipe": set(),
+    "whole": set(),
     "hf": CORE | {"hf"},
-    "eval": {"eval", "pictures", "recipe"},
+    "eval": {"eval", "pictures", "recipe", "whole"},
     "render": {"eval", "hf", "recipe"},
-    "train": CORE | {"hf", "pictures", "train"},
-    "commands": CORE | {"hf", "eval", "pictures", "recipe", "render", "train", "commands"},
+    "train": CORE | {"hf", "pictures", "recipe", "train", "whole"},
+    "commands": CORE | {"hf", "eval", "pictures", "recipe", "render", "train", "whole", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

@@ -264,7 +264,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path: Path)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None:
-    with pytest.raises(ValueError, match="training.rate: 0.002, not 0.001"):
+    with pytest.raises(ValueError, match="training.rate was 0.001 and is 0.002"):
         begun(preset(tmp_path), whole, "training.rate=0.002")
     with pytest.raises(ValueError, match="no checkpoint at 12 images: there are .16, 24."):
         begun(preset(tmp_path), whole, start=12)

@@ -145,7 +145,7 @@ def _report(
     from diffsteer.eval.figure import table
     from diffsteer.eval.page import page
     from diffsteer.eval.report import omitted
-    from diffsteer.eval.whole import whole
+    from diffsteer.whole import whole
 
     notes = omitted(runs[entries[0].name].statistics, real)
     shown = []

@@ -73,7 +73,7 @@ def evaluate(
     from diffsteer.eval.figure import table
     from diffsteer.eval.processes import Processes, launched
     from diffsteer.eval.report import compare, omitted, resampled
-    from diffsteer.eval.whole import whole
+    from diffsteer.whole import whole
 
     extractor = features.build()
     agrees(reference, extractor)

@@ -100,7 +100,7 @@ def _save(pixels: "Tensor", path: Path, seed: int, images: "Rendering") -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from diffsteer.eval.whole import whole
+    from diffsteer.whole import whole
 
     said: dict[str, Any] = {
         "recipe": images.recipe.of(seed).said,

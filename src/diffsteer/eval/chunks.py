@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from diffsteer.eval.features import Extractor
-from diffsteer.eval.whole import PART, whole, write
 from diffsteer.recipe import differences, digest
+from diffsteer.whole import PART, whole, write
 
 VERSION = 1
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffsteer.eval.features import UNSTATED, Origin
 from diffsteer.eval.frechet import Gaussian
-from diffsteer.eval.whole import write
+from diffsteer.whole import write
 
 VERSION = 1
 INCEPTION_WIDTHS = (64, 192, 768, 2048)

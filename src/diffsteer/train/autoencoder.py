@@ -14,7 +14,7 @@ from diffsteer.train.data import Sample, Source
 from diffsteer.train.objective import clean
 from diffsteer.train.task import Task, plain_attention
 
-MOMENTS = 1_000
+MOMENTS = 2_000
 """Samples from which the scale of the latents is measured."""
 
 

@@ -7,7 +7,6 @@ disk, and renamed last.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from diffsteer.recipe import digest
+from diffsteer.whole import flush, whole
 
 State = dict[str, Any]
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -59,7 +61,7 @@ class Checkpoints:
             if self.path(images).exists():
                 shutil.rmtree(self.path(images))
             part.rename(self.path(images))
-            _flush(self.folder)
+            flush(self.folder)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             last = f"the one at {self.counts()[-1]} is whole" if self.counts() else "there is none"
@@ -82,12 +84,12 @@ class Checkpoints:
         try:
             state = json.loads((folder / "state.json").read_bytes())
             groups = {}
-            for name, digest in state.pop("files").items():
+            for name, wanted in state.pop("files").items():
                 data = (folder / f"{name}.safetensors").read_bytes()
-                if hashlib.sha256(data).hexdigest() != digest:
+                if hashlib.sha256(data).hexdigest() != wanted:
                     raise ValueError(f"{name}.safetensors is not what was written")
                 groups[name] = {k: v.to(device) for k, v in load(data).items()}
-            if state.pop("sha256") != _digest(state):
+            if state.pop("sha256") != digest(state):
                 raise ValueError("state.json is not what was written")
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise BrokenCheckpoint(f"{folder} is broken: {error}. {self._other(images)}") from error
@@ -101,10 +103,9 @@ class Checkpoints:
         for name, tensors in groups.items():
             data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
             digests[name] = hashlib.sha256(data).hexdigest()
-            _put(part / f"{name}.safetensors", data)
-        whole = {**state, "files": digests, "sha256": _digest(state)}
-        _put(part / "state.json", json.dumps(whole, indent=1).encode())
-        _flush(part)
+            put(part / f"{name}.safetensors", data)
+        said = {**state, "files": digests, "sha256": digest(state)}
+        put(part / "state.json", json.dumps(said, indent=1).encode())
 
     def _sweep(self) -> None:
         """Delete what a killed process left unfinished."""
@@ -124,27 +125,5 @@ class Checkpoints:
 
 def put(path: Path, data: bytes) -> None:
     """Write a file that is whole or not there."""
-    part = path.with_name(f".{path.name}.part")
-    _put(part, data)
-    part.replace(path)
-    _flush(path.parent)
-
-
-def _put(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    with whole(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _digest(state: State) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

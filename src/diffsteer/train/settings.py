@@ -169,15 +169,11 @@ def strict(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         raise ValueError(f"{where}: {error}") from error
 
 
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], at: str = "") -> list[str]:
-    """Say where two nested tables differ: "training.rate: 0.1, not 0.2"."""
-    found = []
-    for key in sorted({*mine, *theirs}):
-        a, b = mine.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{at}{key}.")
-        elif a != b:
-            found.append(f"{at}{key}: {a!r}, not {b!r}")
+def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Values of a nested table by their path, "training.rate"."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
     return found
 
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffsteer.ema import PowerEMA
+from diffsteer.recipe import differences
 from diffsteer.train.checkpoint import Checkpoints, put
 from diffsteer.train.data import Source, Stream
 from diffsteer.train.log import Metrics, Sums, save_grid
-from diffsteer.train.settings import Run, differences
+from diffsteer.train.settings import Run, flat
 from diffsteer.train.task import Examples, Task
 
 
@@ -65,7 +66,8 @@ class Trainer:
         )
         self.averages = PowerEMA(self.trained.items(), how.averages)
         self.images = self._reported = self._resume(start)
-        task.prepare(source, folder, self._alone)
+        with self.accelerator.autocast():
+            task.prepare(source, folder, self._alone)
         self.model = self.accelerator.prepare_model(task)
         self._asked = self._stop = False
 
@@ -216,10 +218,10 @@ class Trainer:
         """Say what the folder holds, or check that it holds this run."""
         path, mine = self.folder / "run.json", self.run.binds()
         if path.exists():
-            if odd := differences(mine, json.loads(path.read_bytes())):
+            if odd := differences(flat(json.loads(path.read_bytes())), flat(mine)):
                 raise ValueError(
-                    f"{self.folder} holds another run ({'; '.join(odd[:5])}): give another --out, "
-                    "or the settings that it began with"
+                    f"{self.folder} holds another run: {odd}. Give another --out, or the settings "
+                    "that it began with"
                 )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,18 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+        flush(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def flush(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
