@@ -331,7 +331,7 @@ def test_a_pipeline_is_repaired(tmp_path: Path, cache: bool) -> None:
     from diffusers import StableDiffusionPipeline
 
     path = fine_tuning(tmp_path, scheduler=ZERO, cache=cache)
-    begun(path, tmp_path / "run", "training.pictures=8", 'settings.prompts=["a", "b"]').fit()
+    begun(path, tmp_path / "run", "pictures.every=8", 'pictures.prompts=["a", "b"]').fit()
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "run/model")
     assert pipe.scheduler.config.rescale_betas_zero_snr
     assert pipe.scheduler.alphas_cumprod[-1] == 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.eval.features import device_of, weights_hash
+from diffsteer.hf.pocket import network, pipeline
 from diffsteer.hf.steer import network_of, steer
 from diffsteer.recipe import WEIGHT, Recipe, digest
 
@@ -89,7 +90,7 @@ def rendering(recipe: Recipe, device: str = "") -> Iterator[Rendering]:
         )
     pipe, scheduler, weights = _loaded(recipe.model, device_of(device))
     pipe.scheduler = _scheduler(recipe, scheduler)
-    guide = _guide(recipe.guide, pipe) if recipe.guide else None
+    guide = network(recipe.guide, pipe.dtype).to(pipe.device) if recipe.guide else None
     if guide is not None:
         weights = digest({"main": weights, "guide": weights_hash(guide)})
     with ExitStack() as stack:
@@ -105,10 +106,8 @@ def rendering(recipe: Recipe, device: str = "") -> Iterator[Rendering]:
 @lru_cache(maxsize=1)
 def _loaded(model: str, device: str) -> tuple[Any, Any, str]:
     """Pipeline, its own scheduler and the hash of both; kept, since sweeps take it again."""
-    from diffusers import DiffusionPipeline
-
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+    pipe = pipeline(model, dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     parts = {n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, nn.Module)}
     config = {k: repr(v) for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
@@ -124,12 +123,6 @@ def _scheduler(recipe: Recipe, scheduler: Any) -> Any:
     if recipe.zero_snr:
         changes["rescale_betas_zero_snr"] = True
     return SteerScheduler.from_config(scheduler.config, **changes)
-
-
-def _guide(name: str, pipe: Any) -> Any:
-    from diffusers import AutoModel
-
-    return AutoModel.from_pretrained(name, torch_dtype=pipe.dtype).to(pipe.device)
 
 
 def _call(pipe: Any, recipe: Recipe, seeds: Sequence[int]) -> dict[str, Any]:

@@ -1,36 +1,12 @@
 """A comparison as one HTML page that loads nothing: tables, curves, pictures."""
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from diffsteer.eval.comparison import Compared, Spread
 from diffsteer.eval.curves import Shown, curves
 from diffsteer.eval.figure import Figure
-
-THUMBNAIL = 256
-"""Most pixels of a side of the pictures in the page."""
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1300px; padding: 0 1em;
-  color: #1a1a1a; background: #fff }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
-th, td { padding: .35em .8em; text-align: right; border-bottom: 1px solid #ddd;
-  vertical-align: top }
-th:first-child { text-align: left } td small, th small { display: block; color: #555;
-  font-weight: normal; white-space: nowrap }
-td.better { background: #e3f3e6 } td.worse { background: #fbe6e2 }
-.charts svg { max-width: 520px }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1em }
-.key { margin-right: 1.2em; white-space: nowrap } .key i { display: inline-block; width: .9em;
-  height: .9em; margin-right: .4em; vertical-align: -1px }
-.grid td, .grid th { text-align: center; border: 0; padding: .2em } .grid td:first-child {
-  text-align: right; max-width: 14em } .grid img { width: 100%; min-width: 64px; max-width: 256px;
-  image-rendering: auto; display: block }
-code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
-"""
+from diffsteer.eval.html import document, image, table
 
 
 def page(shown: Sequence[Shown], reference: str, notes: Sequence[str], resamples: int) -> str:
@@ -47,13 +23,7 @@ def page(shown: Sequence[Shown], reference: str, notes: Sequence[str], resamples
         _recipes(shown),
         *(f"<p>Not measured: {escape(note)}.</p>" for note in notes),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body></html>\n"
-    )
+    return document(title, sections)
 
 
 def _head(figure: Figure, reference: str, resamples: int) -> str:
@@ -71,11 +41,6 @@ def _head(figure: Figure, reference: str, resamples: int) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[str]) -> str:
-    cells = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<div class="wide"><table><tr>{cells}</tr>\n' + "\n".join(rows) + "\n</table></div>"
-
-
 def _figures(shown: Sequence[Shown]) -> str:
     figures = shown[0].compared.figures
     head = [""]
@@ -91,7 +56,7 @@ def _figures(shown: Sequence[Shown]) -> str:
     ]
     floors = "".join(f"<td>{_floor(figure)}</td>" for figure in figures)
     rows.append(f"<tr><th>real against real</th>{floors}</tr>")
-    return "<h2>Figures</h2>" + _table(head, rows)
+    return "<h2>Figures</h2>" + table(head, rows)
 
 
 def _cell(one: Compared, figure: Figure) -> str:
@@ -123,7 +88,7 @@ def _costs(shown: Sequence[Shown]) -> str:
     return (
         "<h2>Cost of one picture</h2><p>Median, and the middle half of the pictures under it. "
         "Rows are samples that a network evaluated; seconds are of sampling, without features.</p>"
-        + _table(["", *map(escape, names)], rows)
+        + table(["", *map(escape, names)], rows)
     )
 
 
@@ -141,8 +106,7 @@ def _grid(shown: Sequence[Shown], names: Sequence[str]) -> str:
     rows = []
     for seed in seeds:
         cells = "".join(
-            f'<td><img alt="{escape(one.compared.name)}, seed {seed}" '
-            f'src="{_data(one.pictures[seed])}"></td>'
+            f"<td>{image(one.pictures[seed], f'{one.compared.name}, seed {seed}')}</td>"
             for one in shown
         )
         said = shown[0].said
@@ -156,16 +120,6 @@ def _grid(shown: Sequence[Shown], names: Sequence[str]) -> str:
     return f'<h2>Pictures of the same seeds</h2><div class="wide">{table}</div>'
 
 
-def _data(path: Path) -> str:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        file = io.BytesIO()
-        picture.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def _recipes(shown: Sequence[Shown]) -> str:
     said = [{field: _told(value) for field, value in one.said.items()} for one in shown]
     alike = [f for f in said[0] if len({each[f] for each in said}) == 1]
@@ -175,7 +129,7 @@ def _recipes(shown: Sequence[Shown]) -> str:
     for one, each in zip(shown, said, strict=True):
         cells = "".join(f"<td><code>{escape(each[field])}</code></td>" for field in others)
         rows.append(f"<tr><th>{escape(one.compared.name)}</th>{cells}</tr>")
-    return f"<h2>Recipes</h2><p>All: {shared}.</p>" + _table(["", *others], rows)
+    return f"<h2>Recipes</h2><p>All: {shared}.</p>" + table(["", *others], rows)
 
 
 def _told(value: object) -> str:

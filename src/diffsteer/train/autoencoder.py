@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from diffsteer.train.data import Sample, Source
 from diffsteer.train.objective import clean
+from diffsteer.train.settings import Pictures
 from diffsteer.train.task import Task, plain_attention
 
 MOMENTS = 2_000
@@ -77,7 +78,7 @@ class Autoencoder(Task):
 
     @override
     @torch.no_grad()
-    def pictures(self) -> Tensor:
+    def pictures(self, how: Pictures) -> Tensor:
         """Thirty-two samples, each row of eight above its reconstruction."""
         assert self.source is not None
         step = max(1, len(self.source) // 32)

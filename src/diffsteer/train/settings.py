@@ -62,7 +62,6 @@ class Training:
         checkpoint: Images between checkpoints.
         snapshot: Images between stored averages, of which `diffsteer ema` makes any other; 0 for
             none.
-        pictures: Images between grids of samples; 0 for none.
         log: Images between lines of metrics.jsonl.
     """
 
@@ -83,13 +82,12 @@ class Training:
     workers: int = 0
     checkpoint: int = 10_000
     snapshot: int = 0
-    pictures: int = 0
     log: int = 1_000
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "checkpoint", "log"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("rows", "warmup", "flat", "decay", "clip", "workers", "snapshot", "pictures"):
+        for name in ("rows", "warmup", "flat", "decay", "clip", "workers", "snapshot"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(0 < self.rate < math.inf, "rate", self.rate, "a number > 0")
         _require(self.precision in ("no", "bf16"), "precision", self.precision, '"no" or "bf16"')
@@ -102,7 +100,24 @@ class Training:
         return self.rate * rise * fall
 
 
-LATER = frozenset({"images", "checkpoint", "snapshot", "pictures", "log", "workers", "keep"})
+@dataclass(frozen=True)
+class Pictures:
+    """What is drawn while a run goes on; it changes no weights.
+
+    Attributes:
+        every: Images between grids of samples; 0 for none.
+        prompts: One picture each, where the task has prompts.
+        guidance: Guidance scale.
+        steps: Sampling steps.
+    """
+
+    every: int = 0
+    prompts: tuple[str, ...] = ()
+    guidance: float = 4.0
+    steps: int = 25
+
+
+LATER = frozenset({"images", "checkpoint", "snapshot", "log", "workers", "keep"})
 """Settings of `Training` that a run may change when it goes on: they do not touch the weights."""
 
 
@@ -114,6 +129,7 @@ class Run:
         task: Name of what is trained, a key of `diffsteer.train.tasks.TASKS`.
         training: See `Training`.
         data: See `Data`.
+        pictures: See `Pictures`.
         about: What it is for, in a sentence.
         settings: Those of the task.
     """
@@ -121,6 +137,7 @@ class Run:
     task: str
     training: Training
     data: Data = Data()
+    pictures: Pictures = Pictures()
     about: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,7 +156,7 @@ class Run:
     def binds(self) -> dict[str, Any]:
         """All that decides the weights, which a run that goes on has to share."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        del found["about"]
+        del found["about"], found["pictures"]
         for name in LATER:
             del found["training"][name]
         return found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.train.data import Sample, Source, Stream
+from diffsteer.train.settings import Pictures
 
 
 class Task(nn.Module, ABC):
@@ -37,7 +38,7 @@ class Task(nn.Module, ABC):
         """Losses by name, 0-dim, with "loss", the one to reduce."""
 
     @abstractmethod
-    def pictures(self) -> Tensor:
+    def pictures(self, how: Pictures) -> Tensor:
         """Draw pictures that show how good the networks are: uint8 `(N, 3, H, W)`."""
 
     @abstractmethod

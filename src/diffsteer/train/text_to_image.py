@@ -16,6 +16,7 @@ from diffsteer.train.autoencoder import pixels
 from diffsteer.train.checkpoint import put
 from diffsteer.train.data import Sample, Source
 from diffsteer.train.objective import Objective, clean, place
+from diffsteer.train.settings import Pictures
 from diffsteer.train.task import Task, plain_attention
 from diffsteer.train.vocabulary import tokenizer_for
 
@@ -39,9 +40,6 @@ class TextToImageSettings:
         alpha: Its scale times its rank; 0 for the rank, a scale of 1.
         cache: Encode every picture once, before training.
         low_memory: Compute activations again in the backward pass.
-        prompts: Of the pictures that are drawn while it trains.
-        guidance: Guidance scale of these pictures.
-        steps: Sampling steps of these pictures.
     """
 
     start: str
@@ -52,9 +50,6 @@ class TextToImageSettings:
     alpha: int = 0
     cache: bool = False
     low_memory: bool = False
-    prompts: tuple[str, ...] = ()
-    guidance: float = 4.0
-    steps: int = 25
 
 
 class TextToImage(Task):
@@ -115,14 +110,13 @@ class TextToImage(Task):
 
     @override
     @torch.no_grad()
-    def pictures(self) -> Tensor:
+    def pictures(self, how: Pictures) -> Tensor:
         """One picture for each prompt, with its number as seed."""
-        prompts = list(self.settings.prompts)
-        generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        generators = [torch.Generator().manual_seed(i) for i in range(len(how.prompts))]
         drawn = self.pipe(
-            prompts,
-            guidance_scale=self.settings.guidance,
-            num_inference_steps=self.settings.steps,
+            list(how.prompts),
+            guidance_scale=how.guidance,
+            num_inference_steps=how.steps,
             generator=generators,
             output_type="pt",
         ).images

@@ -94,7 +94,7 @@ class Trainer:
                     self._alone(self._save)
                 if self._due(how.snapshot):
                     self._alone(self._snapshot)
-                if self._due(how.pictures):
+                if self._due(self.run.pictures.every):
                     self._alone(self._draw)
                 if self._stop:
                     raise KeyboardInterrupt
@@ -238,7 +238,10 @@ class Trainer:
 
     def _draw(self) -> None:
         with self._averaged():
-            save_grid(self.task.pictures(), self.folder / "pictures" / f"{self.images:010d}.png")
+            save_grid(
+                self.task.pictures(self.run.pictures),
+                self.folder / "pictures" / f"{self.images:010d}.png",
+            )
 
     def _finish(self) -> None:
         with self._averaged():
