@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import compare, evaluate, sample, train
+from diffsteer.commands import compare, demo, evaluate, sample, train
 
 app = tyro.extras.SubcommandApp()
 
@@ -62,6 +62,7 @@ app.command(evaluate.stats)
 app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(train.train)
+app.command(demo.demo)
 
 
 def main() -> None:
