@@ -28,10 +28,12 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
 }
 CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
+    "nets": CORE | {"nets"},
+    "checkpoints": CORE | {"nets", "checkpoints"},
     "hf": CORE | {"hf"},
     "eval": {"eval"},
     "train": CORE | {"eval", "train"},
-    "commands": CORE | {"hf", "eval", "commands"},
+    "commands": CORE | {"nets", "checkpoints", "hf", "eval", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

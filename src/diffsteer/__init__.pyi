@@ -1,7 +1,8 @@
 from .attention import BlurQuery, Edit, Identity
 from .branch import Answer, Asking, Branch, Plan, Point, plan, run, together
 from .denoiser import Denoiser, Network
-from .guidance import APG, CFG, PAG, SAG, SEG, Auto, CFGZero, Guidance
+from .guidance import APG, CFG, PAG, SAG, SEG, Auto, CFGZero, Clamped, Classifier, Guidance
+from .guidance.classifier import class_gradient
 from .guidance.rescale import rescale, rescale_centred
 from .level import CLEAN, Level
 from .noise import Noise
@@ -9,6 +10,7 @@ from .prediction import X0, Eps, Kind, Preconditioned, V, Velocity
 from .sampler import (
     DDIM,
     DDPM,
+    Ancestral,
     DPMpp2M,
     Euler,
     EulerAncestral,
@@ -20,12 +22,13 @@ from .sampler import (
     trace,
 )
 from .schedule import EDM, Cosine, Discrete, Flow, Schedule
-from .spacing import SPACINGS, Karras, grid
+from .spacing import SPACINGS, Karras, grid, respaced
 from .text import parse
 from .weight import EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
 
 __all__ = [
     "APG",
+    "Ancestral",
     "Answer",
     "Asking",
     "Auto",
@@ -34,6 +37,8 @@ __all__ = [
     "CFG",
     "CFGZero",
     "CLEAN",
+    "Clamped",
+    "Classifier",
     "Cosine",
     "DDIM",
     "DDPM",
@@ -73,11 +78,13 @@ __all__ = [
     "Velocity",
     "Weight",
     "X0",
+    "class_gradient",
     "grid",
     "parse",
     "plan",
     "rescale",
     "rescale_centred",
+    "respaced",
     "run",
     "sample",
     "together",

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import evaluate, sample
+from diffsteer.commands import convert_adm, evaluate, sample
 
 app = tyro.extras.SubcommandApp()
+convert = tyro.extras.SubcommandApp()
 
 
 @app.command
@@ -60,6 +61,8 @@ def plan(
 app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
+convert.command(convert_adm.adm)
+app.command(convert, name="convert", help="Convert a published checkpoint to safetensors and JSON.")
 
 
 def main() -> None:

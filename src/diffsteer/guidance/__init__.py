@@ -2,8 +2,20 @@
 
 from diffsteer.guidance.attention import PAG, SEG
 from diffsteer.guidance.auto import Auto
-from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.base import Clamped, Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
+from diffsteer.guidance.classifier import Classifier
 from diffsteer.guidance.sag import SAG
 
-__all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "CFGZero", "Guidance"]
+__all__ = [
+    "APG",
+    "CFG",
+    "PAG",
+    "SAG",
+    "SEG",
+    "Auto",
+    "CFGZero",
+    "Clamped",
+    "Classifier",
+    "Guidance",
+]
