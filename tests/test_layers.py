@@ -30,7 +30,7 @@ CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
     "nets": CORE | {"nets"},
     "checkpoints": CORE | {"nets", "checkpoints"},
-    "hf": CORE | {"hf"},
+    "hf": CORE | {"nets", "hf"},
     "eval": {"eval"},
     "train": CORE | {"eval", "train"},
     "commands": CORE | {"nets", "checkpoints", "hf", "eval", "commands"},

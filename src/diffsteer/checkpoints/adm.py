@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -189,6 +189,7 @@ def _classes(state: State) -> int:
     return 0
 
 
+@lru_cache
 def shapes_of(flags: Flags) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a network."""
     with torch.device("meta"):
@@ -241,7 +242,9 @@ def _few(names: list[str]) -> str:
 def _guess(state: Mapping[str, Tensor]) -> str:
     """Which published networks have these tensors."""
     have = {name: tuple(value.shape) for name, value in state.items()}
-    found = [name for name, flags in PUBLISHED.items() if shapes_of(flags) == have]
+    first = have.get("time_embed.0.weight", (0, 0))[-1]
+    near = {name: flags for name, flags in PUBLISHED.items() if flags.num_channels == first}
+    found = [name for name, flags in near.items() if shapes_of(flags) == have]
     if not found:
         return "no published ADM or IDDPM network has such tensors"
     return f"its tensors are those of {', '.join(found)}"

@@ -14,8 +14,8 @@ def adm(source: Positional[Path], out: Positional[Path], /, flags: str = "") -> 
     Args:
         source: The .pt file.
         out: Folder to make; must not be there.
-        flags: Of the network, as its README writes them ("--image_size 64 --class_cond True ..."),
-            or the name of a published file that has the same; empty for those of the file name.
+        flags: Of the network, as its README writes them, --flags="--image_size 64 ...", or the name
+            of a published file that has the same; empty for those of the file name.
     """
     from diffsteer.checkpoints.adm import convert
     from diffsteer.checkpoints.adm_published import PUBLISHED
