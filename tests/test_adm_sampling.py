@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import random_weights
 from torch import Tensor
 
 from diffsteer import (
@@ -40,19 +41,7 @@ TINY = Flags(
 SPLIT = replace(TINY, num_head_channels=8)  # 4 and 8 heads; the published maps take 4
 CLASSIFIER = replace(TINY, num_head_channels=16, classifier=True)
 
-
-def random(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Move weights off 0, at which new blocks begin, and make attention uneven."""
-    gen = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in net.named_parameters():
-            scale = 1 / math.sqrt(value[0].numel()) if value.ndim > 1 else 0.1
-            scale *= 0.3 if name.startswith("out.2") else 1
-            value += scale * torch.randn(value.shape, generator=gen)
-    return net.eval().requires_grad_(False)
-
-
-NETS = {flags: random(ADM(flags)) for flags in (TINY, SPLIT)}
+NETS = {flags: random_weights(ADM(flags)) for flags in (TINY, SPLIT)}
 CLASSES = torch.tensor([3, 7])
 START = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
@@ -176,7 +165,7 @@ def test_without_guidance() -> None:
 @pytest.mark.parametrize("order", [False, True])
 def test_official_head_split(order: bool) -> None:
     """With heads of 8 channels the official maps still take 4 heads; the switch takes them too."""
-    net = random(ADM(replace(SPLIT, use_new_attention_order=order)))
+    net = random_weights(ADM(replace(SPLIT, use_new_attention_order=order)))
     guidance = knobs(0.8, 1, 9.0).clamped()
     own = ours(net, "6", guidance, Ancestral())
     split = ours(net, "6", guidance, Ancestral(), split=True)
@@ -202,7 +191,7 @@ def test_ddim_with_self_attention_guidance() -> None:
 # ------------------------------------------------------------------ with a classifier
 
 
-CLASSIFY = random(ADMClassifier(CLASSIFIER))
+CLASSIFY = random_weights(ADMClassifier(CLASSIFIER))
 
 
 def gradient(x: Tensor, t: Tensor) -> Tensor:
@@ -280,11 +269,18 @@ def test_what_is_missing_is_said() -> None:
     adm, level = Diffusion(NETS[TINY]), Discrete.linear().at(400)
     with pytest.raises(ValueError, match="need classes"):
         adm.denoiser()
+    with pytest.raises(ValueError, match="one a sample, from 0 to 9"):
+        adm.denoiser(classes=torch.tensor([3, 10]))
+    with pytest.raises(ValueError, match="one a row"):
+        adm.denoiser(classes=torch.tensor([3]))(START, level)
+    plain = Diffusion(ADM(replace(TINY, class_cond=False)))
+    with pytest.raises(ValueError, match="knows no classes, and there is no classifier"):
+        plain.denoiser(classes=CLASSES)
     with pytest.raises(ValueError, match="asks for a network 'classifier'"):
         adm.denoiser(Classifier(1.0), CLASSES)(START, level)
     with pytest.raises(ValueError, match="asks for the condition 'null'"):
         adm.denoiser(CFG(2.0), CLASSES)(START, level)
-    fixed = Diffusion(random(ADM(replace(TINY, learn_sigma=False))))
+    fixed = Diffusion(random_weights(ADM(replace(TINY, learn_sigma=False))))
     with pytest.raises(ValueError, match="3 channels for 3, so it learned no variance: take DDPM"):
         ours(fixed.net, "4", None, Ancestral())
     assert ours(fixed.net, "4", None, DDPM).isfinite().all()

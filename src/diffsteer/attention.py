@@ -102,11 +102,8 @@ def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
     return image
 
 
-def received(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention that each token receives, mean over heads, `(B, tokens)`; its mean is 1.
-
-    Values have no part in it; a `Score` that splits channels in another way needs them.
-    """
+def received(q: Tensor, k: Tensor) -> Tensor:
+    """Attention that each token receives, mean over heads, `(B, tokens)`; its mean is 1."""
     scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
     weights: Tensor = scores.softmax(dim=-1)
     return weights.mean(dim=1).sum(dim=1)
@@ -121,13 +118,13 @@ class Tap:
     """What happens in one layer.
 
     Attributes:
-        score: How a record is made.
+        score: How a record is made, if not by `received`.
         edits: Rows of the batch and the edit for them.
         records: Rows whose scores are wanted, each with a list that receives them, `(rows, h, w)`.
         hits: How often the layer computed attention.
     """
 
-    score: Score = received
+    score: Score | None = None
     edits: list[tuple[slice, Edit]] = field(default_factory=list)
     records: list[tuple[slice, list[Tensor]]] = field(default_factory=list)
     hits: int = 0
@@ -140,7 +137,8 @@ class Tap:
         tokens = shape_in_tokens(q.shape[2], size)
         for rows, found in self.records:
             image = (rows, slice(None), slice(tokens[0] * tokens[1]))
-            scores = self.score(q[image], k[image], v[image])
+            seen = q[image], k[image], v[image]
+            scores = received(*seen[:2]) if self.score is None else self.score(*seen)
             found.append(scores.reshape(-1, *tokens))
         out = F.scaled_dot_product_attention(q, k, v, **rest)
         for rows, edit in self.edits:

@@ -9,7 +9,6 @@ import tyro
 from diffsteer.commands import convert_adm, evaluate, sample
 
 app = tyro.extras.SubcommandApp()
-convert = tyro.extras.SubcommandApp()
 
 
 @app.command
@@ -61,8 +60,10 @@ def plan(
 app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
-convert.command(convert_adm.adm)
-app.command(convert, name="convert", help="Convert a published checkpoint to safetensors and JSON.")
+
+converters = tyro.extras.SubcommandApp()
+converters.command(convert_adm.adm)
+app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
 
 
 def main() -> None:

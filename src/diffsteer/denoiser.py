@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsteer.attention import Score, Tap, Using, matching, received, tapped
+from diffsteer.attention import Score, Tap, Using, matching, tapped
 from diffsteer.branch import Answer, Branch, Point, based, run
 from diffsteer.guidance import Guidance
 from diffsteer.level import Level
@@ -28,14 +28,14 @@ class Network:
         layers: Its self-attention modules by name, for guidances that edit or read attention.
         using: Context in which such a module computes attention by scaled_dot_product_attention.
         patch: Side of a token in pixels of the sample, in its first layer.
-        score: How the attention that SAG looks at is read from queries, keys and values.
+        score: How the attention that SAG looks at is read, if not as what each token receives.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     using: Using = lambda layer: nullcontext()  # noqa: E731
     patch: int = 1
-    score: Score = received
+    score: Score | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ class Denoiser:
                 outs.append(net.call(x[rows], at.level, part))
         found = torch.split(_stacked(outs), size)
         return [
-            _answer(out, given, at, {n: _stacked(m) for n, m in seen.items()})
+            _answer(out, given, at.level, at.kind, {n: _stacked(m) for n, m in seen.items()})
             for out, given, seen in zip(found, inputs, maps, strict=True)
         ]
 
@@ -164,12 +164,12 @@ def _taps(
     return taps
 
 
-def _answer(out: Tensor, x: Tensor, at: Point, maps: dict[str, Tensor]) -> Answer:
+def _answer(out: Tensor, x: Tensor, level: Level, kind: Kind, maps: dict[str, Tensor]) -> Answer:
     """Tell the prediction and a learned variance apart."""
     if out.shape[1:2] != (2 * x.shape[1],):
-        return Answer(out, x, at.level, at.kind, maps)
+        return Answer(out, x, level, kind, maps)
     half, variance = out.chunk(2, dim=1)
-    return Answer(half, x, at.level, at.kind, maps, variance)
+    return Answer(half, x, level, kind, maps, variance)
 
 
 def _chunks(rows: int, most: int | None) -> Iterator[slice]:

@@ -92,10 +92,9 @@ class Diffusion:
             max_rows: Most rows of one pass.
 
         Raises:
-            ValueError: the network or the classifier needs classes.
+            ValueError: the network or the classifier needs classes, or other ones, or none.
         """
-        if classes is None and (self.net.flags.class_cond or classifier is not None):
-            raise ValueError("a class-conditional network and a classifier need classes, (B,)")
+        self._check(classes, classifier)
         nets = {"main": self.network(official_head_split)}
         if classifier is not None:
             nets["classifier"] = Network(class_gradient(partial(self._classify, classifier)))
@@ -103,6 +102,22 @@ class Diffusion:
             nets["guide"] = guide.network(official_head_split)
         cond = {} if classes is None else {"y": classes}
         return Denoiser(nets, {"cond": cond}, self.kind, guidance, max_rows)
+
+    def _check(self, classes: Tensor | None, classifier: ADMClassifier | None) -> None:
+        flags = self.net.flags
+        if classes is None:
+            if flags.class_cond or classifier is not None:
+                raise ValueError("a class-conditional network and a classifier need classes, (B,)")
+            return
+        told = [flags] if flags.class_cond else []
+        told += [] if classifier is None else [classifier.flags]
+        known = [each.num_classes for each in told]
+        if not known:
+            raise ValueError("this network knows no classes, and there is no classifier: give none")
+        if classes.ndim != 1 or not ((classes >= 0) & (classes < min(known))).all():
+            raise ValueError(
+                f"classes={classes.tolist()}: one a sample, from 0 to {min(known) - 1}"
+            )
 
     def times(self, x: Tensor, level: Level) -> Tensor:
         """What the network is told of a level, `(B,)`."""
@@ -116,8 +131,8 @@ class Diffusion:
 
 def _split_anew(heads: int, new_order: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention received if the channels were `heads` times (query, key, value)."""
-    q, k, v = split_heads(join_heads(q, k, v, new_order), heads, new_order=False)
-    return received(q, k, v)
+    q, k, _ = split_heads(join_heads(q, k, v, new_order), heads, new_order=False)
+    return received(q, k)
 
 
 def load(path: Path | str, flags: Flags | None = None) -> Diffusion:

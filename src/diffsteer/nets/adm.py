@@ -250,13 +250,15 @@ class ADM(Encoder):
             `(B, 3, H, W)`, or `(B, 6, H, W)`.
 
         Raises:
-            ValueError: classes are missing or not wanted.
+            ValueError: classes are missing, not wanted, or not as many as pictures.
         """
         if (y is not None) != self.flags.class_cond:
             needs = "needs classes y" if self.flags.class_cond else "knows no classes"
             raise ValueError(f"this network {needs} (class_cond={self.flags.class_cond})")
         emb = self.embed(t)
         if y is not None:
+            if y.shape != t.shape:
+                raise ValueError(f"{tuple(y.shape)} classes for {tuple(t.shape)} times: one a row")
             emb = emb + self.label_emb(y)
         h, left = self.encode(x.to(emb.dtype), emb)
         for stage in self.output_blocks:
