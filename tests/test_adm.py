@@ -1,6 +1,7 @@
 """ADM networks and checkpoints: names and shapes, parity with diffusers, bad files."""
 
 import json
+import math
 import pickle
 import random as dice
 import re
@@ -13,6 +14,7 @@ import torch
 from tiny import random_weights
 from torch import nn
 
+from diffsteer import X0, Eps
 from diffsteer.attention import received
 from diffsteer.checkpoints.adm import (
     Diffusion,
@@ -25,7 +27,8 @@ from diffsteer.checkpoints.adm import (
 )
 from diffsteer.checkpoints.adm_published import PUBLISHED
 from diffsteer.hf.adm import to_unet2d, why_not
-from diffsteer.nets.adm import ADM, ADMClassifier, join_heads, split_heads, time_features
+from diffsteer.nets.adm import ADM, ADMClassifier
+from diffsteer.nets.adm_blocks import join_heads, split_heads, time_features
 from diffsteer.nets.adm_flags import Flags
 
 SPEC = json.loads((Path(__file__).parent / "data/adm_state_dict.json").read_text("utf-8"))
@@ -33,6 +36,12 @@ SPEC_FLAGS = Flags.of({**SPEC["config"], "num_classes": 10})
 SMALL = Flags(
     image_size=32, num_channels=32, num_res_blocks=1, channel_mult="1,2", learn_sigma=True
 )
+
+
+def on_meta(flags: Flags) -> ADM:
+    with torch.device("meta"):
+        return ADM(flags)
+
 
 # ------------------------------------------------------------------ names and shapes
 
@@ -103,6 +112,23 @@ def test_the_docs_hold_the_table() -> None:
     page = (Path(__file__).parent.parent / "docs/published-adm.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| `(\S+\.pt)` \| `([^`]*)` \|", page, re.M))
     assert rows == {name: str(flags) for name, flags in PUBLISHED.items()}
+
+
+def test_what_a_network_is_told_of_a_level() -> None:
+    """IDDPM's 4000 timesteps on the scale of 1000, but for the class-conditional network."""
+    for name, told in (
+        ("imagenet64_uncond_100M_1500K.pt", 500),
+        ("imagenet64_cond_270M_250K.pt", 2000),
+    ):
+        adm = Diffusion(on_meta(PUBLISHED[name]))
+        level, x = adm.schedule.at(2000), torch.zeros(3, 1)
+        assert adm.times(x, level).tolist() == [told] * 3 and adm.kind == Eps()
+        bar = [math.cos((t / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0, 2001)]
+        assert level.alpha.item() ** 2 == pytest.approx(bar[1] / bar[0], rel=1e-9)
+    flags = replace(PUBLISHED["256x256_diffusion.pt"], diffusion_steps=4000, predict_xstart=True)
+    other = Diffusion(on_meta(flags))
+    assert other.kind == X0() and other.times(x, level).tolist() == [2000] * 3
+    assert other.schedule.betas[[0, -1]].tolist() == pytest.approx([2.5e-5, 5e-3])
 
 
 # ------------------------------------------------------------------ the network
@@ -219,8 +245,7 @@ def test_official_head_split_is_a_mix_of_queries_keys_and_values() -> None:
 
     They are queries, keys and values of the first true head, and queries of the second.
     """
-    with torch.device("meta"):
-        net = ADM(PUBLISHED["256x256_diffusion_uncond.pt"])
+    net = on_meta(PUBLISHED["256x256_diffusion_uncond.pt"])
     score = Diffusion(net).network(official_head_split=True).score
     qkv = torch.randn(2, 3072, 64)
     got = score(*split_heads(qkv, 16, False))
@@ -291,8 +316,7 @@ def test_unknown_flags_are_asked_for(saved: Path) -> None:
 
 def test_likely_flags_are_named() -> None:
     """Tensors of the 256-pixel network under flags of 512: those that would fit are listed."""
-    with torch.device("meta"):
-        state = ADM(PUBLISHED["256x256_diffusion_uncond.pt"]).state_dict()
+    state = on_meta(PUBLISHED["256x256_diffusion_uncond.pt"]).state_dict()
     with pytest.raises(ValueError) as error:
         check(state, PUBLISHED["512x512_diffusion.pt"])
     said = str(error.value)

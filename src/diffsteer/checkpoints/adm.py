@@ -16,7 +16,8 @@ from diffsteer.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance import Clamped, Guidance
 from diffsteer.guidance.classifier import class_gradient
 from diffsteer.level import Level, wide
-from diffsteer.nets.adm import ADM, ADMClassifier, join_heads, split_heads
+from diffsteer.nets.adm import ADM, ADMClassifier
+from diffsteer.nets.adm_blocks import join_heads, split_heads
 from diffsteer.nets.adm_flags import Flags
 from diffsteer.prediction import X0, Eps, Kind
 from diffsteer.schedule import Discrete

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffsteer.nets.adm import ADM, Attention, Downsample, ResBlock
+from diffsteer.nets.adm import ADM
+from diffsteer.nets.adm_blocks import Attention, Downsample, ResBlock
 from diffsteer.nets.adm_flags import Flags
 
 RESNET = {
