@@ -13,12 +13,16 @@ from diffsteer import (
     PAG,
     SAG,
     SEG,
+    X0,
     Answer,
     Auto,
     AutoDropout,
     AutoNoise,
     Branch,
     CFGZero,
+    Clamped,
+    Classifier,
+    Cosine,
     Denoiser,
     Discrete,
     Eps,
@@ -28,8 +32,10 @@ from diffsteer import (
     Karras,
     Network,
     Point,
+    Preconditioned,
     V,
     Velocity,
+    class_gradient,
     grid,
     parse,
     plan,
@@ -37,14 +43,14 @@ from diffsteer import (
     run,
     together,
 )
-from diffsteer.oracle import Gaussian
+from diffsteer.oracle import Gaussian, Mixture
 from diffsteer.text import subclasses
 
 F64 = torch.float64
 Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]
 SD0 = Discrete.scaled_linear().zero_snr()
 ALL = [CFG(5.0), APG(4.0), CFGZero(3.0), PAG(3.0), SEG(3.0), SAG(0.75), Auto(2.0)]
-ALL += [AutoDropout(2.0, p=0.2), AutoNoise(2.0, noise=0.3)]
+ALL += [AutoDropout(2.0, p=0.2), AutoNoise(2.0, noise=0.3), Classifier(1.5)]
 
 
 def point(kind=None, schedule=SD0, t=400, batch=2) -> Point:
@@ -255,6 +261,93 @@ def test_cfg_zero() -> None:
     torch.testing.assert_close(guided(later), s * n + 3 * (c - s * n))
 
 
+def bayes(x, level, cond):
+    """Log odds of the upper mode of `Mixture` at any level: what a perfect classifier says."""
+    data = Mixture()
+    odds = 2 * level.alpha * data.mode / Gaussian(0.0, data.std).var(level) * x.sum((1, 2, 3))
+    prior = math.log(data.weight / (1 - data.weight))
+    return torch.stack([torch.zeros_like(odds), odds + prior], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [(Eps(), Discrete.linear()), (V(), SD0), (X0(), Cosine())]
+    + [(Velocity(), Flow()), (Preconditioned(), EDM())],
+    ids=repr,
+)
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
+def test_an_exact_classifier_makes_the_conditional(kind, schedule, share: float) -> None:
+    """Scale 1 on the score of a mixture is the score of its mode, to rounding in float64."""
+    level = schedule.at(schedule.first + share * (schedule.last - schedule.first))
+    gen = torch.Generator().manual_seed(3)
+    x = level.mix(*torch.randn(2, 4, 2, 2, 2, generator=gen, dtype=F64))
+    main = Network(lambda x, level, cond: kind.express(x, Mixture()(x, level), level))
+    nets = {"main": main, "classifier": Network(class_gradient(bayes))}
+    y = torch.tensor([1, 0, 1, 0])
+    with torch.inference_mode():
+        got = Denoiser(nets, {"cond": {"y": y}}, kind, Classifier(1.0))(x, level)
+        twice = Denoiser(nets, {"cond": {"y": y}}, kind, Classifier(2.0))(x, level)
+    up, down = (Gaussian(m, 0.2)(x, level) for m in (0.9, -0.9))
+    want = torch.where((y == 1).view(-1, 1, 1, 1), up, down)
+    torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
+    plain = Mixture()(x, level)
+    torch.testing.assert_close(twice - plain, 2 * (want - plain), atol=1e-10, rtol=1e-10)
+
+
+def test_classifier_says_what_it_lacks() -> None:
+    nets = {"main": Network(lambda x, *_: x), "classifier": Network(class_gradient(bayes))}
+    at = point()
+    with pytest.raises(ValueError, match="needs classes"):
+        Denoiser(nets, {"cond": {}}, V(), Classifier(1.0))(at.x, at.level)
+    with pytest.raises(ValueError, match="asks for a network 'classifier'"):
+        Denoiser({"main": nets["main"]}, {"cond": {}}, V(), Classifier(1.0))(at.x, at.level)
+    with pytest.raises(ValueError, match="says nothing about its class"):
+        Denoiser(nets, {"cond": {}}, V(), Classifier(1.0))(at.x, SD0.at(999))
+    off = Denoiser(nets, {"cond": {}}, V(), Classifier(1.0).within(0, 100))
+    assert off(at.x, SD0.at(999)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [Eps(), V()], ids=repr)
+def test_clamped_keeps_the_guided_x0_within_its_limit(kind) -> None:
+    at = point(kind)
+    base, oracles = parts(at, cond=0.4, null=0.2)
+
+    def guided(g):
+        return Denoiser(base.nets, base.conds, kind, g)(at.x, at.level)
+
+    c, n = (oracles[k](at.x, at.level) for k in ("cond", "null"))
+    want = n + 4 * (c - n)
+    assert want.abs().max() > 1 > want.abs().min()
+    close = {"atol": 1e-9, "rtol": 0}
+    torch.testing.assert_close(guided(CFG(4).clamped()), want.clamp(-1, 1), **close)
+    torch.testing.assert_close(guided(CFG(4).clamped(0.5)), want.clamp(-0.5, 0.5), **close)
+    torch.testing.assert_close(guided(Clamped()), c.clamp(-1, 1), **close)
+    both = guided(Clamped() + CFG(4))  # what is added outside is not clamped
+    torch.testing.assert_close(both, c.clamp(-1, 1) + 3 * (c - n), **close)
+    assert plan(CFG(4).clamped().shift(at), at).rows == {"main": 2}
+
+
+def test_sag_clamps_what_it_blurs() -> None:
+    """A flat x0 of 3 everywhere: clamped to 1 before the blur, which leaves it flat."""
+    at = point(V(), t=400)
+
+    def call(x, level, cond):
+        q = x.flatten(2).transpose(1, 2)[:, None]
+        layer(q)
+        return V().express(x, torch.full_like(x, 3.0), level)
+
+    class Layer(torch.nn.Module):
+        def forward(self, q):
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    layer = Layer()
+    net = Network(call, {"mid": layer})
+    for clamp, shift in ((1.0, 2 * (1.0 - 3.0)), (math.inf, 0.0)):
+        guided = Denoiser({"main": net}, {"cond": {}}, V(), SAG(2.0, on="cond", clamp=clamp))
+        x0 = guided(at.x, at.level)
+        torch.testing.assert_close(x0, torch.full_like(x0, 3.0 + shift), atol=1e-6, rtol=0)
+
+
 # ------------------------------------------------------------------ the engine
 
 
@@ -289,7 +382,7 @@ def test_equal_branches_run_once() -> None:
     "off",
     [
         *(CFG(1), APG(1), CFGZero(1), Auto(1), AutoDropout(1), AutoNoise(1)),
-        *(PAG(0), SEG(0), SAG(0), 0 * CFG(5)),
+        *(PAG(0), SEG(0), SAG(0), Classifier(0), 0 * CFG(5)),
         *(CFG(5).within(2, 3), CFG(5).over(1, 9)),
     ],
     ids=repr,
@@ -381,12 +474,14 @@ def test_text_round_trip(g: Guidance) -> None:
         g.within(0.28, 5.4).rescaled(0.7),
         (g + SEG(2.0, sigma=1.5)).rescaled(0.5, centred=True).over(2, 9) + 0.5 * g,
         (2 * g).within(1.0),
+        (g + CFG(2.0)).clamped() + Classifier(2.0, net="other"),
+        Clamped(limit=2.0) + g.clamped(0.5),
     ):
         assert parse(repr(value), Guidance) == value
 
 
 def test_every_guidance_is_tested() -> None:
-    wrappers = {"Sum", "Scaled", "Within", "Over", "Rescaled"}
+    wrappers = {"Sum", "Scaled", "Within", "Over", "Rescaled", "Clamped"}
     classes = {c for c in subclasses(Guidance) if c.__module__.startswith("diffsteer")}
     assert {c.__name__ for c in classes} == {type(g).__name__ for g in ALL} | wrappers
 
@@ -431,6 +526,10 @@ def test_bad_text(text: str) -> None:
         lambda: SAG(1, sigma=0),
         lambda: SAG(1, kernel=4),
         lambda: SEG(1, sigma=-1),
+        lambda: SAG(1, clamp=0),
+        lambda: Classifier(math.nan),
+        lambda: CFG(2).clamped(0),
+        lambda: Clamped(limit=math.inf),
         lambda: APG(3, norm=0),
         lambda: CFG(2).within(3, 1),
         lambda: CFG(2).within(math.nan, 1),

@@ -33,11 +33,16 @@ MAY_IMPORT |= {
     "pictures": set(),
     "recipe": set(),
     "whole": set(),
-    "hf": CORE | {"hf"},
+    "nets": CORE | {"nets"},
+    "checkpoints": CORE | {"nets", "checkpoints"},
+    "hf": CORE | {"nets", "hf"},
     "eval": {"eval", "pictures", "recipe", "whole"},
     "render": {"eval", "hf", "recipe"},
     "train": CORE | {"hf", "pictures", "recipe", "train", "whole"},
-    "commands": CORE | {"hf", "eval", "pictures", "recipe", "render", "train", "whole", "commands"},
+    "demo": {"eval", "recipe", "render", "train", "whole"},
+    "commands": CORE
+    | {"checkpoints", "demo", "eval", "hf", "nets", "pictures", "recipe", "render", "train"}
+    | {"whole", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

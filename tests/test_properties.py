@@ -5,12 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffsteer import SPACINGS, Discrete, Eps, Kind, Sampler, Schedule, Weight, grid, trace
+from diffsteer import (
+    SPACINGS,
+    Ancestral,
+    Discrete,
+    Eps,
+    Kind,
+    Sampler,
+    Schedule,
+    Weight,
+    grid,
+    trace,
+)
 from diffsteer.oracle import Gaussian, as_network
 from diffsteer.text import subclasses
 
 F64 = torch.float64
-SAMPLERS = {c.__name__: c for c in subclasses(Sampler)}
+SAMPLERS = {c.__name__: c for c in subclasses(Sampler) if c is not Ancestral}
 KINDS = {c.__name__: c for c in subclasses(Kind)}
 WEIGHTS = {c.__name__: c for c in subclasses(Weight)}
 SCHEDULES: dict[str, Schedule] = {

@@ -12,6 +12,7 @@ from diffsteer import (
     DDPM,
     EDM,
     X0,
+    Ancestral,
     Cosine,
     Discrete,
     DPMpp2M,
@@ -37,7 +38,33 @@ F64 = torch.float64
 SD = Discrete.scaled_linear()
 SD0 = SD.zero_snr()
 Z = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
-ALL = [*(c() for c in subclasses(Sampler)), DDPM]
+
+
+class Posterior:
+    """A denoiser that knows its variance, and says that it is the posterior's."""
+
+    def __init__(self, denoise, said=lambda x, level: -torch.ones_like(x), gradient=None):
+        self.denoise, self.said, self.slope = denoise, said, gradient
+
+    def __call__(self, x, level):
+        return self.denoise(x, level)
+
+    def learned(self, x, level):
+        return self.denoise(x, level), self.said(x, level)
+
+    def gradient(self, x, level):
+        return self.slope(x, level)
+
+
+class AncestralAsDDPM(Ancestral):
+    """The sampler of learned variances over denoisers without any."""
+
+    def step(self, x, now, nxt, denoise, past, noise):
+        return super().step(x, now, nxt, Posterior(denoise), past, noise)
+
+
+ALL = [*(c() for c in subclasses(Sampler) if c is not Ancestral), DDPM]
+FRESH = (DDPM, AncestralAsDDPM())
 
 
 def last(steps):
@@ -164,6 +191,75 @@ def test_ancestral_closed_form(n: int) -> None:
     assert x.std().item() == pytest.approx(math.sqrt(var), rel=0.006, abs=1e-6)
 
 
+def test_learned_variance_of_the_posterior_is_ddpm() -> None:
+    x = [last(s(Z, grid(SD0, 9), Gaussian(), Noise(range(9)))) for s in FRESH]
+    torch.testing.assert_close(*x, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", [SD, SD0, Cosine(), EDM(), Flow()], ids=repr)
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_the_right_variance_keeps_every_marginal(n: int, schedule) -> None:
+    """Over N(m, c^2) a reverse step is Gaussian, its variance the posterior's and what x0 may vary.
+
+    Told in logarithms, -1 to 1, it makes mean and variance exact at every level and number of
+    steps; DDPM's falls short.
+    """
+    data = Gaussian(0.9, 0.5)
+    levels = grid(schedule, n)
+    follows = dict(pairwise(level.t.item() for level in levels[:-1]))
+    at = {level.t.item(): level for level in levels[:-1]}
+
+    def said(x, now):
+        if now.t.item() not in follows:
+            return -torch.ones_like(x)  # the last step draws nothing
+        nxt = at[follows[now.t.item()]]
+        fresh = 1 - (nxt.ratio / now.ratio) ** 2
+        low, high = nxt.sigma**2 * fresh, now.sigma**2 * fresh
+        slope = nxt.alpha - nxt.sigma**2 * now.alpha**2 / (now.sigma**2 * nxt.alpha)
+        true = low + slope**2 * (data.std * now.sigma) ** 2 / data.var(now)
+        return (2 * (true / low).log() / (high / low).log() - 1).expand_as(x)
+
+    def run(start: float, draw: int | None) -> list[torch.Tensor]:
+        drawn = iter(range(n))
+        noise = lambda like: torch.full_like(like, float(next(drawn) == draw))  # noqa: E731
+        x = torch.full((1, 1), start, dtype=F64)
+        return [s.x for s in trace(Ancestral(), x, levels, Posterior(data, said), noise)][:-1]
+
+    first = levels[0]
+    mean, spread = first.alpha * data.mean, data.var(first).sqrt()
+    middle, up = run(mean.item(), None), run((mean + spread).item(), None)
+    moved = [run(mean.item(), k) for k in range(n - 1)]
+    for i, level in enumerate(levels[1:-1]):
+        var = (up[i] - middle[i]) ** 2 + sum((m[i] - middle[i]) ** 2 for m in moved)
+        torch.testing.assert_close(middle[i].squeeze(), level.alpha * data.mean, atol=1e-9, rtol=0)
+        torch.testing.assert_close(var.squeeze(), data.var(level), atol=0, rtol=1e-9)
+
+
+def test_ancestral_moves_its_mean_by_variance_times_gradient() -> None:
+    """In the last step too, with the posterior variance of the step before for a logarithm of 0."""
+    levels, zero = grid(SD, 3), torch.zeros_like
+    said = lambda x, level: torch.full_like(x, 0.3)  # noqa: E731
+    net = Posterior(lambda x, level: zero(x), said, lambda x, level: torch.ones_like(x))
+    plain = [s.x for s in trace(Ancestral(), Z, levels, net, zero)]
+    moved = [s.x for s in trace(Ancestral(classifier=2.0), Z, levels, net, zero)]
+    ratio = [level.ratio for level in levels]
+    keeps, offset = [], 0.0
+    for i, (now, nxt) in enumerate(pairwise(levels)):
+        fresh = 1 - (ratio[i + 1] / ratio[i]) ** 2
+        low = nxt.sigma**2 * fresh if i < 2 else now.sigma**2 * (1 - (ratio[2] / ratio[1]) ** 2)
+        variance = low ** (0.35) * (now.sigma**2 * fresh) ** 0.65
+        keeps.append(nxt.sigma**2 * now.alpha / (now.sigma**2 * nxt.alpha))
+        offset = keeps[-1] * offset + 2 * variance
+        torch.testing.assert_close(moved[i] - plain[i], offset.expand_as(Z), atol=1e-12, rtol=0)
+
+
+def test_ancestral_needs_a_learned_variance() -> None:
+    with pytest.raises(ValueError, match="network that learned its variance"):
+        last(Ancestral()(Z, grid(SD, 3), Gaussian()))
+    with pytest.raises(ValueError, match="classifier=inf"):
+        Ancestral(classifier=math.inf)
+
+
 def brightness(
     sampler: Sampler, levels, kind, shape=(4, 8, 8), n: int = 128
 ) -> tuple[float, float]:
@@ -176,7 +272,7 @@ def brightness(
 @pytest.mark.parametrize("sampler", ALL, ids=repr)
 def test_brightness_is_free_at_zero_snr(sampler: Sampler, kind) -> None:
     """Truth 0.600 +- 0.300; fresh noise of ancestral steps errs by 0.3 / sqrt(n)."""
-    n = 4096 if sampler == DDPM else 128
+    n = 4096 if sampler in FRESH else 128
     mean, spread = brightness(sampler, grid(SD0, 50), kind, n=n)
     assert mean == pytest.approx(0.6, abs=0.02)
     assert spread == pytest.approx(0.3, rel=0.15)
@@ -204,7 +300,7 @@ def test_logsigma_recovers_spread_of_large_latents(spacing: str, spread: float) 
 @pytest.mark.parametrize("sampler", ALL, ids=repr)
 def test_mixture_weights(sampler: Sampler) -> None:
     """80 % of the samples in the mode at 0.9, 20 % at -0.9; 0.822 is ancestral's at 50 steps."""
-    n = 8192 if sampler == DDPM else 1000
+    n = 8192 if sampler in FRESH else 1000
     x = last(sampler(antithetic(n, (4, 8, 8)), grid(SD0, 50), Mixture(), Noise(range(n))))
     b = x.mean((1, 2, 3))
     up, down = b[b > 0], b[b < 0]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffsteer import CLEAN, EDM, SPACINGS, Cosine, Discrete, Flow, Karras, grid
+from diffsteer import CLEAN, EDM, SPACINGS, Cosine, Discrete, Flow, Karras, grid, respaced
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -78,6 +78,34 @@ def test_every_grid_loses_noise_and_starts_where_it_should(schedule, spacing: st
     assert len(levels) == n + 1 and (angle.diff() < 0).all()
     if spacing != "leading":
         assert levels[0] == schedule.at(schedule.last)
+
+
+def test_respacing_in_sections() -> None:
+    """The documented example: of 300 timesteps 10, 15 and 20 in each hundred, ends visited."""
+    t = times(respaced(Discrete.linear(n=300), "10,15,20"))[::-1]
+    parts = [[x - lo for x in t if lo <= x < lo + 100] for lo in (0, 100, 200)]
+    assert [len(p) for p in parts] == [10, 15, 20] and all(p[0] == 0 for p in parts)
+    assert all(p[-1] == 99 for p in parts)
+    assert times(respaced(SD, "4,0,0,0,0")) == [199, 133, 66, 0]
+    assert times(respaced(SD, "1,1")) == [500, 0]
+    assert times(respaced(Discrete.linear(n=10), "2,1,1")) == [7, 4, 3, 0]  # lengths 4, 3, 3
+
+
+def test_respacing_by_a_count_and_as_ddim() -> None:
+    for n in range(2, 1001):
+        t = respaced(SD, str(n))
+        assert len(t) == n + 1 and (t[0].t, t[-2].t) == (999, 0)
+    assert times(respaced(SD, "3")) == [999, 500, 0]  # 499.5 rounds to even
+    assert times(respaced(SD, "")) == list(range(999, -1, -1))
+    assert times(respaced(SD, "ddim25")) == times(grid(SD, 25, "leading"))
+
+
+@pytest.mark.parametrize(
+    "text", ["1001", "ddim300", "ddim", "a", "10,-1", "0", "0,0", "501,1", "1.5"]
+)
+def test_bad_respacing(text: str) -> None:
+    with pytest.raises(ValueError, match="respacing|fit|stride"):
+        respaced(SD, text)
 
 
 @pytest.mark.parametrize("n", [0, -1, 1001, 2.5, math.nan])

@@ -274,3 +274,14 @@ def _perturb(network: torch.nn.Module) -> None:
     """Move parameters off their start, where gates and biases of zero hide every input."""
     for parameter in network.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
+
+
+@torch.no_grad()
+def random_weights(network: Any, seed: int = 0) -> Any:
+    """Weights, none of them 0, that keep features of order 1 and outputs small; no gradients."""
+    gen = torch.Generator().manual_seed(seed)
+    for name, value in network.named_parameters():
+        size = value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
+        size *= 0.3 if name.startswith("out.2") else 1
+        value += size * torch.randn(value.shape, generator=gen)
+    return network.eval().requires_grad_(False)

@@ -2,7 +2,21 @@ from .attention import BlurQuery, Edit, Identity
 from .branch import Answer, Asking, Branch, Plan, Point, plan, run, together
 from .denoiser import Denoiser, Network
 from .dropout import Dropout
-from .guidance import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, Guidance
+from .guidance import (
+    APG,
+    CFG,
+    PAG,
+    SAG,
+    SEG,
+    Auto,
+    AutoDropout,
+    AutoNoise,
+    CFGZero,
+    Clamped,
+    Classifier,
+    Guidance,
+)
+from .guidance.classifier import class_gradient
 from .guidance.rescale import rescale, rescale_centred
 from .level import CLEAN, Level
 from .noise import Noise
@@ -10,6 +24,7 @@ from .prediction import X0, Eps, Kind, Preconditioned, V, Velocity
 from .sampler import (
     DDIM,
     DDPM,
+    Ancestral,
     DPMpp2M,
     Euler,
     EulerAncestral,
@@ -21,12 +36,13 @@ from .sampler import (
     trace,
 )
 from .schedule import EDM, Cosine, Discrete, Flow, Schedule
-from .spacing import SPACINGS, Karras, grid
+from .spacing import SPACINGS, Karras, grid, respaced
 from .text import parse
 from .weight import EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
 
 __all__ = [
     "APG",
+    "Ancestral",
     "Answer",
     "Asking",
     "Auto",
@@ -37,6 +53,8 @@ __all__ = [
     "CFG",
     "CFGZero",
     "CLEAN",
+    "Clamped",
+    "Classifier",
     "Cosine",
     "DDIM",
     "DDPM",
@@ -77,11 +95,13 @@ __all__ = [
     "Velocity",
     "Weight",
     "X0",
+    "class_gradient",
     "grid",
     "parse",
     "plan",
     "rescale",
     "rescale_centred",
+    "respaced",
     "run",
     "sample",
     "together",

@@ -109,11 +109,16 @@ def received(q: Tensor, k: Tensor) -> Tensor:
     return weights.mean(dim=1).sum(dim=1)
 
 
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""How queries, keys and values of image tokens become attention received, `(B, tokens)`."""
+
+
 @dataclass(eq=False)
 class Tap:
     """What happens in one layer.
 
     Attributes:
+        score: How a record is made, if not by `received`.
         edits: Rows of the batch and the edit for them.
         records: Rows whose scores are wanted, each with a list that receives them, `(rows, h, w)`.
         hits: How often the layer computed attention.
@@ -121,6 +126,7 @@ class Tap:
     Edits and records see the tokens of the image first, whatever their order in the layer is.
     """
 
+    score: Score | None = None
     edits: list[tuple[slice, Edit]] = field(default_factory=list)
     records: list[tuple[slice, list[Tensor]]] = field(default_factory=list)
     hits: int = 0
@@ -143,7 +149,9 @@ class Tap:
         self.hits += 1
         for rows, found in self.records:
             image = (rows, slice(None), slice(tokens[0] * tokens[1]))
-            found.append(received(q[image], k[image]).reshape(-1, *tokens))
+            seen = q[image], k[image], v[image]
+            scores = received(*seen[:2]) if self.score is None else self.score(*seen)
+            found.append(scores.reshape(-1, *tokens))
         out = F.scaled_dot_product_attention(q, k, v, **rest)
         for rows, edit in self.edits:
 

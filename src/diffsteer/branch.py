@@ -68,6 +68,8 @@ class Answer:
         level: The level of the input.
         kind: What the output predicts.
         maps: Attention scores of the recorded layers, `(B, h, w)`, with mean 1.
+        variance: What it says of its variance where it learned one, else None, `(B, *D)`: from -1,
+            the posterior's, to 1, that of the noise added, in logarithms.
     """
 
     out: Tensor
@@ -75,6 +77,7 @@ class Answer:
     level: Level
     kind: Kind
     maps: dict[str, Tensor] = field(default_factory=dict)
+    variance: Tensor | None = None
 
     @cached_property
     def x0(self) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import compare, demo, evaluate, sample, train
+from diffsteer.commands import compare, convert_adm, demo, evaluate, sample, train
 
 app = tyro.extras.SubcommandApp()
 
@@ -63,6 +63,10 @@ app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(train.train)
 app.command(demo.demo)
+
+converters = tyro.extras.SubcommandApp()
+converters.command(convert_adm.adm)
+app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsteer.attention import Tap, Using, matching, tapped
+from diffsteer.attention import Score, Tap, Using, matching, tapped
 from diffsteer.branch import Answer, Branch, Point, based, imagined, run
 from diffsteer.dropout import Dropout, dropped
 from diffsteer.guidance import Guidance
@@ -25,12 +25,14 @@ class Network:
     """A network as the engine calls it.
 
     Attributes:
-        call: From `(rows, *D)`, a level and a condition for as many rows to the output.
+        call: From `(rows, *D)`, a level and a condition for as many rows to the output; twice the
+            channels where it learned its variance, which comes second.
         layers: Its self-attention modules by name, for guidances that edit or read attention.
         using: Context in which such a module computes attention by scaled_dot_product_attention.
         patch: Side of a token in pixels of the sample, in its first layer.
         text_first: Whether layers that attend to image and text put the text first.
         touched: Context of a pass in which something inside of the network is read or changed.
+        score: How the attention that SAG looks at is read, if not as what each token receives.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
@@ -39,6 +41,7 @@ class Network:
     patch: int = 1
     text_first: bool = False
     touched: Callable[[], AbstractContextManager[None]] = nullcontext
+    score: Score | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Denoiser:
     Branches of one network whose inputs have equal shapes are stacked into one pass.
 
     Args:
-        nets: Networks by name; "main", and "guide" for autoguidance.
+        nets: Networks by name; "main", "guide" for autoguidance, "classifier" for its guidance.
         conds: Conditions by name; "cond", and "null" for CFG.
         kind: What the networks predict.
         guidance: Any sum of guidances, or None.
@@ -76,6 +79,24 @@ class Denoiser:
         """Return the guided x0, `(B, *D)`."""
         base, shift = self.steered(x, level, step)
         return base.x0 if shift is None else base.x0 + shift
+
+    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return the guided x0 and what the network learned of its variance, each `(B, *D)`.
+
+        Raises:
+            ValueError: it learned none.
+        """
+        base, shift = self.steered(x, level)
+        if base.variance is None:
+            raise ValueError(
+                f"the network returns {base.out.shape[1]} channels for {x.shape[1]}, so it learned "
+                "no variance: take DDPM, the ancestral sampler with that of the posterior"
+            )
+        return base.x0 if shift is None else base.x0 + shift, base.variance
+
+    def gradient(self, x: Tensor, level: Level) -> Tensor:
+        """Return the gradient that the network "classifier" gives, `(B, *D)`."""
+        return self.evaluate([Branch(net="classifier")], Point(x, level, self.kind))[0].out
 
     def steered(self, x: Tensor, level: Level, step: int = 0) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
@@ -122,7 +143,7 @@ class Denoiser:
         if branch.net not in self.nets:
             raise ValueError(
                 f"the guidance asks for a network {branch.net!r}, there is {', '.join(self.nets)}: "
-                "give the weaker network as guide"
+                "give the weaker network of autoguidance as guide, others by their name"
             )
         if branch.cond not in self.conds:
             raise ValueError(
@@ -154,7 +175,7 @@ class Denoiser:
                 outs.append(net.call(x[rows], level, part))
         found = torch.split(_stacked(outs), size)
         return [
-            Answer(out, given, level, at.kind, {n: _stacked(m) for n, m in seen.items()})
+            _answer(out, given, level, at.kind, {n: _stacked(m) for n, m in seen.items()})
             for out, given, seen in zip(found, inputs, maps, strict=True)
         ]
 
@@ -170,10 +191,10 @@ def _taps(
             continue
         for wanted, edit in branch.edits:
             for name in matching(list(net.layers), wanted):
-                taps.setdefault(name, Tap()).edits.append((mine, edit))
+                taps.setdefault(name, Tap(net.score)).edits.append((mine, edit))
         for wanted in branch.record:
             name = matching(list(net.layers), wanted)[0]
-            taps.setdefault(name, Tap()).records.append((mine, maps[i][wanted]))
+            taps.setdefault(name, Tap(net.score)).records.append((mine, maps[i][wanted]))
     return taps
 
 
@@ -194,6 +215,14 @@ def _within(rows: slice, i: int, size: int) -> slice:
     return slice(
         max(i * size, rows.start) - rows.start, min((i + 1) * size, rows.stop) - rows.start
     )
+
+
+def _answer(out: Tensor, x: Tensor, level: Level, kind: Kind, maps: dict[str, Tensor]) -> Answer:
+    """Tell the prediction and a learned variance apart."""
+    if out.shape[1:2] != (2 * x.shape[1],):
+        return Answer(out, x, level, kind, maps)
+    half, variance = out.chunk(2, dim=1)
+    return Answer(half, x, level, kind, maps, variance)
 
 
 def _chunks(rows: int, most: int | None) -> Iterator[slice]:

@@ -125,6 +125,60 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
     return (*levels, CLEAN)
 
 
+def respaced(schedule: Discrete, text: str) -> tuple[Level, ...]:
+    """Levels of a sampling as `timestep_respacing` of ADM and IDDPM says them, then CLEAN.
+
+    Args:
+        schedule: Of the network.
+        text: "250" for that many steps over all timesteps, both ends visited; "10,15,20" for as
+            many in each of equal parts of them, the least noisy first, 0 for none; "ddim25" for 25
+            steps from t = 0 on at one whole stride; "" for every timestep.
+
+    Raises:
+        ValueError: the text says nothing of this, or asks for more steps than there are.
+    """
+    size = len(schedule.alphas)
+    times = _strided(size, text) if text.startswith("ddim") else _sections(size, text or str(size))
+    if not times:
+        raise ValueError(f"timestep_respacing={text!r} visits no timestep")
+    found = torch.tensor(times[::-1], dtype=F64)
+    return grid(schedule, len(times), lambda *_: found)
+
+
+def _count(text: str, whole: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f'timestep_respacing={whole!r}: write "250", "10,15,20" or "ddim25"')
+    return int(text)
+
+
+def _strided(size: int, text: str) -> list[int]:
+    """Multiples of the whole stride that gives so many steps."""
+    n = _count(text[len("ddim") :], text)
+    for stride in range(1, size):
+        if len(range(0, size, stride)) == n:
+            return list(range(0, size, stride))
+    raise ValueError(f"{text!r}: no whole stride visits {n} of {size} timesteps")
+
+
+def _sections(size: int, text: str) -> list[int]:
+    """Even steps in each of equal parts; sums are rounded as in the official code, halves to even.
+
+    Strides are added up in floating point, since that decides halves and published samples with it.
+    """
+    counts = [_count(part, text) for part in text.split(",")]
+    times, start = [], 0
+    for i, count in enumerate(counts):
+        length = size // len(counts) + (i < size % len(counts))
+        if count > length:
+            raise ValueError(f"{text!r}: {count} steps do not fit on {length} of {size} timesteps")
+        stride, at = (length - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        for _ in range(count):
+            times.append(start + round(at))
+            at += stride
+        start += length
+    return times
+
+
 def _size(schedule: Discrete, n: int) -> int:
     size = len(schedule.alphas)
     if n > size:

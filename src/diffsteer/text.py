@@ -14,7 +14,7 @@ NODES = (
     *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword),
     *(ast.UnaryOp, ast.USub, ast.UAdd, ast.BinOp, ast.Add, ast.Mult, ast.Attribute),
 )
-METHODS = frozenset({"within", "over", "rescaled"})
+METHODS = frozenset({"clamped", "within", "over", "rescaled"})
 LONGEST = 10_000
 
 

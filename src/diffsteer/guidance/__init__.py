@@ -2,8 +2,9 @@
 
 from diffsteer.guidance.attention import PAG, SEG
 from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
-from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.base import Clamped, Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
+from diffsteer.guidance.classifier import Classifier
 from diffsteer.guidance.sag import SAG
 
 __all__ = [
@@ -16,5 +17,7 @@ __all__ = [
     "AutoDropout",
     "AutoNoise",
     "CFGZero",
+    "Clamped",
+    "Classifier",
     "Guidance",
 ]

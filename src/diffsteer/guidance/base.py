@@ -51,6 +51,10 @@ class Guidance(ABC):
         """Bring the spread of the guided output back to the prompt's alone, by the share `phi`."""
         return Rescaled(self, float(phi), centred)
 
+    def clamped(self, limit: float = 1.0) -> "Guidance":
+        """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
+        return Clamped(self, float(limit))
+
     def __repr__(self) -> str:
         """Text that `parse` reads back; fields at their defaults are left out."""
         said = [
@@ -201,6 +205,34 @@ class Rescaled(Guidance):
     def __repr__(self) -> str:
         centred = ", centred=True" if self.centred else ""
         return f"{_enclosed(self.inner)}.rescaled({self.phi}{centred})"
+
+
+@dataclass(frozen=True, repr=False)
+class Clamped(Guidance):
+    """A guidance, or none, whose guided x0 is kept within -limit and limit.
+
+    What is added to it is not clamped: `SAG(0.1).clamped() + Classifier(0.5)`.
+    """
+
+    inner: Guidance | None = None
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite(self, "limit")
+        if self.limit <= 0:
+            raise ValueError(f"clamped({self.limit}) leaves no image: give a limit > 0")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        shift = torch.zeros_like(at.x) if self.inner is None else (yield from self.inner.shift(at))
+        (cond,) = yield (Branch(),)
+        return (cond.x0 + shift).clamp(-self.limit, self.limit) - cond.x0
+
+    @override
+    def __repr__(self) -> str:
+        if self.inner is None:
+            return f"Clamped(limit={self.limit})"
+        return f"{_enclosed(self.inner)}.clamped({self.limit})"
 
 
 def _enclosed(inner: Guidance) -> str:

@@ -27,6 +27,7 @@ class SAG(Guidance):
         threshold: Attention received, in multiples of the average, above which a token is blurred.
         sigma: Of the blur, in pixels of the sample, > 0.
         kernel: Taps of the blur, odd.
+        clamp: Bound of the predicted x0 before it is blurred; 1 for networks of pixels in [-1, 1].
         on: The branch it works on: "null" beside CFG, "cond" without.
 
     Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
@@ -38,6 +39,7 @@ class SAG(Guidance):
     sigma: float = 1.0
     kernel: int = 9
     on: str = "null"
+    clamp: float = float("inf")
 
     def __post_init__(self) -> None:
         finite(self, "scale", "threshold", "sigma")
@@ -46,6 +48,8 @@ class SAG(Guidance):
                 f"SAG: a blur needs sigma > 0 and an odd number of taps, not sigma={self.sigma}, "
                 f"kernel={self.kernel}"
             )
+        if not self.clamp > 0:
+            raise ValueError(f"SAG: clamp={self.clamp} leaves no image: give a bound > 0")
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:
@@ -54,6 +58,7 @@ class SAG(Guidance):
         (seen,) = yield (Branch(self.on, record=(self.layer,)),)
         mask = (seen.maps[self.layer] > self.threshold)[:, None].to(at.x.dtype)
         mask = F.interpolate(mask, at.x.shape[-2:], mode="nearest")
-        blurred = torch.lerp(seen.x0, blur(seen.x0, self.sigma, self.kernel), mask)
+        x0 = seen.x0.clamp(-self.clamp, self.clamp)
+        blurred = torch.lerp(x0, blur(x0, self.sigma, self.kernel), mask)
         (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
         return self.scale * (blurred - worse.x0)

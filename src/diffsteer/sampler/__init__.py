@@ -1,6 +1,16 @@
 """Samplers. Importing the package registers all of them for `parse`."""
 
-from diffsteer.sampler.base import Denoise, Past, Sampler, Step, first_order, sample, trace
+from diffsteer.sampler.ancestral import Ancestral
+from diffsteer.sampler.base import (
+    Denoise,
+    Learned,
+    Past,
+    Sampler,
+    Step,
+    first_order,
+    sample,
+    trace,
+)
 from diffsteer.sampler.ddim import DDIM, DDPM, Euler, EulerAncestral
 from diffsteer.sampler.heun import Heun
 from diffsteer.sampler.multistep import DPMpp2M, UniPC
@@ -8,11 +18,13 @@ from diffsteer.sampler.multistep import DPMpp2M, UniPC
 __all__ = [
     "DDIM",
     "DDPM",
+    "Ancestral",
     "DPMpp2M",
     "Denoise",
     "Euler",
     "EulerAncestral",
     "Heun",
+    "Learned",
     "Past",
     "Sampler",
     "Step",

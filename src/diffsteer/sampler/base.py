@@ -11,7 +11,7 @@ sigma = 0, which is all that zero terminal SNR asks for.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,21 @@ from diffsteer.noise import Draw, Noise
 
 Denoise = Callable[[Tensor, Level], Tensor]
 """A denoiser: the expected x0 of `x`, `(B, *D)`, at a level."""
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A denoiser that also knows the variance of its steps; what `Ancestral` asks."""
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return the expected x0 of `x`, `(B, *D)`."""
+
+    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return x0 and the variance, from -1, the posterior's, to 1, the forward process's."""
+
+    def gradient(self, x: Tensor, level: Level) -> Tensor:
+        """Return the gradient of log p(class | x), `(B, *D)`."""
+
 
 Past = Sequence[tuple[Level, Tensor]]
 """The levels so far and what was predicted there, the latest at the end."""
@@ -100,17 +115,39 @@ def trace(
     _check(levels)
     x = wide(x)
 
-    def denoised(x: Tensor, level: Level) -> Tensor:
-        x0 = denoise(x, level)
-        if x0.shape != x.shape:
-            raise ValueError(f"the denoiser returned shape {tuple(x0.shape)} for {tuple(x.shape)}")
-        return x0.to(x.dtype)
-
+    asked = _Learned(denoise) if isinstance(denoise, Learned) else _Checked(denoise)
     past: list[tuple[Level, Tensor]] = []
     for done, (now, nxt) in enumerate(pairwise(levels), start=1):
-        x, x0 = sampler.step(x, now, nxt, denoised, past, noise)
+        x, x0 = sampler.step(x, now, nxt, asked, past, noise)
         past = [*past[-2:], (now, x0)]
         yield Step(done, nxt, x, x0)
+
+
+class _Checked:
+    """A denoiser whose answers have the shape and dtype of the sample."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise = denoise
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        return _fitting(self.denoise(x, level), x)
+
+
+class _Learned(_Checked):
+    denoise: Learned
+
+    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        x0, variance = self.denoise.learned(x, level)
+        return _fitting(x0, x), _fitting(variance, x)
+
+    def gradient(self, x: Tensor, level: Level) -> Tensor:
+        return _fitting(self.denoise.gradient(x, level), x)
+
+
+def _fitting(answer: Tensor, x: Tensor) -> Tensor:
+    if answer.shape != x.shape:
+        raise ValueError(f"the denoiser returned shape {tuple(answer.shape)} for {tuple(x.shape)}")
+    return answer.to(x.dtype)
 
 
 def sample(

@@ -1,0 +1,104 @@
+"""Files of ADM and IDDPM: official `.pt` state dicts, and folders of safetensors and JSON."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.nets.adm_flags import Flags
+
+State = dict[str, Tensor]
+FORMAT = "diffsteer adm 1"
+
+
+def read(path: Path) -> tuple[State, Flags | None]:
+    """Read a state dict, and the flags where the file says them.
+
+    Only tensors are read: what else a pickle may hold is refused and never run.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it cannot be read, or holds anything but tensors by name.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    with path.open("rb") as file:
+        try:
+            held = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # what a broken or hostile pickle raises knows no bounds
+            reason = str(error).strip().splitlines()
+            raise ValueError(
+                f"{path} cannot be read as tensors: {_refused(reason)}. A checkpoint of this kind "
+                "holds nothing else; if it is cut short, fetch it again"
+            ) from error
+    return _state(held, path), None
+
+
+def _refused(lines: list[str]) -> str:
+    """The line of torch's report that names what was refused, else the first."""
+    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (named or lines or ["no reason given"])[0].strip()
+
+
+def _state(held: Any, path: Path) -> State:
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{path} holds a {type(held).__name__}, not tensors by name")
+    others = [name for name, value in held.items() if not isinstance(value, Tensor)]
+    if others or not held:
+        inner = [n for n in others if isinstance(held[n], Mapping)]
+        hint = f"; save what is under {inner[0]!r} alone" if inner else ""
+        first = f"{others[0]!r} is a {type(held[others[0]]).__name__}" if others else "it is empty"
+        raise ValueError(f"{path} is no state dict of tensors by name: {first}{hint}")
+    whole = [name for name, value in held.items() if not value.is_floating_point()]
+    if whole:
+        raise ValueError(f"{path}: {whole[0]} is {held[whole[0]].dtype}, but weights are floats")
+    return {str(name): value for name, value in held.items()}
+
+
+def _read_folder(path: Path) -> tuple[State, Flags]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        said = json.loads((path / "config.json").read_text("utf-8"))
+        if said["format"] != FORMAT:
+            raise ValueError(f"its format is {said['format']!r}, not {FORMAT!r}")
+        return load_file(path / "model.safetensors"), Flags.of(said["flags"])
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{path} is no folder of `diffsteer convert adm`: {error}") from error
+
+
+def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) -> None:
+    """Write a folder with `model.safetensors` and `config.json`, all of it or nothing.
+
+    Raises:
+        ValueError: `out` is there already.
+    """
+    from safetensors.torch import save_file
+
+    if out.exists():
+        raise ValueError(f"{out} is there already: name a folder that is not")
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = {
+        "format": FORMAT,
+        "flags": asdict(flags),
+        "source": {"name": source.name, "sha256": digest},
+    }
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    try:
+        tensors = {name: value.contiguous() for name, value in state.items()}
+        save_file(tensors, part / "model.safetensors")
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        part.chmod(0o755)
+        part.replace(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

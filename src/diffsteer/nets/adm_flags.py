@@ -1,0 +1,161 @@
+"""What the official command lines say of an ADM or IDDPM network, by their own names."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+MULTS = {
+    512: "0.5,1,1,2,2,4,4",
+    256: "1,1,2,2,4,4",
+    128: "1,1,2,3,4",
+    64: "1,2,3,4",
+    32: "1,2,2,2",
+}
+"""Multiples of the channels at each resolution, where nothing else is said, by image size."""
+
+WITHOUT_EFFECT = frozenset(
+    {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "timestep_respacing"}
+)
+"""Official flags of training, speed and sampling, which change neither network nor schedule."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Architecture and noise of a network; names and defaults of guided-diffusion.
+
+    Attributes:
+        image_size: Side in pixels.
+        num_channels: Channels at multiple 1; a multiple of 32.
+        num_res_blocks: Residual blocks at each resolution on the way down; one more on the way up.
+        channel_mult: Multiples of the channels from full resolution down, "1,2,3,4"; empty for what
+            the official code takes at this size.
+        attention_resolutions: Sides in pixels at which there is attention, "32,16,8".
+        num_heads: Attention heads, where `num_head_channels` is -1.
+        num_head_channels: Channels of a head; -1 for `num_heads` heads whatever the channels.
+        num_heads_upsample: Heads on the way up; -1 for `num_heads`.
+        dropout: In training.
+        class_cond: Whether it is told a class.
+        use_scale_shift_norm: Whether time and class scale and shift the features, or only add.
+        resblock_updown: Whether resolutions change in residual blocks, or by convolutions.
+        use_new_attention_order: Whether query, key and value are split before heads, or after.
+        learn_sigma: Whether it returns three channels more, its variance.
+        predict_xstart: Whether it returns x0 instead of eps.
+        diffusion_steps: Trained timesteps.
+        noise_schedule: "linear" or "cosine".
+        rescale_timesteps: Whether it is told timesteps on the scale of 0 to 1000.
+        num_classes: Classes; 1000 in the official code.
+        classifier: Whether it is a classifier of noisy pictures: half of the network and a pool.
+    """
+
+    image_size: int = 64
+    num_channels: int = 128
+    num_res_blocks: int = 2
+    channel_mult: str = ""
+    attention_resolutions: str = "16,8"
+    num_heads: int = 4
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    dropout: float = 0.0
+    class_cond: bool = False
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    learn_sigma: bool = False
+    predict_xstart: bool = False
+    diffusion_steps: int = 1000
+    noise_schedule: str = "linear"
+    rescale_timesteps: bool = False
+    num_classes: int = 1000
+    classifier: bool = False
+
+    def __post_init__(self) -> None:
+        if self.noise_schedule not in ("linear", "cosine"):
+            raise ValueError(f"noise_schedule={self.noise_schedule!r}: give linear or cosine")
+        if min(self.image_size, self.num_channels, self.num_res_blocks, self.num_classes) < 1:
+            raise ValueError("image_size, num_channels, num_res_blocks, num_classes must be >= 1")
+        if self.classifier and self.num_head_channels == -1:
+            raise ValueError("the pool of a classifier needs num_head_channels; published ones: 64")
+        for channels in self.widths:
+            if channels % 32:
+                raise ValueError(f"{channels} channels do not make 32 groups: take multiples of 32")
+        for part in self.attention_resolutions.split(","):
+            if not part.strip().isdigit() or int(part) < 1:
+                raise ValueError(f"attention_resolutions={self.attention_resolutions!r}: '32,16,8'")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels at each resolution, from full down.
+
+        Raises:
+            ValueError: nothing is said, and the official code knows nothing for this size.
+        """
+        text = self.channel_mult or MULTS.get(self.image_size, "")
+        try:
+            return tuple(int(float(part) * self.num_channels) for part in text.split(","))
+        except ValueError as error:
+            raise ValueError(
+                f"channel_mult={self.channel_mult!r} at image_size={self.image_size}: write "
+                f"multiples such as '1,2,3,4'; sizes with one of their own: {sorted(MULTS)}"
+            ) from error
+
+    @property
+    def rates(self) -> frozenset[int]:
+        """How often the side is divided where there is attention."""
+        sides = self.attention_resolutions.split(",")
+        return frozenset(self.image_size // int(side) for side in sides)
+
+    def heads(self, channels: int, up: bool = False) -> int:
+        """Attention heads over `channels`."""
+        if self.num_head_channels != -1:
+            return channels // self.num_head_channels
+        return self.num_heads_upsample if up and self.num_heads_upsample != -1 else self.num_heads
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Flags":
+        """Read flags by name; values may be texts.
+
+        Raises:
+            ValueError: a name is unknown, or a value cannot be.
+        """
+        types = {f.name: type(f.default) for f in fields(cls)}
+        unknown = [name for name in said if name not in types and name not in WITHOUT_EFFECT]
+        if unknown:
+            raise ValueError(f"no ADM flag is called {unknown[0]!r}: there are {', '.join(types)}")
+        return cls(
+            **{
+                name: _value(name, value, types[name])
+                for name, value in said.items()
+                if name not in WITHOUT_EFFECT
+            }
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "Flags":
+        """Read the text of official command lines, "--image_size 64 --class_cond True".
+
+        Raises:
+            ValueError: as `of`, or the text is no such list.
+        """
+        words = shlex.split(text.replace("=", " "))
+        names, values = words[::2], words[1::2]
+        if len(names) != len(values) or not all(name.startswith("--") for name in names):
+            raise ValueError(f"{text!r} are no flags: write --image_size 64 --class_cond True")
+        return cls.of({name[2:]: value for name, value in zip(names, values, strict=True)})
+
+    def __str__(self) -> str:
+        """Text that `parse` reads back; defaults are left out."""
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {f.name: f.default for f in fields(self)}
+        return " ".join(f"--{n} {value}" for n, value in said.items() if value != given[n])
+
+
+def _value(name: str, value: Any, kind: type) -> Any:
+    """One flag in its type."""
+    text = str(value).strip()
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{name}={value!r} is no {kind.__name__}") from error
