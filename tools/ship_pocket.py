@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     runs = parser.parse_args().runs
     shutil.rmtree(TARGET, ignore_errors=True)
-    half = {"torch_dtype": torch.float16}
+    half = {"dtype": torch.float16}
     for name in ("pocket", "pocket-eps"):
         pipe = StableDiffusionPipeline.from_pretrained(runs / name / "model", **half)
         if name == "pocket":

@@ -19,6 +19,12 @@ from diffsteer.train.data import BACKGROUNDS
 from diffsteer.train.log import grid
 from diffsteer.whole import whole
 
+STYLE = """
+.rows td, .rows th { border: 0; padding: .15em .25em; text-align: left; vertical-align: middle }
+.rows th { vertical-align: bottom } .rows small { white-space: normal; line-height: 1.3 }
+.rows td:first-child { min-width: 13em } .rows td:last-child { min-width: 10em }
+.rows img { width: 104px; display: block }
+"""
 BASE = Recipe(model="pocket", steps=25)
 PROMPTS = (
     "red apple, noto style, on a white background",
@@ -122,13 +128,19 @@ class Drawn:
     figures: dict[str, float]
 
 
-def demo(out: Path) -> None:
-    """Draw all rows; write grid.png, index.html and results.json, after each row anew."""
+def demo(out: Path, models: Path | None = None) -> None:
+    """Draw all rows; write grid.png, index.html and results.json, after each row anew.
+
+    Args:
+        out: Folder for them.
+        models: Folder of the finished runs of the pocket presets; None for the models that ship.
+    """
     from tqdm import tqdm
 
     done: list[Drawn] = []
-    with tqdm(total=len(GUIDANCES + SCHEDULES), unit="row") as bar:
-        for drawn in _draw(GUIDANCES + SCHEDULES):
+    rows = [*GUIDANCES, *SCHEDULES]
+    with tqdm(total=len(rows), unit="row") as bar:
+        for drawn in _draw(rows, models):
             done.append(drawn)
             bar.set_postfix_str(drawn.row.name)
             bar.update()
@@ -137,15 +149,23 @@ def demo(out: Path) -> None:
                 bar.write(f"{out / 'grid.png'} has its first row")
 
 
-def _draw(rows: Sequence[Row]) -> Iterator[Drawn]:
+def _draw(rows: Sequence[Row], models: Path | None) -> Iterator[Drawn]:
     for row in rows:
         seeds = range(len(row.recipe.prompts))
-        with rendering(row.recipe, "cpu") as images:
+        with rendering(_located(row.recipe, models), "cpu") as images:
             begin = time.perf_counter()
             pictures = images(seeds)
             seconds = time.perf_counter() - begin
             costs = {name: n / len(seeds) for name, n in images.rows().items()}
         yield Drawn(row, pictures, _measured(pictures, row.recipe.prompts, costs, seconds))
+
+
+def _located(recipe: Recipe, models: Path | None) -> Recipe:
+    """The recipe with the folders of trained models in place of the names of those that ship."""
+    if models is None:
+        return recipe
+    guide = str(models / recipe.guide / "model" / "unet") if recipe.guide else ""
+    return replace(recipe, model=str(models / recipe.model / "model"), guide=guide)
 
 
 def _measured(
@@ -203,7 +223,7 @@ def _page(done: Sequence[Drawn]) -> str:
         f"{len(PROMPTS)} pictures show what a method does; how much it helps is measured on "
         "thousands, with <code>diffsteer compare</code>.</p>",
     ]
-    return document("diffsteer demo", sections)
+    return document("diffsteer demo", sections, STYLE)
 
 
 def _table(rows: Sequence[Drawn]) -> str:
@@ -211,7 +231,7 @@ def _table(rows: Sequence[Drawn]) -> str:
         return "<p>Still to come.</p>"
     prompts = rows[0].row.recipe.prompts
     head = ["", *(f"<small>{escape(p)}</small>" for p in prompts), "figures"]
-    return table(head, [_line(d) for d in rows]).replace("<table>", '<table class="grid">')
+    return table(head, [_line(d) for d in rows]).replace("<table>", '<table class="rows">')
 
 
 def _line(drawn: Drawn) -> str:

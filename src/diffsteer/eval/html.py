@@ -30,12 +30,18 @@ code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
 """
 
 
-def document(title: str, sections: Sequence[str]) -> str:
-    """Put the sections of a page, HTML each, into a document; empty ones are left out."""
+def document(title: str, sections: Sequence[str], style: str = "") -> str:
+    """Put the sections of a page, HTML each, into a document; empty ones are left out.
+
+    Args:
+        title: Of the window.
+        sections: HTML.
+        style: CSS beyond STYLE.
+    """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>\n"
         + "\n".join(section for section in sections if section)
         + "\n</body></html>\n"
     )

@@ -4,6 +4,8 @@
 smaller network that guides "pocket".
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,19 @@ def pipeline(name: str, dtype: Any) -> Any:
 
     Raises:
         OSError: there is none.
+        ValueError: it is one that ships, and is not there.
     """
     from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
     if name not in SHIPPED:
-        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype)
     parts: dict[str, Any] = {}
-    if name == "pocket-eps":  # all but these parts is the same
-        folder = _folder(name)
-        parts["unet"] = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
-        parts["scheduler"] = DDIMScheduler.from_pretrained(folder / "scheduler")
-    return DiffusionPipeline.from_pretrained(_folder("pocket"), torch_dtype=dtype, **parts)
+    with _quiet():
+        if name == "pocket-eps":  # all but these parts is the same
+            folder = _folder(name)
+            parts["unet"] = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype)
+            parts["scheduler"] = DDIMScheduler.from_pretrained(folder / "scheduler")
+        return DiffusionPipeline.from_pretrained(_folder("pocket"), dtype=dtype, **parts)
 
 
 def network(name: str, dtype: Any) -> Any:
@@ -44,9 +48,34 @@ def network(name: str, dtype: Any) -> Any:
     """
     from diffusers import AutoModel
 
-    return AutoModel.from_pretrained(_folder(name) if name == GUIDE else name, torch_dtype=dtype)
+    place = str(_folder(name)) if name == GUIDE else name  # it takes no Path
+    return AutoModel.from_pretrained(place, dtype=dtype)
 
 
 def _folder(name: str) -> Path:
     with as_file(files("diffsteer") / "assets" / "pocket" / name) as folder:
+        if not folder.is_dir():
+            raise ValueError(
+                f"this installation holds no weights of {name!r}: train them (`diffsteer train`) "
+                "and name their folder, runs/PRESET/model"
+            )
         return folder
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out bars and advice about loading, of which a model in the package needs none."""
+    import diffusers.utils.logging as ours
+    import transformers.utils.logging as theirs
+
+    bar, level = ours.is_progress_bar_enabled(), theirs.get_verbosity()
+    ours.disable_progress_bar()
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        if bar:
+            ours.enable_progress_bar()
+            theirs.enable_progress_bar()
+        theirs.set_verbosity(level)

@@ -203,7 +203,7 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
         text_encoder, unet = CLIPTextModel(config), UNet2DConditionModel(**settings.unet)
         scheduler = DDIMScheduler(**settings.scheduler)
     else:
-        found = DiffusionPipeline.from_pretrained(settings.start, torch_dtype=torch.float32)
+        found = DiffusionPipeline.from_pretrained(settings.start, dtype=torch.float32)
         if type(found).__name__ != "StableDiffusionPipeline":
             raise ValueError(
                 f"{settings.start} is a {type(found).__name__}: this trains networks of "
