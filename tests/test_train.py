@@ -379,6 +379,15 @@ def test_noise_prediction_at_zero_snr_is_refused(tmp_path: Path) -> None:
         begun(path, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [("data.source=emoji", "settings.start is"), ("settings.start=x", "data.source")],
+)
+def test_what_a_preset_leaves_open_has_to_be_named(tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"{said}.*empty|{said} empty"):
+        begun("zero-snr-finetune", tmp_path / "run", change)
+
+
 def test_only_pipelines_with_one_text_encoder_are_trained(tmp_path: Path) -> None:
     from diffusers import DDPMScheduler
     from tiny import unconditional

@@ -33,6 +33,8 @@ def source_of(data: Data) -> Source:
         FileNotFoundError: there is no such folder.
         ValueError: as `Emoji`, `Folder` and `Shards`.
     """
+    if not data.source:
+        raise ValueError("data.source is empty: name a folder of pictures, or emoji")
     if data.source == "emoji":
         return Emoji(data.split)  # type: ignore[arg-type]
     path, size = Path(data.source), (data.size, data.size) if data.size else None

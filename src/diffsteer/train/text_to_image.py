@@ -190,6 +190,8 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    if not settings.start:
+        raise ValueError("settings.start is empty: name the folder or hub id to start from")
     if settings.unet is not None and settings.text is not None:
         vae = AutoencoderKL.from_pretrained(settings.start)
         tokenizer = tokenizer_for(captions)
