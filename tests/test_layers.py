@@ -21,6 +21,7 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
     "weight": {"level", "prediction"},
     "oracle": {"level", "prediction", "sampler"},
     "identify": {"level", "noise", "prediction", "sampler", "schedule"},
+    "ema": {"level"},
     "attention": set(),
     "branch": {"attention", "level", "prediction"},
     "guidance": {"attention", "branch", "level", "guidance"},
