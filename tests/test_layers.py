@@ -29,6 +29,8 @@ MAY_IMPORT = {  # what a module of each layer may import of diffsteer, by first 
 }
 CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
+    "nets": CORE | {"nets"},
+    "checkpoints": CORE | {"nets", "checkpoints"},
     "hf": CORE | {"hf"},
     "eval": {"eval"},
     "train": CORE | {"eval", "train"},
