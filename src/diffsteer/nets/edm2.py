@@ -7,6 +7,7 @@ Source: Karras et al. 2024, app. B, https://arxiv.org/abs/2312.02696.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.denoiser import Cond, Network
-from diffsteer.level import Level, wide
+from diffsteer.level import Level
 from diffsteer.nets.edm2_unet import Block, UNet
 from diffsteer.nets.magnitude import MPConv, MPFourier
 
@@ -78,6 +79,37 @@ class EDM2(nn.Module):
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)
 
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        precision: Literal["official-bit", "f32-clean"] = "f32-clean",
+        device: torch.device | str = "cpu",
+    ) -> "EDM2":
+        """Load a folder that `diffsteer convert edm2` or `diffsteer ema` wrote, for evaluation.
+
+        Args:
+            folder: With `model.safetensors` and `config.json`.
+            precision: "official-bit" keeps weights in float16 and rounds gains as published samples
+                had it; "f32-clean" rounds nothing.
+            device: Where the weights go.
+
+        Raises:
+            ValueError: the folder holds no such network, or `precision` is no such word.
+        """
+        from diffsteer.nets.edm2_files import Stored
+
+        if precision not in ("official-bit", "f32-clean"):
+            raise ValueError(f'precision={precision!r}: there are "official-bit" and "f32-clean"')
+        net = Stored.load(Path(folder)).network().to(device)
+        return net.half() if precision == "official-bit" else net.float()
+
+    def save(self, folder: Path | str) -> None:
+        """Write a folder that `load` reads; it must not be there yet."""
+        from diffsteer.nets.edm2_files import Stored
+
+        Stored(self.config, self.state_dict()).save(Path(folder))
+
     @overload
     def forward(
         self,
@@ -115,21 +147,20 @@ class EDM2(nn.Module):
                 which the training loss weighs by.
 
         Returns:
-            The denoised images, `(B, C, H, W)`.
+            The denoised images, `(B, C, H, W)`, in the dtype that it computes in.
         """
-        x = wide(x)
+        x = self._widened(x)
         sigma = self._level(sigma, x)
         out, c_noise = self._out(x, sigma, class_labels)
-        root = (sigma**2 + self.sigma_data**2).sqrt()
-        c_skip, c_out = self.sigma_data**2 / root**2, sigma * self.sigma_data / root
-        x0 = c_skip * x + c_out * out
+        square = sigma**2 + self.sigma_data**2
+        x0 = self.sigma_data**2 / square * x + sigma * self.sigma_data / square.sqrt() * out
         if not return_logvar:
             return x0
         return x0, self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
 
     def out(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
         """Return the output that `Preconditioned(sigma_data)` means, x0 = c_skip x + c_out out."""
-        x = wide(x)
+        x = self._widened(x)
         return self._out(x, self._level(sigma, x), class_labels)[0]
 
     def _out(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -141,6 +172,10 @@ class EDM2(nn.Module):
         c_in = 1 / (self.sigma_data**2 + sigma**2).sqrt()
         inner = (c_in * x).to(torch.float16 if half else x.dtype)
         return self.unet(inner, c_noise, self._labels(labels, x)).to(x.dtype), c_noise
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """The input in float32, or in float64 where the weights are."""
+        return x.to(torch.promote_types(self.unet.out_conv.weight.dtype, torch.float32))
 
     def _level(self, sigma: Tensor | float, x: Tensor) -> Tensor:
         """Noise level in the dtype of `x`: 0-dim where it is, which costs no transfer."""

@@ -77,8 +77,10 @@ class Block(nn.Module):
     def _attended(self, x: Tensor) -> Tensor:
         """Cosine attention; queries, keys and values alternate along the channels of a head."""
         assert self.attn_qkv is not None and self.attn_proj is not None
-        qkv = self.attn_qkv(x).reshape(len(x), self.heads, -1, 3, x.shape[2] * x.shape[3])
-        q, k, v = normalize(qkv, dim=2).transpose(2, 4).unbind(3)  # (B, heads, H W, C / heads)
+        b, _, h, w = x.shape
+        qkv = self.attn_qkv(x).reshape(b, self.heads, -1, 3, h * w)
+        qkv = qkv.permute(3, 0, 1, 4, 2).contiguous()  # (3, B, heads, H W, C / heads)
+        q, k, v = normalize(qkv, dim=-1).unbind()
         y = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.attn_proj(y.transpose(2, 3).reshape(x.shape))
         return out
@@ -111,7 +113,9 @@ class UNet(nn.Module):
         def block(side: int, kind: str, n_in: int, n_out: int, attends: bool = False) -> None:
             heads = n_out // channels_per_head if attends else 0
             if heads and n_out % heads:
-                raise ValueError(f"{n_out} channels do not divide by channels_per_head")
+                raise ValueError(
+                    f"{n_out} channels make no {heads} heads: change channels_per_head"
+                )
             part = self.dec if decodes else self.enc
             part[f"{side}x{side}_{kind}"] = Block(n_in, n_out, emb, decodes, kind, heads, dropout)
 
