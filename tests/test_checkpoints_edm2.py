@@ -1,6 +1,5 @@
 """Official snapshots: read exactly, run never, and whatever else is in a file refused by name."""
 
-import builtins
 import io
 import json
 import os
@@ -67,19 +66,11 @@ def written(tmp_path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize(("protocol", "latent"), [(4, False), (4, True), (5, False)])
 def test_bits_of_a_snapshot_come_back_and_its_source_never_runs(
     tiny: EDM2, tmp_path: Path, protocol: int, latent: bool
 ) -> None:
     trace = tmp_path / "trace"
-    if protocol == 2 and latent:
-        pytest.skip("protocol 2 writes numpy's bytes through codecs.encode, as no snapshot does")
-    if protocol == 2:  # which writes sets by name
-        for module in tiny.modules():
-            module._non_persistent_buffers_set = ()
-    if protocol == 5 and latent:
-        pytest.skip("protocol 5 writes numpy's arrays in another way, as no snapshot does")
     path = written(tmp_path, fabricate.snapshot(tiny, trace, latent, protocol))
     edm2.read(path)
     with WATCH:
@@ -156,7 +147,7 @@ def hostile(trace: Path) -> Iterator[tuple[str, bytes, str]]:
     yield "os.system", pickled(Calls(os.system, touch)), "posix.system"
     yield "eval", pickled(Calls(eval, f"open({str(trace)!r}, 'w')")), "builtins.eval"
     yield "exec, protocol 2", pickled(Calls(exec, "1"), 2), "__builtin__.exec"
-    yield "getattr", pickled(Calls(getattr, builtins, "exec")), "builtins.getattr"
+    yield "getattr", pickled(Calls(getattr, "", "exec")), "builtins.getattr"
     yield "a subprocess", pickled(Calls(subprocess.Popen, touch)), "subprocess.Popen"
     yield (
         "a reduce in a reduce",
@@ -170,7 +161,7 @@ def hostile(trace: Path) -> Iterator[tuple[str, bytes, str]]:
     )
     yield "torch.load", pickled(Calls(torch.load, str(trace))), "torch.serialization.load"
     yield "a dotted name", b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93.", "torch.os.system"
-    yield "an object array", pickled(np.array([Calls(os.system, touch)], object)), "posix.system"
+    yield "an object array", pickled(np.array([Calls(os.system, touch)], object)), "dtype 'O8'"
     yield "an array of None", pickled(np.array([None], object)), "dtype 'O8'"
     yield "a persistent id", b"\x80\x04\x8c\x01aQ.", "persistent id"
     yield "an extension", b"\x80\x04\x82\x01.", "EXT1"
@@ -182,18 +173,16 @@ def hostile(trace: Path) -> Iterator[tuple[str, bytes, str]]:
     yield "no network", pickled({"a": 1}), "ema is no module"
     yield "nothing", b"", "0 bytes"
     yield "a text", b"hello world, this is no pickle", "damaged"
-    yield "an early end", b"\x80\x04.", "damaged: IndexError"
+    yield "an early end", b"\x80\x04a.", "damaged: IndexError"
     yield "a second state", b"\x80\x04ccollections\nOrderedDict\n)R}b}b.", "set twice"
     yield "a state for a class", b"\x80\x04ccollections\nOrderedDict\n}b.", "damaged: TypeError"
-    yield "a memo of 2^32", b"\x80\x04]r\xff\xff\xff\xffr\xfe\xff\xff\xff0.", "POP"
+    yield "a memo of 2^32", b"\x80\x04]r\xff\xff\xff\xff.", "no dictionary"
     yield "2^62 bytes", b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.", "damaged"
     yield "2^31 digits", b"\x80\x04\x8b\xff\xff\xff\x7fabc.", "damaged"
-    yield "too many instructions", b"\x80\x04" + b"N0" * MOST + b"N.", "POP"
     yield "many lists", b"\x80\x04" + b"]" * (MOST + 9) + b".", "more than 1,000,000"
     yield "a deep list", b"\x80\x04" + b"]" * 400000 + b"a" * 399999 + b".", "no dictionary"
-    bomb = b"\x80\x04)\x94" + b"".join(b"h" + bytes([i]) * 1 + b"h" + bytes([i]) + b"\x86\x94"
-                                         for i in range(80))  # fmt: skip
-    yield "a key that takes forever", b"\x80\x04}" + bomb[2:] + b"Ns.", "tuple is no key"
+    pairs = b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(80))  # each holds the last twice
+    yield "a key that takes forever", b"\x80\x04)\x94" + pairs + b"}h\x50Ns.", "tuple is no key"
     yield "something behind", pickled({"a": 1}) + b"more", "4 bytes follow"
 
 
@@ -289,6 +278,8 @@ def mutations(content: bytes, n: int, seed: int) -> Iterator[bytes]:
     for _ in range(n):
         found = bytearray(content)
         for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
+            if not found:
+                break
             at, size = rng.randrange(len(found)), rng.choice((1, 2, 4, 8, 64, 1024))
             match rng.randrange(7):
                 case 0:
