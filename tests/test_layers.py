@@ -34,7 +34,8 @@ MAY_IMPORT |= {
     "hf": CORE | {"hf"},
     "eval": {"eval"},
     "train": CORE | {"eval", "train"},
-    "commands": CORE | {"hf", "eval", "commands"},
+    "presets": {"presets"},
+    "commands": CORE | {"checkpoints", "commands", "eval", "hf", "nets", "presets"},
     "cli": {"commands"},
     "__init__": set(),
 }

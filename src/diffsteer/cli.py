@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import evaluate, sample
+from diffsteer.commands import convert, evaluate, sample
 
 app = tyro.extras.SubcommandApp()
 
@@ -60,6 +60,11 @@ def plan(
 app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
+app.command(convert.ema)
+
+converters = tyro.extras.SubcommandApp()
+converters.command(convert.edm2)
+app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
 
 
 def main() -> None:

@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from diffsteer.commands import published
+from diffsteer.commands.published import NOTHING_PUBLISHED, Published
+
 KEY = "diffsteer"
 """Name of the text in a PNG that holds the recipe."""
 
@@ -63,6 +66,7 @@ def sample(
     batch: int = 4,
     device: str = "",
     like: Annotated[Path | None, arg(name="from", metavar="PNG")] = None,
+    preset: OmitArgPrefixes[Published] = NOTHING_PUBLISHED,
 ) -> None:
     """Sample pictures; one that is there already is not made again.
 
@@ -74,8 +78,14 @@ def sample(
         batch: Pictures at a time, >= 1; changes none of them.
         device: Where it runs; empty for a GPU if there is one.
         like: Repeat this picture: its metadata hold model, recipe and seed.
+        preset: A published configuration, instead of model and recipe.
     """
     numbers = seeds_of(seeds)
+    if preset != NOTHING_PUBLISHED:
+        if model or recipe != NOTHING_SAID or like:
+            raise ValueError("a preset says model and recipe: give neither, nor --from")
+        published.sample(preset, numbers, out, batch, device)
+        return
     if like is not None:
         if model or recipe != NOTHING_SAID or seeds != "0":
             raise ValueError("--from repeats a picture as it was: give no model, recipe or seeds")
