@@ -57,7 +57,7 @@ def sample(said: Published, seeds: Sequence[int], out: Path, batch: int, device:
     """
     chosen = preset(said.preset).varied(said.weight, said.ema, said.guide_ema)
     recipe = _recipe(said, chosen)
-    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, world = _share()
     paths = {seed: out / _name(seed, said.subdirs) for seed in list(seeds)[rank::world]}
     todo = [seed for seed, path in paths.items() if not _made(path, said.preset, recipe)]
     print(f"{out}: {len(paths) - len(todo)} of {len(paths)} pictures are there, {len(todo)} to do")
@@ -66,6 +66,14 @@ def sample(said: Published, seeds: Sequence[int], out: Path, batch: int, device:
     make = _maker(said, chosen, device or _device())
     for seed, picture in _pictures(make, todo, batch):
         _save(picture, paths[seed], said.preset, recipe, seed)
+
+
+def _share() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not 0 <= rank < world:
+        raise ValueError(f"RANK={rank} of WORLD_SIZE={world} processes cannot be: use torchrun")
+    return rank, world
 
 
 def _recipe(said: Published, chosen: Preset) -> dict[str, Any]:

@@ -209,7 +209,8 @@ def network(net: EDM2) -> Network:
     """The network as a `Denoiser` calls it, with `Preconditioned(net.sigma_data)` and `EDM()`.
 
     Conditions are {"labels": one-hot}; {"labels": zeros} is the null condition of CFG. One network
-    in two roles is one `Network` under two names, so that its rows share a pass.
+    in two roles is one `Network` under two names, so that its rows share a pass. Sets `net` to
+    evaluation, with weights normalised once (`keep_weights`).
     """
     net.keep_weights()
 
