@@ -100,6 +100,21 @@ def test_before_training_it_returns_c_skip_x() -> None:
     assert torch.equal(EDM2(**SMALL)(x, sigma, labels), skip * x)
 
 
+def test_the_embedding_is_that_of_the_paper() -> None:
+    net, label, noise = small().double().unet, torch.eye(10).double()[:2], torch.tensor([0.3, -1.2])
+
+    def linear(layer: MPConv, x: torch.Tensor) -> torch.Tensor:
+        w = layer.weight / (1e-4 + layer.weight.square().mean(1, keepdim=True).sqrt())
+        return x @ w.T / w.shape[1] ** 0.5
+
+    with torch.no_grad():
+        angle = noise.double()[:, None] * net.emb_fourier.freqs + net.emb_fourier.phases
+        parts = linear(net.emb_noise, 2**0.5 * angle.cos()), linear(net.emb_label, label * 10**0.5)
+        mixed = (parts[0] + parts[1]) / 2**0.5
+        want = mixed * torch.sigmoid(mixed) / 0.596
+        torch.testing.assert_close(net.embedding(noise.double(), label), want)
+
+
 def test_attention_is_that_of_the_paper() -> None:
     block = dict(small().unet.named_modules())["dec.8x8_in0"]
     x = torch.randn(2, 32, 8, 8)
@@ -108,6 +123,42 @@ def test_attention_is_that_of_the_paper() -> None:
         share = torch.einsum("bhcq,bhck->bhqk", q, k / 4).softmax(dim=-1)
         y = block.attn_proj(torch.einsum("bhqk,bhck->bhcq", share, v).reshape(x.shape))
         torch.testing.assert_close(block._attended(x), y, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["enc.8x8_block0", "dec.16x16_block0", "dec.8x8_in1"])
+def test_blocks_are_those_of_the_paper(name: str) -> None:
+    """Written out once more in float64; the constants are the paper's, not the module's."""
+    block = dict(small(gain=0.7).double().unet.named_modules())[name]
+    wide = block.conv_skip.weight.shape[1] if block.conv_skip else 32
+    given, emb = torch.randn(2, wide, 8, 8).double(), torch.randn(2, 32).double()
+
+    def conv(layer: MPConv, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        w = layer.weight.flatten(1)
+        w = w / (1e-4 + w.square().mean(1, keepdim=True).sqrt()) * gain / w.shape[1] ** 0.5
+        return F.conv2d(x, w.view_as(layer.weight), padding=layer.weight.shape[-1] // 2)
+
+    def silu(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x) / 0.596
+
+    with torch.no_grad():
+        rows = block.emb_linear.weight
+        rows = rows / (1e-4 + rows.square().mean(1, keepdim=True).sqrt())
+        scale = emb @ rows.T * 0.7 / 32**0.5 + 1
+        x = given
+        if name.startswith("enc"):
+            x = conv(block.conv_skip, x)
+            x = x / (1e-4 + x.square().mean(1, keepdim=True).sqrt())
+        y = conv(block.conv_res0, silu(x)) * scale[:, :, None, None]
+        y = conv(block.conv_res1, silu(y))
+        if name.startswith("dec") and block.conv_skip:
+            x = conv(block.conv_skip, x)
+        want = (0.7 * x + 0.3 * y) / 0.58**0.5
+        if block.heads:
+            want = (0.7 * want + 0.3 * block._attended(want)) / 0.58**0.5
+        torch.testing.assert_close(block(given, emb), want)
+        vast = 1e6 * given
+        assert block(vast, emb).abs().max() <= 256
+        assert block.heads == (2 if name == "enc.8x8_block0" else 0)
 
 
 def test_resampling_is_means_and_repetition() -> None:

@@ -17,7 +17,7 @@ from diffsteer.cli import app
 from diffsteer.commands.published import Published, sample
 from diffsteer.guidance import Guidance
 from diffsteer.nets.edm2 import EDM2, network
-from diffsteer.nets.edm2_sample import generate, latents, pixels
+from diffsteer.nets.edm2_sample import Loop, generate, latents, pixels
 from diffsteer.presets.edm2 import Net, preset, presets
 from diffsteer.text import parse
 
@@ -87,28 +87,41 @@ def test_a_seed_draws_latent_class_and_churn_in_the_official_order() -> None:
         want = plain_loop()(
             lambda x, t: net(x, t, labels), None, start, 1.0, 4, churn=1.0, noise=churn
         )
-    found = generate(net, seeds, steps=4, sampler=Heun(gamma=0.25))
-    # float32: the loop rounds sigma, states of up to 300, and differences of them
-    torch.testing.assert_close(found, want, atol=1e-4, rtol=0)
-    one = generate(net, seeds[1:], steps=4, sampler=Heun(gamma=0.25))
+    found = generate(net, seeds, loop=Loop(4, s_churn=1.0))
+    # the same rounding: what differs is the last bit of the network, times 1 / sigma and back
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=0)
+    one = generate(net, seeds[1:], loop=Loop(4, s_churn=1.0))
     torch.testing.assert_close(one, found[1:], atol=1e-4, rtol=0)
-    fixed = generate(net, seeds, steps=4, sampler=Heun(gamma=0.25), label=int(drawn[0]))
+    fixed = generate(net, seeds, loop=Loop(4, s_churn=1.0), label=int(drawn[0]))
     torch.testing.assert_close(fixed[0], found[0], atol=1e-4, rtol=0)  # drawn though given
     assert (fixed[1] - found[1]).abs().max() > 1e-3
 
 
+def test_float64_draws_churn_in_float64() -> None:
+    net, g = small(0, label_dim=0), torch.Generator().manual_seed(3)
+    start = torch.randn(1, 3, 8, 8, generator=g).double()
+
+    def churn(x: torch.Tensor) -> torch.Tensor:
+        return torch.randn(1, 3, 8, 8, generator=g, dtype=torch.float64)
+
+    with torch.no_grad():
+        want = plain_loop()(lambda x, t: net(x, t), None, start, 1.0, 4, churn=1.0, noise=churn)
+    found = generate(net, [3], loop=Loop(4, s_churn=1.0), dtype=torch.float64)
+    torch.testing.assert_close(found, want, atol=1e-6, rtol=0)
+
+
 def test_one_step_and_no_weight_are_ordinary() -> None:
     net, guide = small(0), small(1, label_dim=0)
-    assert generate(net, [0], steps=1).isfinite().all()
+    assert generate(net, [0], loop=Loop(1)).isfinite().all()
     calls: list[int] = []
     guide.unet.register_forward_pre_hook(lambda *_: calls.append(1))
-    off = generate(net, [0], Auto(1.0), guide, steps=4)
-    assert not calls and torch.equal(off, generate(net, [0], steps=4))
+    off = generate(net, [0], Auto(1.0), guide, Loop(4))
+    assert not calls and torch.equal(off, generate(net, [0], loop=Loop(4)))
     with pytest.raises(ValueError, match="a network 'guide'"):
-        generate(net, [0], Auto(2.0), steps=2)  # never a silent no-op
+        generate(net, [0], Auto(2.0), loop=Loop(2))  # never a silent no-op
     for other in (small(0, img_channels=1), small(0, label_dim=5), small(0, sigma_data=1.0)):
         with pytest.raises(ValueError, match="guide"):
-            generate(net, [0], Auto(2.0), other, steps=2)
+            generate(net, [0], Auto(2.0), other, Loop(2))
     with pytest.raises(ValueError, match="class 10 of a network that knows 10"):
         generate(net, [0], label=10)
 

@@ -42,7 +42,3 @@ class Noise:
         if like.is_cuda:
             return rows.pin_memory().to(like.device, like.dtype, non_blocking=True)
         return rows.to(like)
-
-    def integers(self, n: int) -> Tensor:
-        """Draw one whole number in [0, n) for each sample, `(B,)`, from the same generators."""
-        return torch.stack([torch.randint(n, (), generator=g) for g in self._generators])

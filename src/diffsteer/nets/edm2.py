@@ -198,7 +198,8 @@ class EDM2(nn.Module):
 
         Holds until `train()` or `eval()`. Takes the memory of the weights once more.
         """
-        self.eval()
+        if self.training:
+            self.eval()
         for module in self.modules():
             if isinstance(module, MPConv):
                 module.keeps = True

@@ -1,20 +1,96 @@
-"""Sampling EDM2 networks as their authors did: the same random numbers for the same seed."""
+"""Sampling EDM2 networks as their authors did: the same random numbers and the same rounding.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+`Denoiser` with `Heun()` solves the same equation more exactly in float32, with any sampler and
+schedule. This loop is for who wants the published pictures.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffsteer.denoiser import Denoiser
+from diffsteer.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance import Guidance
+from diffsteer.level import Level
 from diffsteer.nets.edm2 import EDM2, network
-from diffsteer.noise import Noise
-from diffsteer.prediction import Preconditioned
-from diffsteer.sampler import Heun, Sampler, trace
-from diffsteer.schedule import EDM
-from diffsteer.spacing import Spacing, grid
+from diffsteer.prediction import X0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """EDM's sampler under the names of its options that users know.
+
+    Attributes:
+        steps: Number of steps, >= 1; all but the last evaluate twice.
+        sigma_min: Least noise.
+        sigma_max: Most noise.
+        rho: Emphasis on low noise.
+        s_churn: Noise that is added, over all steps; 0 is none.
+        s_min: Add where the noise is at least this.
+        s_max: And at most this.
+        s_noise: Standard deviation of added noise.
+
+    Source: Karras et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00364.
+    """
+
+    steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    s_churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"{self} cannot be: steps >= 1 and 0 < sigma_min < sigma_max")
+        if not (self.rho > 0 and self.s_churn >= 0 and 0 <= self.s_min <= self.s_max):
+            raise ValueError(f"{self} cannot be: rho > 0, s_churn >= 0 and 0 <= s_min <= s_max")
+
+    def times(self, dtype: torch.dtype) -> Tensor:
+        """Noise levels of the steps, and 0 at the end, `(steps + 1,)`."""
+        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        i = torch.arange(self.steps, dtype=dtype)
+        times = (hi + i / max(self.steps - 1, 1) * (lo - hi)) ** self.rho
+        return torch.cat([times, torch.zeros(1, dtype=dtype)])
+
+    def __call__(
+        self,
+        x: Tensor,
+        denoise: Callable[[Tensor, Tensor, int], Tensor],
+        noise: Callable[[], Tensor],
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            x: Unit noise, `(B, *D)`, in the dtype to compute in.
+            denoise: From x, a level and the number of the step to the denoised x.
+            noise: Draws unit noise in the shape, dtype and device of `x`.
+
+        Returns:
+            The sample, `(B, *D)`.
+        """
+        times = self.times(x.dtype)
+        x = x * times[0]
+        for i, (t, nxt) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            if self.s_churn > 0 and self.s_min <= t <= self.s_max:
+                raised = t + min(self.s_churn / self.steps, math.sqrt(2) - 1) * t
+                x = x + (raised**2 - t**2).sqrt() * self.s_noise * noise()
+                t = raised
+            d = (x - denoise(x, t, i)) / t
+            y = x + (nxt - t) * d
+            if i < self.steps - 1:
+                e = (y - denoise(y, nxt, i)) / nxt
+                y = x + (nxt - t) * (d / 2 + e / 2)
+            x = y
+        return x
+
+
+OFFICIAL = Loop()
 
 
 @torch.no_grad()
@@ -23,11 +99,9 @@ def generate(
     seeds: Sequence[int],
     guidance: Guidance | None = None,
     guide: EDM2 | None = None,
-    steps: int = 32,
-    sampler: Sampler | None = None,
-    schedule: EDM | None = None,
-    spacing: str | Spacing = "karras",
+    loop: Loop = OFFICIAL,
     label: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Sample what the network works on: pixels in [-1, 1], or latents.
 
@@ -41,36 +115,58 @@ def generate(
         guidance: `Auto(weight)` with a guide, `CFG(weight)` with the network's own null class, any
             sum of guidances; None for none.
         guide: The weaker, or unconditional, network.
-        steps: Of the sampler.
-        sampler: None is `Heun()`. Churn is Heun(gamma=min(S_churn / steps, 2^0.5 - 1), lo=S_min,
-            hi=S_max, swell=S_noise).
-        schedule: None is `EDM()`, sigma from 80 to 0.002.
-        spacing: As for `grid`.
+        loop: The sampler.
         label: Class of all samples; None draws one for each.
+        dtype: Of all but the networks.
 
     Returns:
-        `(B, C, H, W)`, float32.
+        `(B, C, H, W)`, in `dtype`.
 
     Raises:
         ValueError: the networks do not work on the same data, or there is no such class.
     """
     _check(main, guide, label)
-    noise = Noise([seed % 2**32 for seed in seeds])
-    device = next(main.parameters()).device
-    start = noise(torch.empty(len(seeds), *main.shape, device=device))
-    conds: dict[str, Mapping[str, Any]] = {"cond": {}, "null": {}}
+    draws = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    device = main.unet.out_gain.device
+
+    def noise(dtype: torch.dtype = dtype) -> Tensor:
+        rows = [torch.randn(main.shape, generator=g, dtype=dtype) for g in draws]
+        return torch.stack(rows).to(device)
+
+    start = noise(torch.float32).to(dtype)
+    conds: dict[str, Cond] = {"cond": {}, "null": {}}
     if main.label_dim:
-        drawn = noise.integers(main.label_dim)
+        drawn = torch.stack([torch.randint(main.label_dim, (), generator=g) for g in draws])
         drawn = drawn if label is None else torch.full_like(drawn, label)
         labels = F.one_hot(drawn, main.label_dim).float().to(device)
         conds = {"cond": {"labels": labels}, "null": {"labels": torch.zeros_like(labels)}}
-    nets = {"main": network(main)}
+    return loop(start, guided(main, guide, conds, guidance), noise)
+
+
+def guided(
+    main: EDM2, guide: EDM2 | None, conds: Mapping[str, Cond], guidance: Guidance | None
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """A guided denoiser for `Loop`, in the dtype of its x.
+
+    Each network's denoised x is rounded to the dtype that the network computes in, as in official
+    sampling; guidance is computed in float64 and rounded once.
+    """
+
+    def called(net: EDM2) -> Network:
+        def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
+            return net(x, level.sigma, cond.get("labels")).double()
+
+        return replace(network(net), call=call)
+
+    nets = {"main": called(main)}
     if guide is not None:
-        nets["guide"] = nets["main"] if guide is main else network(guide)
-    denoiser = Denoiser(nets, conds, Preconditioned(main.sigma_data), guidance)
-    levels = grid(schedule or EDM(), steps, spacing)
-    *_, last = trace(sampler or Heun(), levels[0].sigma * start, levels, denoiser, noise)
-    return last.x
+        nets["guide"] = nets["main"] if guide is main else called(guide)
+    denoiser, one = Denoiser(nets, conds, X0(), guidance), torch.ones((), dtype=torch.float64)
+
+    def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
+        return denoiser(x, Level(sigma.double(), one, sigma.double()), step).to(x.dtype)
+
+    return denoise
 
 
 def _check(main: EDM2, guide: EDM2 | None, label: int | None) -> None:
