@@ -52,7 +52,7 @@ def plain(
     x = start * times[0]
     for n, (t, nxt) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if churn > 0 and lo <= t <= hi:
-            raised = t * (1 + min(churn / steps, math.sqrt(2) - 1))
+            raised = t + min(churn / steps, math.sqrt(2) - 1) * t
             x, t = x + (raised**2 - t**2).sqrt() * swell * noise(x), raised
         d = (x - denoised(x, t)) / t
         y = x + (nxt - t) * d

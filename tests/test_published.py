@@ -17,7 +17,7 @@ from diffsteer.cli import app
 from diffsteer.commands.published import Published, sample
 from diffsteer.guidance import Guidance
 from diffsteer.nets.edm2 import EDM2, network
-from diffsteer.nets.edm2_sample import Loop, generate, latents, pixels
+from diffsteer.nets.edm2_sample import Loop, generate, guided, latents, pixels
 from diffsteer.presets.edm2 import Net, preset, presets
 from diffsteer.text import parse
 
@@ -95,6 +95,23 @@ def test_a_seed_draws_latent_class_and_churn_in_the_official_order() -> None:
     fixed = generate(net, seeds, loop=Loop(4, s_churn=1.0), label=int(drawn[0]))
     torch.testing.assert_close(fixed[0], found[0], atol=1e-4, rtol=0)  # drawn though given
     assert (fixed[1] - found[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 1.5, 3.5])
+@pytest.mark.parametrize("steps", [2, 9])
+def test_guided_pictures_have_the_bits_of_the_written_out_loop(weight: float, steps: int) -> None:
+    main, guide = (small(i).keep_weights() for i in (0, 1))
+    x, labels = torch.randn(2, 3, 8, 8), torch.eye(10)[[3, 7]]
+    with torch.no_grad():
+        want = plain_loop()(
+            lambda x, t: main(x, t, labels), lambda x, t: guide(x, t, labels), x, weight, steps
+        )
+        cond = {"cond": {"labels": labels}}
+        exact = Loop(steps)(x, guided(main, guide, cond, Auto(weight)), lambda: x)
+        assert torch.equal(exact, want)
+        summed = Loop(steps)(x, guided(main, guide, cond, 1.0 * Auto(weight)), lambda: x)
+    # the same guidance, rounded once: last bits, of states of up to 300, times 80 / 0.002 / 2
+    torch.testing.assert_close(summed, want, atol=1e-4 * want.abs().max().item(), rtol=0)
 
 
 def test_float64_draws_churn_in_float64() -> None:

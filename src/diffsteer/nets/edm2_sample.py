@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffsteer.denoiser import Cond, Denoiser, Network
-from diffsteer.guidance import Guidance
+from diffsteer.guidance import Auto, Guidance
 from diffsteer.level import Level
 from diffsteer.nets.edm2 import EDM2, network
 from diffsteer.prediction import X0
+
+Guided = Callable[[Tensor, Tensor, int], Tensor]
+"""From x, a noise level, 0-dim, and the number of the step to the denoised x."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,14 @@ class Loop:
     def __call__(
         self,
         x: Tensor,
-        denoise: Callable[[Tensor, Tensor, int], Tensor],
+        denoise: Guided,
         noise: Callable[[], Tensor],
     ) -> Tensor:
         """Sample.
 
         Args:
             x: Unit noise, `(B, *D)`, in the dtype to compute in.
-            denoise: From x, a level and the number of the step to the denoised x.
+            denoise: The guided network.
             noise: Draws unit noise in the shape, dtype and device of `x`.
 
         Returns:
@@ -145,16 +148,17 @@ def generate(
 
 def guided(
     main: EDM2, guide: EDM2 | None, conds: Mapping[str, Cond], guidance: Guidance | None
-) -> Callable[[Tensor, Tensor, int], Tensor]:
+) -> Guided:
     """A guided denoiser for `Loop`, in the dtype of its x.
 
-    Each network's denoised x is rounded to the dtype that the network computes in, as in official
-    sampling; guidance is computed in float64 and rounded once.
+    Each network's denoised x is rounded to the dtype that the network computes in, and `Auto` alone
+    is one `torch.lerp`, as in official sampling; other guidances are computed in float64.
     """
 
     def called(net: EDM2) -> Network:
         def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
-            return net(x, level.sigma, cond.get("labels")).double()
+            x0: Tensor = net(x, level.sigma, cond.get("labels"))
+            return x0.double()
 
         return replace(network(net), call=call)
 
@@ -162,9 +166,22 @@ def guided(
     if guide is not None:
         nets["guide"] = nets["main"] if guide is main else called(guide)
     denoiser, one = Denoiser(nets, conds, X0(), guidance), torch.ones((), dtype=torch.float64)
+    if isinstance(guidance, Auto) and guidance == Auto(guidance.scale) and guide is not None:
+        return _lerp(nets["main"], nets["guide"], conds["cond"], guidance.scale)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
         return denoiser(x, Level(sigma.double(), one, sigma.double()), step).to(x.dtype)
+
+    return denoise
+
+
+def _lerp(main: Network, guide: Network, cond: Cond, scale: float) -> Guided:
+    def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
+        level = Level(sigma, torch.ones_like(sigma), sigma)
+        good = main.call(x, level, cond).to(x.dtype)
+        return (
+            good if scale == 1 else torch.lerp(guide.call(x, level, cond).to(x.dtype), good, scale)
+        )
 
     return denoise
 
