@@ -100,6 +100,35 @@ def test_before_training_it_returns_c_skip_x() -> None:
     assert torch.equal(EDM2(**SMALL)(x, sigma, labels), skip * x)
 
 
+def test_what_flows_from_where_to_where() -> None:
+    (x, sigma, labels), net = inputs(), small().double()
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for part in ("enc", "dec"):
+        for name, block in getattr(net.unet, part).items():
+            block.register_forward_hook(
+                lambda _, args, out, name=f"{part}.{name}": seen.update({name: (args[0], out)})
+            )
+    with torch.no_grad():
+        net(x.double(), sigma.double(), labels)
+    c_in = 1 / (0.25 + sigma.double() ** 2).sqrt()
+    first = torch.cat([c_in.view(-1, 1, 1, 1) * x.double(), torch.ones(2, 1, 16, 16)], dim=1)
+    torch.testing.assert_close(seen["enc.16x16_conv"][0], first)
+    order = ["8x8_in0", "8x8_in1", "8x8_block0", "8x8_block1", "16x16_up", "16x16_block0"]
+    order.append("16x16_block1")
+    assert list(net.unet.dec) == order
+    skips = list(reversed([name for name in seen if name.startswith("enc")]))
+    for before, name in zip(order[1:-1], order[2:], strict=True):
+        given, x = seen[f"dec.{name}"][0], seen[f"dec.{before}"][1]
+        if "block" not in name:
+            assert torch.equal(given, x)
+            continue
+        skip = seen[skips.pop(0)][1]
+        n, m = x.shape[1], skip.shape[1]
+        for part, width, joined in ((x, n, given[:, :n]), (skip, m, given[:, n:])):
+            torch.testing.assert_close(joined, part * ((n + m) / 2 / width) ** 0.5)
+    assert not skips
+
+
 def test_the_embedding_is_that_of_the_paper() -> None:
     net, label, noise = small().double().unet, torch.eye(10).double()[:2], torch.tensor([0.3, -1.2])
 
