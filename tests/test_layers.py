@@ -33,16 +33,17 @@ MAY_IMPORT |= {
     "pictures": set(),
     "recipe": set(),
     "whole": set(),
+    "presets": {"presets"},
     "nets": CORE | {"nets"},
-    "checkpoints": CORE | {"nets", "checkpoints"},
+    "checkpoints": CORE | {"nets", "checkpoints", "whole"},
     "hf": CORE | {"nets", "hf"},
     "eval": {"eval", "pictures", "recipe", "whole"},
     "render": {"eval", "hf", "recipe"},
     "train": CORE | {"hf", "pictures", "recipe", "train", "whole"},
     "demo": {"eval", "recipe", "render", "train", "whole"},
     "commands": CORE
-    | {"checkpoints", "demo", "eval", "hf", "nets", "pictures", "recipe", "render", "train"}
-    | {"whole", "commands"},
+    | {"checkpoints", "demo", "eval", "hf", "nets", "pictures", "presets", "recipe", "render"}
+    | {"train", "whole", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

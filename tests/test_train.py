@@ -218,6 +218,29 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
             torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-3)
 
 
+def test_averages_of_other_lengths_are_made_from_snapshots(tmp_path: Path) -> None:
+    """One that is stored comes back as it is, in half precision."""
+    from safetensors.torch import load_file
+
+    from diffsteer.checkpoints.posthoc import reconstruct
+
+    table = {**SMALL, "data": {"source": str(tmp_path / "pictures"), "size": 8}}
+    (tmp_path / "pictures").mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (100 * i, 50, 200)).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text("a colour", "utf-8")
+    out = tmp_path / "run"
+    lengths = {"batch": 500, "images": 2000, "checkpoint": 2000, "snapshot": 1000}
+    begun(preset(tmp_path, table, **lengths), out).fit()
+    stored = load_file(out / "averages" / "network-snapshot-0000002-0.100.safetensors")
+    for width, same in ((0.1, True), (0.15, False)):
+        (made,) = reconstruct(out / "averages", tmp_path / "made", [width])
+        made_of = load_file(made)
+        assert made_of.keys() == stored.keys()
+        near = all(torch.allclose(made_of[n], stored[n], atol=1e-4, rtol=1e-3) for n in stored)
+        assert near == same
+
+
 def test_a_run_on_request_writes_a_checkpoint_and_ends(tmp_path: Path) -> None:
     trainer = begun(preset(tmp_path, images=400, checkpoint=400), tmp_path / "run")
     step, steps = trainer._step, []

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import compare, convert_adm, demo, evaluate, sample, train
+from diffsteer.commands import compare, convert, convert_adm, demo, evaluate, sample, train
 
 app = tyro.extras.SubcommandApp()
 
@@ -63,8 +63,10 @@ app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(train.train)
 app.command(demo.demo)
+app.command(convert.ema)
 
 converters = tyro.extras.SubcommandApp()
+converters.command(convert.edm2)
 converters.command(convert_adm.adm)
 app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
 

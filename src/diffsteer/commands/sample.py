@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from diffsteer.commands import published
+from diffsteer.commands.published import NOTHING_PUBLISHED, Published
 from diffsteer.recipe import KEY, Recipe, differences, metadata, prompts_of, recalled, seeds_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def sample(
     device: str = "",
     prompts: Path | None = None,
     like: Annotated[Path | None, arg(name="from", metavar="PNG")] = None,
+    preset: OmitArgPrefixes[Published] = NOTHING_PUBLISHED,
 ) -> None:
     """Sample pictures; one that is there already is not made again.
 
@@ -39,10 +42,16 @@ def sample(
         device: Where it runs; empty for a GPU if there is one.
         prompts: File with one prompt a line; the picture of seed i shows prompt i mod their number.
         like: Repeat this picture: its metadata hold model, recipe and seed.
+        preset: A published configuration, instead of model and recipe.
     """
     from diffsteer.render import rendering
 
     numbers = seeds_of(seeds)
+    if preset != NOTHING_PUBLISHED:
+        if recipe != NOTHING_SAID or like or prompts:
+            raise ValueError("a preset says model and recipe: give neither, nor --from")
+        published.sample(preset, numbers, out, batch, device)
+        return
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
     if like is not None:

@@ -230,11 +230,12 @@ class Trainer:
     def _snapshot(self) -> None:
         from safetensors.torch import save
 
-        folder = self.folder / "averages"
-        folder.mkdir(exist_ok=True)
+        said = {"images": str(self.images)}
         for i, sigma in enumerate(self.averages.sigmas):
-            half = {name: a.to(torch.float16) for name, a in self.averages.snapshot(i).items()}
-            put(folder / f"{self.images:010d}-{sigma:.3f}.safetensors", save(half))
+            average = self.averages.snapshot(i).items()
+            half = {name: a.to("cpu", torch.float16).contiguous() for name, a in average}
+            name = f"network-snapshot-{self.images // 1000:07d}-{sigma:.3f}.safetensors"
+            put(self.folder / "averages" / name, save(half, said))
 
     def _draw(self) -> None:
         with self._averaged():

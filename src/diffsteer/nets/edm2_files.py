@@ -1,0 +1,132 @@
+"""EDM2 networks in folders: `model.safetensors` and `config.json`."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.nets.edm2 import EDM2
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = "diffsteer.EDM2"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A network as a file holds it.
+
+    Attributes:
+        config: Arguments of `EDM2`.
+        tensors: Its weights and buffers by name.
+        about: What else is known: how images become what it works on, and where it came from.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError unless config and tensors fit; allocates nothing."""
+        self._fit(_on_meta(self.config))
+
+    def network(self) -> EDM2:
+        """Make the network, with the tensors in the dtypes that they have, for evaluation."""
+        net = _on_meta(self.config)
+        self._fit(net)
+        net.load_state_dict(dict(self.tensors), strict=True, assign=True)
+        return net.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write a folder, whole or not at all.
+
+        Raises:
+            FileExistsError: it is there already and holds something.
+            ValueError: as `check`.
+        """
+        from safetensors.torch import save_file
+
+        self.check()
+        with new_folder(folder) as part:
+            save_file(dict(self.tensors), part / WEIGHTS)
+            (part / WEIGHTS).chmod(0o666 & ~_umask())  # the library writes for its user alone
+            content = {"format": FORMAT, "config": dict(self.config), **self.about}
+            (part / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Stored":
+        """Read a folder.
+
+        Raises:
+            ValueError: it holds anything else.
+            OSError: it cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            content = json.loads((folder / CONFIG).read_text("utf-8"))
+            if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+                raise ValueError(f"it does not say format {FORMAT!r}")
+            tensors = load_file(folder / WEIGHTS)
+            found = cls(content.pop("config"), tensors, content)
+            found.check()
+        except (ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(f"{folder} is no EDM2 network: {error}") from error
+        return found
+
+    def _fit(self, net: EDM2) -> None:
+        want = {name: tuple(t.shape) for name, t in net.state_dict().items()}
+        have = {name: tuple(t.shape) for name, t in self.tensors.items()}
+        for name in (*want, *have):
+            if want.get(name) != have.get(name):
+                raise ValueError(
+                    f"{name[:100]} has shape {have.get(name)} in the file and {want.get(name)} in "
+                    "the network that its config describes"
+                )
+        for name, t in self.tensors.items():
+            if not t.is_floating_point():
+                raise ValueError(f"{name} has dtype {t.dtype}")
+
+
+class new_folder:
+    """A folder to fill, which takes its name when all went well and vanishes when not."""
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} is there already: remove it, or name another")
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.part = Path(
+            tempfile.mkdtemp(dir=self.folder.parent, prefix=f"{self.folder.name}.part")
+        )
+        self.part.chmod(0o777 & ~_umask())
+        return self.part
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.part.replace(self.folder)
+        else:
+            shutil.rmtree(self.part, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _on_meta(config: Mapping[str, Any]) -> EDM2:
+    try:
+        with torch.device("meta"):
+            return EDM2(**config)
+    except TypeError as error:
+        raise ValueError(f"config of another network: {error}") from error

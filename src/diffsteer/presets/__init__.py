@@ -1,0 +1,1 @@
+"""What published models were sampled with, as tables."""

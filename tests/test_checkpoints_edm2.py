@@ -1,0 +1,336 @@
+"""Official snapshots: read exactly, run never, and whatever else is in a file refused by name."""
+
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fabricate
+import numpy as np
+import pytest
+import torch
+
+from diffsteer.checkpoints import edm2
+from diffsteer.checkpoints.unpickle import MOST, CheckpointError
+from diffsteer.nets.edm2 import EDM2
+
+TINY = {
+    **{"img_resolution": 4, "img_channels": 1, "label_dim": 2, "model_channels": 2},
+    **{"channel_mult": [1], "num_blocks": 1, "attn_resolutions": [4]},
+    **{"channels_per_head": 1, "logvar_channels": 2},
+}
+WATCHED = ("import", "exec", "compile", "os.", "subprocess.", "socket.", "pickle.", "shutil.")
+
+
+class Watch:
+    """Sees imports, executions, processes and the like, while it is open."""
+
+    def __init__(self) -> None:
+        self.on, self.seen = False, []
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, args: Any) -> None:
+        if self.on and event.startswith(WATCHED):
+            self.seen.append((event, str(args)[:200]))
+
+    def __enter__(self) -> "Watch":
+        self.on, self.seen = True, []
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.on = False
+
+
+WATCH = Watch()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> EDM2:
+    torch.manual_seed(0)
+    return EDM2(**TINY).half().eval()
+
+
+def written(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "snapshot.pkl"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("protocol", "latent"), [(4, False), (4, True), (5, False)])
+def test_bits_of_a_snapshot_come_back_and_its_source_never_runs(
+    tiny: EDM2, tmp_path: Path, protocol: int, latent: bool
+) -> None:
+    trace = tmp_path / "trace"
+    path = written(tmp_path, fabricate.snapshot(tiny, trace, latent, protocol))
+    edm2.read(path)
+    with WATCH:
+        found = edm2.read(path)
+    assert not WATCH.seen and not trace.exists()
+    assert found.config == tiny.config
+    assert found.about["loss"] == {"P_mean": -0.4, "P_std": 1.0}
+    state = tiny.state_dict()
+    assert found.tensors.keys() == state.keys()
+    assert all(torch.equal(t, state[n]) and t.dtype == state[n].dtype
+               for n, t in found.tensors.items())  # fmt: skip
+    said = found.about["encoder"]
+    assert said["kind"] == ("vae" if latent else "rgb")
+    if latent:
+        assert said["scale"] == pytest.approx([0.5 / s for s in (4.17, 4.62, 3.71, 3.28)])
+
+
+def test_converts_and_loads_in_both_precisions(tiny: EDM2, tmp_path: Path) -> None:
+    path = written(tmp_path, fabricate.snapshot(tiny, tmp_path / "trace"))
+    edm2.convert(path, tmp_path / "net")
+    official = EDM2.load(tmp_path / "net", "official-bit")
+    clean = EDM2.load(tmp_path / "net")
+    for name, t in tiny.state_dict().items():
+        assert torch.equal(official.state_dict()[name], t)
+        assert torch.equal(clean.state_dict()[name], t.float())
+    assert not clean.training
+    with pytest.raises(FileExistsError, match="is there already"):
+        edm2.convert(path, tmp_path / "net")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net", "snapshot.pkl"]
+    with pytest.raises(ValueError, match='"official-bit" and "f32-clean"'):
+        EDM2.load(tmp_path / "net", "exact")
+
+
+def test_a_broken_folder_says_what_is_wrong(tiny: EDM2, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "net")
+    config = tmp_path / "net" / "config.json"
+    content = json.loads(config.read_text("utf-8"))
+    for change, message in (
+        ({"num_blocks": 2}, "has shape None in the file"),
+        ({"magic": 1}, "config of another network.*magic"),
+        ({"img_resolution": -4}, "img_resolution=-4"),
+    ):
+        changed = {**content, "config": {**content["config"], **change}}
+        config.write_text(json.dumps(changed), "utf-8")
+        with pytest.raises(ValueError, match=message):
+            EDM2.load(tmp_path / "net")
+    config.write_text("{}", "utf-8")
+    with pytest.raises(ValueError, match="does not say format"):
+        EDM2.load(tmp_path / "net")
+    config.write_text(json.dumps(content), "utf-8")
+    (tmp_path / "net" / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="is no EDM2 network"):
+        EDM2.load(tmp_path / "net")
+
+
+class Calls:
+    """Pickles as a call of anything."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.said = function, args
+
+    def __reduce__(self):
+        return self.said
+
+
+def pickled(thing: Any, protocol: int = 4) -> bytes:
+    with fabricate.named():
+        return pickle.dumps(thing, protocol)
+
+
+def hostile(trace: Path) -> Iterator[tuple[str, bytes, str]]:
+    """What it is, the file, and what the refusal has to name."""
+    touch = f"touch {trace}"
+    yield "os.system", pickled(Calls(os.system, touch)), "posix.system"
+    yield "eval", pickled(Calls(eval, f"open({str(trace)!r}, 'w')")), "builtins.eval"
+    yield "exec, protocol 2", pickled(Calls(exec, "1"), 2), "__builtin__.exec"
+    yield "getattr", pickled(Calls(getattr, "", "exec")), "builtins.getattr"
+    yield "a subprocess", pickled(Calls(subprocess.Popen, touch)), "subprocess.Popen"
+    yield (
+        "a reduce in a reduce",
+        pickled(Calls(OrderedDict, [Calls(os.system, touch)])),
+        "posix.system",
+    )
+    yield (
+        "a reduce in a state",
+        pickled(fabricate.Persistent("Precond", {"a": Calls(os.system, touch)}, trace)),
+        "posix.system",
+    )
+    yield "torch.load", pickled(Calls(torch.load, str(trace))), "torch.serialization.load"
+    yield "a dotted name", b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93.", "torch.os.system"
+    yield "an object array", pickled(np.array([Calls(os.system, touch)], object)), "dtype 'O8'"
+    yield "an array of None", pickled(np.array([None], object)), "dtype 'O8'"
+    yield "a persistent id", b"\x80\x04\x8c\x01aQ.", "persistent id"
+    yield "an extension", b"\x80\x04\x82\x01.", "EXT1"
+    yield "a class of protocol 0", b"(cos\nsystem\no.", "os.system"
+    yield "INST", b"(S'" + touch.encode() + b"'\nios\nsystem\n.", "STRING"
+    yield "a zip file", zipped(), "zip archive"
+    yield "a call of what is allowed", pickled(Calls(OrderedDict, [("a", 1)])), "OrderedDict as no"
+    yield "no dictionary", pickled([1, 2]), "no dictionary"
+    yield "no network", pickled({"a": 1}), "ema is no module"
+    yield "nothing", b"", "0 bytes"
+    yield "a text", b"hello world, this is no pickle", "damaged"
+    yield "an early end", b"\x80\x04a.", "damaged: IndexError"
+    yield "a second state", b"\x80\x04ccollections\nOrderedDict\n)R}b}b.", "set twice"
+    yield "a state for a class", b"\x80\x04ccollections\nOrderedDict\n}b.", "damaged: TypeError"
+    yield "a memo of 2^32", b"\x80\x04]r\xff\xff\xff\xff.", "no dictionary"
+    yield "2^62 bytes", b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.", "damaged"
+    yield "2^31 digits", b"\x80\x04\x8b\xff\xff\xff\x7fabc.", "damaged"
+    yield "many lists", b"\x80\x04" + b"]" * (MOST + 9) + b".", "more than 1,000,000"
+    yield "a deep list", b"\x80\x04" + b"]" * 400000 + b"a" * 399999 + b".", "no dictionary"
+    pairs = b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(80))  # each holds the last twice
+    yield "a key that takes forever", b"\x80\x04)\x94" + pairs + b"}h\x50Ns.", "tuple is no key"
+    yield "something behind", pickled({"a": 1}) + b"more", "4 bytes follow"
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    return file.getvalue()
+
+
+def test_hostile_files_are_refused_by_name(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    edm2_read_once(tmp_path)
+    for what, content, names in list(hostile(trace)):
+        path = written(tmp_path, content)
+        start = time.perf_counter()
+        with WATCH, pytest.raises(CheckpointError) as refusal:
+            edm2.read(path)
+        assert names in str(refusal.value), (what, str(refusal.value))
+        assert not WATCH.seen and not trace.exists(), what
+        assert time.perf_counter() - start < 20 and len(str(refusal.value)) < 1000, what
+
+
+def edm2_read_once(tmp_path: Path) -> None:
+    """Load all that reading ever imports."""
+    "".encode("raw-unicode-escape")  # a codec that pickletools decodes text of protocol 0 with
+    with pytest.raises(CheckpointError):
+        edm2.read(written(tmp_path, pickled({"a": 1})))
+
+
+def changed(content: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in content and len(old) == len(new)
+    return content.replace(old, new)
+
+
+def test_tensors_beyond_their_data_are_refused(tiny: EDM2, tmp_path: Path) -> None:
+    def refused(net: EDM2, match: str) -> None:
+        path = written(tmp_path, fabricate.snapshot(net, tmp_path / "trace"))
+        with pytest.raises(CheckpointError, match=match):
+            edm2.read(path)
+
+    def with_weight(weight: torch.Tensor) -> EDM2:
+        net = EDM2(**TINY).half()
+        net.unet.out_conv.weight = torch.nn.Parameter(weight)
+        return net
+
+    vast = torch.zeros(1, dtype=torch.float16).expand(2**40)
+    refused(with_weight(vast), "out_conv.weight asks for 1099511627776 numbers of 1: refused")
+    refused(with_weight(torch.zeros(3, dtype=torch.float16)), r"has shape \(3,\) in the file")
+    shared = torch.zeros(200_000, dtype=torch.float16)
+    net = EDM2(**TINY).half()
+    for name in ("freqs", "phases"):
+        setattr(net.logvar_fourier, name, shared)
+        setattr(net.unet.emb_fourier, name, shared)
+    refused(net, "more than the file holds")
+    one = torch.zeros(1, dtype=torch.float16)
+    good = pickle.dumps(one, 4)
+    assert good.count(b"K\x01") > 1
+    for old, new in (
+        (b"cpuq\x03K\x01", b"cpuq\x03K\x02"),  # a length that lies
+        (b"HalfStorage", b"LongStorage"),
+        (b"\x01\x00\x00\x00\x00\x00\x00\x00", b"\xff" * 8),
+        (b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
+        (b"ctorch\n", b"ctorhc\n"),
+    ):
+        from diffsteer.checkpoints.tensors import storage
+
+        inner = good[good.index(b"\x80\x02") : good.index(b"\x94\x85\x94R")]
+        assert len(storage(inner)) == 1
+        with pytest.raises(CheckpointError):
+            storage(changed(inner, old, new))
+    with pytest.raises(CheckpointError, match="zip archive"):
+        storage(zipped())
+
+
+def test_modules_without_end_are_refused(tiny: EDM2, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    loop = fabricate.Persistent("Loop", {"_parameters": {}, "_buffers": {}}, trace)
+    loop.meta["state"]["_modules"] = {}
+    inner = loop.meta["state"]
+    for _ in range(40):  # every level holds the next one twice
+        inner = {"_parameters": {}, "_buffers": {}, "_modules": dict.fromkeys(
+            "ab", fabricate.Persistent("Loop", inner, trace))}  # fmt: skip
+    top = {"ema": fabricate.Persistent("Precond", {**inner, "_init_kwargs": {}}, trace)}
+    with pytest.raises(CheckpointError, match="without end"):
+        edm2.read(written(tmp_path, pickled(top)))
+
+
+def mutations(content: bytes, n: int, seed: int) -> Iterator[bytes]:
+    """Files that differ from a good one by flips, cuts, copies, insertions and foreign names."""
+    rng = random.Random(seed)
+    names = [b"posix\nsystem", b"builtins\neval", b"os\nsystem", b"torch\nload", b"nt\nsystem"]
+    codes = bytes(range(256))
+    for _ in range(n):
+        found = bytearray(content)
+        for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
+            if not found:
+                break
+            at, size = rng.randrange(len(found)), rng.choice((1, 2, 4, 8, 64, 1024))
+            match rng.randrange(7):
+                case 0:
+                    found[at] ^= 1 << rng.randrange(8)
+                case 1:
+                    found[at : at + size] = rng.randbytes(min(size, 8))
+                case 2:
+                    del found[at : at + size]
+                case 3:
+                    found[at:at] = found[(other := rng.randrange(len(found))) : other + size]
+                case 4:
+                    found[at : at + 1] = b"c" + rng.choice(names) + b"\n" + b"(R"
+                case 5:
+                    found[at : at + 1] = bytes([rng.choice(codes)]) * rng.choice((1, 1, 500))
+                case 6:
+                    del found[max(at, 1) :]
+        yield bytes(found)
+
+
+def fuzz(net: EDM2, tmp_path: Path, n: int, seed: int) -> dict[str, int]:
+    trace = tmp_path / "trace"
+    content = fabricate.snapshot(net, trace, latent=True)
+    edm2.read(written(tmp_path, content))
+    edm2_read_once(tmp_path)
+    counts, slowest = {"read": 0, "refused": 0}, 0.0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for mutated in mutations(content, n, seed):
+        path = written(tmp_path, mutated)
+        start = time.perf_counter()
+        with WATCH:
+            try:
+                edm2.read(path)
+                counts["read"] += 1
+            except CheckpointError as error:
+                counts["refused"] += 1
+                assert len(str(error)) < 2000
+        slowest = max(slowest, time.perf_counter() - start)
+        assert not WATCH.seen, (WATCH.seen, mutated)
+    assert not trace.exists() and slowest < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+    return counts
+
+
+def test_mutated_files_are_read_or_refused_and_nothing_else(tiny: EDM2, tmp_path: Path) -> None:
+    counts = fuzz(tiny, tmp_path, 400, 0)
+    assert counts["refused"] > 200 and counts["read"] > 4  # flips in weights and in unused text
+
+
+@pytest.mark.slow
+def test_twelve_thousand_mutated_files(tiny: EDM2, tmp_path: Path) -> None:
+    counts = fuzz(tiny, tmp_path, 12_000, 1)
+    print(counts)
+    assert sum(counts.values()) == 12_000
