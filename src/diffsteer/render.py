@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.eval.features import device_of, weights_hash
-from diffsteer.hf.steer import network_of, steer
+from diffsteer.hf.network import network_of
+from diffsteer.hf.steer import steer
 from diffsteer.recipe import WEIGHT, Recipe, digest
 
 SAMPLE = ("sample", "hidden_states")
