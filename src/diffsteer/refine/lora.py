@@ -4,6 +4,7 @@ peft does the layers. Of them a user's own adapters may be there as well: theirs
 weights and state.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -38,12 +39,10 @@ class Lora:
         self.network, self.output, self.rank, self.alpha = network, output, rank, alpha or rank
         names = list(_targets(network))
         config = LoraConfig(r=rank, lora_alpha=self.alpha, target_modules=names)
-        with _undisturbed(network):
+        with _undisturbed(network), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a user's
             inject_adapter_in_model(config, network, NAME)
         self.layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
-        for layer in self.layers.values():
-            if layer.active_adapters == [NAME]:
-                layer._active_adapter = []  # peft has no other way to leave an adapter off
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -172,13 +171,15 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     needs = {id(p): p.requires_grad for p in network.parameters()}
-    states = [
-        (m, m._active_adapter, m._disable_adapters)
+    states = {
+        id(m): (m._active_adapter, m._disable_adapters)
         for m in network.modules()
         if isinstance(m, BaseTunerLayer)
-    ]
+    }
+    usual = next(iter(states.values()), ([], False))  # diffusers asks any layer for those in use
     yield
-    for layer, active, disabled in states:
-        _set(layer, active, disabled)
+    for layer in network.modules():
+        if isinstance(layer, BaseTunerLayer):
+            _set(layer, *states.get(id(layer), usual))
     for p in network.parameters():
         p.requires_grad_(needs.get(id(p), p.requires_grad))

@@ -32,6 +32,7 @@ class NoiseRefiner:
 
     Attributes:
         strength: Factor of the change; 1 is as trained, 0 none.
+        sha256: Of the file that its weights are from; empty where they are new.
 
     Raises:
         ValueError: the network cannot be adapted so, or is adapted already.
@@ -44,6 +45,7 @@ class NoiseRefiner:
             raise ValueError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
         self.model = Model.of(pipe)
         self.head, self.name, self.strength = HEADS[head], head, 1.0
+        self.sha256 = ""
         self.head.check(self.model.kind, self.model.terminal)
         self.lora = Lora(self.model.network, rank, self.model.family.output, alpha)
 
@@ -72,7 +74,7 @@ class NoiseRefiner:
         except ValueError:
             made.remove()
             raise
-        made.strength = strength
+        made.strength, made.sha256 = strength, said.sha256
         for p in made.lora.parameters.values():
             p.requires_grad_(False)
         return made
