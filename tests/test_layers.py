@@ -1,6 +1,7 @@
 """The core imports torch alone, nothing points back, and help needs no torch."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +33,13 @@ CORE = set(MAY_IMPORT)
 MAY_IMPORT |= {
     "pictures": set(),
     "recipe": set(),
-    "hf": CORE | {"hf"},
+    "hf": CORE | {"hf", "refine"},
+    "refine": CORE | {"eval", "hf", "recipe", "refine", "render"},
     "eval": {"eval", "pictures", "recipe"},
-    "render": {"eval", "hf", "recipe"},
-    "train": CORE | {"hf", "pictures", "train"},
-    "commands": CORE | {"hf", "eval", "pictures", "recipe", "render", "train", "commands"},
+    "render": {"eval", "hf", "recipe", "refine"},
+    "train": CORE | {"hf", "pictures", "recipe", "refine", "render", "train"},
+    "commands": CORE
+    | {"hf", "eval", "pictures", "recipe", "refine", "render", "train", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }
@@ -63,6 +66,16 @@ def layer(path: Path) -> str:
 def test_imports_point_inwards(path: Path) -> None:
     own = {n.split(".")[1] for n in imports(path) if n.startswith("diffsteer.")}
     assert own <= MAY_IMPORT[layer(path)]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Layers that know each other, as hf and refine do, are in order by module; lazily too."""
+    modules = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in FILES}
+    order = graphlib.TopologicalSorter()
+    for name, path in modules.items():
+        found = {n.rpartition(".")[0] for n in imports(path)} | imports(path)
+        order.add(name, *(found & modules.keys() - {name}))
+    order.prepare()  # raises where there is a cycle
 
 
 @pytest.mark.parametrize(

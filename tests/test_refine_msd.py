@@ -23,7 +23,6 @@ from diffsteer import (
     Velocity,
     grid,
 )
-from diffsteer.level import along
 from diffsteer.oracle import Gaussian, Mixture
 from diffsteer.refine.msd import MSD, Full, Student
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import compare, evaluate, sample, train
+from diffsteer.commands import compare, evaluate, refine, sample, train
 
 app = tyro.extras.SubcommandApp()
 
@@ -62,6 +62,9 @@ app.command(evaluate.stats)
 app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(train.train)
+refining = tyro.extras.SubcommandApp()
+refining.command(refine.targets)
+app.command(refining, name="refine", help="Noise refiners: what they learn from.")
 
 
 def main() -> None:

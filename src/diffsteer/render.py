@@ -117,8 +117,8 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
         raise ValueError(f"strength={recipe.strength} of no refiner: name one, or leave it out")
     if recipe.negative and not recipe.guidance and recipe.refiner:
         warnings.warn(
-            "a negative prompt acts by guidance alone: noise is refined for the prompt, and without "
-            "a guidance nothing moves away from the negative one",
+            "a negative prompt acts by guidance alone: noise is refined for the prompt, and "
+            "without a guidance nothing moves away from the negative one",
             stacklevel=3,
         )
     guide = _guide(recipe.guide, pipe) if recipe.guide else None

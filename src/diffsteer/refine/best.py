@@ -42,7 +42,8 @@ class BestOf:
     def chosen(self, seeds: Sequence[int]) -> list[int]:
         """The seeds of the best pictures."""
         texts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
-        scores = [self._scores([seed + k * STRIDE for seed in seeds], texts) for k in range(self.n)]
+        draws = [[seed + k * STRIDE for seed in seeds] for k in range(self.n)]
+        scores = [scored(self.score, self.images(part), texts) for part in draws]
         best = torch.stack(scores).argmax(dim=0).tolist()
         return [seed + k * STRIDE for seed, k in zip(seeds, best, strict=True)]
 
@@ -50,8 +51,14 @@ class BestOf:
         """The best pictures, uint8 `(N, 3, H, W)`."""
         return self.images(self.chosen(seeds))
 
-    def _scores(self, seeds: list[int], texts: list[str]) -> Tensor:
-        found = torch.as_tensor(self.score(self.images(seeds), texts)).flatten().double()
-        if len(found) != len(seeds) or not found.isfinite().all():
-            raise ValueError(f"the score gave {found.tolist()} for {len(seeds)} pictures")
-        return found
+
+def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:
+    """What a score says of pictures, `(N,)`, float64 on the CPU.
+
+    Raises:
+        ValueError: it is not one finite number each.
+    """
+    found = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
+    if len(found) != len(texts) or not found.isfinite().all():
+        raise ValueError(f"the score gave {found.tolist()} for {len(texts)} pictures: one each")
+    return found

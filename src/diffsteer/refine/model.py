@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,7 @@ def first_call(pipe: Any, **call: Any) -> tuple[Tensor, Cond]:
         raise _Reached
 
     scheduler = pipe.scheduler
-    pipe.scheduler = type(scheduler).from_config(scheduler.config)
+    pipe.scheduler = copy(scheduler)
     try:
         with replaced(pipe, watch):
             pipe(**call)
