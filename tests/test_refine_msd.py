@@ -80,7 +80,7 @@ def test_closed_form_is_autograd_through_the_detached_chain(kind, schedule, samp
 
 
 def test_slopes_are_those_of_the_theory() -> None:
-    """Eps: 1 / alpha_T; v: a product of cosines; flow: 1. Times sigma_T, where sampling starts."""
+    """Eps: 1 / alpha_T; v: a product of cosines; flow: 1; EDM: the size of noised data."""
     sd, edm = Discrete.scaled_linear(), EDM()
     start = sd.at(999)
     levels = grid(sd, 10, "trailing")
@@ -88,10 +88,12 @@ def test_slopes_are_those_of_the_theory() -> None:
     cosines = math.prod(math.cos(a - b) for a, b in zip(angles, angles[1:], strict=False))
     rtol = {"rel": 1e-12}
     eps, v, flow = (student(k, s, DDIM(), 10).slope() for k, s in (CASES[0], CASES[1], CASES[4]))
-    assert eps == pytest.approx(start.sigma.item() / start.alpha.item(), **rtol)
-    assert v == pytest.approx(start.sigma.item() * cosines, **rtol)
+    assert eps == pytest.approx(1 / start.alpha.item(), **rtol)
+    assert v == pytest.approx(cosines, **rtol)
     assert flow == pytest.approx(1.0, **rtol)
-    assert student(Eps(), edm, DDIM()).slope() == pytest.approx(edm.sigma_max, **rtol)
+    assert student(Eps(), edm, DDIM()).slope() == pytest.approx(
+        math.hypot(1, edm.sigma_max), **rtol
+    )
 
 
 def test_full_is_autograd_without_checkpoints_and_another_direction() -> None:
@@ -137,7 +139,7 @@ def test_memory_of_a_step_does_not_grow_with_the_steps() -> None:
 
 
 def solved(denoise, levels: list[Level], x: Tensor) -> Tensor:
-    *_, end = DDIM()(levels[0].sigma * x, levels, denoise)
+    *_, end = DDIM()(levels[0].alpha.hypot(levels[0].sigma) * x, levels, denoise)
     return end
 
 

@@ -1,4 +1,4 @@
-"""Targets of a guided teacher, and training on them: resumed, bound to what made them, and exact."""
+"""Targets of a guided teacher, and training on them: resumed, bound to their origin, exact."""
 
 import json
 import os
@@ -226,9 +226,9 @@ def test_the_task_learns_by_the_gradient_that_it_says(
         out = model_(x, level, cond["cond"])
         return model_.kind.x0(x, out.detach() if gradient == "msd" else out, level)
 
-    *_, end = DDIM()(levels[0].sigma * x, levels, denoise)
-    if gradient == "msd":  # unit slope: without the chain's own, which is sigma / alpha for eps
-        slope = float(levels[0].sigma / levels[0].alpha)
+    *_, end = DDIM()(x, levels, denoise)
+    if gradient == "msd":  # unit slope: without the chain's own, which is 1 / alpha for eps
+        slope = float(1 / levels[0].alpha)
     want = torch.autograd.grad((end - batch["target"]).square().mean() / slope, parameters)
     assert any(w.abs().max() > 0 for w in want)
     for g, w in zip(got, want, strict=True):

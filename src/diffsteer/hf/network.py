@@ -1,6 +1,7 @@
 """The network of a diffusers pipeline: where it is, what it is told, how to stand in for it."""
 
 import inspect
+from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
@@ -38,7 +39,7 @@ def channels(network: Any) -> int:
 
 def arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a call of a network's forward says, by name."""
-    signature = _signature(type(eager(network)))
+    signature = _signature(type(eager(network)).forward)
     said: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
     said.pop("self")
     more: dict[str, Any] = said.pop("kwargs", {})
@@ -46,8 +47,8 @@ def arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 
 
 @cache
-def _signature(cls: type) -> inspect.Signature:
-    return inspect.signature(cls.forward)  # type: ignore[attr-defined]
+def _signature(forward: Hashable) -> inspect.Signature:
+    return inspect.signature(forward)  # type: ignore[arg-type]
 
 
 def put_back(network: Any, own: Any) -> None:

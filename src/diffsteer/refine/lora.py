@@ -176,7 +176,8 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
         for m in network.modules()
         if isinstance(m, BaseTunerLayer)
     }
-    usual = next(iter(states.values()), ([], False))  # diffusers asks any layer for those in use
+    off: tuple[Any, bool] = ([], False)
+    usual = next(iter(states.values()), off)  # diffusers asks any layer for those in use
     yield
     for layer in network.modules():
         if isinstance(layer, BaseTunerLayer):

@@ -43,8 +43,12 @@ class Student:
     noise: Draw = torch.randn_like
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return what becomes of unit noise, `(B, *D)`; gradients flow."""
-        start = float(self.levels[0].sigma) * x
+        """Return what becomes of unit noise, `(B, *D)`; gradients flow.
+
+        It starts from noise of the size that noised data of unit variance have, as pipelines do.
+        """
+        first = self.levels[0]
+        start = float(first.alpha.hypot(first.sigma)) * x
         *_, end = trace(self.sampler, start, self.levels, self._denoised, self.noise)
         return end.x
 
