@@ -171,9 +171,8 @@ def main() -> None:
     device = torch.device(args.device)
     pipe = pipeline(args.size).to(device)
     refiner = NoiseRefiner(pipe, args.rank)
-    where = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
-    )
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name() if cuda else f"CPU, {args.threads} threads"
     size = sum(p.numel() for n, p in pipe.unet.named_parameters() if "lora" not in n)
     print(f"{args.size}: {size / 1e6:.1f} M parameters, batch {args.batch}, float32, {where}")
     ways = {"MSD": MSD(), "full": Full()}
