@@ -1,6 +1,7 @@
 """The core imports torch alone, nothing points back, and help needs no torch."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -36,14 +37,15 @@ MAY_IMPORT |= {
     "presets": {"presets"},
     "nets": CORE | {"nets"},
     "checkpoints": CORE | {"nets", "checkpoints", "whole"},
-    "hf": CORE | {"nets", "hf"},
+    "hf": CORE | {"nets", "hf", "refine"},
+    "refine": CORE | {"eval", "hf", "recipe", "refine", "render", "whole"},
     "eval": {"eval", "pictures", "recipe", "whole"},
-    "render": {"eval", "hf", "recipe"},
-    "train": CORE | {"hf", "pictures", "recipe", "train", "whole"},
+    "render": {"eval", "hf", "recipe", "refine"},
+    "train": CORE | {"hf", "pictures", "recipe", "refine", "render", "train", "whole"},
     "demo": {"eval", "recipe", "render", "train", "whole"},
     "commands": CORE
-    | {"checkpoints", "demo", "eval", "hf", "nets", "pictures", "presets", "recipe", "render"}
-    | {"train", "whole", "commands"},
+    | {"checkpoints", "demo", "eval", "hf", "nets", "pictures", "presets", "recipe", "refine"}
+    | {"render", "train", "whole", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }
@@ -70,6 +72,16 @@ def layer(path: Path) -> str:
 def test_imports_point_inwards(path: Path) -> None:
     own = {n.split(".")[1] for n in imports(path) if n.startswith("diffsteer.")}
     assert own <= MAY_IMPORT[layer(path)]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Layers that know each other, as hf and refine do, are in order by module; lazily too."""
+    modules = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in FILES}
+    order = graphlib.TopologicalSorter()
+    for name, path in modules.items():
+        found = {n.rpartition(".")[0] for n in imports(path)} | imports(path)
+        order.add(name, *(found & modules.keys() - {name}))
+    order.prepare()  # raises where there is a cycle
 
 
 @pytest.mark.parametrize(

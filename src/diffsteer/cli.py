@@ -6,7 +6,16 @@ from typing import Annotated
 
 import tyro
 
-from diffsteer.commands import compare, convert, convert_adm, demo, evaluate, sample, train
+from diffsteer.commands import (
+    compare,
+    convert,
+    convert_adm,
+    demo,
+    evaluate,
+    refine,
+    sample,
+    train,
+)
 
 app = tyro.extras.SubcommandApp()
 
@@ -69,6 +78,10 @@ converters = tyro.extras.SubcommandApp()
 converters.command(convert.edm2)
 converters.command(convert_adm.adm)
 app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
+
+refining = tyro.extras.SubcommandApp()
+refining.command(refine.targets)
+app.command(refining, name="refine", help="Noise refiners: what they learn from.")
 
 
 def main() -> None:

@@ -36,6 +36,8 @@ class Recipe:
         width: Of the picture in pixels; 0 for the size of the model.
         height: The same.
         guide: Hub id or folder of the weaker network for autoguidance.
+        refiner: Hub id or folder of what refines the initial noise, or "NLG(20)"; empty for none.
+        strength: Factor of what the refiner changes; 1 is as trained.
     """
 
     model: Annotated[str, Positional, arg(metavar="MODEL")] = ""
@@ -50,6 +52,8 @@ class Recipe:
     width: int = 0
     height: int = 0
     guide: str = ""
+    refiner: str = ""
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:

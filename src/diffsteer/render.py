@@ -1,6 +1,7 @@
 """Pictures of a recipe from seeds: `with rendering(recipe) as images: images([0, 1])`."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.eval.features import device_of, weights_hash
+from diffsteer.hf.network import network_of
 from diffsteer.hf.pocket import network, pipeline
-from diffsteer.hf.steer import network_of, steer
+from diffsteer.hf.steer import steer
 from diffsteer.recipe import WEIGHT, Recipe, digest
+from diffsteer.refine.pipeline import opened
 
 SAMPLE = ("sample", "hidden_states")
 """What networks call the sample among their arguments."""
@@ -44,9 +47,14 @@ class Rendering:
         Raises:
             ValueError: the pipeline takes no prompt and there is one.
         """
-        pictures = self._pipe(**_call(self._pipe, self.recipe, seeds)).images
-        every = [np.array(picture.convert("RGB")) for picture in pictures]
-        return torch.from_numpy(np.stack(every)).permute(0, 3, 1, 2)
+        texts = [self.recipe.of(seed).prompt for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return stacked(self._pipe(**call_of(self._pipe, self.recipe, texts), generator=generators))
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, as the recipe sets it up."""
+        return self._pipe
 
     def rows(self) -> dict[str, float]:
         """Rows that each network evaluated since the last call, by the name of the network."""
@@ -89,18 +97,54 @@ def rendering(recipe: Recipe, device: str = "") -> Iterator[Rendering]:
             f"{recipe.guidance!r} holds {WEIGHT}: `diffsteer compare --weights` fills it"
         )
     pipe, scheduler, weights = _loaded(recipe.model, device_of(device))
-    pipe.scheduler = _scheduler(recipe, scheduler)
+    pipe.scheduler = scheduler
+    with rendering_by(pipe, recipe, weights) as made:
+        yield made
+
+
+@contextmanager
+def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rendering]:
+    """Set up a pipeline that is there as a recipe says, until closed.
+
+    Args:
+        pipe: Of the recipe's model.
+        recipe: What to make.
+        weights: Hash of the pipeline's weights.
+
+    Raises:
+        ValueError: the recipe says what cannot be.
+    """
+    if not recipe.refiner and recipe.strength != 1:
+        raise ValueError(f"strength={recipe.strength} of no refiner: name one, or leave it out")
+    if recipe.negative and not recipe.guidance and recipe.refiner:
+        warnings.warn(
+            "a negative prompt acts by guidance alone: noise is refined for the prompt, and "
+            "without a guidance nothing moves away from the negative one",
+            stacklevel=3,
+        )
     guide = network(recipe.guide, pipe.dtype).to(pipe.device) if recipe.guide else None
-    if guide is not None:
-        weights = digest({"main": weights, "guide": weights_hash(guide)})
     with ExitStack() as stack:
+        stack.callback(setattr, pipe, "scheduler", pipe.scheduler)
+        pipe.scheduler = scheduler_of(recipe, pipe.scheduler)
+        refine = None
+        if recipe.refiner:
+            refine, give_back = opened(recipe.refiner, pipe, recipe.strength)
+            stack.callback(give_back)
+        more = {"guide": guide and weights_hash(guide), "refiner": getattr(refine, "sha256", None)}
+        if any(more.values()):
+            weights = digest({"main": weights, **{k: v for k, v in more.items() if v}})
         made = Rendering(recipe, pipe, weights)
         stack.enter_context(made.counting(network_of(pipe), "rows"))
         if guide is not None:
             stack.enter_context(made.counting(guide, "rows of the guide"))
-        if recipe.guidance:
-            stack.enter_context(steer(pipe, recipe.guidance, guide))
+        if recipe.guidance or refine is not None:
+            stack.enter_context(steer(pipe, _guidance(recipe), guide, refiner=refine))
         yield made
+
+
+def _guidance(recipe: Recipe) -> str | None:
+    """The guidance; for a rival that needs the null half to be sent, one that is off."""
+    return recipe.guidance or ("CFG(1)" if recipe.refiner.startswith("NLG") else None)
 
 
 @lru_cache(maxsize=1)
@@ -114,7 +158,8 @@ def _loaded(model: str, device: str) -> tuple[Any, Any, str]:
     return pipe, pipe.scheduler, digest({"parts": parts, "scheduler": config})
 
 
-def _scheduler(recipe: Recipe, scheduler: Any) -> Any:
+def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
+    """The scheduler of a recipe, with what the pipeline's says of the network."""
     from diffsteer.hf.scheduler import SteerScheduler
 
     if not recipe.sampler:
@@ -125,26 +170,34 @@ def _scheduler(recipe: Recipe, scheduler: Any) -> Any:
     return SteerScheduler.from_config(scheduler.config, **changes)
 
 
-def _call(pipe: Any, recipe: Recipe, seeds: Sequence[int]) -> dict[str, Any]:
-    """Arguments of one call of the pipeline.
+def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
+    """Arguments of one call of the pipeline, but for where its noise comes from.
 
-    The null half is always sent; where no guidance asks for it, it is not evaluated.
+    The null half is always sent where something may ask for it; what is not asked for is not
+    evaluated.
+
+    Raises:
+        ValueError: the pipeline takes no prompt and there is one.
     """
     takes = inspect.signature(pipe.__call__).parameters
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    call: dict[str, Any] = {"num_inference_steps": recipe.steps, "generator": generators}
-    texts = [recipe.of(seed).prompt for seed in seeds]
+    call: dict[str, Any] = {"num_inference_steps": recipe.steps}
     if "prompt" in takes:
-        call |= {"prompt": texts}
+        call |= {"prompt": list(texts)}
         if recipe.negative:
-            call["negative_prompt"] = [recipe.negative] * len(seeds)
+            call["negative_prompt"] = [recipe.negative] * len(texts)
     elif any(texts) or recipe.negative:
         raise ValueError(f"{type(pipe).__name__} takes no prompt: leave it out")
     else:
-        call["batch_size"] = len(seeds)
+        call["batch_size"] = len(texts)
     if "guidance_scale" in takes:
-        call["guidance_scale"] = 2.0 if recipe.guidance else 1.0
+        call["guidance_scale"] = 2.0 if _guidance(recipe) else 1.0
     for side in ("width", "height"):
         if getattr(recipe, side):
             call[side] = getattr(recipe, side)
     return call
+
+
+def stacked(output: Any) -> Tensor:
+    """Pictures of a pipeline's output, uint8 `(N, 3, H, W)`."""
+    every = [np.array(picture.convert("RGB")) for picture in output.images]
+    return torch.from_numpy(np.stack(every)).permute(0, 3, 1, 2)

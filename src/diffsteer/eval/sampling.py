@@ -8,8 +8,9 @@ grey level in rare pixels) and of sums (1e-12 relative).
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,38 @@ def sampled(
         raise ValueError(f"{len(order)} different seeds of {len(seeds)}, batch={batch}: give at "
                          "least 2 seeds, each once, and batch >= 1")  # fmt: skip
     together = Processes.running()
+    make = partial(_measured, images, extractor, costs)
+    costs()  # what came before is not ours
     if out is None:
         todo = order[together.rank :: together.world]
-        chunks = list(_chunks(images, extractor, todo, batch, costs, _Bar(order, 0, together)))
+        chunks = list(_chunks(make, todo, batch, _Bar(order, 0, together)))
         return _joined(iter(chunks), order, extractor, keep, together)
     if key is None:
         raise ValueError(f"{out} cannot keep samples without a key: say what decides the pictures")
     folder = Folder(out, key_of(key, extractor))
+    with filled(folder, order, make, batch) as names:
+        return _joined(map(folder.read, names), order, extractor, keep, together)
+
+
+@contextmanager
+def filled(
+    folder: Folder, order: Sequence[int], make: Callable[[list[int]], Chunk], batch: int
+) -> Iterator[list[str]]:
+    """Add to a folder what it lacks of some seeds, and keep other programs out until closed.
+
+    Call it in every process where there are several: each makes a share, and is given the names of
+    a share of the chunks.
+
+    Args:
+        folder: Where chunks are kept and found again.
+        order: The seeds, each once.
+        make: Makes the chunk of some seeds.
+        batch: Most seeds that it is given at a time, >= 1.
+
+    Raises:
+        ValueError: the folder holds something else or is in use, or the processes disagree.
+    """
+    together = Processes.running()
     if len(set(together.gathered(folder.digest))) > 1:
         raise ValueError("the processes make different pictures: give all of them the same key")
     claim = folder.claimed(first=True) if together.rank == 0 else nullcontext()
@@ -98,9 +124,8 @@ def sampled(
             left = [seed for seed in order if seed not in there]
             bar = _Bar(order, len(order) - len(left), together)
             mine = left[together.rank :: together.world]
-            names = [folder.add(c) for c in _chunks(images, extractor, mine, batch, costs, bar)]
-            names += sorted(done)[together.rank :: together.world]
-            return _joined(map(folder.read, names), order, extractor, keep, together)
+            names = [folder.add(chunk) for chunk in _chunks(make, mine, batch, bar)]
+            yield names + sorted(done)[together.rank :: together.world]
 
 
 def _begun(folder: Folder) -> dict[str, tuple[int, ...]]:
@@ -123,19 +148,13 @@ class _Bar:
 
 
 def _chunks(
-    images: Images,
-    extractor: Extractor,
-    seeds: Sequence[int],
-    batch: int,
-    costs: Costs,
-    bar: _Bar,
+    make: Callable[[list[int]], Chunk], seeds: Sequence[int], batch: int, bar: _Bar
 ) -> Iterator[Chunk]:
-    """Measure seeds, a batch at a time; yield what has come together often enough."""
+    """Make chunks of seeds, a batch at a time; yield what has come together often enough."""
     parts: list[Chunk] = []
     since = time.monotonic()
-    costs()  # what came before is not ours
     for start in range(0, len(seeds), batch):
-        parts.append(_measured(images, extractor, list(seeds[start : start + batch]), costs))
+        parts.append(make(list(seeds[start : start + batch])))
         bar.update(len(parts[-1].seeds))
         last = start + batch >= len(seeds)
         held = sum(len(part.seeds) for part in parts)
@@ -145,7 +164,7 @@ def _chunks(
     bar.bar.close()
 
 
-def _measured(images: Images, extractor: Extractor, seeds: list[int], costs: Costs) -> Chunk:
+def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[int]) -> Chunk:
     start, n = time.perf_counter(), len(seeds)
     made = pictures(images(seeds))
     spent = {"seconds": time.perf_counter() - start, **costs()}

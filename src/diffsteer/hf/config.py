@@ -126,6 +126,18 @@ def schedule_of(config: Config) -> Schedule:
     return discrete_of(config)
 
 
+def trained(scheduler: Any) -> tuple[Schedule, Kind]:
+    """Schedule and prediction type that the network of a pipeline with this scheduler has.
+
+    A shift that depends on the image size is left out.
+    """
+    config = scheduler.config
+    named = {"_class_name": type(scheduler).__name__, **config}
+    if not flows(named):
+        return schedule_of(named), kind_of(config)
+    return Flow() if config.get("use_dynamic_shifting") else schedule_of(named), Velocity()
+
+
 def flows(config: Config) -> bool:
     """Whether a config is of flow matching."""
     name = str(config.get("_class_name", ""))

@@ -19,6 +19,7 @@ class Family:
         sample: Name of the argument that holds the noisy sample, `(B, C, H, W)`, or packed.
         halves: Names of the conditions that a pipeline's batch holds, in order, when it guides.
         layers: Its self-attention modules, by name.
+        output: Name of its last layer with weights.
         text_first: Whether text comes before the image in layers that attend to both.
         packed: Whether the sample is `(B, H/2 W/2, 4 C)`: patches of 2 x 2 in a row.
         flow_time: What it is told at the noisy end of a flow.
@@ -30,6 +31,7 @@ class Family:
     sample: str
     halves: Halves
     layers: Callable[[nn.Module], dict[str, nn.Module]]
+    output: str = "proj_out"
     text_first: bool = False
     packed: bool = False
     flow_time: float = 1000.0
@@ -102,9 +104,11 @@ def packed(image: Tensor) -> Tensor:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "UNet2DConditionModel": Family("sample", ("null", "cond"), image_attention),
-    "UNet2DModel": Family("sample", ("cond",), image_attention),
-    "DiTTransformer2DModel": Family("hidden_states", ("cond", "null"), image_attention),
+    "UNet2DConditionModel": Family("sample", ("null", "cond"), image_attention, "conv_out"),
+    "UNet2DModel": Family("sample", ("cond",), image_attention, "conv_out"),
+    "DiTTransformer2DModel": Family(
+        "hidden_states", ("cond", "null"), image_attention, "proj_out_2"
+    ),
     "PixArtTransformer2DModel": Family("hidden_states", ("null", "cond"), image_attention),
     "SD3Transformer2DModel": Family("hidden_states", ("null", "cond"), joint_attention),
     "FluxTransformer2DModel": Family(

@@ -12,10 +12,11 @@ from diffsteer.branch import number
 from diffsteer.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance import Guidance
 from diffsteer.hf.clock import Clock, Tick
-from diffsteer.hf.config import flows, kind_of, schedule_of
+from diffsteer.hf.config import trained
 from diffsteer.hf.family import by_sdpa, family_of, packed, unpacked
+from diffsteer.hf.network import channels, eager, told
 from diffsteer.level import Level, wide
-from diffsteer.prediction import Kind, Velocity
+from diffsteer.prediction import Kind
 from diffsteer.schedule import Flow, Schedule
 
 Size = tuple[int, int]
@@ -94,9 +95,9 @@ class Guided:
         """Schedule and prediction type of a scheduler."""
         config = scheduler.config
         if self._scheduler is None or self._scheduler[0] is not config:
-            named = {"_class_name": type(scheduler).__name__, **config}
-            pair = (Flow(), Velocity()) if flows(named) else (schedule_of(named), kind_of(config))
-            self._scheduler = (config, *pair)
+            schedule, kind = trained(scheduler)
+            # the timesteps of a flow are shifted already
+            self._scheduler = (config, Flow() if isinstance(schedule, Flow) else schedule, kind)
         return self._scheduler[1:]
 
     def __call__(
@@ -197,10 +198,10 @@ class Guided:
 
     def _split(self, whole: Tensor, size: Size | None) -> tuple[Tensor, Tensor]:
         """The sample, `(B, C, H, W)`, and channels beyond it."""
-        channels = _channels(eager(self.network))
+        n = channels(eager(self.network))
         if size is None:
-            return whole[:, :channels], whole[:, channels:]
-        return unpacked(whole[..., :channels], size), whole[..., channels:]
+            return whole[:, :n], whole[:, n:]
+        return unpacked(whole[..., :n], size), whole[..., n:]
 
     def _joined(self, x: Tensor, extra: Tensor, size: Size | None) -> Tensor:
         if size is None:
@@ -222,15 +223,9 @@ class Guided:
         return h, w
 
     def _told(self, level: Level, before: float | Tensor) -> Tensor:
-        """What the network is told of another level, in the shape of what it was told.
-
-        Always a floating tensor, since networks cut numbers down to whole ones.
-        """
+        """What the network is told of another level."""
         flow = self._scheduler is not None and isinstance(self._scheduler[1], Flow)
-        time = level.t.item() * (self.family.flow_time if flow else 1.0)
-        like = torch.as_tensor(before)
-        dtype = like.dtype if like.is_floating_point() else torch.float32
-        return torch.full_like(like, time, dtype=dtype)
+        return told(level.t.item() * (self.family.flow_time if flow else 1.0), before)
 
     @contextmanager
     def _touched(self) -> Iterator[None]:
@@ -242,11 +237,6 @@ class Guided:
             self._tapping = before
 
 
-def eager(module: Any) -> Any:
-    """The network inside a compiled one."""
-    return getattr(module, "_orig_mod", module)
-
-
 def seeds_of(start: Tensor) -> tuple[int, ...]:
     """A seed for each sample, from the first values that its sampling starts from.
 
@@ -256,17 +246,8 @@ def seeds_of(start: Tensor) -> tuple[int, ...]:
     return tuple(number(row.numpy().tobytes()) for row in values)
 
 
-def _channels(network: Any) -> int:
-    """Channels of the sample: what the network returns, less a learned variance."""
-    given, returned = (
-        network.config.in_channels,
-        network.config.out_channels or network.config.in_channels,
-    )
-    return int(given if returned == 2 * given else min(given, returned))
-
-
 def _check_fit(main: Any, guide: Any) -> None:
-    mine, theirs = ((m.config.in_channels, _channels(m)) for m in (main, guide))
+    mine, theirs = ((m.config.in_channels, channels(m)) for m in (main, guide))
     if mine != theirs:
         raise ValueError(
             f"the guide takes {theirs[0]} channels and returns {theirs[1]}, the network {mine[0]} "

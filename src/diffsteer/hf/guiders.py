@@ -8,7 +8,6 @@ as few passes as `steer` takes, and with a second network and second questions, 
 guiders of diffusers have no place.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -20,8 +19,9 @@ from typing_extensions import override
 
 from diffsteer.denoiser import Cond
 from diffsteer.guidance import Guidance
-from diffsteer.hf.guided import Guided, eager
-from diffsteer.hf.steer import arguments, check_free, network_of, put_back, returned
+from diffsteer.hf.guided import Guided
+from diffsteer.hf.network import arguments, network_of, put_back
+from diffsteer.hf.steer import check_free, returned
 from diffsteer.text import parse
 
 
@@ -142,8 +142,7 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         self.cleanup_models(denoiser)
         guided = self._guided
         assert guided is not None
-        signature = inspect.signature(type(eager(denoiser)).forward)
-        said = arguments(signature, denoiser, args, kwargs)
+        said = arguments(denoiser, args, kwargs)
         whole, as_dict = said.pop(guided.family.sample), said.pop("return_dict", True)
         self._calls.append(said)
         if len(self._calls) < self._expected:

@@ -9,22 +9,26 @@ prediction, so that this sum returns it whatever s is. Image to image, inpaintin
 adapters come along.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffsteer.denoiser import Cond, rows_of
 from diffsteer.guidance import Guidance
 from diffsteer.hf.clock import Tick
 from diffsteer.hf.config import flows
 from diffsteer.hf.family import Halves
-from diffsteer.hf.guided import Guided, eager
+from diffsteer.hf.guided import Guided
+from diffsteer.hf.network import arguments, network_of, put_back
 from diffsteer.hf.prompt import Prompts
 from diffsteer.text import parse
+
+if TYPE_CHECKING:
+    from diffsteer.refine.pipeline import Refine
 
 
 def steer(
@@ -34,6 +38,8 @@ def steer(
     max_rows: int | None = None,
     null: str = "",
     zero_snr: bool = False,
+    refiner: "Refine | str | Path | None" = None,
+    strength: float = 1.0,
 ) -> "Steering":
     """Guide a pipeline until the handle is removed.
 
@@ -48,6 +54,9 @@ def steer(
             negative prompt.
         zero_snr: Sample on the schedule rescaled to zero terminal SNR, from its last timestep on,
             by our DDIM; for networks that were trained so and predict v or x0.
+        refiner: Refines the noise that a sampling starts from: folder or hub id of a
+            `NoiseRefiner`, or one that was loaded, or an `NLG` or its text.
+        strength: Of a refiner that is loaded here; 1 is as trained.
 
     Returns:
         A handle with `remove()`, also a context manager. Afterwards the pipeline is as it was.
@@ -58,9 +67,19 @@ def steer(
     """
     if isinstance(guidance, str):
         guidance = parse(guidance, Guidance)
-    if guidance is None and (not zero_snr or guide is not None or max_rows is not None):
-        raise ValueError('nothing to steer by: give a guidance, such as "CFG(6)", or zero_snr=True')
-    return Steering(pipe, guidance, guide, max_rows, null, zero_snr)
+    idle = not zero_snr and refiner is None
+    if guidance is None and (idle or guide is not None or max_rows is not None):
+        raise ValueError(
+            'nothing to steer by: give a guidance, such as "CFG(6)", a refiner, or zero_snr=True'
+        )
+    steering = Steering(pipe, guidance, guide, max_rows, null, zero_snr)
+    try:
+        if refiner is not None:
+            steering.refine_by(refiner, strength)
+    except BaseException:
+        steering.remove()
+        raise
+    return steering
 
 
 class Steering:
@@ -88,12 +107,23 @@ class Steering:
             self._undo.append(partial(setattr, pipe, "scheduler", pipe.scheduler))
             pipe.scheduler = scheduler
 
+    def refine_by(self, refiner: "Refine | str | Path", strength: float) -> None:
+        """Refine the noise of every sampling from now on."""
+        from diffsteer.refine.pipeline import Refining, opened
+
+        network = network_of(self.pipe)
+        if self.guidance is None:
+            check_free(network)
+        forward = None if self.guidance is None else self._guided.forward
+        refine, give_back = opened(refiner, self.pipe, strength)
+        self._undo.append(give_back)
+        self._undo.append(Refining(self.pipe, refine, forward).remove)
+
     def _wrap(self, guidance: Guidance, guide: Any, max_rows: int | None, null: str) -> None:
         network = self.network = network_of(self.pipe)
         check_free(network)
         second = None if guide is None else network_of(guide)
         self._guided = Guided(network, network.forward, guidance, second, max_rows)
-        self._signature = inspect.signature(type(eager(network)).forward)
         if self._guided.family.encoded and hasattr(self.pipe, "encode_prompt"):
             self._prompts = Prompts(self.pipe, null, self._guided.family.encoded)
             self._undo.append(self._prompts.remove)
@@ -118,7 +148,7 @@ class Steering:
                 f"guidance_rescale={self.pipe.guidance_rescale} of the pipeline would act on top "
                 "of this guidance: leave it at 0 and write .rescaled(phi)"
             )
-        said = arguments(self._signature, self.network, args, kwargs)
+        said = arguments(self.network, args, kwargs)
         whole, as_dict = said.pop(self._guided.family.sample), said.pop("return_dict", True)
         tick = self._guided.tick(self.pipe.scheduler, said["timestep"])
         if self._guided.family.encoded:
@@ -181,16 +211,6 @@ def zero_snr_scheduler(pipe: Any) -> Any:
     )
 
 
-def arguments(
-    signature: inspect.Signature, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """What a call of a network's forward says, by name."""
-    said: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
-    said.pop("self")
-    more: dict[str, Any] = said.pop("kwargs", {})
-    return said | more
-
-
 def returned(answer: Tensor, as_dict: bool) -> Any:
     """An answer in the form in which a network of diffusers returns it."""
     if not as_dict:
@@ -200,38 +220,16 @@ def returned(answer: Tensor, as_dict: bool) -> Any:
     return Transformer2DModelOutput(sample=answer)
 
 
-def network_of(pipe: Any) -> Any:
-    """The denoising network of a pipeline, or the network itself.
-
-    Raises:
-        ValueError: the pipeline has none.
-    """
-    if isinstance(pipe, nn.Module):
-        return pipe
-    for name in ("unet", "transformer"):
-        if getattr(pipe, name, None) is not None:
-            return getattr(pipe, name)
-    raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
-
-
 def check_free(network: Any) -> None:
     """Check that the forward of a network can be wrapped.
 
     Raises:
         ValueError: it is steered already, or calls do not pass through it.
     """
-    if isinstance(getattr(network.forward, "__self__", None), Steering):
+    if type(getattr(network.forward, "__self__", None)).__name__ in ("Steering", "Refining"):
         raise ValueError("this pipeline is steered already: remove the other steering first")
     if getattr(network, "_compiled_call_impl", None) is not None:
         raise ValueError(
             "this network was compiled in place, which leaves no way in: use "
             "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
         )
-
-
-def put_back(network: Any, own: Any) -> None:
-    """Give a network the forward that it had of its own, or that of its class."""
-    if own is not None:
-        network.forward = own
-    else:
-        network.__dict__.pop("forward", None)

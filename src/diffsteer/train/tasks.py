@@ -12,7 +12,7 @@ from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 from diffsteer.train.trainer import Trainer
 
-TASKS = ("autoencoder", "text-to-image")
+TASKS = ("autoencoder", "refiner", "text-to-image")
 
 
 def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
@@ -21,9 +21,22 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
     Raises:
         ValueError: the task is unknown, or as `Trainer`.
     """
+    if run.task == "refiner":
+        return _refiner(run, folder, start)
     source = source_of(run.data)
     torch.manual_seed(run.training.seed)
     return Trainer(run, _task(run, source), source, folder, start)
+
+
+def _refiner(run: Run, folder: Path, start: int | None) -> Trainer:
+    """The trainer of a noise refiner, whose task has data of its own."""
+    from diffsteer.train.refiner import RefinerSettings, RefinerTask
+
+    if run.data != Data():
+        raise ValueError("a refiner learns from settings.targets: leave [data] out")
+    torch.manual_seed(run.training.seed)
+    task = RefinerTask(strict(RefinerSettings, run.settings, "settings"))
+    return Trainer(run, task, task.source, folder, start)
 
 
 def source_of(data: Data) -> Source:

@@ -1,0 +1,204 @@
+"""Refined noise: what a training step costs by the way of its gradient, and what sampling costs.
+
+    python benchmarks/refine.py [--size pocket] [--turns 8] [--steps 10] [--batch 8]
+
+Training: a whole step (refine, sample, backward, AdamW) by multistep score distillation and by
+checkpointed back-propagation, in turns, on one network with random weights; and the most memory
+that autograd keeps for the backward pass. Sampling: refined and unguided beside CFG, both through
+`steer`, with the rows that the network evaluated.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from diffsteer import DDIM, Level, grid
+from diffsteer.hf.steer import steer
+from diffsteer.refine.msd import MSD, Full, Gradient, Student
+from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.train.settings import Run
+
+SIDE, WORDS = 16, 16
+
+
+def pipeline(size: str) -> Any:
+    """A pipeline around a network of the pocket model's config, or a third of its width."""
+    config = dict(Run.named("pocket-eps").settings["unet"])
+    if size == "tiny":
+        config |= {"block_out_channels": [32, 64, 64], "attention_head_dim": [1, 2, 2]}
+    torch.manual_seed(0)
+    text = CLIPTextConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL(**Run.named("pocket-vae").settings["network"]),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=None,
+        unet=UNet2DConditionModel(**config).eval().requires_grad_(False),
+        scheduler=DDIMScheduler(**Run.named("pocket-eps").settings["scheduler"]),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def training(pipe: Any, refiner: NoiseRefiner, gradient: Gradient, n: int, batch: int) -> Any:
+    """One step of the optimizer, as a function."""
+    weights = list(refiner.lora.parameters.values())
+    optimizer = torch.optim.AdamW(weights, 1e-6, fused=True)
+    model = refiner.model
+    device = model.network.device
+    cond = {
+        "timestep": torch.tensor(999, device=device),
+        "encoder_hidden_states": torch.randn(batch, WORDS, 128, device=device),
+    }
+    x, target = torch.randn(2, batch, 4, SIDE, SIDE, device=device)
+
+    def net(x: Tensor, level: Level) -> Tensor:
+        return model(x, level, cond)
+
+    student = Student(net, model.kind, grid(model.schedule, n, "trailing"), DDIM())
+
+    def forward() -> Tensor:
+        return gradient.loss(refiner(x, {"cond": cond}), target, student)
+
+    def step() -> None:
+        forward().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step.forward = forward  # type: ignore[attr-defined]
+    return step
+
+
+def seconds(act: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def kept(step: Any) -> float:
+    """MiB of activations that autograd keeps until the backward pass, weights left out."""
+    held: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if not isinstance(t, torch.nn.Parameter):
+            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = step.forward()
+    del loss
+    return sum(held.values()) / 2**20
+
+
+def peak(step: Callable[[], None]) -> float:
+    """MiB of the peak of a whole step on a GPU, beyond what was held before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def sampling(pipe: Any, refiner: NoiseRefiner, batch: int, n: int, turns: int) -> None:
+    """Images a second and rows an image: unguided, refined and unguided, CFG; in turns."""
+    device = pipe.unet.device
+    text, null = torch.randn(2, batch, WORDS, 128, device=device, dtype=pipe.unet.dtype)
+    rows = 0
+
+    def count(module: Any, args: Any) -> None:
+        nonlocal rows
+        rows += len(args[0])
+
+    pipe.unet.time_proj.register_forward_pre_hook(count)
+
+    def sampled(scale: float, **how: Any) -> None:
+        call = {"prompt_embeds": text, "num_inference_steps": n, "guidance_scale": scale}
+        more = {"negative_prompt_embeds": null} if scale > 1 else {}
+        if not how:
+            pipe(**call, **more, output_type="latent")
+            return
+        with steer(pipe, **how):
+            pipe(**call, **more, output_type="latent")
+
+    ways = {
+        "unguided": partial(sampled, 1.0),
+        "refined": partial(sampled, 1.0, refiner=refiner),
+        "CFG": partial(sampled, 2.0, guidance="CFG(4)"),
+    }
+    each = {}
+    for name, act in ways.items():
+        rows = 0
+        act()
+        each[name] = rows / batch
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(turns):
+        for name, act in ways.items():
+            times[name].append(seconds(act, device))
+    print(f"\nsampling, {n} steps, batch {batch}: images/s (least to most), rows an image")
+    for name, found in times.items():
+        middle, low, high = (batch / f(found) for f in (statistics.median, max, min))
+        print(f"{name:10} {middle:8.2f} ({low:.2f} to {high:.2f})  {each[name]:5.0f}")
+    ratios = [a / b for a, b in zip(times["CFG"], times["refined"], strict=True)]
+    print(f"refined / CFG: {statistics.median(ratios):.2f} x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="pocket", choices=("pocket", "tiny"))
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    pipe = pipeline(args.size).to(device)
+    refiner = NoiseRefiner(pipe, args.rank)
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name() if cuda else f"CPU, {args.threads} threads"
+    size = sum(p.numel() for n, p in pipe.unet.named_parameters() if "lora" not in n)
+    print(f"{args.size}: {size / 1e6:.1f} M parameters, batch {args.batch}, float32, {where}")
+    ways = {"MSD": MSD(), "full": Full()}
+    make = partial(training, pipe, refiner)
+    steps = {name: make(way, args.steps, args.batch) for name, way in ways.items()}
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(args.turns):
+        for name, step in steps.items():
+            times[name].append(seconds(step, device))
+    print(f"training step, N = {args.steps}: ms (least to most)")
+    for name, found in times.items():
+        middle, low, high = (f(found) * 1e3 for f in (statistics.median, min, max))
+        print(f"{name:10} {middle:8.0f} ({low:.0f} to {high:.0f})")
+    ratios = [b / a for a, b in zip(times["MSD"], times["full"], strict=True)]
+    print(f"full / MSD: {statistics.median(ratios):.2f} x, {args.turns} turns")
+    measure = peak if cuda else kept
+    print("memory, MiB: " + ("peak of a step" if cuda else "kept for backward"))
+    for n in (2, 10, 50):
+        found = [measure(make(way, n, args.batch)) for way in ways.values()]
+        print(
+            f"N = {n:2}    " + "   ".join(f"{k} {v:.1f}" for k, v in zip(ways, found, strict=True))
+        )
+    sampling(pipe, refiner, args.batch, args.steps, args.turns)
+
+
+if __name__ == "__main__":
+    main()

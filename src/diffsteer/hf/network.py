@@ -1,0 +1,69 @@
+"""The network of a diffusers pipeline: where it is, what it is told, how to stand in for it."""
+
+import inspect
+from collections.abc import Hashable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def network_of(pipe: Any) -> Any:
+    """The denoising network of a pipeline, or the network itself.
+
+    Raises:
+        ValueError: the pipeline has none.
+    """
+    if isinstance(pipe, nn.Module):
+        return pipe
+    for name in ("unet", "transformer"):
+        if getattr(pipe, name, None) is not None:
+            return getattr(pipe, name)
+    raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
+
+
+def eager(module: Any) -> Any:
+    """The network inside a compiled one."""
+    return getattr(module, "_orig_mod", module)
+
+
+def channels(network: Any) -> int:
+    """Channels of the sample: what the network returns, less a learned variance."""
+    given, returned = (
+        network.config.in_channels,
+        network.config.out_channels or network.config.in_channels,
+    )
+    return int(given if returned == 2 * given else min(given, returned))
+
+
+def arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call of a network's forward says, by name."""
+    signature = _signature(type(eager(network)).forward)
+    said: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
+    said.pop("self")
+    more: dict[str, Any] = said.pop("kwargs", {})
+    return said | more
+
+
+@cache
+def _signature(forward: Hashable) -> inspect.Signature:
+    return inspect.signature(forward)  # type: ignore[arg-type]
+
+
+def put_back(network: Any, own: Any) -> None:
+    """Give a network the forward that it had of its own, or that of its class."""
+    if own is not None:
+        network.forward = own
+    else:
+        network.__dict__.pop("forward", None)
+
+
+def told(time: float, before: float | Tensor) -> Tensor:
+    """What a network is told of another time, in the shape of what it was told.
+
+    Always a floating tensor, since networks cut numbers down to whole ones.
+    """
+    like = torch.as_tensor(before)
+    dtype = like.dtype if like.is_floating_point() else torch.float32
+    return torch.full_like(like, time, dtype=dtype)

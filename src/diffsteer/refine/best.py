@@ -1,0 +1,64 @@
+"""The best of n draws by a score: the plainest rival of refined noise."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Images = Callable[[list[int]], Tensor]
+Score = Callable[[Tensor, list[str]], Tensor]
+"""From uint8 pictures `(N, 3, H, W)` and their prompts to a number each, `(N,)`; more is better."""
+STRIDE = 2**32
+"""Between the first and the next candidate seed of a sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class BestOf:
+    """Pictures of seeds, each the best of n by a score; costs n times the rows.
+
+    Candidate k of seed i is the picture of seed i + k 2^32, so that 0, the first, is the picture
+    that there is without choosing.
+
+    Args:
+        images: Makes one picture a seed, such as a `Rendering`.
+        score: What the best has most of.
+        n: Candidates, >= 1.
+        prompts: The prompt of seed i is prompts[i mod their number].
+
+    Raises:
+        ValueError: there is nothing to choose.
+    """
+
+    images: Images
+    score: Score
+    n: int
+    prompts: Sequence[str] = ("",)
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not self.prompts:
+            raise ValueError(f"n={self.n} of {len(self.prompts)} prompts: give at least 1 of each")
+
+    def chosen(self, seeds: Sequence[int]) -> list[int]:
+        """The seeds of the best pictures."""
+        texts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
+        draws = [[seed + k * STRIDE for seed in seeds] for k in range(self.n)]
+        scores = [scored(self.score, self.images(part), texts) for part in draws]
+        best = torch.stack(scores).argmax(dim=0).tolist()
+        return [seed + k * STRIDE for seed, k in zip(seeds, best, strict=True)]
+
+    def __call__(self, seeds: Sequence[int]) -> Tensor:
+        """The best pictures, uint8 `(N, 3, H, W)`."""
+        return self.images(self.chosen(seeds))
+
+
+def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:
+    """What a score says of pictures, `(N,)`, float64 on the CPU.
+
+    Raises:
+        ValueError: it is not one finite number each.
+    """
+    found = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
+    if len(found) != len(texts) or not found.isfinite().all():
+        raise ValueError(f"the score gave {found.tolist()} for {len(texts)} pictures: one each")
+    return found

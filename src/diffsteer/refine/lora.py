@@ -1,0 +1,186 @@
+"""A low-rank adapter of a whole network that is on for one call and leaves no trace when off.
+
+peft does the layers. Of them a user's own adapters may be there as well: theirs keep their names,
+weights and state.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "noise_refiner"
+"""Of the adapter, beside a user's own."""
+
+
+class Lora:
+    """An adapter of every linear layer and every convolution without groups, off until it is used.
+
+    Args:
+        network: Of diffusers, not compiled. Its weights and gradients stay as they are.
+        rank: Of the adapter, >= 1.
+        output: Name of its last layer.
+        alpha: Scale times rank; 0 for the rank, a scale of 1.
+
+    Raises:
+        ValueError: the network has such an adapter already.
+    """
+
+    def __init__(self, network: nn.Module, rank: int, output: str, alpha: int = 0) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        if rank < 1:
+            raise ValueError(f"rank={rank} adapts nothing: give at least 1")
+        if NAME in getattr(network, "peft_config", {}):
+            raise ValueError("this network has a noise refiner already: remove it first")
+        self.network, self.output, self.rank, self.alpha = network, output, rank, alpha or rank
+        names = list(_targets(network))
+        config = LoraConfig(r=rank, lora_alpha=self.alpha, target_modules=names)
+        with _undisturbed(network), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a user's
+            inject_adapter_in_model(config, network, NAME)
+        self.layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Its weights by the names that peft and diffusers give them in files."""
+        return {
+            f"{name}.{side}.weight": getattr(layer, side)[NAME].weight
+            for name, layer in self.layers.items()
+            for side in ("lora_A", "lora_B")
+        }
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Take weights.
+
+        Raises:
+            ValueError: names or shapes are others.
+        """
+        mine = self.parameters
+        odd = sorted(mine.keys() ^ weights.keys())
+        odd += [n for n in mine.keys() & weights.keys() if mine[n].shape != weights[n].shape]
+        if odd:
+            raise ValueError(
+                f"these weights do not fit {type(self.network).__name__} at rank {self.rank}: "
+                f"{odd[0]} and {len(odd) - 1} more differ"
+            )
+        with torch.no_grad():
+            for name, p in mine.items():
+                p.copy_(weights[name])
+
+    @contextmanager
+    def on(self, alone: bool = False) -> Iterator[None]:
+        """Use the adapter in the calls of the network meanwhile, beside those that are active.
+
+        Args:
+            alone: The last layer returns what this adapter adds to it, and nothing else.
+
+        Raises:
+            ValueError: the adapter was removed by others, or fused weights would hide it.
+        """
+        with ExitStack() as stack:
+            for name, layer in self.layers.items():
+                self._check(name, layer)
+                others = [] if layer.disable_adapters else layer.active_adapters
+                if alone and name == self.output:
+                    others = []
+                stack.callback(_set, layer, layer._active_adapter, layer._disable_adapters)
+                _set(layer, [*others, NAME], False)
+            if alone:
+                last = self.layers[self.output].base_layer
+                handle = last.register_forward_hook(lambda m, args, out: torch.zeros_like(out))
+                stack.callback(handle.remove)
+            yield
+
+    def remove(self) -> None:
+        """Give the network its own layers back, but for those with a user's adapters."""
+        for name, layer in self.layers.items():
+            if NAME not in layer.lora_A or not _holds(self.network, name, layer):
+                continue
+            layer.delete_adapter(NAME)
+            if not layer.lora_A:
+                parent, _, last = name.rpartition(".")
+                setattr(self.network.get_submodule(parent), last, layer.base_layer)
+        configs = getattr(self.network, "peft_config", {})
+        configs.pop(NAME, None)
+        if not configs:
+            self.network.__dict__.pop("peft_config", None)
+
+    def _check(self, name: str, layer: Any) -> None:
+        if NAME not in layer.lora_A or not _holds(self.network, name, layer):
+            raise ValueError(
+                f"the noise refiner was removed from {name} by others (unload_lora_weights "
+                "removes every adapter): load it again"
+            )
+        if layer.merged:
+            raise ValueError(
+                f"{', '.join(layer.merged_adapters)} is fused into {name}, which hides the noise "
+                "refiner: call unfuse_lora first, or fuse and unload before loading the refiner"
+            )
+
+
+def plain_name(name: str) -> str:
+    """Name that a parameter has in the network without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def own_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of a network without those of adapters, as if there were none."""
+    for name, p in network.named_parameters():
+        if not {"lora_A", "lora_B", "lora_magnitude_vector"} & set(name.split(".")):
+            yield plain_name(name), p
+
+
+def _set(layer: Any, active: list[str] | str, disabled: bool) -> None:
+    """Set the state of a layer without what peft's `set_adapter` does to gradients."""
+    layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def _holds(network: nn.Module, name: str, layer: nn.Module) -> bool:
+    try:
+        return network.get_submodule(name) is layer
+    except AttributeError:
+        return False
+
+
+def _targets(network: nn.Module) -> Iterator[str]:
+    """Names of the layers to adapt; one that has adapters already counts by what it adapts.
+
+    Groups of a convolution would have to divide the rank, so these are left out.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inside: tuple[str, ...] = ()
+    for name, module in network.named_modules():
+        if name.startswith(inside or ("\0",)):
+            continue
+        base = module
+        if isinstance(module, BaseTunerLayer):
+            inside += (f"{name}.",)
+            base = module.get_base_layer()
+        if isinstance(base, nn.Linear) or (isinstance(base, nn.Conv2d) and base.groups == 1):
+            yield name
+
+
+@contextmanager
+def _undisturbed(network: nn.Module) -> Iterator[None]:
+    """Keep which adapters are active and what needs a gradient, which adding an adapter changes."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    needs = {id(p): p.requires_grad for p in network.parameters()}
+    states = {
+        id(m): (m._active_adapter, m._disable_adapters)
+        for m in network.modules()
+        if isinstance(m, BaseTunerLayer)
+    }
+    off: tuple[Any, bool] = ([], False)
+    usual = next(iter(states.values()), off)  # diffusers asks any layer for those in use
+    yield
+    for layer in network.modules():
+        if isinstance(layer, BaseTunerLayer):
+            _set(layer, *states.get(id(layer), usual))
+    for p in network.parameters():
+        p.requires_grad_(needs.get(id(p), p.requires_grad))

@@ -1,0 +1,154 @@
+"""A pipeline's network as a function of a sample, a level and a condition."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.denoiser import Cond
+from diffsteer.hf.config import trained
+from diffsteer.hf.family import Family, family_of
+from diffsteer.hf.network import arguments, channels, eager, network_of, put_back, told
+from diffsteer.level import Level, wide
+from diffsteer.prediction import Kind
+from diffsteer.schedule import Flow, Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The network of a pipeline with all that is needed to call it.
+
+    Attributes:
+        network: The network itself, not compiled.
+        forward: How it is called; that of the network where nothing is wrapped around it.
+        family: Of the network.
+        schedule: What it was trained on.
+        kind: What it predicts.
+    """
+
+    network: Any
+    forward: Callable[..., Any]
+    family: Family
+    schedule: Schedule
+    kind: Kind
+
+    @classmethod
+    def of(cls, pipe: Any, forward: Callable[..., Any] | None = None) -> "Model":
+        """The network of a pipeline of diffusers.
+
+        Raises:
+            ValueError: it is of no known family, or the schedule is none that we know.
+        """
+        network = eager(network_of(pipe))
+        schedule, kind = trained(pipe.scheduler)
+        return cls(network, forward or network, family_of(network), schedule, kind)
+
+    @property
+    def terminal(self) -> Level:
+        """The noisiest level that the network knows, where sampling starts."""
+        return self.schedule.at(self.schedule.last)
+
+    def __call__(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
+        """Return its output, in the shape of `x` and float32 or wider.
+
+        Args:
+            x: The sample, `(B, C, H, W)`, or packed, as the network takes it.
+            level: 0-dim; what the network is told comes from it.
+            cond: All other arguments, as a pipeline gives them.
+        """
+        said = dict(cond)
+        extra = said.pop("extra", None)
+        flow = self.family.flow_time if isinstance(self.schedule, Flow) else 1.0
+        said["timestep"] = told(level.t.item() * flow, said["timestep"])
+        whole = x.to(self.network.dtype)
+        if extra is not None:
+            whole = torch.cat([whole, extra.to(whole)], dim=self._dim)
+        said[self.family.sample] = whole
+        out = self.forward(**said, return_dict=False)[0]
+        return wide(self.split(out)[0])
+
+    def split(self, whole: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The sample, and channels beyond it (a mask, a learned variance), or None."""
+        n, rest = channels(self.network), whole.shape[self._dim]
+        if rest == n:
+            return whole, None
+        return whole.narrow(self._dim, 0, n), whole.narrow(self._dim, n, rest - n)
+
+    def cond(self, said: Mapping[str, Any]) -> tuple[Tensor, Cond]:
+        """The sample of a call of the network, and all else that the call says."""
+        rest = {k: v for k, v in said.items() if k not in (self.family.sample, "return_dict")}
+        x, extra = self.split(said[self.family.sample])
+        return x, rest if extra is None else {**rest, "extra": extra}
+
+    @property
+    def _dim(self) -> int:
+        return -1 if self.family.packed else 1
+
+
+class _Reached(Exception):
+    """Ends a pipeline at the first call of its network."""
+
+
+def first_call(pipe: Any, **call: Any) -> tuple[Tensor, Cond]:
+    """What a pipeline would send to its network first: the sample, and all other arguments.
+
+    Whatever a family makes of its prompts is in them. The pipeline gets no further, and its
+    scheduler is as it was.
+
+    Args:
+        pipe: Of a known family.
+        call: Arguments of its call.
+    """
+    seen: dict[str, Any] = {}
+
+    def watch(said: dict[str, Any]) -> Any:
+        seen.update(said)
+        raise _Reached
+
+    scheduler = pipe.scheduler
+    pipe.scheduler = copy(scheduler)
+    try:
+        with replaced(pipe, watch):
+            pipe(**call)
+    except _Reached:
+        return Model.of(pipe).cond(seen)
+    finally:
+        pipe.scheduler = scheduler
+    raise ValueError(f"{type(pipe).__name__} did not call its network: nothing can be refined")
+
+
+@contextmanager
+def replaced(pipe: Any, act: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
+    """Let a function of its arguments, by name, stand in for the network of a pipeline."""
+    network = network_of(pipe)
+    before = network.__dict__.get("forward")
+    network.forward = lambda *args, **kwargs: act(arguments(network, args, kwargs))
+    try:
+        yield
+    finally:
+        put_back(network, before)
+
+
+def conditions(pipe: Any, prompts: list[str]) -> Cond:
+    """What the network is told of prompts, one a row: all its arguments but the sample."""
+    call = {"prompt": list(prompts), "guidance_scale": 1.0, "num_inference_steps": 1}
+    with torch.no_grad():
+        return first_call(pipe, **call)[1]
+
+
+def require_prompts(prompts: list[str]) -> None:
+    """Check that there are prompts, and that each says something.
+
+    Raises:
+        ValueError: not so.
+    """
+    empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
+    if empty or not prompts:
+        what = f"prompt {empty[0]} is empty" if prompts else "there is no prompt"
+        raise ValueError(
+            f"{what}: noise is refined for what the picture is to show; give a prompt for each"
+        )

@@ -1,0 +1,87 @@
+"""Noise level guidance: move the noise towards what the prompt's prediction sees in it.
+
+Needs no training, and two rows of the network a round.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.denoiser import Cond
+from diffsteer.hf.guided import seeds_of
+from diffsteer.level import wide
+from diffsteer.noise import Noise
+from diffsteer.refine.model import Model
+
+CLIP = 0.5
+"""Greatest change of an element in a round, before the scale."""
+FRESH = 0.001
+"""Variance of the noise that each round adds."""
+
+
+class Rival(ABC):
+    """A way to better noise that needs no training; known by its text, such as "NLG(20)".
+
+    Attributes:
+        null: Whether it asks for the null prompt as well.
+    """
+
+    null: bool = False
+
+    @abstractmethod
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
+        """Return better noise, in the shape of `x`."""
+
+
+@dataclass(frozen=True)
+class NLG(Rival):
+    """Rounds of x - scale clip(eps_cond - eps_null), back to the norm of Gaussian noise.
+
+    Clipped by element, at 0.5; after each round noise of variance 0.001 is added, drawn by a seed
+    that the sample itself gives. The paper's own scale is not public: 1 is ours.
+
+    Args:
+        rounds: How many, >= 1; two rows of the network each.
+        scale: Of a round.
+
+    Raises:
+        ValueError: it could not change anything.
+
+    Source: https://arxiv.org/abs/2509.13936.
+    """
+
+    rounds: int = 20
+    scale: float = 1.0
+    null = True
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"{self.rounds} rounds change nothing: give at least 1")
+
+    @override
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
+        level = model.terminal
+        if level.alpha == 0:
+            raise ValueError(
+                "noise level guidance follows the difference of two predictions of noise, which is "
+                "nothing at zero terminal SNR, where the noise is known: train a NoiseRefiner"
+            )
+        x = wide(x)
+        draw = Noise(seeds_of(x))
+        norm = x[0].numel() ** 0.5
+        for _ in range(self.rounds):
+            cond, null = (
+                model.kind.solve(x, model(x, level, conds[name]), level)[1]
+                for name in ("cond", "null")
+            )
+            x = x - self.scale * (cond - null).clamp(-CLIP, CLIP)
+            x = x * (
+                norm
+                / torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *[1] * (x.ndim - 1))
+            )
+            x = x + FRESH**0.5 * draw(x)
+        return x

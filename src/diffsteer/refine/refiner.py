@@ -1,0 +1,119 @@
+"""`NoiseRefiner`: an adapter of a pipeline's network that makes better noise of noise.
+
+    refiner = NoiseRefiner.load("refiner", pipe)
+    with steer(pipe, refiner=refiner):
+        image = pipe("a cat", guidance_scale=1).images[0]
+
+Source: Ahn et al. 2024, https://arxiv.org/abs/2412.03895.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffsteer.denoiser import Cond
+from diffsteer.level import wide
+from diffsteer.refine.files import Said, fingerprint, read, require, write
+from diffsteer.refine.head import HEADS, Start
+from diffsteer.refine.lora import Lora
+from diffsteer.refine.model import Model
+
+
+class NoiseRefiner:
+    """A low-rank adapter of a network, used for one call at the terminal level.
+
+    Args:
+        pipe: The pipeline; its network gets the adapter, off but in that call, until `remove`.
+        rank: Of the adapter, >= 1.
+        head: Name of what the output changes, of `HEADS`.
+        alpha: Scale of the adapter times its rank; 0 for the rank.
+
+    Attributes:
+        strength: Factor of the change; 1 is as trained, 0 none.
+        sha256: Of the file that its weights are from; empty where they are new.
+
+    Raises:
+        ValueError: the network cannot be adapted so, or is adapted already.
+    """
+
+    null = False
+
+    def __init__(self, pipe: Any, rank: int = 16, head: str = "zero_init", alpha: int = 0) -> None:
+        if head not in HEADS:
+            raise ValueError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
+        self.model = Model.of(pipe)
+        self.head, self.name, self.strength = HEADS[head], head, 1.0
+        self.sha256 = ""
+        self.head.check(self.model.kind, self.model.terminal)
+        self.lora = Lora(self.model.network, rank, self.model.family.output, alpha)
+
+    @classmethod
+    def load(
+        cls, source: str | Path, pipe: Any, strength: float = 1.0, any_model: bool = False
+    ) -> "NoiseRefiner":
+        """Read a refiner and put it into the network of a pipeline.
+
+        Args:
+            source: Folder, or hub id.
+            pipe: A pipeline with the network that the refiner was trained for.
+            strength: Factor of the change.
+            any_model: Also take a network with other weights, such as a fine-tuned one. How well
+                the refiner does there is not known.
+
+        Raises:
+            FileNotFoundError: there is no refiner.
+            ValueError: it is broken, or was trained for another network.
+        """
+        said, weights = read(source)
+        require(said, Model.of(pipe), any_model, str(source))
+        made = cls(pipe, said.rank, said.head, said.alpha)
+        try:
+            made.lora.load(weights)
+        except ValueError:
+            made.remove()
+            raise
+        made.strength, made.sha256 = strength, said.sha256
+        for p in made.lora.parameters.values():
+            p.requires_grad_(False)
+        return made
+
+    def save(self, folder: Path, made: Mapping[str, Any] | None = None) -> None:
+        """Write `refiner.safetensors` and `refiner.json`, whole or not at all.
+
+        Args:
+            folder: Where; made where it is missing.
+            made: How it was trained, in plain values; kept beside the weights.
+        """
+        level = self.model.terminal
+        said = Said(
+            head=self.name,
+            rank=self.lora.rank,
+            alpha=self.lora.alpha,
+            network=type(self.model.network).__name__,
+            weights=fingerprint(self.model.network),
+            kind=repr(self.model.kind),
+            terminal={"t": level.t.item(), "alpha": level.alpha.item()},
+            made=dict(made or {}),
+        )
+        write(folder, said, {name: p.detach() for name, p in self.lora.parameters.items()})
+
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model | None = None) -> Tensor:
+        """Return refined noise, `(B, *D)`, float32 or wider; rows do not see each other.
+
+        Args:
+            x: Unit Gaussian noise, as the network takes it.
+            conds: All else that the network is told, as `first_call` gives it, under "cond".
+            model: How to call the network where something is wrapped around it.
+        """
+        model = model or self.model
+        level, x = model.terminal, wide(x)
+        start = Start(
+            x, level, model.kind, lambda: model(x, level, conds["cond"]), lambda a: self.lora.on(a)
+        )
+        return x + self.strength * self.head.delta(start)
+
+    def remove(self) -> None:
+        """Take the adapter out of the network, which is then as it was."""
+        self.lora.remove()

@@ -1,0 +1,212 @@
+"""What a guided teacher makes of noise: made once for many seeds, or as training asks for it.
+
+Noise is not stored: that of seed i is `Noise([i])`. A folder of targets is one of chunks as
+measuring keeps them, with latents in the place of features: bound to its recipe and network, shared
+by processes, resumed after any end.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.eval.chunks import MANIFEST, Chunk, Folder
+from diffsteer.eval.sampling import filled
+from diffsteer.noise import Noise
+from diffsteer.recipe import Recipe, differences
+from diffsteer.refine.best import Score, scored
+from diffsteer.refine.files import fingerprint
+from diffsteer.refine.model import Model, first_call, require_prompts
+from diffsteer.render import Rendering, call_of, rendering, stacked
+
+SCORE = "score"
+"""Name under which a chunk holds what a score said."""
+
+
+def make(
+    recipe: Recipe,
+    seeds: Sequence[int],
+    out: Path,
+    batch: int = 8,
+    device: str = "",
+    score: Score | None = None,
+    scorer: str = "",
+) -> int:
+    """Sample targets, in each process where there are several; returns how many are there.
+
+    Args:
+        recipe: The teacher: model, prompts, guidance, sampler, steps.
+        seeds: One target each; seed i shows prompt i mod their number.
+        out: Folder; one with other targets is refused.
+        batch: Targets at a time, >= 1; changes none of them.
+        device: Where; empty for a GPU if there is one.
+        score: Judges the picture of each target, so that training can leave out the worse.
+        scorer: Its name, which binds the folder too.
+
+    Raises:
+        ValueError: a prompt is empty, there is no guidance, or the folder holds something else.
+    """
+    require_prompts(list(recipe.prompts))
+    if not recipe.guidance:
+        raise ValueError('the teacher has no guidance: give one to learn from, such as "CFG(6)"')
+    if batch < 1 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"batch={batch}: give at least 1, and each seed once")
+    with rendering(recipe, device) as images:
+        shape = noise_shape(images.pipe, recipe)
+        networks = fingerprint(Model.of(images.pipe).network)
+        key = {**recipe.said, "networks": networks, "shape": list(shape), "score": scorer}
+        folder = Folder(out, key)
+
+        def chunk(part: list[int]) -> Chunk:
+            texts = [recipe.of(seed).prompt for seed in part]
+            noise = Noise(part)(torch.empty(len(part), *shape))
+            latents, output = ended(images, recipe, texts, noise, shown=score is not None)
+            said = {} if score is None else {SCORE: scored(score, stacked(output), texts)}
+            return Chunk(tuple(part), latents.flatten(1), said)
+
+        with filled(folder, sorted(seeds), chunk, batch):
+            return len(seeds)
+
+
+def noise_shape(pipe: Any, recipe: Recipe) -> tuple[int, ...]:
+    """Shape of one sample's noise as `latents=` of a pipeline.
+
+    Raises:
+        ValueError: the pipeline takes no latents.
+    """
+    if "latents" not in signature(pipe.__call__).parameters:
+        raise ValueError(
+            f"{type(pipe).__name__} takes no latents, so that its noise cannot be said: targets "
+            "need a pipeline with latents="
+        )
+    x, _ = first_call(pipe, **call_of(pipe, recipe, ["x"]))
+    return tuple(x.shape[1:])
+
+
+@torch.no_grad()
+def ended(
+    images: Rendering, recipe: Recipe, texts: Sequence[str], noise: Tensor, shown: bool = False
+) -> tuple[Tensor, Any]:
+    """Where a sampling from noise ends: latents `(B, *D)`, float32 on the CPU, and its output.
+
+    Args:
+        images: The pipeline, set up.
+        recipe: As it was set up.
+        texts: A prompt each.
+        noise: Unit Gaussian noise, `(B, *D)`.
+        shown: Whether the output has to hold pictures.
+    """
+    pipe = images.pipe
+    found: list[Tensor] = []
+    own, step = pipe.scheduler.__dict__.get("step"), pipe.scheduler.step
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        out = step(*args, **kwargs)
+        found[:] = [out[0]]
+        return out
+
+    call = call_of(pipe, recipe, texts) | {"latents": noise.to(pipe.device, pipe.dtype)}
+    pipe.scheduler.step = watched
+    try:
+        generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
+        output = pipe(**call, generator=generators, output_type="pil" if shown else "latent")
+    finally:
+        pipe.scheduler.__dict__.pop("step")
+        if own is not None:
+            pipe.scheduler.step = own
+    return found[0].to("cpu", torch.float32), output
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Targets of a folder, in memory.
+
+    Attributes:
+        path: The folder.
+        key: All that decides them: the recipe, hashes of the network, the shape.
+        seeds: Of the noise of each.
+        latents: What the teacher makes of it, `(N, *D)`, float32.
+    """
+
+    path: Path
+    key: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    latents: Tensor
+
+    @classmethod
+    def at(cls, path: Path, least: float | None = None) -> "Targets":
+        """Read a folder.
+
+        Args:
+            path: Of `make`.
+            least: Leave out targets that scored less.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: they have no score, or none is good enough.
+        """
+        folder = Folder(path, _key(path))
+        chunks = [folder.read(name) for name in folder.done()]
+        seeds = [seed for chunk in chunks for seed in chunk.seeds]
+        if not seeds:
+            raise FileNotFoundError(f"{path} holds no targets yet: run `diffsteer refine targets`")
+        latents = torch.cat([chunk.features for chunk in chunks])
+        order = torch.tensor(seeds, dtype=torch.float64).argsort()
+        if least is not None:
+            if any(SCORE not in chunk.costs for chunk in chunks):
+                raise ValueError(f"{path} has no scores: make the targets with --score")
+            score = torch.cat([chunk.costs[SCORE] for chunk in chunks])
+            order = order[score[order] >= least]
+            if not len(order):
+                raise ValueError(f"no target scores {least} or more: the best has {score.max():g}")
+        shape = folder.key["shape"]
+        assert latents.shape[1] == prod(shape)
+        kept = latents[order].reshape(-1, *shape)
+        return cls(path, folder.key, tuple(seeds[i] for i in order.tolist()), kept)
+
+    def prompt(self, index: int) -> str:
+        """What a target shows."""
+        prompts = self.key["prompts"]
+        return str(prompts[self.seeds[index] % len(prompts)])
+
+    def require(self, networks: Mapping[str, str], teacher: Mapping[str, Any]) -> None:
+        """Check that they are what a run learns from.
+
+        Args:
+            networks: Fingerprint of its network.
+            teacher: What it says of the recipe; what it leaves out may be anything.
+
+        Raises:
+            ValueError: they are of another network or recipe, named with the difference.
+        """
+        mine = self.key["networks"]
+        if any(mine[name] != networks[name] for name in mine.keys() & networks.keys()):
+            raise ValueError(
+                f"{self.path} holds targets of another network than settings.start: make them with "
+                "the model that is trained"
+            )
+        held = {name: self.key.get(name) for name in teacher}
+        if odd := differences(held, dict(teacher)):
+            raise ValueError(
+                f"{self.path} holds targets of another teacher: {odd}. Leave settings.teacher out, "
+                "or make other targets"
+            )
+
+
+def _key(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads((path / MANIFEST).read_bytes())["key"]
+        _ = said["networks"], said["shape"], said["prompts"]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} holds no targets: run `diffsteer refine targets`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / MANIFEST} is not one of targets: {error}") from error
+    return dict(said)

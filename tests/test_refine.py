@@ -1,0 +1,533 @@
+"""Refined noise in pipelines of every family: what it costs, and that it leaves no trace."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
+from diffsteer.hf.network import network_of
+from diffsteer.hf.steer import steer
+from diffsteer.refine.head import HEADS
+from diffsteer.refine.model import Model, conditions, first_call
+from diffsteer.refine.nlg import NLG
+from diffsteer.refine.pipeline import refine
+from diffsteer.refine.refiner import NoiseRefiner
+
+SD = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a cat", "a red dog"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pipe")
+
+
+def ddim(kind: str = "epsilon", **more: Any) -> Any:
+    return diffusers.DDIMScheduler(**SD, prediction_type=kind, **more)
+
+
+@pytest.fixture
+def sd(folder):
+    return lambda kind="epsilon": tiny.stable_diffusion(ddim(kind), folder)
+
+
+def sampled(
+    pipe: Any, prompt: Any = PROMPTS, steps: int = 3, scale: float = 1.0, **more: Any
+) -> Any:
+    more = {"latents": START, "output_type": "latent"} | more
+    return pipe(prompt, num_inference_steps=steps, guidance_scale=scale, **more).images
+
+
+def moved(refiner: NoiseRefiner, size: float = 0.05) -> NoiseRefiner:
+    """Give an adapter weights that change something, always the same."""
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in refiner.lora.parameters.values():
+            p.copy_(size * torch.randn(p.shape, generator=draw))
+    return refiner
+
+
+def counted(network: Any) -> list[int]:
+    """Batch sizes of the calls of a network."""
+    sizes: list[int] = []
+    network.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+    )
+    first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
+    first.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    return sizes
+
+
+# ------------------------------------------------------------------ the hook, in every family
+
+
+class Instead:
+    """Refines any noise to other noise: sampling must then be as if it had started there."""
+
+    null = False
+
+    def __init__(self, other: Tensor) -> None:
+        self.other, self.seen = other, []
+
+    def __call__(self, x: Tensor, conds: Mapping[str, Any], model: Model) -> Tensor:
+        self.seen.append(x)
+        return self.other
+
+
+def embedded(seed: int = 0) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "prompt_embeds": torch.randn(2, 7, 32, generator=draw),
+        "pooled_prompt_embeds": torch.randn(2, 32, generator=draw),
+    }
+
+
+def families(folder: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """A pipeline of each family and how it is called."""
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    euler = diffusers.EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
+    )
+    text = {"prompt": PROMPTS, "guidance_scale": 1.0}
+    latent = {"output_type": "latent"}
+    mask = {"prompt_attention_mask": torch.ones(2, 7)}
+    return {
+        "SD": (tiny.stable_diffusion(ddim(), folder), text | latent),
+        "SD, halves": (
+            tiny.stable_diffusion(ddim(), folder),
+            text | latent | {"guidance_scale": 4},
+        ),
+        "SD, Euler": (tiny.stable_diffusion(euler, folder), text | latent),
+        "SDXL": (tiny.sdxl(ddim(), folder), text | latent),
+        "SD3": (tiny.sd3(flow), embedded() | latent | {"guidance_scale": 1.0}),
+        "Flux": (tiny.flux(folder), text | latent | {"height": 16, "width": 16}),
+        "Flux, both": (
+            tiny.flux(folder),
+            text
+            | latent
+            | {"height": 16, "width": 16, "true_cfg_scale": 3.0, "negative_prompt": ["b"] * 2},
+        ),
+        "PixArt": (
+            tiny.pixart(ddim()),
+            {"prompt_embeds": embedded()["prompt_embeds"]}
+            | latent
+            | mask
+            | {"guidance_scale": 1.0, "prompt": None, "negative_prompt": None}
+            | {"use_resolution_binning": False, "height": 16, "width": 16},
+        ),
+        "DiT": (tiny.dit(ddim()), {"class_labels": [3, 5], "guidance_scale": 1.0}),
+        "DiT, halves": (tiny.dit(ddim()), {"class_labels": [3, 5], "guidance_scale": 4.0}),
+        "pixels": (tiny.unconditional(ddim()), {"batch_size": 2}),
+    }
+
+
+NAMES = ["SD", "SD, halves", "SD, Euler", "SDXL", "SD3", "Flux", "Flux, both", "PixArt", "DiT"]
+NAMES += ["DiT, halves", "pixels"]
+
+
+def results(pipe: Any, seeds: list[int], **call: Any) -> Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if "output_type" not in call:
+        call["output_type"] = "np"
+    return torch.as_tensor(pipe(num_inference_steps=3, generator=generators, **call).images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_starts_from_what_noise_is_refined_to(folder: Path, name: str) -> None:
+    """Noise of seeds 0 and 1, refined to that of 2 and 3, gives the samples of 2 and 3."""
+    pipe, call = families(folder)[name]
+    want = results(pipe, [2, 3], **call)
+    generators = [torch.Generator().manual_seed(seed) for seed in (2, 3)]
+    start = {"generator": generators, "num_inference_steps": 3}
+    whole, _ = first_call(pipe, **call | start)
+    other = whole[-2:].float()
+    if name == "SD, Euler":  # the network sees noise scaled by sigma / sqrt(sigma^2 + 1)
+        other = other / float(
+            pipe.scheduler.sigmas.max() / (pipe.scheduler.sigmas.max() ** 2 + 1) ** 0.5
+        )
+    instead = Instead(other)
+    with steer(pipe, refiner=instead):
+        got = results(pipe, [0, 1], **call)
+        again = results(pipe, [0, 1], **call)
+    # a + (b - a) is b up to 1e-7, which three steps of a random network grow
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+    assert torch.equal(got, again) and len(instead.seen) == 2
+    torch.testing.assert_close(instead.seen[0].std(), torch.tensor(1.0), atol=0.15, rtol=0)
+    assert torch.equal(results(pipe, [2, 3], **call), want)  # nothing stays behind
+
+
+@pytest.mark.parametrize(
+    "name", ["SD", "SD, Euler", "SDXL", "SD3", "Flux", "PixArt", "DiT", "pixels"]
+)
+def test_costs_one_row_more_and_is_exact_at_the_start(folder: Path, name: str) -> None:
+    pipe, call = families(folder)[name]
+    want = results(pipe, [0, 1], **call)
+    refiner = NoiseRefiner(pipe, rank=4)
+    assert torch.equal(results(pipe, [0, 1], **call), want)
+    calls: list[int] = []
+    forward = network_of(pipe).forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))))
+        return forward(*args, **kwargs)
+
+    network_of(pipe).forward = watched
+    with steer(pipe, refiner=refiner):
+        same = results(pipe, [0, 1], **call)
+        assert calls == [2] * (3 + 1)
+        moved(refiner)
+        other = results(pipe, [0, 1], **call)
+    del network_of(pipe).forward
+    assert torch.equal(same, want)  # the last layer's adapter starts at 0: noise stays bit for bit
+    assert not torch.equal(other, want)
+    assert torch.equal(results(pipe, [0, 1], **call), want)
+    refiner.remove()
+    assert torch.equal(results(pipe, [0, 1], **call), want)
+    assert not any("lora" in name for name, _ in network_of(pipe).named_modules())
+
+
+def test_rows_do_not_see_each_other(sd) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    both = refine(pipe, START, PROMPTS, refiner)
+    alone = torch.cat([refine(pipe, START[i : i + 1], PROMPTS[i : i + 1], refiner) for i in (0, 1)])
+    torch.testing.assert_close(both, alone, atol=1e-5, rtol=1e-5)  # kernels differ by batch
+    assert (both - START).abs().max() > 0.01
+
+
+def test_combines_with_guidance(sd) -> None:
+    """Refined noise under CFG is CFG from refined noise; 2 N + 1 rows."""
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    start = refine(pipe, START, PROMPTS, refiner)
+    want = sampled(pipe, latents=start, scale=5.0)
+    rows: list[int] = []
+    first = pipe.unet.time_proj
+    first.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with steer(pipe, CFG(5), refiner=refiner):
+        got = sampled(pipe, scale=2.0)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    assert rows == [2, 4, 4, 4]
+    with steer(pipe, refiner=refiner):  # the pipeline guides itself
+        torch.testing.assert_close(sampled(pipe, scale=5.0), want, atol=1e-4, rtol=1e-4)
+
+
+def test_strength_is_a_factor_of_the_change(sd) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    change = refine(pipe, START, PROMPTS, refiner) - START
+    for strength in (0.0, 0.5, -1.0):
+        refiner.strength = strength
+        got = refine(pipe, START, PROMPTS, refiner) - START
+        torch.testing.assert_close(got, strength * change, atol=1e-6, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ heads
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("head", ["difference", "literal", "x0"])
+@pytest.mark.filterwarnings("ignore:the literal head")
+def test_heads_are_what_they_say(sd, kind: str, head: str) -> None:
+    """By the network's own outputs: before training, U - U, x + U and x + alpha x0(U)."""
+    pipe = sd(kind)
+    model, cond = Model.of(pipe), conditions(pipe, PROMPTS)
+    level = model.terminal
+    with torch.no_grad():
+        out = model(START, level, cond)
+    expected = {
+        "difference": torch.zeros_like(START),
+        "literal": out,
+        "x0": float(level.alpha) * model.kind.x0(START, out, level),
+    }[head]
+    got = refine(pipe, START, PROMPTS, NoiseRefiner(pipe, head=head)) - START
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["zero_init", "difference"])
+def test_adapter_alone_is_the_output_less_the_rest(sd, head: str) -> None:
+    """For an adapter of the last layer only, both heads that start at zero are its convolution."""
+    pipe = sd()
+    refiner = NoiseRefiner(pipe, head=head)
+    last = refiner.lora.layers["conv_out"]
+    with torch.no_grad():
+        last.lora_B["noise_refiner"].weight.fill_(0.1)
+    seen = []
+    handle = last.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    got = refine(pipe, START, PROMPTS, refiner) - START
+    handle.remove()
+    with torch.no_grad():
+        want = last.lora_B["noise_refiner"](last.lora_A["noise_refiner"](seen[0]))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    assert len(seen) == HEADS[head].rows
+
+
+@pytest.mark.parametrize("kind", [Eps(), Velocity()])
+def test_literal_head_warns_where_the_output_is_the_noise(kind) -> None:
+    level = Discrete.scaled_linear().at(999) if kind == Eps() else Flow().at(1.0)
+    with pytest.warns(UserWarning, match="starts at 2 times its size"):
+        HEADS["literal"].check(kind, level)
+
+
+@pytest.mark.filterwarnings("error")
+def test_literal_head_suits_v_and_x0_needs_signal() -> None:
+    HEADS["literal"].check(V(), Discrete.scaled_linear().at(999))
+    with pytest.raises(ValueError, match="nothing at zero terminal SNR"):
+        HEADS["x0"].check(V(), Discrete.scaled_linear().zero_snr().at(999))
+
+
+# ------------------------------------------------------------------ beside a user's own adapters
+
+
+def user_lora(pipe: Any, name: str) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    torch.manual_seed(len(name))  # names of different lengths
+    pipe.unet.add_adapter(config, name)
+
+
+def test_a_users_adapters_keep_their_state(sd) -> None:
+    """Two of them, one active; before, with and after the refiner the pipeline samples the same."""
+    pipe = sd()
+    user_lora(pipe, "style")
+    user_lora(pipe, "different")
+    pipe.unet.set_adapter("style")
+    want = sampled(pipe)
+    needs = {n: p.requires_grad for n, p in pipe.unet.named_parameters()}
+    refiner = moved(NoiseRefiner(pipe))
+    assert pipe.unet.active_adapters() == ["style"]
+    assert torch.equal(sampled(pipe), want)
+    with steer(pipe, refiner=refiner):
+        assert not torch.equal(sampled(pipe), want)
+    assert torch.equal(sampled(pipe), want)
+    pipe.unet.set_adapter("different")  # the user switches meanwhile
+    other = sampled(pipe)
+    with steer(pipe, refiner=refiner):
+        sampled(pipe)
+    assert torch.equal(sampled(pipe), other) and not torch.equal(other, want)
+    pipe.unet.set_adapter("style")
+    refiner.remove()
+    assert torch.equal(sampled(pipe), want)
+    assert {n for n, _ in pipe.unet.named_parameters()} == set(needs)
+
+
+def test_refining_sees_the_active_adapters(sd) -> None:
+    """They are part of the network, on or off, as the user says."""
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    plain = refine(pipe, START, PROMPTS, refiner)
+    user_lora(pipe, "style")
+    styled = refine(pipe, START, PROMPTS, refiner)
+    assert (styled - plain).abs().max() > 1e-4
+    pipe.unet.disable_adapters()
+    assert torch.equal(refine(pipe, START, PROMPTS, refiner), plain)
+
+
+def test_fused_or_unloaded_adapters_are_not_passed_over_in_silence(sd) -> None:
+    pipe = sd()
+    user_lora(pipe, "style")
+    refiner = moved(NoiseRefiner(pipe))
+    pipe.fuse_lora(adapter_names=["style"])
+    with pytest.raises(ValueError, match="unfuse_lora"):
+        refine(pipe, START, PROMPTS, refiner)
+    pipe.unfuse_lora()
+    refine(pipe, START, PROMPTS, refiner)
+    pipe.unload_lora_weights()
+    with pytest.raises(ValueError, match="load it again"):
+        refine(pipe, START, PROMPTS, refiner)
+
+
+def test_grouped_convolutions_are_left_out(sd) -> None:
+    pipe = sd()
+    conv = pipe.unet.down_blocks[0].resnets[0].conv1
+    pipe.unet.down_blocks[0].resnets[0].conv1 = torch.nn.Conv2d(
+        conv.in_channels, conv.out_channels, 3, padding=1, groups=4
+    )
+    refiner = NoiseRefiner(pipe, rank=3)
+    assert "down_blocks.0.resnets.0.conv1" not in refiner.lora.layers
+    assert "down_blocks.0.resnets.0.conv2" in refiner.lora.layers
+    with pytest.raises(ValueError, match="already"):
+        NoiseRefiner(pipe)
+
+
+# ------------------------------------------------------------------ files and bad input
+
+
+@pytest.mark.parametrize("head", ["zero_init", "difference"])
+def test_load_gives_back_what_was_saved(sd, tmp_path: Path, head: str) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe, rank=3, head=head, alpha=6))
+    want = refine(pipe, START, PROMPTS, refiner)
+    refiner.save(tmp_path / "r", {"steps": 10})
+    refiner.remove()
+    other = NoiseRefiner.load(tmp_path / "r", pipe, strength=0.5)
+    got = refine(pipe, START, PROMPTS, other)
+    torch.testing.assert_close(got, START + 0.5 * (want - START), atol=1e-6, rtol=1e-6)
+    assert json.loads((tmp_path / "r/refiner.json").read_text())["made"] == {"steps": 10}
+    other.remove()
+    with steer(pipe, refiner=str(tmp_path / "r")):
+        torch.testing.assert_close(sampled(pipe), sampled_from(sd(), want), atol=1e-5, rtol=1e-5)
+    assert not any("lora" in name for name, _ in pipe.unet.named_modules())
+
+
+def sampled_from(pipe: Any, start: Tensor) -> Tensor:
+    return sampled(pipe, latents=start)
+
+
+def test_the_file_is_a_lora_that_peft_reads(sd, tmp_path: Path) -> None:
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    pipe = sd()
+    moved(NoiseRefiner(pipe, rank=3)).save(tmp_path)
+    weights = load_file(tmp_path / "refiner.safetensors")
+    plain = tiny.unet()
+    names = [name.removesuffix(".lora_A.weight") for name in weights if "lora_A" in name]
+    inject_adapter_in_model(LoraConfig(r=3, lora_alpha=3, target_modules=names), plain, "any")
+    found = set_peft_model_state_dict(plain, weights, adapter_name="any")
+    assert not found.unexpected_keys
+    assert not [key for key in found.missing_keys if "lora" in key]
+
+
+def test_a_refiner_of_another_model_is_refused(sd, tmp_path: Path) -> None:
+    pipe = sd()
+    moved(NoiseRefiner(pipe)).save(tmp_path)
+    other = sd()
+    with torch.no_grad():
+        other.unet.conv_in.weight[0, 0, 0, 0] += 0.01
+    with pytest.raises(ValueError, match="other weights"), steer(other, refiner=tmp_path):
+        pass
+    assert not any("lora" in name for name, _ in other.unet.named_modules())
+    NoiseRefiner.load(tmp_path, other, any_model=True).remove()
+    with pytest.raises(ValueError, match="prediction type"):
+        NoiseRefiner.load(tmp_path, sd("v_prediction"))
+    zero = tiny.stable_diffusion(ddim(rescale_betas_zero_snr=True), tmp_path)
+    with pytest.raises(ValueError, match="terminal alpha"):
+        NoiseRefiner.load(tmp_path, zero)
+    loaded = sd()
+    loaded.unet.to(torch.bfloat16)
+    NoiseRefiner.load(tmp_path, loaded)  # the same weights in another precision
+
+
+@pytest.mark.parametrize("harm", ["cut", "missing", "other", "nothing"])
+def test_broken_files_say_so(sd, tmp_path: Path, harm: str) -> None:
+    NoiseRefiner(sd()).save(tmp_path)
+    weights, about = tmp_path / "refiner.safetensors", tmp_path / "refiner.json"
+    if harm == "cut":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    if harm == "missing":
+        about.unlink()
+    if harm == "other":
+        about.write_text("{}")
+    error, words = {
+        "cut": (ValueError, "cut short"),
+        "missing": (FileNotFoundError, "has no refiner.json"),
+        "other": (ValueError, "no refiner of ours"),
+        "nothing": (FileNotFoundError, "neither a folder nor a hub id"),
+    }[harm]
+    with pytest.raises(error, match=words):
+        NoiseRefiner.load(tmp_path / "gone" / "away" if harm == "nothing" else tmp_path, sd())
+
+
+def test_bad_input(sd, tmp_path: Path) -> None:
+    pipe = sd()
+    refiner = NoiseRefiner(pipe)
+    for prompts, words in (
+        ([], "there is no prompt"),
+        (["a cat", " "], "prompt 1 is empty"),
+        (["a cat"], "1 prompts for 2 rows"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            refine(pipe, START, prompts, refiner)
+    with pytest.raises(ValueError, match="another pipeline"):
+        steer(sd(), refiner=refiner)
+    with pytest.raises(ValueError, match="no head"):
+        NoiseRefiner(sd(), head="none")
+    with pytest.raises(ValueError, match="rank=0"):
+        NoiseRefiner(sd(), rank=0)
+    with steer(pipe, refiner=refiner), pytest.raises(ValueError, match="steered already"):
+        steer(pipe, CFG(2))
+    picture = diffusers.StableDiffusionImg2ImgPipeline(
+        **pipe.components, requires_safety_checker=False
+    )
+    call = {"image": torch.rand(1, 3, 16, 16), "strength": 0.5, "num_inference_steps": 4}
+    with steer(picture, refiner=refiner), pytest.raises(ValueError, match="from a picture"):
+        picture("a cat", **call, output_type="latent")
+
+
+def test_a_broken_off_sampling_leaves_no_trace(sd) -> None:
+    pipe = sd()
+    want = sampled(pipe)
+    refiner = moved(NoiseRefiner(pipe))
+    with steer(pipe, refiner=refiner):
+        refined = sampled(pipe)
+        handle = pipe.unet.mid_block.register_forward_pre_hook(fails_without(refiner))
+        with pytest.raises(KeyError):
+            sampled(pipe)
+        handle.remove()
+        assert torch.equal(sampled(pipe), refined)
+    assert torch.equal(sampled(pipe), want) and "step" not in vars(pipe.scheduler)
+
+
+def fails_without(refiner: NoiseRefiner) -> Any:
+    """Fails in the first call after that which refines."""
+
+    def hook(module: Any, args: Any) -> None:
+        if not next(iter(refiner.lora.layers.values())).active_adapters:
+            raise KeyError
+
+    return hook
+
+
+# ------------------------------------------------------------------ noise level guidance
+
+
+def test_nlg_is_its_formula(sd) -> None:
+    """One round by hand, with the noise that it adds drawn again from its seed."""
+    from diffsteer.hf.guided import seeds_of
+    from diffsteer.noise import Noise
+
+    pipe = sd()
+    model = Model.of(pipe)
+    conds = {"cond": conditions(pipe, PROMPTS), "null": conditions(pipe, ["", ""])}
+    got = refine(pipe, START, PROMPTS, NLG(rounds=1, scale=2.0))
+    with torch.no_grad():
+        cond, null = (model(START, model.terminal, conds[name]) for name in ("cond", "null"))
+    x = START - 2 * (cond - null).clamp(-0.5, 0.5)
+    x = 16 * x / x.flatten(1).norm(dim=1)[:, None, None, None]
+    x = x + 0.001**0.5 * Noise(seeds_of(START))(START)
+    torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+
+
+def test_nlg_in_a_pipeline_costs_two_rows_a_round(sd) -> None:
+    pipe = sd()
+    start = refine(pipe, START, PROMPTS, NLG(2))
+    want = sampled(pipe, latents=start)
+    rows: list[int] = []
+    pipe.unet.time_proj.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with steer(pipe, CFG(1), refiner="NLG(2)"):
+        got = sampled(pipe, scale=2.0)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    assert rows == [2] * (4 + 3)
+    with steer(pipe, refiner="NLG(2)"), pytest.raises(ValueError, match="null prompt"):
+        sampled(pipe)
+    zero = tiny.stable_diffusion(
+        ddim("v_prediction", rescale_betas_zero_snr=True), Path(pipe.tokenizer.name_or_path or ".")
+    )
+    with pytest.raises(ValueError, match="zero terminal SNR"):
+        refine(zero, START, PROMPTS, NLG())

@@ -1,0 +1,368 @@
+"""Targets of a guided teacher, and training on them: resumed, bound to their origin, exact."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffsteer import Noise, grid
+from diffsteer.commands.refine import targets
+from diffsteer.commands.sample import sample
+from diffsteer.eval import sampling
+from diffsteer.hf.steer import steer
+from diffsteer.recipe import Recipe, recalled
+from diffsteer.refine.best import STRIDE, BestOf
+from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.refine.targets import Targets, make
+from diffsteer.render import rendering
+from diffsteer.sampler import DDIM
+from diffsteer.train.settings import Run, presets
+from diffsteer.train.tasks import begin
+
+PROMPTS = ("a cat", "a red dog", "owl")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return tiny.saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def teacher(model: str) -> Recipe:
+    return Recipe(model, prompts=PROMPTS, guidance="CFG(4)", sampler="DDIM()", steps=4)
+
+
+@pytest.fixture(scope="module")
+def stored(teacher: Recipe, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("targets")
+    make(teacher, range(8), out, batch=3)
+    return out
+
+
+# ------------------------------------------------------------------ targets
+
+
+def test_targets_are_the_teachers_samples_of_the_seeds(teacher: Recipe, stored: Path) -> None:
+    """In diffusers' own hands: CFG of the pipeline from the noise of each seed."""
+    found = Targets.at(stored)
+    assert found.seeds == tuple(range(8)) and found.latents.shape == (8, 4, 8, 8)
+    assert [found.prompt(i) for i in (0, 4, 5)] == ["a cat", "a red dog", "owl"]
+    with rendering(replace(teacher, guidance="")) as images:
+        noise = Noise([4, 5])(torch.empty(2, 4, 8, 8))
+        want = images.pipe(
+            ["a red dog", "owl"],
+            latents=noise,
+            num_inference_steps=4,
+            guidance_scale=4.0,
+            output_type="latent",
+        ).images
+    torch.testing.assert_close(found.latents[4:6], want, atol=1e-4, rtol=1e-4)
+
+
+def test_targets_go_on_and_do_not_depend_on_batch(
+    teacher: Recipe, stored: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sampling, "ROWS", 2)
+    make(teacher, range(3), tmp_path, batch=1)
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("chunk-*")}
+    make(teacher, range(8), tmp_path, batch=2)
+    assert {n: (tmp_path / n).read_bytes() for n in before} == before
+    a, b = Targets.at(tmp_path), Targets.at(stored)
+    assert a.seeds == b.seeds
+    torch.testing.assert_close(a.latents, b.latents, atol=1e-4, rtol=1e-4)  # kernels by batch
+
+
+def test_processes_share_the_seeds(teacher: Recipe, stored: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS), "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [
+        "-m",
+        "diffsteer.cli",
+        "refine",
+        "targets",
+        teacher.model,
+        "--prompts",
+        str(prompts),
+    ]
+    command += ["--guidance", "CFG(4)", "--sampler", "DDIM()", "--steps", "4", "--seeds", "0-7"]
+    command += ["--out", str(tmp_path / "t")]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    a, b = Targets.at(tmp_path / "t"), Targets.at(stored)
+    assert (
+        a.key == b.key and a.seeds == b.seeds and len(list((tmp_path / "t").glob("chunk-*"))) == 2
+    )
+    torch.testing.assert_close(a.latents, b.latents, atol=1e-4, rtol=1e-4)
+
+
+def brightness(pictures: Tensor, prompts: list[str]) -> Tensor:
+    assert pictures.dtype == torch.uint8 and len(prompts) == len(pictures)
+    return pictures.double().mean((1, 2, 3))
+
+
+def test_a_score_leaves_out_the_worse(teacher: Recipe, tmp_path: Path, monkeypatch) -> None:
+    make(teacher, range(6), tmp_path, score=brightness, scorer="brightness")
+    with rendering(teacher) as images:  # the same seeds: noise of a seed is diffusers' own
+        scores = brightness(images(range(6)), ["x"] * 6)
+    middle = float(scores.median()) + 1e-6
+    found = Targets.at(tmp_path, least=middle)
+    assert found.seeds == tuple(i for i in range(6) if scores[i] >= middle)
+    torch.testing.assert_close(found.latents, Targets.at(tmp_path).latents[list(found.seeds)])
+    with pytest.raises(ValueError, match="the best has"):
+        Targets.at(tmp_path, least=1e9)
+
+
+def test_bad_targets(teacher: Recipe, stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="guidance was 'CFG.4.' and is 'CFG.5.'"):
+        make(replace(teacher, guidance="CFG(5)"), range(8), stored)
+    with pytest.raises(ValueError, match="no guidance"):
+        make(replace(teacher, guidance=""), range(8), tmp_path)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        make(replace(teacher, prompts=("a", "")), range(8), tmp_path)
+    with pytest.raises(ValueError, match="there is no prompt"):
+        make(replace(teacher, prompts=()), range(8), tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no targets"):
+        Targets.at(tmp_path)
+    with pytest.raises(ValueError, match="no scores"):
+        Targets.at(stored, least=1)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a\n\nb", "utf-8")
+    with pytest.raises(ValueError, match="line 2 is empty"):
+        targets(replace(teacher, prompts=()), prompts=prompts, out=tmp_path)
+    prompts.write_text("a", "utf-8")
+    with pytest.raises(ValueError, match="MODULE:FUNCTION"):
+        targets(replace(teacher, prompts=()), prompts=prompts, out=tmp_path, score="math")
+
+
+# ------------------------------------------------------------------ training
+
+
+def preset(folder: Path, model: str, stored: Path | None, lines: str = "", **training: Any) -> str:
+    said = {"images": 24, "batch": 4, "rate": 1e-3, "precision": "no", "checkpoint": 8, "log": 8}
+    said |= {"channels_last": False} | training
+    source = f"targets = {json.dumps(str(stored))}\n" if stored else ""
+    path = folder / "small.toml"
+    path.write_text(
+        f'task = "refiner"\n[settings]\nstart = {json.dumps(model)}\n{source}rank = 4\nsteps = 3\n'
+        + lines
+        + "\n[training]\n"
+        + "\n".join(f"{k} = {json.dumps(v)}" for k, v in said.items()),
+        "utf-8",
+    )
+    return str(path)
+
+
+def run(folder: Path, model: str, stored: Path | None, out: str = "run", *args: Any, **more: Any):
+    return begin(Run.named(preset(folder, model, stored, *args, **more)), folder / out)
+
+
+def lines_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def distance(model: str, stored: Path, refiner: Path | None) -> float:
+    """Mean squared distance of unguided samples from the targets, by the pipeline itself."""
+    found = Targets.at(stored)
+    recipe = Recipe(model, sampler="DDIM()", steps=3)
+    texts = [found.prompt(i) for i in range(8)]
+    with rendering(recipe) as images:
+        more = {"latents": Noise(range(8))(found.latents), "output_type": "latent"}
+        call = {"num_inference_steps": 3, "guidance_scale": 1.0, **more}
+        if refiner is None:
+            got = images.pipe(texts, **call).images
+        else:
+            with steer(images.pipe, refiner=refiner):
+                got = images.pipe(texts, **call).images
+    return float((got - found.latents).square().mean())
+
+
+def test_training_brings_unguided_samples_to_the_targets(
+    model: str, stored: Path, tmp_path: Path
+) -> None:
+    """By the trainer's loss and by the pipeline with the saved refiner, which have to agree."""
+    trainer = run(tmp_path, model, stored, images=480, batch=8, rate=3e-3, checkpoint=240, log=80)
+    frozen = {n: p.clone() for n, p in trainer.task.pipe.unet.named_parameters() if "lora" not in n}
+    trainer.fit()
+    seen = lines_of(tmp_path / "run")
+    before = distance(model, stored, None)
+    after = distance(model, stored, tmp_path / "run/model")
+    assert after < 0.8 * before and seen[-1]["loss"] < 0.8 * before
+    assert seen[0]["change"] < seen[-1]["change"]
+    now = dict(trainer.task.pipe.unet.named_parameters())
+    assert all(torch.equal(now[n], p) and now[n].grad is None for n, p in frozen.items())
+    said = json.loads((tmp_path / "run/model/refiner.json").read_text())
+    assert said["made"]["teacher"]["guidance"] == "CFG(4)" and said["made"]["steps"] == 3
+
+
+@pytest.mark.parametrize("gradient", ["msd", "full"])
+def test_the_task_learns_by_the_gradient_that_it_says(
+    model: str, stored: Path, tmp_path: Path, gradient: str
+) -> None:
+    """Its gradients are those of autograd through the chain, with outputs held or not."""
+    lines = f'head = "difference"\ngradient = "{gradient}"'
+    task = run(tmp_path, model, stored, "run", lines).task
+    batch = {k: v[None] for k, v in task.example(0, 2, task.source[2], 0).items()}
+    parameters = list(task.trained().values())
+    got = torch.autograd.grad(task(**batch)["loss"], parameters)
+    model_, cond = task.refiner.model, None
+
+    from diffsteer.refine.model import conditions
+
+    cond = {"cond": conditions(task.pipe, [task.source[2].caption])}
+    x = task.refiner(batch["noise"], cond)
+    levels = grid(model_.schedule, 3, "trailing")
+    slope = 1.0
+
+    def denoise(x: Tensor, level: Any) -> Tensor:
+        out = model_(x, level, cond["cond"])
+        return model_.kind.x0(x, out.detach() if gradient == "msd" else out, level)
+
+    *_, end = DDIM()(x, levels, denoise)
+    if gradient == "msd":  # unit slope: without the chain's own, which is 1 / alpha for eps
+        slope = float(1 / levels[0].alpha)
+    want = torch.autograd.grad((end - batch["target"]).square().mean() / slope, parameters)
+    assert any(w.abs().max() > 0 for w in want)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, atol=1e-6 * float(w.abs().max()) + 1e-7, rtol=2e-3)
+
+
+def test_a_stopped_run_ends_as_one_that_nothing_stopped(
+    model: str, stored: Path, tmp_path: Path
+) -> None:
+    run(tmp_path, model, stored, "whole", images=16).fit()
+    run(tmp_path, model, stored, "parts", images=8).fit()
+    run(tmp_path, model, stored, "parts", images=16).fit()
+    a, b = (load_file(tmp_path / out / "model/refiner.safetensors") for out in ("whole", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_targets_made_meanwhile(model: str, teacher: Recipe, tmp_path: Path) -> None:
+    """The loss of the first step is the distance of teacher and student, sampled by hand."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    lines = f'prompt_file = "{tmp_path}/prompts.txt"\n'
+    lines += '[settings.teacher]\nguidance = "CFG(4)"\nsampler = "DDIM()"\nsteps = 4\n'
+    lines += '[pictures]\nevery = 8\nprompts = ["a cat"]\n'
+    trainer = run(tmp_path, model, None, "run", lines, images=8, batch=8)
+    task = trainer.task
+    example = task.example(0, 1, task.source[1], 77)
+    loss = task(**{k: v[None] for k, v in example.items()})["loss"]
+    with rendering(teacher) as images:
+        call = {"latents": Noise([77])(torch.empty(1, 4, 8, 8)), "output_type": "latent"}
+        target = images.pipe(PROMPTS[1], num_inference_steps=4, guidance_scale=2.0, **call).images
+    with rendering(replace(teacher, guidance="")) as images:
+        student = images.pipe(PROMPTS[1], num_inference_steps=3, guidance_scale=1.0, **call).images
+    want = (target - student).square().mean()
+    torch.testing.assert_close(loss, want, rtol=1e-3, atol=0)
+    trainer.fit()
+    assert (tmp_path / "run/pictures/0000000008.png").exists()
+
+
+def test_bad_runs(model: str, stored: Path, tmp_path: Path) -> None:
+    other = tiny.saved(tmp_path / "other")
+    weights = load_file(Path(other) / "unet/diffusion_pytorch_model.safetensors")
+    weights["conv_in.bias"] += 1
+    from safetensors.torch import save_file
+
+    save_file(weights, Path(other) / "unet/diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match="another network"):
+        run(tmp_path, other, stored)
+    with pytest.raises(ValueError, match="steps was 4 and is 9"):
+        run(tmp_path, model, stored, "run", '[settings.teacher]\nguidance = "CFG(4)"\nsteps = 9\n')
+    with pytest.raises(ValueError, match="give one of both"):
+        run(tmp_path, model, None)
+    with pytest.raises(ValueError, match="msd, full"):
+        run(tmp_path, model, stored, "run", 'gradient = "some"')
+    (tmp_path / "p.txt").write_text("a", "utf-8")
+    with pytest.raises(ValueError, match="teacher has no guidance"):
+        run(tmp_path, model, None, "run", f'prompt_file = "{tmp_path}/p.txt"')
+    with pytest.raises(ValueError, match=r"leave \[data\] out"):
+        begin(Run.named(preset(tmp_path, model, stored), "data.drop=0.1"), tmp_path / "run")
+
+
+def test_presets_are_there() -> None:
+    assert {"refiner", "pocket-refiner"} <= presets().keys()
+    assert Run.named("refiner", "settings.start=m", "settings.targets=t").task == "refiner"
+
+
+# ------------------------------------------------------------------ on the command line
+
+
+def test_sample_with_a_refiner_says_so(model: str, tmp_path: Path, monkeypatch) -> None:
+    with rendering(Recipe(model)) as images:
+        made = NoiseRefiner(images.pipe, rank=2)
+        with torch.no_grad():
+            for p in made.lora.parameters.values():
+                p.fill_(0.02)
+        made.save(tmp_path / "r")
+        made.remove()
+    recipe = Recipe(model, prompt="a cat", steps=2, refiner=str(tmp_path / "r"), strength=0.5)
+    sample(recipe, seeds="3", out=tmp_path / "a")
+    assert recalled(tmp_path / "a/000003.png")[0] == recipe
+    sample(like=tmp_path / "a/000003.png", out=tmp_path / "b")
+    sample(replace(recipe, strength=1.0), seeds="3", out=tmp_path / "c")
+    sample(replace(recipe, refiner="", strength=1.0), seeds="3", out=tmp_path / "d")
+    a, b, c, d = ((tmp_path / n / "000003.png").read_bytes() for n in "abcd")
+    assert a == b and len({a, c, d}) == 3
+    with pytest.raises(ValueError, match="was made otherwise: .*strength"):
+        sample(replace(recipe, strength=1.0), seeds="3", out=tmp_path / "a")
+    with rendering(recipe) as one, rendering(replace(recipe, refiner="", strength=1.0)) as none:
+        assert one.weights != none.weights
+
+
+def test_rows_of_recipes(model: str, tmp_path: Path) -> None:
+    """N + 1 with a refiner, 2 N with CFG, N + 2 rounds with noise level guidance."""
+    with rendering(Recipe(model)) as images:
+        made = NoiseRefiner(images.pipe, rank=2)
+        made.save(tmp_path / "r")
+        made.remove()
+    recipe = Recipe(model, prompt="a cat", steps=5)
+    for change, rows in (
+        ({}, 5),
+        ({"refiner": str(tmp_path / "r")}, 6),
+        ({"guidance": "CFG(4)"}, 10),
+        ({"guidance": "CFG(4)", "refiner": str(tmp_path / "r")}, 11),
+        ({"refiner": "NLG(3)"}, 5 + 6),
+    ):
+        with rendering(replace(recipe, **change)) as images:
+            images([0, 1])
+            assert images.rows() == {"rows": 2.0 * rows}, change
+
+
+def test_recipes_of_refiners_that_cannot_be(model: str, tmp_path: Path) -> None:
+    recipe = Recipe(model, prompt="a cat", steps=2)
+    with pytest.raises(ValueError, match="of no refiner"), rendering(replace(recipe, strength=0.5)):
+        pass
+    with pytest.raises(FileNotFoundError), rendering(replace(recipe, refiner=str(tmp_path))):
+        pass
+    nlg = replace(recipe, refiner="NLG(1)", negative="bad")
+    with pytest.warns(UserWarning, match="acts by guidance alone"), rendering(nlg):
+        pass
+    with rendering(recipe) as images:  # and the pipeline that is kept is free again
+        images([0])
+
+
+def test_best_of_n_is_the_best_of_its_candidates(model: str) -> None:
+    recipe = Recipe(model, prompts=PROMPTS, steps=2)
+    with rendering(recipe) as images:
+        best = BestOf(images, brightness, 3, PROMPTS)
+        chosen = best.chosen([1, 4])
+        every = torch.stack(
+            [brightness(images([s + k * STRIDE for s in (1, 4)]), ["", ""]) for k in range(3)]
+        )
+        assert chosen == [s + int(k) * STRIDE for s, k in zip((1, 4), every.argmax(0), strict=True)]
+        assert torch.equal(best([1, 4]), images(chosen))
+        assert BestOf(images, brightness, 1, PROMPTS).chosen([1, 4]) == [1, 4]
+        for score in (lambda p, t: torch.zeros(1), lambda p, t: torch.full((2,), float("nan"))):
+            with pytest.raises(ValueError, match="the score gave"):
+                BestOf(images, score, 2, PROMPTS)([1, 4])
+    with pytest.raises(ValueError, match="n=0"):
+        BestOf(images, brightness, 0)
