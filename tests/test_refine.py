@@ -514,7 +514,7 @@ def test_nlg_is_its_formula(sd) -> None:
     torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
 
 
-def test_nlg_in_a_pipeline_costs_two_rows_a_round(sd) -> None:
+def test_nlg_in_a_pipeline_costs_two_rows_a_round(sd, tmp_path: Path) -> None:
     pipe = sd()
     start = refine(pipe, START, PROMPTS, NLG(2))
     want = sampled(pipe, latents=start)
@@ -526,8 +526,6 @@ def test_nlg_in_a_pipeline_costs_two_rows_a_round(sd) -> None:
     assert rows == [2] * (4 + 3)
     with steer(pipe, refiner="NLG(2)"), pytest.raises(ValueError, match="null prompt"):
         sampled(pipe)
-    zero = tiny.stable_diffusion(
-        ddim("v_prediction", rescale_betas_zero_snr=True), Path(pipe.tokenizer.name_or_path or ".")
-    )
+    zero = tiny.stable_diffusion(ddim("v_prediction", rescale_betas_zero_snr=True), tmp_path)
     with pytest.raises(ValueError, match="zero terminal SNR"):
         refine(zero, START, PROMPTS, NLG())
