@@ -411,6 +411,12 @@ def test_what_a_preset_leaves_open_has_to_be_named(tmp_path: Path, change: str, 
         begun("zero-snr-finetune", tmp_path / "run", change)
 
 
+def test_a_chain_that_has_not_begun_says_so(tmp_path: Path) -> None:
+    change = f"settings.start={tmp_path}/none"
+    with pytest.raises(FileNotFoundError, match="train the preset that makes it first"):
+        begun("pocket", tmp_path / "run", change)
+
+
 def test_only_pipelines_with_one_text_encoder_are_trained(tmp_path: Path) -> None:
     from diffusers import DDPMScheduler
     from tiny import unconditional

@@ -192,6 +192,11 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
 
     if not settings.start:
         raise ValueError("settings.start is empty: name the folder or hub id to start from")
+    if settings.start.count("/") > 1 and not Path(settings.start).is_dir():
+        raise FileNotFoundError(
+            f"settings.start={settings.start} is not there: train the preset that makes it first "
+            "(`diffsteer train` lists them), or name another folder or hub id"
+        )
     if settings.unet is not None and settings.text is not None:
         vae = AutoencoderKL.from_pretrained(settings.start)
         tokenizer = tokenizer_for(captions)
