@@ -127,12 +127,12 @@ class Guided:
         arguments = {
             name: lambda make=make: self._marked(make(), extra) for name, make in conds.items()
         }
-        denoiser = Denoiser(
-            nets, Conds(arguments), kind, self.guidance, self.max_rows, schedule, self._seeds
-        )
+        made = Conds(arguments)
+        settings = self.guidance, self.max_rows, schedule, self._seeds, tick.step
+        denoiser = Denoiser(nets, made, kind, *settings)
         if tick.first:
             self._rehearse(denoiser, x, tick)
-        base, shift = denoiser.steered(x, level, tick.step)
+        base, shift = denoiser.steered(x, level)
         assert shift is not None
         out = (base.out + kind.push(shift, level)).to(whole.dtype)
         if size is not None:
@@ -154,7 +154,7 @@ class Guided:
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
         for step, time in enumerate(times, tick.step):
-            alone.rehearse(small, self._level(schedule, time), step)
+            alone.at_step(step).rehearse(small, self._level(schedule, time))
         self._rehearsed = known
 
     def _level(self, schedule: Schedule, time: Any) -> Level:
