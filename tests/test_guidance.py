@@ -47,6 +47,7 @@ from diffsteer import (
     run,
     together,
 )
+from diffsteer.guidance.base import Rescaled, Within
 from diffsteer.oracle import Gaussian, Mixture
 from diffsteer.text import subclasses
 
@@ -540,11 +541,33 @@ def test_bad_text(text: str) -> None:
         lambda: CFG(2).over(3, 3),
         lambda: CFG(2).rescaled(1.5),
         lambda: math.nan * CFG(2),
+        lambda: CFG(2).over(0.5, 2),
+        lambda: CFGZero(2, zero=0.5),
+        lambda: CFGZero(2, zero=-1),
+        lambda: SAG(1, kernel=9.0),
+        lambda: SAG(1, layer=3),
+        lambda: PAG(1, layer=""),
+        lambda: SEG(1, on=None),
+        lambda: Auto(2, net=1),
+        lambda: AutoNoise(2, on=0),
+        lambda: Classifier(1, net=None),
+        lambda: Clamped(5),
+        lambda: Within(None, 0, 1),
+        lambda: Rescaled(CFG, 0.5),
     ],
 )
 def test_bad_values(make) -> None:
     with pytest.raises(ValueError):
         make()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["'mid'.rescaled()", "2.0.within(0, 1)", "CFG.over.within", "Clamped(5)", "Scaled(3, 2)"],
+)
+def test_texts_that_are_no_guidance(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse(text, Guidance)
 
 
 def test_what_is_not_there() -> None:
