@@ -1,0 +1,88 @@
+"""Calls of pipelines that cannot be steered, or not as one might think, are told apart."""
+
+import diffusers
+import pytest
+import tiny
+import torch
+
+from diffsteer import CFG, Auto
+from diffsteer.hf.steer import steer
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a cat", "a red dog"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pipe")
+
+
+@pytest.fixture
+def sd(folder):
+    return lambda kind="epsilon": tiny.stable_diffusion(
+        diffusers.DDIMScheduler(**SD, clip_sample=False, prediction_type=kind), folder
+    )
+
+
+def sampled(pipe, scale=5.0, **more):
+    more = {"latents": START, "output_type": "latent", "num_inference_steps": 3} | more
+    return pipe(PROMPTS, guidance_scale=scale, **more).images
+
+
+def counted(network):
+    sizes = []
+    network.conv_in.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    return sizes
+
+
+def pix2pix(pipe):
+    """Three conditions a sample: prompt and image, image, nothing."""
+    parts = pipe.components | {"unet": tiny.unet(in_channels=8)}
+    made = diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    return made, {"image": torch.rand(2, 3, 16, 16), "image_guidance_scale": 1.5}
+
+
+def pag(pipe):
+    made = diffusers.StableDiffusionPAGPipeline(
+        **pipe.components, requires_safety_checker=False, pag_applied_layers="mid"
+    )
+    return made, {"pag_scale": 3.0}
+
+
+@pytest.mark.parametrize("make", [pix2pix, pag])
+def test_batches_that_are_not_two_halves(sd, make) -> None:
+    """Three rows a sample, six for two, are no two halves of three."""
+    pipe, more = make(sd())
+    pipe.set_progress_bar_config(disable=True)
+    sizes = counted(pipe.unet)
+    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="6 rows that are not the same"):
+        sampled(pipe, **more)
+    assert sizes == []
+
+
+def test_skipped_layers_of_sd3() -> None:
+    """Its pipeline calls the network again for the prompts alone."""
+    pipe = tiny.sd3(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    shapes = {"prompt_embeds": (6, 32), "pooled_prompt_embeds": (32,)}
+    prompt = {n + k: torch.randn(2, *v) for k, v in shapes.items() for n in ("", "negative_")}
+    more = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9, "latents": START}
+    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="skipped layers"):
+        pipe(num_inference_steps=4, guidance_scale=5.0, output_type="latent", **prompt, **more)
+
+
+def test_a_guide_that_predicts_something_else(sd) -> None:
+    pipe = sd()
+    before = dict(pipe.unet.__dict__)
+    with pytest.raises(ValueError, match="guide's scheduler says prediction_type='v_prediction'"):
+        steer(pipe, Auto(2), guide=sd("v_prediction"))
+    assert pipe.unet.__dict__ == before
+
+
+def test_after_a_call_that_failed(sd) -> None:
+    """A scale of None breaks the pipeline's own property, which must not break the next call."""
+    pipe = sd()
+    with pytest.raises(TypeError):
+        sampled(pipe, scale=None)
+    with steer(pipe, CFG(5)):
+        assert sampled(pipe).isfinite().all()
