@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import CFG, Auto
+from diffsteer import CFG, PAG, SAG, SEG, Auto
 from diffsteer.hf.steer import steer
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -79,6 +79,27 @@ def test_a_guide_that_predicts_something_else(sd) -> None:
     assert pipe.unet.__dict__ == before
 
 
+@pytest.mark.parametrize("total", [PAG(3), SEG(2, sigma=1.0), CFG(5) + PAG(3) + SAG(0.5)], ids=repr)
+def test_gradients(sd, total) -> None:
+    """Those of a steered network are those of a small change of its sample."""
+    pipe = sd()
+    pipe._guidance_scale = 5.0
+    pipe.unet.double()
+    gen = torch.Generator().manual_seed(1)
+    text = torch.randn(4, 16, 32, generator=gen, dtype=torch.float64)
+    way = torch.randn(2, 4, 8, 8, generator=gen, dtype=torch.float64)
+
+    def loss(x):
+        return pipe.unet(torch.cat([x, x]), torch.tensor(500), text).sample[:2].square().sum()
+
+    with steer(pipe, total):
+        x = START.double().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(x), x)
+        with torch.no_grad():
+            up, down = (loss(x + s * way) for s in (1e-6, -1e-6))
+    assert (slope * way).sum().item() == pytest.approx((up - down).item() / 2e-6, rel=1e-4)
+
+
 def test_after_a_call_that_failed(sd) -> None:
     """A scale of None breaks the pipeline's own property, which must not break the next call."""
     pipe = sd()
@@ -86,3 +107,16 @@ def test_after_a_call_that_failed(sd) -> None:
         sampled(pipe, scale=None)
     with steer(pipe, CFG(5)):
         assert sampled(pipe).isfinite().all()
+
+
+def test_networks_without_attention() -> None:
+    pipe = tiny.unconditional(diffusers.DDIMScheduler())
+    pipe.unet = diffusers.UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    )
+    with steer(pipe, PAG(3)), pytest.raises(ValueError, match="there are none in this network"):
+        pipe(num_inference_steps=2)

@@ -252,7 +252,7 @@ def seeds_of(start: Tensor) -> tuple[int, ...]:
 
     So a sample has the same one alone and in any batch. Reads a few values of each.
     """
-    values = start.flatten(1)[:, :16].float().cpu()
+    values = start.detach().flatten(1)[:, :16].float().cpu()
     return tuple(number(row.numpy().tobytes()) for row in values)
 
 
