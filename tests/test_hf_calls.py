@@ -120,3 +120,13 @@ def test_networks_without_attention() -> None:
     )
     with steer(pipe, PAG(3)), pytest.raises(ValueError, match="there are none in this network"):
         pipe(num_inference_steps=2)
+
+
+def test_steps_of_second_order_schedulers(sd) -> None:
+    """Heun asks twice a step but for the last; step 1 is its third and fourth call."""
+    pipe = sd()
+    pipe.scheduler = diffusers.HeunDiscreteScheduler(**SD)
+    sizes = counted(pipe.unet)
+    with steer(pipe, CFG(5).over(1, 2)):
+        sampled(pipe, num_inference_steps=3)
+    assert sizes == [2, 2, 4, 4, 2]

@@ -131,7 +131,7 @@ class Guided:
         settings = self.guidance, self.max_rows, schedule, self._seeds, tick.step
         denoiser = Denoiser(nets, made, kind, *settings)
         if tick.first:
-            self._rehearse(denoiser, x, tick)
+            self._rehearse(denoiser, x)
         base, shift = denoiser.steered(x, level)
         assert shift is not None
         out = (base.out + kind.push(shift, level)).to(whole.dtype)
@@ -141,19 +141,19 @@ class Guided:
             out = torch.cat([out, torch.cat(rest)[: len(out)]], dim=1)
         return out
 
-    def _rehearse(self, denoiser: Denoiser, x: Tensor, tick: Tick) -> None:
+    def _rehearse(self, denoiser: Denoiser, x: Tensor) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first call.
 
         Once for each set of timesteps, on a small sample.
         """
-        times = self._clock.times[tick.step :]
-        known = (tuple(times), tuple(denoiser.conds))
+        left = self._clock.left()
+        known = (left, tuple(denoiser.conds))
         if known == self._rehearsed:
             return
         small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
-        for step, time in enumerate(times, tick.step):
+        for step, time in left:
             alone.at_step(step).rehearse(small, self._level(schedule, time))
         self._rehearsed = known
 
