@@ -76,8 +76,8 @@ class Guided:
         self.family = family_of(eager(network))
         if guide is not None:
             _check_fit(eager(network), eager(guide))
-        modules = [network] if guide is None else [network, guide]
-        self._layers = {id(module): self.family.layers(eager(module)) for module in modules}
+        self._layers = self.family.layers(eager(network))
+        self._guide_layers = {} if guide is None else self.family.layers(eager(guide))
         self._clock = Clock()
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._grid: tuple[Any, Size] | None = None
@@ -192,7 +192,7 @@ class Guided:
             return wide(out)
 
         patch = 2 if self.family.packed else getattr(eager(module).config, "patch_size", None) or 1
-        layers = self._layers[id(module)]
+        layers = self._layers if module is self.network else self._guide_layers
         return Network(call, layers, by_sdpa, patch, self.family.text_first, self._touched)
 
     def _split(self, whole: Tensor, size: Size | None) -> tuple[Tensor, Tensor]:
