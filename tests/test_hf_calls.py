@@ -140,3 +140,10 @@ def test_steps_of_second_order_schedulers(sd) -> None:
     with steer(pipe, CFG(5).over(1, 2)):
         sampled(pipe, num_inference_steps=3)
     assert sizes == [2, 2, 4, 4, 2]
+
+
+def test_schedulers_of_edm(sd) -> None:
+    pipe = sd()
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="EDMEulerScheduler scales samples"):
+        sampled(pipe)

@@ -16,7 +16,7 @@ from diffsteer.hf.config import flows, kind_of, schedule_of
 from diffsteer.hf.family import by_sdpa, family_of, packed, unpacked
 from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind, Velocity
-from diffsteer.schedule import Flow, Schedule
+from diffsteer.schedule import EDM, Flow, Schedule
 
 Size = tuple[int, int]
 
@@ -96,6 +96,11 @@ class Guided:
         if self._scheduler is None or self._scheduler[0] is not config:
             named = {"_class_name": type(scheduler).__name__, **config}
             pair = (Flow(), Velocity()) if flows(named) else (schedule_of(named), kind_of(config))
+            if isinstance(pair[0], EDM):
+                raise ValueError(
+                    f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
+                    "trained for it cannot be steered yet"
+                )
             self._scheduler = (config, *pair)
         return self._scheduler[1:]
 
