@@ -147,3 +147,20 @@ def test_schedulers_of_edm(sd) -> None:
     pipe.scheduler = diffusers.EDMEulerScheduler()
     with steer(pipe, CFG(5)), pytest.raises(ValueError, match="EDMEulerScheduler scales samples"):
         sampled(pipe)
+
+
+def test_features_of_a_controlnet_and_a_guide_of_another_size(sd) -> None:
+    pipe = sd()
+    control = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_channels=3).eval()
+    parts = pipe.components | {"controlnet": control}
+    pipe = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    small = diffusers.UNet2DConditionModel.from_config(
+        pipe.unet.config, block_out_channels=(16, 32)
+    )
+    sizes, more = counted(pipe.unet), {"image": torch.rand(2, 3, 64, 64)}
+    with steer(pipe, Auto(2), guide=small), pytest.raises(ValueError, match="guide of another"):
+        sampled(pipe, **more)
+    assert sizes == []
+    with steer(pipe, CFG(5) + Auto(2), guide=tiny.unet()):
+        assert sampled(pipe, **more).isfinite().all()

@@ -118,6 +118,8 @@ class Guided:
         schedule, kind = self.reads(scheduler)
         level = self._level(schedule, tick.time)
         cond = conds["cond"]()
+        if tick.first and self.guide is not None:
+            _check_residuals(eager(self.network), eager(self.guide), cond)
         size = self._size(whole, cond) if self.family.packed else None
         x, extra = self._split(whole, size)
         x = wide(x)
@@ -268,6 +270,24 @@ def _channels(network: Any) -> int:
         network.config.out_channels or network.config.in_channels,
     )
     return int(given if returned == 2 * given else min(given, returned))
+
+
+def _check_residuals(main: Any, guide: Any, said: Cond) -> None:
+    """Check that what a ControlNet or adapter adds to the network's features fits the guide's.
+
+    Raises:
+        ValueError: it does not.
+    """
+    given = [name for name in said if "additional_residual" in name and said[name] is not None]
+    layouts = [
+        [getattr(m.config, name, None) for name in ("block_out_channels", "layers_per_block")]
+        for m in (main, guide)
+    ]
+    if given and layouts[0] != layouts[1]:
+        raise ValueError(
+            "the pipeline adds features of a ControlNet or adapter inside of its network, which "
+            "do not fit a guide of another size: guide without it, or by a network of this size"
+        )
 
 
 def _check_fit(main: Any, guide: Any) -> None:
