@@ -164,3 +164,13 @@ def test_features_of_a_controlnet_and_a_guide_of_another_size(sd) -> None:
     assert sizes == []
     with steer(pipe, CFG(5) + Auto(2), guide=tiny.unet()):
         assert sampled(pipe, **more).isfinite().all()
+
+
+def test_blocks_compiled_in_place(sd) -> None:
+    """Edits reach layers inside of blocks that are compiled one by one."""
+    pipe, total = sd(), CFG(5) + PAG(3) + SAG(0.5)
+    with steer(pipe, total):
+        want = sampled(pipe)
+    pipe.unet.compile_repeated_blocks(backend="eager")
+    with steer(pipe, total):
+        torch.testing.assert_close(sampled(pipe), want, atol=1e-4, rtol=1e-5)

@@ -244,7 +244,8 @@ class Guided:
         """Run the network where hooks and function modes reach it."""
         before, self._tapping = self._tapping, True
         try:
-            yield
+            with torch.compiler.set_stance("force_eager"):  # for blocks that are compiled in place
+                yield
         finally:
             self._tapping = before
 
