@@ -9,6 +9,8 @@ import torch
 from diffsteer import (
     APG,
     CFG,
+    DDIM,
+    DDPM,
     EDM,
     PAG,
     SAG,
@@ -25,6 +27,7 @@ from diffsteer import (
     Cosine,
     Denoiser,
     Discrete,
+    DPMpp2M,
     Eps,
     Flow,
     Guidance,
@@ -33,6 +36,7 @@ from diffsteer import (
     Network,
     Point,
     Preconditioned,
+    UniPC,
     V,
     Velocity,
     class_gradient,
@@ -43,6 +47,7 @@ from diffsteer import (
     run,
     together,
 )
+from diffsteer.guidance.base import Rescaled, Within
 from diffsteer.oracle import Gaussian, Mixture
 from diffsteer.text import subclasses
 
@@ -536,11 +541,33 @@ def test_bad_text(text: str) -> None:
         lambda: CFG(2).over(3, 3),
         lambda: CFG(2).rescaled(1.5),
         lambda: math.nan * CFG(2),
+        lambda: CFG(2).over(0.5, 2),
+        lambda: CFGZero(2, zero=0.5),
+        lambda: CFGZero(2, zero=-1),
+        lambda: SAG(1, kernel=9.0),
+        lambda: SAG(1, layer=3),
+        lambda: PAG(1, layer=""),
+        lambda: SEG(1, on=None),
+        lambda: Auto(2, net=1),
+        lambda: AutoNoise(2, on=0),
+        lambda: Classifier(1, net=None),
+        lambda: Clamped(5),
+        lambda: Within(None, 0, 1),
+        lambda: Rescaled(CFG, 0.5),
     ],
 )
 def test_bad_values(make) -> None:
     with pytest.raises(ValueError):
         make()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["'mid'.rescaled()", "2.0.within(0, 1)", "CFG.over.within", "Clamped(5)", "Scaled(3, 2)"],
+)
+def test_texts_that_are_no_guidance(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse(text, Guidance)
 
 
 def test_what_is_not_there() -> None:
@@ -554,3 +581,31 @@ def test_what_is_not_there() -> None:
             broken(at.x, at.level)
     with pytest.raises(ValueError, match="max_rows=0"):
         Denoiser(alone.nets, {}, at.kind, None, 0)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDPM, DPMpp2M(), UniPC()], ids=repr)
+def test_steps_are_counted_in_ones_own_loop(sampler) -> None:
+    """Steps 2 to 4 are those from the noise of level 2 down to that of level 5, which is left."""
+    oracles = {"cond": Gaussian(2.0, 0.7), "null": Gaussian(0.5, 0.7)}
+    levels = grid(Discrete.linear().zero_snr(), 8)
+    lo, hi = levels[5].ratio.item(), levels[2].ratio.item()
+
+    def run(guidance):
+        torch.manual_seed(0)
+        return list(sampler(Z, levels, denoiser(guidance, V(), oracles)))[-1]
+
+    got = run(CFG(3).over(2, 5))
+    assert torch.equal(got, run(CFG(3).within(lo, hi)))
+    assert not torch.allclose(got, run(CFG(3)), atol=1e-2)
+    assert torch.equal(run(CFG(3).over(8, 9)), run(None))
+
+
+def test_both_evaluations_of_a_step_belong_to_it() -> None:
+    """Heun asks twice a step, but for the last one."""
+    oracles, levels = {"cond": Gaussian(2.0, 0.7), "null": Gaussian(0.5, 0.7)}, grid(EDM(), 4)
+    made = denoiser(CFG(3).over(1, 2), Eps(), oracles)
+    rows = []
+    call = made.nets["main"].call
+    watched = Network(lambda x, *rest: rows.append(len(x)) or call(x, *rest))
+    list(Heun()(80 * Z, levels, replace(made, nets={"main": watched})))
+    assert rows == [5, 5, 10, 10, 5, 5, 5]

@@ -153,6 +153,8 @@ class Tap:
             scores = received(*seen[:2]) if self.score is None else self.score(*seen)
             found.append(scores.reshape(-1, *tokens))
         out = F.scaled_dot_product_attention(q, k, v, **rest)
+        if self.edits and out.requires_grad:
+            out = out.clone()  # gradients need what attention returned
         for rows, edit in self.edits:
 
             def attend(
@@ -280,5 +282,6 @@ def matching(layers: Sequence[str], wanted: str) -> list[str]:
     part = re.compile(rf"(^|\.){re.escape(wanted)}($|[._])")
     found = [name for name in layers if part.search(name)]
     if not found:
-        raise ValueError(f"no attention layer is called {wanted!r}: there are {', '.join(layers)}")
+        there = ", ".join(layers) or "none in this network"
+        raise ValueError(f"no attention layer is called {wanted!r}: there are {there}")
     return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class Denoiser:
         max_rows: Most rows of one pass, where memory is short.
         schedule: What the networks were trained on, for guidances that ask them at other levels.
         seeds: One for each sample, for guidances that draw; without, its place in the batch.
+        step: Index of the sampling step, for guidances of some steps, `.over`.
 
     Raises:
         ValueError: a guidance asks for a network, condition or layer that is not there.
@@ -70,14 +71,19 @@ class Denoiser:
     max_rows: int | None = None
     schedule: Schedule | None = None
     seeds: Sequence[int] | None = None
+    step: int = 0
 
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
 
-    def __call__(self, x: Tensor, level: Level, step: int = 0) -> Tensor:
+    def at_step(self, step: int) -> "Denoiser":
+        """Return the denoiser of a step; a sampling asks for it, so that `.over` counts its own."""
+        return replace(self, step=step)
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
         """Return the guided x0, `(B, *D)`."""
-        base, shift = self.steered(x, level, step)
+        base, shift = self.steered(x, level)
         return base.x0 if shift is None else base.x0 + shift
 
     def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -96,26 +102,26 @@ class Denoiser:
 
     def gradient(self, x: Tensor, level: Level) -> Tensor:
         """Return the gradient that the network "classifier" gives, `(B, *D)`."""
-        return self.evaluate([Branch(net="classifier")], Point(x, level, self.kind))[0].out
+        return self.evaluate([Branch(net="classifier")], self._point(x, level))[0].out
 
-    def steered(self, x: Tensor, level: Level, step: int = 0) -> tuple[Answer, Tensor | None]:
+    def steered(self, x: Tensor, level: Level) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
         if self.seeds is not None and len(self.seeds) != len(x):
             raise ValueError(
                 f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
             )
-        at = Point(x, level, self.kind, step, self.schedule, self.seeds)
+        at = self._point(x, level)
         if self.guidance is None:
             return self.evaluate([Branch()], at)[0], None
         return run(based(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at))
 
-    def rehearse(self, x: Tensor, level: Level, step: int = 0) -> None:
+    def rehearse(self, x: Tensor, level: Level) -> None:
         """Check that all is there that the guidance asks for at a level, without any network.
 
         Raises:
             ValueError: something is not.
         """
-        at = Point(x, level, self.kind, step, self.schedule, self.seeds)
+        at = self._point(x, level)
 
         def check(branches: Sequence[Branch]) -> list[Answer]:
             for branch in branches:
@@ -124,6 +130,9 @@ class Denoiser:
 
         if self.guidance is not None:
             run(based(self.guidance.shift(at)), check)
+
+    def _point(self, x: Tensor, level: Level) -> Point:
+        return Point(x, level, self.kind, self.step, self.schedule, self.seeds)
 
     def evaluate(self, branches: Sequence[Branch], at: Point) -> list[Answer]:
         """Answer every branch, those that stack in one pass."""

@@ -43,7 +43,7 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
         )
         if isinstance(value, type):
             value = value()
-    except (TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (TypeError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r}: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{text!r} is a {type(value).__name__}, not a {kind.__name__}")

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from diffsteer.attention import BlurQuery, Edit, Identity
 from diffsteer.branch import Asking, Branch, Point
-from diffsteer.guidance.base import Guidance, finite
+from diffsteer.guidance.base import Guidance, finite, named
 
 
 def _away_from(scale: float, on: str, layer: str, edit: Edit, at: Point) -> Asking[Tensor]:
@@ -37,6 +37,7 @@ class PAG(Guidance):
 
     def __post_init__(self) -> None:
         finite(self, "scale")
+        named(self, "layer", "on")
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:
@@ -63,6 +64,7 @@ class SEG(Guidance):
 
     def __post_init__(self) -> None:
         finite(self, "scale")
+        named(self, "layer", "on")
         if not self.sigma > 0:
             raise ValueError(
                 f"SEG: sigma={self.sigma!r} must be > 0; inf is the mean of all queries"

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from diffsteer.branch import Asking, Branch, Point
 from diffsteer.dropout import Dropout
-from diffsteer.guidance.base import Guidance, finite
+from diffsteer.guidance.base import Guidance, finite, named
 from diffsteer.level import Level, weighted
 from diffsteer.noise import Noise
 
@@ -35,6 +35,7 @@ class Auto(Guidance):
 
     def __post_init__(self) -> None:
         finite(self, "scale")
+        named(self, "net", "on")
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:
@@ -65,6 +66,7 @@ class AutoDropout(Guidance):
 
     def __post_init__(self) -> None:
         finite(self, "scale", "p")
+        named(self, "on")
         if not 0 < self.p < 1:
             raise ValueError(f"AutoDropout: p={self.p} is no share to drop: give 0 < p < 1")
 
@@ -99,6 +101,7 @@ class AutoNoise(Guidance):
 
     def __post_init__(self) -> None:
         finite(self, "scale", "noise")
+        named(self, "on")
         if not self.noise > 0:
             raise ValueError(f"AutoNoise: noise={self.noise} adds none: give a share > 0")
 

@@ -77,6 +77,35 @@ def finite(guidance: Guidance, *names: str) -> None:
             raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be a finite number")
 
 
+def named(guidance: Guidance, *names: str) -> None:
+    """Check that the fields of a guidance are names: of a layer, a network, a condition.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        value = getattr(guidance, name)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be a name")
+
+
+def whole(guidance: Guidance, *names: str) -> None:
+    """Check that the fields of a guidance are whole numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        value = getattr(guidance, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be a whole number")
+
+
+def _guidance(inner: object) -> None:
+    if not isinstance(inner, Guidance):
+        raise ValueError(f"{inner!r} is no guidance that could be changed")
+
+
 @dataclass(frozen=True, repr=False)
 class Sum(Guidance):
     """Several guidances, each as if alone, in as few evaluations as all of them need together."""
@@ -107,6 +136,7 @@ class Scaled(Guidance):
     factor: float
 
     def __post_init__(self) -> None:
+        _guidance(self.inner)
         finite(self, "factor")
 
     @override
@@ -135,6 +165,7 @@ class Within(Guidance):
     hi: float
 
     def __post_init__(self) -> None:
+        _guidance(self.inner)
         if not 0 <= self.lo < self.hi:
             raise ValueError(
                 f"within({self.lo}, {self.hi}) holds no noise: give 0 <= lo < hi in sigma/alpha"
@@ -160,6 +191,8 @@ class Over(Guidance):
     stop: int
 
     def __post_init__(self) -> None:
+        _guidance(self.inner)
+        whole(self, "start", "stop")
         if not 0 <= self.start < self.stop:
             raise ValueError(
                 f"over({self.start}, {self.stop}) holds no step: give 0 <= start < stop"
@@ -190,6 +223,7 @@ class Rescaled(Guidance):
     centred: bool = False
 
     def __post_init__(self) -> None:
+        _guidance(self.inner)
         if not 0 <= self.phi <= 1:
             raise ValueError(f"phi={self.phi} is no share of rescaling: give 0 (none) to 1 (all)")
 
@@ -218,6 +252,8 @@ class Clamped(Guidance):
     limit: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.inner is not None:
+            _guidance(self.inner)
         finite(self, "limit")
         if self.limit <= 0:
             raise ValueError(f"clamped({self.limit}) leaves no image: give a limit > 0")

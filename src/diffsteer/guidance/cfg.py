@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.branch import Asking, Branch, Point
-from diffsteer.guidance.base import Guidance, finite
+from diffsteer.guidance.base import Guidance, finite, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +87,10 @@ class CFGZero(Guidance):
     zero: int = 1
 
     def __post_init__(self) -> None:
-        finite(self, "scale", "zero")
+        finite(self, "scale")
+        whole(self, "zero")
+        if self.zero < 0:
+            raise ValueError(f"CFGZero: zero={self.zero} steps cannot be: give 0 or more")
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.branch import Asking, Branch, Point
-from diffsteer.guidance.base import Guidance, finite
+from diffsteer.guidance.base import Guidance, finite, named
 from diffsteer.level import Level, along
 
 
@@ -37,6 +37,7 @@ class Classifier(Guidance):
 
     def __post_init__(self) -> None:
         finite(self, "scale")
+        named(self, "net", "on")
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from diffsteer.attention import blur
 from diffsteer.branch import Asking, Branch, Point
-from diffsteer.guidance.base import Guidance, finite
+from diffsteer.guidance.base import Guidance, finite, named, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +43,8 @@ class SAG(Guidance):
 
     def __post_init__(self) -> None:
         finite(self, "scale", "threshold", "sigma")
+        whole(self, "kernel")
+        named(self, "layer", "on")
         if self.sigma <= 0 or self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(
                 f"SAG: a blur needs sigma > 0 and an odd number of taps, not sigma={self.sigma}, "

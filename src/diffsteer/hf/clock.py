@@ -16,6 +16,7 @@ class Tick(NamedTuple):
     Attributes:
         time: Timestep of the scheduler, 0-dim, float64, on the CPU.
         step: Index of the sampling step; of the nearest one where it is none of the scheduler's.
+            Schedulers of second order call the network twice a step.
         first: Whether a sampling begins here.
     """
 
@@ -35,6 +36,7 @@ class Clock:
         self.timesteps: Tensor | None = None
         self.times: Sequence[float] = ()
         self._last: int | None = None
+        self._order = 1
 
     def read(self, given: float | Tensor, scheduler: Any, factor: float = 1.0) -> Tick:
         """Say which step a network is called for.
@@ -49,18 +51,24 @@ class Clock:
         if new:
             self.timesteps = scheduler.timesteps
             self.times = self.timesteps.double().tolist()
-        step = self._place(given, scheduler)
-        if step is not None:
-            time = self.times[step]
+            self._order = getattr(scheduler, "order", 1)
+        place = self._place(given, scheduler)
+        if place is not None:
+            time = self.times[place]
         else:
             value = given.flatten()[0] if isinstance(given, Tensor) else given
             time = float(value) * factor
-            step = min(range(len(self.times)), key=lambda i: abs(self.times[i] - time), default=0)
+            place = min(range(len(self.times)), key=lambda i: abs(self.times[i] - time), default=0)
             if isinstance(given, Tensor) and given.dtype in LOSSY and self.times:
-                time = self.times[step]
-        first = new or self._last is None or step <= self._last
-        self._last = step
-        return Tick(torch.tensor(time, dtype=torch.float64), step, first)
+                time = self.times[place]
+        first = new or self._last is None or place <= self._last
+        self._last = place
+        return Tick(torch.tensor(time, dtype=torch.float64), place // self._order, first)
+
+    def left(self) -> tuple[tuple[int, float], ...]:
+        """Step and time of the last call that was read and of those after it."""
+        start = self._last or 0
+        return tuple((i // self._order, t) for i, t in enumerate(self.times[start:], start))
 
     def _place(self, given: float | Tensor, scheduler: Any) -> int | None:
         """Index of a timestep that is a view of the scheduler's, or that the scheduler says."""

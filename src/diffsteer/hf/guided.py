@@ -17,7 +17,7 @@ from diffsteer.hf.family import by_sdpa, family_of, packed, unpacked
 from diffsteer.hf.network import channels, eager, told
 from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind
-from diffsteer.schedule import Flow, Schedule
+from diffsteer.schedule import EDM, Flow, Schedule
 
 Size = tuple[int, int]
 
@@ -77,8 +77,8 @@ class Guided:
         self.family = family_of(eager(network))
         if guide is not None:
             _check_fit(eager(network), eager(guide))
-        modules = [network] if guide is None else [network, guide]
-        self._layers = {id(module): self.family.layers(eager(module)) for module in modules}
+        self._layers = self.family.layers(eager(network))
+        self._guide_layers = {} if guide is None else self.family.layers(eager(guide))
         self._clock = Clock()
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._grid: tuple[Any, Size] | None = None
@@ -96,6 +96,11 @@ class Guided:
         config = scheduler.config
         if self._scheduler is None or self._scheduler[0] is not config:
             schedule, kind = trained(scheduler)
+            if isinstance(schedule, EDM):
+                raise ValueError(
+                    f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
+                    "trained for it cannot be steered yet"
+                )
             # the timesteps of a flow are shifted already
             self._scheduler = (config, Flow() if isinstance(schedule, Flow) else schedule, kind)
         return self._scheduler[1:]
@@ -114,6 +119,8 @@ class Guided:
         schedule, kind = self.reads(scheduler)
         level = self._level(schedule, tick.time)
         cond = conds["cond"]()
+        if tick.first and self.guide is not None:
+            _check_residuals(eager(self.network), eager(self.guide), cond)
         size = self._size(whole, cond) if self.family.packed else None
         x, extra = self._split(whole, size)
         x = wide(x)
@@ -128,12 +135,12 @@ class Guided:
         arguments = {
             name: lambda make=make: self._marked(make(), extra) for name, make in conds.items()
         }
-        denoiser = Denoiser(
-            nets, Conds(arguments), kind, self.guidance, self.max_rows, schedule, self._seeds
-        )
+        made = Conds(arguments)
+        settings = self.guidance, self.max_rows, schedule, self._seeds, tick.step
+        denoiser = Denoiser(nets, made, kind, *settings)
         if tick.first:
-            self._rehearse(denoiser, x, tick)
-        base, shift = denoiser.steered(x, level, tick.step)
+            self._rehearse(denoiser, x)
+        base, shift = denoiser.steered(x, level)
         assert shift is not None
         out = (base.out + kind.push(shift, level)).to(whole.dtype)
         if size is not None:
@@ -142,20 +149,20 @@ class Guided:
             out = torch.cat([out, torch.cat(rest)[: len(out)]], dim=1)
         return out
 
-    def _rehearse(self, denoiser: Denoiser, x: Tensor, tick: Tick) -> None:
+    def _rehearse(self, denoiser: Denoiser, x: Tensor) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first call.
 
         Once for each set of timesteps, on a small sample.
         """
-        times = self._clock.times[tick.step :]
-        known = (tuple(times), tuple(denoiser.conds))
+        left = self._clock.left()
+        known = (left, tuple(denoiser.conds))
         if known == self._rehearsed:
             return
         small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
-        for step, time in enumerate(times, tick.step):
-            alone.rehearse(small, self._level(schedule, time), step)
+        for step, time in left:
+            alone.at_step(step).rehearse(small, self._level(schedule, time))
         self._rehearsed = known
 
     def _level(self, schedule: Schedule, time: Any) -> Level:
@@ -193,7 +200,7 @@ class Guided:
             return wide(out)
 
         patch = 2 if self.family.packed else getattr(eager(module).config, "patch_size", None) or 1
-        layers = self._layers[id(module)]
+        layers = self._layers if module is self.network else self._guide_layers
         return Network(call, layers, by_sdpa, patch, self.family.text_first, self._touched)
 
     def _split(self, whole: Tensor, size: Size | None) -> tuple[Tensor, Tensor]:
@@ -232,7 +239,8 @@ class Guided:
         """Run the network where hooks and function modes reach it."""
         before, self._tapping = self._tapping, True
         try:
-            yield
+            with torch.compiler.set_stance("force_eager"):  # for blocks that are compiled in place
+                yield
         finally:
             self._tapping = before
 
@@ -242,8 +250,26 @@ def seeds_of(start: Tensor) -> tuple[int, ...]:
 
     So a sample has the same one alone and in any batch. Reads a few values of each.
     """
-    values = start.flatten(1)[:, :16].float().cpu()
+    values = start.detach().flatten(1)[:, :16].float().cpu()
     return tuple(number(row.numpy().tobytes()) for row in values)
+
+
+def _check_residuals(main: Any, guide: Any, said: Cond) -> None:
+    """Check that what a ControlNet or adapter adds to the network's features fits the guide's.
+
+    Raises:
+        ValueError: it does not.
+    """
+    given = [name for name in said if "additional_residual" in name and said[name] is not None]
+    layouts = [
+        [getattr(m.config, name, None) for name in ("block_out_channels", "layers_per_block")]
+        for m in (main, guide)
+    ]
+    if given and layouts[0] != layouts[1]:
+        raise ValueError(
+            "the pipeline adds features of a ControlNet or adapter inside of its network, which "
+            "do not fit a guide of another size: guide without it, or by a network of this size"
+        )
 
 
 def _check_fit(main: Any, guide: Any) -> None:

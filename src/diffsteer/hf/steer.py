@@ -99,7 +99,7 @@ class Steering:
         self._prompts: Prompts | None = None
         self._answered: tuple[Tensor, Tensor] | None = None
         self._sent: tuple[int, Halves] = (0, ())
-        self._said_by_pipe = hasattr(pipe, "do_classifier_free_guidance")
+        self._said_by_pipe = hasattr(type(pipe), "do_classifier_free_guidance")
         scheduler = zero_snr_scheduler(pipe) if zero_snr else None
         if guidance is not None:
             self._wrap(guidance, guide, max_rows, null)
@@ -123,6 +123,7 @@ class Steering:
         network = self.network = network_of(self.pipe)
         check_free(network)
         second = None if guide is None else network_of(guide)
+        check_prediction(self.pipe, guide)
         self._guided = Guided(network, network.forward, guidance, second, max_rows)
         if self._guided.family.encoded and hasattr(self.pipe, "encode_prompt"):
             self._prompts = Prompts(self.pipe, null, self._guided.family.encoded)
@@ -159,9 +160,12 @@ class Steering:
 
     def _together(self, whole: Tensor, said: Cond, tick: Tick) -> Tensor:
         """Answer a call that holds all conditions that there are."""
-        if tick.first or len(whole) != self._sent[0] or self._said_by_pipe:
+        new = tick.first or len(whole) != self._sent[0]
+        if new or self._said_by_pipe:
             self._sent = (len(whole), self._guided.family.sent(self.pipe, whole))
         halves = self._sent[1]
+        if new:
+            check_halves(whole, halves, type(self.pipe).__name__)
         size = len(whole) // len(halves)
         parts = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(halves)}
         conds: dict[str, Callable[[], Cond]] = {
@@ -211,6 +215,23 @@ def zero_snr_scheduler(pipe: Any) -> Any:
     )
 
 
+def check_halves(whole: Tensor, halves: Halves, pipe: str) -> None:
+    """Check that a batch holds the same samples once for each condition.
+
+    Raises:
+        ValueError: it does not: the pipeline stacks other conditions, or calls for one alone.
+    """
+    size, left = divmod(len(whole), len(halves))
+    if left or not all(
+        torch.equal(part, whole[:size]) for part in torch.split(whole, max(size, 1))
+    ):
+        raise ValueError(
+            f"{pipe} calls its network with {len(whole)} rows that are not the same samples under "
+            f"{' and '.join(halves)}: switch off what else it guides by (an image, PAG, skipped "
+            "layers) while it is steered, or take the plain pipeline"
+        )
+
+
 def returned(answer: Tensor, as_dict: bool) -> Any:
     """An answer in the form in which a network of diffusers returns it."""
     if not as_dict:
@@ -218,6 +239,25 @@ def returned(answer: Tensor, as_dict: bool) -> Any:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     return Transformer2DModelOutput(sample=answer)
+
+
+def check_prediction(pipe: Any, guide: Any) -> None:
+    """Check that a guide that says what it predicts predicts the same as the network.
+
+    Raises:
+        ValueError: it does not.
+    """
+    mine, theirs = (
+        None if scheduler is None else scheduler.config.get("prediction_type", "epsilon")
+        for scheduler in (getattr(p, "scheduler", None) for p in (pipe, guide))
+    )
+    if mine is None or theirs is None:
+        return
+    if mine != theirs:
+        raise ValueError(
+            f"the guide's scheduler says prediction_type={theirs!r}, the pipeline's {mine!r}: "
+            "answers of both are subtracted, so both have to predict the same"
+        )
 
 
 def check_free(network: Any) -> None:

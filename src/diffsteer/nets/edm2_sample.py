@@ -170,7 +170,8 @@ def guided(
         return _lerp(nets["main"], nets["guide"], conds["cond"], guidance.scale)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
-        return denoiser(x, Level(sigma.double(), one, sigma.double()), step).to(x.dtype)
+        level = Level(sigma.double(), one, sigma.double())
+        return denoiser.at_step(step)(x, level).to(x.dtype)
 
     return denoise
 

@@ -37,6 +37,17 @@ class Learned(Protocol):
         """Return the gradient of log p(class | x), `(B, *D)`."""
 
 
+@runtime_checkable
+class Stepped(Protocol):
+    """A denoiser that may differ from step to step, such as a guided one; `trace` asks it."""
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return the expected x0 of `x`, `(B, *D)`."""
+
+    def at_step(self, step: int) -> Denoise:
+        """Return the denoiser of a step, 0 for the first, for all evaluations of that step."""
+
+
 Past = Sequence[tuple[Level, Tensor]]
 """The levels so far and what was predicted there, the latest at the end."""
 
@@ -115,9 +126,11 @@ def trace(
     _check(levels)
     x = wide(x)
 
-    asked = _Learned(denoise) if isinstance(denoise, Learned) else _Checked(denoise)
+    checked: type[_Checked] = _Learned if isinstance(denoise, Learned) else _Checked
+    stepped = denoise if isinstance(denoise, Stepped) else None
     past: list[tuple[Level, Tensor]] = []
     for done, (now, nxt) in enumerate(pairwise(levels), start=1):
+        asked = checked(denoise if stepped is None else stepped.at_step(done - 1))
         x, x0 = sampler.step(x, now, nxt, asked, past, noise)
         past = [*past[-2:], (now, x0)]
         yield Step(done, nxt, x, x0)

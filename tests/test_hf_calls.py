@@ -1,0 +1,176 @@
+"""Calls of pipelines that cannot be steered, or not as one might think, are told apart."""
+
+import copy
+
+import diffusers
+import pytest
+import tiny
+import torch
+
+from diffsteer import CFG, PAG, SAG, SEG, Auto
+from diffsteer.hf.steer import steer
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a cat", "a red dog"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pipe")
+
+
+@pytest.fixture
+def sd(folder):
+    return lambda kind="epsilon": tiny.stable_diffusion(
+        diffusers.DDIMScheduler(**SD, clip_sample=False, prediction_type=kind), folder
+    )
+
+
+def sampled(pipe, scale=5.0, **more):
+    more = {"latents": START, "output_type": "latent", "num_inference_steps": 3} | more
+    return pipe(PROMPTS, guidance_scale=scale, **more).images
+
+
+def counted(network):
+    sizes = []
+    network.conv_in.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    return sizes
+
+
+def pix2pix(pipe):
+    """Three conditions a sample: prompt and image, image, nothing."""
+    parts = pipe.components | {"unet": tiny.unet(in_channels=8)}
+    made = diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    return made, {"image": torch.rand(2, 3, 16, 16), "image_guidance_scale": 1.5}
+
+
+def pag(pipe):
+    made = diffusers.StableDiffusionPAGPipeline(
+        **pipe.components, requires_safety_checker=False, pag_applied_layers="mid"
+    )
+    return made, {"pag_scale": 3.0}
+
+
+@pytest.mark.parametrize("make", [pix2pix, pag])
+def test_batches_that_are_not_two_halves(sd, make) -> None:
+    """Three rows a sample, six for two, are no two halves of three."""
+    pipe, more = make(sd())
+    pipe.set_progress_bar_config(disable=True)
+    sizes = counted(pipe.unet)
+    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="6 rows that are not the same"):
+        sampled(pipe, **more)
+    assert sizes == []
+
+
+def test_skipped_layers_of_sd3() -> None:
+    """Its pipeline calls the network again for the prompts alone."""
+    pipe = tiny.sd3(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    shapes = {"prompt_embeds": (6, 32), "pooled_prompt_embeds": (32,)}
+    prompt = {n + k: torch.randn(2, *v) for k, v in shapes.items() for n in ("", "negative_")}
+    more = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9, "latents": START}
+    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="skipped layers"):
+        pipe(num_inference_steps=4, guidance_scale=5.0, output_type="latent", **prompt, **more)
+
+
+def test_a_guide_that_predicts_something_else(sd) -> None:
+    pipe = sd()
+    before = dict(pipe.unet.__dict__)
+    with pytest.raises(ValueError, match="guide's scheduler says prediction_type='v_prediction'"):
+        steer(pipe, Auto(2), guide=sd("v_prediction"))
+    assert pipe.unet.__dict__ == before
+
+
+@pytest.mark.parametrize("total", [PAG(3), SEG(2, sigma=1.0), CFG(5) + PAG(3) + SAG(0.5)], ids=repr)
+def test_gradients(sd, total) -> None:
+    """Those of a steered network are those of a small change of its sample."""
+    pipe = sd()
+    pipe._guidance_scale = 5.0
+    pipe.unet.double()
+    gen = torch.Generator().manual_seed(1)
+    text = torch.randn(4, 16, 32, generator=gen, dtype=torch.float64)
+    way = torch.randn(2, 4, 8, 8, generator=gen, dtype=torch.float64)
+
+    def loss(x):
+        return pipe.unet(torch.cat([x, x]), torch.tensor(500), text).sample[:2].square().sum()
+
+    with steer(pipe, total):
+        x = START.double().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(x), x)
+        with torch.no_grad():
+            up, down = (loss(x + s * way) for s in (1e-6, -1e-6))
+    assert (slope * way).sum().item() == pytest.approx((up - down).item() / 2e-6, rel=1e-4)
+
+
+def test_after_a_call_that_failed(sd) -> None:
+    """A scale of None breaks the pipeline's own property, which must not break the next call."""
+    pipe = sd()
+    with pytest.raises(TypeError):
+        sampled(pipe, scale=None)
+    with steer(pipe, CFG(5)):
+        assert sampled(pipe).isfinite().all()
+
+
+def test_networks_without_attention() -> None:
+    pipe = tiny.unconditional(diffusers.DDIMScheduler())
+    pipe.unet = diffusers.UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    )
+    with steer(pipe, PAG(3)), pytest.raises(ValueError, match="there are none in this network"):
+        pipe(num_inference_steps=2)
+
+
+def test_a_copy_of_a_steered_pipeline_is_steered(sd) -> None:
+    pipe, guide = sd(), sd()
+    with steer(pipe, CFG(5) + PAG(2) + Auto(2), guide=guide):
+        other = copy.deepcopy(pipe)
+        want = sampled(pipe)
+    assert torch.equal(sampled(other), want) and not torch.equal(sampled(pipe), want)
+
+
+def test_steps_of_second_order_schedulers(sd) -> None:
+    """Heun asks twice a step but for the last; step 1 is its third and fourth call."""
+    pipe = sd()
+    pipe.scheduler = diffusers.HeunDiscreteScheduler(**SD)
+    sizes = counted(pipe.unet)
+    with steer(pipe, CFG(5).over(1, 2)):
+        sampled(pipe, num_inference_steps=3)
+    assert sizes == [2, 2, 4, 4, 2]
+
+
+def test_schedulers_of_edm(sd) -> None:
+    pipe = sd()
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="EDMEulerScheduler scales samples"):
+        sampled(pipe)
+
+
+def test_features_of_a_controlnet_and_a_guide_of_another_size(sd) -> None:
+    pipe = sd()
+    control = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_channels=3).eval()
+    parts = pipe.components | {"controlnet": control}
+    pipe = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    small = diffusers.UNet2DConditionModel.from_config(
+        pipe.unet.config, block_out_channels=(16, 32)
+    )
+    sizes, more = counted(pipe.unet), {"image": torch.rand(2, 3, 64, 64)}
+    with steer(pipe, Auto(2), guide=small), pytest.raises(ValueError, match="guide of another"):
+        sampled(pipe, **more)
+    assert sizes == []
+    with steer(pipe, CFG(5) + Auto(2), guide=tiny.unet()):
+        assert sampled(pipe, **more).isfinite().all()
+
+
+def test_blocks_compiled_in_place(sd) -> None:
+    """Edits reach layers inside of blocks that are compiled one by one."""
+    pipe, total = sd(), CFG(5) + PAG(3) + SAG(0.5)
+    with steer(pipe, total):
+        want = sampled(pipe)
+    pipe.unet.compile_repeated_blocks(backend="eager")
+    with steer(pipe, total):
+        torch.testing.assert_close(sampled(pipe), want, atol=1e-4, rtol=1e-5)
