@@ -72,6 +72,22 @@ def test_another_layer_or_size_than_the_reference_raises_before_work(data: Path)
         evaluate(data / "good", data / "real.npz")
 
 
+def test_what_cannot_end_well_is_refused_before_work(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference that is not there and too few resamples, which are used after hours of work."""
+
+    def works(*_: object) -> None:
+        raise AssertionError("pictures were measured")
+
+    monkeypatch.setattr("diffsteer.commands.evaluate.measured", works)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate(data / "good", data / "nowhere", SMALL)
+    for resamples in (-1, 19):
+        with pytest.raises(ValueError, match=f"resamples={resamples}"):
+            evaluate(data / "good", data / "real.npz", SMALL, resamples=resamples)
+
+
 def test_options_that_do_not_belong_to_the_extractor_are_refused() -> None:
     with pytest.raises(ValueError, match="EfficientNetLite0 cannot be made .*weights"):
         Features(checkpoint="somewhere").build()

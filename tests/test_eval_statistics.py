@@ -11,7 +11,7 @@ from diffsteer.eval.features import UNSTATED, Custom, Origin
 from diffsteer.eval.frechet import Gaussian, frechet
 from diffsteer.eval.measure import kept, measure
 from diffsteer.eval.moments import Moments
-from diffsteer.eval.report import compare, omitted, resampled
+from diffsteer.eval.report import compare, omitted, possible, resampled
 from diffsteer.eval.statistics import Statistics
 
 MADE = Origin("Mean", "colour", "none", "ab" * 32)
@@ -96,6 +96,12 @@ def test_what_is_no_statistics_file_is_refused(tmp_path: Path) -> None:
     np.savez(path, mu=np.array([{}], dtype=object), sigma=np.eye(1))
     with pytest.raises(ValueError, match="can run code"):
         Statistics.load(path)
+    np.savez(path, mu=np.zeros(0), sigma=np.zeros((0, 0)))
+    with pytest.raises(ValueError, match=r"a.npz .*shape \(0,\)"):
+        Statistics.load(path)
+    np.savez(path, mu=np.zeros(3, dtype=int), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="a.npz .*give floats"):
+        Statistics.load(path)
     statistics().save(path)
     whole = path.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 5):
@@ -104,6 +110,31 @@ def test_what_is_no_statistics_file_is_refused(tmp_path: Path) -> None:
             Statistics.load(path)
     with pytest.raises(ValueError, match=r"end in \.npz"):
         statistics().save(tmp_path / "a.npy")
+
+
+HARM = {
+    "n": (np.zeros(2), "a.npz is no usable"),
+    "n ": (np.array(49), "n=49 and holds features of 50"),
+    "features": (np.zeros((50, 4)), "mean has 5 numbers, its features have 4"),
+    "features ": (np.full((50, 5), np.nan), "features of picture 0 are not finite"),
+    "features  ": (np.zeros((50, 5), dtype=int), "features have shape .* dtype torch.int64"),
+    "mu": (np.array(list("abcde")), "a.npz is no usable"),
+    "layer": (None, "names an extractor, but not layer"),
+}
+
+
+@pytest.mark.parametrize("case", HARM)
+def test_a_file_changed_by_hand_is_refused(tmp_path: Path, case: str) -> None:
+    """When it is read, not by a traceback or an error about pictures after hours of sampling."""
+    path = tmp_path / "a.npz"
+    statistics().save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    value, message = HARM[case]
+    arrays[case.strip()] = value
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(ValueError, match=message):
+        Statistics.load(path)
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -210,5 +241,6 @@ def test_logits_give_an_inception_score_alone() -> None:
     logits = Origin("Inception", "logits_unbiased", "tf-bilinear-299", INCEPTION.weights)
     (figure,) = compare(*(statistics(seed=s, origin=logits) for s in (1, 2)))
     assert figure.name == "IS"
+    assert possible("IS").low == possible("IS-EfficientNetLite0").low == 1
     assert 1 <= figure.value <= 5
     assert figure.floor is not None

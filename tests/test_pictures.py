@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,51 @@ def test_a_picture_that_unpacks_to_too_much_is_refused(
     monkeypatch.setattr("diffsteer.pictures.MAX_BYTES", 9_999)
     with pytest.raises(PictureError, match=r"bomb\.png has 10000 bytes"):
         list(Pictures.at(tmp_path / "set.zip"))
+
+
+def test_a_link_to_a_folder_is_refused(tmp_path: Path) -> None:
+    """Its pictures would be left out unseen; links to files are read, hidden ones are not seen."""
+    root, other = folder(tmp_path / "set"), folder(tmp_path / "other")
+    (root / "z.png").symlink_to(other / "a.png")
+    (root / ".cache").symlink_to(other)
+    assert len(Pictures.at(root)) == 6
+    (root / "more").symlink_to(other)
+    with pytest.raises(PictureError, match="link to a folder, more"):
+        Pictures.at(root)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_twice_in_a_zip_file_is_refused(tmp_path: Path) -> None:
+    """One member would count twice and the other never."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        for value in (0, 255, 9):
+            file.writestr("a.png", png(np.full((4, 4, 3), value, dtype=np.uint8)))
+    with pytest.raises(PictureError, match=r"set.zip holds a\.png twice"):
+        Pictures.at(tmp_path / "set.zip")
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_any_damage_to_a_zip_file_names_it(tmp_path: Path, kind: int) -> None:
+    """One byte after the other: the pictures are as they were, or the error is ours."""
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w", kind) as file:
+        file.writestr("a.png", png(RGB))
+    whole = archive.read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        archive.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            list(Pictures.at(archive))
+        except PictureError as error:
+            refused += "set.zip" in str(error)
+    assert refused > len(whole) / 2
+
+
+def test_reading_texts_refuses_oversized_pictures_too(tmp_path: Path) -> None:
+    """Pillow's own error for them is no OSError; a header alone says the size."""
+    data = bytearray(png(RGB))
+    data[16:24] = (20_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(PictureError, match=r"a\.png is too large"):
+        list(Pictures.at(tmp_path).texts("key"))

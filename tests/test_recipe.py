@@ -8,8 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from diffsteer.recipe import Recipe, differences, prompts_of, read, seeds_of, spelled
+from diffsteer.eval.stale import seeds_in
+from diffsteer.pictures import Pictures
+from diffsteer.recipe import (
+    KEY,
+    Recipe,
+    differences,
+    prompts_of,
+    read,
+    recalled,
+    seeds_of,
+    spelled,
+)
 
 CAT = Recipe("some/model", prompt="a cat", guidance="CFG({w})", sampler="UniPC()", steps=3)
 
@@ -52,7 +64,10 @@ def test_json_is_read_with_prompts_from_a_file(tmp_path: Path) -> None:
         ('{"model": "m", "step": 5}', "says step, which this version does not know; .* steps"),
         ('{"model": "m", "steps": "5"}', "steps='5' is no int"),
         ('{"model": "m", "zero_snr": 1}', "zero_snr=1 is no bool"),
-        ('{"model": "m", "prompts": [1]}', r"prompts=\(1,\) is no tuple"),
+        ('{"model": "m", "prompts": [1]}', r"prompts=\(1,\) is no list of texts"),
+        ('{"model": "m", "prompts": 5}', "prompts=5 is no list of texts"),
+        ('{"model": "m", "prompts": null}', "prompts=None is no list of texts"),
+        ('{"model": "m", "width": -8}', "recipe.json: -8 x 0 pixels"),
         ('{"model": "m", "steps": 0}', "recipe.json: 0 steps"),
         ('{"model": "m", "prompt": "a", "prompts": ["b"]}', "leave one of them out"),
     ],
@@ -86,3 +101,37 @@ def test_seeds_are_spelled_as_they_are_read(seeds: set[int]) -> None:
 def test_differences_are_said() -> None:
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3}) == "b was 2 and is 3"
     assert len(differences({"a": "x" * 500}, {})) < 120
+
+
+def test_files_of_other_editors_read_the_same(tmp_path: Path) -> None:
+    """A byte order mark and CRLF; only line feeds end a prompt, not every separator of Unicode."""
+    path = tmp_path / "recipe.json"
+    path.write_bytes(b'\xef\xbb\xbf{"model": "m",\r\n"prompts": "prompts.txt"}')
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\r\na\u2028dog\x0b\x85".encode())
+    assert read(path).prompts == ("a cat", "a\u2028dog\x0b\x85")
+    (tmp_path / "prompts.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="prompts.txt is no UTF-8 text"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"seed": 3}', '{"seed": 3, "recipe": null}', '{"seed": "3", "recipe": {}}',
+     '{"seed": [3], "recipe": {}}'],
+)  # fmt: skip
+def test_a_changed_recipe_in_a_picture_names_the_file(tmp_path: Path, text: str) -> None:
+    said = PngInfo()
+    said.add_text(KEY, text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=said)
+    with pytest.raises(ValueError, match=r"a\.png: its recipe was changed"):
+        recalled(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: its recipe was changed"):
+        seeds_in(Pictures.at(tmp_path))
+
+
+def test_ranges_that_fall_and_numbers_over_64_bits_are_no_seeds() -> None:
+    """Among other parts, a range that falls would be left out without a word."""
+    assert seeds_of(str(2**64 - 1)) == [2**64 - 1]
+    for text in ("5-3", "5-3,7", str(2**64), f"0,{2**64}"):
+        with pytest.raises(ValueError, match="are no seeds"):
+            seeds_of(text)

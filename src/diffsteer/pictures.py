@@ -13,10 +13,12 @@ An EXIF orientation is not applied, as in other tools.
 """
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -30,6 +32,8 @@ NOTES = frozenset({".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**28
 """Limits of one picture; a decoded one takes up to 4 bytes a pixel."""
+UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
+"""What unpacking a damaged, encrypted or unknown member raises."""
 
 
 class PictureError(ValueError):
@@ -64,7 +68,8 @@ class Pictures:
 
         Raises:
             FileNotFoundError: `path` does not exist.
-            PictureError: it is neither folder nor zip file, holds no picture, or something else.
+            PictureError: it is neither folder nor zip file, holds no picture, or something else:
+                other files, a link to a folder, a name twice.
         """
         names = sorted(n for n in _listing(path) if not _hidden(n))
         suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
@@ -77,6 +82,11 @@ class Pictures:
         chosen = tuple(n for n in names if suffixes[n] in SUFFIXES)
         if not chosen:
             raise PictureError(f"{path} holds no picture: give PNG, JPEG, WebP or BMP files")
+        twice = [a for a, b in pairwise(chosen) if a == b]
+        if twice:
+            raise PictureError(
+                f"{path} holds {twice[0]} twice, and only the last can be read: pack it anew"
+            )
         return cls(path, chosen)
 
     def __len__(self) -> int:
@@ -93,6 +103,8 @@ class Pictures:
             try:
                 with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                     said = image.info.get(key)
+            except Image.DecompressionBombError as error:
+                raise PictureError(f"{name} is too large: {error}") from error
             except (OSError, SyntaxError, ValueError) as error:
                 raise PictureError(f"{name} is no readable picture: {error}") from error
             yield name, said if isinstance(said, str) else None
@@ -161,13 +173,28 @@ def _hidden(name: str) -> bool:
 
 def _listing(path: Path) -> list[str]:
     if path.is_dir():
-        return [p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()]
+        return list(_files(path))
     if not path.exists():
         raise FileNotFoundError(f"no folder or zip file {path}")
     if not zipfile.is_zipfile(path):
         raise PictureError(f"{path} is neither a folder nor a zip file of pictures")
-    with zipfile.ZipFile(path) as archive:
-        return [info.filename for info in archive.infolist() if not info.is_dir()]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [info.filename for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise PictureError(f"{path} is no readable zip file: {error}") from error
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir():
+            yield name
+        elif path.is_symlink() and not _hidden(name):
+            raise PictureError(
+                f"{folder} holds a link to a folder, {name}, and links are not followed: put the "
+                "folder itself there, so that nothing is left out unseen"
+            )
 
 
 def _contents(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
@@ -181,7 +208,7 @@ def _contents(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]
             _fits(name, archive.getinfo(name).file_size)
             try:
                 data = archive.read(name)
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            except UNPACKING as error:
                 raise PictureError(f"{name} in {path} cannot be unpacked: {error}") from error
             yield name, data
 

@@ -65,6 +65,10 @@ class Recipe:
                 "spacing and zero SNR belong to a sampler of ours: name one, such as "
                 '--sampler "UniPC()"'
             )
+        if min(self.width, self.height) < 0:
+            raise ValueError(
+                f"{self.width} x {self.height} pixels: give both >= 0; 0 is the size of the model"
+            )
 
     @property
     def hash(self) -> str:
@@ -104,7 +108,7 @@ def read(path: Path) -> Recipe:
     if path.suffix.lower() == ".png":
         return recalled(path)[0]
     try:
-        said = json.loads(path.read_text("utf-8"))
+        said = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if isinstance(said, dict) and isinstance(said.get("prompts"), str):
@@ -128,32 +132,48 @@ def metadata(path: Path) -> dict[str, Any] | None:
     """What `diffsteer sample` wrote into a picture; None where it wrote nothing.
 
     Raises:
-        ValueError: the file is no picture.
+        ValueError: the file is no picture, or what is in it was changed.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            return parsed(picture.info.get(KEY))
+            return parsed(picture.info.get(KEY), str(path))
     except OSError as error:
         raise ValueError(f"{path} is no readable picture: {error}") from error
 
 
-def parsed(text: Any) -> dict[str, Any] | None:
-    """Read the text of a picture; None where it holds none of ours."""
+def parsed(text: Any, where: str) -> dict[str, Any] | None:
+    """Read the text of a picture, called `where` in errors; None where it holds none of ours.
+
+    Raises:
+        ValueError: it is no recipe and seed as `diffsteer sample` writes them.
+    """
     if not isinstance(text, str):
         return None
-    said = json.loads(text)
-    return said if isinstance(said, dict) and "seed" in said else None
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: its recipe was changed and is no JSON: {error}") from error
+    if not (isinstance(said, dict) and "seed" in said):
+        return None
+    if type(said["seed"]) is not int or not isinstance(said.get("recipe"), dict):
+        raise ValueError(f"{where}: its recipe was changed, it has no seed or no fields any more")
+    return said
 
 
 def prompts_of(path: Path) -> tuple[str, ...]:
     """Read one prompt a line.
 
     Raises:
-        ValueError: there is none, or a line is empty, which would shift those after it.
+        ValueError: there is none, or a line is empty, which would shift those after it, or the file
+            is no UTF-8.
     """
-    lines = path.read_text("utf-8").splitlines()
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
     empty = [i for i, line in enumerate(lines, start=1) if not line.strip()]
     if empty or not lines:
         where = f"line {empty[0]} is empty" if empty else "it is empty"
@@ -165,17 +185,21 @@ def seeds_of(text: str) -> list[int]:
     """Read "0-63" or "1,5,7-9".
 
     Raises:
-        ValueError: it is no such list, or names a seed twice.
+        ValueError: it is no such list, has a range that falls or a number over 64 bits, or names a
+            seed twice.
     """
     seeds: list[int] = []
     try:
         for part in text.split(","):
-            first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last if dash else first) + 1)
+            low, dash, high = part.partition("-")
+            first, last = int(low), int(high if dash else low)
+            if not first <= last < 2**64:
+                raise ValueError
+            seeds += range(first, last + 1)
     except ValueError as error:
         raise ValueError(f'{text!r} are no seeds: write "7", "0-63" or "0-3,8"') from error
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{text!r} names {'no seed' if not seeds else 'a seed twice'}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{text!r} names a seed twice")
     return seeds
 
 
@@ -228,9 +252,11 @@ def _checked(said: Any, where: str) -> Recipe:
     if isinstance(said.get("prompts"), list):
         said = said | {"prompts": tuple(said["prompts"])}
     for name, value in said.items():
-        texts = name != "prompts" or all(isinstance(prompt, str) for prompt in value)
-        if type(value) is not type(defaults[name]) or not texts:
-            raise ValueError(f"{where}: {name}={value!r} is no {type(defaults[name]).__name__}")
+        kind = type(defaults[name])
+        texts = all(isinstance(each, str) for each in value) if kind is tuple is type(value) else 1
+        if type(value) is not kind or not texts:
+            called = "list of texts" if kind is tuple else kind.__name__
+            raise ValueError(f"{where}: {name}={value!r} is no {called}")
     try:
         return Recipe(**said)
     except ValueError as error:

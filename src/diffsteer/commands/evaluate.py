@@ -75,6 +75,8 @@ def evaluate(
     from diffsteer.eval.report import compare, omitted, resampled
     from diffsteer.whole import whole
 
+    if resamples != 0 and resamples < 20:
+        raise ValueError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
     extractor = features.build()
     agrees(reference, extractor)
     with launched():
@@ -104,14 +106,18 @@ def evaluate(
 
 
 def agrees(reference: Path, extractor: "Extractor") -> None:
-    """Check that a statistics file holds features of this extractor, before any work.
+    """Check, before any work, that a reference has pictures, or features of this extractor.
 
     Raises:
-        ValueError: it does not.
+        FileNotFoundError: it is not there.
+        ValueError: it has none.
     """
     from diffsteer.eval.statistics import Statistics
+    from diffsteer.pictures import Pictures
 
-    if reference.suffix == ".npz":
+    if reference.suffix != ".npz":
+        Pictures.at(reference)
+    else:
         extractor.origin.require(Statistics.load(reference).origin, "the pictures", str(reference))
 
 

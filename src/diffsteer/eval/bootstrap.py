@@ -6,6 +6,9 @@ in a difference. The reference stays as it is.
 
 A resample repeats pictures, which moves these figures as fewer pictures would. So its values tell
 the spread, not the place: intervals are shifted to the measured value.
+
+Recall and coverage count a ball once however often a picture in it is repeated, so that no weights
+give their spread: they are measured anew on disjoint parts.
 """
 
 from collections.abc import Callable
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.eval.frechet import Gaussian
-from diffsteer.eval.manifold import Manifold, balls
+from diffsteer.eval.manifold import Manifold, balls, manifold
 from diffsteer.eval.moments import F64, pair
 
 SEED = 2020
@@ -25,6 +28,8 @@ LINEAR_FROM = 512
 """Features of more numbers are resampled to first order: one eigendecomposition, not one each."""
 BLOCK = 2**23
 """Numbers in one block of kernel values: 64 MiB in float64."""
+PART, REST = 500, 1000
+"""Most generated and reference pictures in a part of which recall and coverage are measured."""
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -147,23 +152,44 @@ def score_resampled(logits: Tensor, w: Tensor) -> Tensor:
 def manifold_resampled(x: Tensor, y: Tensor, k: int, w: Tensor) -> Manifold[Tensor]:
     """Precision, recall, density and coverage of each resample, `(resamples,)` each.
 
-    Balls keep the radius that they have among all pictures: a repeated picture is no neighbour.
+    Precision and density count w_i times, in balls of all pictures. Recall and coverage come from
+    `_between`, around 0.
 
     Args:
         x: Features of the generated pictures, `(N, d)`.
         y: Features of the reference, `(M, d)`.
-        k: Neighbour that balls reach to, as for `manifold`.
+        k: Neighbour that balls reach to, as for `manifold`; 2 k + 2 <= N and M.
         w: Of `weights`, `(resamples, N)`.
     """
     precise = torch.zeros(len(w), dtype=F64)
     dense = precise.clone()
-    recalled, covered = (torch.zeros(len(w), len(y)) for _ in range(2))
-    for at, in_real, in_fake in balls(x, y, k):
-        part = w[:, at]
-        precise += part.to(F64) @ in_real.any(dim=1).to(F64)
-        dense += part.to(F64) @ in_real.sum(dim=1).to(F64)
-        recalled += part @ in_fake.to(part.dtype)
-        covered += part @ in_real.to(part.dtype)
-    shares = ((hits > 0).to(F64).mean(dim=1) for hits in (recalled, covered))
-    recall, coverage = shares
+    for at, in_real, _ in balls(x, y, k):
+        part = w[:, at].to(F64)
+        precise += part @ in_real.any(dim=1).to(F64)
+        dense += part @ in_real.sum(dim=1).to(F64)
+    recall, coverage = _between(x, y, k, len(w))
     return Manifold(precise / len(x), recall, dense / (k * len(x)), coverage)
+
+
+def _between(x: Tensor, y: Tensor, k: int, times: int) -> Tensor:
+    """How recall and coverage differ between parts, at the scale of all pictures, `(2, times)`.
+
+    Each time, two disjoint parts of s generated pictures meet the same part of the reference, of
+    the same share, so that balls hold as many pictures as they do in all. Where the figure of N
+    pictures has variance V, the difference has 2 V N / s, since halving both sets doubles V. The
+    same parts serve all sets of the same sizes, which pairs them.
+
+    Source: of spreads at the scale of smaller parts, Politis & Romano 1994,
+        https://doi.org/10.1214/aos/1176325770.
+    """
+    n, m = len(x), len(y)
+    size = max(min(n // 2, PART, REST * n // m), k + 1, -(-(k + 1) * n // m))
+    rng = np.random.RandomState(SEED)
+    found = []
+    for _ in range(times):
+        order, of_y = (torch.from_numpy(rng.permutation(count)) for count in (n, m))
+        real = y[of_y[: m * size // n]]
+        one, other = (manifold(x[order[i * size : (i + 1) * size]], real, k) for i in (0, 1))
+        found.append((one.recall - other.recall, one.coverage - other.coverage))
+    scaled: Tensor = torch.tensor(found, dtype=F64).mT * (size / (2 * n)) ** 0.5
+    return scaled

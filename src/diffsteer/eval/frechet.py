@@ -33,10 +33,11 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         d = self.mean.numel()
-        if self.mean.shape != (d,) or self.cov.shape != (d, d):
+        floats = self.mean.is_floating_point() and self.cov.is_floating_point()
+        if d == 0 or self.mean.shape != (d,) or self.cov.shape != (d, d) or not floats:
             raise ValueError(
-                f"mean has shape {tuple(self.mean.shape)}, covariance {tuple(self.cov.shape)}: "
-                "give (d,) and (d, d)"
+                f"mean has shape {tuple(self.mean.shape)} and dtype {self.mean.dtype}, covariance "
+                f"{tuple(self.cov.shape)} and {self.cov.dtype}: give floats, (d,) and (d, d)"
             )
         if not (self.mean.isfinite().all() and self.cov.isfinite().all()):
             raise ValueError("a mean or covariance is NaN or infinite: measure the features again")

@@ -24,8 +24,10 @@ td.better { background: #e3f3e6 } td.worse { background: #fbe6e2 }
 .key { margin-right: 1.2em; white-space: nowrap } .key i { display: inline-block; width: .9em;
   height: .9em; margin-right: .4em; vertical-align: -1px }
 .grid td, .grid th { text-align: center; border: 0; padding: .2em } .grid td:first-child {
-  text-align: right; max-width: 14em } .grid img { width: 100%; min-width: 64px; max-width: 256px;
-  image-rendering: auto; display: block }
+  text-align: right; min-width: 8em; max-width: 14em } .grid td small { white-space: normal;
+  overflow-wrap: anywhere; max-height: 12em; overflow-y: auto }
+.grid img { width: 100%; min-width: 64px; max-width: 256px; image-rendering: auto;
+  display: block }
 code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
 """
 

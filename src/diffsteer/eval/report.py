@@ -56,6 +56,8 @@ def possible(name: str) -> Interval:
     """Between which numbers a figure lies in any case."""
     if name in SHARES:
         return Interval(0.0, 1.0)
+    if name.startswith("IS"):
+        return Interval(1.0, math.inf)
     return Interval(-math.inf if name.startswith(("KID", "CMMD")) else 0.0, math.inf)
 
 

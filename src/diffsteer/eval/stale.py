@@ -26,7 +26,7 @@ def seeds_in(found: Pictures, wanted: Recipe | None = None, mixed: bool = False)
     names: dict[int, str] = {}
     first: tuple[str, dict[str, Any]] | None = None
     for name, text in found.texts(KEY):
-        said = parsed(text)
+        said = parsed(text, name)
         if mixed and wanted is None:
             continue
         if wanted is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffsteer.eval.features import UNSTATED, Origin
 from diffsteer.eval.frechet import Gaussian
+from diffsteer.eval.moments import table
 from diffsteer.whole import write
 
 VERSION = 1
@@ -76,7 +77,7 @@ class Statistics:
                 raise ValueError("it is one bare array")
             with arrays:
                 return _parsed(arrays)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{path} is no usable file of statistics: {error} (pickles, as EDM2's, can run "
                 "code and are never read); make one with `diffsteer stats`"
@@ -93,14 +94,20 @@ def _parsed(arrays: "np.lib.npyio.NpzFile") -> Statistics:
     width = len(gaussian.mean)
     features = torch.zeros(0, width)
     if "features" in arrays.files:
-        features = torch.from_numpy(arrays["features"])
+        features = table(torch.from_numpy(arrays["features"]))
+    if features.shape[1] != width:
+        raise ValueError(f"its mean has {width} numbers, its features have {features.shape[1]}")
     n = int(arrays["n"]) if "n" in arrays.files else None
+    if n is not None and n < max(2, len(features)):
+        raise ValueError(f"it says n={n} and holds features of {len(features)} pictures")
     return Statistics(_origin(arrays, width), gaussian, n, features)
 
 
 def _origin(arrays: "np.lib.npyio.NpzFile", width: int) -> Origin:
     if "extractor" in arrays.files:
         names = ("extractor", "layer", "resize", "weights")
+        if missing := set(names) - set(arrays.files):
+            raise ValueError(f"it names an extractor, but not {', '.join(sorted(missing))}")
         return Origin(*(str(arrays[name]) for name in names))
     if width not in INCEPTION_WIDTHS:
         raise ValueError(
