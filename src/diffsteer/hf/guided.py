@@ -1,8 +1,9 @@
 """A network of diffusers, its guide and a guidance: one guided output for all conditions."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +80,12 @@ class Guided:
             _check_fit(eager(network), eager(guide))
         self._layers = self.family.layers(eager(network))
         self._guide_layers = {} if guide is None else self.family.layers(eager(guide))
+        blocks = (block for m in (network, guide) if m is not None for block in m.modules())
+        compiled = any(getattr(block, "_compiled_call_impl", None) for block in blocks)
+        # blocks that are compiled in place; asked for only where there are any, since it is slow
+        self._eagerly = (
+            partial(torch.compiler.set_stance, "force_eager") if compiled else nullcontext
+        )
         self._clock = Clock()
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._grid: tuple[Any, Size] | None = None
@@ -239,7 +246,7 @@ class Guided:
         """Run the network where hooks and function modes reach it."""
         before, self._tapping = self._tapping, True
         try:
-            with torch.compiler.set_stance("force_eager"):  # for blocks that are compiled in place
+            with self._eagerly():
                 yield
         finally:
             self._tapping = before
