@@ -64,7 +64,9 @@ def sample(said: Published, seeds: Sequence[int], out: Path, batch: int, device:
     print(f"{out}: {len(paths) - len(todo)} of {len(paths)} pictures are there, {len(todo)} to do")
     if not todo:
         return
-    make = _maker(said, chosen, device or _device())
+    from diffsteer.eval.features import device_of
+
+    make = _maker(said, chosen, device_of(device))
     for seed, picture in _pictures(make, todo, batch):
         _save(picture, paths[seed], said.preset, recipe, seed)
 
@@ -91,12 +93,6 @@ def _recipe(said: Published, chosen: Preset) -> dict[str, Any]:
 
 def _name(seed: int, subdirs: bool) -> str:
     return f"{seed // 1000 * 1000:06d}/{seed:06d}.png" if subdirs else f"{seed:06d}.png"
-
-
-def _device() -> str:
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def _made(path: Path, name: str, recipe: dict[str, Any]) -> bool:
