@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.demo import located
 from diffsteer.eval.background import corners
 from diffsteer.eval.chunks import key_of
 from diffsteer.eval.efficientnet import EfficientNetLite0
@@ -66,11 +67,7 @@ class Bench:
 
     def features(self, recipe: Recipe, seeds: Sequence[int]) -> tuple[Tensor, float]:
         """Features of samples, `(N, 4 + d)`, and median seconds of one."""
-        if self.models is not None:
-            guide = str(self.models / recipe.guide / "model" / "unet") if recipe.guide else ""
-            model = str(self.models / recipe.model / "model")
-            recipe = replace(recipe, model=model, guide=guide)
-        with rendering(recipe) as images:
+        with rendering(located(recipe, self.models)) as images:
             made = extractor()
             out = self.work / digest(key_of(images.key, made))[:16]
             found = sampled(

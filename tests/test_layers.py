@@ -35,7 +35,7 @@ MAY_IMPORT |= {
     "recipe": set(),
     "whole": set(),
     "presets": {"presets"},
-    "nets": CORE | {"nets"},
+    "nets": CORE | {"nets", "whole"},
     "checkpoints": CORE | {"nets", "checkpoints", "whole"},
     "hf": CORE | {"nets", "hf", "refine"},
     "refine": CORE | {"eval", "hf", "recipe", "refine", "render", "whole"},

@@ -152,7 +152,7 @@ def demo(out: Path, models: Path | None = None) -> None:
 def _draw(rows: Sequence[Row], models: Path | None) -> Iterator[Drawn]:
     for row in rows:
         seeds = range(len(row.recipe.prompts))
-        with rendering(_located(row.recipe, models), "cpu") as images:
+        with rendering(located(row.recipe, models), "cpu") as images:
             begin = time.perf_counter()
             pictures = images(seeds)
             seconds = time.perf_counter() - begin
@@ -160,7 +160,7 @@ def _draw(rows: Sequence[Row], models: Path | None) -> Iterator[Drawn]:
         yield Drawn(row, pictures, _measured(pictures, row.recipe.prompts, costs, seconds))
 
 
-def _located(recipe: Recipe, models: Path | None) -> Recipe:
+def located(recipe: Recipe, models: Path | None) -> Recipe:
     """The recipe with the folders of trained models in place of the names of those that ship."""
     if models is None:
         return recipe
@@ -231,7 +231,7 @@ def _table(rows: Sequence[Drawn]) -> str:
         return "<p>Still to come.</p>"
     prompts = rows[0].row.recipe.prompts
     head = ["", *(f"<small>{escape(p)}</small>" for p in prompts), "figures"]
-    return table(head, [_line(d) for d in rows]).replace("<table>", '<table class="rows">')
+    return table(head, [_line(d) for d in rows], "rows")
 
 
 def _line(drawn: Drawn) -> str:

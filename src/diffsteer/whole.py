@@ -1,6 +1,8 @@
 """Files that are there whole or not at all, whatever ends the program."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,3 +43,33 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an `.npz`, in which each array has a checksum."""
     with whole(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+class new_folder:
+    """A folder to fill, which takes its name when all went well and vanishes when not."""
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} is there already: remove it, or name another")
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.part = Path(
+            tempfile.mkdtemp(dir=self.folder.parent, prefix=f"{self.folder.name}.part")
+        )
+        self.part.chmod(0o777 & ~umask())
+        return self.part
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.part.replace(self.folder)
+        else:
+            shutil.rmtree(self.part, ignore_errors=True)
+
+
+def umask() -> int:
+    """Permissions that new files of this process lack."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.nets.adm_flags import Flags
+from diffsteer.whole import new_folder
 
 State = dict[str, Tensor]
 FORMAT = "diffsteer adm 1"
@@ -92,13 +91,7 @@ def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) ->
         "flags": asdict(flags),
         "source": {"name": source.name, "sha256": digest},
     }
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    try:
+    with new_folder(out.absolute()) as part:
         tensors = {name: value.contiguous() for name, value in state.items()}
         save_file(tensors, part / "model.safetensors")
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        part.chmod(0o755)
-        part.replace(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

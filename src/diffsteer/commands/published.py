@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, arg
 
 from diffsteer.presets.edm2 import Net, Preset, preset
-from diffsteer.recipe import KEY
+from diffsteer.recipe import KEY, metadata
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,10 +99,7 @@ def _made(path: Path, name: str, recipe: dict[str, Any]) -> bool:
     """Whether a picture is there; one of another recipe is in the way."""
     if not path.exists():
         return False
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        said = json.loads(picture.info.get(KEY, "null"))
+    said = metadata(path)
     if said is None or (said["model"], said["recipe"]) != (name, recipe):
         was = said and (said["model"], said["recipe"])
         raise ValueError(f"{path} was made otherwise: {was}. Give another --out, or remove it")

@@ -49,10 +49,13 @@ def document(title: str, sections: Sequence[str], style: str = "") -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[str]) -> str:
-    """A table that scrolls where it is too wide; heads and rows are HTML."""
+def table(head: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
+    """A table that scrolls where it is too wide; heads and rows are HTML, `kind` its CSS class."""
     cells = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<div class="wide"><table><tr>{cells}</tr>\n' + "\n".join(rows) + "\n</table></div>"
+    named = f' class="{kind}"' if kind else ""
+    return (
+        f'<div class="wide"><table{named}><tr>{cells}</tr>\n' + "\n".join(rows) + "\n</table></div>"
+    )
 
 
 def image(source: Path | Any, said: str) -> str:

@@ -12,8 +12,6 @@ from typing import Any
 
 SHIPPED = ("pocket", "pocket-eps")
 GUIDE = "pocket-guide"
-TEXTS = "{}, {} style, on a {} background"
-"""What prompts of the pocket model look like: thing, style (noto, twemoji), colour."""
 
 
 def pipeline(name: str, dtype: Any) -> Any:

@@ -1,9 +1,6 @@
 """EDM2 networks in folders: `model.safetensors` and `config.json`."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.nets.edm2 import EDM2
+from diffsteer.whole import new_folder, umask
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "diffsteer.EDM2"
@@ -55,7 +53,7 @@ class Stored:
         self.check()
         with new_folder(folder) as part:
             save_file(dict(self.tensors), part / WEIGHTS)
-            (part / WEIGHTS).chmod(0o666 & ~_umask())  # the library writes for its user alone
+            (part / WEIGHTS).chmod(0o666 & ~umask())  # the library writes for its user alone
             content = {"format": FORMAT, "config": dict(self.config), **self.about}
             (part / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
@@ -93,35 +91,6 @@ class Stored:
         for name, t in self.tensors.items():
             if not t.is_floating_point():
                 raise ValueError(f"{name} has dtype {t.dtype}")
-
-
-class new_folder:
-    """A folder to fill, which takes its name when all went well and vanishes when not."""
-
-    def __init__(self, folder: Path) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} is there already: remove it, or name another")
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.part = Path(
-            tempfile.mkdtemp(dir=self.folder.parent, prefix=f"{self.folder.name}.part")
-        )
-        self.part.chmod(0o777 & ~_umask())
-        return self.part
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.part.replace(self.folder)
-        else:
-            shutil.rmtree(self.part, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _on_meta(config: Mapping[str, Any]) -> EDM2:

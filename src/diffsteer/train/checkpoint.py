@@ -72,7 +72,7 @@ class Checkpoints:
         for old in self.counts()[: -self.keep]:
             shutil.rmtree(self.path(old))
 
-    def load(self, images: int, device: str = "cpu") -> tuple[dict[str, dict[str, Tensor]], State]:
+    def load(self, images: int) -> tuple[dict[str, dict[str, Tensor]], State]:
         """Read a checkpoint and check it.
 
         Raises:
@@ -88,7 +88,7 @@ class Checkpoints:
                 data = (folder / f"{name}.safetensors").read_bytes()
                 if hashlib.sha256(data).hexdigest() != wanted:
                     raise ValueError(f"{name}.safetensors is not what was written")
-                groups[name] = {k: v.to(device) for k, v in load(data).items()}
+                groups[name] = load(data)
             if state.pop("sha256") != digest(state):
                 raise ValueError("state.json is not what was written")
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

@@ -61,13 +61,13 @@ class Objective:
         return self.weight.at(level, self.kind).to(error) * error
 
 
-def place(number: int, seed: int) -> float:
+def place(number: int) -> float:
     """Place in [0, 1[ of image `number`, so that those of any stretch are spread evenly.
 
     Steps of the golden ratio: of n in a row, each of n equal parts holds about one, which makes
     losses and gradients less noisy than independent draws.
     """
-    return ((number + 1) * 0.6180339887498949 + (seed % 9973) / 9973) % 1.0
+    return (number + 1) * 0.6180339887498949 % 1.0
 
 
 def clean(x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class TextToImage(Task):
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
         noise = torch.Generator().manual_seed(seed)
         kept = self._latents
-        found = {"ids": self._ids([sample.caption])[0], "place": torch.tensor(place(number, 0))}
+        found = {"ids": self._ids([sample.caption])[0], "place": torch.tensor(place(number))}
         if kept is None:
             found |= {"pixels": sample.pixels}
             shape = self._latent_shape(sample.pixels.shape)
