@@ -1,16 +1,16 @@
-"""What guidance and zero terminal SNR do on the pocket model: the figures of docs/results.md.
+"""What guidance and zero terminal SNR do on the pocket model, measured into docs/results/*.json.
 
-    python benchmarks/pocket.py brightness guidance page [--models runs] [--processes 1]
+    python benchmarks/pocket.py sheet brightness guidance sag [--models runs] [--work measured]
+    python benchmarks/results.py
 
-Each study keeps what it sampled under --work and goes on there; `page` writes docs/results.md from
-docs/results/*.json. Under torchrun the seeds are shared. Guidance weights are chosen by Frechet
-distance on seeds of their own, and reported on others.
+The second writes docs/results.md. Each study keeps what it sampled under --work and goes on there;
+under torchrun the seeds are shared. Guidance weights are chosen by Frechet distance on seeds of
+their own, and reported on others. Networks run in bfloat16 (autocast), all else in float32.
 """
 
 import argparse
 import json
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from diffsteer import SAG
+from diffsteer.branch import Asking, Branch, Point
 from diffsteer.demo import located
 from diffsteer.eval.background import corners
 from diffsteer.eval.chunks import key_of
@@ -30,21 +33,24 @@ from diffsteer.eval.manifold import manifold
 from diffsteer.eval.moments import Moments
 from diffsteer.eval.processes import Processes, launched
 from diffsteer.eval.sampling import sampled
+from diffsteer.eval.sharpness import edges
 from diffsteer.recipe import Recipe, digest
-from diffsteer.render import rendering
+from diffsteer.render import Rendering, rendering
 from diffsteer.train.data import BACKGROUNDS, Emoji
+from diffsteer.train.log import grid
 from diffsteer.whole import whole
 
 OUT = Path(__file__).parent.parent / "docs" / "results"
 SIDE = 64
-OWN = 4
-"""First columns of the features: brightness, and the colour of the background."""
+OWN = 5
+"""First columns of the features: brightness, edges, and the colour of the background."""
 
 
 def features(images: Tensor) -> Tensor:
-    """Brightness and background, in [0, 1], then EfficientNet-Lite0's block10."""
-    own = torch.cat([images.float().mean((1, 2, 3))[:, None], corners(images).float()], 1) / 255
-    return torch.cat([own, network()(images).cpu()], 1)
+    """Brightness, edges and background, in [0, 1], then EfficientNet-Lite0's block10."""
+    light = images.float().mean((1, 2, 3))
+    own = torch.cat([torch.stack([light, edges(images).float()], 1), corners(images).float()], 1)
+    return torch.cat([own / 255, network()(images).cpu()], 1)
 
 
 @cache
@@ -54,7 +60,7 @@ def network() -> EfficientNetLite0:
 
 def extractor() -> Custom:
     at = network().origin
-    return Custom(features, replace(at, layer=f"brightness, background, {at.layer}"))
+    return Custom(features, replace(at, layer=f"brightness, edges, background, {at.layer}"))
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,24 @@ class Bench:
     def features(self, recipe: Recipe, seeds: Sequence[int]) -> tuple[Tensor, float]:
         """Features of samples, `(N, 4 + d)`, and median seconds of one."""
         with rendering(located(recipe, self.models)) as images:
-            made = extractor()
-            out = self.work / digest(key_of(images.key, made))[:16]
+            made, key = extractor(), {**images.key, "autocast": "bfloat16"}
+            out = self.work / digest(key_of(key, made))[:16]
             found = sampled(
-                images, seeds, made, out, images.key, self.batch, len(seeds), images.rows
+                half(images), seeds, made, out, key, self.batch, len(seeds), images.rows
             )
         return found.statistics.features, found.costs["seconds"].median().item()
+
+
+def half(images: Rendering) -> Callable[[Sequence[int]], Tensor]:
+    """The same pictures with networks in bfloat16, as they were trained."""
+    images.pipe.unet.to(memory_format=torch.channels_last)
+    device = images.pipe.device.type
+
+    def made(seeds: Sequence[int]) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return images(seeds)
+
+    return made
 
 
 def captions(n: int, background: str | None = None) -> list[int]:
@@ -120,7 +138,7 @@ def summary(model: str, guidance: str, background: str, found: Tensor) -> dict[s
         "background": background,
         "mean": light.mean().item(),
         "std": light.std().item(),
-        "background error": (found[:, 1:OWN] - wanted).abs().mean().item(),
+        "background error": (found[:, 2:OWN] - wanted).abs().mean().item(),
         "histogram": torch.histc(light, 40, 0, 1).tolist(),
     }
 
@@ -161,7 +179,9 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
             row = figures(name, recipe.guidance, made, shown, others, seconds)
             rows.append({**row, "seeds": f"{start}-{start + n - 1}"})
             report(rows[-1])
-    return {"n": n, "steps": 16, "sampler": "UniPC", "choice": tried, "rows": rows}
+    seeds = f"{CHOICE}-{CHOICE + n // 2 - 1}"
+    told = {"choice": tried, "choice seeds": seeds, "rows": rows}
+    return {"n": n, "steps": 16, "sampler": "UniPC", **told}
 
 
 def figures(
@@ -170,13 +190,14 @@ def figures(
     """Distance to other real pictures, precision and recall, share of backgrounds obeyed."""
     overlap = manifold(made[:, OWN:], others[: len(made), OWN:])
     table = torch.tensor(list(BACKGROUNDS.values())) / 255
-    told, wanted = (torch.cdist(x[:, 1:OWN], table).argmin(1) for x in (made, shown))
+    told, wanted = (torch.cdist(x[:, 2:OWN], table).argmin(1) for x in (made, shown))
     return {
         "name": name,
         "guidance": text,
         "FD": distance(made, others),
         "precision": overlap.precision,
         "recall": overlap.recall,
+        "edges": 255 * made[:, 1].double().mean().item(),
         "background": (told == wanted).double().mean().item(),
         "seconds": seconds,
     }
@@ -197,122 +218,76 @@ def report(row: dict[str, Any]) -> None:
         )
 
 
-def page() -> str:
-    """docs/results.md from the figures that are there."""
-    parts = [
-        "# Results on the pocket model",
-        "",
-        "All of this page, with its figures, is made by",
-        "",
-        "```console",
-        "python benchmarks/pocket.py brightness guidance page",
-        "```",
-        "",
-        "from the models that ship, on the training captions of the emoji. What holds for this "
-        "model of 64 x 64 emoji need not hold for another.",
-    ]
-    if (OUT / "brightness.json").exists():
-        parts += brightness_page(json.loads((OUT / "brightness.json").read_text("utf-8")))
-    if (OUT / "guidance.json").exists():
-        parts += guidance_page(json.loads((OUT / "guidance.json").read_text("utf-8")))
-    return "\n".join(parts) + "\n"
+@dataclass(frozen=True, repr=False)
+class Convention(SAG):
+    """SAG with the difference taken in another space, as some programs do (in x0 terms).
+
+    Args:
+        space: "eps", the published rule; "v", of the network's own output; "x0".
+    """
+
+    space: str = "eps"
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        (seen,) = yield (Branch(self.on, record=(self.layer,)),)
+        blurred = self.blurred(seen)
+        (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
+        moved: dict[str, float | Tensor] = {"eps": 1, "v": at.level.alpha**2, "x0": 0}
+        return self.scale * (seen.x0 - worse.x0 - moved[self.space] * (seen.x0 - blurred))
 
 
-def brightness_page(found: dict[str, Any]) -> list[str]:
-    rows = found["rows"]
-    data = {r["background"]: r for r in rows if r["model"] == "data"}
-    lines = [
-        "",
-        "## Zero terminal SNR",
-        "",
-        f"Mean brightness of a picture, 0 to 1: mean and standard deviation over {found['n']} "
-        f"pictures, seeds {found['seeds']}, {found['steps']} steps of the model's own scheduler. "
-        "Data: the pictures of the same captions. `pocket` is `pocket-eps` fine-tuned. The last "
-        "columns are of pocket-eps / pocket.",
-        "",
-        "| background | guidance | data | pocket-eps | pocket | error of the mean | "
-        "spread beside the data's |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for background, real_one in data.items():
-        for text in ("", "CFG(3)"):
-            pair = [
-                next(r for r in rows if (r["model"], r["guidance"], r["background"]) == key)
-                for key in (("pocket-eps", text, background), ("pocket", text, background))
-            ]
-            means = " | ".join(f"{r['mean']:.3f} +- {r['std']:.3f}" for r in (real_one, *pair))
-            off = " / ".join(f"{abs(r['mean'] - real_one['mean']):.4f}" for r in pair)
-            wide = " / ".join(f"{r['std'] / real_one['std']:.2f} x" for r in pair)
-            lines.append(f"| {background} | {text or 'none'} | {means} | {off} | {wide} |")
-    return [*lines, "", "![histograms of brightness](results/brightness.png)"]
-
-
-def guidance_page(found: dict[str, Any]) -> list[str]:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in found["rows"]:
-        rows.setdefault(row["name"], []).append(row)
-    lines = [
-        "",
-        "## Guidance",
-        "",
-        f"N = {found['n']} pictures a range of seeds, three ranges, {found['steps']} steps of "
-        f"{found['sampler']}: mean over the ranges, least to greatest. FD: Frechet distance on "
-        "EfficientNet-Lite0's block10 to the real pictures of all other captions; real: as many "
-        "real pictures in place of the generated ones. Background: share of pictures with the "
-        "colour of the prompt in the corners. Weights were chosen by FD on other seeds "
-        f"({found['n'] // 2} pictures from seed {CHOICE} on).",
-        "",
-        "| | guidance | FD | precision | recall | background | s a picture |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, group in rows.items():
-        cells = [
-            spread([r[key] for r in group]) for key in ("FD", "precision", "recall", "background")
+def sag(bench: Bench, n: int) -> dict[str, Any]:
+    """The sign conventions of self-attention guidance, alone and with CFG."""
+    source = Emoji("train")
+    every, samples = list(range(len(source))), captions(n)
+    prompts = tuple(source[i].caption for i in samples)
+    known = real(every)
+    shown, others = known[samples], known[sorted(set(every) - set(samples))]
+    base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
+    rows = [figures("real", "", shown, shown, others, None)]
+    for start, branch in (("", "cond"), ("CFG(2)", "null")):
+        texts = [
+            f'Convention({w}, on="{branch}", space="{space}")'
+            for space in ("eps", "v", "x0")
+            for w in (-0.5, 0.25, 0.5, 1.0)
         ]
-        cost = [r["seconds"] for r in group if r["seconds"] is not None]
-        text = f"`{group[0]['guidance']}`" if group[0]["guidance"] else ""
-        seconds = f"{statistics.median(cost):.3f}" if cost else ""
-        lines.append(f"| {name} | {text} | {' | '.join(cells)} | {seconds} |")
-    tried = ", ".join(f"{t['name']} {t['weight']:g}: {t['FD']:.1f}" for t in found["choice"])
-    return [*lines, "", f"FD of the weights tried, on the seeds of the choice: {tried}."]
+        for text in ("", *texts):
+            recipe = replace(base, guidance=" + ".join(filter(None, (start, text))))
+            made, seconds = bench.features(recipe, range(n))
+            rows.append(figures("SAG", recipe.guidance, made, shown, others, seconds))
+            report(rows[-1])
+    return {"n": n, "steps": 16, "sampler": "UniPC", "seeds": f"0-{n - 1}", "rows": rows}
 
 
-def spread(values: Sequence[float]) -> str:
-    middle = f"{statistics.mean(values):.3g}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3g} to {max(values):.3g})"
+def sheet(bench: Bench, n: int) -> dict[str, Any]:
+    """Pictures of the first captions of the shuffle, for people to look at: none is left out."""
+    from PIL import Image
+
+    source = Emoji("train")
+    prompts = tuple(source[i].caption for i in captions(n))
+    for model, guidance in (("pocket", "CFG(3)"), ("pocket", ""), ("pocket-eps", "CFG(3)")):
+        recipe = Recipe(model=model, prompts=prompts, guidance=guidance, steps=25)
+        with rendering(located(recipe, bench.models)) as images:
+            pictures = grid(half(images)(range(n)))
+        with whole(OUT / f"sheet-{model}{'-guided' * bool(guidance)}.png") as file:
+            Image.fromarray(pictures.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return {"prompts": prompts, "steps": 25, "guidance": "CFG(3)"}
 
 
-def plot(found: dict[str, Any], path: Path) -> None:
-    """Histograms of brightness: data, flawed and repaired, without guidance and with it."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True)
-    for across, background in zip(axes, ("black", "white"), strict=True):
-        for axis, text in zip(across, ("", "CFG(3)"), strict=True):
-            for row in found["rows"]:
-                if (
-                    row["background"] == background
-                    and row["model"] == "data"
-                    or (row["background"], row["guidance"]) == (background, text)
-                    and row["model"] != "data"
-                ):
-                    axis.stairs(row["histogram"], torch.linspace(0, 1, 41), label=row["model"])
-            axis.set_title(f"on a {background} background, {text or 'no guidance'}")
-            axis.set_xlabel("brightness")
-    axes[0, 0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+STUDIES = {"sheet": (sheet, 32), "brightness": (brightness, 1000)}
+STUDIES |= {"guidance": (guidance, 2000), "sag": (sag, 500)}
 
 
 @contextmanager
 def arguments() -> Iterator[argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="+", choices=["brightness", "guidance", "page"])
+    parser.add_argument("what", nargs="+", choices=list(STUDIES))
     parser.add_argument("--models", type=Path)
     parser.add_argument("--work", type=Path, default=Path("measured"))
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--brightness", type=int, default=1000, help="pictures of each kind")
-    parser.add_argument("--guidance", type=int, default=2000, help="pictures a range of seeds")
+    for name, (study, n) in STUDIES.items():
+        parser.add_argument(f"--{name}", type=int, default=n, help=f"pictures: {study.__doc__}")
     with launched():
         yield parser.parse_args()
 
@@ -320,18 +295,11 @@ def arguments() -> Iterator[argparse.Namespace]:
 def main() -> None:
     with arguments() as args:
         bench = Bench(args.models, args.work, args.batch)
-        for name, study, n in (
-            ("brightness", brightness, args.brightness),
-            ("guidance", guidance, args.guidance),
-        ):
-            if name in args.what:
-                found = study(bench, n)
-                if Processes.running().rank == 0:
-                    with whole(OUT / f"{name}.json") as file:
-                        file.write(json.dumps(found, indent=1).encode())
-        if "page" in args.what and Processes.running().rank == 0:
-            plot(json.loads((OUT / "brightness.json").read_text("utf-8")), OUT / "brightness.png")
-            (OUT.parent / "results.md").write_text(page(), "utf-8")
+        for name in args.what:
+            found = STUDIES[name][0](bench, getattr(args, name))
+            if Processes.running().rank == 0:
+                with whole(OUT / f"{name}.json") as file:
+                    file.write((json.dumps(found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

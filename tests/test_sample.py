@@ -1,6 +1,7 @@
 """`diffsteer sample` on a tiny pipeline from disk."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:
     assert len({pixels(tmp_path / str(i) / "000000.png") for i in range(len(recipes))}) == len(
         recipes
     )
+
+
+def test_a_guide_may_be_a_pipeline(model: str, tmp_path: Path) -> None:
+    """Of which nothing is loaded but the network: the rest is not there."""
+    pipe, guide = tmp_path / "pipe", Path(model).parent / "guide"
+    shutil.copytree(guide, pipe / "unet")
+    shutil.copy(Path(model) / "model_index.json", pipe)
+    one = Recipe(model, "a cat", guidance="Auto(3)", steps=2)
+    for i, name in enumerate((guide, pipe)):
+        sample(replace(one, guide=str(name)), "0", tmp_path / str(i))
+    assert pixels(tmp_path / "0" / "000000.png") == pixels(tmp_path / "1" / "000000.png")
+    with pytest.raises(OSError, match="nowhere"):
+        sample(replace(one, guide=str(tmp_path / "nowhere")), "0", tmp_path / "out")
 
 
 def test_networks_without_prompts(model: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffsteer.eval.background import errors, nearest
 from diffsteer.eval.html import document, image, table
+from diffsteer.eval.sharpness import edges
 from diffsteer.recipe import Recipe
 from diffsteer.render import rendering
 from diffsteer.train.data import BACKGROUNDS
@@ -175,13 +176,11 @@ def _measured(
     names = [prompt.split("on a ")[1].removesuffix(" background") for prompt in prompts]
     obeyed = sum(a == b for a, b in zip(nearest(pictures, BACKGROUNDS), names, strict=True))
     error = errors(pictures, [BACKGROUNDS[name] for name in names])
-    grey = pictures.double().mean(1)
-    edges = grey.diff(dim=-1).abs().mean() + grey.diff(dim=-2).abs().mean()
     return {
         "backgrounds obeyed": float(obeyed),
         "of": float(len(prompts)),
         "background error": error.mean().item(),
-        "edges": edges.item(),
+        "edges": edges(pictures).mean().item(),
         "seconds": seconds / len(prompts),
         **costs,
     }

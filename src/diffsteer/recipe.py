@@ -35,7 +35,7 @@ class Recipe:
         steps: Number of sampling steps.
         width: Of the picture in pixels; 0 for the size of the model.
         height: The same.
-        guide: Hub id or folder of the weaker network for autoguidance.
+        guide: Hub id or folder of the weaker network for autoguidance, or of its pipeline.
         refiner: Hub id or folder of what refines the initial noise, or "NLG(20)"; empty for none.
         strength: Factor of what the refiner changes; 1 is as trained.
     """

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.attention import blur
-from diffsteer.branch import Asking, Branch, Point
+from diffsteer.branch import Answer, Asking, Branch, Point
 from diffsteer.guidance.base import Guidance, finite, named, whole
 
 
@@ -58,9 +58,13 @@ class SAG(Guidance):
         if self.scale == 0:
             return torch.zeros_like(at.x)
         (seen,) = yield (Branch(self.on, record=(self.layer,)),)
-        mask = (seen.maps[self.layer] > self.threshold)[:, None].to(at.x.dtype)
-        mask = F.interpolate(mask, at.x.shape[-2:], mode="nearest")
-        x0 = seen.x0.clamp(-self.clamp, self.clamp)
-        blurred = torch.lerp(x0, blur(x0, self.sigma, self.kernel), mask)
+        blurred = self.blurred(seen)
         (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
         return self.scale * (blurred - worse.x0)
+
+    def blurred(self, seen: Answer) -> Tensor:
+        """The predicted x0, `(B, C, H, W)`, blurred where the network looked."""
+        mask = (seen.maps[self.layer] > self.threshold)[:, None].to(seen.x.dtype)
+        mask = F.interpolate(mask, seen.x.shape[-2:], mode="nearest")
+        x0 = seen.x0.clamp(-self.clamp, self.clamp)
+        return torch.lerp(x0, blur(x0, self.sigma, self.kernel), mask)

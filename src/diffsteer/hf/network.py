@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+PARTS = ("unet", "transformer")
+"""What pipelines call their network."""
+
 
 def network_of(pipe: Any) -> Any:
     """The denoising network of a pipeline, or the network itself.
@@ -17,7 +20,7 @@ def network_of(pipe: Any) -> Any:
     """
     if isinstance(pipe, nn.Module):
         return pipe
-    for name in ("unet", "transformer"):
+    for name in PARTS:
         if getattr(pipe, name, None) is not None:
             return getattr(pipe, name)
     raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")

@@ -5,10 +5,12 @@ smaller network that guides "pocket".
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
+
+from diffsteer.hf.network import PARTS
 
 SHIPPED = ("pocket", "pocket-eps")
 GUIDE = "pocket-guide"
@@ -39,15 +41,21 @@ def pipeline(name: str, dtype: Any) -> Any:
 
 
 def network(name: str, dtype: Any) -> Any:
-    """Load a guide network by hub id, folder, or as "pocket-guide".
+    """Load a guide network by hub id or folder, of its own or of a pipeline, or as "pocket-guide".
+
+    Of a pipeline nothing but the network is loaded.
 
     Raises:
         OSError: there is none.
     """
-    from diffusers import AutoModel
+    from diffusers import AutoModel, DiffusionPipeline
 
     place = str(_folder(name)) if name == GUIDE else name  # it takes no Path
-    return AutoModel.from_pretrained(place, dtype=dtype)
+    inside = {}
+    with suppress(OSError):  # a network has no index of a pipeline
+        index = DiffusionPipeline.load_config(place)
+        inside = {"subfolder": part for part in PARTS if part in index}
+    return AutoModel.from_pretrained(place, dtype=dtype, **inside)
 
 
 def _folder(name: str) -> Path:

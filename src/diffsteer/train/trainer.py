@@ -51,7 +51,9 @@ class Trainer:
 
         self.run, self.task, self.source, self.folder = run, task, source, folder
         how = run.training
-        self.accelerator = Accelerator(mixed_precision=how.precision)
+        # Without `cpu`, Accelerate leaves processes on CPUs alone: each would train a whole run.
+        alone = not torch.accelerator.is_available()
+        self.accelerator = Accelerator(mixed_precision=how.precision, cpu=alone)
         self.world = self.accelerator.num_processes
         self.passes = _passes(how.batch, how.rows, self.world)
         self.checkpoints = Checkpoints(folder / "checkpoints")
