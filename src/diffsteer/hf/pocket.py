@@ -51,10 +51,10 @@ def network(name: str, dtype: Any) -> Any:
     from diffusers import AutoModel, DiffusionPipeline
 
     place = str(_folder(name)) if name == GUIDE else name  # it takes no Path
-    inside = {}
+    inside: dict[str, str] = {}
     with suppress(OSError):  # a network has no index of a pipeline
         index = DiffusionPipeline.load_config(place)
-        inside = {"subfolder": part for part in PARTS if part in index}
+        inside = next(({"subfolder": part} for part in PARTS if part in index), {})
     return AutoModel.from_pretrained(place, dtype=dtype, **inside)
 
 
