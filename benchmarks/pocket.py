@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from diffsteer.train.data import BACKGROUNDS, Emoji
 from diffsteer.train.log import grid
 from diffsteer.whole import whole
 
+Split = Literal["train", "test"]
 OUT = Path(__file__).parent.parent / "docs" / "results"
 SIDE = 64
 OWN = 5
@@ -94,9 +95,9 @@ def half(images: Rendering) -> Callable[[Sequence[int]], Tensor]:
     return made
 
 
-def captions(n: int, background: str | None = None) -> list[int]:
-    """Samples of the training split, spread evenly over a fixed shuffle."""
-    source = Emoji("train")
+def captions(n: int, background: str | None = None, split: Split = "train") -> list[int]:
+    """Samples of a split, in the order of a fixed shuffle."""
+    source = Emoji(split)
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()
     said = [
         i
@@ -106,9 +107,9 @@ def captions(n: int, background: str | None = None) -> list[int]:
     return said[:n]
 
 
-def real(samples: Sequence[int]) -> Tensor:
+def real(samples: Sequence[int], split: Split = "train") -> Tensor:
     """Features of real pictures."""
-    source = Emoji("train")
+    source = Emoji(split)
     parts = [samples[i : i + 64] for i in range(0, len(samples), 64)]
     return torch.cat([features(torch.stack([source[i].pixels for i in p])) for p in parts])
 
@@ -273,6 +274,61 @@ def sheet(bench: Bench, n: int) -> dict[str, Any]:
         with whole(OUT / f"sheet-{model}{'-guided' * bool(guidance)}.png") as file:
             Image.fromarray(pictures.permute(1, 2, 0).numpy()).save(file, "PNG")
     return {"prompts": prompts, "steps": 25, "guidance": "CFG(3)"}
+
+
+def refined(bench: Bench, n: int, refiner: str, teacher: str) -> dict[str, Any]:
+    """Refined noise against none and against its teacher's guidance, on prompts held out."""
+    source = Emoji("test")
+    samples = captions(n, split="test")
+    prompts = tuple(source[i].caption for i in samples)
+    groups = [source.group(i) for i in samples]
+    probe = Probe()
+    others, shown = real(range(len(source)), "test"), real(samples, "test")
+    base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
+    recipes = {
+        "none": base,
+        "refined": replace(base, refiner=refiner),
+        "guided": replace(base, guidance=teacher),
+        "refined, guided": replace(base, refiner=refiner, guidance=teacher),
+    }
+    training = real(captions(n))
+    floor = figures("real", "", training, training, others, None)
+    rows = [{**floor, "group": probe.agrees(shown, groups)}]
+    for name, recipe in recipes.items():
+        for start in (0, n, 2 * n):
+            made, seconds = bench.features(recipe, range(start, start + n))
+            row = figures(name, recipe.guidance, made, shown, others, seconds)
+            row |= {"group": probe.agrees(made, groups), "seeds": f"{start}-{start + n - 1}"}
+            rows.append(row)
+            report(row)
+    return {"n": n, "steps": 16, "sampler": "UniPC", "rows": rows}
+
+
+class Probe:
+    """Tells the group of what a picture shows: least squares on real training pictures."""
+
+    def __init__(self, ridge: float = 1e-3) -> None:
+        source = Emoji("train")
+        every = range(len(source))
+        said = [source.group(i) for i in every]
+        self.names = sorted(set(said))
+        x = self._of(real(every))
+        y = torch.eye(len(self.names), dtype=x.dtype)[[self.names.index(s) for s in said]]
+        x, y = (v.double() for v in (x, y))
+        square = x.T @ x / len(x)
+        self.weight = torch.linalg.solve(
+            square + ridge * square.trace() / len(square) * torch.eye(len(square)), x.T @ y / len(x)
+        )
+
+    def agrees(self, made: Tensor, groups: Sequence[str]) -> float:
+        """Share of pictures that show something of the group that they should."""
+        said = (self._of(made).double() @ self.weight).argmax(1).tolist()
+        right = [self.names[i] == group for i, group in zip(said, groups, strict=True)]
+        return float(sum(right) / len(right))
+
+    @staticmethod
+    def _of(made: Tensor) -> Tensor:
+        return torch.cat([made[:, OWN:], torch.ones(len(made), 1)], 1)
 
 
 STUDIES = {"sheet": (sheet, 32), "brightness": (brightness, 1000)}

@@ -71,7 +71,7 @@ def test_sprites_are_cut_where_the_table_says() -> None:
     mine = Emoji("all", ("noto",), ("green",))
     assert torch.equal(mine[i].pixels, composed(apple, BACKGROUNDS["green"]))
     assert mine[i].caption == "red apple, noto style, on a green background"
-    assert mine.code(i) == "1F34E"
+    assert mine.code(i) == "1F34E" and mine.group(i) == "Food & Drink"
     centre = apple[24:48, 20:44, :3].reshape(-1, 3).mean(0)  # that the picture is of a red thing
     assert centre[0] > 2 * max(centre[1:])
 

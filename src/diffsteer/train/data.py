@@ -139,14 +139,21 @@ class Emoji:
             raise IndexError(f"no sample {index} among {len(self)}")
         rest, background = divmod(index, len(self.backgrounds))
         which, style = divmod(rest, len(self.styles))
-        row, _, name = _entries(self.split)[which]
+        row, _, name, _ = _entries(self.split)[which]
         colour, art = self.backgrounds[background], self.styles[style]
         pixels = composed(_sprites(art)[row], BACKGROUNDS[colour])
         return Sample(pixels, f"{name}, {art} style, on a {colour} background")
 
     def code(self, index: int) -> str:
         """Code points of sample `index`, "1F34E", with "-" between several."""
-        return _entries(self.split)[index // (len(self.styles) * len(self.backgrounds))][1]
+        return self._entry(index)[1]
+
+    def group(self, index: int) -> str:
+        """Unicode's group of what sample `index` shows, such as "Food & Drink"."""
+        return self._entry(index)[3]
+
+    def _entry(self, index: int) -> tuple[int, str, str, str]:
+        return _entries(self.split)[index // (len(self.styles) * len(self.backgrounds))]
 
 
 def composed(sprite: NDArray[np.uint8], background: tuple[int, int, int]) -> Tensor:
@@ -245,10 +252,10 @@ def _table() -> dict[str, list[list[str]]]:
 
 
 @lru_cache(maxsize=3)
-def _entries(split: str) -> tuple[tuple[int, str, str], ...]:
-    """Place in the sheet, code points and name of each emoji of a split."""
+def _entries(split: str) -> tuple[tuple[int, str, str, str], ...]:
+    """Place in the sheet, code points, name and group of each emoji of a split."""
     rows = enumerate(_table()["emoji"])
-    chosen = ((i, code, name) for i, (code, name, _) in rows)
+    chosen = ((i, code, name, group) for i, (code, name, group) in rows)
     return tuple(e for e in chosen if split == "all" or held_out(e[1]) == (split == "test"))
 
 
