@@ -93,8 +93,8 @@ def card(name: str, runs: Path) -> str:
             "|---|---|",
             *rows,
             "",
-            "The weights are a power-function average over the last 5 % of training (sigma_rel "
-            "0.05). Settings are in the presets, `src/diffsteer/train/presets`.",
+            "The weights are a power-function average over training, of relative length "
+            "sigma_rel = 0.05. Settings are in the presets, `src/diffsteer/train/presets`.",
             "",
             LICENCE,
         ]

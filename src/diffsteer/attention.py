@@ -12,7 +12,7 @@ https://arxiv.org/abs/2408.00760; Hong et al. 2023 (SAG), https://arxiv.org/abs/
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,15 +98,24 @@ def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
         pad = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
         weight = taps.view((1, 1, -1, 1) if dim == 2 else (1, 1, 1, -1))
         weight = weight.expand(image.shape[1], -1, -1, -1)
-        image = F.conv2d(F.pad(image, pad, mode="reflect"), weight, groups=image.shape[1])
+        with _as_given(image):
+            image = F.conv2d(F.pad(image, pad, mode="reflect"), weight, groups=image.shape[1])
     return image
 
 
 def received(q: Tensor, k: Tensor) -> Tensor:
     """Attention that each token receives, mean over heads, `(B, tokens)`; its mean is 1."""
-    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
-    weights: Tensor = scores.softmax(dim=-1)
+    with _as_given(q):
+        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+        weights: Tensor = scores.softmax(dim=-1)
     return weights.mean(dim=1).sum(dim=1)
+
+
+def _as_given(x: Tensor) -> AbstractContextManager[object]:
+    """Computing in the dtypes that are given, though the pipeline may run under torch.autocast."""
+    if not torch.amp.is_autocast_available(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
