@@ -148,7 +148,7 @@ SWEEPS = {
     "CFG": ("CFG({w})", "", (1.5, 2.0, 3.0, 4.0)),
     "autoguidance": ("Auto({w})", "pocket-guide", (1.5, 2.0, 2.5, 3.0)),
     "SAG": ('SAG({w}, on="cond")', "", (0.25, 0.5, 1.0)),
-    "PAG": ("PAG({w})", "", (0.5, 1.0, 2.0)),
+    "PAG": ('PAG({w}, layer="up_blocks.1")', "", (0.25, 0.5, 1.0)),
 }
 CHOICE = 100_000
 """First of the seeds on which weights are chosen."""

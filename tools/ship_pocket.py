@@ -58,6 +58,10 @@ def main() -> None:
             pipe.scheduler.save_pretrained(TARGET / name / "scheduler")
     guide = UNet2DConditionModel.from_pretrained(runs / "pocket-guide" / "model" / "unet", **half)
     guide.save_pretrained(TARGET / "pocket-guide")
+    for path in TARGET.rglob("*.json"):  # where models lay on the machine that trained them
+        said = json.loads(path.read_text("utf-8"))
+        if said.pop("_name_or_path", None):
+            path.write_text(json.dumps(said, indent=2) + "\n", "utf-8")
     for name in CHAIN:
         (TARGET / name / "README.md").write_text(card(name, runs), "utf-8")
     size = sum(f.stat().st_size for f in TARGET.rglob("*") if f.is_file())

@@ -90,11 +90,16 @@ GUIDANCES = tuple(
         ("CFG + SAG", "CFG(3) + SAG(0.75)", "", "Both of them: guidances add up."),
         (
             "PAG",
-            "PAG(1.5)",
+            'PAG(1, layer="up_blocks.1")',
             "",
             "Away from a network that attends to nothing but itself (Ahn et al. 2024).",
         ),
-        ("SEG", "SEG(1.5)", "", "Away from a network with blurred attention (Hong 2024)."),
+        (
+            "SEG",
+            'SEG(1.5, layer="up_blocks.1")',
+            "",
+            "Away from a network with blurred attention (Hong 2024).",
+        ),
         (
             "autoguidance",
             "Auto(2)",
