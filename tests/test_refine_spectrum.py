@@ -40,7 +40,9 @@ def test_bands_hold_all_energy_once(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_bands_of_noise_add_up_to_it(size: tuple[int, int]) -> None:
     x = noise(*size).double()
-    parts = [swapped(torch.zeros_like(x), x, a, b) for a, b in zip(TENTHS, TENTHS[1:], strict=False)]
+    parts = [
+        swapped(torch.zeros_like(x), x, a, b) for a, b in zip(TENTHS, TENTHS[1:], strict=False)
+    ]
     torch.testing.assert_close(sum(parts), x, rtol=0, atol=1e-13)
 
 

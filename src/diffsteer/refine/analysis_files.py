@@ -14,7 +14,10 @@ from diffsteer.whole import whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STRENGTH, PROMPTS = ("strength: change", "strength: teacher"), ("prompts: layout", "prompts: result")
+STRENGTH, PROMPTS = (
+    ("strength: change", "strength: teacher"),
+    ("prompts: layout", "prompts: result"),
+)
 RATIOS = ("bands", "redraw", *STRENGTH, *PROMPTS)
 NUMBERS = ("round trip", "strength: score", "between")
 GAP = 2

@@ -8,6 +8,7 @@ from diffsteer.eval.chart import Curve, Point, chart, legend
 from diffsteer.eval.html import document, image, table
 from diffsteer.recipe import spelled
 from diffsteer.refine.analysis import GUIDED, RANDOM, REFINED, STOPS, UNREFINED, Analysis, named
+from diffsteer.refine.best import STRIDE
 from diffsteer.refine.inversion import INVERSIONS
 from diffsteer.refine.record import Measured, Shown
 from diffsteer.refine.spectrum import BINS, REACH, TENTHS, counts
@@ -306,7 +307,8 @@ def _settings(found: Analysis) -> str:
         f"<h2>Settings</h2><p>{listed}; {len(prompts)} prompts. The guidance is of the guided "
         "pictures alone, all others are sampled without. Seeds "
         f"{spelled(found.seeds)}; spectra of refining: {found.count} noises. Noise of "
-        f"{' x '.join(map(str, found.shape))}. {hashes}. {RANDOM.capitalize()}: of seed + 2^32.</p>"
+        f"{' x '.join(map(str, found.shape))}. {hashes}. "
+        f"{RANDOM.capitalize()}: of seed + {STRIDE}.</p>"
         f"{features}<p>All numbers are in <code>analysis.json</code>.</p>"
     )
 
