@@ -132,7 +132,7 @@ def test_a_refiner_of_low_frequencies_gets_yes_and_one_of_high_ones_no(whole: An
         assert verdict.carried.value == pytest.approx(carried, abs=1e-12)
         assert verdict.energy == pytest.approx(carried, abs=1e-12)
         assert (verdict.coefficients, verdict.of) == (5, 256)
-        assert f"carry the result? {answer}: in latents" in str(verdict)
+        assert f"carry the result? {answer.capitalize()}, in latents" in str(verdict)
     assert studied((0.9, 1.0)).verdicts[0].rival == "0.9 to 1"
     assert {v.space: v.answer for v in whole.verdicts}["latents"] == "no"
 
@@ -272,7 +272,7 @@ def test_files(whole: Analysis, tmp_path: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:)', page) and "Not measured" not in page
     assert page.count("<svg") == 9 == len([*tmp_path.glob("*.svg")])
     kept = sum(len(p) for e in whole.record.pictures.values() for p in e.values())
-    assert page.count("<img") == kept
+    assert page.count("<img") == kept + 2 * 3  # both ends and 0 to 0.1 are in two tables
     for name in ("bands", "redraw", "strength", "prompts"):
         with Image.open(tmp_path / f"{name}.png") as sheet:
             assert sheet.size == (18 * len(whole.record.pictures[name]), 18 * 2)

@@ -115,23 +115,23 @@ def bands(h: int, w: int) -> list[tuple[float, float]]:
 
 def swap_bands(subject: Subject, case: Case, record: Record) -> None:
     """One band of refined noise in unrefined noise: how far is that from refining all of it?"""
-    record.keep("bands", UNREFINED, case.plain, case.texts)
+    record.keep("bands", UNREFINED, case.plain)
+    record.keep("bands", "fully refined", case.fully)
     for low, high in bands(*subject.shape[-2:]):
         got = subject.draw(swapped(case.noise, case.refined, low, high), case.texts)
         record.compare("bands", named(low, high), got, case.fully, case.plain)
         record.keep("bands", named(low, high), got)
-    record.keep("bands", "fully refined", case.fully)
 
 
 def redraw(subject: Subject, case: Case, record: Record) -> None:
     """Refined noise below a radius, or above it, and the rest drawn anew."""
-    record.keep("redraw", "fully refined", case.fully, case.texts)
+    record.keep("redraw", "fully refined", case.fully)
+    record.keep("redraw", "all drawn anew", case.other)
     for cut in KEPT:
         for low, high in ((0.0, cut), (cut, 1.0)):
             got = subject.draw(swapped(case.fresh, case.refined, low, high), case.texts)
             record.compare("redraw", named(low, high), got, case.fully, case.other)
             record.keep("redraw", named(low, high), got)
-    record.keep("redraw", "all drawn anew", case.other)
 
 
 def named(low: float, high: float) -> str:
@@ -171,10 +171,10 @@ class Verdict:
 
     def __str__(self) -> str:
         return (
-            f"Does the lowest band carry the result? {self.answer}: in {self.space}, radii "
-            f"{self.band}, {self.coefficients} of {self.of} frequencies a channel and "
-            f"{self.energy:.0%} of the change, carry {_share(self.carried)} of the result; of the "
-            f"other tenths, {self.rival} carries most, {_share(self.rival_carried)}"
+            f"Does the lowest band carry the result? {self.answer.capitalize()}, in {self.space}: "
+            f"radii {self.band}, {self.coefficients} of {self.of} frequencies a channel and "
+            f"{self.energy:.0%} of the change, carry {share(self.carried)} of it; of the other "
+            f"tenths, {self.rival} carries most, {share(self.rival_carried)}"
         )
 
 
@@ -209,7 +209,8 @@ def _carried(distance: Measured) -> Measured:
     return Measured(1 - distance.value, Interval(1 - high, 1 - low))
 
 
-def _share(carried: Measured) -> str:
+def share(carried: Measured) -> str:
+    """A share as people read it."""
     low, high = carried.interval
     return f"{carried.value:.0%} ({low:.0%} to {high:.0%})"
 
@@ -226,7 +227,7 @@ def strengths(subject: Subject, case: Case, record: Record, score: Score | None)
     for factor, got in sorted(every.items()):
         name = numeral(factor * subject.recipe.strength)
         record.compare("strength: change", name, got, case.plain, case.fully)
-        record.keep("strength", name, got, case.texts if factor == 0 else None)
+        record.keep("strength", name, got)
         if case.taught is not None:
             record.compare("strength: teacher", name, got, case.taught, case.plain)
         if score is not None:
@@ -253,7 +254,7 @@ def swap_prompts(
         swaps: By the name of how they are chosen, other prompts; an empty one is refined for by
             nobody, so that there is nothing right to compare with.
     """
-    record.keep("prompts", "same", case.fully, case.texts)
+    record.keep("prompts", "same", case.fully)
     for name, texts in swaps.items():
         got, plain = (subject.draw(x, texts) for x in (case.refined, case.noise))
         record.compare("prompts: layout", name, got, case.fully, plain)
@@ -317,7 +318,7 @@ def interpolate(subject: Subject, seeds: Sequence[int], record: Record) -> None:
         steps = torch.stack([p.apart(q)["latents"].sqrt() for p, q in pairwise(way)])
         record.note("between", name, steps.amax(0) / steps.sum(0))
         for stop, drawn in zip(STOPS, way, strict=True):
-            record.keep(f"between, {name}", f"{stop:g}", drawn, texts if stop == 0 else None)
+            record.keep(f"between, {name}", f"{stop:g}", drawn)
 
 
 def parts(seeds: Sequence[int], batch: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ def write(found: Analysis, out: Path) -> None:
             file.write(svg.encode())
     for name, columns in found.record.pictures.items():
         if any(columns.values()):
-            with whole(out / f"{name.replace(', ', '-')}.png") as file:
+            with whole(out / f"{name.replace(',', '').replace(' ', '-')}.png") as file:
                 sheet([[s.image for s in each] for each in columns.values()]).save(file, "PNG")
     with whole(out / "analysis.json") as file:
         file.write((json.dumps(numbers(found), indent=2, ensure_ascii=False) + "\n").encode())

@@ -7,16 +7,26 @@ from itertools import pairwise
 from diffsteer.eval.chart import Curve, Point, chart, legend
 from diffsteer.eval.html import document, image, table
 from diffsteer.recipe import spelled
-from diffsteer.refine.analysis import GUIDED, RANDOM, REFINED, STOPS, UNREFINED, Analysis, named
+from diffsteer.refine.analysis import (
+    GUIDED,
+    RANDOM,
+    REFINED,
+    STOPS,
+    UNREFINED,
+    Analysis,
+    named,
+    share,
+)
 from diffsteer.refine.best import STRIDE
 from diffsteer.refine.inversion import INVERSIONS
 from diffsteer.refine.record import Measured, Shown
-from diffsteer.refine.spectrum import BINS, REACH, TENTHS, counts
+from diffsteer.refine.spectrum import BINS, REACH, TENTHS, band
 
 STYLE = """
 .verdict { background: #eef4fb; border-left: 4px solid #0b62a3; padding: .6em 1em; margin: 1em 0 }
 p { max-width: 62em } .grid th { font-size: 12px; vertical-align: bottom }
-.grid td:first-child { min-width: 6em } .grid td { max-width: 128px }
+.grid td, .grid th { width: 86px } .grid img { width: 86px }
+.grid td:first-child { min-width: 10em; text-align: left }
 """
 Ratios = Mapping[str, Mapping[str, Measured]]
 
@@ -62,7 +72,7 @@ def plots(found: Analysis) -> dict[str, str]:
     }  # fmt: skip
     ratios = found.record.ratios("bands")
     tenths = {n: (a + b) / 2 for a, b in pairwise(TENTHS) if (n := named(a, b)) in ratios}
-    growing = {n: float(n.split()[-1]) for n in ratios if n.startswith("0 to")}
+    growing = {n: float(n.split()[-1]) for n in _growing(ratios)}
     left = "distance left to fully refined"
     made["tenths"] = chart("One tenth is refined", "middle of the tenth", left,
                            _curves(ratios, tenths), 1.0)  # fmt: skip
@@ -75,7 +85,8 @@ def plots(found: Analysis) -> dict[str, str]:
         swept = found.record.ratios(f"strength: {name}")
         if swept:
             curves = _curves(swept, {n: float(n) for n in swept})
-            made[f"strength-{name}"] = chart(title, "strength", y, curves, 1.0)
+            level = 1.0 if name == "teacher" else None
+            made[f"strength-{name}"] = chart(title, "strength", y, curves, level)
     scores = found.record.numbers("strength: score")
     if scores:
         points = [_point(float(n), m) for n, m in scores.items() if n != GUIDED]
@@ -134,14 +145,26 @@ def _named(ratios: Ratios) -> list[Curve]:
 
 
 def _head(found: Analysis) -> str:
-    lines = "".join(f"<p><b>{escape(str(v))}.</b></p>" for v in found.verdicts)
+    first = found.verdicts[0]
+    answers = ", ".join(f"{v.answer} in {v.space}" for v in found.verdicts)
+    rows = [
+        f"<tr><th>{v.space}</th><td>{share(v.carried)}</td>"
+        f"<td>{share(v.rival_carried)}<small>radii {v.rival}</small></td></tr>"
+        for v in found.verdicts
+    ]
+    held = f"radii {first.band}: {first.coefficients} of {first.of} frequencies"
     return (
         "<p>A refiner changes the noise that sampling starts from, so that the picture without "
         "guidance looks like one with it. This page shows what it changes, at which spatial "
         "frequencies, and which of them carry the result. Low frequencies are the layout: light "
         "here, dark there. High ones are grain.</p>"
-        f'<div class="verdict">{lines}<p>yes: the 95 % interval of the share lies above one half; '
-        "no: below; undecided: across.</p></div>"
+        f'<div class="verdict"><p><b>Does the lowest band carry the result? {answers}.</b></p>'
+        f"<p>The lowest tenth of frequencies ({held}) holds {first.energy:.0%} of the change. "
+        "Refining it alone brings the result so much of the way from unrefined to fully refined "
+        f"({len(found.seeds)} seeds, 95 % intervals in brackets):</p>"
+        + table(["in", "the lowest tenth carries", "the best of the others"], rows)
+        + "<p>Yes where the 95 % interval lies above one half, no where it lies below, else "
+        "undecided.</p></div>"
     )
 
 
@@ -195,15 +218,12 @@ def _bands(found: Analysis, drawn: Mapping[str, str]) -> str:
     ratios = found.record.ratios("bands")
     h, w = found.shape[-2:]
     energy = dict(zip(_tenths(), found.spectra[REFINED].energy(), strict=True))
+    ends = [UNREFINED, "fully refined"]
+    counted = {n: int(band(h, w, *map(float, n.split(" to "))).sum()) for n in ratios}
     rows = []
-    for name in ratios:
-        low, high = (float(edge) for edge in name.split(" to "))
-        edges = tuple(dict.fromkeys((0.0, low, high, 1.0)))
-        held = int(counts(h, w, edges)[edges.index(low)])
-        share = f"{energy[name]:.1%}" if name in energy else ""
-        rows.append(
-            f"<tr><th>{name}</th><td>{held}</td><td>{share}</td>{_cells(ratios, name)}</tr>"
-        )
+    for name, held in counted.items():
+        part = f"{energy[name]:.1%}" if name in energy else ""
+        rows.append(f"<tr><th>{name}</th><td>{held}</td><td>{part}</td>{_cells(ratios, name)}</tr>")
     head = ["radii", f"frequencies a channel, of {h * w}", "share of the change", *_spaces(ratios)]
     return (
         "<h2>3. Which band carries the result</h2>"
@@ -213,8 +233,26 @@ def _bands(found: Analysis, drawn: Mapping[str, str]) -> str:
         "were linear, what the tenths carry would add up to 1. Bars and brackets: 95 % intervals "
         f"over {len(found.seeds)} seeds.</p><p>{legend(_named(ratios))}</p>"
         + _charts(drawn, ("tenths", "growing"))
+        + f"<p>{_half(ratios, counted)}</p>"
         + table(head, rows)
-        + _grid(found, "bands")
+        + _grid(found, "bands", [*ends, *(n for n in _tenths() if n in ratios)])
+        + _grid(found, "bands", [*ends, *_growing(ratios)])
+    )
+
+
+def _growing(names: Iterable[str]) -> list[str]:
+    """Of bands, those that begin at 0, the narrowest first."""
+    return sorted((n for n in names if n.startswith("0 to")), key=lambda n: float(n.split()[-1]))
+
+
+def _half(ratios: Ratios, counted: Mapping[str, int]) -> str:
+    """From where on bands that grow carry half of the result."""
+    enough = [n for n in _growing(ratios) if ratios[n]["latents"].value <= 0.5]
+    if not enough:
+        return "None of the bands that grow from 0 carries half of the result in latents."
+    return (
+        f"Of the bands that grow from 0, the first that carries half of the result in latents is "
+        f"{enough[0]}, with {counted[enough[0]]} frequencies a channel."
     )
 
 
@@ -234,8 +272,8 @@ def _redraw(found: Analysis) -> str:
 def _strength(found: Analysis, drawn: Mapping[str, str]) -> str:
     score = "" if "strength-score" in drawn else " No score was named (<code>--score</code>)."
     teacher = (
-        "The guided picture is of the same noise. Dashed: unrefined, and in a chart of scores "
-        "the guided ones."
+        "The guided picture is of the same noise, unrefined. Dashed: the distance of the unrefined "
+        "picture from it; among scores, that of the guided pictures."
         if found.recipe["guidance"]
         else "Without a guidance there is no guided picture to come near to."
     )
@@ -328,17 +366,19 @@ def _cells(ratios: Ratios, name: str, spaces: Sequence[str] | None = None) -> st
     return "".join(f"<td>{_cell(row[s]) if s in row else ''}</td>" for s in listed)
 
 
-def _grid(found: Analysis, experiment: str) -> str:
-    """Pictures of an experiment: a row a seed, a column a name, or the other way where short."""
+def _grid(found: Analysis, experiment: str, names: Sequence[str] | None = None) -> str:
+    """Pictures of an experiment: a row a seed, a column a name, all of them or those named."""
     columns = found.record.pictures.get(experiment, {})
-    count = max((len(each) for each in columns.values()), default=0)
-    if not count:
-        return ""
+    names = list(columns) if names is None else names
+    prompts = found.recipe["prompts"]
+    assert isinstance(prompts, Sequence)
     rows = []
-    for i in range(count):
-        cells = "".join(_picture(each[i], name) for name, each in columns.items())
-        rows.append(f"<tr><th>seed {found.seeds[i]}</th>{cells}</tr>")
-    return table(["", *map(escape, columns)], rows, "grid")
+    for i in range(max((len(each) for each in columns.values()), default=0)):
+        seed = found.seeds[i]
+        text = escape(str(prompts[seed % len(prompts)]))
+        cells = "".join(_picture(columns[name][i], name) for name in names)
+        rows.append(f"<tr><td>seed {seed}<small>{text}</small></td>{cells}</tr>")
+    return table(["", *map(escape, names)], rows, "grid") if rows else ""
 
 
 def _picture(shown: Shown, name: str) -> str:
