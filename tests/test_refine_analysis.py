@@ -17,25 +17,23 @@ from diffsteer import Noise
 from diffsteer.cli import main
 from diffsteer.hf.pocket import pipeline
 from diffsteer.recipe import Recipe
-from diffsteer.refine.analysis import (
+from diffsteer.refine.inversion import INVERSIONS
+from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.refine.study.analysis import Analysis, analyse, planned
+from diffsteer.refine.study.experiments import (
     GUIDED,
     KEPT,
     RANDOM,
     REFINED,
     UNREFINED,
-    Analysis,
-    analyse,
     bands,
     named,
     partners,
-    planned,
     slerp,
 )
-from diffsteer.refine.analysis_files import numbers, write
-from diffsteer.refine.inversion import INVERSIONS
-from diffsteer.refine.record import Drawn, ratio
-from diffsteer.refine.refiner import NoiseRefiner
-from diffsteer.refine.spectrum import TENTHS, radius, swapped
+from diffsteer.refine.study.files import numbers, write
+from diffsteer.refine.study.record import Drawn, ratio
+from diffsteer.refine.study.spectrum import TENTHS, radius, swapped
 
 PROMPTS = ("red cat", "red dog", "green trees", "small green tree")
 
@@ -257,6 +255,16 @@ def test_numbers_that_cannot_be() -> None:
             analyse(Linear((0, 1)), seeds, **more)
     with pytest.raises(ValueError, match="leaves noise as it is"):
         analyse(Linear(), [0, 1], 4)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_samples_that_tell_nothing(value: float) -> None:
+    class Broken(Linear):
+        def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
+            return super().draw(noise * value, texts)
+
+    with pytest.raises(ValueError, match=f"are {value:g} apart: they must be finite"):
+        analyse(Broken((0, 1)), [0, 1], 4)
 
 
 # ------------------------------------------------------------------ what is written

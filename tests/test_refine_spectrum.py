@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffsteer.refine.spectrum import (
+from diffsteer.refine.study.spectrum import (
     BINS,
     REACH,
     TENTHS,

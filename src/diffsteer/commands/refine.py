@@ -86,9 +86,9 @@ def analyse(
     """
     from tqdm import tqdm
 
-    from diffsteer.refine.analysis import analyse, planned
-    from diffsteer.refine.analysis_files import write
-    from diffsteer.refine.subject import subject
+    from diffsteer.refine.study.analysis import analyse, planned
+    from diffsteer.refine.study.files import write
+    from diffsteer.refine.study.subject import subject
 
     if not recipe.model or recipe.prompt:
         raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")

@@ -2,25 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import pairwise
 
-from diffsteer.eval.chart import Curve, Point, chart, legend
+from diffsteer.eval.chart import Curve, legend
 from diffsteer.eval.html import document, image, table
 from diffsteer.recipe import spelled
-from diffsteer.refine.analysis import (
-    GUIDED,
-    RANDOM,
-    REFINED,
-    STOPS,
-    UNREFINED,
-    Analysis,
-    named,
-    share,
-)
 from diffsteer.refine.best import STRIDE
 from diffsteer.refine.inversion import INVERSIONS
-from diffsteer.refine.record import Measured, Shown
-from diffsteer.refine.spectrum import BINS, REACH, TENTHS, band
+from diffsteer.refine.study.analysis import Analysis
+from diffsteer.refine.study.charts import Ratios, charts, growing, tenths
+from diffsteer.refine.study.experiments import RANDOM, REFINED, STOPS, UNREFINED
+from diffsteer.refine.study.record import Measured, Shown
+from diffsteer.refine.study.spectrum import band
+from diffsteer.refine.study.verdict import share
 
 STYLE = """
 .verdict { background: #eef4fb; border-left: 4px solid #0b62a3; padding: .6em 1em; margin: 1em 0 }
@@ -28,12 +21,11 @@ p { max-width: 62em } .grid th { font-size: 12px; vertical-align: bottom }
 .grid td, .grid th { width: 86px } .grid img { width: 86px }
 .grid td:first-child { min-width: 10em; text-align: left }
 """
-Ratios = Mapping[str, Mapping[str, Measured]]
 
 
 def page(found: Analysis) -> str:
     """HTML of an analysis."""
-    drawn = plots(found)
+    drawn = charts(found)
     return document(
         "What refining changes in noise",
         [
@@ -50,98 +42,6 @@ def page(found: Analysis) -> str:
         ],
         STYLE,
     )
-
-
-def plots(found: Analysis) -> dict[str, str]:
-    """The charts, SVG by name."""
-    ring = "spatial frequency (0: mean, 1: checkerboard)"
-    energy = [
-        Curve(name, tuple(map(Point, _middles(TENTHS), each.energy())), turn)
-        for turn, (name, each) in enumerate(found.spectra.items())
-    ]
-    made = {
-        name: chart(title, x, y, curves)
-        for name, title, x, y, curves in (
-            ("difference", "How much changes", ring, "mean |F(changed - noise)|", _lines(found, 0)),
-            ("magnitude", "How much magnitudes change", ring, "mean change of |F|",
-             _lines(found, 1)),
-            ("histogram", "Changes, element by element", "|changed - noise|", "density",
-             _histograms(found)),
-            ("energy", "Where the energy of the change lies", ring, "share in a tenth", energy),
-        )
-    }  # fmt: skip
-    ratios = found.record.ratios("bands")
-    tenths = {n: (a + b) / 2 for a, b in pairwise(TENTHS) if (n := named(a, b)) in ratios}
-    growing = {n: float(n.split()[-1]) for n in _growing(ratios)}
-    left = "distance left to fully refined"
-    made["tenths"] = chart("One tenth is refined", "middle of the tenth", left,
-                           _curves(ratios, tenths), 1.0)  # fmt: skip
-    made["growing"] = chart("All below a radius is refined", "radius", left,
-                            _curves(ratios, growing), 1.0)  # fmt: skip
-    for name, title, y in (
-        ("change", "How far it leads", "distance from unrefined, 1 at strength 1"),
-        ("teacher", "How near to the guided picture", "distance to guided, unrefined 1"),
-    ):
-        swept = found.record.ratios(f"strength: {name}")
-        if swept:
-            curves = _curves(swept, {n: float(n) for n in swept})
-            level = 1.0 if name == "teacher" else None
-            made[f"strength-{name}"] = chart(title, "strength", y, curves, level)
-    scores = found.record.numbers("strength: score")
-    if scores:
-        points = [_point(float(n), m) for n, m in scores.items() if n != GUIDED]
-        level = scores[GUIDED].value if GUIDED in scores else None
-        curve = Curve("score", tuple(points), 0)
-        made["strength-score"] = chart("Score", "strength", "mean score", [curve], level)
-    return made
-
-
-def _point(x: float, found: Measured) -> Point:
-    return Point(x, found.value, None, found.interval)
-
-
-def _middles(edges: Sequence[float]) -> list[float]:
-    return [(a + b) / 2 for a, b in pairwise(edges)]
-
-
-def _tenths() -> list[str]:
-    return [named(low, high) for low, high in pairwise(TENTHS)]
-
-
-def _lines(found: Analysis, which: int) -> list[Curve]:
-    """Curves of spectra: of the difference, or of magnitudes."""
-    curves = []
-    for turn, (name, each) in enumerate(found.spectra.items()):
-        values = (each.difference, each.magnitude)[which]()
-        points = map(_point, _middles(each.edges), values)
-        curves.append(Curve(name, tuple(points), turn))
-    return curves
-
-
-def _histograms(found: Analysis) -> list[Curve]:
-    x = [(i + 0.5) * REACH / BINS for i in range(BINS)]
-    return [
-        Curve(name, tuple(map(Point, x, each.histogram())), turn)
-        for turn, (name, each) in enumerate(found.spectra.items())
-    ]
-
-
-def _curves(ratios: Ratios, places: Mapping[str, float]) -> list[Curve]:
-    """A curve a space, with a point for each name."""
-    spaces = dict.fromkeys(space for name in places for space in ratios[name])
-    return [
-        Curve(
-            space,
-            tuple(_point(x, ratios[n][space]) for n, x in places.items() if space in ratios[n]),
-            turn,
-        )
-        for turn, space in enumerate(spaces)
-    ]
-
-
-def _named(ratios: Ratios) -> list[Curve]:
-    """The curves of all spaces, for a legend."""
-    return _curves(ratios, dict.fromkeys(ratios, 0.0))
 
 
 def _head(found: Analysis) -> str:
@@ -168,7 +68,7 @@ def _head(found: Analysis) -> str:
     )
 
 
-def _charts(drawn: Mapping[str, str], names: Iterable[str]) -> str:
+def _drawn(drawn: Mapping[str, str], names: Iterable[str]) -> str:
     return f'<div class="charts">{"".join(drawn[n] for n in names if n in drawn)}</div>'
 
 
@@ -186,8 +86,8 @@ def _spectra(found: Analysis, drawn: Mapping[str, str]) -> str:
         f"<p>The Fourier transform of each channel, averaged over rings of equal frequency, over "
         f"{found.count} noises. The reference is the difference of two unrelated noises.{pairs} "
         "What lies near the reference is replaced, what lies near 0 is kept.</p>"
-        f"<p>{legend(_lines(found, 0))}</p>"
-        + _charts(drawn, ("difference", "magnitude", "histogram", "energy"))
+        f"<p>{_key(found.spectra)}</p>"
+        + _drawn(drawn, ("difference", "magnitude", "histogram", "energy"))
         + f"<p>Root mean square of the change by element: {escape(sizes)}.</p>"
     )
 
@@ -217,7 +117,7 @@ def _inversions(found: Analysis) -> str:
 def _bands(found: Analysis, drawn: Mapping[str, str]) -> str:
     ratios = found.record.ratios("bands")
     h, w = found.shape[-2:]
-    energy = dict(zip(_tenths(), found.spectra[REFINED].energy(), strict=True))
+    energy = dict(zip(tenths(), found.spectra[REFINED].energy(), strict=True))
     ends = [UNREFINED, "fully refined"]
     counted = {n: int(band(h, w, *map(float, n.split(" to "))).sum()) for n in ratios}
     rows = []
@@ -231,23 +131,18 @@ def _bands(found: Analysis, drawn: Mapping[str, str]) -> str:
         "numbers are squared distances to the picture from fully refined noise: 1 where the band "
         "carries nothing, as if nothing were refined, 0 where it carries all. In a sampler that "
         "were linear, what the tenths carry would add up to 1. Bars and brackets: 95 % intervals "
-        f"over {len(found.seeds)} seeds.</p><p>{legend(_named(ratios))}</p>"
-        + _charts(drawn, ("tenths", "growing"))
+        f"over {len(found.seeds)} seeds.</p><p>{_key(_spaces(ratios))}</p>"
+        + _drawn(drawn, ("tenths", "growing"))
         + f"<p>{_half(ratios, counted)}</p>"
         + table(head, rows)
-        + _grid(found, "bands", [*ends, *(n for n in _tenths() if n in ratios)])
-        + _grid(found, "bands", [*ends, *_growing(ratios)])
+        + _grid(found, "bands", [*ends, *(n for n in tenths() if n in ratios)])
+        + _grid(found, "bands", [*ends, *growing(ratios)])
     )
-
-
-def _growing(names: Iterable[str]) -> list[str]:
-    """Of bands, those that begin at 0, the narrowest first."""
-    return sorted((n for n in names if n.startswith("0 to")), key=lambda n: float(n.split()[-1]))
 
 
 def _half(ratios: Ratios, counted: Mapping[str, int]) -> str:
     """From where on bands that grow carry half of the result."""
-    enough = [n for n in _growing(ratios) if ratios[n]["latents"].value <= 0.5]
+    enough = [n for n in growing(ratios) if ratios[n]["latents"].value <= 0.5]
     if not enough:
         return "None of the bands that grow from 0 carries half of the result in latents."
     return (
@@ -280,8 +175,8 @@ def _strength(found: Analysis, drawn: Mapping[str, str]) -> str:
     ratios = found.record.ratios("strength: change")
     return (
         f"<h2>5. Strength</h2><p>The change of the noise times a factor. {teacher}{score}</p>"
-        f"<p>{legend(_named(ratios))}</p>"
-        + _charts(drawn, ("strength-teacher", "strength-change", "strength-score"))
+        f"<p>{_key(_spaces(ratios))}</p>"
+        + _drawn(drawn, ("strength-teacher", "strength-change", "strength-score"))
         + _grid(found, "strength")
     )
 
@@ -349,6 +244,11 @@ def _settings(found: Analysis) -> str:
         f"{RANDOM.capitalize()}: of seed + {STRIDE}.</p>"
         f"{features}<p>All numbers are in <code>analysis.json</code>.</p>"
     )
+
+
+def _key(names: Iterable[str]) -> str:
+    """Names of curves in their colours."""
+    return legend([Curve(name, (), turn) for turn, name in enumerate(names)])
 
 
 def _spaces(ratios: Ratios) -> list[str]:

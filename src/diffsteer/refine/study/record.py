@@ -43,12 +43,12 @@ def means(rows: Tensor) -> list[Measured]:
 def ratio(over: Tensor, under: Tensor) -> Measured | None:
     """Sum of `over` by that of `under`, `(N,)` each >= 0, paired over seeds.
 
-    None where so much of `under` is 0 that there is no ratio: pictures that do not differ at all.
+    None where `under` is 0 throughout: of pictures that do not differ at all.
     """
-    w = _weights(len(over))
-    if (w @ under).min() == 0:
+    if under.sum() == 0:
         return None
-    value = float(over.sum() / under.sum())
+    value, w = float(over.sum() / under.sum()), _weights(len(over))
+    w = w[w @ under > 0]
     return Measured(value, interval(value, (w @ over) / (w @ under)))
 
 

@@ -1,7 +1,7 @@
-"""What a refiner changes in noise, and which part of that carries the result.
+"""Experiments on refined noise, each of which writes what it finds into a record.
 
-Source: Ahn et al. 2024, sec. 3.1 and appendix E, https://arxiv.org/abs/2412.03895. Distances, their
-intervals and the verdict are ours.
+Source: Ahn et al. 2024, sec. 3.1 and appendix E, https://arxiv.org/abs/2412.03895; distances are
+ours.
 """
 
 import re
@@ -12,13 +12,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffsteer.eval.bootstrap import Interval
 from diffsteer.recipe import numeral
 from diffsteer.refine.best import STRIDE, Score, scored
 from diffsteer.refine.inversion import INVERSIONS
-from diffsteer.refine.record import Drawn, Measured, Record
-from diffsteer.refine.spectrum import TENTHS, Spectra, band, swapped
-from diffsteer.refine.subject import Subject
+from diffsteer.refine.study.record import Drawn, Record
+from diffsteer.refine.study.spectrum import TENTHS, Spectra, band, swapped
+from diffsteer.refine.study.subject import Subject
 
 CUTS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 """Upper edges of bands that grow from 0."""
@@ -58,11 +57,21 @@ class Case:
 
     @classmethod
     def of(cls, subject: Subject, seeds: Sequence[int]) -> "Case":
-        """Sample what serves all experiments."""
+        """Sample what serves all experiments.
+
+        Raises:
+            ValueError: samples are not finite, or refining changes none of them.
+        """
         texts = [subject.text(seed) for seed in seeds]
         noise, fresh = subject.noise(seeds), subject.noise([seed + STRIDE for seed in seeds])
         refined = subject.refined(noise, texts)
         plain, fully, other = (subject.draw(x, texts) for x in (noise, refined, fresh))
+        gap = float(plain.apart(fully)["latents"].sum())
+        if not 0 < gap < float("inf"):
+            raise ValueError(
+                f"samples of refined and unrefined noise are {gap:g} apart: they must be finite, "
+                "and refining has to change them"
+            )
         taught = subject.teach(noise, texts) if subject.guided else None
         return cls(texts, noise, refined, fresh, plain, fully, other, taught)
 
@@ -137,82 +146,6 @@ def redraw(subject: Subject, case: Case, record: Record) -> None:
 def named(low: float, high: float) -> str:
     """Name of a band."""
     return f"{low:g} to {high:g}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the lowest band of refined noise carries the result, by the numbers.
-
-    "yes" where the interval of the share that it carries lies above one half, "no" where it lies
-    below, else "undecided". The share is 1 less the squared distance to the fully refined result
-    that is left when this band alone is refined, over the distance when nothing is.
-
-    Attributes:
-        space: In which distances are taken.
-        answer: As above.
-        band: The lowest band that there is.
-        carried: The share.
-        energy: Share of the refiner's change that lies in this band.
-        coefficients: How many frequencies it holds.
-        of: How many there are.
-        rival: The band with the largest share among the other tenths.
-        rival_carried: Its share.
-    """
-
-    space: str
-    answer: str
-    band: str
-    carried: Measured
-    energy: float
-    coefficients: int
-    of: int
-    rival: str
-    rival_carried: Measured
-
-    def __str__(self) -> str:
-        return (
-            f"Does the lowest band carry the result? {self.answer.capitalize()}, in {self.space}: "
-            f"radii {self.band}, {self.coefficients} of {self.of} frequencies a channel and "
-            f"{self.energy:.0%} of the change, carry {share(self.carried)} of it; of the other "
-            f"tenths, {self.rival} carries most, {share(self.rival_carried)}"
-        )
-
-
-def verdicts(
-    found: dict[str, dict[str, Measured]], energy: Sequence[float], h: int, w: int
-) -> list[Verdict]:
-    """A verdict for each space.
-
-    Args:
-        found: Distances of bands, of `Record.ratios`.
-        energy: Of the change, of `Spectra.energy`.
-        h: Height of the noise.
-        w: Its width.
-    """
-    tenths = [(low, high) for low, high in bands(h, w) if (low, high) in set(pairwise(TENTHS))]
-    names = [named(*edges) for edges in tenths]
-    held = int(band(h, w, *tenths[0]).sum())
-    spaces = [s for s in found[names[0]] if all(s in found[name] for name in names)]
-    made = []
-    for space in spaces:
-        first, *others = (_carried(found[name][space]) for name in names)
-        best = max(range(len(others)), key=lambda i: others[i].value)
-        low, high = first.interval
-        answer = "yes" if low > 0.5 else "no" if high < 0.5 else "undecided"
-        rival = names[1 + best], others[best]
-        made.append(Verdict(space, answer, names[0], first, energy[0], held, h * w, *rival))
-    return made
-
-
-def _carried(distance: Measured) -> Measured:
-    low, high = distance.interval
-    return Measured(1 - distance.value, Interval(1 - high, 1 - low))
-
-
-def share(carried: Measured) -> str:
-    """A share as people read it."""
-    low, high = carried.interval
-    return f"{carried.value:.0%} ({low:.0%} to {high:.0%})"
 
 
 # ------------------------------------------------------------------ strength
@@ -324,97 +257,3 @@ def interpolate(subject: Subject, seeds: Sequence[int], record: Record) -> None:
 def parts(seeds: Sequence[int], batch: int) -> list[list[int]]:
     """Seeds, so many at a time."""
     return [list(seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
-
-
-# ------------------------------------------------------------------ all of it
-
-
-def planned(subject: Subject, seeds: Sequence[int], batch: int, show: int) -> int:
-    """How many pictures `analyse` samples."""
-    texts = [subject.text(seed) for seed in seeds]
-    swaps = partners(texts, subject.recipe.prompts)
-    guided = subject.guided * (1 + 2 * ("unrelated" in swaps))
-    for_prompts = 2 * len(swaps) + len(swaps.keys() - {"empty"})
-    each = len(bands(*subject.shape[-2:])) + 2 * len(KEPT) + len(STRENGTHS) + for_prompts
-    return len(seeds) * (3 + guided + each) + 2 * len(STOPS) * _pairs(seeds, batch, show)
-
-
-def _pairs(seeds: Sequence[int], batch: int, show: int) -> int:
-    """How many ways between noises are shown."""
-    return len(seeds[: max(min(show, batch), 2)])
-
-
-@dataclass(frozen=True, eq=False)
-class Analysis:
-    """All that was found.
-
-    Attributes:
-        recipe: Of what is studied, in plain values.
-        weights: Hash of the pipeline's weights.
-        refiner: Hash of the refiner's; empty where it has none.
-        seeds: Those that were sampled.
-        count: How many noises are in the spectra of refining.
-        shape: Of one sample's noise.
-        spectra: By the name of what is compared with the noise.
-        record: Of the experiments.
-        verdicts: One a space.
-    """
-
-    recipe: dict[str, object]
-    weights: str
-    refiner: str
-    seeds: tuple[int, ...]
-    count: int
-    shape: tuple[int, ...]
-    spectra: dict[str, Spectra]
-    record: Record
-    verdicts: list[Verdict]
-
-
-def analyse(
-    subject: Subject,
-    seeds: Sequence[int],
-    count: int = 128,
-    batch: int = 8,
-    show: int = 4,
-    score: Score | None = None,
-) -> Analysis:
-    """Run every experiment.
-
-    Args:
-        subject: What is studied.
-        seeds: Those that are sampled, about 40 times each; >= 2, each once.
-        count: Noises in the spectra of refining, of seeds 0 to count - 1; >= 2.
-        batch: Samples at a time, >= 1; bounds the memory.
-        show: Pictures of so many of the first seeds are kept; >= 0.
-        score: Judges pictures in the sweep of strengths.
-
-    Raises:
-        ValueError: the numbers cannot be, or the refiner changes nothing.
-    """
-    if len(set(seeds)) < max(len(seeds), 2) or count < 2 or batch < 1 or show < 0:
-        raise ValueError(
-            f"{len(seeds)} seeds, count={count}, batch={batch}, show={show}: give at least 2 "
-            "seeds, each once, and count >= 2, as intervals need; batch >= 1 and show >= 0"
-        )
-    found = spectra(subject, count, batch)
-    if found[REFINED].size() == 0:
-        raise ValueError(
-            "this refiner leaves noise as it is, so that there is nothing to analyse: was it "
-            "trained, and is its strength not 0?"
-        )
-    record = Record(show)
-    for part in parts(seeds, batch):
-        case = Case.of(subject, part)
-        if case.taught is not None:
-            invert(subject, case, found, record)
-        swap_bands(subject, case, record)
-        redraw(subject, case, record)
-        strengths(subject, case, record, score)
-        swap_prompts(subject, case, record, partners(case.texts, subject.recipe.prompts))
-    interpolate(subject, seeds[: _pairs(seeds, batch, show)], record)
-    size = subject.shape[-2:]
-    answers = verdicts(record.ratios("bands"), found[REFINED].energy(), *size)
-    refiner = getattr(subject.by, "sha256", "")
-    about = subject.recipe.said, subject.weights, refiner, tuple(seeds), count, subject.shape
-    return Analysis(*about, found, record, answers)

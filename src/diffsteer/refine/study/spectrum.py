@@ -8,7 +8,7 @@ without, its upper one, but for 1, which belongs to the band that ends there.
 import torch
 from torch import Tensor
 
-from diffsteer.refine.record import Measured, means
+from diffsteer.refine.study.record import Measured, means
 
 F64 = torch.float64
 TENTHS = tuple(i / 10 for i in range(11))

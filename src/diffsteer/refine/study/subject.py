@@ -15,7 +15,7 @@ from diffsteer.refine.inversion import Inversion
 from diffsteer.refine.model import Model, conditions, require_prompts
 from diffsteer.refine.msd import Student
 from diffsteer.refine.pipeline import Refine, opened, refine
-from diffsteer.refine.record import Drawn
+from diffsteer.refine.study.record import Drawn
 from diffsteer.refine.targets import ended, noise_shape
 from diffsteer.render import rendering, stacked
 from diffsteer.sampler import DDIM

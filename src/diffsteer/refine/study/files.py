@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsteer.recipe import spelled
-from diffsteer.refine.analysis import RANDOM, Analysis
-from diffsteer.refine.analysis_page import page, plots
-from diffsteer.refine.record import Measured
-from diffsteer.refine.spectrum import BINS, REACH, TENTHS
+from diffsteer.refine.study.analysis import Analysis
+from diffsteer.refine.study.charts import charts
+from diffsteer.refine.study.experiments import RANDOM
+from diffsteer.refine.study.page import page
+from diffsteer.refine.study.record import Measured
+from diffsteer.refine.study.spectrum import BINS, REACH, TENTHS
 from diffsteer.whole import whole
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ GAP = 2
 
 def write(found: Analysis, out: Path) -> None:
     """Write `index.html`, `analysis.json`, an SVG a chart and a PNG an experiment to a folder."""
-    for name, svg in plots(found).items():
+    for name, svg in charts(found).items():
         with whole(out / f"{name}.svg") as file:
             file.write(svg.encode())
     for name, columns in found.record.pictures.items():
