@@ -286,6 +286,18 @@ def test_files(whole: Analysis, tmp_path: Path) -> None:
             assert sheet.size == (18 * len(whole.record.pictures[name]), 18 * 2)
 
 
+def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
+    """Without guidance, score, other prompts and pictures: nothing is drawn in their place."""
+    subject = Linear((0.0, 0.2))
+    subject.guided, subject.recipe = False, Recipe("m", prompts=("<b>cat",), refiner="r")
+    write(analyse(subject, range(3), 4, 2, show=0), tmp_path)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    for said in ("Not measured: there is no guidance", "No score was named", "have to be three"):
+        assert said in page
+    assert page.count("<svg") == 7 and "<img" not in page and not [*tmp_path.glob("*.png")]
+    assert json.loads((tmp_path / "analysis.json").read_text())["round trip"] == {}
+
+
 # ------------------------------------------------------------------ through a pipeline
 
 
