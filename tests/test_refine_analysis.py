@@ -84,10 +84,8 @@ class Linear:
         return back, latents * (1 + 0.1 / inversion.iterations)
 
 
-def studied(
-    *changed: tuple[float, float], seeds: Sequence[int] = range(6), **more: Any
-) -> Analysis:
-    return analyse(Linear(*changed), seeds, count=12, batch=4, show=2, **more)
+def studied(*changed: tuple[float, float], **more: Any) -> Analysis:
+    return analyse(Linear(*changed), range(6), count=12, batch=4, show=2, **more)
 
 
 def latents(found: Analysis, experiment: str) -> dict[str, float]:
@@ -166,15 +164,9 @@ def test_strength_scales_the_distance_by_its_square(whole: Analysis) -> None:
     scores = whole.record.numbers("strength: score")
     assert [*scores] == [*change, GUIDED] and scores["1"].value == scores[GUIDED].value
     swept = analyse(Linear((0.0, 1.0), strength=0.5), range(2), 4, 2, 0)
-    assert [*latents(swept, "strength: change")] == [
-        "0",
-        "0.125",
-        "0.25",
-        "0.375",
-        "0.5",
-        "0.75",
-        "1",
-    ]
+    assert [*latents(swept, "strength: change")] == [f"{float(n) / 2:g}" for n in change]
+    for name, left in latents(swept, "strength: teacher").items():
+        assert left == pytest.approx((1 - float(name)) ** 2, abs=1e-12)
 
 
 def test_swapped_prompts(whole: Analysis) -> None:

@@ -83,6 +83,16 @@ def test_ddim_inversion_is_of_first_order(schedule, kind) -> None:
     assert all(b < 0.02 * a for a, b in zip(errors, iterated, strict=True))
 
 
+@pytest.mark.parametrize("inversion", [Inversion(), Inversion(3, 2)])
+def test_no_estimate_depends_on_how_levels_are_scaled(inversion: Inversion) -> None:
+    """Levels of EDM brought to unit variance give the same noise, brought to unit variance."""
+    oracle, levels = Gaussian(std=0.4), grid(EDM(), 8)
+    sizes = [level.alpha.hypot(level.sigma) for level in levels]
+    unit = [Level(lv.t, lv.alpha / r, lv.sigma / r) for lv, r in zip(levels, sizes, strict=True)]
+    want = inversion(data(), unit, oracle) * sizes[0]
+    torch.testing.assert_close(inversion(data(), levels, oracle), want, rtol=1e-12, atol=1e-12)
+
+
 def test_iterations_undo_a_network_that_is_not_linear() -> None:
     denoise = as_network(Mixture(), V())
     levels = grid(SD.zero_snr(), 20)
