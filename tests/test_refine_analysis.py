@@ -17,7 +17,7 @@ from diffsteer import Noise
 from diffsteer.cli import main
 from diffsteer.hf.pocket import pipeline
 from diffsteer.recipe import Recipe
-from diffsteer.refine.inversion import INVERSIONS
+from diffsteer.refine.inversion import INVERSIONS, Inversion
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.refine.study.analysis import Analysis, analyse, planned
 from diffsteer.refine.study.experiments import (
@@ -34,6 +34,7 @@ from diffsteer.refine.study.experiments import (
 from diffsteer.refine.study.files import numbers, write
 from diffsteer.refine.study.record import Drawn, ratio
 from diffsteer.refine.study.spectrum import TENTHS, radius, swapped
+from diffsteer.refine.study.subject import subject
 
 PROMPTS = ("red cat", "red dog", "green trees", "small green tree")
 
@@ -103,8 +104,8 @@ def whole() -> Analysis:
 
 def test_bands_carry_their_share_of_the_energy(whole: Analysis) -> None:
     """A filter keeps bands apart, so that each takes its own energy off the distance: Parseval."""
-    subject = Linear((0.0, 1.0))
-    gap = torch.fft.fft2(subject.pattern([subject.text(s) for s in range(6)]))
+    study = Linear((0.0, 1.0))
+    gap = torch.fft.fft2(study.pattern([study.text(s) for s in range(6)]))
     energy = (gap * (2 - radius(16, 16))).abs().square()
     found = latents(whole, "bands")
     assert len(found) == len(bands(16, 16)) > 12
@@ -183,8 +184,8 @@ def test_inversion_pairs(whole: Analysis) -> None:
     assert [*whole.spectra] == [RANDOM, REFINED, *INVERSIONS]
     sizes = [each.size() for each in whole.spectra.values()]
     assert sizes[0] == pytest.approx(2**0.5, rel=0.02)
-    subject = Linear()
-    patterns = [subject.pattern([subject.text(s) for s in range(n)]) for n in (12, 6, 6)]
+    study = Linear()
+    patterns = [study.pattern([study.text(s) for s in range(n)]) for n in (12, 6, 6)]
     assert sizes[1:] == pytest.approx([float(p.square().mean().sqrt()) for p in patterns])
     errors = whole.record.numbers("round trip")
     wanted = [0.1 / inversion.iterations for inversion in INVERSIONS.values()]
@@ -200,10 +201,10 @@ def test_parts_change_nothing(whole: Analysis) -> None:
 
 def test_planned_is_what_is_sampled() -> None:
     for changes in ({}, {"guided": False}, {"recipe": Recipe("m", prompts=("a cat",))}):
-        subject = Linear((0.0, 0.2))
-        vars(subject).update(changes)
-        analyse(subject, range(5), 4, 2, 1)
-        assert subject.pictures == planned(subject, range(5), 2, 1)
+        study = Linear((0.0, 0.2))
+        vars(study).update(changes)
+        analyse(study, range(5), 4, 2, 1)
+        assert study.pictures == planned(study, range(5), 2, 1)
 
 
 def test_slerp_keeps_the_size_and_meets_its_ends() -> None:
@@ -280,9 +281,9 @@ def test_files(whole: Analysis, tmp_path: Path) -> None:
 
 def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     """Without guidance, score, other prompts and pictures: nothing is drawn in their place."""
-    subject = Linear((0.0, 0.2))
-    subject.guided, subject.recipe = False, Recipe("m", prompts=("<b>cat",), refiner="r")
-    write(analyse(subject, range(3), 4, 2, show=0), tmp_path)
+    study = Linear((0.0, 0.2))
+    study.guided, study.recipe = False, Recipe("m", prompts=("<b>cat",), refiner="r")
+    write(analyse(study, range(3), 4, 2, show=0), tmp_path)
     page = (tmp_path / "index.html").read_text("utf-8")
     for said in ("Not measured: there is no guidance", "No score was named", "have to be three"):
         assert said in page
@@ -341,6 +342,28 @@ def test_the_command(
     assert {*said["round trip"]} == {*INVERSIONS}
     page = (out / "index.html").read_text("utf-8")
     assert "Not measured: distances of features" in page and "CFG(3)" in page
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["eps", "v, zero SNR"])
+def test_inversion_goes_back_on_the_levels_of_the_pipeline(
+    model: str, tmp_path: Path, zero: bool
+) -> None:
+    """What becomes of the noise that it finds, the pipeline's own sampling makes of it too."""
+    if zero:
+        kind = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        pipe = pipeline(model, torch.float32)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **kind)
+        pipe.save_pretrained(tmp_path)
+        model = str(tmp_path)
+    recipe = Recipe(model, prompts=PROMPTS, sampler="DDIM()", steps=6, refiner="NLG(1)")
+    with subject(recipe, "cpu") as studied:
+        texts = list(PROMPTS[:2])
+        target = studied.draw(studied.noise([0, 1]), texts).latents
+        noise, again = studied.inverted(target, texts, Inversion(12))
+        drawn = studied.draw(noise, texts).latents
+    # float32 through six steps of a random network
+    torch.testing.assert_close(drawn, again, atol=1e-4, rtol=1e-4)
+    assert (again - target).norm() < 0.02 * target.norm()
 
 
 def test_bad_input(

@@ -1,13 +1,16 @@
 """Back from data to noise: deterministic sampling, undone step by step.
 
 A first-order step from x at a level to x' at the next is x' = k x + c x0(x), with k = sigma'/sigma
-and c = alpha' - k alpha. To undo it, x has to be known where the network is asked, so that x is
-the fixed point of a map. Held fixed from one estimate to the next is v, that is, all of x0(x) but
-alpha x / (alpha^2 + sigma^2), which is x0 itself where data are Gaussian of unit variance:
+and c = alpha' - k alpha. To undo it, x has to be known where the network is asked, so that x is the
+fixed point of a map. Held fixed from one estimate to the next is x0(x) - g x, for some number g:
 
-    x <- (x' + c (alpha / r^2 x - x0(x))) / (k + c alpha / r^2),    r^2 = alpha^2 + sigma^2.
+    x <- (x' + c (g x - x0(x))) / (k + c g).
 
-All of it is finite at zero terminal SNR as at the step that ends in data.
+An error in x is multiplied by c (g - x0'(x)) / (k + c g). For Gaussian data of variance s,
+x0' = alpha s / (alpha^2 s + sigma^2) =: J(s). Of n numbers of unit variance no direction varies by
+more than n, so that x0' lies between 0 and J(n), and every g from J(n) / 2 on lets all errors
+shrink. We take the middle of J(1), exact for numbers that vary independently, and J(n). All of it
+is finite at zero terminal SNR, where J is 0, as in the step that ends in data, where k is.
 """
 
 from collections.abc import Sequence
@@ -37,8 +40,8 @@ class Inversion:
     noise. A network that predicts eps does not say that, and cannot be sampled there either.
 
     Source: Song et al. 2021, sec. 4.3, https://arxiv.org/abs/2010.02502; iterations and averages
-        after ReNoise, Garibi et al. 2024, https://arxiv.org/abs/2403.14602, which holds eps, and
-        whose corrections for editing are left out.
+        after ReNoise, Garibi et al. 2024, https://arxiv.org/abs/2403.14602, where eps is held,
+        g = 1 / alpha, and whose corrections for editing are left out.
     """
 
     iterations: int = 1
@@ -60,7 +63,7 @@ class Inversion:
         keep = float(nxt.sigma / now.sigma)
         fresh = float(nxt.alpha) - keep * float(now.alpha)
         size = now.alpha.hypot(now.sigma)
-        gain = float(now.alpha / size**2)
+        gain = (_slope(now, 1) + _slope(now, x[0].numel())) / 2
         slope = keep + fresh * gain
         if slope == 0:
             raise ValueError(
@@ -85,6 +88,11 @@ class Inversion:
         for nxt, now in pairwise(reversed(levels)):
             x = self.step(x, now, nxt, denoise)
         return x
+
+
+def _slope(level: Level, variance: float) -> float:
+    """Derivative of x0 by x of Gaussian data: J of the module's text."""
+    return float(level.alpha * variance / (level.alpha**2 * variance + level.sigma**2))
 
 
 INVERSIONS: dict[str, Inversion] = {

@@ -216,7 +216,8 @@ def _between(found: Analysis) -> str:
     return (
         "<h2>7. Between two noises</h2>"
         "<p>Noises on the arc from that of one seed to that of the next, for the first one's "
-        "prompt, unrefined and refined. Pictures that change gradually were not learnt by heart. "
+        "prompt, unrefined and refined. The paper takes gradual changes for a sign that "
+        "refining did not learn pictures by heart. "
         f"The largest step, as a share of all {len(STOPS) - 1}, in latents: {escape(said)}; "
         f"{1 / (len(STOPS) - 1):.2g} where all are alike.</p>"
         f"<h3>{UNREFINED}</h3>{_grid(found, f'between, {UNREFINED}')}"

@@ -69,7 +69,7 @@ class Subject:
         """Noise refined for prompts."""
         with rendering(self._plain, self._device) as images:
             found = refine(images.pipe, noise.to(images.pipe.device), list(texts), self.by).cpu()
-        return noise + self.recipe.strength * (found - noise)
+        return torch.lerp(noise, found, self.recipe.strength)
 
     def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
         """What unguided sampling makes of noise."""
