@@ -18,6 +18,8 @@ from diffsteer.cli import main
 from diffsteer.hf.pocket import pipeline
 from diffsteer.recipe import Recipe
 from diffsteer.refine.inversion import INVERSIONS, Inversion
+from diffsteer.refine.nlg import NLG
+from diffsteer.refine.pipeline import refine
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.refine.study.analysis import Analysis, analyse, planned
 from diffsteer.refine.study.experiments import (
@@ -361,6 +363,10 @@ def test_inversion_goes_back_on_the_levels_of_the_pipeline(
         target = studied.draw(studied.noise([0, 1]), texts).latents
         noise, again = studied.inverted(target, texts, Inversion(9))
         drawn = studied.draw(noise, texts).latents
+        if not zero:  # NLG knows no noise to guide at zero SNR
+            pipe = pipeline(model, torch.float32)
+            want = refine(pipe, noise, texts, NLG(1))
+            torch.testing.assert_close(studied.refined(noise, texts), want, atol=1e-5, rtol=1e-5)
     # float32 through four steps of a random network
     torch.testing.assert_close(drawn, again, atol=1e-4, rtol=1e-4)
     if zero:  # slopes of a network for eps with random weights are none of data

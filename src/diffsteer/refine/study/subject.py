@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.denoiser import Cond
 from diffsteer.eval.features import Extractor
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe
 from diffsteer.refine.inversion import Inversion
-from diffsteer.refine.model import Model, conditions, require_prompts
+from diffsteer.refine.model import Model, first_call, require_prompts
 from diffsteer.refine.msd import Student
-from diffsteer.refine.pipeline import Refine, opened, refine
+from diffsteer.refine.pipeline import Refine, opened
 from diffsteer.refine.study.record import Drawn
 from diffsteer.refine.targets import ended, noise_shape
-from diffsteer.render import rendering, stacked
+from diffsteer.render import call_of, rendering, stacked
 from diffsteer.sampler import DDIM
 from diffsteer.spacing import grid
 
@@ -65,11 +66,20 @@ class Subject:
         """Noise of seeds, as the pipeline would draw it on the CPU."""
         return Noise(seeds)(torch.empty(len(seeds), *self.shape))
 
+    @torch.no_grad()
     def refined(self, noise: Tensor, texts: Sequence[str]) -> Tensor:
         """Noise refined for prompts."""
         with rendering(self._plain, self._device) as images:
-            found = refine(images.pipe, noise.to(images.pipe.device), list(texts), self.by).cpu()
+            pipe = images.pipe
+            conds = {"cond": self._cond(pipe, texts)}
+            if self.by.null:
+                conds["null"] = self._cond(pipe, [""] * len(texts))
+            found = self.by(noise.to(pipe.device), conds, Model.of(pipe)).float().cpu()
         return torch.lerp(noise, found, self.recipe.strength)
+
+    def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
+        """What the network is told of prompts, at the size of the recipe."""
+        return first_call(pipe, **call_of(pipe, self._plain, texts))[1]
 
     def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
         """What unguided sampling makes of noise."""
@@ -97,7 +107,7 @@ class Subject:
         """
         with rendering(self._plain, self._device) as images:
             pipe = images.pipe
-            model, cond = Model.of(pipe), conditions(pipe, list(texts))
+            model, cond = Model.of(pipe), self._cond(pipe, texts)
             levels = grid(model.schedule, self.recipe.steps, "trailing")
             student = Student(lambda x, at: model(x, at, cond), model.kind, levels, DDIM())
             size = float(levels[0].alpha.hypot(levels[0].sigma))
