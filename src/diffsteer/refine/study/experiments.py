@@ -5,7 +5,7 @@ ours.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -79,16 +79,13 @@ class Case:
 # ------------------------------------------------------------------ spectra
 
 
-def spectra(
-    subject: Subject, count: int, batch: int, progress: Callable[[int], object] = lambda n: None
-) -> dict[str, Spectra]:
+def spectra(subject: Subject, count: int, batch: int) -> dict[str, Spectra]:
     """Spectra of what refining changes, and of the difference of unrelated noises."""
     found = {name: Spectra(*subject.shape[-2:]) for name in (RANDOM, REFINED)}
     for seeds in parts(range(count), batch):
         noise = subject.noise(seeds)
         found[RANDOM].add(noise, subject.noise([seed + STRIDE for seed in seeds]))
         found[REFINED].add(noise, subject.refined(noise, [subject.text(s) for s in seeds]))
-        progress(len(seeds))
     return found
 
 
