@@ -20,7 +20,7 @@ from diffsteer.commands.sample import sample
 from diffsteer.eval import sampling
 from diffsteer.hf.steer import steer
 from diffsteer.recipe import Recipe, recalled
-from diffsteer.refine.best import STRIDE, BestOf
+from diffsteer.refine.best import BestOf
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.refine.targets import Targets, make
 from diffsteer.render import rendering
@@ -355,10 +355,11 @@ def test_best_of_n_is_the_best_of_its_candidates(model: str) -> None:
     with rendering(recipe) as images:
         best = BestOf(images, brightness, 3, PROMPTS)
         chosen = best.chosen([1, 4])
-        every = torch.stack(
-            [brightness(images([s + k * STRIDE for s in (1, 4)]), ["", ""]) for k in range(3)]
-        )
-        assert chosen == [s + int(k) * STRIDE for s, k in zip((1, 4), every.argmax(0), strict=True)]
+        draws = [[s + k * best.stride for s in (1, 4)] for k in range(3)]
+        every = torch.stack([brightness(images(part), ["", ""]) for part in draws])
+        assert chosen == [draws[k][i] for i, k in enumerate(every.argmax(0))]
+        assert len({Noise([part[0]])(torch.empty(1, 4)).sum() for part in draws}) == 3
+        assert all(recipe.of(part[0]).prompt == PROMPTS[1] for part in draws)
         assert torch.equal(best([1, 4]), images(chosen))
         assert BestOf(images, brightness, 1, PROMPTS).chosen([1, 4]) == [1, 4]
         for score in (lambda p, t: torch.zeros(1), lambda p, t: torch.full((2,), float("nan"))):

@@ -81,7 +81,8 @@ app.command(converters, name="convert", help="Convert published checkpoints to s
 
 refining = tyro.extras.SubcommandApp()
 refining.command(refine.targets)
-app.command(refining, name="refine", help="Noise refiners: what they learn from.")
+refining.command(refine.analyse)
+app.command(refining, name="refine", help="Noise refiners: what they learn from, what they do.")
 
 
 def main() -> None:

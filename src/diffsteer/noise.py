@@ -13,7 +13,8 @@ class Noise:
     """Unit Gaussian noise, each row from a generator of its own.
 
     Row i depends on `seeds[i]` and on how often it was drawn, on nothing else: neither the batch,
-    nor the device, nor the number of processes. Drawn on the CPU in float32.
+    nor the device, nor the number of processes. Drawn on the CPU in float32, by generators that
+    see the lower 32 bits of a seed: 0 and 2^32 give the same noise.
 
     Args:
         seeds: One for each sample, in [0, 2^64).

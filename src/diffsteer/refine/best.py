@@ -9,16 +9,16 @@ from torch import Tensor
 Images = Callable[[list[int]], Tensor]
 Score = Callable[[Tensor, list[str]], Tensor]
 """From uint8 pictures `(N, 3, H, W)` and their prompts to a number each, `(N,)`; more is better."""
-STRIDE = 2**32
-"""Between the first and the next candidate seed of a sample."""
+STRIDE = 2**20
+"""Least distance between candidate seeds of a sample; generators see the lower 32 bits alone."""
 
 
 @dataclass(frozen=True, eq=False)
 class BestOf:
     """Pictures of seeds, each the best of n by a score; costs n times the rows.
 
-    Candidate k of seed i is the picture of seed i + k 2^32, so that 0, the first, is the picture
-    that there is without choosing.
+    Candidate k of seed i is the picture of seed i + k `stride`, so that 0, the first, is the one
+    that there is without choosing. All differ where seeds are below 2^20 and n is up to 2000.
 
     Args:
         images: Makes one picture a seed, such as a `Rendering`.
@@ -39,13 +39,21 @@ class BestOf:
         if self.n < 1 or not self.prompts:
             raise ValueError(f"n={self.n} of {len(self.prompts)} prompts: give at least 1 of each")
 
+    @property
+    def stride(self) -> int:
+        """Between candidate seeds: the first multiple of the number of prompts from STRIDE on.
+
+        So all candidates show the prompt of their sample.
+        """
+        return -(-STRIDE // len(self.prompts)) * len(self.prompts)
+
     def chosen(self, seeds: Sequence[int]) -> list[int]:
         """The seeds of the best pictures."""
         texts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
-        draws = [[seed + k * STRIDE for seed in seeds] for k in range(self.n)]
+        draws = [[seed + k * self.stride for seed in seeds] for k in range(self.n)]
         scores = [scored(self.score, self.images(part), texts) for part in draws]
         best = torch.stack(scores).argmax(dim=0).tolist()
-        return [seed + k * STRIDE for seed, k in zip(seeds, best, strict=True)]
+        return [seed + k * self.stride for seed, k in zip(seeds, best, strict=True)]
 
     def __call__(self, seeds: Sequence[int]) -> Tensor:
         """The best pictures, uint8 `(N, 3, H, W)`."""

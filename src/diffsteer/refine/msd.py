@@ -49,10 +49,11 @@ class Student:
         """
         first = self.levels[0]
         start = float(first.alpha.hypot(first.sigma)) * x
-        *_, end = trace(self.sampler, start, self.levels, self._denoised, self.noise)
+        *_, end = trace(self.sampler, start, self.levels, self.denoised, self.noise)
         return end.x
 
-    def _denoised(self, x: Tensor, level: Level) -> Tensor:
+    def denoised(self, x: Tensor, level: Level) -> Tensor:
+        """Return the x0 that the network makes of `x`, `(B, *D)`, at a level."""
         return self.kind.x0(x, self.net(x, level), level)
 
     def slope(self) -> float:

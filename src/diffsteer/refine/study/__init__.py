@@ -1,0 +1,1 @@
+"""What refiners change in noise, and which part of that carries the result."""

@@ -1,0 +1,150 @@
+"""A pipeline and what refines its noise, as experiments ask them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.denoiser import Cond
+from diffsteer.eval.features import Extractor
+from diffsteer.noise import Noise
+from diffsteer.recipe import Recipe
+from diffsteer.refine.inversion import Inversion
+from diffsteer.refine.model import Model, first_call, require_prompts
+from diffsteer.refine.msd import Student
+from diffsteer.refine.pipeline import Refine, opened
+from diffsteer.refine.study.record import Drawn
+from diffsteer.refine.targets import ended, noise_shape
+from diffsteer.render import call_of, rendering, stacked
+from diffsteer.sampler import DDIM
+from diffsteer.spacing import grid
+
+
+class Subject:
+    """What is studied. All noise is of unit variance, float32, on the CPU, `(B, C, H, W)`.
+
+    Args:
+        recipe: Of it, refiner and guidance included.
+        by: What refines, in the network of the pipeline.
+        shape: Of one sample's noise.
+        device: Where networks run.
+        extractor: Of features of pictures, if any.
+
+    Attributes:
+        weights: Hash of the pipeline's weights.
+        progress: Called with the number of pictures after each part that was sampled.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        by: Refine,
+        shape: tuple[int, ...],
+        device: str = "",
+        extractor: Extractor | None = None,
+        weights: str = "",
+    ) -> None:
+        self.recipe, self.by, self.shape = recipe, by, shape
+        self.weights, self.extractor, self._device = weights, extractor, device
+        self._guided = replace(recipe, refiner="", strength=1.0)
+        self._plain = replace(self._guided, guidance="", guide="")
+        self.progress: Callable[[int], Any] = lambda n: None
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a guidance."""
+        return bool(self.recipe.guidance)
+
+    def text(self, seed: int) -> str:
+        """The prompt of a seed."""
+        return self.recipe.of(seed).prompt
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Noise of seeds, as the pipeline would draw it on the CPU."""
+        return Noise(seeds)(torch.empty(len(seeds), *self.shape))
+
+    @torch.no_grad()
+    def refined(self, noise: Tensor, texts: Sequence[str]) -> Tensor:
+        """Noise refined for prompts."""
+        with rendering(self._plain, self._device) as images:
+            pipe = images.pipe
+            conds = {"cond": self._cond(pipe, texts)}
+            if self.by.null:
+                conds["null"] = self._cond(pipe, [""] * len(texts))
+            found = self.by(noise.to(pipe.device), conds, Model.of(pipe)).float().cpu()
+        return torch.lerp(noise, found, self.recipe.strength)
+
+    def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
+        """What the network is told of prompts, at the size of the recipe."""
+        return first_call(pipe, **call_of(pipe, self._plain, texts))[1]
+
+    def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
+        """What unguided sampling makes of noise."""
+        return self._draw(self._plain, noise, texts)
+
+    def teach(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
+        """What guided sampling makes of noise."""
+        return self._draw(self._guided, noise, texts)
+
+    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str]) -> Drawn:
+        with rendering(recipe, self._device) as images:
+            latents, output = ended(images, recipe, texts, noise, shown=True)
+        pictures = stacked(output)
+        features = None if self.extractor is None else self.extractor(pictures).cpu()
+        self.progress(len(noise))
+        return Drawn(latents, pictures, features)
+
+    @torch.no_grad()
+    def inverted(
+        self, latents: Tensor, texts: Sequence[str], inversion: Inversion
+    ) -> tuple[Tensor, Tensor]:
+        """Noise that an inversion without guidance finds for latents, and what DDIM makes of it.
+
+        Both on the levels of the recipe's steps from the terminal one, with the prompts.
+        """
+        with rendering(self._plain, self._device) as images:
+            pipe = images.pipe
+            model, cond = Model.of(pipe), self._cond(pipe, texts)
+            levels = grid(model.schedule, self.recipe.steps, "trailing")
+            student = Student(lambda x, at: model(x, at, cond), model.kind, levels, DDIM())
+            size = float(levels[0].alpha.hypot(levels[0].sigma))
+            noise = inversion(latents.to(pipe.device), levels, student.denoised) / size
+            return noise.float().cpu(), student(noise).float().cpu()
+
+
+@contextmanager
+def subject(
+    recipe: Recipe, device: str = "", extractor: Extractor | None = None
+) -> Iterator[Subject]:
+    """Load a pipeline and what refines its noise, until closed.
+
+    Args:
+        recipe: Model, refiner, prompts, and how to sample; its guidance is the teacher's.
+        device: Where; empty for a GPU if there is one.
+        extractor: Of features of pictures, if any.
+
+    Raises:
+        FileNotFoundError: there is no refiner.
+        ValueError: it belongs to another network, none is named, a prompt is empty, or the noise
+            has no height and width.
+    """
+    if not recipe.refiner:
+        raise ValueError("there is nothing to analyse: name what refines the noise, --refiner")
+    require_prompts(list(recipe.prompts))
+    plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
+    with rendering(plain, device) as images:
+        shape = noise_shape(images.pipe, plain)
+        if len(shape) != 3:
+            raise ValueError(
+                f"{type(images.pipe).__name__} packs its noise into rows of patches, {shape}, of "
+                "which bands of frequencies are not analysed yet"
+            )
+        by, give_back = opened(recipe.refiner, images.pipe)
+        weights = images.weights
+    try:
+        yield Subject(recipe, by, shape, device, extractor, weights)
+    finally:
+        give_back()

@@ -1,0 +1,401 @@
+"""Experiments on refined noise: exact on a linear sampler, then through a pipeline and its page."""
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffsteer import Noise
+from diffsteer.cli import main
+from diffsteer.hf.pocket import pipeline
+from diffsteer.recipe import Recipe
+from diffsteer.refine.inversion import INVERSIONS, Inversion
+from diffsteer.refine.nlg import NLG
+from diffsteer.refine.pipeline import refine
+from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.refine.study.analysis import Analysis, analyse, planned
+from diffsteer.refine.study.experiments import (
+    GUIDED,
+    KEPT,
+    RANDOM,
+    REFINED,
+    UNREFINED,
+    bands,
+    named,
+    partners,
+    slerp,
+)
+from diffsteer.refine.study.files import numbers, write
+from diffsteer.refine.study.record import Drawn, ratio
+from diffsteer.refine.study.spectrum import TENTHS, radius, swapped
+from diffsteer.refine.study.subject import subject
+
+PROMPTS = ("red cat", "red dog", "green trees", "small green tree")
+
+
+class Linear:
+    """A subject whose sampling is a filter by frequency: what bands carry is known exactly.
+
+    Refining adds a pattern of its prompt in some bands; guided pictures are those of the pattern
+    in all of them.
+    """
+
+    guided, weights, shape = True, "w", (2, 16, 16)
+
+    def __init__(self, *changed: tuple[float, float], strength: float = 1.0) -> None:
+        self.recipe = Recipe("m", prompts=PROMPTS, guidance="CFG(2)", strength=strength, steps=4)
+        self.changed, self.by, self.pictures = changed, None, 0
+
+    def progress(self, n: int) -> None:
+        self.pictures += n
+
+    def text(self, seed: int) -> str:
+        return self.recipe.of(seed).prompt
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        return Noise(seeds)(torch.empty(len(seeds), *self.shape)).double()
+
+    def pattern(self, texts: Sequence[str]) -> Tensor:
+        return 0.5 * self.noise([1000 + sum(map(ord, text)) for text in texts])
+
+    def refined(self, noise: Tensor, texts: Sequence[str]) -> Tensor:
+        got = noise
+        for low, high in self.changed:
+            got = swapped(got, noise + self.recipe.strength * self.pattern(texts), low, high)
+        return got
+
+    def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
+        gain = 2 - radius(16, 16)
+        latents = torch.fft.ifft2(torch.fft.fft2(noise) * gain).real
+        self.progress(len(noise))
+        pictures = (127.5 + 20 * latents).clamp(0, 255).to(torch.uint8)
+        return Drawn(latents, torch.cat([pictures, pictures[:, :1]], 1), latents.mean((2, 3)))
+
+    def teach(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
+        return self.draw(noise + self.pattern(texts), texts)
+
+    def inverted(self, latents: Tensor, texts: Sequence[str], inversion: Any) -> Any:
+        back = torch.fft.ifft2(torch.fft.fft2(latents) / (2 - radius(16, 16))).real
+        return back, latents * (1 + 0.1 / inversion.iterations)
+
+
+def studied(*changed: tuple[float, float], **more: Any) -> Analysis:
+    return analyse(Linear(*changed), range(6), count=12, batch=4, show=2, **more)
+
+
+def latents(found: Analysis, experiment: str) -> dict[str, float]:
+    return {n: s["latents"].value for n, s in found.record.ratios(experiment).items()}
+
+
+@pytest.fixture(scope="module")
+def whole() -> Analysis:
+    """Of a refiner that changes all frequencies alike."""
+    return studied((0.0, 1.0), score=lambda pictures, texts: pictures.double().mean((1, 2, 3)))
+
+
+# ------------------------------------------------------------------ what is known exactly
+
+
+def test_bands_carry_their_share_of_the_energy(whole: Analysis) -> None:
+    """A filter keeps bands apart, so that each takes its own energy off the distance: Parseval."""
+    study = Linear((0.0, 1.0))
+    gap = torch.fft.fft2(study.pattern([study.text(s) for s in range(6)]))
+    energy = (gap * (2 - radius(16, 16))).abs().square()
+    found = latents(whole, "bands")
+    assert len(found) == len(bands(16, 16)) > 12
+    for name, left in found.items():
+        low, high = (float(edge) for edge in name.split(" to "))
+        held = (radius(16, 16) >= low) & ((radius(16, 16) < high) | (high == 1))
+        share = float(energy[..., held].sum() / energy.sum())
+        assert left == pytest.approx(1 - share, abs=1e-12)
+    tenths = [found[named(*edges)] for edges in pairwise(TENTHS)]
+    assert sum(1 - left for left in tenths) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_refiner_of_low_frequencies_gets_yes_and_one_of_high_ones_no(whole: Analysis) -> None:
+    for changed, answer, carried in (
+        ([(0.0, 0.1)], "yes", 1.0),
+        ([(0.3, 1.0)], "no", 0.0),
+        ([(0.9, 1.0)], "no", 0.0),
+    ):
+        verdict = studied(*changed).verdicts[0]
+        assert verdict.space == "latents" and verdict.answer == answer
+        assert verdict.carried.value == pytest.approx(carried, abs=1e-12)
+        assert verdict.energy == pytest.approx(carried, abs=1e-12)
+        assert (verdict.coefficients, verdict.of) == (5, 256)
+        assert f"carry the result? {answer.capitalize()}, in latents" in str(verdict)
+    assert studied((0.9, 1.0)).verdicts[0].rival == "0.9 to 1"
+    assert {v.space: v.answer for v in whole.verdicts}["latents"] == "no"
+
+
+def test_an_interval_across_one_half_is_undecided() -> None:
+    """Half of the seeds carry all in the lowest band, the others nothing."""
+
+    class Split(Linear):
+        def refined(self, noise: Tensor, texts: Sequence[str]) -> Tensor:
+            low = swapped(noise, noise + self.pattern(texts), 0, 0.1)
+            high = swapped(noise, noise + self.pattern(texts) / 7, 0.1, 1)
+            lows = torch.tensor(["cat" in t or "trees" in t for t in texts])
+            return torch.where(lows[:, None, None, None], low, high)
+
+    assert analyse(Split(), range(6), 4, 4, 0).verdicts[0].answer == "undecided"
+
+
+def test_redrawing_keeps_what_it_says(whole: Analysis) -> None:
+    """Bands that are kept below and above a radius: their distances add up to 1, by Parseval."""
+    found = latents(whole, "redraw")
+    for cut in KEPT:
+        pair = found[named(0, cut)], found[named(cut, 1)]
+        assert sum(pair) == pytest.approx(1, abs=1e-12) and pair[0] > pair[1] * (cut < 0.5)
+
+
+def test_strength_scales_the_distance_by_its_square(whole: Analysis) -> None:
+    """And to the guided picture, which is at strength 1 here, it is (1 - s)^2."""
+    change, teacher = latents(whole, "strength: change"), latents(whole, "strength: teacher")
+    assert list(change) == ["0", "0.25", "0.5", "0.75", "1", "1.5", "2"]
+    for name in change:
+        assert change[name] == pytest.approx(float(name) ** 2, abs=1e-12)
+        assert teacher[name] == pytest.approx((1 - float(name)) ** 2, abs=1e-12)
+    scores = whole.record.numbers("strength: score")
+    assert [*scores] == [*change, GUIDED] and scores["1"].value == scores[GUIDED].value
+    swept = analyse(Linear((0.0, 1.0), strength=0.5), range(2), 4, 2, 0)
+    assert [*latents(swept, "strength: change")] == [f"{float(n) / 2:g}" for n in change]
+    for name, left in latents(swept, "strength: teacher").items():
+        assert left == pytest.approx((1 - float(name)) ** 2, abs=1e-12)
+
+
+def test_swapped_prompts(whole: Analysis) -> None:
+    """Sampling ignores the prompt here: the layout is the first prompt's, whatever is asked for."""
+    layout, result = latents(whole, "prompts: layout"), latents(whole, "prompts: result")
+    assert [*layout] == ["similar", "unrelated", "unrelated, guided", "empty"]
+    assert [*result] == ["similar", "unrelated"]
+    assert all(layout[n] == 0 for n in ("similar", "unrelated", "empty"))
+    assert min(result.values()) > 1  # two patterns are further apart than one is from none
+
+
+def test_inversion_pairs(whole: Analysis) -> None:
+    """The inverse of the guided picture is noise and pattern: what refining makes."""
+    assert [*whole.spectra] == [RANDOM, REFINED, *INVERSIONS]
+    sizes = [each.size() for each in whole.spectra.values()]
+    assert sizes[0] == pytest.approx(2**0.5, rel=0.02)
+    study = Linear()
+    patterns = [study.pattern([study.text(s) for s in range(n)]) for n in (12, 6, 6)]
+    assert sizes[1:] == pytest.approx([float(p.square().mean().sqrt()) for p in patterns])
+    errors = whole.record.numbers("round trip")
+    wanted = [0.1 / inversion.iterations for inversion in INVERSIONS.values()]
+    assert [e.value for e in errors.values()] == pytest.approx(wanted)
+
+
+def test_parts_change_nothing(whole: Analysis) -> None:
+    other = analyse(Linear((0.0, 1.0)), range(6), count=12, batch=1, show=2)
+    for experiment in ("bands", "redraw", "prompts: layout", "strength: teacher"):
+        a, b = latents(whole, experiment), latents(other, experiment)
+        assert a.keys() == b.keys() and all(a[n] == pytest.approx(b[n], abs=1e-12) for n in a)
+
+
+def test_planned_is_what_is_sampled() -> None:
+    for changes in ({}, {"guided": False}, {"recipe": Recipe("m", prompts=("a cat",))}):
+        study = Linear((0.0, 0.2))
+        vars(study).update(changes)
+        analyse(study, range(5), 4, 2, 1)
+        assert study.pictures == planned(study, range(5), 2, 1)
+
+
+def test_slerp_keeps_the_size_and_meets_its_ends() -> None:
+    a, b = (Linear().noise([seed]) for seed in (0, 1))
+    b = b * a.norm() / b.norm()
+    for t in (0.0, 0.3, 1.0):
+        assert float(slerp(a, b, t).norm()) == pytest.approx(float(a.norm()), rel=1e-12)
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b)
+
+
+def test_way_between_noises_is_even_for_a_linear_sampler(whole: Analysis) -> None:
+    even = whole.record.numbers("between")
+    assert even[UNREFINED].value == pytest.approx(0.25, abs=0.01)
+    assert even[REFINED].value == pytest.approx(even[UNREFINED].value, abs=1e-9)
+
+
+def test_partners_share_most_and_fewest_words() -> None:
+    found = partners(["red cat", "green trees"], PROMPTS)
+    assert found["similar"] == ["red dog", "small green tree"]
+    assert found["unrelated"] == ["green trees", "red cat"] and found["empty"] == ["", ""]
+    assert [*partners(["a", "b"], ["a", "b", "a"])] == ["empty"]
+
+
+def test_ratio_is_of_sums_and_none_where_there_is_nothing() -> None:
+    over = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    found = ratio(over, torch.tensor([2.0, 2.0], dtype=torch.float64))
+    assert found.value == 1 and found.interval == (pytest.approx(0.5, 0.1), pytest.approx(1.5, 0.1))
+    assert ratio(over, torch.zeros(2, dtype=torch.float64)) is None
+
+
+def test_numbers_that_cannot_be() -> None:
+    for seeds, more in (
+        ([0], {}),
+        ([1, 1], {}),
+        ([0, 1], {"count": 0}),
+        ([0, 1], {"batch": 0}),
+        ([0, 1], {"show": -1}),
+    ):
+        with pytest.raises(ValueError, match="at least 2 seeds, each once, and count >= 2"):
+            analyse(Linear((0, 1)), seeds, **more)
+    with pytest.raises(ValueError, match="leaves noise as it is"):
+        analyse(Linear(), [0, 1], 4)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_samples_that_tell_nothing(value: float) -> None:
+    class Broken(Linear):
+        def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
+            return super().draw(noise * value, texts)
+
+    with pytest.raises(ValueError, match=f"are {value:g} apart: they must be finite"):
+        analyse(Broken((0, 1)), [0, 1], 4)
+
+
+# ------------------------------------------------------------------ what is written
+
+
+def test_files(whole: Analysis, tmp_path: Path) -> None:
+    write(whole, tmp_path)
+    said = json.loads((tmp_path / "analysis.json").read_text("utf-8"))
+    assert said["verdicts"][0]["answer"] == "no" and said["seeds"] == "0-5"
+    assert said["bands"]["0 to 0.1"]["latents"]["value"] == latents(whole, "bands")["0 to 0.1"]
+    assert "NaN" not in json.dumps(said) and said == json.loads(json.dumps(numbers(whole)))
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert not re.search(r'(src|href)="(?!data:)', page) and "Not measured" not in page
+    assert page.count("<svg") == 9 == len([*tmp_path.glob("*.svg")])
+    kept = sum(len(p) for e in whole.record.pictures.values() for p in e.values())
+    assert page.count("<img") == kept + 2 * 3  # both ends and 0 to 0.1 are in two tables
+    for name in ("bands", "redraw", "strength", "prompts"):
+        with Image.open(tmp_path / f"{name}.png") as sheet:
+            assert sheet.size == (18 * len(whole.record.pictures[name]), 18 * 2)
+
+
+def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
+    """Without guidance, score, other prompts and pictures: nothing is drawn in their place."""
+    study = Linear((0.0, 0.2))
+    study.guided, study.recipe = False, Recipe("m", prompts=("<b>cat",), refiner="r")
+    write(analyse(study, range(3), 4, 2, show=0), tmp_path)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    for said in ("Not measured: there is no guidance", "No score was named", "have to be three"):
+        assert said in page
+    assert page.count("<svg") == 7 and "<img" not in page and not [*tmp_path.glob("*.png")]
+    assert json.loads((tmp_path / "analysis.json").read_text())["round trip"] == {}
+
+
+# ------------------------------------------------------------------ through a pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def refiner(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights: it changes the noise in some way."""
+    folder = tmp_path_factory.mktemp("refiner")
+    made = NoiseRefiner(pipeline(model, torch.float32), rank=2)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in made.lora.parameters.values():
+            p.copy_(0.1 * torch.randn(p.shape, generator=draw))
+    made.save(folder)
+    return str(folder)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", ["diffsteer", "refine", "analyse", *map(str, words)])
+    main()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    return tmp_path / "prompts.txt"
+
+
+def test_the_command(
+    model: str, refiner: str, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    out = prompts.parent / "out"
+    monkeypatch.setattr("diffsteer.commands.refine._extractor", lambda device: None)
+    words = [model, "--refiner", refiner, "--prompts", prompts, "--out", out, "--device", "cpu"]
+    words += ["--guidance", "CFG(3)", "--steps", 2, "--seeds", "3-4", "--count", 4, "--show", 1]
+    run(monkeypatch, *words)
+    printed = capsys.readouterr().out
+    assert "Does the lowest band carry the result?" in printed and "index.html" in printed
+    said = json.loads((out / "analysis.json").read_text("utf-8"))
+    assert said["recipe"]["refiner"] == refiner and said["seeds"] == "3-4"
+    assert said["refiner"] == json.loads((Path(refiner) / "refiner.json").read_text())["sha256"]
+    left = said["bands"]["0 to 0.1"]["latents"]["value"]
+    assert said["verdicts"][0]["carried"]["value"] == pytest.approx(1 - left)
+    assert said["strength: change"]["0"]["latents"]["value"] == 0
+    assert {*said["round trip"]} == {*INVERSIONS}
+    page = (out / "index.html").read_text("utf-8")
+    assert "Not measured: distances of features" in page and "CFG(3)" in page
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["eps", "v, zero SNR"])
+def test_inversion_goes_back_on_the_levels_of_the_pipeline(
+    model: str, tmp_path: Path, zero: bool
+) -> None:
+    """What becomes of the noise that it finds, the pipeline's own sampling makes of it too."""
+    if zero:
+        kind = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        pipe = pipeline(model, torch.float32)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **kind)
+        pipe.save_pretrained(tmp_path)
+        model = str(tmp_path)
+    recipe = Recipe(model, prompts=PROMPTS, sampler="DDIM()", steps=4, refiner="NLG(1)")
+    with subject(recipe, "cpu") as studied:
+        texts = list(PROMPTS[:2])
+        target = studied.draw(studied.noise([0, 1]), texts).latents
+        noise, again = studied.inverted(target, texts, Inversion(9))
+        drawn = studied.draw(noise, texts).latents
+        if not zero:  # NLG knows no noise to guide at zero SNR
+            pipe = pipeline(model, torch.float32)
+            want = refine(pipe, noise, texts, NLG(1))
+            torch.testing.assert_close(studied.refined(noise, texts), want, atol=1e-5, rtol=1e-5)
+    # float32 through four steps of a random network
+    torch.testing.assert_close(drawn, again, atol=1e-4, rtol=1e-4)
+    if zero:  # slopes of a network for eps with random weights are none of data
+        assert (again - target).norm() < 0.02 * target.norm()
+
+
+def test_bad_input(
+    model: str, refiner: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffsteer.commands.refine._extractor", lambda device: None)
+    good = [model, "--refiner", refiner, "--prompts", prompts, "--device", "cpu"]
+    out = tmp_path / "out"
+    other = tmp_path / "other"
+    made = pipeline(model, torch.float32)
+    with torch.no_grad():
+        made.unet.conv_out.bias += 1
+    made.save_pretrained(other)
+    for words, message in (
+        ([*good, "--count", 0], "count >= 2"),
+        ([*good, "--seeds", 5], "at least 2 seeds"),
+        ([*good, "--strength", 0], "leaves noise as it is"),
+        ([*good, "--seeds", "x"], "are no seeds"),
+        ([*good, "--prompt", "a cat"], "prompts in a file"),
+        ([*good, "--score", "math"], "MODULE:FUNCTION"),
+        ([other, *good[1:]], "trained for other weights"),
+        ([model, "--prompts", prompts], "name what refines the noise"),
+        ([*good[:3], "--prompts", tmp_path / "none.txt"], "No such file"),
+        ([model, "--refiner", tmp_path, "--prompts", prompts], "has no refiner.json"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(monkeypatch, *words, "--out", out, "--steps", "2")
+    assert not out.exists()
