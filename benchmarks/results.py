@@ -93,24 +93,25 @@ def sag_page(found: dict[str, Any]) -> list[str]:
 
 def sheet_page(found: dict[str, Any]) -> list[str]:
     """What people can judge: pictures of captions that nobody chose."""
-    names = "; ".join(f"{i + 1}: {text}" for i, text in enumerate(found["prompts"]))
+    prompts, columns = found["prompts"], 8
+    rows = [prompts[i : i + columns] for i in range(0, len(prompts), columns)]
     return [
         "",
         "## Pictures",
         "",
-        f"The first {len(found['prompts'])} captions of a fixed shuffle of the training split, "
-        f"seeds 0 to {len(found['prompts']) - 1}, {found['steps']} steps of the model's own "
-        f"scheduler, row by row: {names}.",
-        "",
-        f"The repaired model with `{found['guidance']}`:",
+        f"The first {len(prompts)} captions of a fixed shuffle of the training split, seeds 0 to "
+        f"{len(prompts) - 1}, {found['steps']} steps of the model's own scheduler. The repaired "
+        f"model with `{found['guidance']}`:",
         "",
         "![pictures of the repaired model, guided](results/sheet-pocket-guided.png)",
         "",
-        "without guidance:",
+        *(f"{i}. {'; '.join(row)}" for i, row in enumerate(rows, 1)),
+        "",
+        "The same without guidance:",
         "",
         "![pictures of the repaired model, unguided](results/sheet-pocket.png)",
         "",
-        f"and the flawed model with `{found['guidance']}`:",
+        f"And the flawed model with `{found['guidance']}`:",
         "",
         "![pictures of the flawed model, guided](results/sheet-pocket-eps-guided.png)",
     ]
