@@ -102,7 +102,7 @@ def captions(n: int, background: str | None = None, split: Split = "train") -> l
     said = [
         i
         for i in order
-        if background is None or source[i].caption.endswith(f"{background} background")
+        if background is None or source.caption(i).endswith(f"{background} background")
     ]
     return said[:n]
 
@@ -119,7 +119,7 @@ def brightness(bench: Bench, n: int) -> dict[str, Any]:
     source, rows = Emoji("train"), []
     for background in ("black", "white"):
         samples = captions(n, background)
-        prompts = tuple(source[i].caption for i in samples)
+        prompts = tuple(source.caption(i) for i in samples)
         rows.append(summary("data", "", background, real(samples)))
         for guidance in ("", "CFG(3)"):
             for model in ("pocket-eps", "pocket"):
@@ -159,7 +159,7 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
     source = Emoji("train")
     every = list(range(len(source)))
     known = real(every)
-    prompts = tuple(source[i].caption for i in captions(n))
+    prompts = tuple(source.caption(i) for i in captions(n))
     base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
     shown = known[captions(n)]
     others = known[sorted(set(every) - set(captions(n)))]
@@ -242,7 +242,7 @@ def sag(bench: Bench, n: int) -> dict[str, Any]:
     """The sign conventions of self-attention guidance, alone and with CFG."""
     source = Emoji("train")
     every, samples = list(range(len(source))), captions(n)
-    prompts = tuple(source[i].caption for i in samples)
+    prompts = tuple(source.caption(i) for i in samples)
     known = real(every)
     shown, others = known[samples], known[sorted(set(every) - set(samples))]
     base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
@@ -266,7 +266,7 @@ def sheet(bench: Bench, n: int) -> dict[str, Any]:
     from PIL import Image
 
     source = Emoji("train")
-    prompts = tuple(source[i].caption for i in captions(n))
+    prompts = tuple(source.caption(i) for i in captions(n))
     for model, guidance in (("pocket", "CFG(3)"), ("pocket", ""), ("pocket-eps", "CFG(3)")):
         recipe = Recipe(model=model, prompts=prompts, guidance=guidance, steps=25)
         with rendering(located(recipe, bench.models)) as images:
@@ -280,8 +280,8 @@ def refined(bench: Bench, n: int, refiner: str, teacher: str) -> dict[str, Any]:
     """Refined noise against none and against its teacher's guidance, on prompts held out."""
     source = Emoji("test")
     samples = captions(n, split="test")
-    prompts = tuple(source[i].caption for i in samples)
-    groups = [source.group(i) for i in samples]
+    prompts = tuple(source.caption(i) for i in samples)
+    groups = [replace(source, label="group").caption(i) for i in samples]
     probe = Probe()
     others, shown = real(range(len(source)), "test"), real(samples, "test")
     base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
@@ -310,7 +310,7 @@ class Probe:
     def __init__(self, ridge: float = 1e-3) -> None:
         source = Emoji("train")
         every = range(len(source))
-        said = [source.group(i) for i in every]
+        said = [replace(source, label="group").caption(i) for i in every]
         self.names = sorted(set(said))
         x = self._of(real(every))
         y = torch.eye(len(self.names), dtype=x.dtype)[[self.names.index(s) for s in said]]

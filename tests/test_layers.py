@@ -41,7 +41,7 @@ MAY_IMPORT |= {
     "refine": CORE | {"eval", "hf", "recipe", "refine", "render", "whole"},
     "eval": {"eval", "pictures", "recipe", "whole"},
     "render": {"eval", "hf", "recipe", "refine"},
-    "train": CORE | {"hf", "pictures", "recipe", "refine", "render", "train", "whole"},
+    "train": CORE | {"hf", "nets", "pictures", "recipe", "refine", "render", "train", "whole"},
     "demo": {"eval", "recipe", "render", "train", "whole"},
     "commands": CORE
     | {"checkpoints", "demo", "eval", "hf", "nets", "pictures", "presets", "recipe", "refine"}

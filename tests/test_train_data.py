@@ -71,7 +71,7 @@ def test_sprites_are_cut_where_the_table_says() -> None:
     mine = Emoji("all", ("noto",), ("green",))
     assert torch.equal(mine[i].pixels, composed(apple, BACKGROUNDS["green"]))
     assert mine[i].caption == "red apple, noto style, on a green background"
-    assert mine.code(i) == "1F34E" and mine.group(i) == "Food & Drink"
+    assert mine.code(i) == "1F34E"
     centre = apple[24:48, 20:44, :3].reshape(-1, 3).mean(0)  # that the picture is of a red thing
     assert centre[0] > 2 * max(centre[1:])
 
@@ -139,6 +139,28 @@ def test_variants_of_an_emoji_stay_together(code: str, same: str) -> None:
 
 def test_things_are_told_apart() -> None:
     assert len({family(c) for c in ("1F34E", "1F34F", "1F9D1", "1F680", "1F550")}) == 5
+
+
+def test_a_class_of_emoji_is_what_all_of_its_captions_share() -> None:
+    every = Emoji("all")
+    for label, number in (("group", 7), ("style", 2), ("background", 8)):
+        mine = Emoji("all", label=label)
+        assert len(set(data.captions(mine))) == number and len(mine) == len(every)
+        for i in range(0, len(every), 997):
+            assert mine[i].caption == mine.caption(i) == data.captions(mine)[i]
+            assert label == "group" or mine.caption(i) in every.caption(i)
+    faces = Emoji("all", group="Smileys & Emotion")
+    assert len(faces) == 169 * 16 and faces.code(0) == "1F600"
+    assert set(data.captions(replace(faces, label="group"))) == {"Smileys & Emotion"}
+
+
+def test_smaller_emoji_are_means_of_four_or_sixteen_pixels() -> None:
+    for size in (32, 16):
+        large, small = Emoji("all")[5].pixels.numpy(), Emoji("all", size=size)[5].pixels
+        n = 64 // size
+        mean = large.reshape(3, size, n, size, n).mean((2, 4), dtype=np.float64)
+        assert small.shape == (3, size, size) and small.dtype == torch.uint8
+        assert np.array_equal(small.numpy(), np.rint(mean))
 
 
 def test_what_is_not_in_the_emoji_data_is_refused() -> None:
@@ -475,3 +497,67 @@ def test_wrong_pictures_of_a_shard_are_refused_by_name(tmp_path: Path) -> None:
         source[0]
     with pytest.raises(ValueError, match=r"0\.tar: b\.png is broken or cut"):
         source[1]
+
+
+# Classes
+
+
+def classed(folder: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(i))
+    return folder
+
+
+def test_a_class_is_the_first_folder(tmp_path: Path) -> None:
+    folder = classed(tmp_path, "n02/a.png", "n01/x/b.png")
+    source = Folder.at(folder, label="folder")
+    assert data.captions(source) == ["n01", "n02"] == [source[i].caption for i in range(2)]
+    classed(tmp_path, "c.png")
+    with pytest.raises(ValueError, match="c.png is in no folder that names its class"):
+        Folder.at(folder, label="folder")
+    with pytest.raises(ValueError, match="label='cls' of a folder"):
+        Folder.at(folder, label="cls")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([["a.png", 3], ["b/c.png", 0]], ""),
+        ([["a.png", 3]], "no line for b/c.png"),
+        ([["a.png", 3], ["b/c.png", 0], ["a.png", 4]], "or there twice"),
+        ([["a.png", 3], ["d.png", 0]], "d.png, which is no picture"),
+        ([["a.png", "3"]], "where .picture, number of its class."),
+        ([["a.png", True]], "where .picture, number"),
+        ([["a.png", -1]], "where .picture, number"),
+        ([["../a.png", 1]], "leads out of it"),
+        (None, "says None"),
+    ],
+)
+def test_classes_of_a_dataset_json(tmp_path: Path, labels: object, said: str) -> None:
+    folder = classed(tmp_path, "a.png", "b/c.png")
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    if not said:
+        assert data.captions(Folder.at(folder, label="dataset.json")) == ["3", "0"]
+        return
+    with pytest.raises(ValueError, match=said):
+        Folder.at(folder, label="dataset.json")
+
+
+def test_classes_of_tar_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, content in (("x.png", png(1)), ("x.cls", b"17\n"), ("x.txt", b"a cat")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert data.captions(Shards.at(path)) == ["a cat"]
+    assert Shards.at(path, label="cls")[0].caption == "17"
+    with pytest.raises(ValueError, match="label='folder' of tar files"):
+        Shards.at(path, label="folder")
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("x.png")
+        info.size = len(png(1))
+        archive.addfile(info, io.BytesIO(png(1)))
+    with pytest.raises(ValueError, match="no class for x: add x.cls"):
+        Shards.at(path, label="cls")

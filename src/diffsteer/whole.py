@@ -46,10 +46,18 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 class new_folder:
-    """A folder to fill, which takes its name when all went well and vanishes when not."""
+    """A folder to fill, which takes its name when all went well and vanishes when not.
 
-    def __init__(self, folder: Path) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    Args:
+        folder: The name.
+        over: Whether it takes the place of what is there, instead of refusing.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+
+    def __init__(self, folder: Path, over: bool = False) -> None:
+        if not over and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} is there already: remove it, or name another")
         self.folder = folder
 
@@ -63,6 +71,8 @@ class new_folder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                shutil.rmtree(self.folder)
             self.part.replace(self.folder)
         else:
             shutil.rmtree(self.part, ignore_errors=True)

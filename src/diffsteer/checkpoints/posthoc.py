@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffsteer.checkpoints.edm2 import read
 from diffsteer.ema import Profile, gamma, weights
-from diffsteer.nets.edm2_files import Stored
+from diffsteer.nets.edm2_files import Stored, described
 from diffsteer.whole import whole
 
 SUFFIXES = ("", ".pkl", ".safetensors")
@@ -61,14 +61,15 @@ def images(kimg: int) -> int:
 
 
 def _exact(path: Path) -> int | None:
-    """Training images, where a file of ours says them."""
-    if path.suffix != ".safetensors":
-        return None
-    from safetensors import safe_open
+    """Training images, where a file or folder of ours says them."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
-        said = (file.metadata() or {}).get("images")
-    return None if said is None else int(said)
+        with safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get("images", "")
+            return int(said) if said else None
+    said = described(path).get("images") if path.is_dir() else None
+    return said if isinstance(said, int) else None
 
 
 def find(folder: Path, prefix: str) -> list[Snapshot]:
@@ -142,12 +143,12 @@ def reconstruct(
     shares = {p: weights([s.profile for s in stored], (count, gamma(w))) for p, w in todo.items()}
     paths = list(todo)
     for start in range(0, len(paths), batch):
-        _write(stored, {path: shares[path] for path in paths[start : start + batch]})
+        _write(stored, {path: shares[path] for path in paths[start : start + batch]}, count)
     return paths
 
 
-def _write(stored: Sequence[Snapshot], shares: dict[Path, Tensor]) -> None:
-    """Sum up the snapshots for some results, reading each once."""
+def _write(stored: Sequence[Snapshot], shares: dict[Path, Tensor], count: int) -> None:
+    """Sum up the snapshots for some results, which end at a count, reading each once."""
     sums: dict[Path, dict[str, Tensor]] = {path: {} for path in shares}
     last = None
     for i, one in enumerate(stored):
@@ -165,7 +166,7 @@ def _write(stored: Sequence[Snapshot], shares: dict[Path, Tensor]) -> None:
     for path, total in sums.items():
         mixed = {n: total.get(n, t) for n, t in last.tensors.items()}
         made = {n: t.half() if t.is_floating_point() else t for n, t in mixed.items()}
-        _save(path, Stored(last.config, made, last.about))
+        _save(path, Stored(last.config, made, {**last.about, "images": count}))
 
 
 def _save(path: Path, result: Stored) -> None:

@@ -1,20 +1,18 @@
 """`diffsteer sample`: pictures whose metadata hold all that made them; importable without torch."""
 
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from diffsteer.commands import published
+from diffsteer.commands import networks, published
+from diffsteer.commands.networks import NO_OPTIONS, Options
+from diffsteer.commands.numbered import Numbered, share
 from diffsteer.commands.published import NOTHING_PUBLISHED, Published
-from diffsteer.recipe import KEY, Recipe, differences, metadata, prompts_of, recalled, seeds_of
+from diffsteer.recipe import Recipe, prompts_of, recalled, seeds_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from diffsteer.render import Rendering
 
 NOTHING_SAID = Recipe()
@@ -29,6 +27,7 @@ def sample(
     prompts: Path | None = None,
     like: Annotated[Path | None, arg(name="from", metavar="PNG")] = None,
     preset: OmitArgPrefixes[Published] = NOTHING_PUBLISHED,
+    network: OmitArgPrefixes[Options] = NO_OPTIONS,
 ) -> None:
     """Sample pictures; one that is there already is not made again.
 
@@ -42,11 +41,23 @@ def sample(
         device: Where it runs; empty for a GPU if there is one.
         prompts: File with one prompt a line; the picture of seed i shows prompt i mod their number.
         like: Repeat this picture: its metadata hold model, recipe and seed.
-        preset: A published configuration, instead of model and recipe.
+        preset: A published configuration, instead of model and recipe; or, where the model is a
+            folder of `diffsteer convert`, its class and the like.
+        network: More of such a folder.
     """
     from diffsteer.render import rendering
 
     numbers = seeds_of(seeds)
+    if batch < 1:
+        raise ValueError(f"batch={batch} makes no picture: give at least 1")
+    if networks.format_of(recipe.model) and not (like or prompts):
+        networks.sample(recipe, preset, network, numbers, out, batch, device)
+        return
+    if network != NO_OPTIONS:
+        raise ValueError(
+            "respacing, classifier and head split are of ADM networks: name a folder of "
+            "`diffsteer convert adm` as model"
+        )
     if preset != NOTHING_PUBLISHED:
         if recipe != NOTHING_SAID or like or prompts:
             raise ValueError("a preset says model and recipe: give neither, nor --from")
@@ -61,9 +72,7 @@ def sample(
         numbers = [seed]
     if not recipe.model:
         raise ValueError("name a model (hub id or folder), or a picture to repeat with --from")
-    if batch < 1:
-        raise ValueError(f"batch={batch} makes no picture: give at least 1")
-    numbers = numbers[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
+    numbers = share(numbers)
     with rendering(recipe, device) as images:
         done = render(images, numbers, out, batch)
     print(f"{out}: {done} of {len(numbers)} pictures were there, {len(numbers) - done} made")
@@ -75,51 +84,11 @@ def render(images: "Rendering", seeds: list[int], out: Path, batch: int) -> int:
     Raises:
         ValueError: another recipe or model made a picture that is there.
     """
-    from tqdm import tqdm
 
-    todo = [seed for seed in seeds if not _made(out / f"{seed:06d}.png", seed, images)]
-    out.mkdir(parents=True, exist_ok=True)
-    with tqdm(
-        total=len(seeds), initial=len(seeds) - len(todo), unit="picture", disable=None
-    ) as bar:
-        for start in range(0, len(todo), batch):
-            part = todo[start : start + batch]
-            for seed, picture in zip(part, images(part), strict=True):
-                _save(picture, out / f"{seed:06d}.png", seed, images)
-            bar.update(len(part))
+    def decides(seed: int) -> dict[str, Any]:
+        return {"recipe": images.recipe.of(seed).said, "weights": images.weights}
+
+    pictures = Numbered(out, decides, {"made_by": images.recipe.hash})
+    todo = pictures.missing(seeds)
+    pictures.fill(todo, images, batch)
     return len(seeds) - len(todo)
-
-
-def _made(path: Path, seed: int, images: "Rendering") -> bool:
-    """Whether a picture is there already; one of another recipe or model is in the way."""
-    if not path.exists():
-        return False
-    wanted = images.recipe.of(seed).said | {"weights": images.weights}
-    said = metadata(path)
-    made = {} if said is None else said["recipe"] | {"weights": said.get("weights")}
-    if said is None or made != wanted:
-        how = "not by this command" if said is None else f"otherwise: {differences(made, wanted)}"
-        raise ValueError(f"{path} was made {how}. Give another --out, or remove it")
-    return True
-
-
-def _save(pixels: "Tensor", path: Path, seed: int, images: "Rendering") -> None:
-    import diffusers
-    import torch
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from diffsteer.whole import whole
-
-    said: dict[str, Any] = {
-        "recipe": images.recipe.of(seed).said,
-        "made_by": images.recipe.hash,
-        "seed": seed,
-        "weights": images.weights,
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
-    }
-    info = PngInfo()
-    info.add_text(KEY, json.dumps(said))
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    with whole(path) as file:
-        picture.save(file, format="png", pnginfo=info)

@@ -151,27 +151,32 @@ class EDM2(nn.Module):
         """
         x = self._widened(x)
         sigma = self._level(sigma, x)
-        out, c_noise = self._out(x, sigma, class_labels)
+        out = self._out(x, sigma, class_labels)
         square = sigma**2 + self.sigma_data**2
         x0 = self.sigma_data**2 / square * x + sigma * self.sigma_data / square.sqrt() * out
-        if not return_logvar:
-            return x0
-        return x0, self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
+        return (x0, self.uncertainty(sigma)) if return_logvar else x0
 
     def out(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
         """Return the output that `Preconditioned(sigma_data)` means, x0 = c_skip x + c_out out."""
         x = self._widened(x)
-        return self._out(x, self._level(sigma, x), class_labels)[0]
+        return self._out(x, self._level(sigma, x), class_labels)
 
-    def _out(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Output of the inner network, and its noise input."""
+    def uncertainty(self, sigma: Tensor) -> Tensor:
+        """Log variance of the weighted error at noise levels: `(B, 1, 1, 1)`, for `(B,)`."""
+        c_noise = _c_noise(self._widened(sigma.to(self.logvar_linear.weight.device)))
+        u: Tensor = self.logvar_linear(self.logvar_fourier(c_noise))
+        return u.reshape(-1, 1, 1, 1)
+
+    def _out(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Output of the inner network."""
         if x.shape[1:] != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}, the network takes (B, *{self.shape})")
         half = self.use_fp16 and x.is_cuda and x.dtype == torch.float32
-        c_noise = (sigma.to(x.device).flatten().log() / 4).to(x.dtype)
         c_in = 1 / (self.sigma_data**2 + sigma**2).sqrt()
         inner = (c_in * x).to(torch.float16 if half else x.dtype)
-        return self.unet(inner, c_noise, self._labels(labels, x)).to(x.dtype), c_noise
+        c_noise = _c_noise(sigma.to(x.device))
+        out: Tensor = self.unet(inner, c_noise, self._labels(labels, x))
+        return out.to(x.dtype)
 
     def _widened(self, x: Tensor) -> Tensor:
         """The input in float32, or in float64 where the weights are."""
@@ -222,6 +227,11 @@ def network(net: EDM2) -> Network:
 
     layers = {n: m for n, m in net.named_modules() if isinstance(m, Block) and m.heads}
     return Network(call, layers)
+
+
+def _c_noise(sigma: Tensor) -> Tensor:
+    """What the network is told of noise levels, `(B or 1,)`."""
+    return sigma.flatten().log() / 4
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -41,8 +41,12 @@ class Stored:
         net.load_state_dict(dict(self.tensors), strict=True, assign=True)
         return net.eval()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, over: bool = False) -> None:
         """Write a folder, whole or not at all.
+
+        Args:
+            folder: Where.
+            over: Whether it takes the place of a folder that is there.
 
         Raises:
             FileExistsError: it is there already and holds something.
@@ -51,7 +55,7 @@ class Stored:
         from safetensors.torch import save_file
 
         self.check()
-        with new_folder(folder) as part:
+        with new_folder(folder, over) as part:
             save_file(dict(self.tensors), part / WEIGHTS)
             (part / WEIGHTS).chmod(0o666 & ~umask())  # the library writes for its user alone
             content = {"format": FORMAT, "config": dict(self.config), **self.about}
@@ -69,9 +73,7 @@ class Stored:
         from safetensors.torch import load_file
 
         try:
-            content = json.loads((folder / CONFIG).read_text("utf-8"))
-            if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-                raise ValueError(f"it does not say format {FORMAT!r}")
+            content = described(folder)
             tensors = load_file(folder / WEIGHTS)
             found = cls(content.pop("config"), tensors, content)
             found.check()
@@ -91,6 +93,19 @@ class Stored:
         for name, t in self.tensors.items():
             if not t.is_floating_point():
                 raise ValueError(f"{name} has dtype {t.dtype}")
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What a folder says of its network: config, and what else is known; its weights are not read.
+
+    Raises:
+        ValueError: it is of another format.
+        OSError: it cannot be read.
+    """
+    content = json.loads((folder / CONFIG).read_text("utf-8"))
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise ValueError(f"{folder / CONFIG} does not say format {FORMAT!r}")
+    return content
 
 
 def _on_meta(config: Mapping[str, Any]) -> EDM2:

@@ -49,8 +49,9 @@ class Autoencoder(Task):
     @override
     def prepare(
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
-    ) -> None:
+    ) -> Source:
         self.source = source
+        return source
 
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:

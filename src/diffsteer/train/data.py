@@ -11,10 +11,11 @@ from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
 from itertools import count
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -31,6 +32,16 @@ BACKGROUNDS = {
     "grey": (128, 128, 128),
 }
 """Colour names of captions, in sRGB."""
+
+GROUPS = (
+    "Smileys & Emotion",
+    "People & Body",
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+)
 
 TEST_SHARE = 0.1
 PEOPLE = frozenset(f"1F{x}" for x in (466, 467, 468, 469, 474, 475, 476, "9D1", "9D2", "9D3"))
@@ -73,13 +84,45 @@ class Sample:
 
 
 class Source(Protocol):
-    """Samples by index, 0 to len - 1; cheap to pickle."""
+    """Samples by index, 0 to len - 1; cheap to pickle.
+
+    One that has a method `caption(index)` too tells all captions without decoding a picture.
+    """
 
     def __len__(self) -> int:
         """Count the samples."""
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample."""
+
+
+def caption(source: Source, index: int) -> str:
+    """Caption of a sample, without its picture where the source can tell."""
+    said = getattr(source, "caption", None)
+    return str(said(index)) if said else source[index].caption
+
+
+def captions(source: Source) -> list[str]:
+    """Captions of all samples, in order."""
+    return [caption(source, index) for index in range(len(source))]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The samples of a source without their pictures, which are not read.
+
+    Args:
+        source: The source.
+    """
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return a sample without pixels, `(0,)`."""
+        return Sample(torch.empty(0, dtype=torch.uint8), caption(self.source, index))
 
 
 def family(code: str) -> str:
@@ -108,26 +151,38 @@ class Emoji:
         split: "train", "test" or "all". No object is in both of the first two.
         styles: Of STYLES.
         backgrounds: Of BACKGROUNDS.
+        group: Of GROUPS; empty for all.
+        label: Caption: all that there is to say, or as a class only the "group", "style" or
+            "background".
+        size: Side in pixels, 64, or less by means of 2 x 2 or 4 x 4: 32 or 16.
 
     Raises:
-        ValueError: a style, background or split has another name, or there is none.
+        ValueError: one of them has another name, or there is none.
     """
 
     split: Literal["train", "test", "all"] = "train"
     styles: tuple[str, ...] = STYLES
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+    group: str = ""
+    label: str = ""
+    size: int = 64
 
     def __post_init__(self) -> None:
+        given: tuple[object, ...]
+        known: tuple[object, ...]
         for given, known in (
             (self.styles, STYLES),
             (self.backgrounds, tuple(BACKGROUNDS)),
             ((self.split,), ("train", "test", "all")),
+            ((self.group,), ("", *GROUPS)),
+            ((self.label,), ("", "group", "style", "background")),
+            ((self.size,), (64, 32, 16)),
         ):
             if not given or not set(given) <= set(known):
                 raise ValueError(f"{given} is not of the emoji data: choose from {known}")
 
     def __len__(self) -> int:
-        return len(_entries(self.split)) * len(self.styles) * len(self.backgrounds)
+        return len(self._entries) * len(self.styles) * len(self.backgrounds)
 
     def __getitem__(self, index: int) -> Sample:
         """Compose sample `index`; the background varies fastest, the emoji slowest.
@@ -135,25 +190,34 @@ class Emoji:
         Raises:
             IndexError: there is no such sample.
         """
+        entry, art, colour = self._parts(index)
+        pixels = composed(_sprites(art)[entry.row], BACKGROUNDS[colour])
+        if self.size < 64:
+            smaller = F.avg_pool2d(pixels[None].double(), 64 // self.size)[0]
+            pixels = smaller.round().to(torch.uint8)
+        return Sample(pixels, self.caption(index))
+
+    def caption(self, index: int) -> str:
+        """Caption of sample `index`."""
+        entry, art, colour = self._parts(index)
+        classes = {"group": entry.group, "style": art, "background": colour}
+        return classes.get(self.label) or f"{entry.name}, {art} style, on a {colour} background"
+
+    def code(self, index: int) -> str:
+        """Code points of sample `index`, "1F34E", with "-" between several."""
+        return self._parts(index)[0].code
+
+    @property
+    def _entries(self) -> "tuple[_Entry, ...]":
+        return _entries(self.split, self.group)
+
+    def _parts(self, index: int) -> "tuple[_Entry, str, str]":
+        """The emoji, the style and the background of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"no sample {index} among {len(self)}")
         rest, background = divmod(index, len(self.backgrounds))
         which, style = divmod(rest, len(self.styles))
-        row, _, name, _ = _entries(self.split)[which]
-        colour, art = self.backgrounds[background], self.styles[style]
-        pixels = composed(_sprites(art)[row], BACKGROUNDS[colour])
-        return Sample(pixels, f"{name}, {art} style, on a {colour} background")
-
-    def code(self, index: int) -> str:
-        """Code points of sample `index`, "1F34E", with "-" between several."""
-        return self._entry(index)[1]
-
-    def group(self, index: int) -> str:
-        """Unicode's group of what sample `index` shows, such as "Food & Drink"."""
-        return self._entry(index)[3]
-
-    def _entry(self, index: int) -> tuple[int, str, str, str]:
-        return _entries(self.split)[index // (len(self.styles) * len(self.backgrounds))]
+        return self._entries[which], self.styles[style], self.backgrounds[background]
 
 
 def composed(sprite: NDArray[np.uint8], background: tuple[int, int, int]) -> Tensor:
@@ -251,12 +315,21 @@ def _table() -> dict[str, list[list[str]]]:
     return found
 
 
-@lru_cache(maxsize=3)
-def _entries(split: str) -> tuple[tuple[int, str, str, str], ...]:
-    """Place in the sheet, code points, name and group of each emoji of a split."""
-    rows = enumerate(_table()["emoji"])
-    chosen = ((i, code, name, group) for i, (code, name, group) in rows)
-    return tuple(e for e in chosen if split == "all" or held_out(e[1]) == (split == "test"))
+class _Entry(NamedTuple):
+    """An emoji: its place in the sheet, code points, name and group."""
+
+    row: int
+    code: str
+    name: str
+    group: str
+
+
+@lru_cache(maxsize=8)
+def _entries(split: str, group: str) -> tuple[_Entry, ...]:
+    """The emoji of a split and a group; of all groups where it is empty."""
+    every = (_Entry(i, *said) for i, said in enumerate(_table()["emoji"]))
+    chosen = (e for e in every if group in ("", e.group))
+    return tuple(e for e in chosen if split == "all" or held_out(e.code) == (split == "test"))
 
 
 @lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsteer.level import Level
+from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind
 from diffsteer.schedule import Discrete, Schedule
 from diffsteer.weight import Uniform, Weight
@@ -47,7 +47,7 @@ class Objective:
     def losses(
         self, net: Callable[[Tensor, Level], Tensor], x0: Tensor, eps: Tensor, times: Tensor
     ) -> Tensor:
-        """Weighted squared error of each sample, `(B,)`, in float32.
+        """Weighted squared error of each sample, `(B,)`, in float32 or wider.
 
         Args:
             net: From noisy `(B, *D)` and levels `(B,)` to its output.
@@ -56,7 +56,7 @@ class Objective:
             times: Of `times`, `(B,)`.
         """
         level = self.schedule.at(times.cpu())
-        out = net(level.mix(x0, eps), level).float()
+        out = wide(net(level.mix(x0, eps), level))
         error = (out - self.kind.target(x0, eps, level)).square().flatten(1).mean(1)
         return self.weight.at(level, self.kind).to(error) * error
 

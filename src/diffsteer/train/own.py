@@ -6,6 +6,14 @@
 | other folder | `cat.txt` beside it |
 | tar shard | member `cat.txt`, or else member `cat.json` with `{"text": "a cat"}` |
 
+Or it is a class, where one says so by `label`:
+
+| where, `label` | the caption of `cats/cat.png` |
+|---|---|
+| folder, "folder" | `cats` |
+| folder, "dataset.json" | "3", of `{"labels": [["cats/cat.png", 3], ...]}` in that file |
+| tar shard, "cls" | what member `cats/cat.cls` says |
+
 Pictures are decoded by the rules of `diffsteer.pictures`. Nothing is unpacked to disk. A
 picture without a caption is refused, and so is a line or a member without a picture: nothing is
 left out unseen. JSON may say "caption" for "text".
@@ -40,8 +48,13 @@ class Folder:
     size: tuple[int, int] | None = None
 
     @classmethod
-    def at(cls, path: Path, size: tuple[int, int] | None = None) -> "Folder":
+    def at(cls, path: Path, size: tuple[int, int] | None = None, label: str = "") -> "Folder":
         """List pictures and read captions, without decoding pictures.
+
+        Args:
+            path: The folder.
+            size: Height and width that each picture must have; None allows all.
+            label: Where its class is, "folder" or "dataset.json"; empty for captions.
 
         Raises:
             FileNotFoundError: `path` is not there.
@@ -50,16 +63,27 @@ class Folder:
         names = Pictures.at(path).names
         if not path.is_dir():
             raise ValueError(f"{path} is no folder: unpack it")
-        if (path / "metadata.jsonl").exists():
-            found = _metadata(path / "metadata.jsonl", set(names))
+        if label not in ("", "folder", "dataset.json"):
+            raise ValueError(f'label={label!r} of a folder: there are "folder" and "dataset.json"')
+        listed = path / (label if label == "dataset.json" else "metadata.jsonl")
+        if label == "folder":
+            found = {name: _first(path, name) for name in names}
+        elif label:
+            found = _classes(listed, set(names))
+        elif listed.exists():
+            found = _metadata(listed, set(names))
         else:
             found = {name: _beside(path / name) for name in names}
         if missing := [name for name in names if name not in found]:
-            raise ValueError(f"{path / 'metadata.jsonl'} has no line for {missing[0]}: add it")
+            raise ValueError(f"{listed} has no line for {missing[0]}: add it")
         return cls(path, tuple((name, found[name]) for name in names), size)
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def caption(self, index: int) -> str:
+        """Caption of a picture, which is not read."""
+        return self.captions[index][1]
 
     def __getitem__(self, index: int) -> Sample:
         """Decode one picture.
@@ -104,17 +128,28 @@ class Shards:
     size: tuple[int, int] | None = None
 
     @classmethod
-    def at(cls, *paths: Path, size: tuple[int, int] | None = None) -> "Shards":
+    def at(cls, *paths: Path, size: tuple[int, int] | None = None, label: str = "") -> "Shards":
         """Scan the headers of tar files, and read captions.
+
+        Args:
+            *paths: The tar files.
+            size: Height and width that each picture must have; None allows all.
+            label: "cls" for classes; empty for captions.
 
         Raises:
             FileNotFoundError: one is not there.
             ValueError: one is compressed or broken, leads out of itself, or misses a caption.
         """
-        return cls(tuple(member for path in paths for member in _scan(path)), size)
+        if label not in ("", "cls"):
+            raise ValueError(f'label={label!r} of tar files: there is "cls"')
+        return cls(tuple(member for path in paths for member in _scan(path, label)), size)
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def caption(self, index: int) -> str:
+        """Caption of a picture, which is not read."""
+        return self.members[index].caption
 
     def __getitem__(self, index: int) -> Sample:
         """Decode one picture.
@@ -198,6 +233,32 @@ def _metadata(path: Path, pictures: set[str]) -> dict[str, str]:
     return found
 
 
+def _first(path: Path, name: str) -> str:
+    """Class of a picture: the first folder on the way to it."""
+    folder, slash, _ = name.partition("/")
+    if not slash:
+        raise ValueError(f"{path / name} is in no folder that names its class: move it into one")
+    return folder
+
+
+def _classes(path: Path, pictures: set[str]) -> dict[str, str]:
+    """Classes by picture of a dataset.json, `{"labels": [["cat.png", 3], ...]}`."""
+    rows = _record(str(path), _read(path, MAX_BYTES)).get("labels")
+    found: dict[str, str] = {}
+    for row in rows if isinstance(rows, list) else [rows]:
+        match row:
+            case [str(name), int(number)] if type(number) is int and number >= 0:
+                picture = _inside(str(path), name).as_posix()
+            case _:
+                raise ValueError(
+                    f"{path} says {str(row)[:80]}, where [picture, number of its class] should be"
+                )
+        if picture not in pictures or picture in found:
+            raise ValueError(f"{path} is about {name}, which is no picture there, or there twice")
+        found[picture] = str(number)
+    return found
+
+
 def _inside(where: str, name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
@@ -215,10 +276,10 @@ class _Part:
     text: bytes
 
 
-def _scan(shard: Path) -> Iterator[Member]:
+def _scan(shard: Path, label: str) -> Iterator[Member]:
     """Find the pictures of one tar file, each with its caption, in its order."""
     samples: dict[str, dict[str, _Part]] = {}
-    for part in _parts(shard):
+    for part in _parts(shard, label):
         if part.kind in samples.setdefault(part.key, {}):
             raise ValueError(f"{shard} has {part.info.name} twice: rename one")
         samples[part.key][part.kind] = part
@@ -229,29 +290,33 @@ def _scan(shard: Path) -> Iterator[Member]:
         if len(pictures) != 1:
             raise ValueError(f"{shard} has {len(pictures)} pictures for {key}, not one")
         info = pictures[0]
-        yield Member(shard, info.name, info.offset_data, info.size, _said(shard, key, parts))
+        yield Member(shard, info.name, info.offset_data, info.size, _said(shard, key, parts, label))
 
 
-def _said(shard: Path, key: str, parts: dict[str, _Part]) -> str:
-    if part := parts.get(".txt"):
+def _said(shard: Path, key: str, parts: dict[str, _Part], label: str) -> str:
+    if part := parts.get(".cls" if label else ".txt"):
         return _text(f"{shard}: {part.info.name}", part.text)
+    if label:
+        raise ValueError(f"{shard} has no class for {key}: add {key}.cls")
     if part := parts.get(".json"):
         here = f"{shard}: {part.info.name}"
         return _caption(here, _record(here, part.text))
     raise ValueError(f"{shard} has no caption for {key}: add {key}.txt or {key}.json")
 
 
-def _parts(shard: Path) -> Iterator[_Part]:
+def _parts(shard: Path, label: str) -> Iterator[_Part]:
     """Yield the members that count.
 
     As in webdataset, the key is the path up to the first dot of the file name; what comes after
-    says what the member is, and members of other kinds (".cls", ".seg.png") are passed over.
+    says what the member is, and members of other kinds (".seg.png", and ".cls" where no class is
+    asked for) are passed over.
     """
+    told = {".cls"} if label else {".txt", ".json"}
     for file, info in _members(shard):
         path = _inside(str(shard), info.name)
         base, _, kind = path.name.partition(".")
         key, kind = (path.parent / base).as_posix(), f".{kind.lower()}"
-        if not base or kind not in SUFFIXES | {".txt", ".json"}:
+        if not base or kind not in SUFFIXES | told:
             continue
         limit = MAX_BYTES if kind in SUFFIXES else MAX_CAPTION
         if info.size > limit:

@@ -3,7 +3,7 @@
     run = Run.named("pocket", "training.images=1000", "task.prediction=epsilon")
 
 A preset is a TOML file of `presets/`, or a user's own; its tables are the classes below and the
-settings of its task.
+settings of its task. One that says `like = "edm2-img512-xs"` is that preset but for what it sets.
 """
 
 import json
@@ -28,14 +28,21 @@ class Data:
     Attributes:
         source: "emoji", or a folder of pictures with captions, or one of webdataset tar files.
         split: Of the emoji: train, test or all.
-        size: Side in pixels that each of a user's pictures must have; 0 allows all.
+        size: Side in pixels that each of a user's pictures must have; 0 allows all. Emoji are made
+            of this size: 64, 32 or 16; 0 is 64.
         drop: Share of captions that are left empty, for classifier-free guidance.
+        label: What a caption is where a class is wanted: of emoji "group", "style" or
+            "background", of a folder "folder" or "dataset.json", of tar files "cls"; empty for the
+            whole caption.
+        group: Of the emoji: those of one group, such as "Smileys & Emotion"; empty for all.
     """
 
     source: str = "emoji"
     split: str = "train"
     size: int = 0
     drop: float = 0.0
+    label: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class Run:
         Raises:
             ValueError: there is no such preset, or a setting is unknown or of another type.
         """
-        table = tomllib.loads(_text(preset))
+        table = _table(preset)
         for change in changes:
             _change(table, change)
         return strict(cls, table, preset)
@@ -192,6 +199,23 @@ def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     for key, value in table.items():
         found |= flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
     return found
+
+
+def _table(preset: str) -> dict[str, Any]:
+    """Tables of a preset, over those of the one that it is like."""
+    table = tomllib.loads(_text(preset))
+    like = table.pop("like", "")
+    if not isinstance(like, str) or like.endswith(".toml"):
+        raise ValueError(f"{preset}: like={like!r} is no name of a preset that ships")
+    return _over(_table(like), table) if like else table
+
+
+def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the values of a nested table over those of another."""
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        below[key] = _over(below[key], value) if both else value
+    return below
 
 
 def _text(preset: str) -> str:

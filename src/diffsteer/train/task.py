@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffsteer.train.checkpoint import put
 from diffsteer.train.data import Sample, Source, Stream
 from diffsteer.train.settings import Pictures
 
@@ -20,14 +21,18 @@ class Task(nn.Module, ABC):
 
     def prepare(
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
-    ) -> None:
+    ) -> Source:
         """Compute what is needed once before training, on the device.
 
         Args:
             source: Where samples come from.
             cache: Folder for what a run that goes on should find.
             alone: Calls a function on one process, before the others go on.
+
+        Returns:
+            Where examples come from then: without pictures, where they are not needed any more.
         """
+        return source
 
     @abstractmethod
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
@@ -44,6 +49,19 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the networks as diffusers reads them."""
+
+    def store(self, weights: dict[str, Tensor], path: Path, images: int) -> None:
+        """Write an average of the trained weights, of which `diffsteer ema` makes others.
+
+        Args:
+            weights: The average, by name as in `trained`.
+            path: Of the snapshot, without suffix.
+            images: Count at which it ends.
+        """
+        from safetensors.torch import save
+
+        half = {name: w.to("cpu", torch.float16).contiguous() for name, w in weights.items()}
+        put(path.with_name(f"{path.name}.safetensors"), save(half, {"images": str(images)}))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that are trained, by name."""

@@ -5,14 +5,15 @@ from pathlib import Path
 import torch
 
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
-from diffsteer.train.data import Emoji, Source
+from diffsteer.train.data import Emoji, Source, captions
+from diffsteer.train.edm2 import EDM2Settings, EDM2Task
 from diffsteer.train.own import Folder, Shards
 from diffsteer.train.settings import Data, Run, strict
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 from diffsteer.train.trainer import Trainer
 
-TASKS = ("autoencoder", "refiner", "text-to-image")
+TASKS = ("autoencoder", "edm2", "refiner", "text-to-image")
 
 
 def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
@@ -49,10 +50,19 @@ def source_of(data: Data) -> Source:
     if not data.source:
         raise ValueError("data.source is empty: name a folder of pictures, or emoji")
     if data.source == "emoji":
-        return Emoji(data.split)  # type: ignore[arg-type]
+        return Emoji(
+            data.split,  # type: ignore[arg-type]
+            group=data.group,
+            label=data.label,
+            size=data.size or 64,
+        )
+    if data.group:
+        raise ValueError(f"data.group={data.group!r} is of the emoji, not of {data.source}")
     path, size = Path(data.source), (data.size, data.size) if data.size else None
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    return Shards.at(*shards, size=size) if shards else Folder.at(path, size)
+    if shards:
+        return Shards.at(*shards, size=size, label=data.label)
+    return Folder.at(path, size, data.label)
 
 
 def _task(run: Run, source: Source) -> Task:
@@ -61,6 +71,13 @@ def _task(run: Run, source: Source) -> Task:
     if run.task == "text-to-image":
         settings = strict(TextToImageSettings, run.settings, "settings")
         new = settings.text is not None
-        captions = [source[i].caption for i in range(len(source))] if new else []
-        return TextToImage(settings, captions)
+        return TextToImage(settings, captions(source) if new else [])
+    if run.task == "edm2":
+        if run.training.precision != "no":
+            raise ValueError(
+                f"training.precision={run.training.precision} rounds between the layers of EDM2: "
+                'take "no"; on a GPU its blocks compute in float16 (settings.network.use_fp16)'
+            )
+        edm2 = strict(EDM2Settings, run.settings, "settings")
+        return EDM2Task(edm2, captions(source), run.data.drop)
     raise ValueError(f"task={run.task!r} is not known: there are {', '.join(TASKS)}")

@@ -1,6 +1,5 @@
 """Training the network of a Stable Diffusion pipeline, new or given, whole or by LoRA."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +12,12 @@ from typing_extensions import override
 from diffsteer.hf.config import kind_of, schedule_of
 from diffsteer.level import Level
 from diffsteer.train.autoencoder import pixels
-from diffsteer.train.checkpoint import put
-from diffsteer.train.data import Sample, Source
+from diffsteer.train.data import Captions, Sample, Source
+from diffsteer.train.latents import Latents, cached
 from diffsteer.train.objective import Objective, clean, place
 from diffsteer.train.settings import Pictures
 from diffsteer.train.task import Task, plain_attention
 from diffsteer.train.vocabulary import tokenizer_for
-
-ROWS = 64
-"""Pictures that are encoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class TextToImage(Task):
         self.text_encoder.requires_grad_(settings.text is not None)
         config = {"_class_name": type(self.pipe.scheduler).__name__, **self.pipe.scheduler.config}
         self.objective = Objective(schedule_of(config), kind_of(config))
-        self._latents: Tensor | None = None
+        self._latents: Latents | None = None
         if settings.lora:
             _add_lora(self.unet, settings)
         if settings.low_memory:
@@ -74,13 +70,13 @@ class TextToImage(Task):
     @override
     def prepare(
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
-    ) -> None:
+    ) -> Source:
         if self.device.type == "cpu":
             plain_attention(self.unet)
-        if self.settings.cache:
-            path = cache / "latents.safetensors"
-            alone(lambda: self._write_latents(source, path))
-            self._latents = _read_latents(path)[0]
+        if not self.settings.cache:
+            return source
+        self._latents = cached(source, cache, self.vae, self._encode, alone)
+        return Captions(source)
 
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
@@ -92,7 +88,7 @@ class TextToImage(Task):
             shape = self._latent_shape(sample.pixels.shape)
         else:
             found |= {"latents": kept[index]}
-            shape = kept.shape[1:]
+            shape = kept.shape
         return found | {"noise": torch.randn(shape, generator=noise)}
 
     @override
@@ -154,29 +150,10 @@ class TextToImage(Task):
     @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:
         """Latents of pixels uint8: the mean of each posterior, scaled as the network sees them."""
-        mean: Tensor = self.vae.encode(clean(pictures)).latent_dist.mean.float()
+        x = clean(pictures.to(self.device))
+        mean: Tensor = self.vae.encode(x).latent_dist.mean.float()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return mean.sub(shift).mul(self.vae.config.scaling_factor)
-
-    def _write_latents(self, source: Source, path: Path) -> None:
-        from safetensors.torch import save
-
-        key = self._cache_key(source)
-        if path.exists() and _read_latents(path)[1] == key:
-            return
-        starts = range(0, len(source), ROWS)
-        parts = [range(start, min(start + ROWS, len(source))) for start in starts]
-        found = [
-            self._encode(torch.stack([source[i].pixels for i in part]).to(self.device)).cpu()
-            for part in parts
-        ]
-        put(path, save({"latents": torch.cat(found).contiguous()}, metadata={"key": key}))
-
-    def _cache_key(self, source: Source) -> str:
-        digest = hashlib.sha256(repr(source).encode())
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
 
 
 def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
@@ -246,11 +223,3 @@ def _add_lora(unet: nn.Module, settings: TextToImageSettings) -> None:
             target_modules=["to_q", "to_k", "to_v", "to_out.0"],
         )
     )
-
-
-def _read_latents(path: Path) -> tuple[Tensor, str]:
-    """Read the cached latents and the key that says what they are of."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("latents"), file.metadata()["key"]

@@ -9,6 +9,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from diffsteer.recipe import differences
 from diffsteer.train.checkpoint import Checkpoints, put
 from diffsteer.train.data import Source, Stream
 from diffsteer.train.log import Metrics, Sums, save_grid
-from diffsteer.train.settings import Run, flat
+from diffsteer.train.settings import Data, Run, flat
 from diffsteer.train.task import Examples, Task
 
 
@@ -49,7 +50,7 @@ class Trainer:
     ) -> None:
         from accelerate import Accelerator
 
-        self.run, self.task, self.source, self.folder = run, task, source, folder
+        self.run, self.task, self.folder = run, task, folder
         how = run.training
         # Without `cpu`, Accelerate leaves processes on CPUs alone: each would train a whole run.
         alone = not torch.accelerator.is_available()
@@ -69,7 +70,7 @@ class Trainer:
         self.averages = PowerEMA(self.trained.items(), how.averages)
         self.images = self._reported = self._resume(start)
         with self.accelerator.autocast():
-            task.prepare(source, folder, self._alone)
+            self.source = task.prepare(source, folder, self._alone)
         self.model = self.accelerator.prepare_model(task)
         self._asked = self._stop = False
 
@@ -220,7 +221,8 @@ class Trainer:
         """Say what the folder holds, or check that it holds this run."""
         path, mine = self.folder / "run.json", self.run.binds()
         if path.exists():
-            if odd := differences(flat(json.loads(path.read_bytes())), flat(mine)):
+            was = flat({"data": asdict(Data())}) | flat(json.loads(path.read_bytes()))
+            if odd := differences(was, flat(mine)):
                 raise ValueError(
                     f"{self.folder} holds another run: {odd}. Give another --out, or the settings "
                     "that it began with"
@@ -230,14 +232,9 @@ class Trainer:
             put(path, json.dumps(mine, indent=1).encode())
 
     def _snapshot(self) -> None:
-        from safetensors.torch import save
-
-        said = {"images": str(self.images)}
         for i, sigma in enumerate(self.averages.sigmas):
-            average = self.averages.snapshot(i).items()
-            half = {name: a.to("cpu", torch.float16).contiguous() for name, a in average}
-            name = f"network-snapshot-{self.images // 1000:07d}-{sigma:.3f}.safetensors"
-            put(self.folder / "averages" / name, save(half, said))
+            path = self.folder / f"averages/network-snapshot-{self.images // 1000:07d}-{sigma:.3f}"
+            self.task.store(self.averages.snapshot(i), path, self.images)
 
     def _draw(self) -> None:
         with self._averaged():

@@ -1,0 +1,190 @@
+"""`diffsteer sample FOLDER`: pictures of EDM2 and ADM networks; importable without torch.
+
+A folder is what `diffsteer convert` writes, and `diffsteer train` of EDM2.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff
+
+from diffsteer.commands.numbered import Numbered, share
+from diffsteer.commands.published import Published, decoder
+from diffsteer.recipe import Recipe, digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffsteer.commands.numbered import Make
+
+EDM2, ADM = "diffsteer.EDM2", "diffsteer adm 1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of an ADM or IDDPM network, a folder of `diffsteer convert adm`.
+
+    Attributes:
+        respacing: Its timesteps as the official --timestep_respacing says them, "250" or "ddim25",
+            instead of steps and spacing.
+        classifier: Folder of a classifier of noisy pictures, for "Classifier(1.0)" and
+            "Ancestral(classifier=1.0)".
+        official_head_split: Read attention maps as the official code of SAG does.
+    """
+
+    respacing: str = ""
+    classifier: str = ""
+    official_head_split: Annotated[bool, FlagCreatePairsOff] = False
+
+
+NO_OPTIONS = Options()
+
+
+def format_of(model: str) -> str:
+    """Format of a folder of ours, EDM2 or ADM; empty for anything else."""
+    path = Path(model) / "config.json"
+    if not model or not path.is_file():
+        return ""
+    try:
+        said = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return ""
+    found = said.get("format") if isinstance(said, dict) else ""
+    return found if found in (EDM2, ADM) else ""
+
+
+def sample(
+    recipe: Recipe,
+    said: Published,
+    options: Options,
+    seeds: Sequence[int],
+    out: Path,
+    batch: int,
+    device: str,
+) -> None:
+    """Sample a network; a picture that is there already is not made again.
+
+    Args:
+        recipe: Model, guidance, guide and steps, and of ADM sampler and spacing.
+        said: Class, subdirs and precision, and where the decoder of latents is.
+        options: Of ADM.
+        seeds: One picture each; one that is given no class draws one, after the noise.
+        out: Folder for the pictures.
+        batch: Pictures at a time.
+        device: Where it runs; empty for a GPU if there is one.
+
+    Raises:
+        ValueError: an option is of other models, or pictures were made otherwise.
+    """
+    from diffsteer.eval.features import device_of
+
+    edm2 = format_of(recipe.model) == EDM2
+    _require_meant(recipe, said, options, edm2)
+    where = device_of(device)
+    decides, make = _edm2(recipe, said, where) if edm2 else _adm(recipe, said, options, where)
+    pictures = Numbered(out, lambda seed: decides, subdirs=said.subdirs)
+    mine = share(seeds)
+    todo = pictures.missing(mine)
+    pictures.fill(todo, make, batch)
+    print(f"{out}: {len(mine) - len(todo)} of {len(mine)} pictures were there, {len(todo)} made")
+
+
+def _require_meant(recipe: Recipe, said: Published, options: Options, edm2: bool) -> None:
+    """Refuse what would do nothing."""
+    used = {"model", "guidance", "guide", "steps", *(() if edm2 else ("sampler", "spacing"))}
+    unused = [n for n, v in asdict(recipe).items() if n not in used and v != getattr(Recipe, n)]
+    mine = ("label", "subdirs", *(("precision", "models") if edm2 else ()))
+    unused += [n for n, v in asdict(said).items() if n not in mine and v != getattr(Published, n)]
+    if edm2:
+        unused += [n for n, v in asdict(options).items() if v != getattr(Options, n)]
+    if options.respacing and (recipe.steps, recipe.spacing) != (Recipe.steps, Recipe.spacing):
+        unused += ["steps and spacing beside respacing"]
+    if unused:
+        kind = "EDM2" if edm2 else "ADM"
+        raise ValueError(f"{recipe.model} is an {kind} network, which takes no {unused[0]}")
+
+
+def _edm2(recipe: Recipe, said: Published, device: str) -> "tuple[dict[str, Any], Make]":
+    from diffsteer.eval.features import weights_hash
+    from diffsteer.guidance import Guidance
+    from diffsteer.nets.edm2 import EDM2
+    from diffsteer.nets.edm2_files import described
+    from diffsteer.nets.edm2_sample import Loop, generate, pixels
+    from diffsteer.text import parse
+
+    precision = said.precision or "f32-clean"
+    main = EDM2.load(recipe.model, precision, device)
+    guide = EDM2.load(recipe.guide, precision, device) if recipe.guide else None
+    decode = decoder(described(Path(recipe.model)).get("encoder", {}), said.models, device)
+    guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
+    loop = Loop(recipe.steps)
+    fields = ("model", "guidance", "guide", "steps")
+    shown = {name: getattr(recipe, name) for name in fields}
+    shown |= {"class": said.label, "precision": precision, "sampler": "Heun()"}
+    weights = digest({"main": weights_hash(main), "guide": guide and weights_hash(guide)})
+
+    def make(seeds: Sequence[int]) -> "Tensor":
+        x = generate(main, seeds, guidance, guide, loop, said.label)
+        return pixels(x).cpu() if decode is None else decode(x)
+
+    return {"recipe": shown, "weights": weights}, make
+
+
+def _adm(
+    recipe: Recipe, said: Published, options: Options, device: str
+) -> "tuple[dict[str, Any], Make]":
+    import torch
+
+    from diffsteer.checkpoints.adm import AS_PUBLISHED, load, load_classifier
+    from diffsteer.eval.features import weights_hash
+    from diffsteer.guidance import Guidance
+    from diffsteer.sampler import NAMED, Sampler, sample
+    from diffsteer.spacing import grid, respaced
+    from diffsteer.text import parse
+
+    main = load(recipe.model)
+    guide = load(recipe.guide) if recipe.guide else None
+    classifier = load_classifier(options.classifier) if options.classifier else None
+    nets = {
+        "main": main.net,
+        **({"guide": guide.net} if guide else {}),
+        **({"classifier": classifier} if classifier else {}),
+    }
+    weights = digest({name: weights_hash(net.to(device)) for name, net in nets.items()})
+    recipe = replace(recipe, sampler=recipe.sampler or "Ancestral()")
+    sampler = parse(recipe.sampler, Sampler, named=NAMED)
+    guidance = parse(recipe.guidance, Guidance) if recipe.guidance else AS_PUBLISHED
+    if options.respacing:
+        levels = respaced(main.schedule, options.respacing)
+    else:
+        levels = grid(main.schedule, recipe.steps, recipe.spacing)
+    fields = ("model", "guidance", "guide", "sampler", "steps", "spacing")
+    shown = {name: getattr(recipe, name) for name in fields}
+    shown |= {"class": said.label, **asdict(options)}
+    flags = main.net.flags
+    shape = (3, flags.image_size, flags.image_size)
+    known = flags.num_classes if flags.class_cond else classifier and classifier.flags.num_classes
+
+    def classes(seeds: Sequence[int]) -> "Tensor | None":
+        if not known:
+            return None if said.label is None else torch.tensor([said.label] * len(seeds))
+        drawn = []
+        for seed in seeds:
+            draws = torch.Generator().manual_seed(seed)
+            torch.randn(shape, generator=draws)  # the noise that sampling begins with
+            drawn.append(torch.randint(known, (), generator=draws))
+        found = torch.stack(drawn)
+        return (found if said.label is None else torch.full_like(found, said.label)).to(device)
+
+    @torch.no_grad()
+    def make(seeds: Sequence[int]) -> "Tensor":
+        denoise = main.denoiser(
+            guidance, classes(seeds), classifier, guide, options.official_head_split
+        )
+        *_, last = sample(denoise, levels, shape, seeds, sampler, device)
+        return ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
+
+    return {"recipe": shown, "weights": weights}, make

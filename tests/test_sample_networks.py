@@ -1,0 +1,180 @@
+"""`diffsteer sample` of folders of EDM2 and ADM networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffsteer import DDIM, Ancestral, grid, respaced
+from diffsteer import sample as steps
+from diffsteer.checkpoints.adm import convert, load, load_classifier
+from diffsteer.cli import app
+from diffsteer.commands.networks import format_of
+from diffsteer.guidance import Auto, Guidance
+from diffsteer.nets.adm import ADM, ADMClassifier
+from diffsteer.nets.adm_flags import Flags
+from diffsteer.nets.edm2 import EDM2
+from diffsteer.nets.edm2_sample import Loop, generate, pixels
+from diffsteer.text import parse
+
+FLAGS = (
+    "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
+    "--attention_resolutions 8 --num_classes 10"
+)
+SAG = "SAG(0.8, 'output_blocks.0', sigma=2, kernel=9, clamp=1, on='cond').clamped()"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ADM with classes and without, its classifier, and two EDM2 networks."""
+    folder = tmp_path_factory.mktemp("models")
+    classed = "--class_cond True --learn_sigma True"
+    made = {"adm": (ADM, classed), "weak": (ADM, classed), "plain": (ADM, "--learn_sigma True")}
+    made |= {"classifier": (ADMClassifier, "--classifier True --num_head_channels 16")}
+    for i, (name, (kind, more)) in enumerate(made.items()):
+        torch.manual_seed(i)
+        flags = Flags.parse(f"{FLAGS} {more}")
+        net = kind(flags)
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.05)
+        torch.save(net.state_dict(), folder / f"{name}.pt")
+        convert(folder / f"{name}.pt", folder / name, flags)
+    for i, name in enumerate(("edm2", "guide")):
+        torch.manual_seed(i)
+        network = {"channel_mult": [1], "num_blocks": 1, "channels_per_head": 8}
+        edm2 = EDM2(8, 3, 10, model_channels=8, logvar_channels=8, **network)
+        with torch.no_grad():
+            edm2.unet.out_gain.fill_(1.0)
+        edm2.save(folder / name)
+    return folder
+
+
+def run(*args: object) -> None:
+    app.cli(prog="diffsteer", args=["sample", *(str(arg) for arg in args)])
+
+
+def shown(path: Path) -> torch.Tensor:
+    picture = Image.open(path)
+    found = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return found.view(picture.height, picture.width, 3).permute(2, 0, 1).int()
+
+
+def close(path: Path, x: torch.Tensor) -> None:
+    """Batches of other sizes take other kernels, which tells in the last bit."""
+    want = ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).int()
+    assert (shown(path) - want).abs().max() <= 1 and want.float().std() > 5
+
+
+def test_adm_with_guidance_of_the_tables(models: Path, tmp_path: Path, capsys) -> None:
+    command = (models / "adm", "--guidance", SAG, "--respacing", "4", "--out", tmp_path)
+    run(*command, "--seeds", "0-2", "--class", "3", "--batch", "2")
+    adm, seeds = load(models / "adm"), [0, 1, 2]
+    denoise = adm.denoiser(parse(SAG, Guidance), torch.full((3,), 3))
+    with torch.no_grad():
+        *_, last = steps(denoise, respaced(adm.schedule, "4"), (3, 16, 16), seeds, Ancestral())
+    for seed in seeds:
+        close(tmp_path / f"{seed:06d}.png", last.x[seed])
+    said = json.loads(Image.open(tmp_path / "000001.png").info["diffsteer"])
+    assert said["seed"] == 1 and said["recipe"]["class"] == 3 and said["recipe"]["guidance"] == SAG
+    run(*command, "--seeds", "1-3", "--class", "3")
+    assert "2 of 3 pictures were there, 1 made" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="class was 3 and is 4.*Give another --out"):
+        run(*command, "--seeds", "1", "--class", "4")
+
+
+def test_adm_draws_classes_after_the_noise_and_takes_other_samplers(
+    models: Path, tmp_path: Path
+) -> None:
+    weak = ("--guide", models / "weak", "--guidance", "Auto(1.5).clamped()")
+    run(
+        models / "adm",
+        *weak,
+        "--sampler",
+        "DDIM()",
+        "--steps",
+        "3",
+        "--seeds",
+        "7,8",
+        "--out",
+        tmp_path,
+    )
+    draws = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    start = torch.stack([torch.randn(3, 16, 16, generator=g) for g in draws])
+    classes = torch.stack([torch.randint(10, (), generator=g) for g in draws])
+    adm, levels = load(models / "adm"), grid(load(models / "adm").schedule, 3, "trailing")
+    denoise = adm.denoiser(Auto(1.5).clamped(), classes, guide=load(models / "weak"))
+    with torch.no_grad():
+        *_, x = DDIM()(levels[0].sigma * start, levels, denoise)
+    for i, seed in enumerate((7, 8)):
+        close(tmp_path / f"{seed:06d}.png", x[i])
+
+
+def test_a_classifier_steers_a_network_without_classes(models: Path, tmp_path: Path) -> None:
+    more = (
+        "--classifier",
+        models / "classifier",
+        "--class",
+        "2",
+        "--sampler",
+        "Ancestral(classifier=1e4)",
+    )
+    for name, args in {"free": (), "classed": more}.items():
+        run(models / "plain", *args, "--respacing", "3", "--out", tmp_path / name, "--subdirs")
+    plain, classifier = load(models / "plain"), load_classifier(models / "classifier")
+    denoise = plain.denoiser(classes=torch.tensor([2]), classifier=classifier)
+    with torch.no_grad():
+        *_, last = steps(
+            denoise, respaced(plain.schedule, "3"), (3, 16, 16), [0], Ancestral(classifier=1e4)
+        )
+    close(tmp_path / "classed/000000/000000.png", last.x[0])
+    assert not torch.equal(
+        *(shown(tmp_path / n / "000000/000000.png") for n in ("free", "classed"))
+    )
+
+
+@pytest.mark.parametrize("precision", ["", "official-bit"])
+def test_edm2_with_a_guide(models: Path, tmp_path: Path, precision: str) -> None:
+    more = ("--precision", precision) if precision else ()
+    auto = ("--guide", models / "guide", "--guidance", "Auto(1.7)", "--steps", "3", *more)
+    run(models / "edm2", *auto, "--seeds", "0-1", "--class", "4", "--out", tmp_path)
+    main, guide = (EDM2.load(models / n, precision or "f32-clean") for n in ("edm2", "guide"))
+    want = pixels(generate(main, [0, 1], Auto(1.7), guide, Loop(3), label=4))
+    for seed in (0, 1):
+        found = shown(tmp_path / f"{seed:06d}.png")
+        assert (found - want[seed].int()).abs().max() <= 1
+    said = json.loads(Image.open(tmp_path / "000000.png").info["diffsteer"])["recipe"]
+    assert said["precision"] == precision or "f32-clean"
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "said"),
+    [
+        ("adm", ("--prompt", "a cat"), "is an ADM network, which takes no prompt"),
+        ("adm", ("--precision", "f32-clean"), "takes no precision"),
+        ("adm", ("--weight", "2"), "takes no weight"),
+        ("adm", ("--respacing", "4", "--steps", "9"), "no steps and spacing beside respacing"),
+        ("edm2", ("--sampler", "DDIM()"), "is an EDM2 network, which takes no sampler"),
+        ("edm2", ("--respacing", "4"), "takes no respacing"),
+        ("edm2", ("--preset", "edm2-img64-s-fid"), "takes no preset"),
+        ("plain", ("--class", "2"), "knows no classes"),
+        ("edm2", ("--class", "10"), "class 10 of a network that knows 10"),
+        ("", ("--respacing", "4"), "name a folder of `diffsteer convert adm`"),
+    ],
+)
+def test_options_of_other_models_are_refused(
+    models: Path, tmp_path: Path, model: str, args: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(models / model if model else "some/pipeline", *args, "--out", tmp_path)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_only_folders_of_ours_are_taken(models: Path, tmp_path: Path) -> None:
+    assert format_of(str(models / "adm")) == "diffsteer adm 1"
+    assert format_of(str(models / "edm2")) == "diffsteer.EDM2"
+    for text in ('{"_class_name": "UNet2DModel"}', "[1]", "broken"):
+        (tmp_path / "config.json").write_text(text)
+        assert format_of(str(tmp_path)) == ""
+    assert format_of("") == format_of("some/pipeline") == ""
