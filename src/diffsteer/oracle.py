@@ -17,8 +17,8 @@ from diffsteer.prediction import Kind
 from diffsteer.sampler import Denoise
 
 F64 = torch.float64
-BLOCK = 2**18
-"""Distances to means held at once: a megabyte in float32, which stays in the cache."""
+BLOCK = 2**17
+"""Distances to means held at once: half a megabyte in float32, which stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,14 @@ class Gaussians:
         """Return E[x0 | x], `(B, D)`."""
         found = []
         for seen in self._seen(x, level):
-            along = (seen.shares * seen.centres).sum(2)
-            along = along + seen.alpha * seen.variances * seen.precisions * seen.drawn
+            along = (seen.shares * seen.centres).sum(2) + seen.alpha * seen.variances * seen.pull
             found.append(torch.einsum("abg,adg->bd", along, seen.axes))
         return torch.cat(found)
 
     def score(self, x: Tensor, level: Level) -> Tensor:
         """Return the gradient of `log_density` by x, `(B, D)`."""
-        return torch.cat(
-            [
-                torch.einsum("abg,adg->bd", -seen.precisions * seen.drawn, seen.axes)
-                for seen in self._seen(x, level)
-            ]
-        )
+        found = self._seen(x, level)
+        return -torch.cat([torch.einsum("abg,adg->bd", seen.pull, seen.axes) for seen in found])
 
     def log_density(self, x: Tensor, level: Level) -> Tensor:
         """Return log p(x; level), `(B,)`."""
@@ -163,11 +158,11 @@ class Gaussians:
             precisions = 1 / (alpha**2 * variances[:, None] + sigma**2)
             offsets = torch.einsum("adg,bd->abg", axes, x[rows])[:, :, None]
             offsets = offsets - alpha[..., None] * centres[:, None]
-            squares = (offsets.square() * precisions[:, :, None]).sum(0)
-            joint = logs + (precisions.log().sum(0)[:, None] - squares) / 2
-            yield _Seen(
-                alpha, variances[:, None], axes, centres[:, None], precisions, offsets, joint
-            )
+            pulls = offsets * precisions[:, :, None]
+            joint = logs + precisions.log().sum(0)[:, None] / 2
+            for offset, pull in zip(offsets, pulls, strict=True):
+                joint = torch.addcmul(joint, offset, pull, value=-0.5)
+            yield _Seen(alpha, variances[:, None], axes, centres[:, None], pulls, joint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +174,7 @@ class _Seen:
         variances: Of clean data, `(D, 1, G)`.
         axes: `(D, D, G)`.
         centres: Clean means, `(D, 1, M, G)`.
-        precisions: 1 / variance of x, `(D, b, G)`.
-        offsets: Of x from its means, `(D, b, M, G)`.
+        pulls: Offsets of x from its means over its variances, `(D, b, M, G)`.
         logs: Joint density with each Gaussian but for the unit, `(b, M, G)`.
     """
 
@@ -188,8 +182,7 @@ class _Seen:
     variances: Tensor
     axes: Tensor
     centres: Tensor
-    precisions: Tensor
-    offsets: Tensor
+    pulls: Tensor
     logs: Tensor
 
     @cached_property
@@ -197,10 +190,10 @@ class _Seen:
         """Probability of each Gaussian, `(b, M, G)`."""
         return self.logs.flatten(1).softmax(1).view_as(self.logs)
 
-    @property
-    def drawn(self) -> Tensor:
-        """Offsets of the likely means, summed over each group, `(D, b, G)`."""
-        return (self.shares * self.offsets).sum(2)
+    @cached_property
+    def pull(self) -> Tensor:
+        """Expected pull, in parts of each group, `(D, b, G)`."""
+        return (self.shares * self.pulls).sum(2)
 
 
 def as_network(oracle: Denoise, kind: Kind) -> Denoise:

@@ -15,7 +15,7 @@ OUTSIDE = 0.01
 LEVEL_FROM = 2**16
 """Exact samples that tell where that share begins."""
 DIRECTIONS = 64
-"""Along which the sliced distance is taken."""
+"""Of the plane, evenly spaced, along which the sliced distance is taken."""
 K = 5
 """Neighbour to which the balls of recall reach."""
 BLOCK = 2**24
@@ -61,7 +61,7 @@ class Truth:
         likely = self.exact.log_density(self.exact.draw(LEVEL_FROM, generator).float(), CLEAN)
         self.edge = likely.quantile(OUTSIDE).item()
         """Logarithm of the density at the edge of what is no outlier."""
-        angle = torch.rand(DIRECTIONS, generator=generator, dtype=F64) * torch.pi
+        angle = torch.arange(DIRECTIONS, dtype=F64) * (torch.pi / DIRECTIONS)
         self._directions = torch.stack([angle.cos(), angle.sin()])
         self._own = _mean_distance(self.samples, self.samples) * n / (n - 1)
 
