@@ -200,9 +200,9 @@ def report(row: dict[str, Any]) -> None:
 def page() -> str:
     """docs/results.md from the figures that are there."""
     parts = [
-        "# Results on the pocket model",
+        "# Results",
         "",
-        "All of this page, with its figures, is made by",
+        "Those of the pocket model, with their figures, are made by",
         "",
         "```console",
         "python benchmarks/pocket.py brightness guidance page",
@@ -216,6 +216,13 @@ def page() -> str:
     if (OUT / "guidance.json").exists():
         parts += guidance_page(json.loads((OUT / "guidance.json").read_text("utf-8")))
     return "\n".join(parts) + "\n"
+
+
+def others(results: Path) -> str:
+    """The part of docs/results.md that another program makes, which comes last."""
+    text = results.read_text("utf-8") if results.exists() else ""
+    _, head, rest = text.partition("\n## The toy of autoguidance\n")
+    return head + rest
 
 
 def brightness_page(found: dict[str, Any]) -> list[str]:
@@ -331,7 +338,8 @@ def main() -> None:
                         file.write(json.dumps(found, indent=1).encode())
         if "page" in args.what and Processes.running().rank == 0:
             plot(json.loads((OUT / "brightness.json").read_text("utf-8")), OUT / "brightness.png")
-            (OUT.parent / "results.md").write_text(page(), "utf-8")
+            results = OUT.parent / "results.md"
+            results.write_text(page() + others(results), "utf-8")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Gaussians:
     def score(self, x: Tensor, level: Level) -> Tensor:
         """Return the gradient of `log_density` by x, `(B, D)`."""
         found = self._seen(x, level)
-        return -torch.cat([torch.einsum("abg,adg->bd", seen.pull, seen.axes) for seen in found])
+        return torch.cat([torch.einsum("abg,adg->bd", -seen.pull, seen.axes) for seen in found])
 
     def log_density(self, x: Tensor, level: Level) -> Tensor:
         """Return log p(x; level), `(B,)`."""
@@ -145,8 +145,8 @@ class Gaussians:
         """Draw clean samples, `(n, D)`, in float64."""
         picked = torch.multinomial(self.weights.flatten(), n, True, generator=generator)
         z = torch.randn(n, self.means.shape[2], 1, generator=generator, dtype=F64)
-        roots = self._roots[picked // self.means.shape[1]]
-        return self.means.flatten(0, 1)[picked] + (roots @ z)[..., 0]
+        from_mean: Tensor = self._roots[picked // self.means.shape[1]] @ z
+        return self.means.flatten(0, 1)[picked] + from_mean[..., 0]
 
     def _seen(self, x: Tensor, level: Level) -> Iterator["_Seen"]:
         fixed = (self._variances, self._axes, self._centres, self.weights.T.log())

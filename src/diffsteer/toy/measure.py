@@ -94,6 +94,8 @@ def _mean_distance(x: Tensor, y: Tensor) -> float:
     """Mean distance over all pairs; of a point to itself, too."""
     x, y = x.float(), y.float()  # the coordinates are below 10, so that pairs err by 1e-6 at most
     mode = "donot_use_mm_for_euclid_dist"  # which would lose half of the digits of near pairs
-    rows = max(1, BLOCK // len(y))
-    total = sum(torch.cdist(part, y, compute_mode=mode).sum(dtype=F64) for part in x.split(rows))
-    return float(total) / (len(x) * len(y))
+    rows, total = max(1, BLOCK // len(y)), 0.0
+    for start in range(0, len(x), rows):
+        found = torch.cdist(x[start : start + rows], y, compute_mode=mode)
+        total += found.sum(dtype=F64).item()
+    return total / (len(x) * len(y))

@@ -42,7 +42,8 @@ class LogDensity(nn.Module):
         )
         for layer in self.hidden:
             f = layer(mp_silu(f))
-        return self.gain / sigma[:, 0] * f.square().mean(1) - y.square().sum(1) / 2
+        learned: Tensor = self.gain / sigma[:, 0] * f.square().mean(1)
+        return learned - y.square().sum(1) / 2
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the gradient of G by x, `(B, 2)`; itself differentiable while training."""

@@ -50,8 +50,8 @@ class Way:
 
 PLAIN = Way("no guidance")
 ALONE = Way("guide alone", "Auto(0)", "guide")
-AUTO = {w: Way(f"autoguidance {w:g}", f"Auto({w:g})", "guide") for w in (1.5, 2, 3)}
-CFG = {w: Way(f"CFG {w:g}", f'Auto({w:g}, net="uncond")', "uncond") for w in (1.5, 2, 4)}
+AUTO = {w: Way(f"autoguidance, weight {w:g}", f"Auto({w:g})", "guide") for w in (1.5, 2, 3)}
+CFG = {w: Way(f"CFG, weight {w:g}", f'Auto({w:g}, net="uncond")', "uncond") for w in (1.5, 2, 4)}
 TRUNCATED = {c: Way(f"score x {c:g}", truncation=c) for c in (1.1, 1.4)}
 WAYS = (PLAIN, ALONE, *AUTO.values(), *CFG.values(), *TRUNCATED.values())
 FLOORS = ("exact samples", "exact score")

@@ -69,7 +69,7 @@ class Training:
                 target = exact.score(x, Level(sigma, one, sigma))
             loss = (sigma[:, None] * (net.score(x, sigma) - target)).square().mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             for group in optimizer.param_groups:
                 group["lr"] = self.rate / math.sqrt(max(step / self.constant, 1))
             optimizer.step()
