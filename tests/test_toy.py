@@ -243,7 +243,9 @@ def test_measures_see_what_is_wrong() -> None:
     x = truth.samples
     still = truth.measure(x)
     assert still.sliced == 0 and still.recall == 1
-    moved = truth.measure(x + torch.tensor([0.3, 0.4]))  # 0.5 away; along a line, that times cos
+    moved = truth.measure(
+        x + torch.tensor([0.3, 0.4], dtype=F64)
+    )  # 0.5 away; along a line, that times cos
     assert moved.sliced == pytest.approx(0.5 * math.sqrt(0.5), rel=1e-9)
     assert moved.outliers > 50 and moved.coarse > 0.2
     half = truth.measure(x[x[:, 1].argsort()[:500]].repeat(2, 1))
