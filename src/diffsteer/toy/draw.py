@@ -108,7 +108,8 @@ def _land(ax: Any, study: Study, box: Box, fill: bool = True) -> None:
     edge = study.truth.edge
     if fill:
         ax.contourf(x, y, density, [edge, density.max().item() + 1], colors=[LAND])
-    ax.contour(x, y, density, [edge], colors=[EDGE if fill else "#222"], linewidths=0.6)
+    colour = EDGE if fill else "#222"
+    ax.contour(x, y, density, [edge], colors=[colour], linewidths=0.6, linestyles="solid")
 
 
 def _places(box: Box, n: int) -> tuple[Any, Any, Tensor]:
@@ -124,4 +125,6 @@ def _frame(ax: Any, box: Box, title: str, said: str) -> None:
     """Set limits and title, and write something into the corner."""
     ax.set(xlim=box[:2], ylim=box[2:], aspect="equal", xticks=[], yticks=[])
     ax.set_title(title[:1].upper() + title[1:], fontsize=12)
-    ax.text(0.97, 0.03, said, ha="right", va="bottom", transform=ax.transAxes, fontsize=10)
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 2}
+    at = {"ha": "right", "va": "bottom", "transform": ax.transAxes}
+    ax.text(0.97, 0.03, said, fontsize=10, bbox=paper, **at)
