@@ -386,12 +386,13 @@ def test_command(
     for name in (PLAIN.name, *(way.name for way in TRUNCATED.values())):
         assert [(r["main"], r["guide"]) for r in said["rows"] if r["way"] == name] == [(7, None)]
     assert [claim["name"] for claim in said["claims"]] == list("abcde")
-    assert all(f"\n{claim['name']}. " in printed for claim in said["claims"])
+    assert all(f"\n* {claim['name']}. " in printed for claim in said["claims"])
     assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
     command(monkeypatch, *args)
     assert len(short) == 6 and (tmp_path / "toy.json").read_bytes() == first
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["networks", "toy.json", "toy.png"]
+    assert names == ["networks", "toy.json", "toy.md", "toy.png"]
+    assert (tmp_path / "toy.md").read_text("utf-8") in printed
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ def toy(
     samples against the exact distribution. Networks that are in the folder are not trained again.
 
     Args:
-        out: Folder for toy.png, toy.json and networks.
+        out: Folder for toy.png, toy.md, toy.json and networks.
         seeds: Of main networks, each trained anew, such as "0" or "1,2".
         guides: Seeds of guides, for autoguidance and for CFG; each is used with each main network.
         samples: Points that each way makes, and exact ones to compare with.
@@ -28,4 +28,4 @@ def toy(
     from diffsteer.toy.run import run
 
     print(run(out, mains, guided, samples))
-    print(f"\n{out / 'toy.png'}, {out / 'toy.json'}")
+    print(f"\n{out / 'toy.png'}, {out / 'toy.md'}, {out / 'toy.json'}")

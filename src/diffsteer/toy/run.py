@@ -20,10 +20,10 @@ LEAST = 100
 
 
 def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) -> str:
-    """Train what is not there, sample, measure and draw; writes toy.json and toy.png.
+    """Train what is not there, sample, measure and draw; writes toy.json, toy.md and toy.png.
 
     Returns:
-        The table and which claims hold, for a terminal.
+        The table and which claims hold, in Markdown, as in toy.md.
 
     Raises:
         ValueError: too few samples, or the folder holds networks that were trained otherwise.
@@ -45,12 +45,14 @@ def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) ->
         "rows": [asdict(row) for row in rows],
         "claims": [asdict(claim) for claim in found],
     }
-    with whole(out / "toy.json") as file:
-        file.write((json.dumps(said, indent=1) + "\n").encode())
-    with whole(out / "toy.png") as file:
-        draw(study, mains[0], guides[0], file)
     head = (
         f"N={samples}, main networks of seeds {spelled(mains)}, guides of seeds {spelled(guides)}, "
-        f"{STEPS} Heun steps: median (least to most) over networks\n"
+        f"{STEPS} Heun steps: median (least to most) over networks.\n"
     )
-    return "\n".join([head, table(rows), "", *map(str, found)])
+    text = "\n".join([head, table(rows), "", *(f"* {claim}" for claim in found)])
+    for name, part in (("toy.json", json.dumps(said, indent=1)), ("toy.md", text)):
+        with whole(out / name) as file:
+            file.write(f"{part}\n".encode())
+    with whole(out / "toy.png") as file:
+        draw(study, mains[0], guides[0], file)
+    return text
