@@ -13,7 +13,7 @@ def toy(
 
     Args:
         out: Folder for toy.png, toy.md, toy.json and networks.
-        seeds: Of main networks, each trained anew, such as "0" or "1,2".
+        seeds: Of main networks, such as "0" or "1,2".
         guides: Seeds of guides, for autoguidance and for CFG; each is used with each main network.
         samples: Points that each way makes, and exact ones to compare with.
     """
