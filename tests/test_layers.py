@@ -43,9 +43,10 @@ MAY_IMPORT |= {
     "render": {"eval", "hf", "recipe", "refine"},
     "train": CORE | {"hf", "nets", "pictures", "recipe", "refine", "render", "train", "whole"},
     "demo": {"eval", "recipe", "render", "train", "whole"},
+    "toy": CORE | {"eval", "nets", "recipe", "toy", "train", "whole"},
     "commands": CORE
     | {"checkpoints", "demo", "eval", "hf", "nets", "pictures", "presets", "recipe", "refine"}
-    | {"render", "train", "whole", "commands"},
+    | {"render", "toy", "train", "whole", "commands"},
     "cli": {"commands"},
     "__init__": set(),
 }

@@ -14,6 +14,7 @@ from diffsteer.commands import (
     evaluate,
     refine,
     sample,
+    toy,
     train,
 )
 
@@ -72,6 +73,7 @@ app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(train.train)
 app.command(demo.demo)
+app.command(toy.toy)
 app.command(convert.ema)
 
 converters = tyro.extras.SubcommandApp()
