@@ -28,7 +28,7 @@ def brightness_page(found: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for background, real_one in data.items():
-        for text in ("", "CFG(3)"):
+        for text in guidances(rows):
             pair = [
                 next(r for r in rows if (r["model"], r["guidance"], r["background"]) == key)
                 for key in (("pocket-eps", text, background), ("pocket", text, background))
@@ -38,6 +38,11 @@ def brightness_page(found: dict[str, Any]) -> list[str]:
             wide = " / ".join(f"{r['std'] / real_one['std']:.2f} x" for r in pair)
             lines.append(f"| {background} | {text or 'none'} | {means} | {off} | {wide} |")
     return [*lines, "", "![histograms of brightness](results/brightness.png)"]
+
+
+def guidances(rows: list[dict[str, Any]]) -> list[str]:
+    """What was sampled with, in order."""
+    return list(dict.fromkeys(row["guidance"] for row in rows if row["model"] != "data"))
 
 
 def guidance_page(found: dict[str, Any]) -> list[str]:
@@ -126,9 +131,10 @@ def plot(found: dict[str, Any], path: Path) -> None:
     """Histograms of brightness: data, flawed and repaired, without guidance and with it."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True)
+    texts = guidances(found["rows"])
+    figure, axes = plt.subplots(2, len(texts), figsize=(5 * len(texts), 6), sharex=True)
     for across, background in zip(axes, ("black", "white"), strict=True):
-        for axis, text in zip(across, ("", "CFG(3)"), strict=True):
+        for axis, text in zip(across, texts, strict=True):
             for row in found["rows"]:
                 if (
                     row["background"] == background
