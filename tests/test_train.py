@@ -406,11 +406,11 @@ def test_noise_prediction_at_zero_snr_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change, said",
-    [("data.source=emoji", "settings.start is"), ("settings.start=x", "data.source")],
+    [("data.source=emoji data.size=64", "settings.start is"), ("settings.start=x", "data.source")],
 )
 def test_what_a_preset_leaves_open_has_to_be_named(tmp_path: Path, change: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"{said}.*empty|{said} empty"):
-        begun("zero-snr-finetune", tmp_path / "run", change)
+        begun("zero-snr-finetune", tmp_path / "run", *change.split())
 
 
 def test_a_chain_that_has_not_begun_says_so(tmp_path: Path) -> None:
