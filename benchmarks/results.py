@@ -160,23 +160,24 @@ PAGES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 
 
 def main() -> None:
+    found = [name for name in PAGES if (OUT / f"{name}.json").exists()]
     parts = [
         "# Results on the pocket model",
         "",
         "All of this page, with its figures, is made by",
         "",
         "```console",
-        f"python benchmarks/pocket.py {' '.join(PAGES)}",
+        f"python benchmarks/pocket.py {' '.join(found)}",
         "python benchmarks/results.py",
         "```",
         "",
-        "from the models that ship, on the training captions of the emoji. What holds for this "
-        "model of 64 x 64 emoji need not hold for another.",
+        "on the training captions of the emoji, with the trained models before their weights were "
+        "rounded to half precision to ship (`--models runs`). What holds for this model of 64 x 64 "
+        "emoji need not hold for another.",
     ]
-    for name, page in PAGES.items():
-        if (OUT / f"{name}.json").exists():
-            parts += page(json.loads((OUT / f"{name}.json").read_text("utf-8")))
-    if (OUT / "brightness.json").exists():
+    for name in found:
+        parts += PAGES[name](json.loads((OUT / f"{name}.json").read_text("utf-8")))
+    if "brightness" in found:
         plot(json.loads((OUT / "brightness.json").read_text("utf-8")), OUT / "brightness.png")
     (OUT.parent / "results.md").write_text("\n".join(parts) + "\n", "utf-8")
 
