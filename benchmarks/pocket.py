@@ -37,7 +37,7 @@ from diffsteer.eval.sharpness import edges
 from diffsteer.recipe import Recipe, digest
 from diffsteer.render import Rendering, rendering
 from diffsteer.train.data import BACKGROUNDS, Emoji
-from diffsteer.train.log import grid
+from diffsteer.train.log import save_grid
 from diffsteer.whole import whole
 
 Split = Literal["train", "test"]
@@ -144,6 +144,21 @@ def summary(model: str, guidance: str, background: str, found: Tensor) -> dict[s
     }
 
 
+@cache
+def known() -> Tensor:
+    """Features of all pictures of the training split."""
+    return real(range(len(Emoji("train"))))
+
+
+def trained_on(n: int) -> tuple[Recipe, Tensor, Tensor]:
+    """A recipe with n captions of the training split; real features of them, and of the others."""
+    source, samples = Emoji("train"), captions(n)
+    prompts = tuple(source.caption(i) for i in samples)
+    others = sorted(set(range(len(source))) - set(samples))
+    base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
+    return base, known()[samples], known()[others]
+
+
 SWEEPS = {
     "CFG": ("CFG({w})", "", (1.5, 2.0, 3.0, 4.0)),
     "autoguidance": ("Auto({w})", "pocket-guide", (1.5, 2.0, 2.5, 3.0)),
@@ -156,13 +171,7 @@ CHOICE = 100_000
 
 def guidance(bench: Bench, n: int) -> dict[str, Any]:
     """Each guidance at its best weight against none, on three ranges of seeds."""
-    source = Emoji("train")
-    every = list(range(len(source)))
-    known = real(every)
-    prompts = tuple(source.caption(i) for i in captions(n))
-    base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
-    shown = known[captions(n)]
-    others = known[sorted(set(every) - set(captions(n)))]
+    base, shown, others = trained_on(n)
     chosen, tried = {"none": base}, []
     for name, (text, guide, weights) in SWEEPS.items():
         recipe = replace(base, guidance=text, guide=guide)
@@ -240,12 +249,7 @@ class Convention(SAG):
 
 def sag(bench: Bench, n: int) -> dict[str, Any]:
     """The sign conventions of self-attention guidance, alone and with CFG."""
-    source = Emoji("train")
-    every, samples = list(range(len(source))), captions(n)
-    prompts = tuple(source.caption(i) for i in samples)
-    known = real(every)
-    shown, others = known[samples], known[sorted(set(every) - set(samples))]
-    base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
+    base, shown, others = trained_on(n)
     rows = [figures("real", "", shown, shown, others, None)]
     for start, branch in (("", "cond"), ("CFG(2)", "null")):
         texts = [
@@ -263,16 +267,13 @@ def sag(bench: Bench, n: int) -> dict[str, Any]:
 
 def sheet(bench: Bench, n: int) -> dict[str, Any]:
     """Pictures of the first captions of the shuffle, for people to look at: none is left out."""
-    from PIL import Image
-
     source = Emoji("train")
     prompts = tuple(source.caption(i) for i in captions(n))
     for model, guidance in (("pocket", "CFG(3)"), ("pocket", ""), ("pocket-eps", "CFG(3)")):
         recipe = Recipe(model=model, prompts=prompts, guidance=guidance, steps=25)
         with rendering(located(recipe, bench.models)) as images:
-            pictures = grid(half(images)(range(n)))
-        with whole(OUT / f"sheet-{model}{'-guided' * bool(guidance)}.png") as file:
-            Image.fromarray(pictures.permute(1, 2, 0).numpy()).save(file, "PNG")
+            name = f"sheet-{model}{'-guided' * bool(guidance)}.png"
+            save_grid(half(images)(range(n)), OUT / name)
     return {"prompts": prompts, "steps": 25, "guidance": "CFG(3)"}
 
 
@@ -312,7 +313,7 @@ class Probe:
         every = range(len(source))
         said = [replace(source, label="group").caption(i) for i in every]
         self.names = sorted(set(said))
-        x = self._of(real(every))
+        x = self._of(known())
         y = torch.eye(len(self.names), dtype=x.dtype)[[self.names.index(s) for s in said]]
         x, y = (v.double() for v in (x, y))
         square = x.T @ x / len(x)

@@ -160,7 +160,8 @@ PAGES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 
 
 def main() -> None:
-    found = [name for name in PAGES if (OUT / f"{name}.json").exists()]
+    files = {name: OUT / f"{name}.json" for name in PAGES}
+    found = {n: json.loads(f.read_text("utf-8")) for n, f in files.items() if f.exists()}
     parts = [
         "# Results on the pocket model",
         "",
@@ -175,10 +176,10 @@ def main() -> None:
         "rounded to half precision to ship (`--models runs`). What holds for this model of 64 x 64 "
         "emoji need not hold for another.",
     ]
-    for name in found:
-        parts += PAGES[name](json.loads((OUT / f"{name}.json").read_text("utf-8")))
+    for name, figures in found.items():
+        parts += PAGES[name](figures)
     if "brightness" in found:
-        plot(json.loads((OUT / "brightness.json").read_text("utf-8")), OUT / "brightness.png")
+        plot(found["brightness"], OUT / "brightness.png")
     (OUT.parent / "results.md").write_text("\n".join(parts) + "\n", "utf-8")
 
 

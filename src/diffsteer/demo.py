@@ -17,7 +17,7 @@ from diffsteer.eval.sharpness import edges
 from diffsteer.recipe import Recipe
 from diffsteer.render import rendering
 from diffsteer.train.data import BACKGROUNDS
-from diffsteer.train.log import grid
+from diffsteer.train.log import save_grid
 from diffsteer.whole import whole
 
 STYLE = """
@@ -192,11 +192,7 @@ def _measured(
 
 
 def _write(done: Sequence[Drawn], out: Path) -> None:
-    from PIL import Image
-
-    sheet = grid(torch.cat([drawn.pictures for drawn in done]), len(PROMPTS))
-    with whole(out / "grid.png") as file:
-        Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(file, "PNG")
+    save_grid(torch.cat([drawn.pictures for drawn in done]), out / "grid.png")
     results = [
         {"name": d.row.name, "recipe": d.row.recipe.said, "figures": d.figures} for d in done
     ]

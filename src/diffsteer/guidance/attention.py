@@ -2,21 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.attention import BlurQuery, Edit, Identity
+from diffsteer.attention import BlurQuery, Identity
 from diffsteer.branch import Asking, Branch, Point
-from diffsteer.guidance.base import Guidance, finite, named
-
-
-def _away_from(scale: float, on: str, layer: str, edit: Edit, at: Point) -> Asking[Tensor]:
-    """Move away from the branch whose attention in `layer` is edited; scale 0 asks nothing."""
-    if scale == 0:
-        return torch.zeros_like(at.x)
-    seen, disturbed = yield Branch(on), Branch(on, edits=((layer, edit),))
-    return scale * (seen.x0 - disturbed.x0)
+from diffsteer.guidance.base import Guidance, away, finite, named
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +32,8 @@ class PAG(Guidance):
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:
-        return (yield from _away_from(self.scale, self.on, self.layer, Identity(), at))
+        disturbed = Branch(self.on, edits=((self.layer, Identity()),))
+        return (yield from away(at, self.scale, Branch(self.on), disturbed))
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,4 +64,5 @@ class SEG(Guidance):
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:
-        return (yield from _away_from(self.scale, self.on, self.layer, BlurQuery(self.sigma), at))
+        disturbed = Branch(self.on, edits=((self.layer, BlurQuery(self.sigma)),))
+        return (yield from away(at, self.scale, Branch(self.on), disturbed))

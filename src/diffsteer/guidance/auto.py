@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from diffsteer.branch import Asking, Branch, Point
 from diffsteer.dropout import Dropout
-from diffsteer.guidance.base import Guidance, finite, named
+from diffsteer.guidance.base import Guidance, away, finite, named
 from diffsteer.level import Level, weighted
 from diffsteer.noise import Noise
 
@@ -39,10 +39,8 @@ class Auto(Guidance):
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:
-        if self.scale == 1:
-            return torch.zeros_like(at.x)
-        good, bad = yield Branch(self.on), Branch(self.on, net=self.net)
-        return (self.scale - 1) * (good.x0 - bad.x0)
+        guide = Branch(self.on, net=self.net)
+        return (yield from away(at, self.scale - 1, Branch(self.on), guide))
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,8 +73,8 @@ class AutoDropout(Guidance):
         if self.scale == 1:
             return torch.zeros_like(at.x)
         dropout = Dropout(self.p, at.seeds_for("dropout"))
-        good, bad = yield Branch(self.on), Branch(self.on, dropout=dropout)
-        return (self.scale - 1) * (good.x0 - bad.x0)
+        dropped = Branch(self.on, dropout=dropout)
+        return (yield from away(at, self.scale - 1, Branch(self.on), dropped))
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,8 +111,8 @@ class AutoNoise(Guidance):
         keep = level.alpha / at.level.alpha
         add = (level.sigma**2 - (keep * at.level.sigma) ** 2).clamp(min=0).sqrt()
         x = weighted(keep, at.x, add, Noise(at.seeds_for("noise"))(at.x))
-        good, bad = yield Branch(self.on), Branch(self.on, x=x, level=level)
-        return (self.scale - 1) * (good.x0 - bad.x0)
+        noisier = Branch(self.on, x=x, level=level)
+        return (yield from away(at, self.scale - 1, Branch(self.on), noisier))
 
     def _raised(self, at: Point) -> Level | None:
         """The level of the noisier input, or None where there is none."""

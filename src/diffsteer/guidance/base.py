@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 
 import torch
@@ -65,16 +66,30 @@ class Guidance(ABC):
         return f"{type(self).__name__}({', '.join(said)})"
 
 
+def away(at: Point, factor: float, good: Branch, bad: Branch) -> Asking[Tensor]:
+    """Ask two branches and move from the bad to the good one; a factor of 0 asks nothing.
+
+    Returns:
+        factor (x0 of good - x0 of bad), `(B, *D)`.
+    """
+    if factor == 0:
+        return torch.zeros_like(at.x)
+    better, worse = yield good, bad
+    return factor * (better.x0 - worse.x0)
+
+
 def finite(guidance: Guidance, *names: str) -> None:
     """Check that the fields of a guidance are finite numbers.
 
     Raises:
         ValueError: one is not.
     """
-    for name in names:
-        value = getattr(guidance, name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be a finite number")
+    _require(
+        guidance,
+        names,
+        lambda value: isinstance(value, int | float) and math.isfinite(value),
+        "a finite number",
+    )
 
 
 def named(guidance: Guidance, *names: str) -> None:
@@ -83,10 +98,7 @@ def named(guidance: Guidance, *names: str) -> None:
     Raises:
         ValueError: one is not.
     """
-    for name in names:
-        value = getattr(guidance, name)
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be a name")
+    _require(guidance, names, lambda value: isinstance(value, str) and value != "", "a name")
 
 
 def whole(guidance: Guidance, *names: str) -> None:
@@ -95,10 +107,21 @@ def whole(guidance: Guidance, *names: str) -> None:
     Raises:
         ValueError: one is not.
     """
+    _require(
+        guidance,
+        names,
+        lambda value: isinstance(value, int) and not isinstance(value, bool),
+        "a whole number",
+    )
+
+
+def _require(
+    guidance: Guidance, names: tuple[str, ...], fits: Callable[[object], bool], wanted: str
+) -> None:
     for name in names:
         value = getattr(guidance, name)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be a whole number")
+        if not fits(value):
+            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be {wanted}")
 
 
 def _guidance(inner: object) -> None:

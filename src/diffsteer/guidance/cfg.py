@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.branch import Asking, Branch, Point
-from diffsteer.guidance.base import Guidance, finite, whole
+from diffsteer.guidance.base import Guidance, away, finite, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,10 +27,7 @@ class CFG(Guidance):
 
     @override
     def shift(self, at: Point) -> Asking[Tensor]:
-        if self.scale == 1:
-            return torch.zeros_like(at.x)
-        cond, null = yield Branch(), Branch(cond="null")
-        return (self.scale - 1) * (cond.x0 - null.x0)
+        return (yield from away(at, self.scale - 1, Branch(), Branch(cond="null")))
 
 
 @dataclass(frozen=True, repr=False)

@@ -74,7 +74,7 @@ def grid(pictures: Tensor, columns: int = 8) -> Tensor:
 
 
 def save_grid(pictures: Tensor, path: Path) -> None:
-    """Write pictures, uint8 `(N, 3, H, W)`, as one PNG."""
+    """Write pictures, uint8 `(N, 3, H, W)`, as one PNG, eight in a row."""
     from io import BytesIO
 
     from PIL import Image

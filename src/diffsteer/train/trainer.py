@@ -53,8 +53,8 @@ class Trainer:
         self.run, self.task, self.folder = run, task, folder
         how = run.training
         # Without `cpu`, Accelerate leaves processes on CPUs alone: each would train a whole run.
-        alone = not torch.accelerator.is_available()
-        self.accelerator = Accelerator(mixed_precision=how.precision, cpu=alone)
+        cpu = not torch.accelerator.is_available()
+        self.accelerator = Accelerator(mixed_precision=how.precision, cpu=cpu)
         self.world = self.accelerator.num_processes
         self.passes = _passes(how.batch, how.rows, self.world)
         self.checkpoints = Checkpoints(folder / "checkpoints")
