@@ -42,6 +42,7 @@ from diffsteer.train.log import save_grid
 from diffsteer.whole import whole
 
 Split = Literal["train", "test"]
+Costs = dict[str, float]
 OUT = Path(__file__).parent.parent / "docs" / "results"
 SIDE = 64
 OWN = 5
@@ -73,15 +74,16 @@ class Bench:
     work: Path
     batch: int
 
-    def features(self, recipe: Recipe, seeds: Sequence[int]) -> tuple[Tensor, float]:
-        """Features of samples, `(N, 4 + d)`, and median seconds of one."""
+    def features(self, recipe: Recipe, seeds: Sequence[int]) -> tuple[Tensor, Costs]:
+        """Features of samples, `(N, 5 + d)`, and how many rows of which network one took."""
         with rendering(located(recipe, self.models)) as images:
             made, key = extractor(), {**images.key, "autocast": "bfloat16"}
             out = self.work / digest(key_of(key, made))[:16]
             found = sampled(
                 half(images), seeds, made, out, key, self.batch, len(seeds), images.rows
             )
-        return found.statistics.features, found.costs["seconds"].median().item()
+        rows = {k: v.median().item() for k, v in found.costs.items() if k != "seconds"}
+        return found.statistics.features, rows
 
 
 def half(images: Rendering) -> Callable[[Sequence[int]], Tensor]:
@@ -116,6 +118,19 @@ def real(samples: Sequence[int], split: Split = "train") -> Tensor:
     source = Emoji(split)
     parts = [samples[i : i + 64] for i in range(0, len(samples), 64)]
     return torch.cat([features(torch.stack([source[i].pixels for i in p])) for p in parts])
+
+
+def decoded(bench: Bench, samples: Sequence[int]) -> Tensor:
+    """Features of real pictures after encoding and decoding: the best that the model could do."""
+    source, parts = Emoji("train"), [samples[i : i + 50] for i in range(0, len(samples), 50)]
+    found = []
+    with rendering(located(Recipe(model="pocket"), bench.models)) as images, torch.no_grad():
+        for part in parts:
+            pixels = torch.stack([source[i].pixels for i in part]) / 127.5 - 1
+            z = images.pipe.vae.encode(pixels).latent_dist.mean
+            made = images.pipe.vae.decode(z).sample
+            found.append(features((127.5 * made + 127.5).round().clamp(0, 255).to(torch.uint8)))
+    return torch.cat(found)
 
 
 def brightness(bench: Bench, n: int) -> dict[str, Any]:
@@ -155,10 +170,14 @@ def known() -> Tensor:
 
 
 def trained_on(n: int) -> tuple[Recipe, Tensor, Tensor]:
-    """A recipe with n captions of the training split; real features of them, and of the others."""
-    source, samples = Emoji("train"), captions(n)
+    """A recipe with n captions of the training split; real features of them, and of the others.
+
+    The others are in random order, so that any first part of them shows something of everything.
+    """
+    source = Emoji("train")
+    order = captions(len(source))
+    samples, others = order[:n], order[n:]
     prompts = tuple(source.caption(i) for i in samples)
-    others = sorted(set(range(len(source))) - set(samples))
     base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
     return base, known()[samples], known()[others]
 
@@ -186,11 +205,16 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
             tried.append({"name": name, "weight": w, "FD": found[-1][0]})
             report(tried[-1])
         chosen[name] = min(found, key=lambda f: f[0])[2]
-    rows = [figures("real", "", shown, shown, others, None)]
+    best = decoded(bench, captions(n))
+    rows = [
+        figures("real", "", shown, shown, others, None),
+        figures("real, encoded and decoded", "", best, shown, others, None),
+    ]
+    report(rows[-1])
     for name, recipe in chosen.items():
         for start in (0, n, 2 * n):
-            made, seconds = bench.features(recipe, range(start, start + n))
-            row = figures(name, recipe.guidance, made, shown, others, seconds)
+            made, cost = bench.features(recipe, range(start, start + n))
+            row = figures(name, recipe.guidance, made, shown, others, cost)
             rows.append({**row, "seeds": f"{start}-{start + n - 1}"})
             report(rows[-1])
     seeds = f"{CHOICE}-{CHOICE + n // 4 - 1}"
@@ -199,7 +223,7 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
 
 
 def figures(
-    name: str, text: str, made: Tensor, shown: Tensor, others: Tensor, seconds: float | None
+    name: str, text: str, made: Tensor, shown: Tensor, others: Tensor, cost: Costs | None
 ) -> dict[str, Any]:
     """Distance to other real pictures, precision and recall, share of backgrounds obeyed."""
     overlap = manifold(made[:, OWN:], others[: len(made), OWN:])
@@ -213,7 +237,7 @@ def figures(
         "recall": overlap.recall,
         "edges": 255 * made[:, 1].double().mean().item(),
         "background": (told == wanted).double().mean().item(),
-        "seconds": seconds,
+        "rows": cost,
     }
 
 
@@ -263,8 +287,8 @@ def sag(bench: Bench, n: int) -> dict[str, Any]:
         ]
         for text in ("", *texts):
             recipe = replace(base, guidance=" + ".join(filter(None, (start, text))))
-            made, seconds = bench.features(recipe, range(n))
-            rows.append(figures("SAG", recipe.guidance, made, shown, others, seconds))
+            made, cost = bench.features(recipe, range(n))
+            rows.append(figures("SAG", recipe.guidance, made, shown, others, cost))
             report(rows[-1])
     return {"n": n, "steps": 16, "sampler": "UniPC", "seeds": f"0-{n - 1}", "rows": rows}
 
@@ -301,8 +325,8 @@ def refined(bench: Bench, n: int, refiner: str, teacher: str) -> dict[str, Any]:
     rows = [{**floor, "group": probe.agrees(shown, groups)}]
     for name, recipe in recipes.items():
         for start in (0, n, 2 * n):
-            made, seconds = bench.features(recipe, range(start, start + n))
-            row = figures(name, recipe.guidance, made, shown, others, seconds)
+            made, cost = bench.features(recipe, range(start, start + n))
+            row = figures(name, recipe.guidance, made, shown, others, cost)
             row |= {"group": probe.agrees(made, groups), "seeds": f"{start}-{start + n - 1}"}
             rows.append(row)
             report(row)

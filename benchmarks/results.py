@@ -60,15 +60,14 @@ def guidance_page(found: dict[str, Any]) -> list[str]:
         "colour of the prompt in the corners. Edges: mean difference of neighbouring pixels, in "
         f"grey levels of 255. Weights were chosen by FD on seeds {found['choice seeds']}.",
         "",
-        "| | guidance | FD | precision | recall | background | edges | s a picture |",
+        "| | guidance | FD | precision | recall | background | edges | cost of a picture |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, group in rows.items():
         cells = [spread([r[key] for r in group]) for key in MEASURES]
-        cost = [r["seconds"] for r in group if r["seconds"] is not None]
         text = f"`{group[0]['guidance']}`" if group[0]["guidance"] else ""
-        seconds = f"{statistics.median(cost):.3f}" if cost else ""
-        lines.append(f"| {name} | {text} | {' | '.join(cells)} | {seconds} |")
+        cost = ", ".join(f"{n:g} {what}" for what, n in (group[0]["rows"] or {}).items())
+        lines.append(f"| {name} | {text} | {' | '.join(cells)} | {cost} |")
     tried = ", ".join(f"{t['name']} {t['weight']:g}: {t['FD']:.1f}" for t in found["choice"])
     return [*lines, "", f"FD of the weights tried, on the seeds of the choice: {tried}."]
 
@@ -172,9 +171,8 @@ def main() -> None:
         "python benchmarks/results.py",
         "```",
         "",
-        "on the training captions of the emoji, with the trained models before their weights were "
-        "rounded to half precision to ship (`--models runs`). What holds for this model of 64 x 64 "
-        "emoji need not hold for another.",
+        "on the training captions of the emoji, with the models that ship, networks in bfloat16. "
+        "What holds for this model of 64 x 64 emoji need not hold for another.",
     ]
     for name, figures in found.items():
         parts += PAGES[name](figures)
