@@ -312,7 +312,7 @@ def refined(bench: Bench, n: int, refiner: str, teacher: str) -> dict[str, Any]:
     prompts = tuple(source.caption(i) for i in samples)
     groups = [replace(source, label="group").caption(i) for i in samples]
     probe = Probe()
-    others, shown = real(range(len(source)), "test"), real(samples, "test")
+    others, shown = (real(s, "test") for s in (captions(len(source), split="test"), samples))
     base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
     recipes = {
         "none": base,

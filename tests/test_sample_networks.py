@@ -1,6 +1,7 @@
 """`diffsteer sample` of folders of EDM2 and ADM networks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from diffsteer import DDIM, Ancestral, grid, respaced
 from diffsteer import sample as steps
 from diffsteer.checkpoints.adm import convert, load, load_classifier
 from diffsteer.cli import app
+from diffsteer.commands.evaluate import measured
 from diffsteer.commands.networks import format_of
+from diffsteer.commands.options import Features, Samples
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.nets.adm import ADM, ADMClassifier
 from diffsteer.nets.adm_flags import Flags
 from diffsteer.nets.edm2 import EDM2
 from diffsteer.nets.edm2_sample import Loop, generate, pixels
+from diffsteer.recipe import Recipe
 from diffsteer.text import parse
 
 FLAGS = (
@@ -178,3 +182,34 @@ def test_only_folders_of_ours_are_taken(models: Path, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(text)
         assert format_of(str(tmp_path)) == ""
     assert format_of("") == format_of("some/pipeline") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "rows"),
+    [
+        ("edm2", {"guidance": "Auto(1.5)", "guide": "guide"}, {"rows": 3, "rows of the guide": 3}),
+        ("adm", {"guidance": "Auto(1.5)", "guide": "weak"}, {"rows": 2, "rows of the guide": 2}),
+        ("plain", {"sampler": "DDIM()"}, {"rows": 2}),
+    ],
+)
+def test_measured_in_the_pass_that_samples(
+    models: Path, tmp_path: Path, name: str, said: dict[str, str], rows: dict[str, int]
+) -> None:
+    """As the same pictures from a folder; two steps, of which Heun's first evaluates twice."""
+    said |= {"guide": str(models / said["guide"])} if "guide" in said else {}
+    options = [part for key, value in said.items() for part in (f"--{key}", value)]
+    run(models / name, *options, "--steps", "2", "--seeds", "0-5", "--out", tmp_path / "pictures")
+    recipe = Recipe(**said, model=str(models / name), steps=2)  # type: ignore[arg-type]
+    samples, features = Samples("0-5", 2, tmp_path / "work"), Features(size=32)
+    extractor = features.build()
+    found = samples.measure(recipe, features, extractor)
+    assert {k: set(v.tolist()) for k, v in found.costs.items() if k != "seconds"} == {
+        k: {float(n)} for k, n in rows.items()
+    }
+    want = measured(tmp_path / "pictures", features, extractor).features
+    near = found.statistics.features
+    assert (near - want).norm() < 0.05 * want.norm()  # a grey level, from batches of other sizes
+    again = samples.measure(recipe, features, extractor)
+    assert torch.equal(again.costs["seconds"], found.costs["seconds"])  # nothing is made twice
+    with pytest.raises(ValueError, match="takes no prompt"):
+        samples.measure(replace(recipe, prompt="a cat"), features, extractor)

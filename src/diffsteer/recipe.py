@@ -24,7 +24,7 @@ class Recipe:
     """All that decides how a picture comes out, but its seed.
 
     Attributes:
-        model: Hub id or folder of a diffusers pipeline.
+        model: Hub id or folder of a diffusers pipeline, or a folder of `diffsteer convert`.
         prompt: What to show; empty for networks without prompts.
         prompts: Many of them instead: the picture of seed i shows prompts[i mod their number].
         negative: What the null half of the batch shows instead of nothing.

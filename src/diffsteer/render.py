@@ -22,42 +22,14 @@ SAMPLE = ("sample", "hidden_states")
 """What networks call the sample among their arguments."""
 
 
-class Rendering:
-    """Makes the pictures of a recipe; opened by `rendering`.
+class Rows:
+    """Counts the rows that networks evaluate."""
 
-    Attributes:
-        recipe: What is made.
-        weights: Hash of the weights as they were loaded, and of the scheduler's config: another
-            checkpoint under the same name, or another precision, makes other pictures.
-    """
-
-    def __init__(self, recipe: Recipe, pipe: Any, weights: str) -> None:
-        self.recipe, self.weights = recipe, weights
-        self._pipe = pipe
+    def __init__(self) -> None:
         self._rows: dict[str, int] = {}
 
-    @property
-    def key(self) -> dict[str, Any]:
-        """All that decides the pictures, in plain values."""
-        return {**self.recipe.said, "weights": self.weights}
-
-    def __call__(self, seeds: Sequence[int]) -> Tensor:
-        """One picture a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.
-
-        Raises:
-            ValueError: the pipeline takes no prompt and there is one.
-        """
-        texts = [self.recipe.of(seed).prompt for seed in seeds]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return stacked(self._pipe(**call_of(self._pipe, self.recipe, texts), generator=generators))
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline, as the recipe sets it up."""
-        return self._pipe
-
-    def rows(self) -> dict[str, float]:
-        """Rows that each network evaluated since the last call, by the name of the network."""
+    def __call__(self) -> dict[str, float]:
+        """Rows since the last call, by the name of the network."""
         rows, self._rows = self._rows, dict.fromkeys(self._rows, 0)
         return {name: float(n) for name, n in rows.items()}
 
@@ -77,6 +49,46 @@ class Rendering:
             yield
         finally:
             del module.forward
+
+
+class Rendering:
+    """Makes the pictures of a recipe; opened by `rendering`.
+
+    Attributes:
+        recipe: What is made.
+        weights: Hash of the weights as they were loaded, and of the scheduler's config: another
+            checkpoint under the same name, or another precision, makes other pictures.
+        rows: How many rows of which network were evaluated.
+    """
+
+    def __init__(self, recipe: Recipe, pipe: Any, weights: str) -> None:
+        self.recipe, self.weights = recipe, weights
+        self.rows = Rows()
+        self._pipe = pipe
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that decides the pictures, in plain values."""
+        return {**self.recipe.said, "weights": self.weights}
+
+    def decides(self, seed: int) -> dict[str, Any]:
+        """All that decides the picture of one seed, as it is written into the picture."""
+        return {"recipe": self.recipe.of(seed).said, "weights": self.weights}
+
+    def __call__(self, seeds: Sequence[int]) -> Tensor:
+        """One picture a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.
+
+        Raises:
+            ValueError: the pipeline takes no prompt and there is one.
+        """
+        texts = [self.recipe.of(seed).prompt for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return stacked(self._pipe(**call_of(self._pipe, self.recipe, texts), generator=generators))
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, as the recipe sets it up."""
+        return self._pipe
 
 
 @contextmanager
@@ -134,9 +146,9 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
         if any(more.values()):
             weights = digest({"main": weights, **{k: v for k, v in more.items() if v}})
         made = Rendering(recipe, pipe, weights)
-        stack.enter_context(made.counting(network_of(pipe), "rows"))
+        stack.enter_context(made.rows.counting(network_of(pipe), "rows"))
         if guide is not None:
-            stack.enter_context(made.counting(guide, "rows of the guide"))
+            stack.enter_context(made.rows.counting(guide, "rows of the guide"))
         if recipe.guidance or refine is not None:
             stack.enter_context(steer(pipe, _guidance(recipe), guide, refiner=refine))
         yield made

@@ -4,7 +4,8 @@ A folder is what `diffsteer convert` writes, and `diffsteer train` of EDM2.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff
 
 from diffsteer.commands.numbered import Numbered, share
-from diffsteer.commands.published import Published, decoder
+from diffsteer.commands.published import NOTHING_PUBLISHED, Published, decoder
 from diffsteer.recipe import Recipe, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffsteer.commands.numbered import Make
+    from diffsteer.render import Rendering, Rows
 
 EDM2, ADM = "diffsteer.EDM2", "diffsteer adm 1"
 
@@ -41,6 +43,31 @@ class Options:
 
 
 NO_OPTIONS = Options()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Makes the pictures of a network, as `Rendering` does those of a pipeline.
+
+    Attributes:
+        recipe: What is made.
+        key: All that decides the pictures, in plain values.
+        make: From seeds to pictures.
+        rows: How many rows of which network were evaluated.
+    """
+
+    recipe: Recipe
+    key: dict[str, Any]
+    make: "Make"
+    rows: "Rows"
+
+    def __call__(self, seeds: Sequence[int]) -> "Tensor":
+        """One picture a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch."""
+        return self.make(seeds)
+
+    def decides(self, seed: int) -> dict[str, Any]:
+        """All that decides the picture of one seed, as it is written into the picture."""
+        return self.key
 
 
 def format_of(model: str) -> str:
@@ -79,17 +106,49 @@ def sample(
     Raises:
         ValueError: an option is of other models, or pictures were made otherwise.
     """
-    from diffsteer.eval.features import device_of
+    with _images(recipe, said, options, device) as images:
+        pictures = Numbered(out, images.decides, subdirs=said.subdirs)
+        mine = share(seeds)
+        todo = pictures.missing(mine)
+        pictures.fill(todo, images, batch)
+    print(f"{out}: {len(mine) - len(todo)} of {len(mine)} pictures were there, {len(todo)} made")
 
-    edm2 = format_of(recipe.model) == EDM2
+
+@contextmanager
+def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]":
+    """Make the pictures of a recipe, of a pipeline or of such a folder, until closed.
+
+    Args:
+        recipe: What to make. Of a folder each seed draws its class.
+        device: Where; empty for a GPU if there is one.
+
+    Raises:
+        ValueError: the recipe says what cannot be, or what does nothing here.
+    """
+    from diffsteer.render import rendering
+
+    folder = format_of(recipe.model)
+    with (
+        _images(recipe, NOTHING_PUBLISHED, NO_OPTIONS, device)
+        if folder
+        else rendering(recipe, device) as images
+    ):
+        yield images
+
+
+@contextmanager
+def _images(recipe: Recipe, said: Published, options: Options, device: str) -> "Iterator[Images]":
+    from diffsteer.eval.features import device_of
+    from diffsteer.render import Rows
+
+    edm2, rows = format_of(recipe.model) == EDM2, Rows()
     _require_meant(recipe, said, options, edm2)
     where = device_of(device)
-    decides, make = _edm2(recipe, said, where) if edm2 else _adm(recipe, said, options, where)
-    pictures = Numbered(out, lambda seed: decides, subdirs=said.subdirs)
-    mine = share(seeds)
-    todo = pictures.missing(mine)
-    pictures.fill(todo, make, batch)
-    print(f"{out}: {len(mine) - len(todo)} of {len(mine)} pictures were there, {len(todo)} made")
+    key, make, nets = _edm2(recipe, said, where) if edm2 else _adm(recipe, said, options, where)
+    with ExitStack() as stack:
+        for name, net in nets.items():
+            stack.enter_context(rows.counting(net, name))
+        yield Images(recipe, key, make, rows)
 
 
 def _require_meant(recipe: Recipe, said: Published, options: Options, edm2: bool) -> None:
@@ -107,7 +166,10 @@ def _require_meant(recipe: Recipe, said: Published, options: Options, edm2: bool
         raise ValueError(f"{recipe.model} is an {kind} network, which takes no {unused[0]}")
 
 
-def _edm2(recipe: Recipe, said: Published, device: str) -> "tuple[dict[str, Any], Make]":
+def _edm2(
+    recipe: Recipe, said: Published, device: str
+) -> "tuple[dict[str, Any], Make, dict[str, Any]]":
+    """What decides, what makes, and the networks whose rows count."""
     from diffsteer.eval.features import weights_hash
     from diffsteer.guidance import Guidance
     from diffsteer.nets.edm2 import EDM2
@@ -130,12 +192,14 @@ def _edm2(recipe: Recipe, said: Published, device: str) -> "tuple[dict[str, Any]
         x = generate(main, seeds, guidance, guide, loop, said.label)
         return pixels(x).cpu() if decode is None else decode(x)
 
-    return {"recipe": shown, "weights": weights}, make
+    nets = {"rows": main.unet, **({"rows of the guide": guide.unet} if guide else {})}
+    return {"recipe": shown, "weights": weights}, make, nets
 
 
 def _adm(
     recipe: Recipe, said: Published, options: Options, device: str
-) -> "tuple[dict[str, Any], Make]":
+) -> "tuple[dict[str, Any], Make, dict[str, Any]]":
+    """What decides, what makes, and the networks whose rows count."""
     import torch
 
     from diffsteer.checkpoints.adm import AS_PUBLISHED, load, load_classifier
@@ -153,6 +217,7 @@ def _adm(
         **({"guide": guide.net} if guide else {}),
         **({"classifier": classifier} if classifier else {}),
     }
+    counted = {"rows": main.net, **({"rows of the guide": guide.net} if guide else {})}
     weights = digest({name: weights_hash(net.to(device)) for name, net in nets.items()})
     recipe = replace(recipe, sampler=recipe.sampler or "Ancestral()")
     sampler = parse(recipe.sampler, Sampler, named=NAMED)
@@ -187,4 +252,4 @@ def _adm(
         *_, last = sample(denoise, levels, shape, seeds, sampler, device)
         return ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
 
-    return {"recipe": shown, "weights": weights}, make
+    return {"recipe": shown, "weights": weights}, make, counted

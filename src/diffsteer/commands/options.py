@@ -91,15 +91,15 @@ class Samples:
             show: Folder into which the first process also writes some pictures.
             shown: How many, of the first seeds.
         """
+        from diffsteer.commands.networks import images_of
         from diffsteer.commands.sample import render
         from diffsteer.eval.chunks import key_of
         from diffsteer.eval.processes import Processes
         from diffsteer.eval.sampling import sampled
         from diffsteer.recipe import digest, seeds_of
-        from diffsteer.render import rendering
 
         numbers = seeds_of(self.seeds)
-        with rendering(recipe, features.device) as images:
+        with images_of(recipe, features.device) as images:
             out = self.work / digest(key_of(images.key, extractor))[:16]
             keep, costs = features.keep, images.rows
             found = sampled(images, numbers, extractor, out, images.key, self.at_once, keep, costs)

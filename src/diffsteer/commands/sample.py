@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from diffsteer.commands import networks, published
-from diffsteer.commands.networks import NO_OPTIONS, Options
+from diffsteer.commands.networks import NO_OPTIONS, Images, Options
 from diffsteer.commands.numbered import Numbered, share
 from diffsteer.commands.published import NOTHING_PUBLISHED, Published
 from diffsteer.recipe import Recipe, prompts_of, recalled, seeds_of
@@ -78,17 +78,13 @@ def sample(
     print(f"{out}: {done} of {len(numbers)} pictures were there, {len(numbers) - done} made")
 
 
-def render(images: "Rendering", seeds: list[int], out: Path, batch: int) -> int:
+def render(images: "Rendering | Images", seeds: list[int], out: Path, batch: int) -> int:
     """Make the pictures of seeds, SEED.png in a folder; returns how many were there already.
 
     Raises:
         ValueError: another recipe or model made a picture that is there.
     """
-
-    def decides(seed: int) -> dict[str, Any]:
-        return {"recipe": images.recipe.of(seed).said, "weights": images.weights}
-
-    pictures = Numbered(out, decides, {"made_by": images.recipe.hash})
+    pictures = Numbered(out, images.decides, {"made_by": images.recipe.hash})
     todo = pictures.missing(seeds)
     pictures.fill(todo, images, batch)
     return len(seeds) - len(todo)
