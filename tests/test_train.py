@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import stable_diffusion
 
+from diffsteer import Cosine, Discrete, Flow, V
 from diffsteer.train.checkpoint import BrokenCheckpoint, Checkpoints
 from diffsteer.train.data import Emoji
+from diffsteer.train.objective import Objective, place
 from diffsteer.train.settings import LATER, Run, Training, presets
 from diffsteer.train.trainer import NotFinite
 
@@ -270,6 +273,61 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     assert trainer.checkpoints.counts() == [8]
 
 
+@pytest.mark.parametrize("lost", ["weights", "loss"])
+def test_a_run_that_is_lost_keeps_no_checkpoint_of_it(tmp_path: Path, lost: str) -> None:
+    """Asked to end between reports, after a step that spoilt the weights or a loss."""
+    trainer = begun(preset(tmp_path, images=400, checkpoint=400, log=400), tmp_path / "run")
+    step = trainer._step
+
+    def spoilt(passes: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        found = step(passes)
+        with torch.no_grad():
+            if lost == "weights":
+                next(iter(trainer.trained.values()))[0] = float("nan")
+            else:
+                found["loss"] *= float("inf")
+        return found
+
+    trainer._step = spoilt
+    with pytest.raises(NotFinite, match="no checkpoint yet.*give another --out"):
+        trainer.fit()
+    assert trainer.checkpoints.counts() == []
+
+
+def test_fewer_images_give_the_result_of_their_checkpoint(tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    longer = shutil.copytree(whole, tmp_path / "longer")
+    begun(preset(tmp_path), run, "training.images=16").fit()
+    begun(preset(tmp_path), longer, start=16)
+    assert Checkpoints(run / "checkpoints").counts() == [16, 24]
+    assert Checkpoints(longer / "checkpoints").counts() == [16]  # what is beyond is out of the way
+    short = begun(preset(tmp_path), tmp_path / "short", "training.images=16")
+    short.fit()
+    a, b = (load_file(next((f / "model").glob("*.safetensors"))) for f in (run, short.folder))
+    require_equal(a, b)
+    with pytest.raises(ValueError, match="gone on to .16, 24., of which none"):
+        begun(preset(tmp_path), whole, "training.images=8")
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_nothing_twice(tmp_path: Path) -> None:
+    path, out = preset(tmp_path, log=4), tmp_path / "run"
+    begun(path, out)
+    (out / "metrics.jsonl").write_text('{"images": 4, "loss": 1}\n{"ima', "utf-8")
+    begun(path, out)
+    assert (out / "metrics.jsonl").read_text("utf-8") == ""
+
+
+def test_what_says_which_run_it_is_has_to_be_whole(tmp_path: Path) -> None:
+    path, out = preset(tmp_path), tmp_path / "run"
+    begun(path, out)
+    for text in ('{"task": "auto', "[1]"):
+        (out / "run.json").write_text(text, "utf-8")
+        with pytest.raises(ValueError, match="run.json was changed and says no more which run"):
+            begun(path, out)
+
+
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
     """The kernel refuses to write more than a few bytes to any file."""
     path, out = preset(tmp_path), tmp_path / "run"
@@ -306,6 +364,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
         ("training.rate=NaN", "rate=nan"),
         ("training.precision=fp8", "bf16"),
         ("training.keep=0.3", "one of"),
+        ("pictures.every=-5", "every >= 0"),
         ("task.x=1", "no table"),
     ],
 )
@@ -396,6 +455,47 @@ def test_a_lora_is_trained_and_loaded(tmp_path: Path) -> None:
     assert not torch.equal(call(), before)
     pipe.unload_lora_weights()
     assert torch.equal(call(), before)
+
+
+def test_a_lora_keeps_its_scale(tmp_path: Path) -> None:
+    """What the run has learned is what readers of its result add: 4 x the products at alpha 8."""
+    from diffusers import StableDiffusionPipeline
+
+    path = fine_tuning(tmp_path, scheduler=ZERO, lora=2, alpha=8)
+    trainer = begun(path, tmp_path / "run")
+    trainer.fit()
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "start")
+    pipe.load_lora_weights(tmp_path / "run/model")
+    trained, read = (
+        {n: m.scaling for n, m in unet.named_modules() if hasattr(m, "scaling") and m.scaling}
+        for unet in (trainer.task.unet, pipe.unet)
+    )
+    assert {s for m in trained.values() for s in m.values()} == {4.0}
+    assert {s for m in read.values() for s in m.values()} == {4.0}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("settings.scheduler.predicton_type=epsilon", "scheduler has no 'predicton_type'"),
+        ('settings.text={"hidden_size": 64}', "give settings.unet too"),
+        ("settings.unet.blokc=3", "settings.unet: .*blokc"),
+        ("pictures.every=8", "give pictures.prompts"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        begun(fine_tuning(tmp_path, scheduler=ZERO), tmp_path / "run", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_image_has_a_time_of_its_schedule() -> None:
+    """Image 14,930,351, the 36th Fibonacci number less 1, is the first rounded up to 1."""
+    u = torch.tensor(place(14_930_351))
+    assert u == 1
+    for schedule in (Discrete.linear(), Cosine(), Flow()):
+        times = Objective(schedule, V()).times(u[None])
+        assert schedule.at(times).sigma.isfinite().all() and times <= schedule.last
 
 
 def test_noise_prediction_at_zero_snr_is_refused(tmp_path: Path) -> None:

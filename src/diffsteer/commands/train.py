@@ -1,5 +1,6 @@
 """`diffsteer train`: a preset, its settings changed, in a folder that goes on where it stopped."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,13 @@ def train(
     folder = out or Path("runs") / Path(preset).stem
     from diffsteer.train.tasks import begin
 
+    how = run.training
+    if how.checkpoint > how.images:
+        print(
+            f"training.checkpoint={how.checkpoint} is beyond training.images={how.images}: nothing "
+            "is kept of this run before its end. Set it lower where that would be a loss",
+            file=sys.stderr,
+        )
     trainer = begin(run, folder, start)
     if trainer.first:
         print(f"{folder}: {trainer.images} of {run.training.images} images are done")

@@ -95,6 +95,14 @@ class Checkpoints:
             raise BrokenCheckpoint(f"{folder} is broken: {error}. {self._other(images)}") from error
         return groups, state
 
+    def set_aside(self, images: int) -> None:
+        """Take checkpoints beyond a count out of the way, under names that are not read again."""
+        for count in self.counts():
+            if count > images:
+                aside = self.folder / f"{count:010d}.aside"
+                shutil.rmtree(aside, ignore_errors=True)
+                self.path(count).rename(aside)
+
     def _write(self, part: Path, groups: Groups, state: State) -> None:
         from safetensors.torch import save
 

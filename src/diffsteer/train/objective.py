@@ -38,10 +38,13 @@ class Objective:
             )
 
     def times(self, u: Tensor) -> Tensor:
-        """Times of training for `u` in [0, 1[, `(B,)`: uniform over the trained ones."""
+        """Times of training for `u` in [0, 1[, `(B,)`: uniform over the trained ones.
+
+        In float32 the greatest of many places is rounded to 1, which is taken for the last time.
+        """
         first, last = self.schedule.first, self.schedule.last
         if isinstance(self.schedule, Discrete):
-            return (first + u.double() * (last - first + 1)).floor()
+            return (first + u.double() * (last - first + 1)).floor().clamp(max=last)
         return first + u.double() * (last - first)
 
     def losses(

@@ -123,6 +123,13 @@ class Pictures:
     guidance: float = 4.0
     steps: int = 25
 
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.steps < 1:
+            raise ValueError(
+                f"pictures.every={self.every}, pictures.steps={self.steps}: give every >= 0, "
+                "steps >= 1"
+            )
+
 
 LATER = frozenset({"images", "checkpoint", "snapshot", "log", "workers", "keep"})
 """Settings of `Training` that a run may change when it goes on: they do not touch the weights."""

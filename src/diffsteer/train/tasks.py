@@ -71,6 +71,8 @@ def _task(run: Run, source: Source) -> Task:
     if run.task == "text-to-image":
         settings = strict(TextToImageSettings, run.settings, "settings")
         new = settings.text is not None
+        if run.pictures.every and not run.pictures.prompts:
+            raise ValueError("pictures.every has nothing to draw: give pictures.prompts as well")
         return TextToImage(settings, captions(source) if new else [])
     if run.task == "edm2":
         if run.training.precision != "no":

@@ -1,5 +1,6 @@
 """Training the network of a Stable Diffusion pipeline, new or given, whole or by LoRA."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.hf.config import kind_of, schedule_of
+from diffsteer.hf.pocket import pipeline
 from diffsteer.level import Level
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.data import Captions, Sample, Source
@@ -25,8 +27,8 @@ class TextToImageSettings:
     """Settings of `TextToImage`.
 
     Attributes:
-        start: Folder or hub id of what training starts from: a Stable Diffusion pipeline, or an
-            autoencoder alone where `unet` and `text` are new.
+        start: Folder or hub id of what training starts from, or "pocket" or "pocket-eps": a Stable
+            Diffusion pipeline, or an autoencoder alone where `unet` and `text` are new.
         unet: Config of a new diffusers `UNet2DConditionModel`; None goes on with that of `start`.
         text: Config of a new transformers `CLIPTextModel`, whose vocabulary is made from the
             captions and which is trained along; None keeps that of `start` as it is.
@@ -128,7 +130,10 @@ class TextToImage(Task):
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(self.unet)
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+        scale = self.unet.peft_config["default"].to_dict()  # else readers take a scale of 1
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=scale
+        )
         self.pipe.scheduler.save_pretrained(folder / "scheduler")
 
     def _ids(self, captions: Sequence[str]) -> Tensor:
@@ -161,9 +166,7 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
-        DiffusionPipeline,
         StableDiffusionPipeline,
-        UNet2DConditionModel,
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -173,6 +176,17 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
         raise FileNotFoundError(
             f"settings.start={settings.start} is not there: train the preset that makes it first "
             "(`diffsteer train` lists them), or name another folder or hub id"
+        )
+    if settings.text is not None and settings.unet is None:
+        raise ValueError("settings.text is of a new network: give settings.unet too, or neither")
+    if settings.lora and settings.unet is not None:
+        raise ValueError(
+            "settings.lora adapts the network of settings.start: leave settings.unet out"
+        )
+    known = inspect.signature(DDIMScheduler.__init__).parameters
+    if unknown := [name for name in settings.scheduler if name not in known]:
+        raise ValueError(
+            f"settings.scheduler has no {unknown[0]!r}: there are {', '.join(list(known)[1:])}"
         )
     if settings.unet is not None and settings.text is not None:
         vae = AutoencoderKL.from_pretrained(settings.start)
@@ -184,10 +198,10 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
             max_position_embeddings=tokenizer.model_max_length,
             **{name: getattr(tokenizer, name) for name in ends},
         )
-        text_encoder, unet = CLIPTextModel(config), UNet2DConditionModel(**settings.unet)
+        text_encoder, unet = CLIPTextModel(config), _network(settings.unet)
         scheduler = DDIMScheduler(**settings.scheduler)
     else:
-        found = DiffusionPipeline.from_pretrained(settings.start, dtype=torch.float32)
+        found = pipeline(settings.start, torch.float32)
         if type(found).__name__ != "StableDiffusionPipeline":
             raise ValueError(
                 f"{settings.start} is a {type(found).__name__}: this trains networks of "
@@ -196,7 +210,7 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
         vae, text_encoder, tokenizer = found.vae, found.text_encoder, found.tokenizer
         unet = found.unet
         if settings.unet is not None:
-            unet = UNet2DConditionModel(**settings.unet)
+            unet = _network(settings.unet)
         scheduler = DDIMScheduler.from_config(found.scheduler.config, **settings.scheduler)
     pipe = StableDiffusionPipeline(
         vae=vae,
@@ -210,6 +224,15 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _network(config: Mapping[str, Any]) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    try:
+        return UNet2DConditionModel(**config)
+    except TypeError as error:
+        raise ValueError(f"settings.unet: {error}") from error
 
 
 def _add_lora(unet: nn.Module, settings: TextToImageSettings) -> None:

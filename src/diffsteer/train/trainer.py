@@ -59,7 +59,6 @@ class Trainer:
         self.passes = _passes(how.batch, how.rows, self.world)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics = Metrics(folder / "metrics.jsonl")
-        self._alone(self._claim)
         task.to(self.accelerator.device)
         if how.channels_last:
             task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -68,6 +67,7 @@ class Trainer:
             self.trained.values(), how.rate, how.betas, weight_decay=how.decay, fused=True
         )
         self.averages = PowerEMA(self.trained.items(), how.averages)
+        self._alone(self._claim)
         self.images = self._reported = self._resume(start)
         with self.accelerator.autocast():
             self.source = task.prepare(source, folder, self._alone)
@@ -90,10 +90,11 @@ class Trainer:
                 self.images += how.batch
                 self.averages.update(self.images, how.batch)
                 bar.update(how.batch)
-                if self._due(how.log) or self._due(how.checkpoint) or self.images >= how.images:
-                    self._report(sums, bar)
-                self._stop |= self._asked and self.world == 1
-                if self._due(how.checkpoint) or self.images >= how.images or self._stop:
+                asked, ends = self._asked and self.world == 1, self.images >= how.images
+                writes = (how.checkpoint, how.snapshot, self.run.pictures.every)
+                if asked or ends or any(map(self._due, (how.log, *writes))):
+                    self._report(sums, bar)  # nothing is written of networks that are lost
+                if ends or self._stop or self._due(how.checkpoint):
                     self._alone(self._save)
                 if self._due(how.snapshot):
                     self._alone(self._snapshot)
@@ -145,7 +146,7 @@ class Trainer:
             yield [next(loader) for _ in range(self.passes)]
 
     def _report(self, sums: Sums, bar: Any) -> None:
-        """Write means of the losses; stop where one is not finite.
+        """Write means of the losses; stop where one, or a weight, is not finite.
 
         Raises:
             NotFinite: nothing has been written since the last checkpoint.
@@ -156,12 +157,15 @@ class Trainer:
         *values, stops = self.accelerator.reduce(joined, "mean").tolist()
         self._stop = stops > 0
         line = dict(zip(means, values, strict=True))
-        if odd := [name for name, value in line.items() if not abs(value) < float("inf")]:
+        sizes = torch.stack(torch._foreach_norm(list(self.trained.values())))
+        sound = {**line, "a weight": sizes.sum().item()}
+        if odd := [name for name, value in sound.items() if not abs(value) < float("inf")]:
             there = self.checkpoints.counts()
             raise NotFinite(
-                f"{odd[0]} is {line[odd[0]]} before {self.images} images; "
+                f"{odd[0]} is {sound[odd[0]]} before {self.images} images; "
                 f"{f'the checkpoint at {there[-1]} is good' if there else 'no checkpoint yet'}. "
-                f"Lower training.rate (it is {self.run.training.rate}) or training.clip"
+                f"A lower training.rate (it is {self.run.training.rate}) or training.clip (it is "
+                f"{self.run.training.clip}) makes another run: give another --out"
             )
         if self.first:
             rate = (self.images - self._reported) / seconds
@@ -192,13 +196,21 @@ class Trainer:
 
     def _resume(self, start: int | None) -> int:
         """Load a checkpoint, if there is one; return its count of images."""
-        there = self.checkpoints.counts()
+        there, end = self.checkpoints.counts(), self.run.training.images
         if start is not None and start not in there:
             raise ValueError(f"no checkpoint at {start} images: there are {there or 'none'}")
-        images = start if start is not None else (there[-1] if there else 0)
+        if there and start is None and there[0] > end:
+            raise ValueError(
+                f"training.images={end}, and the run has gone on to {there}, of which none is left "
+                "that is not beyond: give the count of one"
+            )
+        images = start or max((count for count in there if count <= end), default=0)
+        groups = self.checkpoints.load(images)[0] if images else {}
+        self._alone(lambda: self.metrics.rewind(images))
+        if start is not None:
+            self._alone(lambda: self.checkpoints.set_aside(start))
         if not images:
             return 0
-        groups, _ = self.checkpoints.load(images)
         with torch.no_grad():
             for name, p in self.trained.items():
                 p.copy_(groups["weights"][name])
@@ -214,14 +226,19 @@ class Trainer:
         widths = range(len(self.averages.sigmas))
         averages = [{n: groups["averages"][f"{i}/{n}"] for n in self.trained} for i in widths]
         self.averages.load_state_dict({"sigmas": self.averages.sigmas, "averages": averages})
-        self._alone(lambda: self.metrics.rewind(images))
         return images
 
     def _claim(self) -> None:
         """Say what the folder holds, or check that it holds this run."""
         path, mine = self.folder / "run.json", self.run.binds()
         if path.exists():
-            was = flat({"data": asdict(Data())}) | flat(json.loads(path.read_bytes()))
+            try:
+                was = flat({"data": asdict(Data())}) | flat(json.loads(path.read_bytes()))
+            except (ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{path} was changed and says no more which run this is ({error}): put it back "
+                    "as it was, or give another --out"
+                ) from error
             if odd := differences(was, flat(mine)):
                 raise ValueError(
                     f"{self.folder} holds another run: {odd}. Give another --out, or the settings "
