@@ -26,6 +26,7 @@ from diffsteer import SAG
 from diffsteer.branch import Asking, Branch, Point
 from diffsteer.demo import located
 from diffsteer.eval.background import corners
+from diffsteer.eval.bootstrap import frechet_resampled, weights
 from diffsteer.eval.chunks import key_of
 from diffsteer.eval.efficientnet import EfficientNetLite0
 from diffsteer.eval.features import Custom
@@ -196,10 +197,10 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
     """Each guidance at its best weight against none, on three ranges of seeds."""
     base, shown, others = trained_on(n)
     chosen, tried = {"none": base}, []
-    for name, (text, guide, weights) in SWEEPS.items():
+    for name, (text, guide, scales) in SWEEPS.items():
         recipe = replace(base, guidance=text, guide=guide)
         found = []
-        for w, one in zip(weights, recipe.weighted(weights), strict=True):
+        for w, one in zip(scales, recipe.weighted(scales), strict=True):
             made, _ = bench.features(one, range(CHOICE, CHOICE + n // 4))
             found.append((distance(made, others), w, one))
             tried.append({"name": name, "weight": w, "FD": found[-1][0]})
@@ -279,7 +280,9 @@ def sag(bench: Bench, n: int) -> dict[str, Any]:
     """The sign conventions of self-attention guidance, alone and with CFG."""
     base, shown, others = trained_on(n)
     rows = [figures("real", "", shown, shown, others, None)]
+    known_ones, drawn = Gaussian.of(Moments.of(others[:, OWN:])), weights(n, 200)
     for start, branch in (("", "cond"), ("CFG(2)", "null")):
+        first = None
         texts = [
             f'Convention({w}, on="{branch}", space="{space}")'
             for space in ("eps", "v", "x0")
@@ -288,7 +291,11 @@ def sag(bench: Bench, n: int) -> dict[str, Any]:
         for text in ("", *texts):
             recipe = replace(base, guidance=" + ".join(filter(None, (start, text))))
             made, cost = bench.features(recipe, range(n))
-            rows.append(figures("SAG", recipe.guidance, made, shown, others, cost))
+            row = figures("SAG", recipe.guidance, made, shown, others, cost)
+            again = frechet_resampled(made[:, OWN:].double(), known_ones, drawn)
+            first = first or (row["FD"], again)
+            within = (again - first[1]).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+            rows.append({**row, "more": [row["FD"] - first[0], *within]})
             report(rows[-1])
     return {"n": n, "steps": 16, "sampler": "UniPC", "seeds": f"0-{n - 1}", "rows": rows}
 

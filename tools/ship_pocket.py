@@ -36,8 +36,8 @@ USE = {
 LICENCE = """## Data and licence
 
 Trained on 1239 emoji on coloured backgrounds: Noto Emoji (Copyright Google, Apache-2.0) and Twemoji
-(Copyright Twitter, Inc and other contributors, CC-BY 4.0), resized, composed and encoded, as
-`assets/emoji/NOTICE.md` says. The weights are under Apache-2.0; pictures "in twemoji style" are
+(Copyright Twitter, Inc and other contributors, CC-BY 4.0), composed and encoded, as
+`../../emoji/NOTICE.md` says. The weights are under Apache-2.0; pictures "in twemoji style" are
 made after Twemoji: keep its attribution with them (https://creativecommons.org/licenses/by/4.0/).
 """
 

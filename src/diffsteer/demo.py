@@ -26,6 +26,12 @@ STYLE = """
 .rows td:first-child { min-width: 13em } .rows td:last-child { min-width: 10em }
 .rows img { width: 104px; display: block }
 """
+CREDIT = (
+    "The model learned from Noto Emoji (Copyright Google, Apache-2.0) and Twemoji (Copyright "
+    "Twitter, Inc and other contributors, CC-BY 4.0, https://creativecommons.org/licenses/by/4.0/);"
+    " pictures in twemoji style are made after Twemoji."
+)
+"""What has to stay with the pictures."""
 BASE = Recipe(model="pocket", steps=25)
 PROMPTS = (
     "red apple, noto style, on a white background",
@@ -222,6 +228,7 @@ def _page(done: Sequence[Drawn]) -> str:
         "in grey levels of 255. "
         f"{len(PROMPTS)} pictures show what a method does; how much it helps is measured on "
         "thousands, with <code>diffsteer compare</code>.</p>",
+        f"<p>{CREDIT}</p>",
     ]
     return document("diffsteer demo", sections, STYLE)
 
