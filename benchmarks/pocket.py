@@ -184,9 +184,9 @@ def trained_on(n: int) -> tuple[Recipe, Tensor, Tensor]:
 
 
 SWEEPS = {
-    "CFG": ("CFG({w})", "", (1.5, 2.0, 3.0, 4.0)),
-    "autoguidance": ("Auto({w})", "pocket-guide", (1.5, 2.0, 2.5, 3.0)),
-    "SAG": ('SAG({w}, on="cond")', "", (0.25, 0.5, 1.0)),
+    "CFG": ("CFG({w})", "", (1.25, 1.5, 2.0, 3.0, 4.0)),
+    "autoguidance": ("Auto({w})", "pocket-guide", (1.25, 1.5, 2.0, 2.5, 3.0)),
+    "SAG": ('SAG({w}, on="cond")', "", (0.1, 0.25, 0.5, 1.0)),
     "PAG": ('PAG({w}, layer="up_blocks.1")', "", (0.25, 0.5, 1.0)),
 }
 CHOICE = 100_000
