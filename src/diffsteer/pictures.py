@@ -6,14 +6,14 @@
 | grey, 1-bit | copied to three channels |
 | palette | looked up |
 | transparency | laid on white |
+| EXIF orientation | turned and mirrored as it says; EXIF that is damaged says nothing |
 | 16-bit, float, CMYK, animation, over 64 megapixels, broken, cut | refused, naming the file |
 | a file of another kind | refused, but for notes (json, txt, csv, ...) and hidden files |
-
-An EXIF orientation is not applied, as in other tools.
 """
 
 import io
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -133,6 +133,8 @@ def decode(name: str, data: bytes) -> Picture:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse(name, image, data)
             image.load()
+            if _orientation(image) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
             found, rgb = image.mode, _rgb(image)
     except PictureError:
         raise
@@ -158,6 +160,15 @@ def _refuse(name: str, image: ImageFile.ImageFile, data: bytes) -> None:
         raise PictureError(f"{name} is an animation: save the frames that should count")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise PictureError(f"{name} has colours {image.mode}: save it as RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a picture is to be turned, 1 to 8, by EXIF; 1 is upright, and where nothing is said."""
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1
+    return said if said in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
