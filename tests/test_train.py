@@ -306,6 +306,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
         ("training.rate=NaN", "rate=nan"),
         ("training.precision=fp8", "bf16"),
         ("training.keep=0.3", "one of"),
+        ("data.drop=3.0", "data.drop=3.0.*0 <= drop <= 1"),
+        ("data.drop=NaN", "data.drop=nan"),
+        ("data.size=-1", "data.size=-1.*size >= 0"),
         ("task.x=1", "no table"),
     ],
 )
@@ -411,6 +414,16 @@ def test_noise_prediction_at_zero_snr_is_refused(tmp_path: Path) -> None:
 def test_what_a_preset_leaves_open_has_to_be_named(tmp_path: Path, change: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"{said}.*empty|{said} empty"):
         begun("zero-snr-finetune", tmp_path / "run", *change.split())
+
+
+def test_wrong_data_is_refused_before_the_folder_is_claimed(tmp_path: Path) -> None:
+    path, out = preset(tmp_path), tmp_path / "run"
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(ValueError, match="data.split='nonsense' is of the emoji, not of"):
+        begun(path, out, f"data.source={tmp_path / 'pictures'}", "data.split=nonsense")
+    with pytest.raises(FileNotFoundError, match='data.source=nope is not there: name "emoji", a f'):
+        begun(path, out, "data.source=nope")
+    assert not out.exists()
 
 
 def test_a_chain_that_has_not_begun_says_so(tmp_path: Path) -> None:

@@ -369,6 +369,17 @@ def test_bad_folders_are_refused_by_name(tmp_path: Path) -> None:
         Folder.at(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["dog.txt", "sub/dog.TXT", "a.png.txt"])
+def test_a_caption_without_a_picture_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    root = folder(tmp_path / "set")
+    (root / "notes.md").write_text("no caption")
+    assert len(Folder.at(root)) == 3
+    (root / name).write_text("a dog")
+    with pytest.raises(ValueError, match=f"holds {name}, a caption, and no picture"):
+        Folder.at(root)
+    assert len(Folder.at(metadata(root, *NAMED))) == 3  # where captions are not beside pictures
+
+
 def test_wrong_or_broken_pictures_are_refused_by_name(tmp_path: Path) -> None:
     root = folder(tmp_path / "set")
     (root / "a.png").write_bytes(png(0, 5, 4))
@@ -421,6 +432,8 @@ BAD_SHARDS = {
     "no picture": ({"a.cls": b"1"}, {}, "holds no picture"),
     "no caption": ({**PAIR, "b.png": png(1)}, {}, "no caption for b"),
     "caption alone": ({**PAIR, "b.txt": b"x"}, {}, "0 pictures for b"),
+    "dots in the name": ({**PAIR, "d.e/x.y.png": png(1)}, {}, r"0 pictures for d.e/x.*x\.y\.png"),
+    "unknown kind": ({**PAIR, "b.gif": b"GIF"}, {}, r"0 pictures for b.*b\.gif"),
     "two pictures": ({**PAIR, "a.jpg": png(1)}, {}, "2 pictures for a"),
     "twice": ({**PAIR, "./a.txt": b"y"}, {}, "a.txt twice"),
     "no JSON": ({"a.png": png(3), "a.json": b"{"}, {}, "a.json is no JSON"),
@@ -449,6 +462,25 @@ def test_bad_shards_are_refused_by_name(case: str, tmp_path: Path) -> None:
     parts, changes, message = BAD_SHARDS[case]
     with pytest.raises(ValueError, match=rf"0\.tar.*{message}"):
         Shards.at(shard(tmp_path / "0.tar", parts, **changes))
+
+
+def test_notes_of_a_shard_are_no_samples(tmp_path: Path) -> None:
+    parts = {**PAIR, "README.md": b"x", "d.e/about.v2.csv": b"x", "a.depth.npy": b"x"}
+    assert len(Shards.at(shard(tmp_path / "0.tar", parts))) == 1
+
+
+def test_a_folder_of_shards_holds_nothing_else_but_notes(tmp_path: Path) -> None:
+    for i in range(2):
+        shard(tmp_path / f"{i}.tar", PAIR)
+    (tmp_path / "index.json").write_text("{}")
+    (tmp_path / "._0.tar").write_text("hidden")
+    assert len(own.opened(tmp_path)) == 2 and len(own.opened(tmp_path / "0.tar")) == 1
+    for name in ("2.tar.gz", "cat.png", "cat.txt", "sub/3.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"holds 0.tar, a tar file, and {name}, which is none"):
+            own.opened(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_large_members_are_refused_before_they_are_read(

@@ -57,10 +57,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """All pictures of a folder, with its subfolders, or of a zip file, in the order of names."""
+    """All pictures of a folder, with its subfolders, or of a zip file, in the order of names.
+
+    Attributes:
+        path: The folder or zip file.
+        names: Of the pictures, inside of it.
+        notes: Of the other files.
+    """
 
     path: Path
     names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def at(cls, path: Path) -> "Pictures":
@@ -71,7 +78,7 @@ class Pictures:
             PictureError: it is neither folder nor zip file, holds no picture, or something else:
                 other files, a link to a folder, a name twice.
         """
-        names = sorted(n for n in _listing(path) if not _hidden(n))
+        names = listed(path)
         suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
         strange = [n for n in names if suffixes[n] not in SUFFIXES | NOTES]
         if strange:
@@ -87,7 +94,7 @@ class Pictures:
             raise PictureError(
                 f"{path} holds {twice[0]} twice, and only the last can be read: pack it anew"
             )
-        return cls(path, chosen)
+        return cls(path, chosen, tuple(n for n in names if suffixes[n] in NOTES))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -114,6 +121,16 @@ class Pictures:
         for _, alike in groupby(self, key=lambda picture: picture.pixels.shape):
             while batch := list(islice(alike, size)):
                 yield batch
+
+
+def listed(path: Path) -> list[str]:
+    """Names of all files of a folder or zip file that are not hidden, sorted.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        PictureError: it is neither folder nor zip file, or holds a link to a folder.
+    """
+    return sorted(n for n in _listing(path) if not _hidden(n))
 
 
 def stacked(batch: list[Picture]) -> Tensor:

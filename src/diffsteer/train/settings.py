@@ -44,6 +44,12 @@ class Data:
     label: str = ""
     group: str = ""
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.drop <= 1 and self.size >= 0):
+            raise ValueError(
+                f"data.drop={self.drop}, data.size={self.size}: give 0 <= drop <= 1, size >= 0"
+            )
+
 
 @dataclass(frozen=True)
 class Training:
