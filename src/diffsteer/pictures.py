@@ -17,9 +17,11 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import torch
@@ -146,13 +148,35 @@ def decode(name: str, data: bytes) -> Picture:
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut pictures would count")
+    with _opened(name, io.BytesIO(data)) as image:
+        image.load()
+        if _orientation(image) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
+        found, rgb = image.mode, _rgb(image)
+    return Picture(name, torch.from_numpy(np.array(rgb)).permute(2, 0, 1), found)
+
+
+def size_of(name: str, file: IO[bytes]) -> tuple[int, int]:
+    """Width and height of a picture as `decode` makes it, read from its header.
+
+    Raises:
+        PictureError: it is refused, or has no header that can be read.
+    """
+    with _opened(name, file) as image:
+        # EXIF may follow the pixels of a PNG, and looking for it decodes them: only where it counts
+        turned = image.width != image.height and _orientation(image) >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+@contextmanager
+def _opened(name: str, file: IO[bytes]) -> Iterator[ImageFile.ImageFile]:
+    """Open a picture that is not refused; what fails meanwhile names it."""
+    head = file.read(25)
+    file.seek(0)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse(name, image, data)
-            image.load()
-            if _orientation(image) != 1:
-                ImageOps.exif_transpose(image, in_place=True)
-            found, rgb = image.mode, _rgb(image)
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse(name, image, head)
+            yield image
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -161,16 +185,15 @@ def decode(name: str, data: bytes) -> Picture:
         raise PictureError(f"{name} is no readable PNG, JPEG, WebP or BMP file") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise PictureError(f"{name} is broken or cut short: {error}") from error
-    return Picture(name, torch.from_numpy(np.array(rgb)).permute(2, 0, 1), found)
 
 
-def _refuse(name: str, image: ImageFile.ImageFile, data: bytes) -> None:
+def _refuse(name: str, image: ImageFile.ImageFile, head: bytes) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(
             f"{name} has {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS}: "
             "resize it"
         )
-    deep_png = image.format == "PNG" and data[24] > 8  # bit depth in the IHDR chunk
+    deep_png = image.format == "PNG" and head[24] > 8  # bit depth in the IHDR chunk
     if deep_png or image.mode.startswith(("I", "F")):
         raise PictureError(f"{name} has more than 8 bits a channel: save it with 8")
     if getattr(image, "n_frames", 1) > 1:

@@ -24,11 +24,13 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from diffsteer.pictures import MAX_BYTES, NOTES, SUFFIXES, Pictures, decode, listed
-from diffsteer.train.data import Sample
+from diffsteer.train.contents import Contents, Place, require_size
+from diffsteer.train.data import Sample, captions
 
 MAX_CAPTION = 2**20
 """Bytes of one caption file."""
@@ -98,6 +100,13 @@ class Folder:
         file = self.path / name
         return _sample(str(file), _read(file, MAX_BYTES), caption, self.size)
 
+    @cached_property
+    def contents(self) -> Contents:
+        """Sizes and digests of the pictures, whose headers are read once."""
+        files = [self.path / name for name, _ in self.captions]
+        places = [Place(str(file), file, 0, file.stat().st_size) for file in files]
+        return Contents.of(places, captions(self))
+
 
 @dataclass(frozen=True)
 class Member:
@@ -166,6 +175,12 @@ class Shards:
             data = file.read(member.length)
         return _sample(f"{member.shard}: {member.name}", data, member.caption, self.size)
 
+    @cached_property
+    def contents(self) -> Contents:
+        """Sizes and digests of the pictures, whose headers are read once."""
+        places = [Place(f"{m.shard}: {m.name}", m.shard, m.start, m.length) for m in self.members]
+        return Contents.of(places, captions(self))
+
 
 def opened(path: Path, size: tuple[int, int] | None = None, label: str = "") -> "Folder | Shards":
     """Open a folder of pictures, one of tar files, or one tar file.
@@ -196,11 +211,7 @@ def opened(path: Path, size: tuple[int, int] | None = None, label: str = "") -> 
 
 def _sample(name: str, data: bytes, caption: str, size: tuple[int, int] | None) -> Sample:
     pixels = decode(name, data).pixels
-    if size is not None and tuple(pixels.shape[1:]) != size:
-        raise ValueError(
-            f"{name} has {pixels.shape[2]} x {pixels.shape[1]} pixels, not {size[1]} x {size[0]}: "
-            "resize it"
-        )
+    require_size(name, (pixels.shape[2], pixels.shape[1]), size)
     return Sample(pixels, caption)
 
 

@@ -7,7 +7,7 @@ import torch
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.data import Emoji, Source, captions
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task
-from diffsteer.train.own import opened
+from diffsteer.train.own import Folder, Shards, opened
 from diffsteer.train.settings import Data, Run, strict
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
@@ -21,13 +21,16 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
     """Make the trainer of a run in a folder, new or found there.
 
     Raises:
-        ValueError: the task is unknown, or as `Trainer`.
+        ValueError: the task is unknown, pictures have sizes that it cannot take, or as `Trainer`.
     """
     if run.task == "refiner":
         return _refiner(run, folder, start)
     source = source_of(run.data)
     torch.manual_seed(run.training.seed)
-    return Trainer(run, _task(run, source), source, folder, start)
+    task = _task(run, source)
+    if isinstance(source, Folder | Shards):
+        source.contents.require(source.size, _side(task))
+    return Trainer(run, task, source, folder, start)
 
 
 def _refiner(run: Run, folder: Path, start: int | None) -> Trainer:
@@ -67,6 +70,12 @@ def source_of(data: Data) -> Source:
     if not (path := Path(data.source)).exists():
         raise FileNotFoundError(f"data.source={data.source} is not there: name {SOURCES}")
     return opened(path, (data.size, data.size) if data.size else None, data.label)
+
+
+def _side(task: Task) -> int:
+    """What sides of pictures have to be multiples of: an autoencoder halves them several times."""
+    vae = getattr(task, "vae", None)
+    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _task(run: Run, source: Source) -> Task:

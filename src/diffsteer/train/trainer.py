@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from diffsteer.ema import PowerEMA
 from diffsteer.recipe import differences
 from diffsteer.train.checkpoint import Checkpoints, put
-from diffsteer.train.data import Source, Stream
+from diffsteer.train.data import Source, Stream, bound
 from diffsteer.train.log import Metrics, Sums, save_grid
 from diffsteer.train.settings import Data, Run, flat
 from diffsteer.train.task import Examples, Task
@@ -59,7 +59,7 @@ class Trainer:
         self.passes = _passes(how.batch, how.rows, self.world)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics = Metrics(folder / "metrics.jsonl")
-        self._alone(self._claim)
+        self._alone(lambda: self._claim(source))
         task.to(self.accelerator.device)
         if how.channels_last:
             task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -217,15 +217,18 @@ class Trainer:
         self._alone(lambda: self.metrics.rewind(images))
         return images
 
-    def _claim(self) -> None:
+    def _claim(self, source: Source) -> None:
         """Say what the folder holds, or check that it holds this run."""
-        path, mine = self.folder / "run.json", self.run.binds()
+        path, mine = self.folder / "run.json", self.run.binds() | bound(source)
         if path.exists():
-            was = flat({"data": asdict(Data())}) | flat(json.loads(path.read_bytes()))
+            said = json.loads(path.read_bytes())
+            if "contents" not in said:  # of before it was recorded
+                mine.pop("contents", None)
+            was = flat({"data": asdict(Data())}) | flat(said)
             if odd := differences(was, flat(mine)):
                 raise ValueError(
                     f"{self.folder} holds another run: {odd}. Give another --out, or the settings "
-                    "that it began with"
+                    "and the data that it began with"
                 )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
