@@ -25,8 +25,8 @@ def png(array: np.ndarray) -> bytes:
     return encoded(Image.fromarray(array))
 
 
-def pixels(data: bytes) -> np.ndarray:
-    return decode("a.png", data).pixels.permute(1, 2, 0).numpy()
+def pixels(data: bytes, upright: bool = False) -> np.ndarray:
+    return decode("a.png", data, upright).pixels.permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
@@ -66,6 +66,56 @@ def test_a_transparent_colour_lies_on_white() -> None:
     found = pixels(encoded(Image.fromarray(array), transparency=(1, 2, 3)))
     assert (found[3] == 255).all()
     assert np.array_equal(found[4:], array[4:])
+
+
+# How each EXIF orientation, 1 to 8, is undone: what its definition says of rows and columns.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+def turned(orientation: int, kind: str = "PNG", **options: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.fromarray(RGB), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_an_exif_orientation_is_applied(orientation: int) -> None:
+    upright = UPRIGHT[orientation](RGB)
+    assert np.array_equal(pixels(turned(orientation), True), upright)
+    assert np.array_equal(pixels(turned(orientation, "WEBP", lossless=True), True), upright)
+    plain = pixels(encoded(Image.fromarray(RGB), "JPEG"))
+    assert np.array_equal(pixels(turned(orientation, "JPEG"), True), UPRIGHT[orientation](plain))
+    assert np.array_equal(pixels(turned(orientation)), RGB)  # as other tools measure it
+
+
+def test_turning_keeps_a_palette_and_what_is_transparent() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(RGB).quantize(16)
+    found = pixels(encoded(image, exif=exif, transparency=3), True)
+    plain = np.array(image.convert("RGB"))
+    plain[np.asarray(image) == 3] = 255
+    assert np.array_equal(found, np.rot90(plain, -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("length", [7, 8, 12, 16, 20])
+def test_damaged_exif_turns_nothing(kind: str, length: int) -> None:
+    whole = Image.Exif()
+    whole[0x0112] = 6
+    image, cut = Image.fromarray(RGB), whole.tobytes()[:length]
+    found = pixels(encoded(image, kind, exif=cut), True)
+    assert np.array_equal(found, pixels(encoded(image, kind)))
 
 
 def deep_rgb_png() -> bytes:

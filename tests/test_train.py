@@ -365,6 +365,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
         ("training.precision=fp8", "bf16"),
         ("training.keep=0.3", "one of"),
         ("pictures.every=-5", "every >= 0"),
+        ("data.drop=3.0", "data.drop=3.0.*0 <= drop <= 1"),
+        ("data.drop=NaN", "data.drop=nan"),
+        ("data.size=-1", "data.size=-1.*size >= 0"),
         ("task.x=1", "no table"),
     ],
 )
@@ -511,6 +514,57 @@ def test_noise_prediction_at_zero_snr_is_refused(tmp_path: Path) -> None:
 def test_what_a_preset_leaves_open_has_to_be_named(tmp_path: Path, change: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"{said}.*empty|{said} empty"):
         begun("zero-snr-finetune", tmp_path / "run", *change.split())
+
+
+def test_wrong_data_is_refused_before_the_folder_is_claimed(tmp_path: Path) -> None:
+    path, out = preset(tmp_path), tmp_path / "run"
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(ValueError, match="data.split='nonsense' is of the emoji, not of"):
+        begun(path, out, f"data.source={tmp_path / 'pictures'}", "data.split=nonsense")
+    with pytest.raises(FileNotFoundError, match='data.source=nope is not there: name "emoji", a f'):
+        begun(path, out, "data.source=nope")
+    assert not out.exists()
+
+
+def test_a_run_whose_data_changed_is_refused(tmp_path: Path) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (100 * i, 50, 200)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text("a colour", "utf-8")
+    path = preset(tmp_path, {**SMALL, "data": {"source": str(pictures)}})
+    begun(path, out)
+    begun(path, out)
+    (pictures / "1.txt").write_text("another colour", "utf-8")
+    with pytest.raises(ValueError, match="another run: contents.captions was '[^,]*'. Give"):
+        begun(path, out)
+    shutil.copy(pictures / "1.png", pictures / "2.png")
+    shutil.copy(pictures / "1.txt", pictures / "2.txt")
+    with pytest.raises(ValueError, match="pictures was '.*contents.samples was 2 and is 3"):
+        begun(path, out)
+    said = json.loads((out / "run.json").read_text())
+    assert said.pop("contents")["samples"] == 2
+    (out / "run.json").write_text(json.dumps(said))  # of before contents were recorded
+    begun(path, out)
+
+
+def test_pictures_that_make_no_batch_are_refused_before_the_folder_is_claimed(
+    tmp_path: Path,
+) -> None:
+    path = preset(tmp_path, {**SMALL, "data": {"source": str(tmp_path / "pictures")}})
+    (tmp_path / "pictures").mkdir()
+    for i, said in enumerate(("0.png has 65 x 65 .* multiples of 2", "1.png has 66 x 66 .*0.png")):
+        Image.new("RGB", (65 + i, 65 + i)).save(tmp_path / f"pictures/{i}.png")
+        (tmp_path / f"pictures/{i}.txt").write_text("x")
+        with pytest.raises(ValueError, match=said):
+            begun(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_emoji_bind_is_as_it_was(whole: Path) -> None:
+    assert json.loads((whole / "run.json").read_text()).keys() == {
+        *("task", "training", "data", "settings")
+    }
 
 
 def test_a_chain_that_has_not_begun_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from dataclasses import replace
 from itertools import islice
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diffsteer.train import data, own
+from diffsteer.train import data, latents, own
 from diffsteer.train.data import BACKGROUNDS, Emoji, Sample, Stream, composed, family, held_out
 from diffsteer.train.own import Folder, Shards
 
@@ -369,6 +370,17 @@ def test_bad_folders_are_refused_by_name(tmp_path: Path) -> None:
         Folder.at(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["dog.txt", "sub/dog.TXT", "a.png.txt"])
+def test_a_caption_without_a_picture_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    root = folder(tmp_path / "set")
+    (root / "notes.md").write_text("no caption")
+    assert len(Folder.at(root)) == 3
+    (root / name).write_text("a dog")
+    with pytest.raises(ValueError, match=f"holds {name}, a caption, and no picture"):
+        Folder.at(root)
+    assert len(Folder.at(metadata(root, *NAMED))) == 3  # where captions are not beside pictures
+
+
 def test_wrong_or_broken_pictures_are_refused_by_name(tmp_path: Path) -> None:
     root = folder(tmp_path / "set")
     (root / "a.png").write_bytes(png(0, 5, 4))
@@ -421,6 +433,8 @@ BAD_SHARDS = {
     "no picture": ({"a.cls": b"1"}, {}, "holds no picture"),
     "no caption": ({**PAIR, "b.png": png(1)}, {}, "no caption for b"),
     "caption alone": ({**PAIR, "b.txt": b"x"}, {}, "0 pictures for b"),
+    "dots in the name": ({**PAIR, "d.e/x.y.png": png(1)}, {}, r"0 pictures for d.e/x.*x\.y\.png"),
+    "unknown kind": ({**PAIR, "b.gif": b"GIF"}, {}, r"0 pictures for b.*b\.gif"),
     "two pictures": ({**PAIR, "a.jpg": png(1)}, {}, "2 pictures for a"),
     "twice": ({**PAIR, "./a.txt": b"y"}, {}, "a.txt twice"),
     "no JSON": ({"a.png": png(3), "a.json": b"{"}, {}, "a.json is no JSON"),
@@ -449,6 +463,25 @@ def test_bad_shards_are_refused_by_name(case: str, tmp_path: Path) -> None:
     parts, changes, message = BAD_SHARDS[case]
     with pytest.raises(ValueError, match=rf"0\.tar.*{message}"):
         Shards.at(shard(tmp_path / "0.tar", parts, **changes))
+
+
+def test_notes_of_a_shard_are_no_samples(tmp_path: Path) -> None:
+    parts = {**PAIR, "README.md": b"x", "d.e/about.v2.csv": b"x", "a.depth.npy": b"x"}
+    assert len(Shards.at(shard(tmp_path / "0.tar", parts))) == 1
+
+
+def test_a_folder_of_shards_holds_nothing_else_but_notes(tmp_path: Path) -> None:
+    for i in range(2):
+        shard(tmp_path / f"{i}.tar", PAIR)
+    (tmp_path / "index.json").write_text("{}")
+    (tmp_path / "._0.tar").write_text("hidden")
+    assert len(own.opened(tmp_path)) == 2 and len(own.opened(tmp_path / "0.tar")) == 1
+    for name in ("2.tar.gz", "cat.png", "cat.txt", "sub/3.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"holds 0.tar, a tar file, and {name}, which is none"):
+            own.opened(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_large_members_are_refused_before_they_are_read(
@@ -497,6 +530,118 @@ def test_wrong_pictures_of_a_shard_are_refused_by_name(tmp_path: Path) -> None:
         source[0]
     with pytest.raises(ValueError, match=r"0\.tar: b\.png is broken or cut"):
         source[1]
+
+
+# What they hold
+
+
+def packed(root: Path) -> Path:
+    """The pictures and captions of a folder as a tar file beside it."""
+    files = {p.name: p.read_bytes() for p in sorted(root.iterdir())}
+    return shard(root.with_suffix(".tar"), files)
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_contents_change_with_pictures_and_captions_and_not_with_copies(
+    tmp_path: Path, tar: bool
+) -> None:
+    def said() -> dict[str, object]:
+        return own.opened(packed(root) if tar else root).contents.said
+
+    root = tmp_path / "set"
+    root.mkdir()
+    noise = np.random.RandomState(0).randint(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "a.bmp")  # 120,054 bytes, more than is read of it
+    (root / "b.png").write_bytes(png(1))
+    for name in "ab":
+        (root / f"{name}.txt").write_text(name)
+    first = said()
+    assert first["samples"] == 2
+    shutil.copytree(root, tmp_path / "copy")
+    root = tmp_path / "copy"
+    assert said() == first
+    (root / "a.txt").write_text("c")
+    second = said()
+    assert [k for k in first if first[k] != second[k]] == ["captions"]
+    (root / "b.png").write_bytes(png(2))
+    assert len(png(1)) == len(png(2))  # so that the length of the file tells nothing
+    third = said()
+    assert [k for k in first if second[k] != third[k]] == ["pictures"]
+    noise[80:120] = 0
+    Image.fromarray(noise).save(root / "a.bmp")
+    assert said()["pictures"] != third["pictures"]
+
+
+def test_every_byte_of_a_short_file_counts_and_the_end_of_a_long_one(tmp_path: Path) -> None:
+    from diffsteer.train.contents import PIECE, PIECES, _pieces
+
+    for length in (0, 1, PIECE, PIECE * PIECES - 1, PIECE * PIECES):
+        data = np.random.RandomState(0).bytes(length)
+        pieces = list(_pieces(io.BytesIO(data), length))
+        assert b"".join(pieces[:-1]) == data
+    for length in (PIECE * PIECES + 1, 10**6):
+        data = np.random.RandomState(0).bytes(length)
+        pieces = list(_pieces(io.BytesIO(data), length))
+        assert data.startswith(pieces[0]) and data.endswith(pieces[-1])
+        assert PIECES < len(pieces) < PIECES + 3 and {len(p) for p in pieces[:-2]} == {PIECE}
+
+
+def test_sizes_are_those_of_decoded_pictures(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, name in enumerate(("a.png", "b.jpg", "c.webp")):
+        Image.new("RGB", (5 + i, 3)).save(tmp_path / name, exif=exif)
+        (tmp_path / name).with_suffix(".txt").write_text("x")
+    source = Folder.at(tmp_path)
+    assert [s[::-1] for s in source.contents.sizes] == [
+        tuple(source[i].pixels.shape[1:]) for i in range(3)
+    ]
+    assert pickle.loads(pickle.dumps(source)) == source
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"b\.jpg is no readable"):
+        _ = Folder.at(tmp_path).contents
+
+
+SIZES = {
+    "mixed": ([(8, 8), (8, 8), (12, 8)], None, r"2\.png has 12 x 8 pixels and .*0\.png 8 x 8"),
+    "odd": ([(66, 66)], None, r"0\.png has 66 x 66 pixels, and the autoencoder takes .* of 4"),
+    "asked": ([(8, 8), (12, 8)], (8, 8), r"1\.png has 12 x 8 pixels, not 8 x 8: resize it"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_that_cannot_be_trained_are_refused_by_name(case: str, tmp_path: Path) -> None:
+    sizes, size, message = SIZES[case]
+    for i, (width, height) in enumerate(sizes):
+        (tmp_path / f"{i}.png").write_bytes(png(i, width, height))
+        (tmp_path / f"{i}.txt").write_text("x")
+    with pytest.raises(ValueError, match=message):
+        Folder.at(tmp_path).contents.require(size, 4)
+    with pytest.raises(ValueError, match=message):
+        own.opened(packed(tmp_path)).contents.require(size, 4)
+
+
+def test_latents_are_those_of_the_pictures_that_are_there(tmp_path: Path) -> None:
+    """Names and captions are the same: what counts are the pictures."""
+
+    def kept() -> list[int]:
+        rows = latents.cached(
+            Folder.at(root), tmp_path / "run", torch.nn.Identity(), encode, lambda act: act()
+        )
+        return [int(rows[i][0, 0, 0]) for i in range(3)]
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return pixels.float()
+
+    root, encoded = folder(tmp_path / "set"), []
+    (tmp_path / "run").mkdir()
+    killed = tmp_path / "run/.latents-0.npy-1.part"  # what a killed process leaves
+    killed.touch()
+    assert kept() == kept() == [0, 1, 2] and encoded == [3] and not killed.exists()
+    (root / "a.png").write_bytes(png(9))
+    assert kept() == [9, 1, 2] and encoded == [3, 3]
+    assert len(list((tmp_path / "run").iterdir())) == 1
 
 
 # Classes

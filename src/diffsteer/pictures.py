@@ -9,21 +9,24 @@
 | 16-bit, float, CMYK, animation, over 64 megapixels, broken, cut | refused, naming the file |
 | a file of another kind | refused, but for notes (json, txt, csv, ...) and hidden files |
 
-An EXIF orientation is not applied, as in other tools.
+An EXIF orientation is not applied to what is measured, as in other tools; for training it is.
 """
 
 import io
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -57,10 +60,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """All pictures of a folder, with its subfolders, or of a zip file, in the order of names."""
+    """All pictures of a folder, with its subfolders, or of a zip file, in the order of names.
+
+    Attributes:
+        path: The folder or zip file.
+        names: Of the pictures, inside of it.
+        notes: Of the other files.
+    """
 
     path: Path
     names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def at(cls, path: Path) -> "Pictures":
@@ -71,7 +81,7 @@ class Pictures:
             PictureError: it is neither folder nor zip file, holds no picture, or something else:
                 other files, a link to a folder, a name twice.
         """
-        names = sorted(n for n in _listing(path) if not _hidden(n))
+        names = listed(path)
         suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
         strange = [n for n in names if suffixes[n] not in SUFFIXES | NOTES]
         if strange:
@@ -87,7 +97,7 @@ class Pictures:
             raise PictureError(
                 f"{path} holds {twice[0]} twice, and only the last can be read: pack it anew"
             )
-        return cls(path, chosen)
+        return cls(path, chosen, tuple(n for n in names if suffixes[n] in NOTES))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -116,24 +126,63 @@ class Pictures:
                 yield batch
 
 
+def listed(path: Path) -> list[str]:
+    """Names of all files of a folder or zip file that are not hidden, sorted.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        PictureError: it is neither folder nor zip file, or holds a link to a folder.
+    """
+    return sorted(n for n in _listing(path) if not _hidden(n))
+
+
 def stacked(batch: list[Picture]) -> Tensor:
     """Pixels of pictures of equal size, uint8 `(N, 3, H, W)`."""
     return torch.stack([picture.pixels for picture in batch])
 
 
-def decode(name: str, data: bytes) -> Picture:
+def decode(name: str, data: bytes, upright: bool = False) -> Picture:
     """Decode one file to RGB by the rules of this module.
+
+    Args:
+        name: For messages.
+        data: The file.
+        upright: Turn and mirror it as its EXIF orientation says; damaged EXIF says nothing.
 
     Raises:
         PictureError: it is refused, or cannot be read to its end.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut pictures would count")
+    with _opened(name, io.BytesIO(data)) as image:
+        image.load()
+        if upright and _orientation(image) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
+        found, rgb = image.mode, _rgb(image)
+    return Picture(name, torch.from_numpy(np.array(rgb)).permute(2, 0, 1), found)
+
+
+def size_of(name: str, file: IO[bytes]) -> tuple[int, int]:
+    """Width and height of a picture as `decode` makes it upright, read from its header.
+
+    Raises:
+        PictureError: it is refused, or has no header that can be read.
+    """
+    with _opened(name, file) as image:
+        # EXIF may follow the pixels of a PNG, and looking for it decodes them: only where it counts
+        turned = image.width != image.height and _orientation(image) >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+@contextmanager
+def _opened(name: str, file: IO[bytes]) -> Iterator[ImageFile.ImageFile]:
+    """Open a picture that is not refused; what fails meanwhile names it."""
+    head = file.read(25)
+    file.seek(0)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse(name, image, data)
-            image.load()
-            found, rgb = image.mode, _rgb(image)
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse(name, image, head)
+            yield image
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -142,22 +191,30 @@ def decode(name: str, data: bytes) -> Picture:
         raise PictureError(f"{name} is no readable PNG, JPEG, WebP or BMP file") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise PictureError(f"{name} is broken or cut short: {error}") from error
-    return Picture(name, torch.from_numpy(np.array(rgb)).permute(2, 0, 1), found)
 
 
-def _refuse(name: str, image: ImageFile.ImageFile, data: bytes) -> None:
+def _refuse(name: str, image: ImageFile.ImageFile, head: bytes) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(
             f"{name} has {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS}: "
             "resize it"
         )
-    deep_png = image.format == "PNG" and data[24] > 8  # bit depth in the IHDR chunk
+    deep_png = image.format == "PNG" and head[24] > 8  # bit depth in the IHDR chunk
     if deep_png or image.mode.startswith(("I", "F")):
         raise PictureError(f"{name} has more than 8 bits a channel: save it with 8")
     if getattr(image, "n_frames", 1) > 1:
         raise PictureError(f"{name} is an animation: save the frames that should count")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise PictureError(f"{name} has colours {image.mode}: save it as RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a picture is to be turned, 1 to 8, by EXIF; 1 is upright, and where nothing is said."""
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1
+    return said if said in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

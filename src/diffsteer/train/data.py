@@ -86,7 +86,8 @@ class Sample:
 class Source(Protocol):
     """Samples by index, 0 to len - 1; cheap to pickle.
 
-    One that has a method `caption(index)` too tells all captions without decoding a picture.
+    One that has a method `caption(index)` too tells all captions without decoding a picture. One
+    that has `contents`, a `diffsteer.train.contents.Contents`, tells when its samples have changed.
     """
 
     def __len__(self) -> int:
@@ -105,6 +106,12 @@ def caption(source: Source, index: int) -> str:
 def captions(source: Source) -> list[str]:
     """Captions of all samples, in order."""
     return [caption(source, index) for index in range(len(source))]
+
+
+def bound(source: Source) -> dict[str, dict[str, str | int]]:
+    """What a run that goes on has to find again, {"contents": {...}}; empty where nothing can."""
+    found = getattr(source, "contents", None)
+    return {"contents": found.said} if found else {}
 
 
 @dataclass(frozen=True)

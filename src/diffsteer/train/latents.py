@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffsteer.train.data import Source
-from diffsteer.whole import whole
+from diffsteer.train.data import Source, bound
+from diffsteer.whole import PART, whole
 
 ROWS = 64
 """Pictures that are encoded at a time."""
@@ -54,13 +54,14 @@ def cached(
     """Encode a source, unless the folder holds its latents already.
 
     Args:
-        source: Where pictures come from.
+        source: Where pictures come from; other pictures make other latents.
         folder: For the file, whose name says of what it is.
         vae: What encodes, float32; other weights make other latents.
         encode: From pixels, uint8 `(B, 3, H, W)` on the CPU, to latents `(B, C, h, w)`.
         alone: Calls a function on one process, before the others go on.
     """
-    digest = hashlib.sha256(repr(source).encode())
+    known = bound(source).get("contents", {}).get("pictures", repr(source))
+    digest = hashlib.sha256(str(known).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     path = folder / f"latents-{digest.hexdigest()[:32]}.npy"
@@ -71,7 +72,8 @@ def cached(
 def _write(source: Source, path: Path, encode: Callable[[Tensor], Tensor]) -> None:
     from tqdm import tqdm
 
-    for old in path.parent.glob("latents-*.npy"):
+    killed = path.parent.glob(f".latents-*{PART}")  # a run folder has one run at a time
+    for old in (*path.parent.glob("latents-*.npy"), *killed):
         old.unlink()
     with whole(path) as file:
         for start in tqdm(range(0, len(source), ROWS), "encoding", unit_scale=ROWS, disable=None):

@@ -15,19 +15,22 @@ Or it is a class, where one says so by `label`:
 | tar shard, "cls" | what member `cats/cat.cls` says |
 
 Pictures are decoded by the rules of `diffsteer.pictures`. Nothing is unpacked to disk. A
-picture without a caption is refused, and so is a line or a member without a picture: nothing is
-left out unseen. JSON may say "caption" for "text".
+picture without a caption is refused, and so is a caption without a picture, and a folder that
+holds both tar files and anything else but notes: nothing is left out unseen. JSON may say "caption"
+for "text".
 """
 
 import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from diffsteer.pictures import MAX_BYTES, SUFFIXES, Pictures, decode
-from diffsteer.train.data import Sample
+from diffsteer.pictures import MAX_BYTES, NOTES, SUFFIXES, Pictures, decode, listed
+from diffsteer.train.contents import Contents, Place, require_size
+from diffsteer.train.data import Sample, captions
 
 MAX_CAPTION = 2**20
 """Bytes of one caption file."""
@@ -60,7 +63,8 @@ class Folder:
             FileNotFoundError: `path` is not there.
             ValueError: it is no folder, or a picture has no caption, or a caption no picture.
         """
-        names = Pictures.at(path).names
+        pictures = Pictures.at(path)
+        names = pictures.names
         if not path.is_dir():
             raise ValueError(f"{path} is no folder: unpack it")
         if label not in ("", "folder", "dataset.json"):
@@ -73,6 +77,7 @@ class Folder:
         elif listed.exists():
             found = _metadata(listed, set(names))
         else:
+            _require_pictures(pictures)
             found = {name: _beside(path / name) for name in names}
         if missing := [name for name in names if name not in found]:
             raise ValueError(f"{listed} has no line for {missing[0]}: add it")
@@ -94,6 +99,13 @@ class Folder:
         name, caption = self.captions[index]
         file = self.path / name
         return _sample(str(file), _read(file, MAX_BYTES), caption, self.size)
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Sizes and digests of the pictures, whose headers are read once."""
+        files = [self.path / name for name, _ in self.captions]
+        places = [Place(str(file), file, 0, file.stat().st_size) for file in files]
+        return Contents.of(places, captions(self))
 
 
 @dataclass(frozen=True)
@@ -163,14 +175,43 @@ class Shards:
             data = file.read(member.length)
         return _sample(f"{member.shard}: {member.name}", data, member.caption, self.size)
 
+    @cached_property
+    def contents(self) -> Contents:
+        """Sizes and digests of the pictures, whose headers are read once."""
+        places = [Place(f"{m.shard}: {m.name}", m.shard, m.start, m.length) for m in self.members]
+        return Contents.of(places, captions(self))
+
+
+def opened(path: Path, size: tuple[int, int] | None = None, label: str = "") -> "Folder | Shards":
+    """Open a folder of pictures, one of tar files, or one tar file.
+
+    Args:
+        path: Where it is.
+        size: Height and width that each picture must have; None allows all.
+        label: Where a class is, as in `Folder.at` and `Shards.at`; empty for captions.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: a folder holds tar files and others; or as `Folder.at` and `Shards.at`.
+    """
+    if not path.is_dir():
+        return Shards.at(path, size=size, label=label)
+    shards = sorted(p.name for p in path.glob("*.tar") if not p.name.startswith("."))
+    if not shards:
+        return Folder.at(path, size, label)
+    allowed = NOTES - {".txt"}
+    others = [n for n in listed(path) if PurePosixPath(n).suffix.lower() not in allowed]
+    if strange := [name for name in others if name not in shards]:
+        raise ValueError(
+            f"{path} holds {shards[0]}, a tar file, and {strange[0]}, which is none and would be "
+            "left out: move it away, or pack it into an uncompressed tar file of this folder"
+        )
+    return Shards.at(*(path / name for name in shards), size=size, label=label)
+
 
 def _sample(name: str, data: bytes, caption: str, size: tuple[int, int] | None) -> Sample:
-    pixels = decode(name, data).pixels
-    if size is not None and tuple(pixels.shape[1:]) != size:
-        raise ValueError(
-            f"{name} has {pixels.shape[2]} x {pixels.shape[1]} pixels, not {size[1]} x {size[0]}: "
-            "resize it"
-        )
+    pixels = decode(name, data, upright=True).pixels
+    require_size(name, (pixels.shape[2], pixels.shape[1]), size)
     return Sample(pixels, caption)
 
 
@@ -212,6 +253,17 @@ def _beside(picture: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{picture} has no caption: write {path.name} or metadata.jsonl")
     return _text(str(path), _read(path, MAX_CAPTION))
+
+
+def _require_pictures(pictures: Pictures) -> None:
+    """Refuse captions of pictures that are not there."""
+    known = {PurePosixPath(name).with_suffix("") for name in pictures.names}
+    for note in map(PurePosixPath, pictures.notes):
+        if note.suffix.lower() == ".txt" and note.with_suffix("") not in known:
+            raise ValueError(
+                f"{pictures.path} holds {note}, a caption, and no picture {note.stem}: add the "
+                "picture, or remove the caption"
+            )
 
 
 def _metadata(path: Path, pictures: set[str]) -> dict[str, str]:
@@ -268,7 +320,7 @@ def _inside(where: str, name: str) -> PurePosixPath:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a tar file holds of one sample: the picture, or a caption, with its content."""
+    """What a tar file holds of one sample: picture, caption with its content, or something else."""
 
     info: tarfile.TarInfo
     key: str
@@ -283,12 +335,19 @@ def _scan(shard: Path, label: str) -> Iterator[Member]:
         if part.kind in samples.setdefault(part.key, {}):
             raise ValueError(f"{shard} has {part.info.name} twice: rename one")
         samples[part.key][part.kind] = part
-    if not samples:
+    if not any(kind in SUFFIXES for parts in samples.values() for kind in parts):
         raise ValueError(f"{shard} holds no picture: give PNG, JPEG, WebP or BMP members")
     for key, parts in samples.items():
         pictures = [part.info for part in parts.values() if part.kind in SUFFIXES]
+        if not pictures and not any(_counts(part, label) for part in parts.values()):
+            continue
         if len(pictures) != 1:
-            raise ValueError(f"{shard} has {len(pictures)} pictures for {key}, not one")
+            names = ", ".join(part.info.name for part in parts.values())
+            raise ValueError(
+                f"{shard} has {len(pictures)} pictures for {key}, not one, among {names}: the name "
+                "of a picture is that of its caption up to the first dot, then .png, .jpg, .jpeg, "
+                ".webp or .bmp"
+            )
         info = pictures[0]
         yield Member(shard, info.name, info.offset_data, info.size, _said(shard, key, parts, label))
 
@@ -304,19 +363,32 @@ def _said(shard: Path, key: str, parts: dict[str, _Part], label: str) -> str:
     raise ValueError(f"{shard} has no caption for {key}: add {key}.txt or {key}.json")
 
 
+def _told(label: str) -> set[str]:
+    """Kinds of members that hold a caption, or a class."""
+    return {".cls"} if label else {".txt", ".json"}
+
+
+def _counts(part: _Part, label: str) -> bool:
+    """Whether a member without a picture would be left out: all but notes would."""
+    return part.kind in _told(label) or PurePosixPath(part.info.name).suffix.lower() not in NOTES
+
+
 def _parts(shard: Path, label: str) -> Iterator[_Part]:
-    """Yield the members that count.
+    """Yield the members that are not hidden.
 
     As in webdataset, the key is the path up to the first dot of the file name; what comes after
-    says what the member is, and members of other kinds (".seg.png", and ".cls" where no class is
-    asked for) are passed over.
+    says what the member is. Beside a picture, members of other kinds (".seg.png", and ".cls" where
+    no class is asked for) are allowed and not read.
     """
-    told = {".cls"} if label else {".txt", ".json"}
+    told = _told(label)
     for file, info in _members(shard):
         path = _inside(str(shard), info.name)
         base, _, kind = path.name.partition(".")
         key, kind = (path.parent / base).as_posix(), f".{kind.lower()}"
-        if not base or kind not in SUFFIXES | told:
+        if not base:
+            continue
+        if kind not in SUFFIXES | told:
+            yield _Part(info, key, kind, b"")
             continue
         limit = MAX_BYTES if kind in SUFFIXES else MAX_CAPTION
         if info.size > limit:

@@ -28,8 +28,8 @@ class Data:
     Attributes:
         source: "emoji", or a folder of pictures with captions, or one of webdataset tar files.
         split: Of the emoji: train, test or all.
-        size: Side in pixels that each of a user's pictures must have; 0 allows all. Emoji are made
-            of this size: 64, 32 or 16; 0 is 64.
+        size: Side in pixels that each of a user's pictures must have; 0 allows any one size of all.
+            Emoji are made of this size: 64, 32 or 16; 0 is 64.
         drop: Share of captions that are left empty, for classifier-free guidance.
         label: What a caption is where a class is wanted: of emoji "group", "style" or
             "background", of a folder "folder" or "dataset.json", of tar files "cls"; empty for the
@@ -43,6 +43,12 @@ class Data:
     drop: float = 0.0
     label: str = ""
     group: str = ""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.drop <= 1 and self.size >= 0):
+            raise ValueError(
+                f"data.drop={self.drop}, data.size={self.size}: give 0 <= drop <= 1, size >= 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ import torch
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.data import Emoji, Source, captions
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task
-from diffsteer.train.own import Folder, Shards
+from diffsteer.train.own import Folder, Shards, opened
 from diffsteer.train.settings import Data, Run, strict
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 from diffsteer.train.trainer import Trainer
 
+SOURCES = '"emoji", a folder of pictures, a folder of tar files, or one tar file'
 TASKS = ("autoencoder", "edm2", "refiner", "text-to-image")
 
 
@@ -20,13 +21,16 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
     """Make the trainer of a run in a folder, new or found there.
 
     Raises:
-        ValueError: the task is unknown, or as `Trainer`.
+        ValueError: the task is unknown, pictures have sizes that it cannot take, or as `Trainer`.
     """
     if run.task == "refiner":
         return _refiner(run, folder, start)
     source = source_of(run.data)
     torch.manual_seed(run.training.seed)
-    return Trainer(run, _task(run, source), source, folder, start)
+    task = _task(run, source)
+    if isinstance(source, Folder | Shards):
+        source.contents.require(source.size, _side(task))
+    return Trainer(run, task, source, folder, start)
 
 
 def _refiner(run: Run, folder: Path, start: int | None) -> Trainer:
@@ -45,10 +49,10 @@ def source_of(data: Data) -> Source:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: as `Emoji`, `Folder` and `Shards`.
+        ValueError: a setting is of the emoji alone; or as `Emoji` and `opened`.
     """
     if not data.source:
-        raise ValueError("data.source is empty: name a folder of pictures, or emoji")
+        raise ValueError(f"data.source is empty: name {SOURCES}")
     if data.source == "emoji":
         return Emoji(
             data.split,  # type: ignore[arg-type]
@@ -58,11 +62,20 @@ def source_of(data: Data) -> Source:
         )
     if data.group:
         raise ValueError(f"data.group={data.group!r} is of the emoji, not of {data.source}")
-    path, size = Path(data.source), (data.size, data.size) if data.size else None
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    if shards:
-        return Shards.at(*shards, size=size, label=data.label)
-    return Folder.at(path, size, data.label)
+    if data.split != Data.split:
+        raise ValueError(
+            f"data.split={data.split!r} is of the emoji, not of {data.source}, all of which is "
+            "learnt: leave it out, and name a folder that holds the split"
+        )
+    if not (path := Path(data.source)).exists():
+        raise FileNotFoundError(f"data.source={data.source} is not there: name {SOURCES}")
+    return opened(path, (data.size, data.size) if data.size else None, data.label)
+
+
+def _side(task: Task) -> int:
+    """What sides of pictures have to be multiples of: an autoencoder halves them several times."""
+    vae = getattr(task, "vae", None)
+    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _task(run: Run, source: Source) -> Task:

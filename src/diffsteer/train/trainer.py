@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from diffsteer.ema import PowerEMA
 from diffsteer.recipe import differences
 from diffsteer.train.checkpoint import Checkpoints, put
-from diffsteer.train.data import Source, Stream
+from diffsteer.train.data import Source, Stream, bound
 from diffsteer.train.log import Metrics, Sums, save_grid
 from diffsteer.train.settings import Data, Run, flat
 from diffsteer.train.task import Examples, Task
@@ -67,7 +67,7 @@ class Trainer:
             self.trained.values(), how.rate, how.betas, weight_decay=how.decay, fused=True
         )
         self.averages = PowerEMA(self.trained.items(), how.averages)
-        self._alone(self._claim)
+        self._alone(lambda: self._claim(source))
         self.images = self._reported = self._resume(start)
         with self.accelerator.autocast():
             self.source = task.prepare(source, folder, self._alone)
@@ -228,21 +228,24 @@ class Trainer:
         self.averages.load_state_dict({"sigmas": self.averages.sigmas, "averages": averages})
         return images
 
-    def _claim(self) -> None:
+    def _claim(self, source: Source) -> None:
         """Say what the folder holds, or check that it holds this run."""
-        path, mine = self.folder / "run.json", self.run.binds()
+        path, mine = self.folder / "run.json", self.run.binds() | bound(source)
         if path.exists():
             try:
-                was = flat({"data": asdict(Data())}) | flat(json.loads(path.read_bytes()))
+                said = json.loads(path.read_bytes())
+                was = flat({"data": asdict(Data())}) | flat(said)
             except (ValueError, AttributeError) as error:
                 raise ValueError(
                     f"{path} was changed and says no more which run this is ({error}): put it back "
                     "as it was, or give another --out"
                 ) from error
+            if "contents" not in said:  # of before it was recorded
+                mine.pop("contents", None)
             if odd := differences(was, flat(mine)):
                 raise ValueError(
                     f"{self.folder} holds another run: {odd}. Give another --out, or the settings "
-                    "that it began with"
+                    "and the data that it began with"
                 )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
