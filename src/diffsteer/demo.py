@@ -89,14 +89,14 @@ GUIDANCES = tuple(
         ),
         (
             "SAG",
-            'SAG(0.75, on="cond")',
+            'SAG(0.25, on="cond")',
             "",
             "Away from a prediction blurred where the network looks (Hong et al. 2022).",
         ),
-        ("CFG + SAG", "CFG(3) + SAG(0.75)", "", "Both of them: guidances add up."),
+        ("CFG + SAG", "CFG(3) + SAG(0.25)", "", "Both of them: guidances add up."),
         (
             "PAG",
-            'PAG(1, layer="up_blocks.1")',
+            'PAG(0.5, layer="up_blocks.1")',
             "",
             "Away from a network that attends to nothing but itself (Ahn et al. 2024).",
         ),
@@ -108,7 +108,7 @@ GUIDANCES = tuple(
         ),
         (
             "autoguidance",
-            "Auto(2)",
+            "Auto(1.5)",
             "pocket-guide",
             "Away from a smaller, less trained version of itself (Karras et al. 2024).",
         ),
@@ -226,8 +226,9 @@ def _page(done: Sequence[Drawn]) -> str:
         "are samples that a network evaluated for one picture, seconds are for one picture on "
         "this machine; the first row includes warming up. The error is of the corners' colour, "
         "in grey levels of 255. "
-        f"{len(PROMPTS)} pictures show what a method does; how much it helps is measured on "
-        "thousands, with <code>diffsteer compare</code>.</p>",
+        f"{len(PROMPTS)} pictures show what a method does, at weights at which it can be seen; how "
+        "much it helps, and at which weight, is measured on thousands, with <code>diffsteer "
+        "compare</code>.</p>",
         f"<p>{CREDIT}</p>",
     ]
     return document("diffsteer demo", sections, STYLE)
