@@ -330,11 +330,19 @@ def test_repeated_tensors_are_no_cheaper_than_a_files_own(tmp_path: Path) -> Non
         edm2.read(of_modules(tmp_path, leaf({"w": one[:0]})))
 
 
-@pytest.mark.parametrize("content", [b"N.", b"(K\x01K\x01K\x01t.", b"N0" * 200 + b"N."])
-def test_headers_of_data_that_are_none_are_refused(content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"N.", "its data are no storage"),
+        (b"(K\x01K\x01K\x01t.", "its data are no storage"),
+        (b"N" * 200 + b".", "more than 200 instructions"),
+    ],
+    ids=["nothing", "a tuple", "a program"],
+)
+def test_headers_of_data_that_are_none_are_refused(content: bytes, says: str) -> None:
     good = inner_of(torch.zeros(1, dtype=torch.float16))
     storage = [match.start() for match in re.finditer(b"\x80\x02", good)][3]
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=says):
         tensors.storage(good[:storage] + b"\x80\x02" + content + good[storage:])
 
 
