@@ -73,21 +73,27 @@ def module(net: nn.Module, trace: Path, kwargs: dict[str, Any] | None = None) ->
     return Persistent(name, state, trace)
 
 
-def encoder(latent: bool, trace: Path) -> Persistent:
+def encoder(latent: bool, trace: Path, channels: int = 4, **changes: Any) -> Persistent:
     if not latent:
         return Persistent("StandardRGBEncoder", {"_init_kwargs": EasyDict()}, trace)
     scale = np.float32(0.5) / np.float32([4.17, 4.62, 3.71, 3.28])
     bias = -np.float32([5.81, 3.25, 0.12, -2.15]) * scale
     kwargs = EasyDict(vae_name="stabilityai/sd-vae-ft-mse")
-    return Persistent("VAE", {"_init_kwargs": kwargs, "scale": scale, "bias": bias}, trace)
+    state = {"_init_kwargs": kwargs, "scale": scale[:channels], "bias": bias[:channels], **changes}
+    return Persistent("VAE", {k: v for k, v in state.items() if v is not None}, trace)
 
 
-def snapshot(net: EDM2, trace: Path, latent: bool = False, protocol: int = 4) -> bytes:
-    """Bytes of a snapshot of a network, in float16; `trace` appears if its source text runs."""
+def snapshot(
+    net: EDM2, trace: Path, latent: bool = False, protocol: int = 4, **changes: Any
+) -> bytes:
+    """Bytes of a snapshot of a network, in float16; `trace` appears if its source text runs.
+
+    `changes` are of the encoder's state, None for what it lacks.
+    """
     loss = Persistent("EDM2Loss", {"_init_kwargs": EasyDict(P_mean=-0.4, P_std=1.0)}, trace)
     with named():
         content = EasyDict(
-            encoder=encoder(latent, trace),
+            encoder=encoder(latent, trace, net.config["img_channels"], **changes),
             dataset_kwargs=EasyDict(class_name="training.dataset.ImageFolderDataset"),
             loss_fn=loss,
             ema=module(net, trace, net.config),

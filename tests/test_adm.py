@@ -8,6 +8,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -86,6 +87,28 @@ def test_flags_of_official_command_lines() -> None:
     assert PUBLISHED["512x512_diffusion.pt"].widths == (128, 256, 256, 512, 512, 1024, 1024)
 
 
+def test_flags_of_classifiers_on_official_command_lines() -> None:
+    """In full as the README of guided-diffusion writes them, and in short with its defaults."""
+    text = (
+        "--image_size 128 --classifier_attention_resolutions 32,16,8 --classifier_depth 2 "
+        "--classifier_width 128 --classifier_pool attention --classifier_resblock_updown True "
+        "--classifier_use_scale_shift_norm True"
+    )
+    assert Flags.parse(text) == PUBLISHED["128x128_classifier.pt"]
+    short = "--image_size 64 --classifier_depth 4 --noise_schedule cosine"
+    assert Flags.parse(short) == PUBLISHED["64x64_classifier.pt"]
+
+
+def test_iddpm_says_whether_timesteps_are_rescaled() -> None:
+    text = "--image_size 32 --num_res_blocks 3 --dropout 0.3 --learn_sigma True "
+    text += "--diffusion_steps 4000 --noise_schedule cosine"
+    with pytest.raises(ValueError, match="Add --rescale_timesteps True or False"):
+        Flags.parse(text)
+    told = Flags.parse(f"{text} --rescale_timesteps True")
+    assert told == PUBLISHED["cifar10_uncond_50M_500K.pt"]
+    assert not Flags.parse(f"{text} --rescale_timesteps False").rescale_timesteps
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -100,6 +123,10 @@ def test_flags_of_official_command_lines() -> None:
         ("--attention_resolutions x", "attention_resolutions='x'"),
         ("--classifier True", "needs num_head_channels"),
         ("--num_res_blocks 0", "must be >= 1"),
+        ("--classifier_pool adaptive", "classifier_pool='adaptive'"),
+        ("--classifier_depth 4 --num_res_blocks 3", "classifier_depth beside num_res_blocks"),
+        ("--classifier False --classifier_depth 4", "of two networks"),
+        ("--classifier_colour 4", "no ADM flag is called 'classifier_colour'"),
     ],
 )
 def test_bad_flags(text: str, says: str) -> None:
@@ -353,6 +380,23 @@ def test_a_plain_hostile_pickle_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "bad.pt").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(ValueError, match="cannot be read as tensors"):
         load(tmp_path / "bad.pt", SMALL)
+
+
+def test_archives_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
+    good, bomb = tmp_path / "good.pt", tmp_path / "bomb.pt"
+    torch.save({"w": torch.zeros(2**18)}, good)
+    with ZipFile(good) as old, ZipFile(bomb, "w", ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    assert bomb.stat().st_size < 10_000
+    with pytest.raises(ValueError, match="entry 'good/data.pkl' unpacks .*: refused"):
+        load(bomb)
+    with ZipFile(good) as old, ZipFile(bomb, "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+        new.filelist += new.filelist * 2  # data of one entry under three names
+    with pytest.raises(ValueError, match="unpacks .*: refused"):
+        load(bomb)
 
 
 def test_cut_and_changed_files(saved: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from diffsteer import (
 from diffsteer.checkpoints.adm import Diffusion
 from diffsteer.nets.adm import ADM, ADMClassifier
 from diffsteer.nets.adm_flags import Flags
+from diffsteer.sampler import NAMED, Sampler
+from diffsteer.text import parse
 
 TINY = Flags(
     image_size=32,
@@ -281,6 +283,8 @@ def test_what_is_missing_is_said() -> None:
     with pytest.raises(ValueError, match="asks for the condition 'null'"):
         adm.denoiser(CFG(2.0), CLASSES)(START, level)
     fixed = Diffusion(random_weights(ADM(replace(TINY, learn_sigma=False))).double())
-    with pytest.raises(ValueError, match="3 channels for 3, so it learned no variance: take DDPM"):
+    with pytest.raises(ValueError, match="3 channels for 3, so it learned no variance") as refusal:
         ours(fixed.net, "4", None, Ancestral())
+    advice = str(refusal.value).rpartition("--sampler ")[2]
+    assert parse(advice, Sampler, named=NAMED) == DDPM
     assert ours(fixed.net, "4", None, DDPM).isfinite().all()

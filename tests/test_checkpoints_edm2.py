@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -20,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffsteer.checkpoints import edm2
-from diffsteer.checkpoints.unpickle import MOST, CheckpointError
+from diffsteer.checkpoints import edm2, tensors
+from diffsteer.checkpoints.unpickle import MOST, Call, CheckpointError
 from diffsteer.nets.edm2 import EDM2
 
 TINY = {
@@ -85,7 +86,7 @@ def test_bits_of_a_snapshot_come_back_and_its_source_never_runs(
     said = found.about["encoder"]
     assert said["kind"] == ("vae" if latent else "rgb")
     if latent:
-        assert said["scale"] == pytest.approx([0.5 / s for s in (4.17, 4.62, 3.71, 3.28)])
+        assert said["scale"] == pytest.approx([0.5 / 4.17])
 
 
 def test_converts_and_loads_in_both_precisions(tiny: EDM2, tmp_path: Path) -> None:
@@ -248,27 +249,141 @@ def test_tensors_beyond_their_data_are_refused(tiny: EDM2, tmp_path: Path) -> No
         (b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
         (b"ctorch\n", b"ctorhc\n"),
     ):
-        from diffsteer.checkpoints.tensors import storage
-
-        inner = good[good.index(b"\x80\x02") : good.index(b"\x94\x85\x94R")]
-        assert len(storage(inner)) == 1
+        inner = inner_of(one)
+        assert len(tensors.storage(inner)) == 1
         with pytest.raises(CheckpointError):
-            storage(changed(inner, old, new))
+            tensors.storage(changed(inner, old, new))
     with pytest.raises(CheckpointError, match="zip archive"):
-        storage(zipped())
+        tensors.storage(zipped())
 
 
-def test_modules_without_end_are_refused(tiny: EDM2, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [
+        (0, (2**2000,) * 100_000, (1,) * 100_000),  # their product takes hours
+        (0, (1,) * 9, (1,) * 9),
+        (0, (1,), (2**70,)),
+        (2**63, (0,), (1,)),
+        (0, (-1,), (1,)),
+        (0, (1, 1), (1,)),
+        (0, [1], [1]),
+        (0, (True,), (1,)),
+        (None, (1,), (1,)),
+    ],
+    ids=["vast", "nine", "wide stride", "far", "negative", "uneven", "lists", "bool", "None"],
+)
+def test_shapes_that_cannot_be_are_refused_before_they_are_computed_with(
+    offset: Any, size: Any, stride: Any
+) -> None:
+    data = Call(tensors.STORAGE, (inner_of(torch.zeros(4, dtype=torch.float16)),))
+    made = tensors.Tensors(1000).made
+    assert made(Call(tensors.REBUILD, (data, 1, (3,), (1,), False, None)), "a").tolist() == [0] * 3
+    with pytest.raises(CheckpointError, match="unet.weight has no shape that a tensor can have"):
+        made(Call(tensors.REBUILD, (data, offset, size, stride, False, None)), "unet.weight")
+
+
+def inner_of(tensor: torch.Tensor) -> bytes:
+    """Data of a tensor as a pickle of it holds them."""
+    content = pickle.dumps(tensor, 4)
+    return content[content.index(b"\x80\x02") : content.index(b"\x94\x85\x94R")]
+
+
+def of_modules(tmp_path: Path, state: dict[str, Any]) -> Path:
     trace = tmp_path / "trace"
-    loop = fabricate.Persistent("Loop", {"_parameters": {}, "_buffers": {}}, trace)
-    loop.meta["state"]["_modules"] = {}
-    inner = loop.meta["state"]
-    for _ in range(40):  # every level holds the next one twice
-        inner = {"_parameters": {}, "_buffers": {}, "_modules": dict.fromkeys(
-            "ab", fabricate.Persistent("Loop", inner, trace))}  # fmt: skip
-    top = {"ema": fabricate.Persistent("Precond", {**inner, "_init_kwargs": {}}, trace)}
+    top = fabricate.Persistent("Precond", {"_init_kwargs": {}, **state}, trace)
+    return written(tmp_path, pickled({"ema": top}))
+
+
+def children(tmp_path: Path, *states: dict[str, Any]) -> dict[str, Any]:
+    parts = [fabricate.Persistent("Part", state, tmp_path / "trace") for state in states]
+    return leaf() | {"_modules": {f"m{i}": part for i, part in enumerate(parts)}}
+
+
+def leaf(parameters: Any = None) -> dict[str, Any]:
+    return {"_parameters": parameters or {}, "_buffers": {}, "_modules": {}}
+
+
+def test_modules_without_end_are_refused(tmp_path: Path) -> None:
+    state = leaf()
+    for _ in range(edm2.DEEPEST + 1):
+        state = children(tmp_path, state)
     with pytest.raises(CheckpointError, match="without end"):
-        edm2.read(written(tmp_path, pickled(top)))
+        edm2.read(of_modules(tmp_path, state))
+    one = leaf()
+    with pytest.raises(CheckpointError, match="the module 'm1.' has another name"):
+        edm2.read(of_modules(tmp_path, children(tmp_path, one, one)))
+    absent = {f"p{i}": None for i in range(101)}  # repeated by reference, a hundred times
+    many = children(tmp_path, *(leaf(absent) for _ in range(100)))
+    with pytest.raises(CheckpointError, match="more than 10,000 modules and tensors"):
+        edm2.read(of_modules(tmp_path, many))
+    long = leaf({"p" * 101: None})
+    with pytest.raises(CheckpointError, match="p{100} is no name"):
+        edm2.read(of_modules(tmp_path, long))
+
+
+def test_repeated_tensors_are_no_cheaper_than_a_files_own(tmp_path: Path) -> None:
+    one = torch.zeros(1, dtype=torch.float16)
+    path = of_modules(tmp_path, leaf({f"p{i}": one for i in range(2000)}))
+    with pytest.raises(CheckpointError, match="tensors take more than the file holds"):
+        edm2.read(path)
+    with pytest.raises(CheckpointError, match="w asks for 0 numbers of 1"):
+        edm2.read(of_modules(tmp_path, leaf({"w": one[:0]})))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"N.", "its data are no storage"),
+        (b"(K\x01K\x01K\x01t.", "its data are no storage"),
+        (b"N" * 200 + b".", "more than 200 instructions"),
+    ],
+    ids=["nothing", "a tuple", "a program"],
+)
+def test_headers_of_data_that_are_none_are_refused(content: bytes, says: str) -> None:
+    good = inner_of(torch.zeros(1, dtype=torch.float16))
+    storage = [match.start() for match in re.finditer(b"\x80\x02", good)][3]
+    with pytest.raises(CheckpointError, match=says):
+        tensors.storage(good[:storage] + b"\x80\x02" + content + good[storage:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"scale": [None]}, r"scale is \[None\], where latents of 1 channels"),
+        ({"scale": ["1.5"]}, "scale is"),
+        ({"scale": 0.5}, "scale is no array"),
+        ({"scale": None}, "scale is None"),
+        ({"bias": None}, "bias is None"),
+        ({"bias": np.float32([1, 1])}, "bias is .*of 1 channels"),
+        ({"scale": np.float32([])}, "scale is"),
+        ({"scale": np.float32([0])}, "it must be > 0"),
+        ({"scale": np.float32([-1])}, "it must be > 0"),
+        ({"scale": np.float32([np.nan])}, "finite"),
+        ({"bias": [np.inf]}, "no plain value"),
+    ],
+    ids=lambda said: str(said)[:30],
+)
+def test_factors_of_latents_that_cannot_be_are_refused(
+    tiny: EDM2, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    content = fabricate.snapshot(tiny, tmp_path / "trace", True, **changes)
+    with pytest.raises(CheckpointError, match=says):
+        edm2.read(written(tmp_path, content))
+
+
+def test_factors_of_latents_are_checked_in_folders_too(tiny: EDM2, tmp_path: Path) -> None:
+    good = edm2.read(written(tmp_path, fabricate.snapshot(tiny, tmp_path / "trace", True)))
+    good.save(tmp_path / "net")
+    config = tmp_path / "net" / "config.json"
+    content = json.loads(config.read_text("utf-8"))
+    for change in ({"encoder": "vae"}, {"encoder": {**content["encoder"], "scale": [0.0]}}):
+        config.write_text(json.dumps({**content, **change}), "utf-8")
+        with pytest.raises(ValueError, match="is no EDM2 network: .*encoder"):
+            EDM2.load(tmp_path / "net")
+    content["config"]["use_fp16"] = "yes"
+    config.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match="use_fp16='yes' must be True or False"):
+        EDM2.load(tmp_path / "net")
 
 
 def mutations(content: bytes, n: int, seed: int) -> Iterator[bytes]:

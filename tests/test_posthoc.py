@@ -37,7 +37,7 @@ def nets() -> dict[tuple[int, float], EDM2]:
 def folder(tmp_path: Path) -> Path:
     """Snapshots as pickles, one of them converted."""
     for (count, width), net in nets().items():
-        path = tmp_path / "raw" / name("network-snapshot", count, width)
+        path = tmp_path / "raw" / name("network-snapshot", count // 1000, width)
         if count == TIMES[1]:
             net.save(path)
         else:
@@ -49,9 +49,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_names_are_those_that_users_know() -> None:
-    assert name("phema", 2**31, 0.13) == "phema-2147483-0.130"
+    assert name("phema", 2147483, 0.13) == "phema-2147483-0.130"
     for kimg, count in ((2147483, 2**31), (134217, 2**27), (939524, 896 * 2**20)):
         assert images(kimg) == count
+    assert all(images(kimg) // 1000 == kimg for kimg in range(1, 3000))
+
+
+def test_times_are_those_of_the_names(tmp_path: Path) -> None:
+    """No multiple of 1024 lies between 42,000 and 43,000, but there is a snapshot of that name."""
+    for kimg, said in ((21, None), (42, None), (43, {"images": "43200"})):
+        save_file(
+            {"w": torch.full((2,), kimg * 1.0)},
+            tmp_path / f"net-{kimg:07d}-0.100.safetensors",
+            said,
+        )
+    assert [(s.kimg, s.count) for s in find(tmp_path, "net")] == [
+        *((21, 21504), (42, 42000), (43, 43200))
+    ]
+    (path,) = reconstruct(tmp_path, tmp_path / "out", [0.1], kimg=42, prefix="net")
+    assert path.name == "phema-0000042-0.100.safetensors"
+    (path,) = reconstruct(tmp_path, tmp_path / "out", [0.1], prefix="net")
+    assert path.name == "phema-0000043-0.100.safetensors"
+    with pytest.raises(FileNotFoundError, match="no snapshot at 44 .* there are 21, 42, 43"):
+        reconstruct(tmp_path, tmp_path / "out", [0.1], kimg=44, prefix="net")
 
 
 def test_find(folder: Path) -> None:
@@ -59,7 +79,7 @@ def test_find(folder: Path) -> None:
     assert [(s.count, s.width) for s in found] == [(t, w) for t in TIMES for w in WIDTHS]
     with pytest.raises(FileNotFoundError, match="holds no phema-KIMG-WIDTH"):
         find(folder, "phema")
-    (folder / f"{name('network-snapshot', TIMES[1], 0.05)}.pkl").write_bytes(b"")
+    (folder / f"{name('network-snapshot', TIMES[1] // 1000, 0.05)}.pkl").write_bytes(b"")
     with pytest.raises(ValueError, match="twice"):
         find(folder, "network-snapshot")
 
@@ -107,14 +127,16 @@ def test_what_is_there_is_left_alone(folder: Path, tmp_path: Path) -> None:
 def test_any_network_in_safetensors(tmp_path: Path) -> None:
     for i, count in enumerate(TIMES):
         state = {"w": torch.full((2,), float(i)), "steps": torch.tensor(i)}
-        save_file(state, tmp_path / f"{name('snap', count, 0.1)}.safetensors")
+        save_file(state, tmp_path / f"{name('snap', count // 1000, 0.1)}.safetensors")
     (path,) = reconstruct(tmp_path, tmp_path / "out", [0.2], prefix="snap", out_prefix="avg")
     assert path.name == "avg-0025165-0.200.safetensors"
     share = weights([(t, gamma(0.1)) for t in TIMES], (TIMES[-1], gamma(0.2)))
     made = load_file(path)
     assert made["w"][0].item() == pytest.approx((share[1] + 2 * share[2]).item(), rel=1e-3)
     assert made["steps"] == 2
-    save_file({"v": torch.zeros(2)}, tmp_path / f"{name('snap', TIMES[0], 0.05)}.safetensors")
+    save_file(
+        {"v": torch.zeros(2)}, tmp_path / f"{name('snap', TIMES[0] // 1000, 0.05)}.safetensors"
+    )
     with pytest.raises(ValueError, match="of another network"):
         reconstruct(tmp_path, tmp_path / "other", [0.2], prefix="snap")
     assert not (tmp_path / "other").exists()

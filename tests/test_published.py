@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import fabricate
@@ -18,7 +19,7 @@ from diffsteer.commands.published import Published, sample
 from diffsteer.guidance import Guidance
 from diffsteer.nets.edm2 import EDM2, network
 from diffsteer.nets.edm2_sample import Loop, generate, guided, latents, pixels
-from diffsteer.presets.edm2 import Net, preset, presets
+from diffsteer.presets.edm2 import Net, Preset, preset, presets
 from diffsteer.text import parse
 
 ROOT = Path(__file__).parent.parent
@@ -181,6 +182,36 @@ def test_settings_that_are_not_recorded_are_asked_for() -> None:
     assert given.guidance() == "Auto(1.2)" and given.main == Net("img512-m", 2048, 0.03)
     with pytest.raises(ValueError, match="has no guide"):
         preset("edm2-img64-s-fid").varied(2.0, None, None)
+    assert found.varied(None, 0.125, 0.015).main.stem.endswith("-0.125")
+    for widths in ((0.1234, None), (None, 0.0155), (math.nan, None)):
+        with pytest.raises(ValueError, match="three decimals"):
+            found.varied(None, *widths)
+
+
+def test_the_docs_list_every_preset_and_none_else() -> None:
+    page = (ROOT / "docs/published.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `edm2-img")]
+    names = [name for row in rows for name in re.findall(r"`([^`]*)`", row)]
+    listed = [one for name in names for one in unfolded(name)]
+    assert sorted(listed) == sorted(presets())
+    asks = [one.name for one in presets().values() if not complete(one)]
+    guided = [name for name in asks if presets()[name].guide]
+    assert f"{len(listed)} presets {len(listed) - len(asks)} are complete" in page
+    assert (len(asks), len(guided)) == (13, 5) and "The other 13" in page and "guided five" in page
+
+
+def complete(one: Preset) -> bool:
+    nets = [one.main, *([one.guide] if one.guide else [])]
+    return all(net.ema for net in nets) and (one.guide is None or one.weight is not None)
+
+
+def unfolded(name: str) -> list[str]:
+    """Names that braces stand for: "a-{b,c}" is a-b and a-c."""
+    before, brace, rest = name.partition("{")
+    if not brace:
+        return [name]
+    inner, _, after = rest.partition("}")
+    return [one for part in inner.split(",") for one in unfolded(before + part + after)]
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,8 @@ class Denoiser:
         if base.variance is None:
             raise ValueError(
                 f"the network returns {base.out.shape[1]} channels for {x.shape[1]}, so it learned "
-                "no variance: take DDPM, the ancestral sampler with that of the posterior"
+                "no variance: take DDPM, the ancestral sampler with that of the posterior; of the "
+                "command line --sampler DDPM"
             )
         return base.x0 if shift is None else base.x0 + shift, base.variance
 

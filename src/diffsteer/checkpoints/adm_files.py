@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ def read(path: Path) -> tuple[State, Flags | None]:
         return _read_folder(path)
     with path.open("rb") as file:
         try:
+            _require_stored(file)
             held = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # what a broken or hostile pickle raises knows no bounds
             reason = str(error).strip().splitlines()
@@ -38,6 +40,21 @@ def read(path: Path) -> tuple[State, Flags | None]:
                 "holds nothing else; if it is cut short, fetch it again"
             ) from error
     return _state(held, path), None
+
+
+def _require_stored(file: BinaryIO) -> None:
+    """Refuse a zip archive that would unpack to more than it is; other files pass."""
+    if file.read(4) == b"PK\x03\x04":
+        left = file.seek(0, 2)
+        with ZipFile(file) as archive:
+            for entry in archive.infolist():
+                left -= entry.file_size
+                if entry.compress_type != ZIP_STORED or left < 0:
+                    raise ValueError(
+                        f"its entry {entry.filename[:100]!r} unpacks {entry.compress_size} bytes "
+                        f"to {entry.file_size}, but torch.save compresses nothing: refused"
+                    )
+    file.seek(0)
 
 
 def _refused(lines: list[str]) -> str:
@@ -70,7 +87,7 @@ def _read_folder(path: Path) -> tuple[State, Flags]:
         if said["format"] != FORMAT:
             raise ValueError(f"its format is {said['format']!r}, not {FORMAT!r}")
         return load_file(path / "model.safetensors"), Flags.of(said["flags"])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{path} is no folder of `diffsteer convert adm`: {error}") from error
 
 

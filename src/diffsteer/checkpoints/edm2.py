@@ -1,7 +1,6 @@
 """Official EDM2 snapshots: pickles that carry source text, read without running any of it."""
 
 import hashlib
-import math
 import re
 import struct
 from collections.abc import Mapping
@@ -43,7 +42,11 @@ ALLOWED: Allowed = {
 DEEPEST = 16
 """Levels of modules in modules; EDM2 has five."""
 
-MOST_MODULES = 10_000
+MOST_PARTS = 10_000
+"""Modules and tensors of one network; a published one of any size has 203 tensors in about as many
+modules, and this leaves room for networks of twenty times the depth."""
+
+LONGEST_NAME = 100
 POSITIONAL = ("img_resolution", "img_channels", "label_dim")
 
 
@@ -99,22 +102,35 @@ class _Walk:
     def __init__(self, budget: int) -> None:
         self.tensors = tensors.Tensors(budget)
         self.found: dict[str, Tensor] = {}
-        self.modules = 0
+        self.parts = 0
+        self.seen: set[int] = set()
 
     def state_dict(self, module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-        self.modules += 1
-        if depth > DEEPEST or self.modules > MOST_MODULES:
-            raise CheckpointError("modules lie in modules without end: refused")
         state = _state(module, prefix or "the network")
+        if depth > DEEPEST:
+            raise CheckpointError("modules lie in modules without end: refused")
+        if id(state) in self.seen:  # EDM2 shares none, and a shared one could be met without end
+            raise CheckpointError(f"the module {prefix[:100]!r} has another name, too: refused")
+        self.seen.add(id(state))
         for group in ("_parameters", "_buffers"):
-            for name, value in _items(state.get(group), group).items():
+            for name, value in self._group(state, group).items():
                 if value is not None:
                     full = f"{prefix}{name}"
                     self.found[full] = self.tensors.made(value, full[:100])
-        for name, child in _items(state.get("_modules"), "_modules").items():
+        for name, child in self._group(state, "_modules").items():
             if child is not None:
                 self.state_dict(child, f"{prefix}{name}.", depth + 1)
         return self.found
+
+    def _group(self, state: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+        """Parts of a module, which are counted; absent ones too, since a file may repeat them."""
+        found = _items(state.get(group), group)
+        self.parts += len(found)
+        if self.parts > MOST_PARTS:
+            raise CheckpointError(f"more than {MOST_PARTS:,} modules and tensors: refused")
+        for name in found:
+            _require_name(name)
+        return found
 
 
 def _state(said: Any, what: str) -> Mapping[str, Any]:
@@ -124,6 +140,11 @@ def _state(said: Any, what: str) -> Mapping[str, Any]:
     if isinstance(said, Call) and said.name in (MODULES, SEQUENCE):
         return _items(said.state, what)
     raise CheckpointError(f"{what[:100]} is no module: no EDM2 snapshot")
+
+
+def _require_name(name: Any) -> None:
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        raise CheckpointError(f"{str(name)[:100]} is no name of a network's part: refused")
 
 
 def _items(said: Any, what: str) -> Mapping[str, Any]:
@@ -139,12 +160,13 @@ def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers, short texts and lists of numbers; refuses all else."""
     found: dict[str, Any] = {}
     for name, value in said.items():
+        _require_name(name)
         listed = isinstance(value, list | tuple) and len(value) <= 100
         for one in value if listed else [value]:
             text = isinstance(one, str) and len(one) <= 1000
             number = isinstance(one, int | float) and abs(one) < 1e300
             if not (one is None or text or number):
-                raise CheckpointError(f"{str(name)[:100]} is no plain value: refused")
+                raise CheckpointError(f"{name} is no plain value: refused")
         found[name] = list(value) if listed else value
     return found
 
@@ -165,14 +187,15 @@ def _encoder(said: Any) -> dict[str, Any]:
 def _array(said: Any, name: str) -> list[float]:
     """A few numbers of a numpy array, or of a list."""
     if isinstance(said, list | tuple):
-        return [float(v) for v in _plain({name: said})[name]]
+        found: list[float] = _plain({name: said})[name]
+        return found
     if not isinstance(said, Call) or said.name not in ARRAYS or not isinstance(said.state, tuple):
         raise CheckpointError(f"encoder {name} is no array")
     *_, dtype, _, data = said.state
     kind = str(dtype.args[0]).strip("<=|") if isinstance(dtype, Call) and dtype.args else ""
-    if kind not in NUMBERS or not isinstance(data, bytes) or not 0 < len(data) <= 8192:
+    if kind not in NUMBERS or not isinstance(data, bytes) or len(data) > 8192:
         raise CheckpointError(f"encoder {name} is no array of numbers")
-    found = [value for (value,) in struct.iter_unpack("<" + NUMBERS[kind], data)]
-    if not all(map(math.isfinite, found)):
-        raise CheckpointError(f"encoder {name} holds {found[:8]}")
-    return found
+    try:
+        return [value for (value,) in struct.iter_unpack("<" + NUMBERS[kind], data)]
+    except struct.error as error:
+        raise CheckpointError(f"encoder {name} has {len(data)} bytes of {kind}") from error

@@ -28,11 +28,13 @@ class Snapshot:
 
     Attributes:
         path: File or folder.
+        kimg: Thousands of training images at its end, as its name says.
         count: Training images at its end.
         width: Relative width, sigma_rel.
     """
 
     path: Path
+    kimg: int
     count: int
     width: float
 
@@ -50,14 +52,15 @@ class Snapshot:
         return read(self.path) if self.path.suffix == ".pkl" else Stored.load(self.path)
 
 
-def name(prefix: str, count: int, width: float) -> str:
+def name(prefix: str, kimg: int, width: float) -> str:
     """Name of a snapshot without suffix: "phema-2147483-0.130"."""
-    return f"{prefix}-{count // 1000:07d}-{width:.3f}"
+    return f"{prefix}-{kimg:07d}-{width:.3f}"
 
 
 def images(kimg: int) -> int:
-    """Training images of a snapshot, whole steps of 1024, from its name's thousands."""
-    return math.ceil(kimg * 1000 / 1024) * 1024
+    """Training images of a snapshot from its name's thousands: whole steps of 1024, if any fit."""
+    count = math.ceil(kimg * 1000 / 1024) * 1024
+    return count if count // 1000 == kimg else kimg * 1000
 
 
 def _exact(path: Path) -> int | None:
@@ -73,7 +76,7 @@ def _exact(path: Path) -> int | None:
 
 
 def find(folder: Path, prefix: str) -> list[Snapshot]:
-    """List the snapshots of a folder by time and width; none of the untrained start.
+    """List the snapshots of a folder by their names' time and width; none of the untrained start.
 
     Raises:
         FileNotFoundError: there is no such folder, or no snapshot in it.
@@ -85,13 +88,13 @@ def find(folder: Path, prefix: str) -> list[Snapshot]:
         match = pattern.fullmatch(path.stem if path.suffix in SUFFIXES[1:] else path.name)
         if match is None or int(match[1]) == 0:
             continue
-        one = Snapshot(path, _exact(path) or images(int(match[1])), float(match[2]))
-        if (one.count, one.width) in found:
+        kimg, width = int(match[1]), float(match[2])
+        if (kimg, width) in found:
             raise ValueError(f"{path.name} is there twice, in two formats: remove one")
-        found[one.count, one.width] = one
+        found[kimg, width] = Snapshot(path, kimg, _exact(path) or images(kimg), width)
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no {prefix}-KIMG-WIDTH, such as {name(prefix, 8389632, 0.05)}.pkl"
+            f"{folder} holds no {prefix}-KIMG-WIDTH, such as {name(prefix, 8388, 0.05)}.pkl"
         )
     return [found[key] for key in sorted(found)]
 
@@ -127,13 +130,13 @@ def reconstruct(
         ValueError: a width cannot be, or snapshots are not of one network.
     """
     stored = find(folder, prefix)
-    ends = {one.count for one in stored if kimg in (None, one.count // 1000)}
-    count = max(ends, default=0)
-    if not ends:
-        times = ", ".join(sorted({f"{one.count // 1000}" for one in stored}))
-        raise FileNotFoundError(f"no snapshot at {kimg} thousand images: there are {times}")
+    end = stored[-1].kimg if kimg is None else kimg
+    count = max((one.count for one in stored if one.kimg == end), default=0)
+    if not count:
+        times = ", ".join(map(str, sorted({one.kimg for one in stored})))
+        raise FileNotFoundError(f"no snapshot at {end} thousand images: there are {times}")
     suffix = ".safetensors" if stored[-1].path.suffix == ".safetensors" else ""
-    todo = {out / (name(out_prefix, count, width) + suffix): width for width in widths}
+    todo = {out / (name(out_prefix, end, width) + suffix): width for width in widths}
     for path in [path for path in todo if path.exists()]:
         if not skip:
             raise FileExistsError(f"{path} is there already: remove it, or skip what is there")

@@ -82,13 +82,19 @@ def read_file(path: Path, allowed: Allowed) -> Any:
             return tree
 
 
-def read(file: BinaryIO, allowed: Allowed, persistent: Callable[[Any], Any] | None = None) -> Any:
+def read(
+    file: BinaryIO,
+    allowed: Allowed,
+    persistent: Callable[[Any], Any] | None = None,
+    most: int = MOST,
+) -> Any:
     """Read one pickle, and leave the file behind it.
 
     Args:
         file: Its `read(n)` must not allocate more than there is: `io.BytesIO` or `mmap`.
         allowed: Globals that may be named.
         persistent: Makes a value of a persistent id; None refuses them.
+        most: Instructions that are carried out.
 
     Raises:
         CheckpointError: as `read_file`.
@@ -96,8 +102,8 @@ def read(file: BinaryIO, allowed: Allowed, persistent: Callable[[Any], Any] | No
     machine = _Machine(allowed, persistent)
     try:
         for count, (code, arg) in enumerate(_instructions(file)):
-            if count >= MOST:
-                raise CheckpointError(f"more than {MOST:,} instructions: no network needs so many")
+            if count >= most:
+                raise CheckpointError(f"more than {most:,} instructions: no network needs so many")
             if code == "STOP":
                 return machine.pop()
             machine.run(code, arg)

@@ -19,6 +19,20 @@ WITHOUT_EFFECT = frozenset(
 )
 """Official flags of training, speed and sampling, which change neither network nor schedule."""
 
+OF_CLASSIFIERS = {
+    **{"classifier_width": "num_channels", "classifier_depth": "num_res_blocks"},
+    "classifier_attention_resolutions": "attention_resolutions",
+    "classifier_resblock_updown": "resblock_updown",
+    "classifier_use_scale_shift_norm": "use_scale_shift_norm",
+}
+"""What the official command lines call the flags of a classifier, and a network's name for it."""
+
+CLASSIFIER = {
+    **{"classifier": True, "attention_resolutions": "32,16,8"},
+    **{"resblock_updown": True, "num_head_channels": 64},
+}
+"""What a classifier is unless its command line says otherwise."""
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -134,20 +148,53 @@ class Flags:
     def parse(cls, text: str) -> "Flags":
         """Read the text of official command lines, "--image_size 64 --class_cond True".
 
+        A line with flags such as --classifier_depth describes a classifier.
+
         Raises:
-            ValueError: as `of`, or the text is no such list.
+            ValueError: as `of`, the text is no such list, or it leaves open what the official codes
+                take differently.
         """
         words = shlex.split(text.replace("=", " "))
         names, values = words[::2], words[1::2]
         if len(names) != len(values) or not all(name.startswith("--") for name in names):
             raise ValueError(f"{text!r} are no flags: write --image_size 64 --class_cond True")
-        return cls.of({name[2:]: value for name, value in zip(names, values, strict=True)})
+        said = {name[2:]: value for name, value in zip(names, values, strict=True)}
+        found = cls.of(_of_classifier(said))
+        if found.diffusion_steps != 1000 and "rescale_timesteps" not in said:
+            raise ValueError(
+                f"diffusion_steps={found.diffusion_steps} without rescale_timesteps: the code of "
+                "IDDPM rescales unless told not to, that of ADM does not. Add --rescale_timesteps "
+                "True or False"
+            )
+        return found
 
     def __str__(self) -> str:
-        """Text that `parse` reads back; defaults are left out."""
+        """Text that `parse` reads back; defaults are left out where it does not ask for them."""
         said = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {f.name: f.default for f in fields(self)}
-        return " ".join(f"--{n} {value}" for n, value in said.items() if value != given[n])
+        if self.diffusion_steps != 1000:
+            del given["rescale_timesteps"]
+        return " ".join(f"--{n} {value}" for n, value in said.items() if value != given.get(n))
+
+
+def _of_classifier(said: dict[str, str]) -> dict[str, Any]:
+    """Flags by a network's names, where they have those of a classifier; else as they are."""
+    if not any(name.startswith("classifier_") for name in said):
+        return said
+    if said.get("classifier_pool", "attention") != "attention":
+        raise ValueError(
+            f"classifier_pool={said['classifier_pool']!r}: published ones are read, attention"
+        )
+    unneeded = ("classifier_pool", "classifier_use_fp16")
+    own = {OF_CLASSIFIERS.get(n, n): value for n, value in said.items() if n not in unneeded}
+    both = [n for n, name in OF_CLASSIFIERS.items() if n in said and name in said]
+    if both or not _value("classifier", said.get("classifier", True), bool):
+        other = OF_CLASSIFIERS[both[0]] if both else "classifier False"
+        raise ValueError(
+            f"{both[0] if both else 'flags of a classifier'} beside {other}: these are of two "
+            "networks; give the flags of the one that is read"
+        )
+    return CLASSIFIER | own
 
 
 def _value(name: str, value: Any, kind: type) -> Any:

@@ -243,6 +243,8 @@ def _check(config: dict[str, Any]) -> None:
         value = config[name]
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"EDM2: {name}={value!r} must be a whole number, {least} to {most}")
+    if type(config["use_fp16"]) is not bool:
+        raise ValueError(f"EDM2: use_fp16={config['use_fp16']!r} must be True or False")
     for name in ("channel_mult", "attn_resolutions"):
         if not all(type(v) is int and 0 < v <= 4096 for v in config[name]):
             raise ValueError(f"EDM2: {name}={config[name]!r} must hold whole numbers > 0")

@@ -31,8 +31,10 @@ class Stored:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise ValueError unless config and tensors fit; allocates nothing."""
+        """Raise ValueError unless config, tensors and encoder fit; allocates nothing."""
         self._fit(_on_meta(self.config))
+        if (encoder := self.about.get("encoder")) is not None:
+            _check_encoder(encoder, self.config["img_channels"])
 
     def network(self) -> EDM2:
         """Make the network, with the tensors in the dtypes that they have, for evaluation."""
@@ -106,6 +108,23 @@ def described(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{folder / CONFIG} does not say format {FORMAT!r}")
     return content
+
+
+def _check_encoder(encoder: Any, channels: int) -> None:
+    """Refuse factors from which no picture can be made."""
+    kind = encoder.get("kind") if isinstance(encoder, dict) else None
+    if kind not in ("rgb", "vae"):
+        raise ValueError(f"the encoder is {str(encoder)[:100]}: there are the kinds rgb and vae")
+    for name in ("scale", "bias") if kind == "vae" else ():
+        said = encoder.get(name)
+        listed = isinstance(said, list | tuple) and len(said) == channels
+        if not listed or not all(type(v) in (int, float) and abs(v) < 1e300 for v in said):
+            raise ValueError(
+                f"encoder {name} is {str(said)[:100]}, where latents of {channels} channels need "
+                "as many finite numbers"
+            )
+        if name == "scale" and min(said) <= 0:
+            raise ValueError(f"encoder scale is {said}: it must be > 0, since it is divided by")
 
 
 def _on_meta(config: Mapping[str, Any]) -> EDM2:

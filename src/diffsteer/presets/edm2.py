@@ -65,7 +65,17 @@ class Preset:
     figure: float
 
     def varied(self, weight: float | None, ema: float | None, guide_ema: float | None) -> "Preset":
-        """Return it with other settings, each as it is where None; `figure` then says nothing."""
+        """Return it with other settings, each as it is where None; `figure` then says nothing.
+
+        Raises:
+            ValueError: it has no guide to vary, or a width has more than the three decimals that
+                the names of files have.
+        """
+        for width in (ema, guide_ema):
+            if width is not None and round(width, 3) != width:
+                raise ValueError(
+                    f"relative width {width}: names of files have three decimals, such as 0.125"
+                )
         main = self.main if ema is None else replace(self.main, ema=ema)
         guide = self.guide
         if guide is None and (weight, guide_ema) != (None, None):
