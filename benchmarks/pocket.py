@@ -141,7 +141,7 @@ def brightness(bench: Bench, n: int) -> dict[str, Any]:
         samples = captions(n, background)
         prompts = tuple(source.caption(i) for i in samples)
         rows.append(summary("data", "", background, real(samples)))
-        for guidance in ("", "CFG(3)", "CFG(3).rescaled(0.7)"):
+        for guidance in ("", "CFG(3)"):
             for model in ("pocket-eps", "pocket"):
                 recipe = Recipe(model=model, prompts=prompts, guidance=guidance, steps=25)
                 found, _ = bench.features(recipe, range(len(prompts)))

@@ -199,12 +199,12 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path) -> None:
     edm2_read_once(tmp_path)
     for what, content, names in list(hostile(trace)):
         path = written(tmp_path, content)
-        start = time.perf_counter()
+        start = time.process_time()
         with WATCH, pytest.raises(CheckpointError) as refusal:
             edm2.read(path)
         assert names in str(refusal.value), (what, str(refusal.value))
         assert not WATCH.seen and not trace.exists(), what
-        assert time.perf_counter() - start < 20 and len(str(refusal.value)) < 1000, what
+        assert time.process_time() - start < 20 and len(str(refusal.value)) < 1000, what
 
 
 def edm2_read_once(tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def fuzz(net: EDM2, tmp_path: Path, n: int, seed: int) -> dict[str, int]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for mutated in mutations(content, n, seed):
         path = written(tmp_path, mutated)
-        start = time.perf_counter()
+        start = time.process_time()
         with WATCH:
             try:
                 edm2.read(path)
@@ -432,7 +432,7 @@ def fuzz(net: EDM2, tmp_path: Path, n: int, seed: int) -> dict[str, int]:
             except CheckpointError as error:
                 counts["refused"] += 1
                 assert len(str(error)) < 2000
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         assert not WATCH.seen, (WATCH.seen, mutated)
     assert not trace.exists() and slowest < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
