@@ -122,20 +122,12 @@ def decoder(encoder: dict[str, Any], models: Path, device: str) -> Any:
     """From latents to bytes of pictures; None where samples are pixels."""
     if encoder.get("kind") != "vae":
         return None
-    import torch
     from diffusers import AutoencoderKL
 
-    from diffsteer.nets.edm2_sample import latents
+    from diffsteer.nets.edm2_sample import decoded
 
     folder = models / str(encoder.get("vae_name", "sd-vae-ft-mse")).rpartition("/")[2]
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not there: put diffusers' AutoencoderKL folder there")
     vae = AutoencoderKL.from_pretrained(folder).to(device).eval()
-    vae.requires_grad_(False)
-
-    def decode(x: "Tensor") -> "Tensor":
-        raw = latents(x, encoder["scale"], encoder["bias"])
-        shown: Tensor = vae.decode(raw).sample.clamp(0, 1) * 255
-        return shown.to(torch.uint8).cpu()
-
-    return decode
+    return lambda x: decoded(x, vae, encoder["scale"], encoder["bias"])
