@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff
 
 from diffsteer.commands.numbered import Numbered, share
-from diffsteer.commands.published import NOTHING_PUBLISHED, Published, decoder
+from diffsteer.commands.published import NOTHING_PUBLISHED, Decoder, Published
 from diffsteer.recipe import Recipe, digest
 
 if TYPE_CHECKING:
@@ -170,30 +170,28 @@ def _edm2(
     recipe: Recipe, said: Published, device: str
 ) -> "tuple[dict[str, Any], Make, dict[str, Any]]":
     """What decides, what makes, and the networks whose rows count."""
-    from diffsteer.eval.features import weights_hash
     from diffsteer.guidance import Guidance
     from diffsteer.nets.edm2 import EDM2
     from diffsteer.nets.edm2_files import described
-    from diffsteer.nets.edm2_sample import Loop, generate, pixels
+    from diffsteer.nets.edm2_sample import Loop, generate
     from diffsteer.text import parse
 
     precision = said.precision or "f32-clean"
     main = EDM2.load(recipe.model, precision, device)
     guide = EDM2.load(recipe.guide, precision, device) if recipe.guide else None
-    decode = decoder(described(Path(recipe.model)).get("encoder", {}), said.models, device)
+    folder = Path(recipe.model)
+    decode = Decoder.found(described(folder), folder, said.models, device)
     guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
     loop = Loop(recipe.steps)
     fields = ("model", "guidance", "guide", "steps")
     shown = {name: getattr(recipe, name) for name in fields}
     shown |= {"class": said.label, "precision": precision, "sampler": "Heun()"}
-    weights = digest({"main": weights_hash(main), "guide": guide and weights_hash(guide)})
 
     def make(seeds: Sequence[int]) -> "Tensor":
-        x = generate(main, seeds, guidance, guide, loop, said.label)
-        return pixels(x).cpu() if decode is None else decode(x)
+        return decode(generate(main, seeds, guidance, guide, loop, said.label))
 
     nets = {"rows": main.unet, **({"rows of the guide": guide.unet} if guide else {})}
-    return {"recipe": shown, "weights": weights}, make, nets
+    return {"recipe": shown, "weights": decode.weights(main, guide)}, make, nets
 
 
 def _adm(
