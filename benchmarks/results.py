@@ -16,6 +16,7 @@ OUT = Path(__file__).parent.parent / "docs" / "results"
 def brightness_page(found: dict[str, Any]) -> list[str]:
     rows = found["rows"]
     data = {r["background"]: r for r in rows if r["model"] == "data"}
+    unsure = max(r["std"] for r in rows) / found["n"] ** 0.5
     lines = [
         "",
         "## Zero terminal SNR: brightness",
@@ -23,7 +24,7 @@ def brightness_page(found: dict[str, Any]) -> list[str]:
         f"Mean brightness of a picture, 0 to 1: mean and standard deviation over {found['n']} "
         f"pictures, seeds {found['seeds']}, {found['steps']} steps of the model's own scheduler. "
         "Data: the pictures of the same captions. `pocket` is `pocket-eps` fine-tuned. The last "
-        "columns are of pocket-eps / pocket.",
+        f"columns are of pocket-eps / pocket. Standard error of a mean: at most {unsure:.4f}.",
         "",
         "| background | guidance | data | pocket-eps | pocket | error of the mean | "
         "spread beside the data's |",

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import fabricate
@@ -15,7 +16,7 @@ from PIL import Image
 
 from diffsteer import EDM, Auto, Denoiser, Heun, Noise, Preconditioned, grid
 from diffsteer.cli import app
-from diffsteer.commands.published import Published, sample
+from diffsteer.commands.published import Decoder, Published, sample
 from diffsteer.guidance import Guidance
 from diffsteer.nets.edm2 import EDM2, network
 from diffsteer.nets.edm2_sample import Loop, generate, guided, latents, pixels
@@ -261,9 +262,43 @@ def test_latent_networks_are_decoded(tmp_path: Path) -> None:
     said = Published(chosen.name, tmp_path)
     with pytest.raises(FileNotFoundError, match="put diffusers' AutoencoderKL folder"):
         sample(said, [0], tmp_path / "out", 1, "cpu")
-    tiny.vae().save_pretrained(tmp_path / "sd-vae-ft-mse")
+    vae = tiny.vae()
+    vae.save_pretrained(tmp_path / "sd-vae-ft-mse")
     sample(said, [0], tmp_path / "out", 1, "cpu")
     assert Image.open(tmp_path / "out" / "000000.png").size == (16, 16)
+    vae.decoder.conv_out.bias.data += 0.1
+    vae.save_pretrained(tmp_path / "sd-vae-ft-mse")
+    with pytest.raises(ValueError, match="was made otherwise: weights was"):
+        sample(said, [0], tmp_path / "out", 1, "cpu")
+
+
+def test_a_network_under_the_name_of_another_is_seen(models: Path, tmp_path: Path) -> None:
+    said = Published("edm2-img64-s-fid", tmp_path)
+    folder = tmp_path / preset(said.preset).main.stem
+    small(0).half().save(folder)
+    sample(said, [0], tmp_path / "out", 1, "cpu")
+    shutil.rmtree(folder)
+    small(1).half().save(folder)
+    with pytest.raises(ValueError, match="was made otherwise: weights was"):
+        sample(said, [0, 1], tmp_path / "out", 1, "cpu")
+    assert not (tmp_path / "out/000001.png").exists()
+
+
+def test_what_decodes_is_looked_for_where_it_was_beside_and_in_models(tmp_path: Path) -> None:
+    about = {"encoder": {"kind": "vae", "vae_name": str(tmp_path / "own/vae")}}
+    places = [tmp_path / "own/vae", tmp_path / "run/vae", tmp_path / "models/vae"]
+
+    def found() -> float:
+        decode = Decoder.found(about, tmp_path / "run/model", tmp_path / "models", "cpu")
+        return decode.vae.decoder.conv_out.bias[0].item()
+
+    with pytest.raises(FileNotFoundError, match=", ".join(re.escape(str(p)) for p in places)):
+        found()
+    vae = tiny.vae()
+    for i, place in reversed(list(enumerate(places))):
+        vae.decoder.conv_out.bias.data.fill_(i)
+        vae.save_pretrained(place)
+        assert found() == i
 
 
 def test_the_command_line(models: Path, tmp_path: Path, capsys) -> None:

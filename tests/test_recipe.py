@@ -117,7 +117,7 @@ def test_files_of_other_editors_read_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["{", '{"seed": 3}', '{"seed": 3, "recipe": null}', '{"seed": "3", "recipe": {}}',
-     '{"seed": [3], "recipe": {}}'],
+     '{"seed": [3], "recipe": {}}', '{"seed": 3, "recipe": {}, "options": [1]}'],
 )  # fmt: skip
 def test_a_changed_recipe_in_a_picture_names_the_file(tmp_path: Path, text: str) -> None:
     said = PngInfo()

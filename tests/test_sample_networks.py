@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -15,12 +16,16 @@ from diffsteer.cli import app
 from diffsteer.commands.evaluate import measured
 from diffsteer.commands.networks import format_of
 from diffsteer.commands.options import Features, Samples
+from diffsteer.eval.stale import seeds_in
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.nets.adm import ADM, ADMClassifier
 from diffsteer.nets.adm_flags import Flags
 from diffsteer.nets.edm2 import EDM2
+from diffsteer.nets.edm2_files import Stored
 from diffsteer.nets.edm2_sample import Loop, generate, pixels
-from diffsteer.recipe import Recipe
+from diffsteer.pictures import Pictures
+from diffsteer.presets.edm2 import preset
+from diffsteer.recipe import Recipe, read
 from diffsteer.text import parse
 
 FLAGS = (
@@ -81,7 +86,8 @@ def test_adm_with_guidance_of_the_tables(models: Path, tmp_path: Path, capsys) -
     for seed in seeds:
         close(tmp_path / f"{seed:06d}.png", last.x[seed])
     said = json.loads(Image.open(tmp_path / "000001.png").info["diffsteer"])
-    assert said["seed"] == 1 and said["recipe"]["class"] == 3 and said["recipe"]["guidance"] == SAG
+    assert said["seed"] == 1 and said["recipe"]["guidance"] == SAG
+    assert said["options"] == {"class": 3, "respacing": "4"}
     run(*command, "--seeds", "1-3", "--class", "3")
     assert "2 of 3 pictures were there, 1 made" in capsys.readouterr().out
     with pytest.raises(ValueError, match="class was 3 and is 4.*Give another --out"):
@@ -148,8 +154,8 @@ def test_edm2_with_a_guide(models: Path, tmp_path: Path, precision: str) -> None
     for seed in (0, 1):
         found = shown(tmp_path / f"{seed:06d}.png")
         assert (found - want[seed].int()).abs().max() <= 1
-    said = json.loads(Image.open(tmp_path / "000000.png").info["diffsteer"])["recipe"]
-    assert said["precision"] == precision or "f32-clean"
+    said = json.loads(Image.open(tmp_path / "000000.png").info["diffsteer"])["options"]
+    assert said == {"class": 4} | ({"precision": precision} if precision else {})
 
 
 @pytest.mark.parametrize(
@@ -165,6 +171,14 @@ def test_edm2_with_a_guide(models: Path, tmp_path: Path, precision: str) -> None
         ("plain", ("--class", "2"), "knows no classes"),
         ("edm2", ("--class", "10"), "class 10 of a network that knows 10"),
         ("", ("--respacing", "4"), "name a folder of `diffsteer convert adm`"),
+        ("adm", ("--s-churn", "4"), "is an ADM network, which takes no s_churn"),
+        ("adm", ("--guide", "weak"), "guide=weak does nothing with guidance=''"),
+        ("edm2", ("--guide", "weak"), "guide=weak does nothing with guidance=''"),
+        ("edm2", ("--guide", "weak", "--guidance", "CFG(2)"), "guide=weak does nothing"),
+        ("edm2", ("--s-max", "9"), "takes no s_max without s_churn"),
+        ("edm2", ("--models", "elsewhere"), "samples pixels: --models"),
+        ("adm", ("--official-head-split",), "official_head_split does nothing with"),
+        ("plain", ("--classifier", "c", "--sampler", "Ancestral()"), "classifier=c does nothing"),
     ],
 )
 def test_options_of_other_models_are_refused(
@@ -213,3 +227,83 @@ def test_measured_in_the_pass_that_samples(
     assert torch.equal(again.costs["seconds"], found.costs["seconds"])  # nothing is made twice
     with pytest.raises(ValueError, match="takes no prompt"):
         samples.measure(replace(recipe, prompt="a cat"), features, extractor)
+
+
+def recorded(path: Path) -> dict:
+    found: dict = json.loads(Image.open(path).info["diffsteer"])
+    return found
+
+
+def test_pictures_are_known_by_their_recipe_and_repeat(models: Path, tmp_path: Path) -> None:
+    """Those of a recipe alone count as its own, and those with more options are told apart."""
+    said = {"model": str(models / "edm2"), "steps": 3}
+    (tmp_path / "recipe.json").write_text(json.dumps(said))
+    recipe = Recipe(**said)  # type: ignore[arg-type]
+    run(models / "edm2", "--steps", 3, "--seeds", "0-1", "--out", tmp_path / "own")
+    assert recorded(tmp_path / "own/000000.png")["recipe"] == recipe.said
+    assert seeds_in(Pictures.at(tmp_path / "own"), read(tmp_path / "recipe.json")) == "0-1"
+    assert read(tmp_path / "own/000001.png") == recipe
+    noise = ("--s-churn", "20", "--s-max", "50", "--sigma-max", "60")
+    classed = ("--steps", 3, "--class", 4, "--precision", "official-bit", *noise)
+    run(models / "edm2", *classed, "--seeds", "2", "--out", tmp_path / "classed")
+    picture = tmp_path / "classed/000002.png"
+    loop = Loop(3, sigma_max=60, s_churn=20, s_max=50)
+    net = EDM2.load(models / "edm2", "official-bit")
+    assert (
+        shown(picture) - pixels(generate(net, [2], loop=loop, label=4))[0].int()
+    ).abs().max() <= 1
+    with pytest.raises(ValueError, match="class was None and is 4, precision was None"):
+        seeds_in(Pictures.at(tmp_path / "classed"), recipe)
+    with pytest.raises(ValueError, match="was made with class=4, .*--from` repeats it"):
+        read(picture)
+    run("--from", picture, "--out", tmp_path / "again")
+    assert torch.equal(shown(tmp_path / "again/000002.png"), shown(picture))
+    assert recorded(tmp_path / "again/000002.png")["options"] == recorded(picture)["options"]
+    with pytest.raises(ValueError, match="class was 4 and is None"):
+        run(models / "edm2", "--steps", 3, "--seeds", "2", "--out", tmp_path / "classed")
+    for more in (("--class", "3"), ("--respacing", "4"), ("--rho", "6")):
+        with pytest.raises(ValueError, match="--from repeats a picture as it was"):
+            run("--from", picture, *more, "--out", tmp_path / "again")
+    (tmp_path / "classed/000001.png").write_bytes((tmp_path / "own/000001.png").read_bytes())
+    with pytest.raises(ValueError, match="made otherwise than"):
+        seeds_in(Pictures.at(tmp_path / "classed"))
+
+
+def test_an_adm_picture_repeats_with_its_options(models: Path, tmp_path: Path) -> None:
+    more = ("--guidance", SAG, "--official-head-split", "--respacing", "3", "--class", "5")
+    run(models / "adm", *more, "--seeds", "4", "--out", tmp_path / "a")
+    run("--from", tmp_path / "a/000004.png", "--out", tmp_path / "b")
+    a, b = (tmp_path / name / "000004.png" for name in "ab")
+    assert torch.equal(shown(a), shown(b)) and recorded(a) == recorded(b)
+    assert recorded(a)["options"]["official_head_split"] is True
+
+
+def test_latents_are_decoded_by_what_lies_beside_and_it_counts(
+    models: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = EDM2(8, 4, 0, model_channels=8, channel_mult=[1], num_blocks=1, channels_per_head=8)
+    encoder = {"kind": "vae", "vae_name": "x/vae", "scale": [0.1] * 4, "bias": [0.0] * 4}
+    Stored(net.config, net.state_dict(), {"encoder": encoder}).save(tmp_path / "net")
+    vae = tiny.vae()
+    vae.save_pretrained(tmp_path / "vae")
+    run(tmp_path / "net", "--steps", 2, "--seeds", "0-1", "--out", tmp_path / "out")
+    recipe, features = Recipe(str(tmp_path / "net"), steps=2), Features(size=32)
+    samples, extractor = Samples("0-1", 2, tmp_path / "work"), features.build()
+    near = samples.measure(recipe, features, extractor).statistics.features
+    want = measured(tmp_path / "out", features, extractor).features
+    assert (near - want).norm() < 0.05 * want.norm()
+    vae.decoder.conv_out.bias.data += 0.5
+    vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="was made otherwise: weights was"):
+        run(tmp_path / "net", "--steps", 2, "--seeds", "0", "--out", tmp_path / "out")
+    other = samples.measure(recipe, features, extractor).statistics.features
+    assert not torch.equal(other, near)  # what was measured of the other decoder is not taken
+
+
+def test_a_picture_of_a_preset_says_how_to_repeat_it(models: Path, tmp_path: Path) -> None:
+    EDM2.load(models / "edm2").save(tmp_path / preset("edm2-img64-s-fid").main.stem)
+    run("--preset", "edm2-img64-s-fid", "--models", tmp_path, "--seeds", "3", "--out", tmp_path)
+    for call in (read, lambda path: run("--from", path, "--out", tmp_path)):
+        with pytest.raises(ValueError, match="--preset edm2-img64-s-fid --seeds 3"):
+            call(tmp_path / "000003.png")

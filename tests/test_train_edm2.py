@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +13,17 @@ import torch
 from PIL import Image
 from test_train import begun, preset, require_equal, weights
 
+from diffsteer.cli import app
 from diffsteer.guidance import Auto
 from diffsteer.nets.edm2 import EDM2
-from diffsteer.nets.edm2_sample import Loop, generate, latents
+from diffsteer.nets.edm2_sample import Loop, decoded, encoded, generate, latents
 from diffsteer.nets.magnitude import MPConv
+from diffsteer.pictures import decode
 from diffsteer.presets.edm2 import presets as published
 from diffsteer.train.data import Emoji, Sample, Stream
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task, classes_of, weighed
 from diffsteer.train.objective import place
-from diffsteer.train.settings import Run, presets
+from diffsteer.train.settings import Pictures, Run, presets
 from diffsteer.train.task import Examples
 
 NETWORK = {
@@ -293,7 +296,7 @@ def test_latents_are_kept_and_scaled(tmp_path: Path) -> None:
     assert not len(trainer.source[0].pixels)  # pictures are not read again
     sample = Stream(Emoji(size=16, label="background"))[0]
     with torch.no_grad():
-        raw = vae.encode(sample.pixels[None] / 127.5 - 1).latent_dist.mean[0]
+        raw = vae.encode(sample.pixels[None] / 255).latent_dist.mean[0]
     mean, std = (torch.tensor(moments[k])[:, None, None] for k in ("latent_mean", "latent_std"))
     scaled = trainer.task._scaled(raw)
     torch.testing.assert_close(scaled, (raw - mean) / std * 0.5)
@@ -306,6 +309,44 @@ def test_latents_are_kept_and_scaled(tmp_path: Path) -> None:
     assert kept.stat().st_mtime_ns == written
     said = json.loads((tmp_path / "run/model/config.json").read_text())["encoder"]
     assert said["kind"] == "vae" and said["scale"] == [0.25, 0.125, 0.5, 1.0]
+
+
+def test_latents_are_those_of_published_networks(tmp_path: Path) -> None:
+    """Encoded from [0, 1] and decoded to it: what is shown in training is what is sampled then."""
+    vae, ident = tiny.vae(), torch.eye(4)[:, :3]
+
+    class Same(torch.nn.Module):  # latents are the pixels, with which the range is plain to see
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def encode(self, x: torch.Tensor) -> Any:
+            return SimpleNamespace(
+                latent_dist=SimpleNamespace(mean=torch.einsum("lc,bchw->blhw", ident, x))
+            )
+
+        def decode(self, z: torch.Tensor) -> Any:
+            return SimpleNamespace(sample=torch.einsum("lc,blhw->bchw", ident, z))
+
+    shown = torch.tensor([0, 1, 128, 255], dtype=torch.uint8).expand(1, 3, 4, 4)
+    raw = encoded(shown, Same())
+    assert raw.min() == 0 and raw.max() == 1
+    scale, bias = [2.0] * 4, [-1.0] * 4
+    back = decoded(raw * 2 - 1, Same(), scale, bias)
+    assert (back.int() - shown.int()).abs().max() <= 1  # it is cut off, not rounded
+    assert (decoded(raw * 2 - 1 + 9, Same(), scale, bias) == 255).all()
+
+    vae.save_pretrained(tmp_path / "vae")
+    moments = {"latent_mean": (0.0,) * 4, "latent_std": (0.02,) * 4}  # far, so that pictures differ
+    network = {"img_channels": 4, "img_resolution": 8, "channel_mult": [1]}
+    made = task(vae=str(tmp_path / "vae"), network=network, **moments)
+    with torch.no_grad():
+        grid = made.pictures(Pictures(guidance=1.0, steps=3))
+    made.save(tmp_path / "model")
+    command = ["sample", str(tmp_path / "model"), "--models", str(tmp_path), "--steps", "3"]
+    app.cli(prog="diffsteer", args=[*command, "--seeds", "5,6", "--out", str(tmp_path / "out")])
+    for seed in (5, 6):
+        found = decode("", (tmp_path / f"out/{seed:06d}.png").read_bytes()).pixels
+        assert grid[seed].float().std() > 5
+        assert (found.int() - grid[seed].int()).abs().max() <= 1
 
 
 def test_unconditional_networks_need_no_class(tmp_path: Path) -> None:

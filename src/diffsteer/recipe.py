@@ -103,10 +103,18 @@ def read(path: Path) -> Recipe:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no recipe, or more than this version knows.
+        ValueError: it holds no recipe, or more than this version knows, or than recipes say.
     """
     if path.suffix.lower() == ".png":
-        return recalled(path)[0]
+        recipe, _ = recalled(path)
+        more = (metadata(path) or {}).get("options", {})
+        if more:
+            raise ValueError(
+                f"{path} was made with {', '.join(f'{k}={v!r}' for k, v in more.items())}, which "
+                "no recipe says: `diffsteer sample --from` repeats it; to measure such pictures, "
+                "sample them into a folder, with the same options"
+            )
+        return recipe
     try:
         said = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
@@ -125,6 +133,11 @@ def recalled(path: Path) -> tuple[Recipe, int]:
     said = metadata(path)
     if said is None:
         raise ValueError(f"{path} holds no recipe: `diffsteer sample` did not make it")
+    if "model" in said:
+        raise ValueError(
+            f"{path} is of preset {said['model']}: repeat it by `diffsteer sample --preset "
+            f"{said['model']} --seeds {said['seed']}`, with the options that it was made with"
+        )
     return _checked(said.get("recipe"), str(path)), said["seed"]
 
 
@@ -157,7 +170,8 @@ def parsed(text: Any, where: str) -> dict[str, Any] | None:
         raise ValueError(f"{where}: its recipe was changed and is no JSON: {error}") from error
     if not (isinstance(said, dict) and "seed" in said):
         return None
-    if type(said["seed"]) is not int or not isinstance(said.get("recipe"), dict):
+    tables = (said.get("recipe"), said.get("options", {}))
+    if type(said["seed"]) is not int or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{where}: its recipe was changed, it has no seed or no fields any more")
     return said
 

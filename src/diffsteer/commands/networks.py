@@ -6,14 +6,20 @@ A folder is what `diffsteer convert` writes, and `diffsteer train` of EDM2.
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import FlagCreatePairsOff
-
+from diffsteer.commands.network_options import (
+    NO_OPTIONS,
+    OFFICIAL_NOISE,
+    Noise,
+    Options,
+    changed,
+    told,
+)
 from diffsteer.commands.numbered import Numbered, share
-from diffsteer.commands.published import NOTHING_PUBLISHED, Published, decoder
+from diffsteer.commands.published import NOTHING_PUBLISHED, Decoder, Published
 from diffsteer.recipe import Recipe, digest
 
 if TYPE_CHECKING:
@@ -23,26 +29,6 @@ if TYPE_CHECKING:
     from diffsteer.render import Rendering, Rows
 
 EDM2, ADM = "diffsteer.EDM2", "diffsteer adm 1"
-
-
-@dataclass(frozen=True)
-class Options:
-    """Of an ADM or IDDPM network, a folder of `diffsteer convert adm`.
-
-    Attributes:
-        respacing: Its timesteps as the official --timestep_respacing says them, "250" or "ddim25",
-            instead of steps and spacing.
-        classifier: Folder of a classifier of noisy pictures, for "Classifier(1.0)" and
-            "Ancestral(classifier=1.0)".
-        official_head_split: Read attention maps as the official code of SAG does.
-    """
-
-    respacing: str = ""
-    classifier: str = ""
-    official_head_split: Annotated[bool, FlagCreatePairsOff] = False
-
-
-NO_OPTIONS = Options()
 
 
 @dataclass(frozen=True)
@@ -87,6 +73,7 @@ def sample(
     recipe: Recipe,
     said: Published,
     options: Options,
+    noise: Noise,
     seeds: Sequence[int],
     out: Path,
     batch: int,
@@ -98,6 +85,7 @@ def sample(
         recipe: Model, guidance, guide and steps, and of ADM sampler and spacing.
         said: Class, subdirs and precision, and where the decoder of latents is.
         options: Of ADM.
+        noise: Of EDM2.
         seeds: One picture each; one that is given no class draws one, after the noise.
         out: Folder for the pictures.
         batch: Pictures at a time.
@@ -106,8 +94,8 @@ def sample(
     Raises:
         ValueError: an option is of other models, or pictures were made otherwise.
     """
-    with _images(recipe, said, options, device) as images:
-        pictures = Numbered(out, images.decides, subdirs=said.subdirs)
+    with _images(recipe, said, options, noise, device) as images:
+        pictures = Numbered(out, images.decides, {"made_by": recipe.hash}, said.subdirs)
         mine = share(seeds)
         todo = pictures.missing(mine)
         pictures.fill(todo, images, batch)
@@ -129,7 +117,7 @@ def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]
 
     folder = format_of(recipe.model)
     with (
-        _images(recipe, NOTHING_PUBLISHED, NO_OPTIONS, device)
+        _images(recipe, NOTHING_PUBLISHED, NO_OPTIONS, OFFICIAL_NOISE, device)
         if folder
         else rendering(recipe, device) as images
     ):
@@ -137,69 +125,111 @@ def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]
 
 
 @contextmanager
-def _images(recipe: Recipe, said: Published, options: Options, device: str) -> "Iterator[Images]":
+def _images(
+    recipe: Recipe, said: Published, options: Options, noise: Noise, device: str
+) -> "Iterator[Images]":
     from diffsteer.eval.features import device_of
     from diffsteer.render import Rows
 
     edm2, rows = format_of(recipe.model) == EDM2, Rows()
-    _require_meant(recipe, said, options, edm2)
+    _require_meant(recipe, said, options, noise, edm2)
     where = device_of(device)
-    key, make, nets = _edm2(recipe, said, where) if edm2 else _adm(recipe, said, options, where)
+    weights, make, nets = (
+        _edm2(recipe, said, noise, where) if edm2 else _adm(recipe, said, options, where)
+    )
+    options_said = told(said, options, noise)
+    key = {"recipe": recipe.said, "options": options_said, "weights": weights}
     with ExitStack() as stack:
         for name, net in nets.items():
             stack.enter_context(rows.counting(net, name))
         yield Images(recipe, key, make, rows)
 
 
-def _require_meant(recipe: Recipe, said: Published, options: Options, edm2: bool) -> None:
+def _require_meant(
+    recipe: Recipe, said: Published, options: Options, noise: Noise, edm2: bool
+) -> None:
     """Refuse what would do nothing."""
     used = {"model", "guidance", "guide", "steps", *(() if edm2 else ("sampler", "spacing"))}
     unused = [n for n, v in asdict(recipe).items() if n not in used and v != getattr(Recipe, n)]
     mine = ("label", "subdirs", *(("precision", "models") if edm2 else ()))
     unused += [n for n, v in asdict(said).items() if n not in mine and v != getattr(Published, n)]
-    if edm2:
-        unused += [n for n, v in asdict(options).items() if v != getattr(Options, n)]
+    unused += changed(options if edm2 else noise)
     if options.respacing and (recipe.steps, recipe.spacing) != (Recipe.steps, Recipe.spacing):
         unused += ["steps and spacing beside respacing"]
+    if not noise.s_churn:
+        idle = [n for n in ("s_min", "s_max", "s_noise") if n in changed(noise)]
+        unused += [f"{n} without s_churn" for n in idle]
     if unused:
         kind = "EDM2" if edm2 else "ADM"
         raise ValueError(f"{recipe.model} is an {kind} network, which takes no {unused[0]}")
+    _require_used(recipe, options)
+    if edm2 and said.models != Published.models and not _latent(recipe.model):
+        raise ValueError(
+            f"{recipe.model} samples pixels: --models, which decodes latents, is not used"
+        )
+
+
+def _latent(model: str) -> bool:
+    from diffsteer.nets.edm2_files import described
+
+    kind: object = described(Path(model)).get("encoder", {}).get("kind")
+    return kind == "vae"
+
+
+def _require_used(recipe: Recipe, options: Options) -> None:
+    """Refuse a network or switch that no guidance and no sampler here asks for."""
+    from diffsteer.guidance import SAG, Guidance
+    from diffsteer.sampler import NAMED, Sampler
+    from diffsteer.text import parse
+
+    parts = list(parse(recipe.guidance, Guidance).parts()) if recipe.guidance else []
+    nets = {getattr(part, "net", "") for part in parts}
+    sampler = parse(recipe.sampler, Sampler, named=NAMED) if recipe.sampler else None
+    if recipe.guide and "guide" not in nets:
+        raise ValueError(
+            f"guide={recipe.guide} does nothing with guidance={recipe.guidance!r}: give one that "
+            'asks it, such as --guidance "Auto(1.7)", or no guide'
+        )
+    if options.official_head_split and not any(isinstance(part, SAG) for part in parts):
+        raise ValueError(
+            f"official_head_split does nothing with guidance={recipe.guidance!r}: it is of SAG"
+        )
+    if options.classifier and "classifier" not in nets and not getattr(sampler, "classifier", 0):
+        raise ValueError(
+            f"classifier={options.classifier} does nothing here: give --guidance "
+            '"Classifier(1.0)" or --sampler "Ancestral(classifier=1.0)", or no classifier'
+        )
 
 
 def _edm2(
-    recipe: Recipe, said: Published, device: str
-) -> "tuple[dict[str, Any], Make, dict[str, Any]]":
-    """What decides, what makes, and the networks whose rows count."""
-    from diffsteer.eval.features import weights_hash
+    recipe: Recipe, said: Published, noise: Noise, device: str
+) -> "tuple[str, Make, dict[str, Any]]":
+    """Hash of the weights, what makes, and the networks whose rows count."""
     from diffsteer.guidance import Guidance
     from diffsteer.nets.edm2 import EDM2
     from diffsteer.nets.edm2_files import described
-    from diffsteer.nets.edm2_sample import Loop, generate, pixels
+    from diffsteer.nets.edm2_sample import Loop, generate
     from diffsteer.text import parse
 
     precision = said.precision or "f32-clean"
     main = EDM2.load(recipe.model, precision, device)
     guide = EDM2.load(recipe.guide, precision, device) if recipe.guide else None
-    decode = decoder(described(Path(recipe.model)).get("encoder", {}), said.models, device)
+    folder = Path(recipe.model)
+    decode = Decoder.found(described(folder), folder, said.models, device)
     guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
-    loop = Loop(recipe.steps)
-    fields = ("model", "guidance", "guide", "steps")
-    shown = {name: getattr(recipe, name) for name in fields}
-    shown |= {"class": said.label, "precision": precision, "sampler": "Heun()"}
-    weights = digest({"main": weights_hash(main), "guide": guide and weights_hash(guide)})
+    loop = Loop(recipe.steps, **asdict(noise))
 
     def make(seeds: Sequence[int]) -> "Tensor":
-        x = generate(main, seeds, guidance, guide, loop, said.label)
-        return pixels(x).cpu() if decode is None else decode(x)
+        return decode(generate(main, seeds, guidance, guide, loop, said.label))
 
     nets = {"rows": main.unet, **({"rows of the guide": guide.unet} if guide else {})}
-    return {"recipe": shown, "weights": weights}, make, nets
+    return decode.weights(main, guide), make, nets
 
 
 def _adm(
     recipe: Recipe, said: Published, options: Options, device: str
-) -> "tuple[dict[str, Any], Make, dict[str, Any]]":
-    """What decides, what makes, and the networks whose rows count."""
+) -> "tuple[str, Make, dict[str, Any]]":
+    """Hash of the weights, what makes, and the networks whose rows count."""
     import torch
 
     from diffsteer.checkpoints.adm import AS_PUBLISHED, load, load_classifier
@@ -219,16 +249,12 @@ def _adm(
     }
     counted = {"rows": main.net, **({"rows of the guide": guide.net} if guide else {})}
     weights = digest({name: weights_hash(net.to(device)) for name, net in nets.items()})
-    recipe = replace(recipe, sampler=recipe.sampler or "Ancestral()")
-    sampler = parse(recipe.sampler, Sampler, named=NAMED)
+    sampler = parse(recipe.sampler or "Ancestral()", Sampler, named=NAMED)
     guidance = parse(recipe.guidance, Guidance) if recipe.guidance else AS_PUBLISHED
     if options.respacing:
         levels = respaced(main.schedule, options.respacing)
     else:
         levels = grid(main.schedule, recipe.steps, recipe.spacing)
-    fields = ("model", "guidance", "guide", "sampler", "steps", "spacing")
-    shown = {name: getattr(recipe, name) for name in fields}
-    shown |= {"class": said.label, **asdict(options)}
     flags = main.net.flags
     shape = (3, flags.image_size, flags.image_size)
     known = flags.num_classes if flags.class_cond else classifier and classifier.flags.num_classes
@@ -252,4 +278,4 @@ def _adm(
         *_, last = sample(denoise, levels, shape, seeds, sampler, device)
         return ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
 
-    return {"recipe": shown, "weights": weights}, make, counted
+    return weights, make, counted

@@ -98,6 +98,7 @@ def share(seeds: Sequence[int]) -> list[int]:
 
 
 def _level(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table whose recipe is spread out, so that differences name its fields."""
-    recipe = table.get("recipe") or {}
-    return {**{k: v for k, v in table.items() if k != "recipe"}, **recipe}
+    """A table whose recipe and options are spread out, so that differences name their fields."""
+    inner = ("recipe", "options")
+    flat = {k: v for k, v in table.items() if k not in inner}
+    return {**flat, **{k: v for name in inner for k, v in (table.get(name) or {}).items()}}

@@ -1,6 +1,6 @@
 """`diffsteer sample --preset`: pictures of published networks; importable without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,10 +9,13 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from diffsteer.commands.numbered import Numbered, share
 from diffsteer.presets.edm2 import Net, Preset, preset
+from diffsteer.recipe import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffsteer.commands.numbered import Make
+    from diffsteer.nets.edm2 import EDM2
     from diffsteer.nets.edm2_files import Stored
 
 
@@ -49,23 +52,23 @@ NOTHING_PUBLISHED = Published()
 def sample(said: Published, seeds: Sequence[int], out: Path, batch: int, device: str) -> None:
     """Sample a preset; a picture that is there already is not made again.
 
-    Under torchrun each process takes every WORLD_SIZE-th seed.
+    Under torchrun each process takes every WORLD_SIZE-th seed. Networks are read even where all
+    pictures are there: others under the same names would have made others.
 
     Raises:
         ValueError: there is no such preset, settings are missing, or pictures were made otherwise.
         FileNotFoundError: a network is not among the models.
     """
+    from diffsteer.eval.features import device_of
+
     chosen = preset(said.preset).varied(said.weight, said.ema, said.guide_ema)
     decides = {"model": said.preset, "recipe": _recipe(said, chosen)}
+    make, decides["weights"] = _maker(said, chosen, device_of(device))
     pictures = Numbered(out, lambda seed: decides, subdirs=said.subdirs)
     mine = share(seeds)
     todo = pictures.missing(mine)
     print(f"{out}: {len(mine) - len(todo)} of {len(mine)} pictures are there, {len(todo)} to do")
-    if not todo:
-        return
-    from diffsteer.eval.features import device_of
-
-    pictures.fill(todo, _maker(said, chosen, device_of(device)), batch)
+    pictures.fill(todo, make, batch)
 
 
 def _recipe(said: Published, chosen: Preset) -> dict[str, Any]:
@@ -80,10 +83,10 @@ def _recipe(said: Published, chosen: Preset) -> dict[str, Any]:
     }
 
 
-def _maker(said: Published, chosen: Preset, device: str) -> Any:
-    """From seeds to bytes of pictures, `(B, 3, H, W)`."""
+def _maker(said: Published, chosen: Preset, device: str) -> "tuple[Make, str]":
+    """From seeds to bytes of pictures, `(B, 3, H, W)`, and a hash of all weights that decide."""
     from diffsteer.guidance import Guidance
-    from diffsteer.nets.edm2_sample import generate, pixels
+    from diffsteer.nets.edm2_sample import generate
     from diffsteer.text import parse
 
     stored = _found(said.models, chosen.main)
@@ -93,13 +96,13 @@ def _maker(said: Published, chosen: Preset, device: str) -> Any:
         (net.float() if said.precision == "f32-clean" else net.half()).to(device) for net in nets
     ]
     guidance = parse(chosen.guidance(), Guidance) if chosen.guidance() else None
-    decode = decoder(stored.about.get("encoder", {}), said.models, device)
+    # a file and a folder of it lie beside the same things
+    decode = Decoder.found(stored.about, said.models / chosen.main.stem, said.models, device)
 
     def make(seeds: Sequence[int]) -> "Tensor":
-        x = generate(main, seeds, guidance, rest[0] if rest else None, label=said.label)
-        return pixels(x).cpu() if decode is None else decode(x)
+        return decode(generate(main, seeds, guidance, rest[0] if rest else None, label=said.label))
 
-    return make
+    return make, decode.weights(main, rest[0] if rest else None)
 
 
 def _found(models: Path, net: Net) -> "Stored":
@@ -118,24 +121,54 @@ def _found(models: Path, net: Net) -> "Stored":
     )
 
 
-def decoder(encoder: dict[str, Any], models: Path, device: str) -> Any:
-    """From latents to bytes of pictures; None where samples are pixels."""
-    if encoder.get("kind") != "vae":
-        return None
-    import torch
-    from diffusers import AutoencoderKL
+@dataclass(frozen=True)
+class Decoder:
+    """From what a network samples to bytes of pictures, `(B, 3, H, W)`.
 
-    from diffsteer.nets.edm2_sample import latents
+    Attributes:
+        encoder: How pictures became what the network works on, as its folder says.
+        vae: Decodes latents; None where samples are pixels.
+    """
 
-    folder = models / str(encoder.get("vae_name", "sd-vae-ft-mse")).rpartition("/")[2]
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not there: put diffusers' AutoencoderKL folder there")
-    vae = AutoencoderKL.from_pretrained(folder).to(device).eval()
-    vae.requires_grad_(False)
+    encoder: Mapping[str, Any]
+    vae: Any = None
 
-    def decode(x: "Tensor") -> "Tensor":
-        raw = latents(x, encoder["scale"], encoder["bias"])
-        shown: Tensor = vae.decode(raw).sample.clamp(0, 1) * 255
-        return shown.to(torch.uint8).cpu()
+    @classmethod
+    def found(cls, about: Mapping[str, Any], model: Path, models: Path, device: str) -> "Decoder":
+        """Look for the decoder where a run recorded it, then beside the model, then in models.
 
-    return decode
+        Raises:
+            FileNotFoundError: it is in none of them.
+        """
+        encoder = about.get("encoder", {})
+        if encoder.get("kind") != "vae":
+            return cls(encoder)
+        from diffusers import AutoencoderKL
+
+        recorded = Path(str(encoder.get("vae_name") or "sd-vae-ft-mse"))
+        beside = model.absolute().parent / recorded.name
+        places = list(dict.fromkeys((recorded, beside, models / recorded.name)))
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise FileNotFoundError(
+                f"{model} samples latents, and what decodes them is in none of "
+                f"{', '.join(map(str, places))}: put diffusers' AutoencoderKL folder there"
+            )
+        vae = AutoencoderKL.from_pretrained(folder).to(device).eval()
+        vae.requires_grad_(False)
+        return cls(encoder, vae)
+
+    def __call__(self, x: "Tensor") -> "Tensor":
+        """Bytes of samples, on the CPU."""
+        from diffsteer.nets.edm2_sample import decoded, pixels
+
+        if self.vae is None:
+            return pixels(x).cpu()
+        return decoded(x, self.vae, self.encoder["scale"], self.encoder["bias"])
+
+    def weights(self, main: "EDM2", guide: "EDM2 | None") -> str:
+        """Hash of all weights that decide pictures: of the networks, and its own."""
+        from diffsteer.eval.features import weights_hash
+
+        own = {"decoder": weights_hash(self.vae)} if self.vae is not None else {}
+        return digest({"main": weights_hash(main), "guide": guide and weights_hash(guide), **own})

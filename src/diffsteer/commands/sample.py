@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, arg
 
 from diffsteer.commands import networks, published
-from diffsteer.commands.networks import NO_OPTIONS, Images, Options
+from diffsteer.commands.network_options import (
+    NO_OPTIONS,
+    OFFICIAL_NOISE,
+    Noise,
+    Options,
+    again,
+)
+from diffsteer.commands.networks import Images
 from diffsteer.commands.numbered import Numbered, share
 from diffsteer.commands.published import NOTHING_PUBLISHED, Published
 from diffsteer.recipe import Recipe, prompts_of, recalled, seeds_of
@@ -28,6 +35,7 @@ def sample(
     like: Annotated[Path | None, arg(name="from", metavar="PNG")] = None,
     preset: OmitArgPrefixes[Published] = NOTHING_PUBLISHED,
     network: OmitArgPrefixes[Options] = NO_OPTIONS,
+    noise: OmitArgPrefixes[Noise] = OFFICIAL_NOISE,
 ) -> None:
     """Sample pictures; one that is there already is not made again.
 
@@ -43,33 +51,37 @@ def sample(
         like: Repeat this picture: its metadata hold model, recipe and seed.
         preset: A published configuration, instead of model and recipe; or, where the model is a
             folder of `diffsteer convert`, its class and the like.
-        network: More of such a folder.
+        network: More of such a folder of ADM.
+        noise: More of such a folder of EDM2.
     """
     from diffsteer.render import rendering
 
     numbers = seeds_of(seeds)
     if batch < 1:
         raise ValueError(f"batch={batch} makes no picture: give at least 1")
-    if networks.format_of(recipe.model) and not (like or prompts):
-        networks.sample(recipe, preset, network, numbers, out, batch, device)
-        return
-    if network != NO_OPTIONS:
-        raise ValueError(
-            "respacing, classifier and head split are of ADM networks: name a folder of "
-            "`diffsteer convert adm` as model"
-        )
-    if preset != NOTHING_PUBLISHED:
-        if recipe != NOTHING_SAID or like or prompts:
-            raise ValueError("a preset says model and recipe: give neither, nor --from")
-        published.sample(preset, numbers, out, batch, device)
-        return
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
     if like is not None:
-        if recipe != NOTHING_SAID or seeds != "0":
-            raise ValueError("--from repeats a picture as it was: give no model, recipe or seeds")
+        if (recipe, seeds, network, noise) != (NOTHING_SAID, "0", NO_OPTIONS, OFFICIAL_NOISE):
+            raise ValueError(
+                "--from repeats a picture as it was: give no model, recipe or seeds, no options"
+            )
         recipe, seed = recalled(like)
         numbers = [seed]
+        preset, network, noise = again(like, preset)
+    if networks.format_of(recipe.model):
+        networks.sample(recipe, preset, network, noise, numbers, out, batch, device)
+        return
+    if (network, noise) != (NO_OPTIONS, OFFICIAL_NOISE):
+        raise ValueError(
+            "respacing, classifier and head split are of ADM networks, sigmas, rho and churn of "
+            "EDM2: name a folder of `diffsteer convert adm` or `convert edm2` as model"
+        )
+    if preset != NOTHING_PUBLISHED:
+        if recipe != NOTHING_SAID:
+            raise ValueError("a preset says model and recipe: give neither, nor --from")
+        published.sample(preset, numbers, out, batch, device)
+        return
     if not recipe.model:
         raise ValueError("name a model (hub id or folder), or a picture to repeat with --from")
     numbers = share(numbers)

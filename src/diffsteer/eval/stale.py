@@ -59,4 +59,5 @@ def _shared(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(said: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {} if said is None else dict(said["recipe"])
+    """The recipe, and options beside it, which no recipe says."""
+    return {} if said is None else said["recipe"] | said.get("options", {})

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 
 import torch
@@ -55,6 +55,15 @@ class Guidance(ABC):
     def clamped(self, limit: float = 1.0) -> "Guidance":
         """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
         return Clamped(self, float(limit))
+
+    def parts(self) -> "Iterator[Guidance]":
+        """Itself, and all guidances that it is made of."""
+        yield self
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            for inner in value if isinstance(value, tuple) else (value,):
+                if isinstance(inner, Guidance):
+                    yield from inner.parts()
 
     def __repr__(self) -> str:
         """Text that `parse` reads back; fields at their defaults are left out."""

@@ -7,6 +7,7 @@ schedule. This loop is for who wants the published pictures.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -208,3 +209,22 @@ def latents(x: Tensor, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
     by_channel = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (scale, bias))
     scales, biases = (v.view(1, -1, 1, 1) for v in by_channel)
     return (x - biases) / scales
+
+
+@torch.no_grad()
+def encoded(shown: Tensor, vae: Any) -> Tensor:
+    """Raw latents of bytes `(B, 3, H, W)`: the mean of each posterior, for pixels in [0, 1].
+
+    The autoencoder was trained on pixels in [-1, 1], but published networks on these latents, whose
+    means and deviations their constants are.
+    """
+    mean: Tensor = vae.encode(shown.to(vae.device, vae.dtype) / 255).latent_dist.mean
+    return mean
+
+
+@torch.no_grad()
+def decoded(x: Tensor, vae: Any, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
+    """Bytes of latent samples, `(B, 3, H, W)` on the CPU; truncated as in official sampling."""
+    raw = latents(x, scale, bias).to(vae.dtype)
+    rows = [vae.decode(row[None]).sample for row in raw]  # one at a time, so that batches agree
+    return (torch.cat(rows).clamp(0, 1) * 255).to(torch.uint8).cpu()

@@ -27,10 +27,9 @@ from diffsteer.guidance import CFG
 from diffsteer.level import Level
 from diffsteer.nets.edm2 import EDM2
 from diffsteer.nets.edm2_files import Stored
-from diffsteer.nets.edm2_sample import Loop, generate, latents, pixels
+from diffsteer.nets.edm2_sample import Loop, decoded, encoded, generate, pixels
 from diffsteer.prediction import Preconditioned
 from diffsteer.schedule import EDM
-from diffsteer.train import autoencoder
 from diffsteer.train.data import Captions, Sample, Source
 from diffsteer.train.latents import Latents, cached
 from diffsteer.train.objective import Objective, clean, place
@@ -55,7 +54,7 @@ class EDM2Settings:
         std: Its standard deviation.
         vae: Folder or hub id of a diffusers `AutoencoderKL` whose latents the network works on;
             empty for pixels.
-        latent_mean: Mean of its latents by channel, as it makes them.
+        latent_mean: Mean by channel of its latents of pixels in [0, 1], as it makes them.
         latent_std: Their standard deviations; they are brought to sigma_data of the network.
     """
 
@@ -127,7 +126,7 @@ class EDM2Task(Task):
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
     ) -> Source:
         if self.settings.vae:
-            self._latents = cached(source, cache, self.vae, self._encode, alone)
+            self._latents = cached(source, cache, self.vae, self._encode, alone, "[0, 1]")
         found = self._latents.shape if self._latents is not None else source[0].pixels.shape
         if tuple(found) != self.net.shape:
             raise ValueError(f"the data has shape {tuple(found)}, the network {self.net.shape}")
@@ -189,9 +188,7 @@ class EDM2Task(Task):
             self.net.train()
         if not self.settings.vae:
             return pixels(drawn).cpu()
-        with torch.no_grad():
-            raw = latents(drawn, *self._factors())
-            return autoencoder.pixels(torch.cat([self.vae.decode(row[None]).sample for row in raw]))
+        return decoded(drawn, self.vae, *self._factors())
 
     @override
     def save(self, folder: Path) -> None:
@@ -235,11 +232,8 @@ class EDM2Task(Task):
         scale, bias = (raw.new_tensor(v)[:, None, None] for v in self._factors())
         return raw * scale + bias
 
-    @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:
-        """Raw latents of pixels uint8: the mean of each posterior."""
-        mean: Tensor = self.vae.encode(clean(pictures.to(self.device))).latent_dist.mean
-        return mean
+        return encoded(pictures, self.vae)
 
 
 def weighed(error: Tensor, u: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def cached(
     vae: nn.Module,
     encode: Callable[[Tensor], Tensor],
     alone: Callable[[Callable[[], None]], None],
+    way: str = "",
 ) -> Latents:
     """Encode a source, unless the folder holds its latents already.
 
@@ -59,9 +60,11 @@ def cached(
         vae: What encodes, float32; other weights make other latents.
         encode: From pixels, uint8 `(B, 3, H, W)` on the CPU, to latents `(B, C, h, w)`.
         alone: Calls a function on one process, before the others go on.
+        way: Range of pixels that `encode` brings them to, if not [-1, 1]; another one makes other
+            latents.
     """
     known = bound(source).get("contents", {}).get("pictures", repr(source))
-    digest = hashlib.sha256(str(known).encode())
+    digest = hashlib.sha256(f"{known}{way}".encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     path = folder / f"latents-{digest.hexdigest()[:32]}.npy"
