@@ -1,4 +1,4 @@
-"""`diffsteer sample FOLDER`: pictures of EDM2 and ADM networks; importable without torch.
+"""Pictures of folders of EDM2 and ADM networks; importable without torch.
 
 A folder is what `diffsteer convert` writes, and `diffsteer train` of EDM2.
 """
@@ -18,7 +18,6 @@ from diffsteer.commands.network_options import (
     changed,
     told,
 )
-from diffsteer.commands.numbered import Numbered, share
 from diffsteer.commands.published import NOTHING_PUBLISHED, Decoder, Published
 from diffsteer.recipe import Recipe, digest
 
@@ -69,39 +68,6 @@ def format_of(model: str) -> str:
     return found if found in (EDM2, ADM) else ""
 
 
-def sample(
-    recipe: Recipe,
-    said: Published,
-    options: Options,
-    noise: Noise,
-    seeds: Sequence[int],
-    out: Path,
-    batch: int,
-    device: str,
-) -> None:
-    """Sample a network; a picture that is there already is not made again.
-
-    Args:
-        recipe: Model, guidance, guide and steps, and of ADM sampler and spacing.
-        said: Class, subdirs and precision, and where the decoder of latents is.
-        options: Of ADM.
-        noise: Of EDM2.
-        seeds: One picture each; one that is given no class draws one, after the noise.
-        out: Folder for the pictures.
-        batch: Pictures at a time.
-        device: Where it runs; empty for a GPU if there is one.
-
-    Raises:
-        ValueError: an option is of other models, or pictures were made otherwise.
-    """
-    with _images(recipe, said, options, noise, device) as images:
-        pictures = Numbered(out, images.decides, {"made_by": recipe.hash}, said.subdirs)
-        mine = share(seeds)
-        todo = pictures.missing(mine)
-        pictures.fill(todo, images, batch)
-    print(f"{out}: {len(mine) - len(todo)} of {len(mine)} pictures were there, {len(todo)} made")
-
-
 @contextmanager
 def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]":
     """Make the pictures of a recipe, of a pipeline or of such a folder, until closed.
@@ -117,7 +83,7 @@ def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]
 
     folder = format_of(recipe.model)
     with (
-        _images(recipe, NOTHING_PUBLISHED, NO_OPTIONS, OFFICIAL_NOISE, device)
+        opened(recipe, NOTHING_PUBLISHED, NO_OPTIONS, OFFICIAL_NOISE, device)
         if folder
         else rendering(recipe, device) as images
     ):
@@ -125,9 +91,22 @@ def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]
 
 
 @contextmanager
-def _images(
+def opened(
     recipe: Recipe, said: Published, options: Options, noise: Noise, device: str
 ) -> "Iterator[Images]":
+    """Make the pictures of such a folder until closed.
+
+    Args:
+        recipe: Model, guidance, guide and steps, and of ADM sampler and spacing.
+        said: Class and precision, and where the decoder of latents is. A seed that is given no
+            class draws one, after the noise.
+        options: Of ADM.
+        noise: Of EDM2.
+        device: Where it runs; empty for a GPU if there is one.
+
+    Raises:
+        ValueError: an option is of other models, or does nothing.
+    """
     from diffsteer.eval.features import device_of
     from diffsteer.render import Rows
 

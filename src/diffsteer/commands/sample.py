@@ -1,5 +1,6 @@
 """`diffsteer sample`: pictures whose metadata hold all that made them; importable without torch."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +71,8 @@ def sample(
         numbers = [seed]
         preset, network, noise = again(like, preset)
     if networks.format_of(recipe.model):
-        networks.sample(recipe, preset, network, noise, numbers, out, batch, device)
+        images = networks.opened(recipe, preset, network, noise, device)
+        _fill(images, numbers, out, batch, preset.subdirs)
         return
     if (network, noise) != (NO_OPTIONS, OFFICIAL_NOISE):
         raise ValueError(
@@ -84,19 +86,32 @@ def sample(
         return
     if not recipe.model:
         raise ValueError("name a model (hub id or folder), or a picture to repeat with --from")
-    numbers = share(numbers)
-    with rendering(recipe, device) as images:
-        done = render(images, numbers, out, batch)
-    print(f"{out}: {done} of {len(numbers)} pictures were there, {len(numbers) - done} made")
+    _fill(rendering(recipe, device), numbers, out, batch)
 
 
-def render(images: "Rendering | Images", seeds: list[int], out: Path, batch: int) -> int:
+def _fill(
+    opened: "AbstractContextManager[Rendering | Images]",
+    seeds: list[int],
+    out: Path,
+    batch: int,
+    subdirs: bool = False,
+) -> None:
+    """Make this process's share of the pictures, and say how many."""
+    mine = share(seeds)
+    with opened as images:
+        done = render(images, mine, out, batch, subdirs)
+    print(f"{out}: {done} of {len(mine)} pictures were there, {len(mine) - done} made")
+
+
+def render(
+    images: "Rendering | Images", seeds: list[int], out: Path, batch: int, subdirs: bool = False
+) -> int:
     """Make the pictures of seeds, SEED.png in a folder; returns how many were there already.
 
     Raises:
         ValueError: another recipe or model made a picture that is there.
     """
-    pictures = Numbered(out, images.decides, {"made_by": images.recipe.hash})
+    pictures = Numbered(out, images.decides, {"made_by": images.recipe.hash}, subdirs)
     todo = pictures.missing(seeds)
     pictures.fill(todo, images, batch)
     return len(seeds) - len(todo)
