@@ -1,7 +1,7 @@
 """The pocket model, which ships: a Stable Diffusion of 64 x 64 pixels that runs anywhere.
 
 "pocket" and "pocket-eps" name pipelines wherever a hub id or folder does, "pocket-guide" the
-smaller network that guides "pocket".
+smaller network that guides "pocket", and "pocket-refiner" what refines its noise.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Any
 from diffsteer.hf.network import PARTS
 
 SHIPPED = ("pocket", "pocket-eps")
-GUIDE = "pocket-guide"
+GUIDE, REFINER = "pocket-guide", "pocket-refiner"
 
 
 def pipeline(name: str, dtype: Any) -> Any:
@@ -34,10 +34,10 @@ def pipeline(name: str, dtype: Any) -> Any:
     parts: dict[str, Any] = {}
     with _quiet():
         if name == "pocket-eps":  # all but these parts is the same
-            folder = _folder(name)
+            folder = shipped(name)
             parts["unet"] = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype)
             parts["scheduler"] = DDIMScheduler.from_pretrained(folder / "scheduler")
-        return DiffusionPipeline.from_pretrained(_folder("pocket"), dtype=dtype, **parts)
+        return DiffusionPipeline.from_pretrained(shipped("pocket"), dtype=dtype, **parts)
 
 
 def network(name: str, dtype: Any) -> Any:
@@ -50,7 +50,7 @@ def network(name: str, dtype: Any) -> Any:
     """
     from diffusers import AutoModel, DiffusionPipeline
 
-    place = str(_folder(name)) if name == GUIDE else name  # it takes no Path
+    place = str(shipped(name)) if name == GUIDE else name  # it takes no Path
     inside: dict[str, str] = {}
     with suppress(OSError):  # a network has no index of a pipeline
         index = DiffusionPipeline.load_config(place)
@@ -58,7 +58,12 @@ def network(name: str, dtype: Any) -> Any:
     return AutoModel.from_pretrained(place, dtype=dtype, **inside)
 
 
-def _folder(name: str) -> Path:
+def shipped(name: str) -> Path:
+    """Folder of what ships under a name.
+
+    Raises:
+        ValueError: this installation does not hold it.
+    """
     with as_file(files("diffsteer") / "assets" / "pocket" / name) as folder:
         if not folder.is_dir():
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffsteer.hf.pocket import REFINER, shipped
 from diffsteer.refine.lora import own_parameters
 from diffsteer.refine.model import Model
 from diffsteer.whole import whole
@@ -77,7 +78,7 @@ def write(folder: Path, said: Said, weights: Mapping[str, Tensor]) -> None:
 
 
 def read(source: str | Path) -> tuple[Said, dict[str, Tensor]]:
-    """Read and check both files of a folder or of a hub id.
+    """Read and check both files of a folder, of a hub id, or of "pocket-refiner", which ships.
 
     Raises:
         FileNotFoundError: there are none.
@@ -107,7 +108,7 @@ def found(source: str | Path) -> tuple[Path, Path]:
     Raises:
         FileNotFoundError: the folder or hub id has none.
     """
-    folder = Path(source)
+    folder = shipped(REFINER) if str(source) == REFINER else Path(source)
     if folder.is_dir():
         if not (folder / ABOUT).is_file():
             raise FileNotFoundError(

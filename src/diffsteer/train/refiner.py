@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.pocket import pipeline
 from diffsteer.hf.steer import steer
 from diffsteer.level import Level
 from diffsteer.noise import Noise
@@ -33,7 +34,7 @@ class RefinerSettings:
     """Settings of `RefinerTask`.
 
     Attributes:
-        start: Folder or hub id of the pipeline.
+        start: Folder or hub id of the pipeline, or "pocket".
         targets: Folder of `diffsteer refine targets`; empty to sample the teacher while training.
         least: Leave out targets that scored less; of stored targets.
         teacher: What a recipe says of the teacher: guidance, sampler, steps. Of stored targets it
@@ -122,11 +123,9 @@ class RefinerTask(Task):
     """The adapter of a frozen pipeline's network."""
 
     def __init__(self, settings: RefinerSettings) -> None:
-        from diffusers import DiffusionPipeline
-
         super().__init__()
         self.settings = settings
-        self.pipe = DiffusionPipeline.from_pretrained(settings.start, dtype=torch.float32)
+        self.pipe = pipeline(settings.start, torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         parts = {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)}
         self.parts = nn.ModuleDict(parts).requires_grad_(False).eval()
