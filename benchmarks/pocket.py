@@ -1,11 +1,12 @@
-"""What guidance and zero terminal SNR do on the pocket model, measured into docs/results/*.json.
+"""What guidance, refined noise and zero terminal SNR do on the pocket model, in figures.
 
-    python benchmarks/pocket.py sheet brightness guidance sag [--models runs] [--work measured]
+    python benchmarks/pocket.py sheet brightness guidance sag refined [--models runs]
     python benchmarks/results.py
 
-The second writes docs/results.md. Each study keeps what it sampled under --work and goes on there;
-under torchrun the seeds are shared. Guidance weights are chosen by Frechet distance on seeds of
-their own, and reported on others. Networks run in bfloat16 (autocast), all else in float32.
+The first writes docs/results/*.json, the second docs/results.md. Each study keeps what it sampled
+under --work and goes on there; under torchrun the seeds are shared. Guidance weights, and the
+strength of the refiner, are chosen by Frechet distance on seeds of their own, and reported on
+others. Networks run in bfloat16 (autocast), all else in float32.
 """
 
 import argparse
@@ -312,32 +313,54 @@ def sheet(bench: Bench, n: int) -> dict[str, Any]:
     return {"prompts": prompts, "steps": 25, "guidance": "CFG(3)"}
 
 
-def refined(bench: Bench, n: int, refiner: str, teacher: str) -> dict[str, Any]:
+TEACHER = "CFG(2)"
+"""Of the refiner that ships."""
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def refined(bench: Bench, n: int) -> dict[str, Any]:
     """Refined noise against none and against its teacher's guidance, on prompts held out."""
+    base, shown, others = trained_on(n)
+    tried = []
+    for strength in STRENGTHS:
+        recipe = replace(base, refiner="pocket-refiner", strength=strength)
+        made, _ = bench.features(recipe, range(CHOICE, CHOICE + n // 4))
+        tried.append({"strength": strength, "FD": distance(made, others)})
+        report(tried[-1])
+    best = min(tried, key=lambda t: t["FD"])["strength"]
+
     source = Emoji("test")
     samples = captions(n, split="test")
-    prompts = tuple(source.caption(i) for i in samples)
     groups = [replace(source, label="group").caption(i) for i in samples]
     probe = Probe()
     others, shown = (real(s, "test") for s in (captions(len(source), split="test"), samples))
-    base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
+    base = replace(base, prompts=tuple(source.caption(i) for i in samples))
+    recipe = replace(base, refiner="pocket-refiner")
     recipes = {
         "none": base,
-        "refined": replace(base, refiner=refiner),
-        "guided": replace(base, guidance=teacher),
-        "refined, guided": replace(base, refiner=refiner, guidance=teacher),
+        "refined": recipe,
+        "teacher": replace(base, guidance=TEACHER),
+        "refined, strength": replace(recipe, strength=best),
+        "best CFG": replace(base, guidance="CFG(1.5)"),
+        "refined and CFG": replace(recipe, guidance="CFG(1.5)"),
     }
     training = real(captions(n))
-    floor = figures("real", "", training, training, others, None)
-    rows = [{**floor, "group": probe.agrees(shown, groups)}]
+    floor = figures("real, of training captions", "", training, training, others, None)
+    rows = [{**floor, "background": None, "group": None}]
+    right = {"group": probe.agrees(shown, groups), "background": 1.0}
+    rows.append({**figures("real", "", shown, shown, others, None), "FD": None, **right})
     for name, recipe in recipes.items():
+        if name == "refined, strength" and best == 1:
+            continue
         for start in (0, n, 2 * n):
             made, cost = bench.features(recipe, range(start, start + n))
             row = figures(name, recipe.guidance, made, shown, others, cost)
             row |= {"group": probe.agrees(made, groups), "seeds": f"{start}-{start + n - 1}"}
-            rows.append(row)
+            rows.append({**row, "strength": recipe.strength})
             report(row)
-    return {"n": n, "steps": 16, "sampler": "UniPC", "rows": rows}
+    seeds = f"{CHOICE}-{CHOICE + n // 4 - 1}"
+    told = {"teacher": TEACHER, "choice": tried, "choice seeds": seeds, "rows": rows}
+    return {"n": n, "steps": 16, "sampler": "UniPC", **told}
 
 
 class Probe:
@@ -368,7 +391,7 @@ class Probe:
 
 
 STUDIES = {"sheet": (sheet, 32), "brightness": (brightness, 1000)}
-STUDIES |= {"guidance": (guidance, 2000), "sag": (sag, 500)}
+STUDIES |= {"guidance": (guidance, 2000), "sag": (sag, 500), "refined": (refined, 2000)}
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """Refined noise: what a training step costs by the way of its gradient, and what sampling costs.
 
-    python benchmarks/refine.py [--size pocket] [--turns 8] [--steps 10] [--batch 8]
+    python benchmarks/refine.py [--size pocket] [--turns 8] [--steps 10] [--sampling 20] [--batch 8]
 
 Training: a whole step (refine, sample, backward, AdamW) by multistep score distillation and by
 checkpointed back-propagation, in turns, on one network with random weights; and the most memory
 that autograd keeps for the backward pass. Sampling: refined and unguided beside CFG, both through
-`steer`, with the rows that the network evaluated.
+`steer`, with the rows that the network evaluated and the most memory beyond what was held before:
+on a GPU of tensors, on a CPU (Linux) of the process.
 """
 
 import argparse
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,18 +108,34 @@ def kept(step: Any) -> float:
     return sum(held.values()) / 2**20
 
 
-def peak(step: Callable[[], None]) -> float:
-    """MiB of the peak of a whole step on a GPU, beyond what was held before."""
+def peak(act: Callable[[], None]) -> float:
+    """MiB of the peak on a GPU, beyond what was held before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step()
+    act()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def resident(act: Callable[[], None]) -> float:
+    """MiB of the peak of this process, beyond what it held before; Linux."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = status("VmRSS")
+    act()
+    return status("VmHWM") - before
+
+
+def status(name: str) -> float:
+    """MiB of an entry of the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
 def sampling(pipe: Any, refiner: NoiseRefiner, batch: int, n: int, turns: int) -> None:
-    """Images a second and rows an image: unguided, refined and unguided, CFG; in turns."""
+    """Images a second, rows an image and memory: unguided, refined, CFG; in turns."""
     device = pipe.unet.device
     text, null = torch.randn(2, batch, WORDS, 128, device=device, dtype=pipe.unet.dtype)
     rows = 0
@@ -149,10 +169,15 @@ def sampling(pipe: Any, refiner: NoiseRefiner, batch: int, n: int, turns: int) -
     for _ in range(turns):
         for name, act in ways.items():
             times[name].append(seconds(act, device))
-    print(f"\nsampling, {n} steps, batch {batch}: images/s (least to most), rows an image")
+    weight = peak if device.type == "cuda" else resident
+    most = {name: statistics.median(weight(act) for _ in range(3)) for name, act in ways.items()}
+    print(f"\nsampling, {n} steps, batch {batch}: images/s (least to most), rows an image, MiB")
     for name, found in times.items():
         middle, low, high = (batch / f(found) for f in (statistics.median, max, min))
-        print(f"{name:10} {middle:8.2f} ({low:.2f} to {high:.2f})  {each[name]:5.0f}")
+        speed = f"{name:10} {middle:8.2f} ({low:.2f} to {high:.2f})"
+        print(f"{speed}  {each[name]:5.0f}  {most[name]:6.1f}")
+    adapters = sum(p.nbytes for p in refiner.lora.parameters.values()) / 2**20
+    print(f"the adapters, in memory in every row: {adapters:.1f} MiB")
     ratios = [a / b for a, b in zip(times["CFG"], times["refined"], strict=True)]
     print(f"refined / CFG: {statistics.median(ratios):.2f} x")
 
@@ -162,7 +187,8 @@ def main() -> None:
     parser.add_argument("--size", default="pocket", choices=("pocket", "tiny"))
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="of the student, in training")
+    parser.add_argument("--sampling", type=int, default=20, help="steps of sampling")
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -197,7 +223,7 @@ def main() -> None:
         print(
             f"N = {n:2}    " + "   ".join(f"{k} {v:.1f}" for k, v in zip(ways, found, strict=True))
         )
-    sampling(pipe, refiner, args.batch, args.steps, args.turns)
+    sampling(pipe, refiner, args.batch, args.sampling, args.turns)
 
 
 if __name__ == "__main__":

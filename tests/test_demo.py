@@ -27,6 +27,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rows["no guidance"], rows["CFG"], rows["CFG + SAG"], rows["PAG"]) == (2, 4, 6, 4)
     guide = [one["figures"].get("rows of the guide") for one in results]
     assert [g for g in guide if g] == [2]
+    assert rows["refined noise"] == 3
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (8 * (64 + 2), len(rows) * (64 + 2))
     page = (tmp_path / "index.html").read_text("utf-8")

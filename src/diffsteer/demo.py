@@ -113,6 +113,12 @@ GUIDANCES = tuple(
             "Away from a smaller, less trained version of itself (Karras et al. 2024).",
         ),
     )
+) + (
+    Row(
+        "refined noise",
+        "No guidance: better noise to start from, for one row (Ahn et al. 2024, NoiseRefine).",
+        replace(BASE, prompts=PROMPTS, refiner="pocket-refiner"),
+    ),
 )
 SCHEDULES = tuple(
     Row(name, why, replace(BASE, model=model, prompts=EXTREMES))
@@ -177,7 +183,8 @@ def located(recipe: Recipe, models: Path | None) -> Recipe:
     if models is None:
         return recipe
     guide = str(models / recipe.guide / "model" / "unet") if recipe.guide else ""
-    return replace(recipe, model=str(models / recipe.model / "model"), guide=guide)
+    refiner = str(models / recipe.refiner / "model") if recipe.refiner else ""
+    return replace(recipe, model=str(models / recipe.model / "model"), guide=guide, refiner=refiner)
 
 
 def _measured(
@@ -257,9 +264,8 @@ def _line(drawn: Drawn) -> str:
         f"{found['background error']:.1f}<br>{cost}, {found['seconds']:.2f} s"
     )
     name = f"<b>{escape(row.name)}</b><small>{escape(row.why)}</small>"
-    code = (
-        f"<small><code>{escape(row.recipe.guidance)}</code></small>" if row.recipe.guidance else ""
-    )
+    text = row.recipe.guidance or row.recipe.refiner
+    code = f"<small><code>{escape(text)}</code></small>" if text else ""
     return f"<tr><td>{name}{code}</td>{cells}<td><small>{said}</small></td></tr>"
 
 
