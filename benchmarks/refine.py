@@ -54,7 +54,9 @@ def pipeline(size: str) -> Any:
     return pipe
 
 
-def training(pipe: Any, refiner: NoiseRefiner, gradient: Gradient, n: int, batch: int) -> Any:
+def training(
+    pipe: Any, refiner: NoiseRefiner, half: bool, gradient: Gradient, n: int, batch: int
+) -> Any:
     """One step of the optimizer, as a function."""
     weights = list(refiner.lora.parameters.values())
     optimizer = torch.optim.AdamW(weights, 1e-6, fused=True)
@@ -72,7 +74,8 @@ def training(pipe: Any, refiner: NoiseRefiner, gradient: Gradient, n: int, batch
     student = Student(net, model.kind, grid(model.schedule, n, "trailing"), DDIM())
 
     def forward() -> Tensor:
-        return gradient.loss(refiner(x, {"cond": cond}), target, student)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return gradient.loss(refiner(x, {"cond": cond}), target, student)
 
     def step() -> None:
         forward().backward()  # type: ignore[no-untyped-call]
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the student, in training")
     parser.add_argument("--sampling", type=int, default=20, help="steps of sampling")
     parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "no"), help="in training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -197,12 +201,13 @@ def main() -> None:
     device = torch.device(args.device)
     pipe = pipeline(args.size).to(device)
     refiner = NoiseRefiner(pipe, args.rank)
+    half = args.precision == "bf16"
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name() if cuda else f"CPU, {args.threads} threads"
     size = sum(p.numel() for n, p in pipe.unet.named_parameters() if "lora" not in n)
-    print(f"{args.size}: {size / 1e6:.1f} M parameters, batch {args.batch}, float32, {where}")
+    print(f"{args.size}: {size / 1e6:.1f} M parameters, batch {args.batch}, {where}")
     ways = {"MSD": MSD(), "full": Full()}
-    make = partial(training, pipe, refiner)
+    make = partial(training, pipe, refiner, half)
     steps = {name: make(way, args.steps, args.batch) for name, way in ways.items()}
     for step in steps.values():
         step()
@@ -210,7 +215,8 @@ def main() -> None:
     for _ in range(args.turns):
         for name, step in steps.items():
             times[name].append(seconds(step, device))
-    print(f"training step, N = {args.steps}: ms (least to most)")
+    precision = "bfloat16 (autocast)" if half else "float32"
+    print(f"training step, N = {args.steps}, {precision}: ms (least to most)")
     for name, found in times.items():
         middle, low, high = (f(found) * 1e3 for f in (statistics.median, min, max))
         print(f"{name:10} {middle:8.0f} ({low:.0f} to {high:.0f})")
