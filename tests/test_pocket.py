@@ -1,15 +1,16 @@
 """The models that ship."""
 
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 import torch
 
 from diffsteer.eval.background import errors, nearest
-from diffsteer.hf.pocket import network, pipeline
+from diffsteer.hf.pocket import REFINER, network, pipeline
 from diffsteer.recipe import Recipe
 from diffsteer.render import rendering
-from diffsteer.train.data import BACKGROUNDS
+from diffsteer.train.data import BACKGROUNDS, Emoji
 
 FOLDER = files("diffsteer") / "assets" / "pocket"
 NAMES = ("pocket", "pocket-eps", "pocket-guide")
@@ -57,13 +58,34 @@ def test_what_ships() -> None:
     assert sizes[0] == sizes[1] > 3 * sizes[2]
 
 
+def test_refined_noise_leads_where_guidance_does() -> None:
+    """Things of the test split: nearer to the guided picture of the same noise than unrefined."""
+    source = Emoji("test")
+    prompts = tuple(source.caption(i) for i in range(0, len(source), len(source) // 8))[:8]
+    base = Recipe("pocket", prompts=prompts, sampler="UniPC()", steps=8)
+    made = {}
+    for name, how in {
+        "none": {},
+        "refined": {"refiner": REFINER},
+        "half": {"refiner": REFINER, "strength": 0.5},
+        "guided": {"guidance": "CFG(2)"},
+    }.items():
+        with rendering(replace(base, **how)) as images:
+            made[name] = images(range(8)).double()
+            rows = images.rows()["rows"] / 8
+        assert rows == {"none": 8, "refined": 9, "half": 9, "guided": 16}[name]
+    far = {name: float((x - made["guided"]).square().mean()) for name, x in made.items()}
+    assert far["refined"] < 0.7 * far["none"]
+    assert far["refined"] < far["half"] < far["none"]
+
+
 def test_cards_and_size() -> None:
-    for name in NAMES:
+    for name in (*NAMES, REFINER):
         card = (FOLDER / name / "README.md").read_text("utf-8")
         for word in (f"diffsteer train {name}", "Apache-2.0", "CC-BY 4.0", "320,000"):
             assert word in card, (name, word)
     weights = [f for f in _files(FOLDER) if f.name.endswith(".safetensors")]
-    assert len(weights) == 5  # network, text encoder and autoencoder, and two more networks
+    assert len(weights) == 6  # network, text encoder, autoencoder, two more networks, adapter
     assert sum(len(f.read_bytes()) for f in weights) < 45e6
 
 
