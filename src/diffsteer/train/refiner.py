@@ -44,6 +44,9 @@ class RefinerSettings:
         alpha: Its scale times its rank; 0 for the rank.
         head: What the output changes, of `diffsteer.refine.head.HEADS`.
         gradient: "msd", or "full" for back-propagation through the sampling.
+        penalty: Factor of the mean squared change of the noise, which is added to the loss (Eyring
+            et al. 2025, https://arxiv.org/abs/2508.09968): it keeps noise as it is where that
+            decides little, which nothing else does.
         sampler: Of the student, unguided.
         steps: Its steps, on trailing nodes from the terminal level.
     """
@@ -57,6 +60,7 @@ class RefinerSettings:
     alpha: int = 0
     head: str = "zero_init"
     gradient: str = "msd"
+    penalty: float = 0.0
     sampler: str = "DDIM()"
     steps: int = 10
 
@@ -65,6 +69,8 @@ class RefinerSettings:
             raise ValueError(
                 f"settings.gradient={self.gradient!r}: there are {', '.join(GRADIENTS)}"
             )
+        if not 0 <= self.penalty < float("inf"):
+            raise ValueError(f"settings.penalty={self.penalty}: give a number >= 0")
         if bool(self.targets) == bool(self.prompt_file):
             raise ValueError(
                 "a refiner learns from settings.targets, a folder of `diffsteer refine targets`, "
@@ -169,9 +175,10 @@ class RefinerTask(Task):
 
         refined = self.refiner(noise, {"cond": cond})
         student = Student(net, model.kind, self.levels, self.sampler, Noise(seeds_of(noise)))
-        loss = GRADIENTS[self.settings.gradient].loss(refined, target, student)
-        change = (refined.detach() - noise).square().mean().sqrt()
-        return {"loss": loss, "change": change}
+        distance = GRADIENTS[self.settings.gradient].loss(refined, target, student)
+        change = (refined - noise).square().mean()
+        loss = distance + self.settings.penalty * change
+        return {"loss": loss, "distance": distance, "change": change.detach().sqrt()}
 
     @override
     def trained(self) -> dict[str, nn.Parameter]:
