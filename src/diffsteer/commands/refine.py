@@ -69,9 +69,9 @@ def analyse(
 ) -> None:
     """Show what a refiner changes in noise, and which frequencies carry the result, on a page.
 
-    Spectra of the change and of inverted guided pictures, refined noise swapped band by band, and
-    sweeps of strength and prompt, with intervals over seeds. Features are those of the extra
-    `eval`, where it is installed.
+    Spectra of the change and of inverted guided pictures, refined noise swapped band by band,
+    sweeps of strength and prompt, and rivals, with intervals over seeds. Features are those of the
+    extra `eval`, where it is installed.
 
     Args:
         recipe: Model and refiner; the guidance is of the pictures that the refiner is compared
@@ -84,7 +84,7 @@ def analyse(
         batch: Samples at a time, >= 1.
         device: Where it runs; empty for a GPU if there is one.
         show: Pictures of so many of the first seeds in the page.
-        score: As in `diffsteer refine targets`; judges pictures by strength.
+        score: As in `diffsteer refine targets`; judges pictures by strength, and rivals.
     """
     from tqdm import tqdm
 
@@ -98,7 +98,7 @@ def analyse(
     recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), seeds_of(seeds)
     judge = score_of(score, device) if score else None
     with subject(recipe, device, _extractor(device)) as studied:
-        total = planned(studied, numbers, batch, show)
+        total = planned(studied, numbers, batch, show, judge is not None)
         with tqdm(total=total, unit="picture", disable=None) as bar:
             studied.progress = bar.update
             found = analyse(studied, numbers, count, batch, show, judge)
