@@ -38,7 +38,7 @@ MAY_IMPORT |= {
     "nets": CORE | {"nets", "whole"},
     "checkpoints": CORE | {"nets", "checkpoints", "whole"},
     "hf": CORE | {"nets", "hf", "refine"},
-    "refine": CORE | {"eval", "hf", "recipe", "refine", "render", "whole"},
+    "refine": CORE | {"checkpoints", "eval", "hf", "recipe", "refine", "render", "whole"},
     "eval": {"eval", "pictures", "recipe", "whole"},
     "render": {"eval", "hf", "recipe", "refine"},
     "train": CORE | {"hf", "nets", "pictures", "recipe", "refine", "render", "train", "whole"},

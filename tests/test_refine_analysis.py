@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -23,6 +24,7 @@ from diffsteer.refine.pipeline import refine
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.refine.study.analysis import Analysis, analyse, planned
 from diffsteer.refine.study.experiments import (
+    FULLY,
     GUIDED,
     KEPT,
     RANDOM,
@@ -35,6 +37,7 @@ from diffsteer.refine.study.experiments import (
 )
 from diffsteer.refine.study.files import numbers, write
 from diffsteer.refine.study.record import Drawn, ratio
+from diffsteer.refine.study.rivals import BEST, NUDGED
 from diffsteer.refine.study.spectrum import TENTHS, radius, swapped
 from diffsteer.refine.study.subject import subject
 
@@ -45,17 +48,24 @@ class Linear:
     """A subject whose sampling is a filter by frequency: what bands carry is known exactly.
 
     Refining adds a pattern of its prompt in some bands; guided pictures are those of the pattern
-    in all of them.
+    in all of them. Rivals add half of it. A step takes a row, with guidance two; refining one.
     """
 
     guided, weights, shape = True, "w", (2, 16, 16)
 
     def __init__(self, *changed: tuple[float, float], strength: float = 1.0) -> None:
         self.recipe = Recipe("m", prompts=PROMPTS, guidance="CFG(2)", strength=strength, steps=4)
-        self.changed, self.by, self.pictures = changed, None, 0
+        self.changed, self.by, self.pictures, self.spent = changed, None, 0, 0.0
 
     def progress(self, n: int) -> None:
         self.pictures += n
+
+    def rows(self) -> dict[str, float]:
+        spent, self.spent = self.spent, 0.0
+        return {"rows": spent}
+
+    def refuses(self, rival: Any) -> str:
+        return ""
 
     def text(self, seed: int) -> str:
         return self.recipe.of(seed).prompt
@@ -66,7 +76,10 @@ class Linear:
     def pattern(self, texts: Sequence[str]) -> Tensor:
         return 0.5 * self.noise([1000 + sum(map(ord, text)) for text in texts])
 
-    def refined(self, noise: Tensor, texts: Sequence[str]) -> Tensor:
+    def refined(self, noise: Tensor, texts: Sequence[str], rival: Any = None) -> Tensor:
+        self.spent += len(noise) * (1 if rival is None else 2 * rival.rounds)
+        if rival is not None:
+            return noise + self.pattern(texts) / 2
         got = noise
         for low, high in self.changed:
             got = swapped(got, noise + self.recipe.strength * self.pattern(texts), low, high)
@@ -76,10 +89,12 @@ class Linear:
         gain = 2 - radius(16, 16)
         latents = torch.fft.ifft2(torch.fft.fft2(noise) * gain).real
         self.progress(len(noise))
+        self.spent += len(noise) * self.recipe.steps
         pictures = (127.5 + 20 * latents).clamp(0, 255).to(torch.uint8)
         return Drawn(latents, torch.cat([pictures, pictures[:, :1]], 1), latents.mean((2, 3)))
 
     def teach(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
+        self.spent += len(noise) * self.recipe.steps
         return self.draw(noise + self.pattern(texts), texts)
 
     def inverted(self, latents: Tensor, texts: Sequence[str], inversion: Any) -> Any:
@@ -95,10 +110,14 @@ def latents(found: Analysis, experiment: str) -> dict[str, float]:
     return {n: s["latents"].value for n, s in found.record.ratios(experiment).items()}
 
 
+def brightness(pictures: Tensor, texts: list[str]) -> Tensor:
+    return pictures.double().mean((1, 2, 3))
+
+
 @pytest.fixture(scope="module")
 def whole() -> Analysis:
     """Of a refiner that changes all frequencies alike."""
-    return studied((0.0, 1.0), score=lambda pictures, texts: pictures.double().mean((1, 2, 3)))
+    return studied((0.0, 1.0), score=brightness)
 
 
 # ------------------------------------------------------------------ what is known exactly
@@ -140,7 +159,7 @@ def test_an_interval_across_one_half_is_undecided() -> None:
     """Half of the seeds carry all in the lowest band, the others nothing."""
 
     class Split(Linear):
-        def refined(self, noise: Tensor, texts: Sequence[str]) -> Tensor:
+        def refined(self, noise: Tensor, texts: Sequence[str], rival: Any = None) -> Tensor:
             low = swapped(noise, noise + self.pattern(texts), 0, 0.1)
             high = swapped(noise, noise + self.pattern(texts) / 7, 0.1, 1)
             lows = torch.tensor(["cat" in t or "trees" in t for t in texts])
@@ -194,8 +213,59 @@ def test_inversion_pairs(whole: Analysis) -> None:
     assert [e.value for e in errors.values()] == pytest.approx(wanted)
 
 
+def test_rivals_are_where_they_are_known_to_be(whole: Analysis) -> None:
+    """Half of the pattern is half of the way to the guided picture, a quarter of the square."""
+    found = latents(whole, "rivals: teacher")
+    known = {UNREFINED: 1.0, FULLY: 0.0, GUIDED: 0.0, NUDGED: 0.25}
+    assert found == pytest.approx(known, abs=1e-12)
+    rows = {name: n.value for name, n in whole.record.numbers("rivals: rows").items()}
+    assert rows == {UNREFINED: 4, FULLY: 5, GUIDED: 8, NUDGED: 4 + 40, BEST: 16}
+    assert whole.left_out == {} and not whole.record.numbers("rivals: rows of the guide")
+
+
+def test_the_best_of_the_draws_is_the_greatest_of_each_seed(whole: Analysis) -> None:
+    study = Linear()
+    every = []
+    for k in range(4):  # four prompts, so that candidates are 2^20 apart
+        seeds = [seed + k * 2**20 for seed in range(6)]
+        every.append(study.draw(study.noise(seeds), PROMPTS).pictures)
+    scores = torch.stack([brightness(pictures, [""] * 6) for pictures in every])
+    found = whole.record.numbers("rivals: score")
+    assert found[BEST].value == pytest.approx(float(scores.amax(0).mean()), rel=1e-12)
+    assert found[BEST].value > max(float(draw.mean()) for draw in scores)
+    assert len({*scores.argmax(0).tolist()}) > 1  # not one draw of all
+    for name, factor in ((UNREFINED, "0"), (FULLY, "1"), (GUIDED, GUIDED)):
+        assert found[name] == whole.record.numbers("strength: score")[factor]
+    for i, shown in enumerate(whole.record.pictures["rivals"][BEST]):
+        want = every[int(scores[:, i].argmax())][i].permute(1, 2, 0).numpy()
+        assert (np.asarray(shown.image) == want).all()
+
+
+def test_what_is_analysed_is_no_rival_of_itself(tmp_path: Path) -> None:
+    for strength, listed in ((1.0, False), (0.5, True)):
+        study = Linear((0.0, 1.0), strength=strength)
+        study.by = NLG(20)
+        found = analyse(study, range(2), 4, 2, 0)
+        assert (NUDGED in latents(found, "rivals: teacher")) is listed
+        assert ("as fully refined" in found.left_out.get(NUDGED, "")) is not listed
+        assert study.pictures == planned(study, range(2), 2, 0)
+
+
+def test_a_rival_that_can_do_nothing_is_left_out_and_says_why(tmp_path: Path) -> None:
+    study = Linear((0.0, 1.0))
+    study.refuses = lambda rival: "the noise is <known> there"
+    write(analyse(study, range(2), 4, 2, 0), tmp_path)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert "Left out: NLG(20), since the noise is &lt;known&gt; there." in page
+    said = json.loads((tmp_path / "analysis.json").read_text("utf-8"))
+    assert [*said["left out"]] == [BEST, NUDGED] and NUDGED not in said["rivals: rows"]
+    assert study.pictures == planned(study, range(2), 2, 0)
+
+
 def test_parts_change_nothing(whole: Analysis) -> None:
-    other = analyse(Linear((0.0, 1.0)), range(6), count=12, batch=1, show=2)
+    other = analyse(Linear((0.0, 1.0)), range(6), count=12, batch=1, show=2, score=brightness)
+    a, b = (each.record.numbers("rivals: score") for each in (whole, other))
+    assert {n: x.value for n, x in a.items()} == {n: pytest.approx(b[n].value) for n in b}
     for experiment in ("bands", "redraw", "prompts: layout", "strength: teacher"):
         a, b = latents(whole, experiment), latents(other, experiment)
         assert a.keys() == b.keys() and all(a[n] == pytest.approx(b[n], abs=1e-12) for n in a)
@@ -205,8 +275,10 @@ def test_planned_is_what_is_sampled() -> None:
     for changes in ({}, {"guided": False}, {"recipe": Recipe("m", prompts=("a cat",))}):
         study = Linear((0.0, 0.2))
         vars(study).update(changes)
-        analyse(study, range(5), 4, 2, 1)
-        assert study.pictures == planned(study, range(5), 2, 1)
+        for score in (None, brightness):
+            study.pictures = 0
+            analyse(study, range(5), 4, 2, 1, score)
+            assert study.pictures == planned(study, range(5), 2, 1, score is not None)
 
 
 def test_slerp_keeps_the_size_and_meets_its_ends() -> None:
@@ -276,7 +348,12 @@ def test_files(whole: Analysis, tmp_path: Path) -> None:
     assert page.count("<svg") == 9 == len([*tmp_path.glob("*.svg")])
     kept = sum(len(p) for e in whole.record.pictures.values() for p in e.values())
     assert page.count("<img") == kept + 2 * 3  # both ends and 0 to 0.1 are in two tables
-    for name in ("bands", "redraw", "strength", "prompts"):
+    assert said["rivals: rows"]["best of 4"] == {"value": 16, "interval": [16, 16]}
+    assert said["rivals: teacher"][NUDGED]["latents"]["value"] == pytest.approx(0.25)
+    row = re.search(r"<tr><th>best of 4</th>(.*?)</tr>", page)[1]
+    score = said["rivals: score"]["best of 4"]["value"]
+    assert row.startswith("<td>16</td><td></td><td></td><td></td>") and f"<td>{score:.3g}" in row
+    for name in ("bands", "redraw", "strength", "prompts", "rivals"):
         with Image.open(tmp_path / f"{name}.png") as sheet:
             assert sheet.size == (18 * len(whole.record.pictures[name]), 18 * 2)
 
@@ -289,6 +366,8 @@ def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     page = (tmp_path / "index.html").read_text("utf-8")
     for said in ("Not measured: there is no guidance", "No score was named", "have to be three"):
         assert said in page
+    for said in ("guided, since no guidance was named", "best of 4, since no score was named"):
+        assert f"Left out: {said}" in page
     assert page.count("<svg") == 7 and "<img" not in page and not [*tmp_path.glob("*.png")]
     assert json.loads((tmp_path / "analysis.json").read_text())["round trip"] == {}
 
@@ -332,6 +411,7 @@ def test_the_command(
     monkeypatch.setattr("diffsteer.commands.refine._extractor", lambda device: None)
     words = [model, "--refiner", refiner, "--prompts", prompts, "--out", out, "--device", "cpu"]
     words += ["--guidance", "CFG(3)", "--steps", 2, "--seeds", "3-4", "--count", 4, "--show", 1]
+    words += ["--score", "test_refine_analysis:brightness"]
     run(monkeypatch, *words)
     printed = capsys.readouterr().out
     assert "Does the lowest band carry the result?" in printed and "index.html" in printed
@@ -342,6 +422,8 @@ def test_the_command(
     assert said["verdicts"][0]["carried"]["value"] == pytest.approx(1 - left)
     assert said["strength: change"]["0"]["latents"]["value"] == 0
     assert {*said["round trip"]} == {*INVERSIONS}
+    rows = {name: each["value"] for name, each in said["rivals: rows"].items()}
+    assert rows == {UNREFINED: 2, FULLY: 3, GUIDED: 4, NUDGED: 2 + 40, BEST: 8}
     page = (out / "index.html").read_text("utf-8")
     assert "Not measured: distances of features" in page and "CFG(3)" in page
 
@@ -363,6 +445,7 @@ def test_inversion_goes_back_on_the_levels_of_the_pipeline(
         target = studied.draw(studied.noise([0, 1]), texts).latents
         noise, again = studied.inverted(target, texts, Inversion(9))
         drawn = studied.draw(noise, texts).latents
+        assert ("the noise is known" in studied.refuses(NLG())) is zero
         if not zero:  # NLG knows no noise to guide at zero SNR
             pipe = pipeline(model, torch.float32)
             want = refine(pipe, noise, texts, NLG(1))

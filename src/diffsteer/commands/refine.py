@@ -10,7 +10,6 @@ from diffsteer.recipe import Recipe, prompts_of, seeds_of
 
 if TYPE_CHECKING:
     from diffsteer.eval.features import Extractor
-    from diffsteer.refine.best import Score
 
 NOTHING_SAID = Recipe()
 AS_TRAINED = Recipe(sampler="DDIM()", steps=10)
@@ -38,18 +37,21 @@ def targets(
         out: Folder for the targets.
         batch: Targets at a time, >= 1; changes none of them.
         device: Where it runs; empty for a GPU if there is one.
-        score: MODULE:FUNCTION from uint8 pictures (N, 3, H, W) and their prompts to a number each,
-            by which training may leave out the worse (settings.least).
+        score: By which training may leave out the worse (settings.least): CLIPScore("WEIGHTS"),
+            Aesthetic("FILE", clip="WEIGHTS"), or MODULE:FUNCTION from uint8 pictures (N, 3, H, W)
+            and their prompts to a number each.
     """
     from diffsteer.eval.processes import Processes, launched
+    from diffsteer.refine.scores import name_of, score_of
     from diffsteer.refine.targets import make
 
     if not recipe.model or recipe.prompt:
         raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe = replace(recipe, prompts=prompts_of(prompts))
-    function = _function(score) if score else None
+    judge = score_of(score, device) if score else None
     with launched():
-        n = make(recipe, seeds_of(seeds), out, batch, device, function, score)
+        scorer = name_of(judge, score) if judge else ""
+        n = make(recipe, seeds_of(seeds), out, batch, device, judge, scorer)
         if Processes.running().rank == 0:
             print(f"{out} holds {n} targets of {recipe.guidance}")
 
@@ -67,9 +69,9 @@ def analyse(
 ) -> None:
     """Show what a refiner changes in noise, and which frequencies carry the result, on a page.
 
-    Spectra of the change and of inverted guided pictures, refined noise swapped band by band, and
-    sweeps of strength and prompt, with intervals over seeds. Features are those of the extra
-    `eval`, where it is installed.
+    Spectra of the change and of inverted guided pictures, refined noise swapped band by band,
+    sweeps of strength and prompt, and rivals, with intervals over seeds. Features are those of the
+    extra `eval`, where it is installed.
 
     Args:
         recipe: Model and refiner; the guidance is of the pictures that the refiner is compared
@@ -82,10 +84,11 @@ def analyse(
         batch: Samples at a time, >= 1.
         device: Where it runs; empty for a GPU if there is one.
         show: Pictures of so many of the first seeds in the page.
-        score: MODULE:FUNCTION as in `diffsteer refine targets`; judges pictures by strength.
+        score: As in `diffsteer refine targets`; judges pictures by strength, and rivals.
     """
     from tqdm import tqdm
 
+    from diffsteer.refine.scores import score_of
     from diffsteer.refine.study.analysis import analyse, planned
     from diffsteer.refine.study.files import write
     from diffsteer.refine.study.subject import subject
@@ -93,12 +96,12 @@ def analyse(
     if not recipe.model or recipe.prompt:
         raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), seeds_of(seeds)
-    function = _function(score) if score else None
+    judge = score_of(score, device) if score else None
     with subject(recipe, device, _extractor(device)) as studied:
-        total = planned(studied, numbers, batch, show)
+        total = planned(studied, numbers, batch, show, judge is not None)
         with tqdm(total=total, unit="picture", disable=None) as bar:
             studied.progress = bar.update
-            found = analyse(studied, numbers, count, batch, show, function)
+            found = analyse(studied, numbers, count, batch, show, judge)
     write(found, out)
     print(*found.verdicts, out / "index.html", sep="\n")
 
@@ -111,17 +114,3 @@ def _extractor(device: str) -> "Extractor | None":
     from diffsteer.eval.features import device_of
 
     return EfficientNetLite0(device=device_of(device)) if find_spec(PACKAGE) else None
-
-
-def _function(name: str) -> "Score":
-    """The function that MODULE:FUNCTION names."""
-    from importlib import import_module
-
-    module, colon, function = name.partition(":")
-    try:
-        found: Score = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--score {name}: {error}; write MODULE:FUNCTION") from error
-    if not colon or not callable(found):
-        raise ValueError(f"--score {name} is no function: write MODULE:FUNCTION")
-    return found

@@ -116,7 +116,7 @@ class DINOv2(Extractor):
     def _net(self) -> nn.Module:
         from transformers import Dinov2Model
 
-        return _pretrained(Dinov2Model, self.weights).to(self.device)
+        return pretrained(Dinov2Model, self.weights).to(self.device)
 
     @override
     def __call__(self, images: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class CLIP(Extractor):
     def _net(self) -> nn.Module:
         from transformers import CLIPVisionModelWithProjection
 
-        return _pretrained(CLIPVisionModelWithProjection, self.weights).to(self.device)
+        return pretrained(CLIPVisionModelWithProjection, self.weights).to(self.device)
 
     @override
     def __call__(self, images: Tensor) -> Tensor:
@@ -170,10 +170,20 @@ class CLIP(Extractor):
             return features
 
 
-def _pretrained(model: Any, weights: str) -> nn.Module:
-    """Load a transformers model in float32, refusing weights that leave a part of it random."""
+def pretrained(model: Any, weights: str) -> nn.Module:
+    """Load a transformers model in float32, refusing weights that leave a part of it random.
+
+    What else the checkpoint holds, such as CLIP's other half, is left out without a word.
+    """
+    from transformers.utils import logging
+
     net: nn.Module
-    net, info = model.from_pretrained(weights, dtype=torch.float32, output_loading_info=True)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        net, info = model.from_pretrained(weights, dtype=torch.float32, output_loading_info=True)
+    finally:
+        logging.set_verbosity(level)
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         raise ValueError(

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from diffsteer.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
-from diffsteer.level import wide
+from diffsteer.level import Level, wide
 from diffsteer.noise import Noise
 from diffsteer.refine.model import Model
 
@@ -31,6 +31,10 @@ class Rival(ABC):
     """
 
     null: bool = False
+
+    def refuses(self, level: Level) -> str:
+        """Why it can do nothing where sampling starts at a level; empty where it can."""
+        return ""
 
     @abstractmethod
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
@@ -63,13 +67,18 @@ class NLG(Rival):
             raise ValueError(f"{self.rounds} rounds change nothing: give at least 1")
 
     @override
+    def refuses(self, level: Level) -> str:
+        known = (
+            "noise level guidance follows the difference of two predictions of noise, which is "
+            "nothing at zero terminal SNR, where the noise is known"
+        )
+        return known if level.alpha == 0 else ""
+
+    @override
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
         level = model.terminal
-        if level.alpha == 0:
-            raise ValueError(
-                "noise level guidance follows the difference of two predictions of noise, which is "
-                "nothing at zero terminal SNR, where the noise is known: train a NoiseRefiner"
-            )
+        if why := self.refuses(level):
+            raise ValueError(f"{why}: train a NoiseRefiner")
         x = wide(x)
         draw = Noise(seeds_of(x))
         norm = x[0].numel() ** 0.5

@@ -22,18 +22,22 @@ from diffsteer.refine.study.experiments import (
     swap_prompts,
 )
 from diffsteer.refine.study.record import Record
+from diffsteer.refine.study.rivals import left_out, more_pictures, rivals
 from diffsteer.refine.study.spectrum import Spectra
 from diffsteer.refine.study.subject import Subject
 from diffsteer.refine.study.verdict import Verdict, verdicts
 
 
-def planned(subject: Subject, seeds: Sequence[int], batch: int, show: int) -> int:
-    """How many pictures `analyse` samples."""
+def planned(
+    subject: Subject, seeds: Sequence[int], batch: int, show: int, judged: bool = False
+) -> int:
+    """How many pictures `analyse` samples; `judged`: with a score."""
     texts = [subject.text(seed) for seed in seeds]
     swaps = partners(texts, subject.recipe.prompts)
     guided = subject.guided * (1 + 2 * ("unrelated" in swaps))
     for_prompts = 2 * len(swaps) + len(swaps.keys() - {"empty"})
     each = len(bands(*subject.shape[-2:])) + 2 * len(KEPT) + len(STRENGTHS) + for_prompts
+    each += more_pictures(left_out(subject, judged))
     return len(seeds) * (3 + guided + each) + 2 * len(STOPS) * _pairs(seeds, batch, show)
 
 
@@ -56,6 +60,7 @@ class Analysis:
         spectra: By the name of what is compared with the noise.
         record: Of the experiments.
         verdicts: One a space.
+        left_out: What is not beside the refiner, and why.
     """
 
     recipe: dict[str, object]
@@ -67,6 +72,7 @@ class Analysis:
     spectra: dict[str, Spectra]
     record: Record
     verdicts: list[Verdict]
+    left_out: dict[str, str]
 
 
 def analyse(
@@ -85,7 +91,7 @@ def analyse(
         count: Noises in the spectra of refining, of seeds 0 to count - 1; >= 2.
         batch: Samples at a time, >= 1; bounds the memory.
         show: Pictures of so many of the first seeds are kept; >= 0.
-        score: Judges pictures in the sweep of strengths.
+        score: Judges pictures in the sweep of strengths, and rivals.
 
     Raises:
         ValueError: the numbers cannot be, or the refiner changes nothing.
@@ -101,7 +107,7 @@ def analyse(
             "this refiner leaves noise as it is, so that there is nothing to analyse: was it "
             "trained, and is its strength not 0?"
         )
-    record = Record(show)
+    record, missing = Record(show), left_out(subject, score is not None)
     for part in parts(seeds, batch):
         case = Case.of(subject, part)
         if case.taught is not None:
@@ -110,9 +116,10 @@ def analyse(
         redraw(subject, case, record)
         strengths(subject, case, record, score)
         swap_prompts(subject, case, record, partners(case.texts, subject.recipe.prompts))
+        rivals(subject, case, record, score, missing)
     interpolate(subject, seeds[: _pairs(seeds, batch, show)], record)
     size = subject.shape[-2:]
     answers = verdicts(record.ratios("bands"), found[REFINED].energy(), *size)
     refiner = getattr(subject.by, "sha256", "")
     about = subject.recipe.said, subject.weights, refiner, tuple(seeds), count, subject.shape
-    return Analysis(*about, found, record, answers)
+    return Analysis(*about, found, record, answers, missing)

@@ -28,7 +28,7 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.5, 2.0)
 STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the way from one noise to another."""
 RANDOM, REFINED = "another random noise", "refined noise"
-UNREFINED, GUIDED = "unrefined", "guided"
+UNREFINED, FULLY, GUIDED = "unrefined", "fully refined", "guided"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,7 @@ class Case:
     """Some seeds, with what experiments start from and compare with.
 
     Attributes:
+        seeds: Those.
         texts: A prompt each.
         noise: Of the seeds.
         refined: What the refiner makes of it.
@@ -44,8 +45,10 @@ class Case:
         fully: From `refined`.
         other: From `fresh`.
         taught: Guided, from `noise`; None without a guidance.
+        rows: Rows of each network that went into unrefined, fully refined and guided pictures.
     """
 
+    seeds: list[int]
     texts: list[str]
     noise: Tensor
     refined: Tensor
@@ -54,6 +57,7 @@ class Case:
     fully: Drawn
     other: Drawn
     taught: Drawn | None
+    rows: dict[str, dict[str, float]]
 
     @classmethod
     def of(cls, subject: Subject, seeds: Sequence[int]) -> "Case":
@@ -64,8 +68,12 @@ class Case:
         """
         texts = [subject.text(seed) for seed in seeds]
         noise, fresh = subject.noise(seeds), subject.noise([seed + STRIDE for seed in seeds])
+        subject.rows()
+        plain = subject.draw(noise, texts)
+        rows = {UNREFINED: subject.rows()}
         refined = subject.refined(noise, texts)
-        plain, fully, other = (subject.draw(x, texts) for x in (noise, refined, fresh))
+        fully = subject.draw(refined, texts)
+        rows[FULLY] = subject.rows()
         gap = float(plain.apart(fully)["latents"].sum())
         if not 0 < gap < float("inf"):
             raise ValueError(
@@ -73,7 +81,9 @@ class Case:
                 "and refining has to change them"
             )
         taught = subject.teach(noise, texts) if subject.guided else None
-        return cls(texts, noise, refined, fresh, plain, fully, other, taught)
+        rows[GUIDED] = subject.rows()
+        other = subject.draw(fresh, texts)
+        return cls(list(seeds), texts, noise, refined, fresh, plain, fully, other, taught, rows)
 
 
 # ------------------------------------------------------------------ spectra
@@ -122,7 +132,7 @@ def bands(h: int, w: int) -> list[tuple[float, float]]:
 def swap_bands(subject: Subject, case: Case, record: Record) -> None:
     """One band of refined noise in unrefined noise: how far is that from refining all of it?"""
     record.keep("bands", UNREFINED, case.plain)
-    record.keep("bands", "fully refined", case.fully)
+    record.keep("bands", FULLY, case.fully)
     for low, high in bands(*subject.shape[-2:]):
         got = subject.draw(swapped(case.noise, case.refined, low, high), case.texts)
         record.compare("bands", named(low, high), got, case.fully, case.plain)
@@ -131,7 +141,7 @@ def swap_bands(subject: Subject, case: Case, record: Record) -> None:
 
 def redraw(subject: Subject, case: Case, record: Record) -> None:
     """Refined noise below a radius, or above it, and the rest drawn anew."""
-    record.keep("redraw", "fully refined", case.fully)
+    record.keep("redraw", FULLY, case.fully)
     record.keep("redraw", "all drawn anew", case.other)
     for cut in KEPT:
         for low, high in ((0.0, cut), (cut, 1.0)):

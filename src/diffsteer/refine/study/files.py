@@ -20,8 +20,9 @@ STRENGTH, PROMPTS = (
     ("strength: change", "strength: teacher"),
     ("prompts: layout", "prompts: result"),
 )
-RATIOS = ("bands", "redraw", *STRENGTH, *PROMPTS)
-NUMBERS = ("round trip", "strength: score", "between")
+RATIOS = ("bands", "redraw", *STRENGTH, *PROMPTS, "rivals: teacher")
+RIVALS = ("rivals: rows", "rivals: rows of the guide", "rivals: score")
+NUMBERS = ("round trip", "strength: score", "between", *RIVALS)
 GAP = 2
 """Pixels between pictures of a sheet."""
 
@@ -83,6 +84,7 @@ def numbers(found: Analysis) -> dict[str, Any]:
         "random": RANDOM,
         **{name: _plain(record.ratios(name)) for name in RATIOS},
         **{name: _plain(record.numbers(name)) for name in NUMBERS},
+        "left out": found.left_out,
     }
 
 

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from diffsteer.eval.chart import Curve, legend
-from diffsteer.eval.html import document, image, table
+from diffsteer.eval.html import document, table
 from diffsteer.recipe import spelled
 from diffsteer.refine.best import STRIDE
 from diffsteer.refine.inversion import INVERSIONS
 from diffsteer.refine.study.analysis import Analysis
+from diffsteer.refine.study.cells import cell, cells, grid, key, spaces_of
 from diffsteer.refine.study.charts import Ratios, charts, growing, tenths
-from diffsteer.refine.study.experiments import RANDOM, REFINED, STOPS, UNREFINED
-from diffsteer.refine.study.record import Measured, Shown
+from diffsteer.refine.study.experiments import FULLY, RANDOM, REFINED, STOPS, UNREFINED
+from diffsteer.refine.study.rivals import BEST, NUDGED
 from diffsteer.refine.study.spectrum import band
 from diffsteer.refine.study.verdict import share
 
@@ -38,6 +38,7 @@ def page(found: Analysis) -> str:
             _strength(found, drawn),
             _prompts(found),
             _between(found),
+            _rivals(found),
             _settings(found),
         ],
         STYLE,
@@ -86,7 +87,7 @@ def _spectra(found: Analysis, drawn: Mapping[str, str]) -> str:
         f"<p>The Fourier transform of each channel, averaged over rings of equal frequency, over "
         f"{found.count} noises. The reference is the difference of two unrelated noises.{pairs} "
         "What lies near the reference is replaced, what lies near 0 is kept.</p>"
-        f"<p>{_key(found.spectra)}</p>"
+        f"<p>{key(found.spectra)}</p>"
         + _drawn(drawn, ("difference", "magnitude", "histogram", "energy"))
         + f"<p>Root mean square of the change by element: {escape(sizes)}.</p>"
     )
@@ -102,7 +103,7 @@ def _inversions(found: Analysis) -> str:
     steps = found.recipe["steps"]
     assert isinstance(steps, int)
     rows = [
-        f"<tr><th>{escape(name)}</th><td>{_cell(error)}</td>"
+        f"<tr><th>{escape(name)}</th><td>{cell(error)}</td>"
         f"<td>{steps * INVERSIONS[name].iterations}</td></tr>"
         for name, error in errors.items()
     ]
@@ -118,25 +119,30 @@ def _bands(found: Analysis, drawn: Mapping[str, str]) -> str:
     ratios = found.record.ratios("bands")
     h, w = found.shape[-2:]
     energy = dict(zip(tenths(), found.spectra[REFINED].energy(), strict=True))
-    ends = [UNREFINED, "fully refined"]
+    ends = [UNREFINED, FULLY]
     counted = {n: int(band(h, w, *map(float, n.split(" to "))).sum()) for n in ratios}
     rows = []
     for name, held in counted.items():
         part = f"{energy[name]:.1%}" if name in energy else ""
-        rows.append(f"<tr><th>{name}</th><td>{held}</td><td>{part}</td>{_cells(ratios, name)}</tr>")
-    head = ["radii", f"frequencies a channel, of {h * w}", "share of the change", *_spaces(ratios)]
+        rows.append(f"<tr><th>{name}</th><td>{held}</td><td>{part}</td>{cells(ratios, name)}</tr>")
+    head = [
+        "radii",
+        f"frequencies a channel, of {h * w}",
+        "share of the change",
+        *spaces_of(ratios),
+    ]
     return (
         "<h2>3. Which band carries the result</h2>"
         "<p>Unrefined noise gets one band of refined noise and is sampled without guidance. The "
         "numbers are squared distances to the picture from fully refined noise: 1 where the band "
         "carries nothing, as if nothing were refined, 0 where it carries all. In a sampler that "
         "were linear, what the tenths carry would add up to 1. Bars and brackets: 95 % intervals "
-        f"over {len(found.seeds)} seeds.</p><p>{_key(_spaces(ratios))}</p>"
+        f"over {len(found.seeds)} seeds.</p><p>{key(spaces_of(ratios))}</p>"
         + _drawn(drawn, ("tenths", "growing"))
         + f"<p>{_half(ratios, counted)}</p>"
         + table(head, rows)
-        + _grid(found, "bands", [*ends, *(n for n in tenths() if n in ratios)])
-        + _grid(found, "bands", [*ends, *growing(ratios)])
+        + grid(found, "bands", [*ends, *(n for n in tenths() if n in ratios)])
+        + grid(found, "bands", [*ends, *growing(ratios)])
     )
 
 
@@ -153,14 +159,14 @@ def _half(ratios: Ratios, counted: Mapping[str, int]) -> str:
 
 def _redraw(found: Analysis) -> str:
     ratios = found.record.ratios("redraw")
-    rows = [f"<tr><th>{name}</th>{_cells(ratios, name)}</tr>" for name in ratios]
+    rows = [f"<tr><th>{name}</th>{cells(ratios, name)}</tr>" for name in ratios]
     return (
         "<h2>4. Keep a band of refined noise, draw the rest anew</h2>"
         "<p>All other frequencies come from other random noise. 1: as far from the fully refined "
         "picture as one of that other noise; 0: the same picture. Where low radii come out near 0 "
         "and high ones near 1, low ones decide the layout.</p>"
-        + table(["kept radii", *_spaces(ratios)], rows)
-        + _grid(found, "redraw")
+        + table(["kept radii", *spaces_of(ratios)], rows)
+        + grid(found, "redraw")
     )
 
 
@@ -175,18 +181,18 @@ def _strength(found: Analysis, drawn: Mapping[str, str]) -> str:
     ratios = found.record.ratios("strength: change")
     return (
         f"<h2>5. Strength</h2><p>The change of the noise times a factor. {teacher}{score}</p>"
-        f"<p>{_key(_spaces(ratios))}</p>"
+        f"<p>{key(spaces_of(ratios))}</p>"
         + _drawn(drawn, ("strength-teacher", "strength-change", "strength-score"))
-        + _grid(found, "strength")
+        + grid(found, "strength")
     )
 
 
 def _prompts(found: Analysis) -> str:
     layout = found.record.ratios("prompts: layout")
     result = found.record.ratios("prompts: result")
-    spaces = _spaces(layout)
+    spaces = spaces_of(layout)
     rows = [
-        f"<tr><th>{escape(name)}</th>{_cells(result, name, spaces)}{_cells(layout, name, spaces)}"
+        f"<tr><th>{escape(name)}</th>{cells(result, name, spaces)}{cells(layout, name, spaces)}"
         "</tr>"
         for name in layout
     ]
@@ -206,7 +212,7 @@ def _prompts(found: Analysis) -> str:
         "worse. On the right, to the first prompt's refined picture: 0 where it is still there, 1 "
         f"where no more of it is there than without refining.{missing}</p>"
         + table(head, rows)
-        + _grid(found, "prompts")
+        + grid(found, "prompts")
     )
 
 
@@ -220,8 +226,36 @@ def _between(found: Analysis) -> str:
         "refining did not learn pictures by heart. "
         f"The largest step, as a share of all {len(STOPS) - 1}, in latents: {escape(said)}; "
         f"{1 / (len(STOPS) - 1):.2g} where all are alike.</p>"
-        f"<h3>{UNREFINED}</h3>{_grid(found, f'between, {UNREFINED}')}"
-        f"<h3>{REFINED}</h3>{_grid(found, f'between, {REFINED}')}"
+        f"<h3>{UNREFINED}</h3>{grid(found, f'between, {UNREFINED}')}"
+        f"<h3>{REFINED}</h3>{grid(found, f'between, {REFINED}')}"
+    )
+
+
+def _rivals(found: Analysis) -> str:
+    record, ratios = found.record, found.record.ratios("rivals: teacher")
+    counts = {"rows of the network": record.numbers("rivals: rows")}
+    counts["rows of the guide"] = record.numbers("rivals: rows of the guide")
+    scores, spaces = record.numbers("rivals: score"), spaces_of(ratios)
+    head = ["", *(name for name, each in counts.items() if each)]
+    head += [f"{space}<small>distance to guided</small>" for space in spaces]
+    head += ["score"] * bool(scores)
+    rows = []
+    for name in counts["rows of the network"]:
+        costs = [
+            f"{each[name].value:g}" if name in each else "0" for each in counts.values() if each
+        ]
+        said = "".join(f"<td>{cost}</td>" for cost in costs) + cells(ratios, name, spaces)
+        judged = f"<td>{cell(scores[name])}</td>" if scores else ""
+        rows.append(f"<tr><th>{name}</th>{said}{judged}</tr>")
+    missing = "".join(f" Left out: {name}, since {why}." for name, why in found.left_out.items())
+    return (
+        "<h2>8. Rivals</h2>"
+        "<p>What refining costs and brings, beside what else the same network can do. Rows of "
+        f"networks are for a picture, as counted. {NUDGED} is noise level guidance, which needs no "
+        f"training; {BEST} takes that of so many Gaussian noises which the score prefers, and is "
+        "then judged by the same score, which favours it. Distances are squared ones to the "
+        "guided picture of the same noise, that of the unrefined picture 1; the best of other "
+        f"noises has none.{escape(missing)}</p>" + table(head, rows) + grid(found, "rivals")
     )
 
 
@@ -245,43 +279,3 @@ def _settings(found: Analysis) -> str:
         f"{RANDOM.capitalize()}: of seed + {STRIDE}.</p>"
         f"{features}<p>All numbers are in <code>analysis.json</code>.</p>"
     )
-
-
-def _key(names: Iterable[str]) -> str:
-    """Names of curves in their colours."""
-    return legend([Curve(name, (), turn) for turn, name in enumerate(names)])
-
-
-def _spaces(ratios: Ratios) -> list[str]:
-    return list(dict.fromkeys(space for each in ratios.values() for space in each))
-
-
-def _cell(found: Measured) -> str:
-    low, high = found.interval
-    return f"{found.value:.3g}<small>{low:.3g} to {high:.3g}</small>"
-
-
-def _cells(ratios: Ratios, name: str, spaces: Sequence[str] | None = None) -> str:
-    row = ratios.get(name, {})
-    listed = _spaces(ratios) if spaces is None else spaces
-    return "".join(f"<td>{_cell(row[s]) if s in row else ''}</td>" for s in listed)
-
-
-def _grid(found: Analysis, experiment: str, names: Sequence[str] | None = None) -> str:
-    """Pictures of an experiment: a row a seed, a column a name, all of them or those named."""
-    columns = found.record.pictures.get(experiment, {})
-    names = list(columns) if names is None else names
-    prompts = found.recipe["prompts"]
-    assert isinstance(prompts, Sequence)
-    rows = []
-    for i in range(max((len(each) for each in columns.values()), default=0)):
-        seed = found.seeds[i]
-        text = escape(str(prompts[seed % len(prompts)]))
-        cells = "".join(_picture(columns[name][i], name) for name in names)
-        rows.append(f"<tr><td>seed {seed}<small>{text}</small></td>{cells}</tr>")
-    return table(["", *map(escape, names)], rows, "grid") if rows else ""
-
-
-def _picture(shown: Shown, name: str) -> str:
-    caption = f"<small>{escape(shown.caption)}</small>" if shown.caption else ""
-    return f"<td>{image(shown.image.copy(), f'{name} {shown.caption}')}{caption}</td>"

@@ -15,10 +15,11 @@ from diffsteer.recipe import Recipe
 from diffsteer.refine.inversion import Inversion
 from diffsteer.refine.model import Model, first_call, require_prompts
 from diffsteer.refine.msd import Student
+from diffsteer.refine.nlg import Rival
 from diffsteer.refine.pipeline import Refine, opened
 from diffsteer.refine.study.record import Drawn
 from diffsteer.refine.targets import ended, noise_shape
-from diffsteer.render import call_of, rendering, stacked
+from diffsteer.render import Rows, call_of, rendering, stacked
 from diffsteer.sampler import DDIM
 from diffsteer.spacing import grid
 
@@ -52,6 +53,7 @@ class Subject:
         self._guided = replace(recipe, refiner="", strength=1.0)
         self._plain = replace(self._guided, guidance="", guide="")
         self.progress: Callable[[int], Any] = lambda n: None
+        self._spent: dict[str, float] = {}
 
     @property
     def guided(self) -> bool:
@@ -66,16 +68,32 @@ class Subject:
         """Noise of seeds, as the pipeline would draw it on the CPU."""
         return Noise(seeds)(torch.empty(len(seeds), *self.shape))
 
+    def rows(self) -> dict[str, float]:
+        """Rows that networks evaluated in refining and sampling since the last call, by network."""
+        spent, self._spent = self._spent, {}
+        return spent
+
+    def _spend(self, rows: Rows) -> None:
+        for name, n in rows().items():
+            self._spent[name] = self._spent.get(name, 0) + n
+
+    def refuses(self, rival: Rival) -> str:
+        """Why a rival can do nothing here; empty where it can."""
+        with rendering(self._plain, self._device) as images:
+            return rival.refuses(Model.of(images.pipe).terminal)
+
     @torch.no_grad()
-    def refined(self, noise: Tensor, texts: Sequence[str]) -> Tensor:
-        """Noise refined for prompts."""
+    def refined(self, noise: Tensor, texts: Sequence[str], rival: Rival | None = None) -> Tensor:
+        """Noise refined for prompts, by what is studied, or by a rival of it in full strength."""
+        by, strength = (self.by, self.recipe.strength) if rival is None else (rival, 1.0)
         with rendering(self._plain, self._device) as images:
             pipe = images.pipe
             conds = {"cond": self._cond(pipe, texts)}
-            if self.by.null:
+            if by.null:
                 conds["null"] = self._cond(pipe, [""] * len(texts))
-            found = self.by(noise.to(pipe.device), conds, Model.of(pipe)).float().cpu()
-        return torch.lerp(noise, found, self.recipe.strength)
+            found = by(noise.to(pipe.device), conds, Model.of(pipe)).float().cpu()
+            self._spend(images.rows)
+        return torch.lerp(noise, found, strength)
 
     def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
         """What the network is told of prompts, at the size of the recipe."""
@@ -92,6 +110,7 @@ class Subject:
     def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str]) -> Drawn:
         with rendering(recipe, self._device) as images:
             latents, output = ended(images, recipe, texts, noise, shown=True)
+            self._spend(images.rows)
         pictures = stacked(output)
         features = None if self.extractor is None else self.extractor(pictures).cpu()
         self.progress(len(noise))

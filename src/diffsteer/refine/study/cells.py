@@ -1,0 +1,53 @@
+"""Pieces of the page of an analysis: numbers in cells, pictures in grids, names in colours."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from diffsteer.eval.chart import Curve, legend
+from diffsteer.eval.html import image, table
+from diffsteer.refine.study.analysis import Analysis
+from diffsteer.refine.study.charts import Ratios
+from diffsteer.refine.study.record import Measured, Shown
+
+
+def key(names: Iterable[str]) -> str:
+    """Names of curves in their colours."""
+    return legend([Curve(name, (), turn) for turn, name in enumerate(names)])
+
+
+def spaces_of(ratios: Ratios) -> list[str]:
+    """In which distances are taken."""
+    return list(dict.fromkeys(space for each in ratios.values() for space in each))
+
+
+def cell(found: Measured) -> str:
+    """A number over its interval."""
+    low, high = found.interval
+    return f"{found.value:.3g}<small>{low:.3g} to {high:.3g}</small>"
+
+
+def cells(ratios: Ratios, name: str, spaces: Sequence[str] | None = None) -> str:
+    """Distances under a name, a cell each: in all spaces, or in those named."""
+    row = ratios.get(name, {})
+    listed = spaces_of(ratios) if spaces is None else spaces
+    return "".join(f"<td>{cell(row[s]) if s in row else ''}</td>" for s in listed)
+
+
+def grid(found: Analysis, experiment: str, names: Sequence[str] | None = None) -> str:
+    """Pictures of an experiment: a row a seed, a column a name, all of them or those named."""
+    columns = found.record.pictures.get(experiment, {})
+    names = list(columns) if names is None else names
+    prompts = found.recipe["prompts"]
+    assert isinstance(prompts, Sequence)
+    rows = []
+    for i in range(max((len(each) for each in columns.values()), default=0)):
+        seed = found.seeds[i]
+        text = escape(str(prompts[seed % len(prompts)]))
+        shown = "".join(_picture(columns[name][i], name) for name in names)
+        rows.append(f"<tr><td>seed {seed}<small>{text}</small></td>{shown}</tr>")
+    return table(["", *map(escape, names)], rows, "grid") if rows else ""
+
+
+def _picture(shown: Shown, name: str) -> str:
+    caption = f"<small>{escape(shown.caption)}</small>" if shown.caption else ""
+    return f"<td>{image(shown.image.copy(), f'{name} {shown.caption}')}{caption}</td>"
