@@ -235,6 +235,31 @@ def test_the_task_learns_by_the_gradient_that_it_says(
         torch.testing.assert_close(g, w, atol=1e-6 * float(w.abs().max()) + 1e-7, rtol=2e-3)
 
 
+def test_the_penalty_pulls_the_change_back(model: str, stored: Path, tmp_path: Path) -> None:
+    """Its part of the gradient is that of penalty times the mean squared change."""
+    parts = {}
+    for penalty in (0.0, 0.5):
+        task = run(tmp_path, model, stored, f"run{penalty}", f"penalty = {penalty}").task
+        with torch.no_grad():  # away from no change, whose penalty is flat
+            for i, p in enumerate(task.trained().values()):
+                p.copy_(0.05 * Noise([i])(torch.empty(1, *p.shape))[0])
+        batch = {k: v[None] for k, v in task.example(0, 2, task.source[2], 0).items()}
+        losses, parameters = task(**batch), list(task.trained().values())
+        parts[penalty] = (losses, torch.autograd.grad(losses["loss"], parameters))
+    from diffsteer.refine.model import conditions
+
+    cond = {"cond": conditions(task.pipe, [task.source[2].caption])}
+    change = (task.refiner(batch["noise"], cond) - batch["noise"]).square().mean()
+    (plain, without), (losses, got) = parts.values()
+    assert change.detach() > 1e-4 and plain["loss"] == plain["distance"] == losses["distance"]
+    torch.testing.assert_close(losses["loss"], losses["distance"] + 0.5 * change)
+    torch.testing.assert_close(losses["change"], change.sqrt())
+    for g, w, pull in zip(got, without, torch.autograd.grad(change, parameters), strict=True):
+        torch.testing.assert_close(g, w + 0.5 * pull, atol=1e-6, rtol=1e-3)
+    with pytest.raises(ValueError, match="penalty=-1"):
+        run(tmp_path, model, stored, "bad", "penalty = -1.0")
+
+
 def test_a_stopped_run_ends_as_one_that_nothing_stopped(
     model: str, stored: Path, tmp_path: Path
 ) -> None:
