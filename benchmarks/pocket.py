@@ -342,7 +342,6 @@ def refined(bench: Bench, n: int) -> dict[str, Any]:
         "teacher": replace(base, guidance=TEACHER),
         "refined, strength": replace(recipe, strength=best),
         "best CFG": replace(base, guidance="CFG(1.5)"),
-        "refined and CFG": replace(recipe, guidance="CFG(1.5)"),
     }
     training = real(captions(n))
     floor = figures("real, of training captions", "", training, training, others, None)
