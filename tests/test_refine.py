@@ -326,6 +326,21 @@ def test_a_users_adapters_keep_their_state(sd) -> None:
     assert {n for n, _ in pipe.unet.named_parameters()} == set(needs)
 
 
+@pytest.mark.filterwarnings("error:Adapter")
+def test_a_deleted_adapter_does_not_switch_the_refiner_on(sd) -> None:
+    """peft activates another adapter in the place of a deleted one; the refiner is none to take."""
+    pipe = sd()
+    want = sampled(pipe)
+    refiner = moved(NoiseRefiner(pipe))
+    start = refine(pipe, START, PROMPTS, refiner)
+    user_lora(pipe, "style")
+    pipe.delete_adapters("style")
+    assert torch.equal(sampled(pipe), want)
+    assert torch.equal(refine(pipe, START, PROMPTS, refiner), start)
+    refiner.remove()
+    assert torch.equal(sampled(pipe), want)
+
+
 def test_refining_sees_the_active_adapters(sd) -> None:
     """They are part of the network, on or off, as the user says."""
     pipe = sd()
