@@ -236,6 +236,31 @@ def test_strength_is_a_factor_of_the_change(sd) -> None:
         torch.testing.assert_close(got, strength * change, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("rival", [True, False])
+def test_strength_acts_however_a_refiner_is_given(
+    sd, tmp_path: Path, rival: bool, named: bool
+) -> None:
+    pipe = sd()
+    by: Any = NLG(1) if rival else moved(NoiseRefiner(pipe))
+    start = START + 0.25 * (refine(pipe, START, PROMPTS, by) - START)
+    want = sampled(pipe, latents=start)
+    if named and not rival:
+        by.save(tmp_path)
+        by.remove()
+    given = ("NLG(1)" if rival else tmp_path) if named else by
+    with steer(pipe, CFG(1), refiner=given, strength=0.25):
+        got = sampled(pipe, scale=2.0)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_strength_of_nothing_is_refused(sd) -> None:
+    with pytest.raises(ValueError, match=r"strength=0\.5 .* with a refiner"):
+        steer(sd(), "CFG(2)", strength=0.5)
+    with pytest.raises(ValueError, match="strength=nan"):
+        steer(sd(), refiner="NLG(1)", strength=float("nan"))
+
+
 # ------------------------------------------------------------------ heads
 
 

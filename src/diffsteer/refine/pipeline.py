@@ -44,12 +44,18 @@ class Refining:
         pipe: A pipeline of a known family.
         refine: What refines.
         forward: How it calls the network; past the guidance that steers the pipeline.
+        strength: Factor of the change, whoever makes it.
     """
 
     def __init__(
-        self, pipe: Any, refine: Refine, forward: Callable[..., Any] | None = None
+        self,
+        pipe: Any,
+        refine: Refine,
+        forward: Callable[..., Any] | None = None,
+        strength: float = 1.0,
     ) -> None:
         self.pipe, self.refine, self.network = pipe, refine, network_of(pipe)
+        self.strength = strength
         self._own = self.network.__dict__.get("forward")
         self._inner: Callable[..., Any] = self.network.forward
         self._model = partial(Model.of, pipe, forward or self._inner)
@@ -100,7 +106,8 @@ class Refining:
                     "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
                 )
             noise = wide(x[parts["cond"]]) / (start * self._gain)
-            self._shift = start * (self.refine(noise, conds, model) - noise)
+            change = self.strength * (self.refine(noise, conds, model) - noise)
+            self._shift = start * change
         self._timesteps = scheduler.timesteps
         self._watch(scheduler)
 
@@ -157,15 +164,12 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine) -> Tensor:
         return by(noise, conds, Model.of(pipe)).to(noise.dtype)
 
 
-def opened(
-    refiner: Refine | str | Path, pipe: Any, strength: float = 1.0
-) -> tuple[Refine, Callable[[], None]]:
+def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[], None]]:
     """Make what refines, and what takes it out of the pipeline again where it was put there here.
 
     Args:
         refiner: Folder, hub id, text of an `NLG`, or what refines itself.
         pipe: The pipeline.
-        strength: Of a refiner that is loaded.
 
     Raises:
         ValueError: it belongs to another pipeline, or as `NoiseRefiner.load`.
@@ -173,7 +177,7 @@ def opened(
     if isinstance(refiner, str | Path):
         if str(refiner).startswith(NLG.__name__):
             return parse(str(refiner), Rival), _nothing
-        loaded = NoiseRefiner.load(refiner, pipe, strength)
+        loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove
     if isinstance(refiner, NoiseRefiner) and refiner.model.network is not eager(network_of(pipe)):
         raise ValueError("this refiner was loaded for another pipeline: load it for this one")
