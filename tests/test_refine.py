@@ -510,6 +510,69 @@ def test_bad_input(sd, tmp_path: Path) -> None:
         picture("a cat", **call, output_type="latent")
 
 
+def test_a_scheduler_of_another_schedule_is_refused(sd) -> None:
+    pipe = sd("v_prediction")
+    refiner = moved(NoiseRefiner(pipe))
+    words = r"terminal alpha .* 0\.0682.* with .* 0\.0"
+    with (
+        steer(pipe, refiner=refiner, zero_snr=True),
+        pytest.raises(ValueError, match=words),
+    ):
+        sampled(pipe)
+    pipe.scheduler = ddim("epsilon")
+    with steer(pipe, refiner=refiner), pytest.raises(ValueError, match="prediction type"):
+        sampled(pipe)
+
+
+def test_noise_is_refined_before_a_pipeline_is_steered_or_by_steering(sd) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    for how in ({"guidance": "CFG(1)"}, {"refiner": refiner}):
+        with steer(pipe, **how), pytest.raises(ValueError, match="steered already"):
+            refine(pipe, START, PROMPTS, refiner)
+
+
+def test_rows_that_are_no_halves_are_refused(sd, folder: Path) -> None:
+    """PAG of the pipeline itself stacks a third part, or two where it does not guide."""
+    parts = sd().components | {"requires_safety_checker": False}
+    pipe = diffusers.StableDiffusionPAGPipeline(**parts, pag_applied_layers=["mid"])
+    refiner = moved(NoiseRefiner(pipe))
+    with steer(pipe, refiner=refiner):
+        for scale, words in ((3.0, "6 rows that are not the same"), (1.0, "4 rows for 2 samples")):
+            with pytest.raises(ValueError, match=words):
+                sampled(pipe, scale=scale, pag_scale=2.0)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_what_a_network_is_told_of_the_size_is_that_of_the_noise(folder: Path) -> None:
+    """As the pipeline tells it in `steer`; SDXL is told of the size, Flux of places."""
+    for pipe, call in (
+        (tiny.sdxl(ddim(), folder), {"height": 32, "width": 16}),
+        (tiny.flux(folder), {"height": 32, "width": 16}),
+    ):
+        refiner = moved(NoiseRefiner(pipe))
+        more = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"} | call
+        noise, _ = first_call(pipe, prompt=PROMPTS, **more)
+        start = refine(pipe, noise, PROMPTS, refiner, **call)
+        want = pipe(PROMPTS, latents=start, **more).images
+        with steer(pipe, refiner=refiner):
+            got = pipe(PROMPTS, latents=noise, **more).images
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match="give the height and width"):
+            refine(pipe, noise, PROMPTS, refiner)
+
+
+@pytest.mark.parametrize("prk", [True, False])
+def test_schedulers_with_a_least_number_of_steps(folder: Path, prk: bool) -> None:
+    scheduler = diffusers.PNDMScheduler.from_config(ddim().config, skip_prk_steps=not prk)
+    pipe = tiny.stable_diffusion(scheduler, folder)
+    refiner = moved(NoiseRefiner(pipe))
+    want = sampled(pipe, latents=refine(pipe, START, PROMPTS, refiner), steps=5)
+    with steer(pipe, refiner=refiner):
+        got = sampled(pipe, steps=5)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
 def test_a_broken_off_sampling_leaves_no_trace(sd) -> None:
     pipe = sd()
     want = sampled(pipe)

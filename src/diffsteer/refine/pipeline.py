@@ -16,6 +16,7 @@ from torch import Tensor
 from diffsteer.denoiser import Cond, rows_of
 from diffsteer.hf.clock import Clock
 from diffsteer.hf.network import arguments, eager, network_of, put_back
+from diffsteer.hf.steer import check_free, check_halves
 from diffsteer.level import wide
 from diffsteer.refine.model import Model, conditions, require_prompts
 from diffsteer.refine.nlg import NLG, Rival
@@ -95,6 +96,7 @@ class Refining:
         self._gain = _gain(scheduler)
         whole = said[self._family.sample]
         halves = self._family.sent(self.pipe, whole)
+        check_halves(whole, halves, type(self.pipe).__name__)
         size = len(whole) // len(halves)
         parts = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(halves)}
         with torch.no_grad():
@@ -117,13 +119,22 @@ class Refining:
 
         def first(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
             assert self._shift is not None
+            n, m = len(self._shift), len(sample)
+            if m % n:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} calls its network with {n} rows for {m} samples: "
+                    "switch off what else it guides by (PAG) while noise is refined, or take the "
+                    "plain pipeline"
+                )
             sample = self._moved(sample, self._shift)
             self._give_back()
             return step(model_output, timestep, sample, *args, **kw)
 
         def give_back() -> None:
             self._shift, self._give_back = None, _nothing
-            scheduler.__dict__.pop("step")
+            if scheduler.__dict__.get("step") is not first:
+                return  # whoever watched before took it back already
+            del scheduler.step
             if own is not None:
                 scheduler.step = own
 
@@ -142,7 +153,7 @@ class Refining:
         return moved
 
 
-def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine) -> Tensor:
+def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any) -> Tensor:
     """Refine noise for prompts, without sampling.
 
     Args:
@@ -150,16 +161,20 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine) -> Tensor:
         noise: Unit Gaussian noise, `(B, *D)`, as `latents=` of the pipeline.
         prompts: One a row.
         by: A `NoiseRefiner` of this pipeline, or an `NLG`.
+        call: What else the pipeline will be called with, such as height and width.
 
     Raises:
-        ValueError: a prompt is empty, or there are not as many as rows.
+        ValueError: a prompt is empty, there are not as many as rows, the pipeline is steered, or it
+            would sample noise of another shape.
     """
+    check_free(network_of(pipe))
     require_prompts(prompts)
     if len(prompts) != len(noise):
         raise ValueError(f"{len(prompts)} prompts for {len(noise)} rows of noise: give one each")
-    conds = {"cond": conditions(pipe, prompts)}
+    shape = noise.shape[1:]
+    conds = {"cond": conditions(pipe, prompts, shape, **call)}
     if by.null:
-        conds["null"] = conditions(pipe, [""] * len(prompts))
+        conds["null"] = conditions(pipe, [""] * len(prompts), shape, **call)
     with torch.no_grad():
         return by(noise, conds, Model.of(pipe)).to(noise.dtype)
 
