@@ -587,6 +587,21 @@ def test_a_broken_off_sampling_leaves_no_trace(sd) -> None:
     assert torch.equal(sampled(pipe), want) and "step" not in vars(pipe.scheduler)
 
 
+def test_after_a_broken_off_sampling_seeds_still_count(folder: Path) -> None:
+    """The step that is left watched looks as the scheduler's own, which takes generators."""
+    scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(ddim().config)
+    pipe = tiny.stable_diffusion(scheduler, folder)
+    refiner = NoiseRefiner(pipe)
+    call = {"prompt": PROMPTS, "guidance_scale": 1.0}
+    want = results(pipe, [0, 1], **call)
+    with steer(pipe, refiner=refiner):
+        handle = pipe.unet.mid_block.register_forward_pre_hook(fails_without(refiner))
+        with pytest.raises(KeyError):
+            results(pipe, [0, 1], **call)
+        handle.remove()
+        assert torch.equal(results(pipe, [0, 1], **call), want)
+
+
 def fails_without(refiner: NoiseRefiner) -> Any:
     """Fails in the first call after that which refines."""
 

@@ -6,7 +6,7 @@ before, with the condition that the pipeline sends, which no other place of a pi
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,6 +117,7 @@ class Refining:
         """Give the scheduler's next step the refined sample, and let the rest of them be."""
         own, step = scheduler.__dict__.get("step"), scheduler.step
 
+        @wraps(step)  # pipelines look at its signature for whether to send generators
         def first(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
             assert self._shift is not None
             n, m = len(self._shift), len(sample)
