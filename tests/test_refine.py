@@ -484,6 +484,52 @@ def test_broken_files_say_so(sd, tmp_path: Path, harm: str) -> None:
         NoiseRefiner.load(tmp_path / "gone" / "away" if harm == "nothing" else tmp_path, sd())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": "2"},
+        {"rank": 10**12},
+        {"rank": True},
+        {"alpha": 0},
+        {"alpha": float("nan")},
+        {"weights": []},
+        {"weights": {}},
+        {"terminal": {}},
+        {"terminal": {"t": "a", "alpha": 1}},
+        {"head": ["x"]},
+        {"head": "x"},
+        {"network": None},
+    ],
+)
+def test_what_a_hostile_file_says_is_checked(sd, tmp_path: Path, change: dict[str, Any]) -> None:
+    pipe = sd()
+    refiner = NoiseRefiner(pipe, rank=2)
+    refiner.save(tmp_path)
+    refiner.remove()
+    about = tmp_path / "refiner.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | change))
+    with pytest.raises(ValueError):
+        NoiseRefiner.load(tmp_path, pipe)
+    assert not any("lora" in name for name, _ in pipe.unet.named_modules())
+
+
+def test_files_that_cannot_be_read_say_so(sd, tmp_path: Path) -> None:
+    pipe = sd()
+    refiner = NoiseRefiner(pipe, rank=2)
+    with torch.no_grad():
+        refiner.lora.parameters["conv_out.lora_A.weight"][0] = float("nan")
+    refiner.save(tmp_path)
+    refiner.remove()
+    with pytest.raises(ValueError, match="conv_out.lora_A.weight in .* not finite"):
+        NoiseRefiner.load(tmp_path, pipe)
+    (tmp_path / "refiner.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="copy both files"):
+        NoiseRefiner.load(tmp_path, pipe)
+    (tmp_path / "refiner.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no refiner of ours"):
+        NoiseRefiner.load(tmp_path, pipe)
+
+
 def test_bad_input(sd, tmp_path: Path) -> None:
     pipe = sd()
     refiner = NoiseRefiner(pipe)
