@@ -236,6 +236,31 @@ def test_strength_is_a_factor_of_the_change(sd) -> None:
         torch.testing.assert_close(got, strength * change, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("rival", [True, False])
+def test_strength_acts_however_a_refiner_is_given(
+    sd, tmp_path: Path, rival: bool, named: bool
+) -> None:
+    pipe = sd()
+    by: Any = NLG(1) if rival else moved(NoiseRefiner(pipe))
+    start = START + 0.25 * (refine(pipe, START, PROMPTS, by) - START)
+    want = sampled(pipe, latents=start)
+    if named and not rival:
+        by.save(tmp_path)
+        by.remove()
+    given = ("NLG(1)" if rival else tmp_path) if named else by
+    with steer(pipe, CFG(1), refiner=given, strength=0.25):
+        got = sampled(pipe, scale=2.0)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_strength_of_nothing_is_refused(sd) -> None:
+    with pytest.raises(ValueError, match=r"strength=0\.5 .* with a refiner"):
+        steer(sd(), "CFG(2)", strength=0.5)
+    with pytest.raises(ValueError, match="strength=nan"):
+        steer(sd(), refiner="NLG(1)", strength=float("nan"))
+
+
 # ------------------------------------------------------------------ heads
 
 
@@ -324,6 +349,21 @@ def test_a_users_adapters_keep_their_state(sd) -> None:
     refiner.remove()
     assert torch.equal(sampled(pipe), want)
     assert {n for n, _ in pipe.unet.named_parameters()} == set(needs)
+
+
+@pytest.mark.filterwarnings("error:Adapter")
+def test_a_deleted_adapter_does_not_switch_the_refiner_on(sd) -> None:
+    """peft activates another adapter in the place of a deleted one; the refiner is none to take."""
+    pipe = sd()
+    want = sampled(pipe)
+    refiner = moved(NoiseRefiner(pipe))
+    start = refine(pipe, START, PROMPTS, refiner)
+    user_lora(pipe, "style")
+    pipe.delete_adapters("style")
+    assert torch.equal(sampled(pipe), want)
+    assert torch.equal(refine(pipe, START, PROMPTS, refiner), start)
+    refiner.remove()
+    assert torch.equal(sampled(pipe), want)
 
 
 def test_refining_sees_the_active_adapters(sd) -> None:
@@ -444,6 +484,52 @@ def test_broken_files_say_so(sd, tmp_path: Path, harm: str) -> None:
         NoiseRefiner.load(tmp_path / "gone" / "away" if harm == "nothing" else tmp_path, sd())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": "2"},
+        {"rank": 10**12},
+        {"rank": True},
+        {"alpha": 0},
+        {"alpha": float("nan")},
+        {"weights": []},
+        {"weights": {}},
+        {"terminal": {}},
+        {"terminal": {"t": "a", "alpha": 1}},
+        {"head": ["x"]},
+        {"head": "x"},
+        {"network": None},
+    ],
+)
+def test_what_a_hostile_file_says_is_checked(sd, tmp_path: Path, change: dict[str, Any]) -> None:
+    pipe = sd()
+    refiner = NoiseRefiner(pipe, rank=2)
+    refiner.save(tmp_path)
+    refiner.remove()
+    about = tmp_path / "refiner.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | change))
+    with pytest.raises(ValueError):
+        NoiseRefiner.load(tmp_path, pipe)
+    assert not any("lora" in name for name, _ in pipe.unet.named_modules())
+
+
+def test_files_that_cannot_be_read_say_so(sd, tmp_path: Path) -> None:
+    pipe = sd()
+    refiner = NoiseRefiner(pipe, rank=2)
+    with torch.no_grad():
+        refiner.lora.parameters["conv_out.lora_A.weight"][0] = float("nan")
+    refiner.save(tmp_path)
+    refiner.remove()
+    with pytest.raises(ValueError, match="conv_out.lora_A.weight in .* not finite"):
+        NoiseRefiner.load(tmp_path, pipe)
+    (tmp_path / "refiner.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="copy both files"):
+        NoiseRefiner.load(tmp_path, pipe)
+    (tmp_path / "refiner.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no refiner of ours"):
+        NoiseRefiner.load(tmp_path, pipe)
+
+
 def test_bad_input(sd, tmp_path: Path) -> None:
     pipe = sd()
     refiner = NoiseRefiner(pipe)
@@ -470,6 +556,69 @@ def test_bad_input(sd, tmp_path: Path) -> None:
         picture("a cat", **call, output_type="latent")
 
 
+def test_a_scheduler_of_another_schedule_is_refused(sd) -> None:
+    pipe = sd("v_prediction")
+    refiner = moved(NoiseRefiner(pipe))
+    words = r"terminal alpha .* 0\.0682.* with .* 0\.0"
+    with (
+        steer(pipe, refiner=refiner, zero_snr=True),
+        pytest.raises(ValueError, match=words),
+    ):
+        sampled(pipe)
+    pipe.scheduler = ddim("epsilon")
+    with steer(pipe, refiner=refiner), pytest.raises(ValueError, match="prediction type"):
+        sampled(pipe)
+
+
+def test_noise_is_refined_before_a_pipeline_is_steered_or_by_steering(sd) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    for how in ({"guidance": "CFG(1)"}, {"refiner": refiner}):
+        with steer(pipe, **how), pytest.raises(ValueError, match="steered already"):
+            refine(pipe, START, PROMPTS, refiner)
+
+
+def test_rows_that_are_no_halves_are_refused(sd, folder: Path) -> None:
+    """PAG of the pipeline itself stacks a third part, or two where it does not guide."""
+    parts = sd().components | {"requires_safety_checker": False}
+    pipe = diffusers.StableDiffusionPAGPipeline(**parts, pag_applied_layers=["mid"])
+    refiner = moved(NoiseRefiner(pipe))
+    with steer(pipe, refiner=refiner):
+        for scale, words in ((3.0, "6 rows that are not the same"), (1.0, "4 rows for 2 samples")):
+            with pytest.raises(ValueError, match=words):
+                sampled(pipe, scale=scale, pag_scale=2.0)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_what_a_network_is_told_of_the_size_is_that_of_the_noise(folder: Path) -> None:
+    """As the pipeline tells it in `steer`; SDXL is told of the size, Flux of places."""
+    for pipe, call in (
+        (tiny.sdxl(ddim(), folder), {"height": 32, "width": 16}),
+        (tiny.flux(folder), {"height": 32, "width": 16}),
+    ):
+        refiner = moved(NoiseRefiner(pipe))
+        more = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"} | call
+        noise, _ = first_call(pipe, prompt=PROMPTS, **more)
+        start = refine(pipe, noise, PROMPTS, refiner, **call)
+        want = pipe(PROMPTS, latents=start, **more).images
+        with steer(pipe, refiner=refiner):
+            got = pipe(PROMPTS, latents=noise, **more).images
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match="give the height and width"):
+            refine(pipe, noise, PROMPTS, refiner)
+
+
+@pytest.mark.parametrize("prk", [True, False])
+def test_schedulers_with_a_least_number_of_steps(folder: Path, prk: bool) -> None:
+    scheduler = diffusers.PNDMScheduler.from_config(ddim().config, skip_prk_steps=not prk)
+    pipe = tiny.stable_diffusion(scheduler, folder)
+    refiner = moved(NoiseRefiner(pipe))
+    want = sampled(pipe, latents=refine(pipe, START, PROMPTS, refiner), steps=5)
+    with steer(pipe, refiner=refiner):
+        got = sampled(pipe, steps=5)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
 def test_a_broken_off_sampling_leaves_no_trace(sd) -> None:
     pipe = sd()
     want = sampled(pipe)
@@ -482,6 +631,21 @@ def test_a_broken_off_sampling_leaves_no_trace(sd) -> None:
         handle.remove()
         assert torch.equal(sampled(pipe), refined)
     assert torch.equal(sampled(pipe), want) and "step" not in vars(pipe.scheduler)
+
+
+def test_after_a_broken_off_sampling_seeds_still_count(folder: Path) -> None:
+    """The step that is left watched looks as the scheduler's own, which takes generators."""
+    scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(ddim().config)
+    pipe = tiny.stable_diffusion(scheduler, folder)
+    refiner = NoiseRefiner(pipe)
+    call = {"prompt": PROMPTS, "guidance_scale": 1.0}
+    want = results(pipe, [0, 1], **call)
+    with steer(pipe, refiner=refiner):
+        handle = pipe.unet.mid_block.register_forward_pre_hook(fails_without(refiner))
+        with pytest.raises(KeyError):
+            results(pipe, [0, 1], **call)
+        handle.remove()
+        assert torch.equal(results(pipe, [0, 1], **call), want)
 
 
 def fails_without(refiner: NoiseRefiner) -> Any:

@@ -81,6 +81,43 @@ def test_targets_go_on_and_do_not_depend_on_batch(
     torch.testing.assert_close(a.latents, b.latents, atol=1e-4, rtol=1e-4)  # kernels by batch
 
 
+def test_targets_of_an_ancestral_teacher_do_not_depend_on_batch(
+    teacher: Recipe, tmp_path: Path
+) -> None:
+    ancestral = replace(teacher, sampler="DDIM(eta=1.0)")
+    make(ancestral, range(3), tmp_path / "a", batch=1)
+    make(ancestral, range(3), tmp_path / "b", batch=3)
+    a, b = Targets.at(tmp_path / "a").latents, Targets.at(tmp_path / "b").latents
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)  # kernels by batch
+
+
+def test_targets_are_bound_to_every_weight_that_decides_them(
+    teacher: Recipe, stored: Path, monkeypatch
+) -> None:
+    """Here to another text encoder under the same name of the model."""
+    from diffsteer import render
+
+    pipe, scheduler, _ = render._loaded(teacher.model, "cpu")
+    monkeypatch.setattr(render, "_loaded", lambda *_: (pipe, scheduler, "other"))
+    with pytest.raises(ValueError, match="weights was .* and is 'other'"):
+        make(teacher, range(9), stored)
+
+
+def test_a_target_that_is_no_number_is_not_kept(
+    teacher: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    from diffsteer.refine import targets as module
+
+    def broken(images: Any, recipe: Any, texts: Any, noise: Tensor, shown: bool) -> Any:
+        noise[1] = float("nan")
+        return noise, None
+
+    monkeypatch.setattr(module, "ended", broken)
+    with pytest.raises(ValueError, match="seed 1 is not finite"):
+        make(teacher, range(3), tmp_path)
+    assert not list(tmp_path.glob("chunk-*"))
+
+
 def test_processes_share_the_seeds(teacher: Recipe, stored: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), "utf-8")
@@ -268,6 +305,23 @@ def test_a_stopped_run_ends_as_one_that_nothing_stopped(
     run(tmp_path, model, stored, "parts", images=16).fit()
     a, b = (load_file(tmp_path / out / "model/refiner.safetensors") for out in ("whole", "parts"))
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_a_run_goes_on_with_the_targets_that_it_began_with(
+    model: str, teacher: Recipe, tmp_path: Path
+) -> None:
+    make(teacher, range(4), tmp_path / "t")
+    run(tmp_path, model, tmp_path / "t", images=8)
+    run(tmp_path, model, tmp_path / "t", images=16)
+    make(teacher, range(5), tmp_path / "t")
+    with pytest.raises(ValueError, match="contents.samples was 4 and is 5"):
+        run(tmp_path, model, tmp_path / "t", images=16)
+    (tmp_path / "p.txt").write_text("a\nb", "utf-8")
+    lines = f'prompt_file = "{tmp_path}/p.txt"\n[settings.teacher]\nguidance = "CFG(4)"\n'
+    run(tmp_path, model, None, "other", lines)
+    (tmp_path / "p.txt").write_text("b\na", "utf-8")
+    with pytest.raises(ValueError, match="contents.digest was"):
+        run(tmp_path, model, None, "other", lines)
 
 
 def test_targets_made_meanwhile(model: str, teacher: Recipe, tmp_path: Path) -> None:

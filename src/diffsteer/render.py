@@ -140,7 +140,7 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
         pipe.scheduler = scheduler_of(recipe, pipe.scheduler)
         refine = None
         if recipe.refiner:
-            refine, give_back = opened(recipe.refiner, pipe, recipe.strength)
+            refine, give_back = opened(recipe.refiner, pipe)
             stack.callback(give_back)
         more = {"guide": guide and weights_hash(guide), "refiner": getattr(refine, "sha256", None)}
         if any(more.values()):
@@ -150,7 +150,8 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
         if guide is not None:
             stack.enter_context(made.rows.counting(guide, "rows of the guide"))
         if recipe.guidance or refine is not None:
-            stack.enter_context(steer(pipe, _guidance(recipe), guide, refiner=refine))
+            guidance, how_much = _guidance(recipe), recipe.strength
+            stack.enter_context(steer(pipe, guidance, guide, refiner=refine, strength=how_much))
         yield made
 
 

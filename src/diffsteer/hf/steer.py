@@ -11,6 +11,7 @@ adapters come along.
 
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def steer(
             by our DDIM; for networks that were trained so and predict v or x0.
         refiner: Refines the noise that a sampling starts from: folder or hub id of a
             `NoiseRefiner`, or one that was loaded, or an `NLG` or its text.
-        strength: Of a refiner that is loaded here; 1 is as trained.
+        strength: Factor of what the refiner changes.
 
     Returns:
         A handle with `remove()`, also a context manager. Afterwards the pipeline is as it was.
@@ -71,6 +72,11 @@ def steer(
     if guidance is None and (idle or guide is not None or max_rows is not None):
         raise ValueError(
             'nothing to steer by: give a guidance, such as "CFG(6)", a refiner, or zero_snr=True'
+        )
+    if not isfinite(strength) or (refiner is None and strength != 1):
+        raise ValueError(
+            f"strength={strength} is how much of what a refiner changes is taken: give a finite "
+            "number, with a refiner"
         )
     steering = Steering(pipe, guidance, guide, max_rows, null, zero_snr)
     try:
@@ -115,9 +121,9 @@ class Steering:
         if self.guidance is None:
             check_free(network)
         forward = None if self.guidance is None else self._guided.forward
-        refine, give_back = opened(refiner, self.pipe, strength)
+        refine, give_back = opened(refiner, self.pipe)
         self._undo.append(give_back)
-        self._undo.append(Refining(self.pipe, refine, forward).remove)
+        self._undo.append(Refining(self.pipe, refine, forward, strength).remove)
 
     def _wrap(self, guidance: Guidance, guide: Any, max_rows: int | None, null: str) -> None:
         network = self.network = network_of(self.pipe)

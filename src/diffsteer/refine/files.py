@@ -84,6 +84,7 @@ def read(source: str | Path) -> tuple[Said, dict[str, Tensor]]:
         FileNotFoundError: there are none.
         ValueError: they are not what was written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     about, weights = found(source)
@@ -95,11 +96,47 @@ def read(source: str | Path) -> tuple[Said, dict[str, Tensor]]:
         if table.keys() != {f.name for f in fields(Said)}:
             raise ValueError("its entries are not those of a refiner")
         said, data = Said(**table), weights.read_bytes()
+        _check(said)
         if hashlib.sha256(data).hexdigest() != said.sha256:
             raise ValueError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
-        return said, load(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        held = load(data)
+        ranks = {w.shape[0] for name, w in held.items() if ".lora_A." in name and w.ndim}
+        if ranks != {said.rank}:  # before an adapter of any size is made
+            raise ValueError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {said.rank}")
+        if odd := [name for name, w in held.items() if not w.isfinite().all()]:
+            raise ValueError(f"{odd[0]} in {WEIGHTS} holds numbers that are not finite")
+        return said, held
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{weights} is not there, of which {about} speaks: copy both files of the refiner"
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise ValueError(f"{about} is no refiner of ours: {error}") from error
+
+
+def _check(said: Said) -> None:
+    """Check that entries are of the kinds that `write` writes, whoever wrote them.
+
+    Raises:
+        ValueError: one is not.
+    """
+    texts = [said.head, said.network, said.kind, said.sha256, *said.weights.values()]
+    odd = {
+        "rank": type(said.rank) is not int or said.rank < 1,
+        "alpha": type(said.alpha) is not int or said.alpha == 0,
+        "terminal": not all(type(said.terminal[k]) in (int, float) for k in ("t", "alpha")),
+        "weights": not said.weights,
+        "head, network, kind, sha256 or weights": not all(isinstance(t, str) for t in texts),
+    }
+    if wrong := [name for name, is_odd in odd.items() if is_odd]:
+        raise ValueError(f"{wrong[0]} says nothing that a refiner can have")
 
 
 def found(source: str | Path) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ weights and state.
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class Lora:
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a user's
             inject_adapter_in_model(config, network, NAME)
         self.layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
+        for layer in self.layers.values():
+            layer._all_available_adapter_names = partial(_others, layer)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -100,6 +103,7 @@ class Lora:
         for name, layer in self.layers.items():
             if NAME not in layer.lora_A or not _holds(self.network, name, layer):
                 continue
+            del layer._all_available_adapter_names
             layer.delete_adapter(NAME)
             if not layer.lora_A:
                 parent, _, last = name.rpartition(".")
@@ -132,6 +136,15 @@ def own_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, p in network.named_parameters():
         if not {"lora_A", "lora_B", "lora_magnitude_vector"} & set(name.split(".")):
             yield plain_name(name), p
+
+
+def _others(layer: Any) -> list[str]:
+    """Adapters of a layer but this one.
+
+    Where a user's active adapter is deleted, peft activates the next of those that it finds here.
+    """
+    found = type(layer)._all_available_adapter_names(layer)
+    return [name for name in found if name != NAME]
 
 
 def _set(layer: Any, active: list[str] | str, disabled: bool) -> None:

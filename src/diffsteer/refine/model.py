@@ -1,6 +1,6 @@
 """A pipeline's network as a function of a sample, a level and a condition."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -133,11 +133,31 @@ def replaced(pipe: Any, act: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
         put_back(network, before)
 
 
-def conditions(pipe: Any, prompts: list[str]) -> Cond:
-    """What the network is told of prompts, one a row: all its arguments but the sample."""
-    call = {"prompt": list(prompts), "guidance_scale": 1.0, "num_inference_steps": 1}
+def conditions(
+    pipe: Any, prompts: list[str], shape: Sequence[int] | None = None, **call: Any
+) -> Cond:
+    """What the network is told of prompts, one a row: all its arguments but the sample.
+
+    Args:
+        pipe: A pipeline with prompts.
+        prompts: One a row.
+        shape: Of one sample's noise, which decides what some networks are told.
+        call: What else the pipeline is called with.
+
+    Raises:
+        ValueError: called so, the pipeline samples noise of another shape.
+    """
+    # some schedulers have no fewer steps than 4
+    said = {"prompt": list(prompts), "guidance_scale": 1.0, "num_inference_steps": 4, **call}
     with torch.no_grad():
-        return first_call(pipe, **call)[1]
+        x, cond = first_call(pipe, **said)
+    if shape is not None and x.shape[1:] != torch.Size(shape):
+        raise ValueError(
+            f"the noise is of shape {tuple(shape)} and {type(pipe).__name__} would sample "
+            f"{tuple(x.shape[1:])}, for which the network is told something else: give the height "
+            "and width of the pictures"
+        )
+    return cond
 
 
 def require_prompts(prompts: list[str]) -> None:

@@ -6,7 +6,7 @@ before, with the condition that the pipeline sends, which no other place of a pi
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from diffsteer.denoiser import Cond, rows_of
 from diffsteer.hf.clock import Clock
 from diffsteer.hf.network import arguments, eager, network_of, put_back
+from diffsteer.hf.steer import check_free, check_halves
 from diffsteer.level import wide
 from diffsteer.refine.model import Model, conditions, require_prompts
 from diffsteer.refine.nlg import NLG, Rival
@@ -44,12 +45,18 @@ class Refining:
         pipe: A pipeline of a known family.
         refine: What refines.
         forward: How it calls the network; past the guidance that steers the pipeline.
+        strength: Factor of the change, whoever makes it.
     """
 
     def __init__(
-        self, pipe: Any, refine: Refine, forward: Callable[..., Any] | None = None
+        self,
+        pipe: Any,
+        refine: Refine,
+        forward: Callable[..., Any] | None = None,
+        strength: float = 1.0,
     ) -> None:
         self.pipe, self.refine, self.network = pipe, refine, network_of(pipe)
+        self.strength = strength
         self._own = self.network.__dict__.get("forward")
         self._inner: Callable[..., Any] = self.network.forward
         self._model = partial(Model.of, pipe, forward or self._inner)
@@ -89,6 +96,7 @@ class Refining:
         self._gain = _gain(scheduler)
         whole = said[self._family.sample]
         halves = self._family.sent(self.pipe, whole)
+        check_halves(whole, halves, type(self.pipe).__name__)
         size = len(whole) // len(halves)
         parts = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(halves)}
         with torch.no_grad():
@@ -100,7 +108,8 @@ class Refining:
                     "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
                 )
             noise = wide(x[parts["cond"]]) / (start * self._gain)
-            self._shift = start * (self.refine(noise, conds, model) - noise)
+            change = self.strength * (self.refine(noise, conds, model) - noise)
+            self._shift = start * change
         self._timesteps = scheduler.timesteps
         self._watch(scheduler)
 
@@ -108,15 +117,25 @@ class Refining:
         """Give the scheduler's next step the refined sample, and let the rest of them be."""
         own, step = scheduler.__dict__.get("step"), scheduler.step
 
+        @wraps(step)  # pipelines look at its signature for whether to send generators
         def first(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
             assert self._shift is not None
+            n, m = len(self._shift), len(sample)
+            if m % n:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} calls its network with {n} rows for {m} samples: "
+                    "switch off what else it guides by (PAG) while noise is refined, or take the "
+                    "plain pipeline"
+                )
             sample = self._moved(sample, self._shift)
             self._give_back()
             return step(model_output, timestep, sample, *args, **kw)
 
         def give_back() -> None:
             self._shift, self._give_back = None, _nothing
-            scheduler.__dict__.pop("step")
+            if scheduler.__dict__.get("step") is not first:
+                return  # whoever watched before took it back already
+            del scheduler.step
             if own is not None:
                 scheduler.step = own
 
@@ -135,7 +154,7 @@ class Refining:
         return moved
 
 
-def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine) -> Tensor:
+def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any) -> Tensor:
     """Refine noise for prompts, without sampling.
 
     Args:
@@ -143,29 +162,30 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine) -> Tensor:
         noise: Unit Gaussian noise, `(B, *D)`, as `latents=` of the pipeline.
         prompts: One a row.
         by: A `NoiseRefiner` of this pipeline, or an `NLG`.
+        call: What else the pipeline will be called with, such as height and width.
 
     Raises:
-        ValueError: a prompt is empty, or there are not as many as rows.
+        ValueError: a prompt is empty, there are not as many as rows, the pipeline is steered, or it
+            would sample noise of another shape.
     """
+    check_free(network_of(pipe))
     require_prompts(prompts)
     if len(prompts) != len(noise):
         raise ValueError(f"{len(prompts)} prompts for {len(noise)} rows of noise: give one each")
-    conds = {"cond": conditions(pipe, prompts)}
+    shape = noise.shape[1:]
+    conds = {"cond": conditions(pipe, prompts, shape, **call)}
     if by.null:
-        conds["null"] = conditions(pipe, [""] * len(prompts))
+        conds["null"] = conditions(pipe, [""] * len(prompts), shape, **call)
     with torch.no_grad():
         return by(noise, conds, Model.of(pipe)).to(noise.dtype)
 
 
-def opened(
-    refiner: Refine | str | Path, pipe: Any, strength: float = 1.0
-) -> tuple[Refine, Callable[[], None]]:
+def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[], None]]:
     """Make what refines, and what takes it out of the pipeline again where it was put there here.
 
     Args:
         refiner: Folder, hub id, text of an `NLG`, or what refines itself.
         pipe: The pipeline.
-        strength: Of a refiner that is loaded.
 
     Raises:
         ValueError: it belongs to another pipeline, or as `NoiseRefiner.load`.
@@ -173,7 +193,7 @@ def opened(
     if isinstance(refiner, str | Path):
         if str(refiner).startswith(NLG.__name__):
             return parse(str(refiner), Rival), _nothing
-        loaded = NoiseRefiner.load(refiner, pipe, strength)
+        loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove
     if isinstance(refiner, NoiseRefiner) and refiner.model.network is not eager(network_of(pipe)):
         raise ValueError("this refiner was loaded for another pipeline: load it for this one")

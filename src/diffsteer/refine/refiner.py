@@ -106,9 +106,18 @@ class NoiseRefiner:
             x: Unit Gaussian noise, as the network takes it.
             conds: All else that the network is told, as `first_call` gives it, under "cond".
             model: How to call the network where something is wrapped around it.
+
+        Raises:
+            ValueError: the scheduler is of another schedule than when the refiner was made.
         """
         model = model or self.model
         level, x = model.terminal, wide(x)
+        mine, here = ((m.kind, round(m.terminal.alpha.item(), 6)) for m in (self.model, model))
+        if mine != here:
+            raise ValueError(
+                f"this refiner is for the prediction type and terminal alpha {mine}, the pipeline "
+                f"samples with {here} now: give it the scheduler back that it had"
+            )
         start = Start(
             x, level, model.kind, lambda: model(x, level, conds["cond"]), lambda a: self.lora.on(a)
         )

@@ -8,6 +8,7 @@ by processes, resumed after any end.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from inspect import signature
 from math import prod
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from diffsteer.eval.chunks import MANIFEST, Chunk, Folder
 from diffsteer.eval.sampling import filled
+from diffsteer.hf.guided import seeds_of
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe, differences
 from diffsteer.refine.best import Score, scored
@@ -60,13 +62,20 @@ def make(
     with rendering(recipe, device) as images:
         shape = noise_shape(images.pipe, recipe)
         networks = fingerprint(Model.of(images.pipe).network)
-        key = {**recipe.said, "networks": networks, "shape": list(shape), "score": scorer}
+        said = {"networks": networks, "shape": list(shape), "score": scorer}
+        key = {**images.key, **said}
         folder = Folder(out, key)
 
         def chunk(part: list[int]) -> Chunk:
             texts = [recipe.of(seed).prompt for seed in part]
             noise = Noise(part)(torch.empty(len(part), *shape))
             latents, output = ended(images, recipe, texts, noise, shown=score is not None)
+            good = latents.flatten(1).isfinite().all(dim=1).tolist()
+            if not all(good):
+                raise ValueError(
+                    f"the teacher's sample of seed {part[good.index(False)]} is not finite, and no "
+                    "refiner learns from that: look at its guidance, or at the precision"
+                )
             said = {} if score is None else {SCORE: scored(score, stacked(output), texts)}
             return Chunk(tuple(part), latents.flatten(1), said)
 
@@ -99,13 +108,14 @@ def ended(
         images: The pipeline, set up.
         recipe: As it was set up.
         texts: A prompt each.
-        noise: Unit Gaussian noise, `(B, *D)`.
+        noise: Unit Gaussian noise, `(B, *D)`; fresh noise of ancestral samplers follows from it.
         shown: Whether the output has to hold pictures.
     """
     pipe = images.pipe
     found: list[Tensor] = []
     own, step = pipe.scheduler.__dict__.get("step"), pipe.scheduler.step
 
+    @wraps(step)  # pipelines look at its signature for whether to send generators
     def watched(*args: Any, **kwargs: Any) -> Any:
         out = step(*args, **kwargs)
         found[:] = [out[0]]
@@ -114,7 +124,7 @@ def ended(
     call = call_of(pipe, recipe, texts) | {"latents": noise.to(pipe.device, pipe.dtype)}
     pipe.scheduler.step = watched
     try:
-        generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
         output = pipe(**call, generator=generators, output_type="pil" if shown else "latent")
     finally:
         pipe.scheduler.__dict__.pop("step")
@@ -129,7 +139,7 @@ class Targets:
 
     Attributes:
         path: The folder.
-        key: All that decides them: the recipe, hashes of the network, the shape.
+        key: All that decides them: the recipe, hashes of the weights, the shape.
         seeds: Of the noise of each.
         latents: What the teacher makes of it, `(N, *D)`, float32.
     """

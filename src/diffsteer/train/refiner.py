@@ -1,6 +1,6 @@
 """Training a noise refiner: its unguided samples are to be what a guided teacher makes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from diffsteer.hf.pocket import pipeline
 from diffsteer.hf.steer import steer
 from diffsteer.level import Level
 from diffsteer.noise import Noise
-from diffsteer.recipe import Recipe, prompts_of
+from diffsteer.recipe import Recipe, digest, prompts_of
 from diffsteer.refine.files import fingerprint
 from diffsteer.refine.model import conditions, require_prompts
 from diffsteer.refine.msd import GRADIENTS, Student
@@ -24,6 +24,7 @@ from diffsteer.render import call_of, rendering_by, stacked
 from diffsteer.sampler import NAMED, Sampler
 from diffsteer.spacing import grid
 from diffsteer.text import parse
+from diffsteer.train.contents import Contents
 from diffsteer.train.data import Sample
 from diffsteer.train.settings import Pictures
 from diffsteer.train.task import Task, plain_attention
@@ -86,6 +87,7 @@ class Stored:
 
     def __init__(self, targets: Targets) -> None:
         self.targets = targets
+        self.contents = _contents(targets.seeds, {"targets": targets.key, "seeds": targets.seeds})
 
     def __len__(self) -> int:
         return len(self.targets.seeds)
@@ -108,6 +110,7 @@ class Online:
 
     def __init__(self, prompts: tuple[str, ...]) -> None:
         self.texts = prompts
+        self.contents = _contents(prompts, {"prompts": prompts})
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -123,6 +126,11 @@ class Online:
     def prompts(self) -> list[str]:
         """All prompts."""
         return list(self.texts)
+
+
+def _contents(samples: Sequence[Any], said: Mapping[str, Any]) -> Contents:
+    """What a run that goes on has to find again."""
+    return Contents({}, {"samples": len(samples), "digest": digest(said)[:16]})
 
 
 class RefinerTask(Task):
