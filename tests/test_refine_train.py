@@ -425,6 +425,9 @@ def test_recipes_of_refiners_that_cannot_be(model: str, tmp_path: Path) -> None:
     nlg = replace(recipe, refiner="NLG(1)", negative="bad")
     with pytest.warns(UserWarning, match="acts by guidance alone"), rendering(nlg):
         pass
+    empty = replace(recipe, refiner="NLG(1)", prompt="")
+    with pytest.warns(UserWarning, match="there is no prompt"), rendering(empty):
+        pass
     with rendering(recipe) as images:  # and the pipeline that is kept is free again
         images([0])
 

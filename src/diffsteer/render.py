@@ -134,6 +134,13 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
             "without a guidance nothing moves away from the negative one",
             stacklevel=3,
         )
+    takes_prompts = "prompt" in inspect.signature(pipe.__call__).parameters
+    if recipe.refiner and takes_prompts and not all(recipe.prompts or [recipe.prompt]):
+        warnings.warn(
+            "there is no prompt: noise is refined for what the picture is to show, and refiners "
+            "are trained on prompts that say something. Give one, or leave the refiner out",
+            stacklevel=3,
+        )
     guide = network(recipe.guide, pipe.dtype).to(pipe.device) if recipe.guide else None
     with ExitStack() as stack:
         stack.callback(setattr, pipe, "scheduler", pipe.scheduler)
