@@ -346,8 +346,9 @@ def refined(bench: Bench, n: int) -> dict[str, Any]:
     training = real(captions(n))
     floor = figures("real, of training captions", "", training, training, others, None)
     rows = [{**floor, "background": None, "group": None}]
-    right = {"group": probe.agrees(shown, groups), "background": 1.0}
-    rows.append({**figures("real", "", shown, shown, others, None), "FD": None, **right})
+    itself = dict.fromkeys(("FD", "precision", "recall"))  # these pictures are the reference
+    right = {**itself, "group": probe.agrees(shown, groups), "background": 1.0}
+    rows.append({**figures("real", "", shown, shown, others, None), **right})
     for name, recipe in recipes.items():
         if name == "refined, strength" and best == 1:
             continue

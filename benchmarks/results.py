@@ -119,8 +119,8 @@ def refined_page(found: dict[str, Any]) -> list[str]:
         f"{found['sampler']}: mean over the ranges, least to greatest. FD is to all real pictures "
         "of the test split; real, of training captions: as many of those in place of the generated "
         "ones. Group: share of pictures of which a linear probe of real training pictures tells "
-        "the group of the prompt (of 9, such as animals or food); of real pictures of the prompts "
-        "themselves in the row above. Closed: share of the FD between none and the row named by "
+        "the group of the prompt, such as animals or food; of real pictures of the prompts "
+        "themselves in the second row. Closed: share of the FD between none and the row named by "
         "which refining lowers it, range by range. Strength was chosen by FD on training captions, "
         f"seeds {found['choice seeds']}.",
         "",
