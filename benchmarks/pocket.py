@@ -305,11 +305,15 @@ def sheet(bench: Bench, n: int) -> dict[str, Any]:
     """Pictures of the first captions of the shuffle, for people to look at: none is left out."""
     source = Emoji("train")
     prompts = tuple(source.caption(i) for i in captions(n))
-    for model, guidance in (("pocket", "CFG(3)"), ("pocket", ""), ("pocket-eps", "CFG(3)")):
-        recipe = Recipe(model=model, prompts=prompts, guidance=guidance, steps=25)
+    base = Recipe(model="pocket", prompts=prompts, steps=25)
+    for name, recipe in {
+        "pocket-guided": replace(base, guidance="CFG(3)"),
+        "pocket": base,
+        "pocket-refined": replace(base, refiner="pocket-refiner"),
+        "pocket-eps-guided": replace(base, model="pocket-eps", guidance="CFG(3)"),
+    }.items():
         with rendering(located(recipe, bench.models)) as images:
-            name = f"sheet-{model}{'-guided' * bool(guidance)}.png"
-            save_grid(half(images)(range(n)), OUT / name)
+            save_grid(half(images)(range(n)), OUT / f"sheet-{name}.png")
     return {"prompts": prompts, "steps": 25, "guidance": "CFG(3)"}
 
 
