@@ -137,3 +137,20 @@ def family_of(network: nn.Module) -> Family:
     raise ValueError(
         f"{type(network).__name__} is no network that can be steered yet: {', '.join(FAMILIES)} are"
     )
+
+
+def check_halves(whole: Tensor, halves: Halves, pipe: str) -> None:
+    """Check that a batch holds the same samples once for each condition.
+
+    Raises:
+        ValueError: it does not: the pipeline stacks other conditions, or calls for one alone.
+    """
+    size, left = divmod(len(whole), len(halves))
+    if left or not all(
+        torch.equal(part, whole[:size]) for part in torch.split(whole, max(size, 1))
+    ):
+        raise ValueError(
+            f"{pipe} calls its network with {len(whole)} rows that are not the same samples under "
+            f"{' and '.join(halves)}: switch off what else it guides by (an image, PAG, skipped "
+            "layers) while it is steered, or take the plain pipeline"
+        )

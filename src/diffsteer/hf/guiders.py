@@ -20,8 +20,8 @@ from typing_extensions import override
 from diffsteer.denoiser import Cond
 from diffsteer.guidance import Guidance
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.network import arguments, network_of, put_back
-from diffsteer.hf.steer import check_free, returned
+from diffsteer.hf.network import arguments, check_free, network_of, put_back
+from diffsteer.hf.steer import returned
 from diffsteer.text import parse
 
 

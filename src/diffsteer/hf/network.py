@@ -70,3 +70,18 @@ def told(time: float, before: float | Tensor) -> Tensor:
     like = torch.as_tensor(before)
     dtype = like.dtype if like.is_floating_point() else torch.float32
     return torch.full_like(like, time, dtype=dtype)
+
+
+def check_free(network: Any) -> None:
+    """Check that the forward of a network can be wrapped.
+
+    Raises:
+        ValueError: it is steered already, or calls do not pass through it.
+    """
+    if type(getattr(network.forward, "__self__", None)).__name__ in ("Steering", "Refining"):
+        raise ValueError("this pipeline is steered already: remove the other steering first")
+    if getattr(network, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "this network was compiled in place, which leaves no way in: use "
+            "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
+        )

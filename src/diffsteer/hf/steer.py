@@ -22,9 +22,9 @@ from diffsteer.denoiser import Cond, rows_of
 from diffsteer.guidance import Guidance
 from diffsteer.hf.clock import Tick
 from diffsteer.hf.config import flows
-from diffsteer.hf.family import Halves
+from diffsteer.hf.family import Halves, check_halves
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.network import arguments, network_of, put_back
+from diffsteer.hf.network import arguments, check_free, network_of, put_back
 from diffsteer.hf.prompt import Prompts
 from diffsteer.text import parse
 
@@ -221,23 +221,6 @@ def zero_snr_scheduler(pipe: Any) -> Any:
     )
 
 
-def check_halves(whole: Tensor, halves: Halves, pipe: str) -> None:
-    """Check that a batch holds the same samples once for each condition.
-
-    Raises:
-        ValueError: it does not: the pipeline stacks other conditions, or calls for one alone.
-    """
-    size, left = divmod(len(whole), len(halves))
-    if left or not all(
-        torch.equal(part, whole[:size]) for part in torch.split(whole, max(size, 1))
-    ):
-        raise ValueError(
-            f"{pipe} calls its network with {len(whole)} rows that are not the same samples under "
-            f"{' and '.join(halves)}: switch off what else it guides by (an image, PAG, skipped "
-            "layers) while it is steered, or take the plain pipeline"
-        )
-
-
 def returned(answer: Tensor, as_dict: bool) -> Any:
     """An answer in the form in which a network of diffusers returns it."""
     if not as_dict:
@@ -263,19 +246,4 @@ def check_prediction(pipe: Any, guide: Any) -> None:
         raise ValueError(
             f"the guide's scheduler says prediction_type={theirs!r}, the pipeline's {mine!r}: "
             "answers of both are subtracted, so both have to predict the same"
-        )
-
-
-def check_free(network: Any) -> None:
-    """Check that the forward of a network can be wrapped.
-
-    Raises:
-        ValueError: it is steered already, or calls do not pass through it.
-    """
-    if type(getattr(network.forward, "__self__", None)).__name__ in ("Steering", "Refining"):
-        raise ValueError("this pipeline is steered already: remove the other steering first")
-    if getattr(network, "_compiled_call_impl", None) is not None:
-        raise ValueError(
-            "this network was compiled in place, which leaves no way in: use "
-            "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
         )

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from diffsteer.denoiser import Cond, rows_of
 from diffsteer.hf.clock import Clock
-from diffsteer.hf.network import arguments, eager, network_of, put_back
-from diffsteer.hf.steer import check_free, check_halves
+from diffsteer.hf.family import check_halves
+from diffsteer.hf.network import arguments, check_free, eager, network_of, put_back
 from diffsteer.level import wide
 from diffsteer.refine.model import Model, conditions, require_prompts
 from diffsteer.refine.nlg import NLG, Rival
