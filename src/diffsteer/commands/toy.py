@@ -8,8 +8,9 @@ def toy(
 ) -> None:
     """Show what guidance does where the truth is known: autoguidance and CFG on a tree of points.
 
-    Trains networks of two dimensions in a quarter of an hour, samples them in every way, and measures the
-    samples against the exact distribution. Networks that are in the folder are not trained again.
+    Trains networks of two dimensions in a quarter of an hour, samples them in every way, and
+    measures the samples against the exact distribution. Networks that are in the folder are not
+    trained again.
 
     Args:
         out: Folder for toy.png, toy.md, toy.json and networks.
