@@ -52,9 +52,7 @@ def guidances(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def guidance_page(found: dict[str, Any]) -> list[str]:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in found["rows"]:
-        rows.setdefault(row["name"], []).append(row)
+    rows = by_name(found["rows"])
     lines = [
         "",
         "## Guidance: Fréchet distance, precision, recall",
@@ -106,9 +104,7 @@ def sag_page(found: dict[str, Any]) -> list[str]:
 
 def refined_page(found: dict[str, Any]) -> list[str]:
     """Refined noise on prompts held out, and how much of the teacher's gap it closes."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in found["rows"]:
-        rows.setdefault(row["name"], []).append(row)
+    rows = by_name(found["rows"])
     lines = [
         "",
         "## Refined noise, on things that the model never saw",
@@ -141,6 +137,14 @@ def refined_page(found: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | {' | '.join(both)} |")
     tried = ", ".join(f"{t['strength']:g}: {t['FD']:.1f}" for t in found["choice"])
     return [*lines, "", f"FD of the strengths tried, on the seeds of the choice: {tried}."]
+
+
+def by_name(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each name, one a range of seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["name"], []).append(row)
+    return found
 
 
 def closed(rows: dict[str, list[dict[str, Any]]], name: str, to: str) -> list[float]:
