@@ -2,11 +2,11 @@
 
     python benchmarks/refine.py [--size pocket] [--turns 8] [--steps 10] [--sampling 20] [--batch 8]
 
-Training: a whole step (refine, sample, backward, AdamW) by multistep score distillation and by
-checkpointed back-propagation, in turns, on one network with random weights; and the most memory
-that autograd keeps for the backward pass. Sampling: refined and unguided beside CFG, both through
+Sampling, first, in a fresh process as users have it: refined and unguided beside CFG, both through
 `steer`, with the rows that the network evaluated and the most memory beyond what was held before:
-on a GPU of tensors, on a CPU (Linux) of the process.
+on a GPU of tensors, on a CPU (Linux) of the process. Training: a whole step (refine, sample,
+backward, AdamW) by multistep score distillation and by checkpointed back-propagation, in turns, on
+one network with random weights; and the most memory that autograd keeps for the backward pass.
 """
 
 import argparse
@@ -174,7 +174,7 @@ def sampling(pipe: Any, refiner: NoiseRefiner, batch: int, n: int, turns: int) -
             times[name].append(seconds(act, device))
     weight = peak if device.type == "cuda" else resident
     most = {name: statistics.median(weight(act) for _ in range(3)) for name, act in ways.items()}
-    print(f"\nsampling, {n} steps, batch {batch}: images/s (least to most), rows an image, MiB")
+    print(f"sampling, {n} steps, batch {batch}: images/s (least to most), rows an image, MiB")
     for name, found in times.items():
         middle, low, high = (batch / f(found) for f in (statistics.median, max, min))
         speed = f"{name:10} {middle:8.2f} ({low:.2f} to {high:.2f})"
@@ -206,6 +206,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if cuda else f"CPU, {args.threads} threads"
     size = sum(p.numel() for n, p in pipe.unet.named_parameters() if "lora" not in n)
     print(f"{args.size}: {size / 1e6:.1f} M parameters, batch {args.batch}, {where}")
+    sampling(pipe, refiner, args.batch, args.sampling, args.turns)
     ways = {"MSD": MSD(), "full": Full()}
     make = partial(training, pipe, refiner, half)
     steps = {name: make(way, args.steps, args.batch) for name, way in ways.items()}
@@ -216,7 +217,7 @@ def main() -> None:
         for name, step in steps.items():
             times[name].append(seconds(step, device))
     precision = "bfloat16 (autocast)" if half else "float32"
-    print(f"training step, N = {args.steps}, {precision}: ms (least to most)")
+    print(f"\ntraining step, N = {args.steps}, {precision}: ms (least to most)")
     for name, found in times.items():
         middle, low, high = (f(found) * 1e3 for f in (statistics.median, min, max))
         print(f"{name:10} {middle:8.0f} ({low:.0f} to {high:.0f})")
@@ -229,7 +230,6 @@ def main() -> None:
         print(
             f"N = {n:2}    " + "   ".join(f"{k} {v:.1f}" for k, v in zip(ways, found, strict=True))
         )
-    sampling(pipe, refiner, args.batch, args.sampling, args.turns)
 
 
 if __name__ == "__main__":

@@ -261,6 +261,50 @@ def test_strength_of_nothing_is_refused(sd) -> None:
         steer(sd(), refiner="NLG(1)", strength=float("nan"))
 
 
+# ------------------------------------------------------------------ one prompt's noise for another
+
+SWAPPED = "row 0 of this sampling starts from noise that was refined for another prompt"
+
+
+@pytest.mark.parametrize("name", ["SD", "SD, halves", "SD, Euler", "SDXL", "Flux", "Flux, both"])
+@pytest.mark.filterwarnings("error:row")
+def test_noise_of_another_prompt_warns(folder: Path, name: str) -> None:
+    """Of the same prompt, alone, in any order and in half precision, there is nothing to say."""
+    pipe, call = families(folder)[name]
+    pipe.to(torch.bfloat16) if name == "SDXL" else None
+    refiner = moved(NoiseRefiner(pipe))
+    size = {k: call[k] for k in ("height", "width") if k in call}
+    x, _ = first_call(pipe, **call | {"guidance_scale": 1.0, "true_cfg_scale": 1.0})
+    noise = refine(pipe, torch.randn_like(x), PROMPTS, refiner, **size)
+    call |= {"num_inference_steps": 2}
+    pipe(**call, latents=noise)
+    assert "forward" not in vars(pipe.components.get("unet") or pipe.transformer)
+    back = call | {"prompt": PROMPTS[::-1]}
+    pipe(**back, latents=noise.flip(0))
+    with pytest.warns(UserWarning, match=SWAPPED):
+        pipe(**back, latents=noise)
+    one = call | {"prompt": PROMPTS[1]}
+    one |= {"negative_prompt": "b"} if "negative_prompt" in call else {}
+    pipe(**one, latents=noise[1:])
+    with pytest.warns(UserWarning, match=SWAPPED):
+        pipe(**one, latents=noise[:1])
+    again = refine(pipe, noise[:1], [PROMPTS[1]], refiner, **size)
+    pipe(**one, latents=again)
+    refiner.remove()
+    pipe(**back, latents=noise)
+
+
+@pytest.mark.filterwarnings("error:row")
+def test_steering_warns_of_noise_of_another_prompt_too(sd) -> None:
+    pipe = sd()
+    noise = refine(pipe, START, PROMPTS, moved(NoiseRefiner(pipe)))
+    with steer(pipe, "CFG(3)"):
+        sampled(pipe, scale=2.0, latents=noise)
+        with pytest.warns(UserWarning, match=SWAPPED):
+            sampled(pipe, PROMPTS[::-1], scale=2.0, latents=noise)
+    sampled(pipe, PROMPTS[::-1])  # other noise
+
+
 # ------------------------------------------------------------------ heads
 
 
@@ -376,6 +420,45 @@ def test_refining_sees_the_active_adapters(sd) -> None:
     assert (styled - plain).abs().max() > 1e-4
     pipe.unet.disable_adapters()
     assert torch.equal(refine(pipe, START, PROMPTS, refiner), plain)
+
+
+@pytest.mark.parametrize("name", ["SD", "SDXL", "SD3", "Flux", "PixArt", "DiT"])
+def test_without_gradients_the_adapter_is_in_the_weights(folder: Path, name: str) -> None:
+    """As peft computes it, to rounding, with no call of the adapter's layers but the last."""
+    pipe, call = families(folder)[name]
+    lora = moved(NoiseRefiner(pipe, rank=2, alpha=3)).lora
+    x, cond = first_call(pipe, **call, generator=torch.Generator().manual_seed(0))
+    model, seen = Model.of(pipe), []
+    for module in lora.layers.values():
+        module.lora_A["noise_refiner"].register_forward_hook(lambda m, *_: seen.append(m))
+    for alone in (False, True):
+        with torch.no_grad(), lora.on(alone):
+            got = model(x, model.terminal, cond)
+        last = lora.layers[lora.output].lora_A["noise_refiner"]
+        assert seen == [last] * alone
+        with lora.on(alone):
+            want = model(x, model.terminal, cond)
+        assert len(seen) > 5
+        seen.clear()
+        torch.testing.assert_close(got, want.detach(), atol=2e-5, rtol=1e-4)
+    with torch.no_grad():
+        off = model(x, model.terminal, cond)
+    assert (got - off).abs().max() > 1e-3
+    assert not any("forward" in vars(layer) for layer in lora.layers.values())
+
+
+def test_layers_with_other_adapters_or_moving_weights_are_left_to_peft(sd) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    pipe = sd()
+    user_lora(pipe, "style")
+    lora = moved(NoiseRefiner(pipe)).lora
+    block = lora.layers["down_blocks.0.resnets.0.conv1"]
+    assert "style" in block.active_adapters  # of the network, though it is in no convolution
+    add_hook_to_module(lora.layers["conv_in"].base_layer, ModelHook())
+    with torch.no_grad(), lora.on():
+        mine = {n for n, layer in lora.layers.items() if "forward" not in vars(layer)}
+    assert mine == {n for n in lora.layers if n.endswith(("to_q", "to_v"))} | {"conv_in"}
 
 
 def test_fused_or_unloaded_adapters_are_not_passed_over_in_silence(sd) -> None:

@@ -21,6 +21,7 @@ from diffsteer.level import wide
 from diffsteer.refine.model import Model, conditions, require_prompts
 from diffsteer.refine.nlg import NLG, Rival
 from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.refine.watch import remember
 from diffsteer.schedule import Flow
 from diffsteer.text import parse
 
@@ -155,7 +156,7 @@ class Refining:
 
 
 def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any) -> Tensor:
-    """Refine noise for prompts, without sampling.
+    """Refine noise for prompts, without sampling; sampling it for others warns.
 
     Args:
         pipe: A pipeline with prompts.
@@ -176,8 +177,11 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
     conds = {"cond": conditions(pipe, prompts, shape, **call)}
     if by.null:
         conds["null"] = conditions(pipe, [""] * len(prompts), shape, **call)
+    model = Model.of(pipe, eager(network_of(pipe)).forward)  # past what looks at samplings
     with torch.no_grad():
-        return by(noise, conds, Model.of(pipe)).to(noise.dtype)
+        refined = by(noise, conds, model).to(noise.dtype)
+    remember(pipe, refined, conds["cond"])
+    return refined
 
 
 def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[], None]]:

@@ -19,6 +19,7 @@ from diffsteer.refine.files import Said, fingerprint, read, require, write
 from diffsteer.refine.head import HEADS, Start
 from diffsteer.refine.lora import Lora
 from diffsteer.refine.model import Model
+from diffsteer.refine.watch import forget
 
 
 class NoiseRefiner:
@@ -126,3 +127,4 @@ class NoiseRefiner:
     def remove(self) -> None:
         """Take the adapter out of the network, which is then as it was."""
         self.lora.remove()
+        forget(self.model.network)

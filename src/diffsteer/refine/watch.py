@@ -1,0 +1,113 @@
+"""Notice where noise that was refined for one prompt is sampled for another.
+
+Refined noise that the user holds may start any sampling. What it was refined for is known to
+nothing but the call that made it, so that is remembered, as a few numbers of each row, and the
+first call of each sampling compares.
+"""
+
+import warnings
+from collections import deque
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from diffsteer.denoiser import Cond
+from diffsteer.hf.family import family_of
+from diffsteer.hf.network import arguments, channels, eager, network_of
+from diffsteer.level import wide
+
+KEPT = 256
+"""Rows that are remembered, the latest: less than 10 MB."""
+SAME_NOISE = 0.999
+"""Least cosine of rows that are the same noise, however rounded and scaled."""
+SAME_TEXT = 0.1
+"""Greatest change of a token, over the size of tokens, that rounding makes in an encoder."""
+
+
+class Watch:
+    """Rows of refined noise and what each is for; looks at each sampling of a network by them."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._rows: deque[tuple[Tensor, Tensor]] = deque(maxlen=KEPT)
+        self._pipe, self._timesteps = ref(pipe), None
+        hook = network_of(pipe).register_forward_pre_hook(self._look, with_kwargs=True)
+        self.remove = hook.remove
+
+    def add(self, pipe: Any, noise: Tensor, text: Tensor) -> None:
+        """Remember rows, of a pipeline around this network."""
+        self._pipe = ref(pipe)
+        self._rows.extend(zip(_noise(noise), _text(text), strict=True))
+
+    def _look(self, network: Any, args: Any, kwargs: Any) -> None:
+        pipe = self._pipe()
+        if pipe is None or pipe.scheduler.timesteps is self._timesteps:
+            return
+        self._timesteps = pipe.scheduler.timesteps
+        said, family = arguments(network, args, kwargs), family_of(eager(network))
+        whole, text = said[family.sample], said.get("encoder_hidden_states")
+        halves = family.sent(pipe, whole)
+        if text is None or len(text) != len(whole) or len(whole) % len(halves):
+            return
+        x = whole.narrow(-1 if family.packed else 1, 0, channels(eager(network)))
+        part = halves.index("cond")
+        noise, text = (f(t.chunk(len(halves))[part]) for f, t in ((_noise, x), (_text, text)))
+        odd = [i for i, row in enumerate(zip(noise, text, strict=True)) if self._misused(*row)]
+        if odd:
+            warnings.warn(
+                f"row {odd[0]} of this sampling starts from noise that was refined for another "
+                "prompt: without guidance the picture fits neither, with guidance its layout is "
+                "that of the other. Refine noise for the prompts that you sample, row by row",
+                stacklevel=2,
+            )
+
+    def _misused(self, noise: Tensor, text: Tensor) -> bool:
+        """Whether a row is remembered, and for other texts alone."""
+        texts = [t for n, t in self._rows if n.shape == noise.shape and n @ noise > SAME_NOISE]
+        return bool(texts) and not any(_same(t, text) for t in texts)
+
+
+_watches: WeakKeyDictionary[nn.Module, Watch] = WeakKeyDictionary()
+
+
+def remember(pipe: Any, noise: Tensor, cond: Cond) -> None:
+    """Warn where a pipeline samples these rows for another prompt, from now on.
+
+    Args:
+        pipe: The pipeline.
+        noise: Refined, `(B, *D)`.
+        cond: What it was refined for; of networks that read text.
+    """
+    text, network = cond.get("encoder_hidden_states"), eager(network_of(pipe))
+    if text is None or len(text) != len(noise):
+        return
+    if network not in _watches:
+        _watches[network] = Watch(pipe)
+    _watches[network].add(pipe, noise, text)
+
+
+def forget(network: nn.Module) -> None:
+    """Forget what was remembered of a network, and look at it no more."""
+    if watch := _watches.pop(network, None):
+        watch.remove()
+
+
+def _noise(x: Tensor) -> Tensor:
+    """About a thousand elements of each row, of length 1."""
+    flat = x.flatten(1)
+    some = wide(flat[:, :: -(-flat.shape[1] // 1024)]).cpu()
+    return torch.nn.functional.normalize(some)
+
+
+def _text(embedded: Tensor) -> Tensor:
+    """Some channels of each token, `(B, L, c)`."""
+    return wide(embedded[..., :: -(-embedded.shape[-1] // 32)]).cpu()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two texts are the same; of other lengths they cannot be compared, and may be."""
+    if a.shape != b.shape:
+        return True
+    off, size = ((t**2).sum(-1) for t in (a - b, a))
+    return bool(off.max() <= SAME_TEXT**2 * size.mean())
