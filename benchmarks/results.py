@@ -258,8 +258,8 @@ def toy_page(said: str) -> list[str]:
         "",
         said.rstrip(),
         "",
-        "How claims and settings were chosen is known to seed 0 alone; main networks 1 and 2 came "
-        "after them. Network 1 sends a few samples far away, unguided too, which guidance sends "
+        "Claims and settings were chosen on main network 0; networks 1 and 2 were trained "
+        "afterwards. Network 1 sends a few samples far away, unguided too, which guidance sends "
         "farther: the tails of mean log p and sliced W2 are its own.",
         "",
         "![samples of the toy by each guidance](results/toy.png)",

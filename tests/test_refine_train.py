@@ -17,6 +17,7 @@ from torch import Tensor
 from diffsteer import Noise, grid
 from diffsteer.commands.refine import targets
 from diffsteer.commands.sample import sample
+from diffsteer.commands.train import train
 from diffsteer.eval import sampling
 from diffsteer.hf.steer import steer
 from diffsteer.recipe import Recipe, recalled
@@ -25,7 +26,7 @@ from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.refine.targets import Targets, make
 from diffsteer.render import rendering
 from diffsteer.sampler import DDIM
-from diffsteer.train.settings import Run, presets
+from diffsteer.train.settings import Pictures, Run, presets
 from diffsteer.train.tasks import begin
 
 PROMPTS = ("a cat", "a red dog", "owl")
@@ -272,6 +273,32 @@ def test_the_task_learns_by_the_gradient_that_it_says(
         torch.testing.assert_close(g, w, atol=1e-6 * float(w.abs().max()) + 1e-7, rtol=2e-3)
 
 
+def test_a_flow_of_another_size_is_trained_as_it_is_sampled(tmp_path: Path) -> None:
+    """The shift of its levels is that of the image's size, and so is what the network is told."""
+    pipe = tiny.flux(tmp_path)
+    pipe.save_pretrained(tmp_path / "flux")
+    model = str(tmp_path / "flux")
+    teacher = Recipe(model, prompts=PROMPTS, guidance="CFG(4)", steps=4, width=32, height=24)
+    make(teacher, range(4), tmp_path / "targets", batch=2)
+    trainer = run(tmp_path, model, tmp_path / "targets", batch=2, images=8, checkpoint=4, log=4)
+    trainer.fit()
+    task = trainer.task
+    assert task.pictures(Pictures(prompts=("an owl",))).shape == (1, 3, 24, 32)
+    batch = {k: v[None] for k, v in task.example(0, 1, task.source[1], 0).items()}
+    with rendering(replace(teacher, guidance="", steps=3)) as images:
+        latents = batch["noise"]
+        call = {"height": 24, "width": 32, "num_inference_steps": 3, "guidance_scale": 1.0}
+        pipe = images.pipe
+        want = pipe("a red dog", latents=latents, output_type="latent", **call).images
+        shifted = pipe.scheduler.sigmas.double()
+    sigmas = torch.stack([level.sigma for level in task.levels])
+    torch.testing.assert_close(sigmas, shifted, atol=1e-6, rtol=0)  # kept in float32 there
+    for p in task.trained().values():
+        torch.nn.init.zeros_(p)
+    error = (want - batch["target"]).square().mean()
+    torch.testing.assert_close(task(**batch)["loss"].detach(), error, atol=1e-6, rtol=1e-3)
+
+
 def test_the_penalty_pulls_the_change_back(model: str, stored: Path, tmp_path: Path) -> None:
     """Its part of the gradient is that of penalty times the mean squared change."""
     parts = {}
@@ -343,6 +370,21 @@ def test_targets_made_meanwhile(model: str, teacher: Recipe, tmp_path: Path) -> 
     torch.testing.assert_close(loss, want, rtol=1e-3, atol=0)
     trainer.fit()
     assert (tmp_path / "run/pictures/0000000008.png").exists()
+
+
+def test_the_command_says_model_and_targets(model: str, stored: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text('task = "refiner"\n[settings]\n[training]\n', "utf-8")
+    sets = ("training.images=4", "training.batch=4", "training.rate=1e-3", "settings.steps=2")
+    sets += ("training.precision=no",)
+    with pytest.raises(ValueError, match="--model"):
+        train(str(path), targets=str(stored), changes=sets)
+    with pytest.raises(ValueError, match="--targets"):
+        train(str(path), model=model, changes=sets)
+    train(str(path), model=model, targets=str(stored), changes=sets, out=tmp_path / "run")
+    assert (tmp_path / "run/model/refiner.safetensors").exists()
+    with pytest.raises(ValueError, match="no setting 'targets'"):
+        train("pocket", targets=str(stored))
 
 
 def test_bad_runs(model: str, stored: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`diffsteer train`: a preset, its settings changed, in a folder that goes on where it stopped."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 def train(
     preset: Positional[str] = "",
     /,
+    model: str = "",
+    targets: str = "",
     changes: Annotated[
         UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=VALUE")
     ] = (),
@@ -22,6 +25,9 @@ def train(
 
     Args:
         preset: Name of a preset, or a TOML file like one.
+        model: Pipeline to start from, a hub id or folder; short for --set settings.start=MODEL.
+        targets: Folder of `diffsteer refine targets`, for a refiner; short for --set
+            settings.targets=TARGETS.
         changes: Another value for one setting, such as training.images=1000; may be repeated.
         out: Folder of the run; empty for runs/PRESET.
         start: Go on from the checkpoint at this count of images, not from the latest.
@@ -32,7 +38,9 @@ def train(
         for name, about in presets().items():
             print(f"{name:18} {about}")
         return
-    run = Run.named(preset, *changes)
+    named = {"start": model, "targets": targets}
+    said = (f"settings.{name}={json.dumps(value)}" for name, value in named.items() if value)
+    run = Run.named(preset, *said, *changes)
     folder = out or Path("runs") / Path(preset).stem
     from diffsteer.train.tasks import begin
 

@@ -160,6 +160,33 @@ def conditions(
     return cond
 
 
+def sampled_on(pipe: Any, prompt: str, **call: Any) -> Schedule:
+    """The schedule on which a pipeline samples: a shift that depends on the image size counts.
+
+    Args:
+        pipe: A pipeline with prompts.
+        prompt: Any.
+        call: What else the pipeline is called with.
+    """
+    schedule, _ = trained(pipe.scheduler)
+    if not pipe.scheduler.config.get("use_dynamic_shifting"):
+        return schedule
+    halves: list[float] = []
+    scheduler = copy(pipe.scheduler)
+
+    def watched(mu: float, power: float, sigmas: Any) -> Any:
+        halves.append(shift(mu, power, 0.5))
+        return shift(mu, power, sigmas)
+
+    shift, scheduler.time_shift = scheduler.time_shift, watched
+    before, pipe.scheduler = pipe.scheduler, scheduler
+    try:
+        conditions(pipe, [prompt], **call)
+    finally:
+        pipe.scheduler = before
+    return Flow(halves[0] / (1 - halves[0]))  # a shift of s takes 1/2 to s / (1 + s)
+
+
 def require_prompts(prompts: list[str]) -> None:
     """Check that there are prompts, and that each says something.
 

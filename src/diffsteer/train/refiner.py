@@ -16,12 +16,13 @@ from diffsteer.level import Level
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe, digest, prompts_of
 from diffsteer.refine.files import fingerprint
-from diffsteer.refine.model import conditions, require_prompts
+from diffsteer.refine.model import conditions, require_prompts, sampled_on
 from diffsteer.refine.msd import GRADIENTS, Student
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.refine.targets import Targets, ended, noise_shape
 from diffsteer.render import call_of, rendering_by, stacked
 from diffsteer.sampler import NAMED, Sampler
+from diffsteer.schedule import Flow
 from diffsteer.spacing import grid
 from diffsteer.text import parse
 from diffsteer.train.contents import Contents
@@ -52,7 +53,7 @@ class RefinerSettings:
         steps: Its steps, on trailing nodes from the terminal level.
     """
 
-    start: str
+    start: str = ""
     targets: str = ""
     least: float | None = None
     teacher: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +67,8 @@ class RefinerSettings:
     steps: int = 10
 
     def __post_init__(self) -> None:
+        if not self.start:
+            raise ValueError("settings.start is empty: name the pipeline to start from, --model")
         if self.gradient not in GRADIENTS:
             raise ValueError(
                 f"settings.gradient={self.gradient!r}: there are {', '.join(GRADIENTS)}"
@@ -74,9 +77,9 @@ class RefinerSettings:
             raise ValueError(f"settings.penalty={self.penalty}: give a number >= 0")
         if bool(self.targets) == bool(self.prompt_file):
             raise ValueError(
-                "a refiner learns from settings.targets, a folder of `diffsteer refine targets`, "
-                "or from a teacher that is sampled meanwhile, settings.prompt_file and "
-                "settings.teacher: give one of both"
+                "a refiner learns from a folder of `diffsteer refine targets`, settings.targets "
+                "(--targets), or from a teacher that is sampled meanwhile, settings.prompt_file "
+                "and settings.teacher: give one of both"
             )
         if self.prompt_file and not self.teacher.get("guidance"):
             raise ValueError('settings.teacher has no guidance: give one, such as "CFG(6)"')
@@ -160,7 +163,10 @@ class RefinerTask(Task):
         require_prompts(self.texts)
         self._numbers = {text: i for i, text in enumerate(self.texts)}
         self.sampler = parse(settings.sampler, Sampler, named=NAMED)
-        self.levels = grid(self.refiner.model.schedule, settings.steps, "trailing")
+        sides = ("width", "height")
+        self.size = {side: self.teacher[side] for side in sides if self.teacher.get(side)}
+        schedule = sampled_on(self.pipe, self.texts[0], **self.size)
+        self.levels = grid(schedule, settings.steps, "trailing")
         network = self.refiner.model.network
         if not torch.cuda.is_available() and type(network).__name__ == "UNet2DConditionModel":
             plain_attention(network)
@@ -176,7 +182,7 @@ class RefinerTask(Task):
         texts = [self.texts[i] for i in batch["prompt"].tolist()]
         noise, model = batch["noise"], self.refiner.model
         target = batch["target"] if "target" in batch else self._taught(noise, texts)
-        cond = conditions(self.pipe, texts)
+        cond = conditions(self.pipe, texts, self.shape, **self.size)
 
         def net(x: Tensor, level: Level) -> Tensor:
             return model(x, level, cond)
@@ -197,8 +203,10 @@ class RefinerTask(Task):
     def pictures(self, how: Pictures) -> Tensor:
         """One picture for each prompt, with its number as seed."""
         texts = list(how.prompts) or self.texts[:16]
+        flow = isinstance(self.refiner.model.schedule, Flow)
+        sampler = "" if flow else self.settings.sampler
         recipe = Recipe(
-            self.settings.start, sampler=self.settings.sampler, steps=self.settings.steps
+            self.settings.start, sampler=sampler, steps=self.settings.steps, **self.size
         )
         generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
         with rendering_by(self.pipe, recipe), steer(self.pipe, refiner=self.refiner):

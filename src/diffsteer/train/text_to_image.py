@@ -171,7 +171,9 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     if not settings.start:
-        raise ValueError("settings.start is empty: name the folder or hub id to start from")
+        raise ValueError(
+            "settings.start is empty: name the folder or hub id to start from, --model"
+        )
     if settings.start.count("/") > 1 and not Path(settings.start).is_dir():
         raise FileNotFoundError(
             f"settings.start={settings.start} is not there: train the preset that makes it first "
