@@ -226,6 +226,20 @@ def test_combines_with_guidance(sd) -> None:
         torch.testing.assert_close(sampled(pipe, scale=5.0), want, atol=1e-4, rtol=1e-4)
 
 
+def test_no_pass_has_more_rows_than_asked_for(sd) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    call = {"prompt": PROMPTS, "guidance_scale": 2.0, "output_type": "latent"}
+    with steer(pipe, "CFG(3)", refiner=refiner):
+        want = results(pipe, [0, 1], **call)
+    rows = []
+    pipe.unet.conv_in.register_forward_hook(lambda _, args, out: rows.append(len(out)))
+    with steer(pipe, "CFG(3)", refiner=refiner, max_rows=1):
+        got = results(pipe, [0, 1], **call)
+    assert rows == [1] * (2 + 3 * 4)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
 def test_strength_is_a_factor_of_the_change(sd) -> None:
     pipe = sd()
     refiner = moved(NoiseRefiner(pipe))

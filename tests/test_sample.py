@@ -12,6 +12,7 @@ import tiny
 import torch
 from PIL import Image
 
+from diffsteer import render
 from diffsteer.commands.sample import sample
 from diffsteer.recipe import Recipe, recalled, seeds_of
 
@@ -101,6 +102,19 @@ def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:
     assert len({pixels(tmp_path / str(i) / "000000.png") for i in range(len(recipes))}) == len(
         recipes
     )
+
+
+def test_a_guide_is_loaded_once_for_many_renderings(model: str, monkeypatch) -> None:
+    """As training with a teacher that is sampled meanwhile asks for."""
+    guide, loaded = str(Path(model).parent / "guide"), []
+    own = render.network
+    monkeypatch.setattr(render, "network", lambda *a: loaded.append(a) or own(*a))
+    render._guide.cache_clear()
+    for weight in (2, 3):
+        recipe = Recipe(model, prompt="a cat", steps=1, guidance=f"Auto({weight})", guide=guide)
+        with render.rendering(recipe) as images:
+            images([0])
+    assert len(loaded) == 1
 
 
 def test_a_guide_may_be_a_pipeline(model: str, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class Denoiser:
         maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
         tokens = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
         outs = []
-        for rows in _chunks(len(x), self.max_rows):
+        for rows in chunks(len(x), self.max_rows):
             taps, drops = _taps(net, group, maps, size, rows), _drops(group, size, rows)
             part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
             with ExitStack() as stack:
@@ -235,7 +235,8 @@ def _answer(out: Tensor, x: Tensor, level: Level, kind: Kind, maps: dict[str, Te
     return Answer(half, x, level, kind, maps, variance)
 
 
-def _chunks(rows: int, most: int | None) -> Iterator[slice]:
+def chunks(rows: int, most: int | None) -> Iterator[slice]:
+    """Slices of at most so many rows that hold all of them in turn."""
     step = most or rows
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

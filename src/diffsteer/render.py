@@ -141,7 +141,9 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
             "are trained on prompts that say something. Give one, or leave the refiner out",
             stacklevel=3,
         )
-    guide = network(recipe.guide, pipe.dtype).to(pipe.device) if recipe.guide else None
+    guide, guide_weights = None, ""
+    if recipe.guide:
+        guide, guide_weights = _guide(recipe.guide, pipe.dtype, pipe.device)
     with ExitStack() as stack:
         stack.callback(setattr, pipe, "scheduler", pipe.scheduler)
         pipe.scheduler = scheduler_of(recipe, pipe.scheduler)
@@ -149,7 +151,7 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
         if recipe.refiner:
             refine, give_back = opened(recipe.refiner, pipe)
             stack.callback(give_back)
-        more = {"guide": guide and weights_hash(guide), "refiner": getattr(refine, "sha256", None)}
+        more = {"guide": guide_weights, "refiner": getattr(refine, "sha256", None)}
         if any(more.values()):
             weights = digest({"main": weights, **{k: v for k, v in more.items() if v}})
         made = Rendering(recipe, pipe, weights)
@@ -176,6 +178,13 @@ def _loaded(model: str, device: str) -> tuple[Any, Any, str]:
     parts = {n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, nn.Module)}
     config = {k: repr(v) for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
     return pipe, pipe.scheduler, digest({"parts": parts, "scheduler": config})
+
+
+@lru_cache(maxsize=1)
+def _guide(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, str]:
+    """A guide network and the hash of its weights; kept, since training asks at every step."""
+    guide = network(name, dtype).to(device)
+    return guide, weights_hash(guide)
 
 
 def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:

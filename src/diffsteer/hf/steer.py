@@ -120,10 +120,12 @@ class Steering:
         network = network_of(self.pipe)
         if self.guidance is None:
             check_free(network)
-        forward = None if self.guidance is None else self._guided.forward
+        forward, most = None, None
+        if self.guidance is not None:
+            forward, most = self._guided.forward, self._guided.max_rows
         refine, give_back = opened(refiner, self.pipe)
         self._undo.append(give_back)
-        self._undo.append(Refining(self.pipe, refine, forward, strength).remove)
+        self._undo.append(Refining(self.pipe, refine, forward, strength, most).remove)
 
     def _wrap(self, guidance: Guidance, guide: Any, max_rows: int | None, null: str) -> None:
         network = self.network = network_of(self.pipe)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffsteer.denoiser import Cond, rows_of
+from diffsteer.denoiser import Cond, chunks, rows_of
 from diffsteer.hf.clock import Clock
 from diffsteer.hf.family import check_halves
 from diffsteer.hf.network import arguments, check_free, eager, network_of, put_back
@@ -47,6 +47,7 @@ class Refining:
         refine: What refines.
         forward: How it calls the network; past the guidance that steers the pipeline.
         strength: Factor of the change, whoever makes it.
+        max_rows: Most rows of noise that are refined in one pass.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Refining:
         refine: Refine,
         forward: Callable[..., Any] | None = None,
         strength: float = 1.0,
+        max_rows: int | None = None,
     ) -> None:
         self.pipe, self.refine, self.network = pipe, refine, network_of(pipe)
-        self.strength = strength
+        self.strength, self.max_rows = strength, max_rows
         self._own = self.network.__dict__.get("forward")
         self._inner: Callable[..., Any] = self.network.forward
         self._model = partial(Model.of, pipe, forward or self._inner)
@@ -109,8 +111,11 @@ class Refining:
                     "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
                 )
             noise = wide(x[parts["cond"]]) / (start * self._gain)
-            change = self.strength * (self.refine(noise, conds, model) - noise)
-            self._shift = start * change
+            refined = [
+                self.refine(noise[part], rows_of(conds, part, size), model)
+                for part in chunks(size, self.max_rows)
+            ]
+            self._shift = start * self.strength * (torch.cat(refined) - noise)
         self._timesteps = scheduler.timesteps
         self._watch(scheduler)
 
