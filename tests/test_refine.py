@@ -610,6 +610,13 @@ def test_what_a_hostile_file_says_is_checked(sd, tmp_path: Path, change: dict[st
     assert not any("lora" in name for name, _ in pipe.unet.named_modules())
 
 
+def test_a_mistyped_folder_is_not_blamed_on_the_hub_alone(sd, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="runs/refinr is no folder here, and the hub"):
+        NoiseRefiner.load("runs/refinr", sd())
+
+
 def test_files_that_cannot_be_read_say_so(sd, tmp_path: Path) -> None:
     pipe = sd()
     refiner = NoiseRefiner(pipe, rank=2)

@@ -1,6 +1,7 @@
 """Scores that ship: parity with transformers and torch, and which weights judged, kept apart."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,14 @@ def test_scores_are_known_by_their_text() -> None:
 def test_texts_that_name_no_score(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score_of(text)
+
+
+def test_a_module_of_the_working_directory_is_found(tmp_path: Path, monkeypatch) -> None:
+    """A console script does not look there by itself."""
+    (tmp_path / "mine_to_judge.py").write_text("def f(pictures, prompts): ...")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    assert score_of("mine_to_judge:f").__name__ == "f"
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -156,7 +156,14 @@ def found(source: str | Path) -> tuple[Path, Path]:
         raise FileNotFoundError(f"{source} is neither a folder nor a hub id, NAME/REFINER")
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(str(source), ABOUT)), Path(hf_hub_download(str(source), WEIGHTS))
+    try:
+        return Path(hf_hub_download(str(source), ABOUT)), Path(
+            hf_hub_download(str(source), WEIGHTS)
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{source} is no folder here, and the hub gives no refiner of this name: {error}"
+        ) from error
 
 
 def require(said: Said, model: Model, any_model: bool, where: str) -> None:

@@ -4,6 +4,7 @@ Those that ship load weights that you name, when they first judge.
 """
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -238,6 +239,8 @@ def score_of(text: str, device: str = "") -> Score:
         return replace(scorer, device=scorer.device or device)
     module, colon, function = text.partition(":")
     either = f"write MODULE:FUNCTION, or one of {', '.join(known)} with its weights"
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # as `python -m` has it, and a console script has not
     try:
         found: Score = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
