@@ -299,6 +299,39 @@ def test_a_flow_of_another_size_is_trained_as_it_is_sampled(tmp_path: Path) -> N
     torch.testing.assert_close(task(**batch)["loss"].detach(), error, atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.parametrize("sampler", ["", "DDIM()"])
+def test_a_network_of_classes_is_trained_from_the_noise_that_it_would_not_take(
+    tmp_path: Path, sampler: str
+) -> None:
+    """DiT draws its noise itself, in both halves of a batch; targets are of the noise of seeds."""
+    (pipe, model), texts = tiny.saved_dit(tmp_path), ("golden retriever", "208")
+    teacher = Recipe(model, prompts=texts, guidance="CFG(4)", sampler=sampler, steps=4)
+    make(teacher, range(4), tmp_path / "targets", batch=3)
+    found = Targets.at(tmp_path / "targets")
+    drawn = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    noise = Noise(range(4))(found.latents)
+    again = torch.stack([torch.randn(4, 8, 8, generator=g) for g in drawn])
+    torch.testing.assert_close(noise, again)  # so that a call by seeds is the same
+    seen = []
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda *a, **k: seen.append(step(*a, **k)) or seen[-1]
+    drawn = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    call = {"guidance_scale": 4.0, "num_inference_steps": 4, "generator": drawn}
+    pipe.scheduler.config.timestep_spacing = "trailing" if sampler else "leading"
+    pipe(class_labels=[207, 208, 207, 208], **call)
+    torch.testing.assert_close(found.latents, seen[-1][0][:4], atol=1e-4, rtol=1e-4)
+
+    trainer = run(tmp_path, model, tmp_path / "targets", batch=2, images=8, checkpoint=4, log=4)
+    trainer.fit()
+    assert trainer.task.pictures(Pictures()).shape == (2, 3, 16, 16)
+    before = Recipe(model, prompt="208", steps=2, sampler="DDIM()")
+    after = replace(before, refiner=str(tmp_path / "run/model"))
+    with rendering(before) as images:
+        plain = images([1])
+    with rendering(after) as images:
+        assert not torch.equal(images([1]), plain) and images.rows() == {"rows": 3}
+
+
 def test_the_penalty_pulls_the_change_back(model: str, stored: Path, tmp_path: Path) -> None:
     """Its part of the gradient is that of penalty times the mean squared change."""
     parts = {}

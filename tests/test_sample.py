@@ -104,6 +104,31 @@ def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:
     )
 
 
+def test_classes_are_prompts_by_name_or_number(tmp_path: Path) -> None:
+    pipe, model = tiny.saved_dit(tmp_path)
+    recipe = Recipe(model, prompts=("golden retriever", "208", ""), steps=2)
+    with render.rendering(recipe) as images:
+        got = images([3, 1, 2])
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 1, 2)]
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "generator": generators}
+    want = pipe(class_labels=[207, 208, 1000], **call)
+    assert torch.equal(got, render.stacked(want))
+    guided = Recipe(model, prompt="Labrador retriever", guidance="CFG(3)", steps=2)
+    with render.rendering(guided) as images:
+        got = images([5])
+    call = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    want = pipe(class_labels=[208], **call, generator=[torch.Generator().manual_seed(5)])
+    assert (got.int() - render.stacked(want).int()).abs().max() <= 1  # rounding of a level
+    for text, message in (
+        ("golden retriver", "'golden retriver' is no class .* 'golden retriever', "),
+        ("1000", "'1000' is no class .* a number below 1000, or nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(Recipe(model, prompt=text), "0", tmp_path / "out")
+    with pytest.raises(ValueError, match="takes no negative prompt"):
+        sample(Recipe(model, prompt="1", negative="2", guidance="CFG(2)"), "0", tmp_path / "out")
+
+
 def test_a_guide_is_loaded_once_for_many_renderings(model: str, monkeypatch) -> None:
     """As training with a teacher that is sampled meanwhile asks for."""
     guide, loaded = str(Path(model).parent / "guide"), []

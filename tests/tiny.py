@@ -174,6 +174,18 @@ def dit(scheduler: Any) -> Any:
     return pipe
 
 
+def saved_dit(folder: Path) -> tuple[Any, str]:
+    """A DiT pipeline with DDIM, and its folder, which names classes as the published one does."""
+    from diffusers import DDIMScheduler
+
+    pipe = dit(DDIMScheduler(clip_sample=False))
+    pipe.save_pretrained(folder / "dit")
+    index = folder / "dit/model_index.json"
+    labels = {"0": "tench, Tinca tinca", "207": "golden retriever", "208": "Labrador retriever"}
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": labels}))
+    return pipe, str(folder / "dit")
+
+
 def sd3(scheduler: Any) -> Any:
     """A Stable Diffusion 3 pipeline without text encoders: prompts come as embeddings."""
     import diffusers

@@ -15,6 +15,7 @@ from diffsteer.eval.features import device_of, weights_hash
 from diffsteer.hf.network import network_of
 from diffsteer.hf.pocket import network, pipeline
 from diffsteer.hf.steer import steer
+from diffsteer.hf.words import asked, shows
 from diffsteer.recipe import WEIGHT, Recipe, digest
 from diffsteer.refine.pipeline import opened
 
@@ -134,8 +135,7 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
             "without a guidance nothing moves away from the negative one",
             stacklevel=3,
         )
-    takes_prompts = "prompt" in inspect.signature(pipe.__call__).parameters
-    if recipe.refiner and takes_prompts and not all(recipe.prompts or [recipe.prompt]):
+    if recipe.refiner and shows(pipe) and not all(recipe.prompts or [recipe.prompt]):
         warnings.warn(
             "there is no prompt: noise is refined for what the picture is to show, and refiners "
             "are trained on prompts that say something. Give one, or leave the refiner out",
@@ -206,18 +206,14 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     evaluated.
 
     Raises:
-        ValueError: the pipeline takes no prompt and there is one.
+        ValueError: the pipeline takes no such prompt and there is one.
     """
     takes = inspect.signature(pipe.__call__).parameters
-    call: dict[str, Any] = {"num_inference_steps": recipe.steps}
-    if "prompt" in takes:
-        call |= {"prompt": list(texts)}
-        if recipe.negative:
-            call["negative_prompt"] = [recipe.negative] * len(texts)
-    elif any(texts) or recipe.negative:
-        raise ValueError(f"{type(pipe).__name__} takes no prompt: leave it out")
-    else:
-        call["batch_size"] = len(texts)
+    call: dict[str, Any] = {"num_inference_steps": recipe.steps, **asked(pipe, texts)}
+    if recipe.negative and "negative_prompt" not in takes:
+        raise ValueError(f"{type(pipe).__name__} takes no negative prompt: leave it out")
+    if recipe.negative:
+        call["negative_prompt"] = [recipe.negative] * len(texts)
     if "guidance_scale" in takes:
         call["guidance_scale"] = 2.0 if _guidance(recipe) else 1.0
     for side in ("width", "height"):

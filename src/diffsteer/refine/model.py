@@ -13,6 +13,7 @@ from diffsteer.denoiser import Cond
 from diffsteer.hf.config import trained
 from diffsteer.hf.family import Family, family_of
 from diffsteer.hf.network import arguments, channels, eager, network_of, put_back, told
+from diffsteer.hf.words import asked
 from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind
 from diffsteer.schedule import Flow, Schedule
@@ -148,7 +149,7 @@ def conditions(
         ValueError: called so, the pipeline samples noise of another shape.
     """
     # some schedulers have no fewer steps than 4
-    said = {"prompt": list(prompts), "guidance_scale": 1.0, "num_inference_steps": 4, **call}
+    said = {"guidance_scale": 1.0, "num_inference_steps": 4, **asked(pipe, prompts), **call}
     with torch.no_grad():
         x, cond = first_call(pipe, **said)
     if shape is not None and x.shape[1:] != torch.Size(shape):

@@ -6,7 +6,8 @@ by processes, resumed after any end.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.denoiser import Cond
 from diffsteer.eval.chunks import MANIFEST, Chunk, Folder
 from diffsteer.eval.sampling import filled
 from diffsteer.hf.guided import seeds_of
@@ -25,6 +27,7 @@ from diffsteer.recipe import Recipe, differences
 from diffsteer.refine.best import Score, scored
 from diffsteer.refine.files import fingerprint
 from diffsteer.refine.model import Model, first_call, require_prompts
+from diffsteer.refine.pipeline import Refining
 from diffsteer.render import Rendering, call_of, rendering, stacked
 
 SCORE = "score"
@@ -84,18 +87,34 @@ def make(
 
 
 def noise_shape(pipe: Any, recipe: Recipe) -> tuple[int, ...]:
-    """Shape of one sample's noise as `latents=` of a pipeline.
-
-    Raises:
-        ValueError: the pipeline takes no latents.
-    """
-    if "latents" not in signature(pipe.__call__).parameters:
-        raise ValueError(
-            f"{type(pipe).__name__} takes no latents, so that its noise cannot be said: targets "
-            "need a pipeline with latents="
-        )
-    x, _ = first_call(pipe, **call_of(pipe, recipe, ["x"]))
+    """Shape of one sample's noise as the network of a pipeline takes it; needs a prompt."""
+    x, _ = first_call(pipe, **call_of(pipe, recipe, recipe.prompts[:1]))
     return tuple(x.shape[1:])
+
+
+class _Given:
+    """Refines any noise to this."""
+
+    null = False
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
+        return self.noise.to(x)
+
+
+@contextmanager
+def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
+    """Let a pipeline start from noise, `(B, *D)`; gives what its call has to say for it."""
+    if "latents" in signature(pipe.__call__).parameters:
+        yield {"latents": noise.to(pipe.device, pipe.dtype)}
+        return
+    given = Refining(pipe, _Given(noise))  # a pipeline that draws its noise itself: DiT
+    try:
+        yield {}
+    finally:
+        given.remove()
 
 
 @torch.no_grad()
@@ -121,16 +140,18 @@ def ended(
         found[:] = [out[0]]
         return out
 
-    call = call_of(pipe, recipe, texts) | {"latents": noise.to(pipe.device, pipe.dtype)}
+    call = call_of(pipe, recipe, texts)
     pipe.scheduler.step = watched
     try:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
-        output = pipe(**call, generator=generators, output_type="pil" if shown else "latent")
+        call |= {"generator": generators, "output_type": "pil" if shown else "latent"}
+        with _starting(pipe, noise) as start:
+            output = pipe(**call, **start)
     finally:
         pipe.scheduler.__dict__.pop("step")
         if own is not None:
             pipe.scheduler.step = own
-    return found[0].to("cpu", torch.float32), output
+    return found[0][: len(noise)].to("cpu", torch.float32), output  # of both halves: DiT
 
 
 @dataclass(frozen=True, eq=False)
