@@ -6,7 +6,8 @@ by processes, resumed after any end.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from diffsteer.eval.chunks import MANIFEST, Chunk, Folder
 from diffsteer.eval.sampling import filled
-from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.guided import predicted, seeds_of
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe, differences
 from diffsteer.refine.best import Score, scored
@@ -100,7 +101,12 @@ def noise_shape(pipe: Any, recipe: Recipe) -> tuple[int, ...]:
 
 @torch.no_grad()
 def ended(
-    images: Rendering, recipe: Recipe, texts: Sequence[str], noise: Tensor, shown: bool = False
+    images: Rendering,
+    recipe: Recipe,
+    texts: Sequence[str],
+    noise: Tensor,
+    shown: bool = False,
+    watch: Callable[[Tensor], Any] | None = None,
 ) -> tuple[Tensor, Any]:
     """Where a sampling from noise ends: latents `(B, *D)`, float32 on the CPU, and its output.
 
@@ -110,27 +116,42 @@ def ended(
         texts: A prompt each.
         noise: Unit Gaussian noise, `(B, *D)`; fresh noise of ancestral samplers follows from it.
         shown: Whether the output has to hold pictures.
+        watch: Called in each step with the x0 that the network predicts, guided where the sampling
+            is, like the latents.
     """
     pipe = images.pipe
     found: list[Tensor] = []
-    own, step = pipe.scheduler.__dict__.get("step"), pipe.scheduler.step
+    step = pipe.scheduler.step
 
     @wraps(step)  # pipelines look at its signature for whether to send generators
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        out = step(*args, **kwargs)
+    def watched(
+        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if watch is not None:
+            x0 = predicted(pipe.scheduler, model_output, timestep, sample)
+            watch(x0.to("cpu", torch.float32))
+        out = step(model_output, timestep, sample, *args, **kwargs)
         found[:] = [out[0]]
         return out
 
     call = call_of(pipe, recipe, texts) | {"latents": noise.to(pipe.device, pipe.dtype)}
-    pipe.scheduler.step = watched
-    try:
+    with stepping(pipe.scheduler, watched):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
         output = pipe(**call, generator=generators, output_type="pil" if shown else "latent")
-    finally:
-        pipe.scheduler.__dict__.pop("step")
-        if own is not None:
-            pipe.scheduler.step = own
     return found[0].to("cpu", torch.float32), output
+
+
+@contextmanager
+def stepping(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
+    """Let a function stand in for the step of a scheduler, until closed."""
+    own = scheduler.__dict__.get("step")
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        scheduler.__dict__.pop("step")
+        if own is not None:
+            scheduler.step = own
 
 
 @dataclass(frozen=True, eq=False)

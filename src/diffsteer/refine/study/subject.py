@@ -13,12 +13,12 @@ from diffsteer.eval.features import Extractor
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe
 from diffsteer.refine.inversion import Inversion
-from diffsteer.refine.model import Model, first_call, require_prompts
+from diffsteer.refine.model import Model, first_call, replaced, require_prompts
 from diffsteer.refine.msd import Student
 from diffsteer.refine.nlg import Rival
 from diffsteer.refine.pipeline import Refine, opened
 from diffsteer.refine.study.record import Drawn
-from diffsteer.refine.targets import ended, noise_shape
+from diffsteer.refine.targets import ended, noise_shape, stepping
 from diffsteer.render import Rows, call_of, rendering, stacked
 from diffsteer.sampler import DDIM
 from diffsteer.spacing import grid
@@ -99,22 +99,44 @@ class Subject:
         """What the network is told of prompts, at the size of the recipe."""
         return first_call(pipe, **call_of(pipe, self._plain, texts))[1]
 
-    def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
-        """What unguided sampling makes of noise."""
-        return self._draw(self._plain, noise, texts)
+    def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        """What unguided sampling makes of noise; with its path, if that is asked for."""
+        return self._draw(self._plain, noise, texts, path)
 
-    def teach(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
-        """What guided sampling makes of noise."""
-        return self._draw(self._guided, noise, texts)
+    def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        """What guided sampling makes of noise; with its path, if that is asked for."""
+        return self._draw(self._guided, noise, texts, path)
 
-    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str]) -> Drawn:
+    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str], path: bool) -> Drawn:
+        seen: list[Tensor] = []
+        watch = seen.append if path else None
         with rendering(recipe, self._device) as images:
-            latents, output = ended(images, recipe, texts, noise, shown=True)
+            latents, output = ended(images, recipe, texts, noise, shown=True, watch=watch)
             self._spend(images.rows)
         pictures = stacked(output)
         features = None if self.extractor is None else self.extractor(pictures).cpu()
         self.progress(len(noise))
-        return Drawn(latents, pictures, features)
+        return Drawn(latents, pictures, features, tuple(seen))
+
+    @torch.no_grad()
+    def decoded(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
+        """Pictures that the pipeline would show if its sampling ended in these latents.
+
+        By the pipeline itself, whatever its family does to them; its network is not asked.
+
+        Returns:
+            uint8, `(B, 3, H, W)`.
+        """
+        with rendering(self._plain, self._device) as images:
+            pipe = images.pipe
+            end = latents.to(pipe.device, pipe.dtype)
+            model = Model.of(pipe)
+
+            def nothing(said: dict[str, Any]) -> tuple[Tensor]:
+                return (torch.zeros_like(model.cond(said)[0]),)
+
+            with replaced(pipe, nothing), stepping(pipe.scheduler, lambda *_, **__: (end,)):
+                return stacked(pipe(**call_of(pipe, self._plain, texts), latents=end))
 
     @torch.no_grad()
     def inverted(
