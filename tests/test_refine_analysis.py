@@ -46,7 +46,7 @@ from diffsteer.refine.study.spectrum import TENTHS, radius, swapped
 from diffsteer.refine.study.subject import subject
 from diffsteer.refine.study.trajectory import ALL, LAYOUT, TEACHER, pictures_of
 from diffsteer.refine.targets import ended
-from diffsteer.render import rendering_by
+from diffsteer.render import rendering, rendering_by
 
 PROMPTS = ("red cat", "red dog", "green trees", "small green tree")
 
@@ -446,15 +446,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def refiner(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Random weights: it changes the noise in some way."""
     folder = tmp_path_factory.mktemp("refiner")
-    made = NoiseRefiner(pipeline(model, torch.float32), rank=2)
+    moved(NoiseRefiner(pipeline(model, torch.float32), rank=2)).save(folder)
+    return str(folder)
+
+
+def moved(refiner: NoiseRefiner) -> NoiseRefiner:
+    """With random weights: it changes the noise in some way."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in made.lora.parameters.values():
+        for p in refiner.lora.parameters.values():
             p.copy_(0.1 * torch.randn(p.shape, generator=draw))
-    made.save(folder)
-    return str(folder)
+    return refiner
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -518,6 +521,54 @@ def test_inversion_goes_back_on_the_levels_of_the_pipeline(
     torch.testing.assert_close(drawn, again, atol=1e-4, rtol=1e-4)
     if zero:  # slopes of a network for eps with random weights are none of data
         assert (again - target).norm() < 0.02 * target.norm()
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Of a small Flux with a refiner; pictures of 16 x 32, noise of 4 x 8 x 16 in 4 x 8 patches."""
+    folder = tmp_path_factory.mktemp("flux")
+    tiny.flux(folder).save_pretrained(folder / "pipe")
+    moved(NoiseRefiner(pipeline(str(folder / "pipe"), torch.float32))).save(folder / "refiner")
+    names = {"model": str(folder / "pipe"), "refiner": str(folder / "refiner")}
+    return Recipe(**names, prompts=PROMPTS, guidance="CFG(3)", steps=2, width=32, height=16)
+
+
+def test_noise_is_packed_for_the_pipeline_alone(flux: Recipe) -> None:
+    """It gets what it would draw and pack itself, and gives pictures of the same size."""
+    with subject(flux, "cpu") as studied:
+        assert studied.shape == (4, 8, 16)
+        noise, texts = studied.noise([0, 1]), list(PROMPTS[:2])
+        given: list[Tensor] = []
+        plain = replace(flux, refiner="", guidance="")
+        with rendering(plain, "cpu") as images:
+            pipe, want = images.pipe, images([0, 1])
+        watch = pipe.transformer.register_forward_pre_hook(
+            lambda _, args, said: given.append(said["hidden_states"]), with_kwargs=True
+        )
+        drawn = studied.draw(noise, texts, path=True)
+        watch.remove()
+        assert torch.equal(given[0], pipe._pack_latents(noise, 2, 4, 8, 16))
+        assert torch.equal(drawn.pictures, want)
+        assert torch.equal(studied.decoded(drawn.latents, texts), want)
+        torch.testing.assert_close(drawn.path[-1], drawn.latents)  # Euler's last step goes to x0
+        assert drawn.latents.shape == noise.shape and len(drawn.path) == 2
+        own = pipe._pack_latents(noise, 2, 4, 8, 16)
+        got = refine(pipe, own, texts, studied.by, width=32, height=16)
+        want = pipe._unpack_latents(got, 16, 32, pipe.vae_scale_factor)
+        torch.testing.assert_close(studied.refined(noise, texts), want)
+
+
+def test_flux_is_analysed(flux: Recipe, tmp_path: Path) -> None:
+    with subject(flux, "cpu") as studied:
+        made = []
+        studied.progress = made.append
+        found = analyse(studied, [0, 1], 2, 2, 1)
+        assert sum(made) == planned(studied, [0, 1], 2, 1)
+    assert found.shape == (4, 8, 16) and found.verdicts[0].of == 8 * 16
+    assert {*found.record.numbers("round trip")} == {*INVERSIONS}
+    assert found.record.ratios(ALL)["2"][GUIDED].value < 1e-9
+    write(found, tmp_path)
+    assert "Noise of 4 x 8 x 16" in (tmp_path / "index.html").read_text("utf-8")
 
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

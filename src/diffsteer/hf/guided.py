@@ -14,7 +14,7 @@ from diffsteer.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance import Guidance
 from diffsteer.hf.clock import Clock, Tick
 from diffsteer.hf.config import trained
-from diffsteer.hf.family import by_sdpa, family_of, packed, unpacked
+from diffsteer.hf.family import by_sdpa, family_of, packed, size_of, unpacked
 from diffsteer.hf.network import channels, eager, told
 from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind
@@ -215,15 +215,8 @@ class Guided:
         """Height and width of a packed sample in tokens; read once for each tensor of places."""
         ids = said["img_ids"]
         if self._grid is None or self._grid[0] is not ids:
-            last = ids.reshape(-1, ids.shape[-1]).amax(dim=0).tolist()
-            self._grid = (ids, (int(last[1]) + 1, int(last[2]) + 1))
-        h, w = self._grid[1]
-        if whole.shape[1] != h * w:
-            raise ValueError(
-                f"{whole.shape[1]} tokens are not an image of {h}x{w}: pipelines that append "
-                "tokens of another image (Kontext) cannot be steered"
-            )
-        return h, w
+            self._grid = (ids, size_of(ids, whole.shape[1]))
+        return self._grid[1]
 
     def _told(self, level: Level, before: float | Tensor) -> Tensor:
         """What the network is told of another level."""

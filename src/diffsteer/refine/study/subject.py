@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffsteer.denoiser import Cond
 from diffsteer.eval.features import Extractor
+from diffsteer.hf.family import packed, size_of, unpacked
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe
 from diffsteer.refine.inversion import Inversion
@@ -27,15 +28,18 @@ from diffsteer.spacing import grid
 class Subject:
     """What is studied. All noise is of unit variance, float32, on the CPU, `(B, C, H, W)`.
 
+    So are latents; what pipelines pack into rows of patches is packed for them alone.
+
     Args:
         recipe: Of it, refiner and guidance included.
         by: What refines, in the network of the pipeline.
         shape: Of one sample's noise.
         device: Where networks run.
         extractor: Of features of pictures, if any.
+        weights: Hash of the pipeline's weights.
+        tokens: Height and width of its noise in patches, where it packs it.
 
     Attributes:
-        weights: Hash of the pipeline's weights.
         progress: Called with the number of pictures after each part that was sampled.
     """
 
@@ -47,8 +51,9 @@ class Subject:
         device: str = "",
         extractor: Extractor | None = None,
         weights: str = "",
+        tokens: tuple[int, int] | None = None,
     ) -> None:
-        self.recipe, self.by, self.shape = recipe, by, shape
+        self.recipe, self.by, self.shape, self._tokens = recipe, by, shape, tokens
         self.weights, self.extractor, self._device = weights, extractor, device
         self._guided = replace(recipe, refiner="", strength=1.0)
         self._plain = replace(self._guided, guidance="", guide="")
@@ -67,6 +72,15 @@ class Subject:
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Noise of seeds, as the pipeline would draw it on the CPU."""
         return Noise(seeds)(torch.empty(len(seeds), *self.shape))
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """As the pipeline has it."""
+        return x if self._tokens is None else packed(x)
+
+    def _outside(self, x: Tensor) -> Tensor:
+        """As we have it, on the CPU."""
+        found = x.to("cpu", torch.float32)
+        return found if self._tokens is None else unpacked(found, self._tokens)
 
     def rows(self) -> dict[str, float]:
         """Rows that networks evaluated in refining and sampling since the last call, by network."""
@@ -91,9 +105,9 @@ class Subject:
             conds = {"cond": self._cond(pipe, texts)}
             if by.null:
                 conds["null"] = self._cond(pipe, [""] * len(texts))
-            found = by(noise.to(pipe.device), conds, Model.of(pipe)).float().cpu()
+            found = by(self._inside(noise).to(pipe.device), conds, Model.of(pipe))
             self._spend(images.rows)
-        return torch.lerp(noise, found, strength)
+        return torch.lerp(noise, self._outside(found), strength)
 
     def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
         """What the network is told of prompts, at the size of the recipe."""
@@ -111,12 +125,14 @@ class Subject:
         seen: list[Tensor] = []
         watch = seen.append if path else None
         with rendering(recipe, self._device) as images:
-            latents, output = ended(images, recipe, texts, noise, shown=True, watch=watch)
+            x = self._inside(noise)
+            latents, output = ended(images, recipe, texts, x, shown=True, watch=watch)
             self._spend(images.rows)
         pictures = stacked(output)
         features = None if self.extractor is None else self.extractor(pictures).cpu()
         self.progress(len(noise))
-        return Drawn(latents, pictures, features, tuple(seen))
+        way = tuple(self._outside(x0) for x0 in seen)
+        return Drawn(self._outside(latents), pictures, features, way)
 
     @torch.no_grad()
     def decoded(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
@@ -129,7 +145,7 @@ class Subject:
         """
         with rendering(self._plain, self._device) as images:
             pipe = images.pipe
-            end = latents.to(pipe.device, pipe.dtype)
+            end = self._inside(latents).to(pipe.device, pipe.dtype)
             model = Model.of(pipe)
 
             def nothing(said: dict[str, Any]) -> tuple[Tensor]:
@@ -152,8 +168,9 @@ class Subject:
             levels = grid(model.schedule, self.recipe.steps, "trailing")
             student = Student(lambda x, at: model(x, at, cond), model.kind, levels, DDIM())
             size = float(levels[0].alpha.hypot(levels[0].sigma))
-            noise = inversion(latents.to(pipe.device), levels, student.denoised) / size
-            return noise.float().cpu(), student(noise).float().cpu()
+            x = self._inside(latents).to(pipe.device)
+            noise = inversion(x, levels, student.denoised) / size
+            return self._outside(noise), self._outside(student(noise))
 
 
 @contextmanager
@@ -169,23 +186,21 @@ def subject(
 
     Raises:
         FileNotFoundError: there is no refiner.
-        ValueError: it belongs to another network, none is named, a prompt is empty, or the noise
-            has no height and width.
+        ValueError: it belongs to another network, none is named, or a prompt is empty.
     """
     if not recipe.refiner:
         raise ValueError("there is nothing to analyse: name what refines the noise, --refiner")
     require_prompts(list(recipe.prompts))
     plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
     with rendering(plain, device) as images:
-        shape = noise_shape(images.pipe, plain)
-        if len(shape) != 3:
-            raise ValueError(
-                f"{type(images.pipe).__name__} packs its noise into rows of patches, {shape}, of "
-                "which bands of frequencies are not analysed yet"
-            )
+        shape, tokens = noise_shape(images.pipe, plain), None
+        if Model.of(images.pipe).family.packed:
+            said = first_call(images.pipe, **call_of(images.pipe, plain, ["x"]))[1]
+            tokens = size_of(said["img_ids"], shape[0])
+            shape = tuple(unpacked(torch.empty(1, *shape), tokens).shape[1:])
         by, give_back = opened(recipe.refiner, images.pipe)
         weights = images.weights
     try:
-        yield Subject(recipe, by, shape, device, extractor, weights)
+        yield Subject(recipe, by, shape, device, extractor, weights, tokens)
     finally:
         give_back()
