@@ -571,6 +571,15 @@ def test_flux_is_analysed(flux: Recipe, tmp_path: Path) -> None:
     assert "Noise of 4 x 8 x 16" in (tmp_path / "index.html").read_text("utf-8")
 
 
+def test_a_sampler_of_ours_on_a_flow_says_what_to_do(flux: Recipe) -> None:
+    """It is the default of the command, which everyone with a Flux meets."""
+    with (
+        pytest.raises(ValueError, match='FlowMatchEulerDiscreteScheduler.*--sampler ""'),
+        subject(replace(flux, sampler="DDIM()"), "cpu"),
+    ):
+        pass
+
+
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
