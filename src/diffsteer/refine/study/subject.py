@@ -152,7 +152,9 @@ class Subject:
                 return (torch.zeros_like(model.cond(said)[0]),)
 
             with replaced(pipe, nothing), stepping(pipe.scheduler, lambda *_, **__: (end,)):
-                return stacked(pipe(**call_of(pipe, self._plain, texts), latents=end))
+                pictures = stacked(pipe(**call_of(pipe, self._plain, texts), latents=end))
+            self._spend(images.rows)
+        return pictures
 
     @torch.no_grad()
     def inverted(
