@@ -82,6 +82,11 @@ class Recipe:
         """All of it in plain values, as JSON reads it back."""
         return {**asdict(self), "prompts": list(self.prompts)}
 
+    @property
+    def size(self) -> dict[str, int]:
+        """Width and height as a pipeline's call says them, where they are not the model's."""
+        return {s: getattr(self, s) for s in ("width", "height") if getattr(self, s)}
+
     def of(self, seed: int) -> "Recipe":
         """Recipe of the picture of one seed, with the one prompt that it shows."""
         if not self.prompts:

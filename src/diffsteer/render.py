@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.eval.features import device_of, weights_hash
+from diffsteer.hf.config import flows
 from diffsteer.hf.network import network_of
 from diffsteer.hf.pocket import network, pipeline
 from diffsteer.hf.steer import steer
@@ -188,11 +189,21 @@ def _guide(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, st
 
 
 def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
-    """The scheduler of a recipe, with what the pipeline's says of the network."""
+    """The scheduler of a recipe, with what the pipeline's says of the network.
+
+    Raises:
+        ValueError: the recipe names a sampler, and the network is one of a flow.
+    """
     from diffsteer.hf.scheduler import SteerScheduler
 
     if not recipe.sampler:
         return scheduler
+    name = type(scheduler).__name__
+    if flows({"_class_name": name, **scheduler.config}):
+        raise ValueError(
+            f"sampler={recipe.sampler!r} cannot take the place of {name}, which samples a flow: "
+            'keep that with an empty sampler, --sampler ""'
+        )
     changes: dict[str, Any] = {"sampler": recipe.sampler, "timestep_spacing": recipe.spacing}
     if recipe.zero_snr:
         changes["rescale_betas_zero_snr"] = True
@@ -216,10 +227,7 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
         call["negative_prompt"] = [recipe.negative] * len(texts)
     if "guidance_scale" in takes:
         call["guidance_scale"] = 2.0 if _guidance(recipe) else 1.0
-    for side in ("width", "height"):
-        if getattr(recipe, side):
-            call[side] = getattr(recipe, side)
-    return call
+    return call | recipe.size
 
 
 def stacked(output: Any) -> Tensor:

@@ -103,6 +103,26 @@ def packed(image: Tensor) -> Tensor:
     return patches.reshape(b, h // 2 * (w // 2), 4 * c)
 
 
+def size_of(ids: Tensor, tokens: int) -> tuple[int, int]:
+    """Height and width of packed samples in tokens.
+
+    Args:
+        ids: Places of the tokens, `(h w, 3)`; the last two of a place are its row and column.
+        tokens: How many the samples have.
+
+    Raises:
+        ValueError: they have more than one image.
+    """
+    last = ids.reshape(-1, ids.shape[-1]).amax(dim=0).tolist()
+    h, w = int(last[1]) + 1, int(last[2]) + 1
+    if tokens != h * w:
+        raise ValueError(
+            f"{tokens} tokens are not an image of {h}x{w}: pipelines that append tokens of another "
+            "image (Kontext) cannot be steered"
+        )
+    return h, w
+
+
 FAMILIES: Mapping[str, Family] = {
     "UNet2DConditionModel": Family("sample", ("null", "cond"), image_attention, "conv_out"),
     "UNet2DModel": Family("sample", ("cond",), image_attention, "conv_out"),

@@ -14,7 +14,7 @@ from diffsteer.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance import Guidance
 from diffsteer.hf.clock import Clock, Tick
 from diffsteer.hf.config import trained
-from diffsteer.hf.family import by_sdpa, family_of, packed, unpacked
+from diffsteer.hf.family import by_sdpa, family_of, packed, size_of, unpacked
 from diffsteer.hf.network import channels, eager, told
 from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind
@@ -102,14 +102,7 @@ class Guided:
         """Schedule and prediction type of a scheduler."""
         config = scheduler.config
         if self._scheduler is None or self._scheduler[0] is not config:
-            schedule, kind = trained(scheduler)
-            if isinstance(schedule, EDM):
-                raise ValueError(
-                    f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
-                    "trained for it cannot be steered yet"
-                )
-            # the timesteps of a flow are shifted already
-            self._scheduler = (config, Flow() if isinstance(schedule, Flow) else schedule, kind)
+            self._scheduler = (config, *timed(scheduler))
         return self._scheduler[1:]
 
     def __call__(
@@ -124,7 +117,7 @@ class Guided:
             tick: The step.
         """
         schedule, kind = self.reads(scheduler)
-        level = self._level(schedule, tick.time)
+        level = level_at(schedule, tick.time)
         cond = conds["cond"]()
         if tick.first and self.guide is not None:
             _check_residuals(eager(self.network), eager(self.guide), cond)
@@ -169,12 +162,8 @@ class Guided:
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
         for step, time in left:
-            alone.at_step(step).rehearse(small, self._level(schedule, time))
+            alone.at_step(step).rehearse(small, level_at(schedule, time))
         self._rehearsed = known
-
-    def _level(self, schedule: Schedule, time: Any) -> Level:
-        """Level at a timestep of the scheduler."""
-        return schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
 
     def _marked(self, said: Cond, extra: Tensor) -> Cond:
         shared = {name: Shared(said[name]) for name in self.family.shared if name in said}
@@ -226,15 +215,8 @@ class Guided:
         """Height and width of a packed sample in tokens; read once for each tensor of places."""
         ids = said["img_ids"]
         if self._grid is None or self._grid[0] is not ids:
-            last = ids.reshape(-1, ids.shape[-1]).amax(dim=0).tolist()
-            self._grid = (ids, (int(last[1]) + 1, int(last[2]) + 1))
-        h, w = self._grid[1]
-        if whole.shape[1] != h * w:
-            raise ValueError(
-                f"{whole.shape[1]} tokens are not an image of {h}x{w}: pipelines that append "
-                "tokens of another image (Kontext) cannot be steered"
-            )
-        return h, w
+            self._grid = (ids, size_of(ids, whole.shape[1]))
+        return self._grid[1]
 
     def _told(self, level: Level, before: float | Tensor) -> Tensor:
         """What the network is told of another level."""
@@ -250,6 +232,46 @@ class Guided:
                 yield
         finally:
             self._tapping = before
+
+
+def timed(scheduler: Any) -> tuple[Schedule, Kind]:
+    """Schedule on which the timesteps of a scheduler lie, and prediction type of the network.
+
+    Raises:
+        ValueError: it is of EDM.
+    """
+    schedule, kind = trained(scheduler)
+    if isinstance(schedule, EDM):
+        raise ValueError(
+            f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
+            "trained for it cannot be steered yet"
+        )
+    # the timesteps of a flow are shifted already
+    return Flow() if isinstance(schedule, Flow) else schedule, kind
+
+
+def level_at(schedule: Schedule, time: Any) -> Level:
+    """Level at a timestep of a scheduler, on the schedule of `timed`."""
+    return schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
+
+
+def predicted(scheduler: Any, out: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
+    """The x0 that an output of the network says, `(B, *D)`, in float32 or wider.
+
+    Args:
+        scheduler: Of diffusers, about to step.
+        out: What it is told, guidance included; channels beyond the sample's are left out.
+        timestep: As it is told.
+        sample: As it holds it, `(B, *D)`, before it is scaled for the network.
+
+    Raises:
+        ValueError: as `timed`, or the output does not fix x0.
+    """
+    schedule, kind = timed(scheduler)
+    level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
+    scale = getattr(scheduler, "scale_model_input", None)
+    x = sample if scale is None else scale(sample, timestep)
+    return kind.x0(wide(x), wide(out[:, : x.shape[1]]), level)
 
 
 def seeds_of(start: Tensor) -> tuple[int, ...]:

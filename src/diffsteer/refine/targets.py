@@ -6,7 +6,7 @@ by processes, resumed after any end.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -21,7 +21,7 @@ from torch import Tensor
 from diffsteer.denoiser import Cond
 from diffsteer.eval.chunks import MANIFEST, Chunk, Folder
 from diffsteer.eval.sampling import filled
-from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.guided import predicted, seeds_of
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe, differences
 from diffsteer.refine.best import Score, scored
@@ -119,7 +119,12 @@ def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def ended(
-    images: Rendering, recipe: Recipe, texts: Sequence[str], noise: Tensor, shown: bool = False
+    images: Rendering,
+    recipe: Recipe,
+    texts: Sequence[str],
+    noise: Tensor,
+    shown: bool = False,
+    watch: Callable[[Tensor], Any] | None = None,
 ) -> tuple[Tensor, Any]:
     """Where a sampling from noise ends: latents `(B, *D)`, float32 on the CPU, and its output.
 
@@ -129,29 +134,43 @@ def ended(
         texts: A prompt each.
         noise: Unit Gaussian noise, `(B, *D)`; fresh noise of ancestral samplers follows from it.
         shown: Whether the output has to hold pictures.
+        watch: Called in each step with the x0 that the network predicts, guided where the sampling
+            is, like the latents.
     """
     pipe = images.pipe
     found: list[Tensor] = []
-    own, step = pipe.scheduler.__dict__.get("step"), pipe.scheduler.step
+    step = pipe.scheduler.step
 
     @wraps(step)  # pipelines look at its signature for whether to send generators
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        out = step(*args, **kwargs)
+    def watched(
+        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if watch is not None:
+            x0 = predicted(pipe.scheduler, model_output, timestep, sample)
+            watch(x0[: len(noise)].to("cpu", torch.float32))
+        out = step(model_output, timestep, sample, *args, **kwargs)
         found[:] = [out[0]]
         return out
 
     call = call_of(pipe, recipe, texts)
-    pipe.scheduler.step = watched
-    try:
+    with stepping(pipe.scheduler, watched), _starting(pipe, noise) as start:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
         call |= {"generator": generators, "output_type": "pil" if shown else "latent"}
-        with _starting(pipe, noise) as start:
-            output = pipe(**call, **start)
+        output = pipe(**call, **start)
+    return found[0][: len(noise)].to("cpu", torch.float32), output  # DiT steps both halves
+
+
+@contextmanager
+def stepping(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
+    """Let a function stand in for the step of a scheduler, until closed."""
+    own = scheduler.__dict__.get("step")
+    scheduler.step = step
+    try:
+        yield
     finally:
-        pipe.scheduler.__dict__.pop("step")
+        scheduler.__dict__.pop("step")
         if own is not None:
-            pipe.scheduler.step = own
-    return found[0][: len(noise)].to("cpu", torch.float32), output  # of both halves: DiT
+            scheduler.step = own
 
 
 @dataclass(frozen=True, eq=False)

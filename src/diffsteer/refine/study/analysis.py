@@ -25,6 +25,7 @@ from diffsteer.refine.study.record import Record
 from diffsteer.refine.study.rivals import left_out, more_pictures, rivals
 from diffsteer.refine.study.spectrum import Spectra
 from diffsteer.refine.study.subject import Subject
+from diffsteer.refine.study.trajectory import trajectory
 from diffsteer.refine.study.verdict import Verdict, verdicts
 
 
@@ -116,6 +117,7 @@ def analyse(
         redraw(subject, case, record)
         strengths(subject, case, record, score)
         swap_prompts(subject, case, record, partners(case.texts, subject.recipe.prompts))
+        trajectory(subject, case, record)
         rivals(subject, case, record, score, missing)
     interpolate(subject, seeds[: _pairs(seeds, batch, show)], record)
     size = subject.shape[-2:]

@@ -1,6 +1,6 @@
 """Pieces of the page of an analysis: numbers in cells, pictures in grids, names in colours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from diffsteer.eval.chart import Curve, legend
@@ -33,18 +33,33 @@ def cells(ratios: Ratios, name: str, spaces: Sequence[str] | None = None) -> str
     return "".join(f"<td>{cell(row[s]) if s in row else ''}</td>" for s in listed)
 
 
+def side_by_side(drawn: Mapping[str, str], names: Iterable[str]) -> str:
+    """Of charts, those named that there are."""
+    return f'<div class="charts">{"".join(drawn[n] for n in names if n in drawn)}</div>'
+
+
 def grid(found: Analysis, experiment: str, names: Sequence[str] | None = None) -> str:
     """Pictures of an experiment: a row a seed, a column a name, all of them or those named."""
-    columns = found.record.pictures.get(experiment, {})
-    names = list(columns) if names is None else names
+    return grids(found, {"": experiment}, names)
+
+
+def grids(
+    found: Analysis, experiments: Mapping[str, str], names: Sequence[str] | None = None
+) -> str:
+    """Pictures of experiments of the same columns: rows a seed, one an experiment, with a label."""
+    kept = {label: found.record.pictures.get(name, {}) for label, name in experiments.items()}
+    names = list(next(iter(kept.values()))) if names is None else names
     prompts = found.recipe["prompts"]
     assert isinstance(prompts, Sequence)
     rows = []
-    for i in range(max((len(each) for each in columns.values()), default=0)):
+    for i in range(max((len(e) for columns in kept.values() for e in columns.values()), default=0)):
         seed = found.seeds[i]
         text = escape(str(prompts[seed % len(prompts)]))
-        shown = "".join(_picture(columns[name][i], name) for name in names)
-        rows.append(f"<tr><td>seed {seed}<small>{text}</small></td>{shown}</tr>")
+        for label, columns in kept.items():
+            shown = "".join(_picture(columns[name][i], name) for name in names)
+            which = f" {label}" if label else ""
+            rows.append(f"<tr><td>seed {seed}{which}<small>{text}</small></td>{shown}</tr>")
+            text = ""
     return table(["", *map(escape, names)], rows, "grid") if rows else ""
 
 

@@ -8,16 +8,23 @@ from diffsteer.refine.study.analysis import Analysis
 from diffsteer.refine.study.experiments import GUIDED, named
 from diffsteer.refine.study.record import Measured
 from diffsteer.refine.study.spectrum import BINS, REACH, TENTHS
+from diffsteer.refine.study.trajectory import ALL, LAYOUT, TEACHER
 
 Ratios = Mapping[str, Mapping[str, Measured]]
 """Measured distances, by name and by space."""
 RING = "spatial frequency (0: mean, 1: checkerboard)"
 LEFT = "distance left to fully refined"
+TRAJECTORIES = {
+    "trajectory": (ALL, "What is missing of the end", "distance of x0 to its own end"),
+    "trajectory-layout": (LAYOUT, "What is missing of the layout", "the same, lowest tenth"),
+    "trajectory-teacher": (TEACHER, "What is missing of guided", "distance of x0 to guided"),
+}
+"""Of what, title and name of the axis, by the name of the chart."""
 
 
 def charts(found: Analysis) -> dict[str, str]:
     """All of them."""
-    return {**_spectra(found), **_bands(found), **_strengths(found)}
+    return {**_spectra(found), **_bands(found), **_strengths(found), **_trajectory(found)}
 
 
 def _spectra(found: Analysis) -> dict[str, str]:
@@ -66,6 +73,14 @@ def _strengths(found: Analysis) -> dict[str, str]:
         level = None if guided is None else guided.value
         curve = Curve("score", points, 0)
         made["strength-score"] = chart("Score", "strength", "mean score", [curve], level)
+    return made
+
+
+def _trajectory(found: Analysis) -> dict[str, str]:
+    made = {}
+    for name, (noted, title, y) in TRAJECTORIES.items():
+        if left := found.record.ratios(noted):
+            made[name] = chart(title, "step", y, spaces(left, {n: float(n) for n in left}))
     return made
 
 

@@ -41,10 +41,10 @@ class Case:
         noise: Of the seeds.
         refined: What the refiner makes of it.
         fresh: Other Gaussian noise.
-        plain: Sampled from `noise`.
-        fully: From `refined`.
+        plain: Sampled from `noise`, with its path.
+        fully: From `refined`, with its path.
         other: From `fresh`.
-        taught: Guided, from `noise`; None without a guidance.
+        taught: Guided, from `noise`, with its path; None without a guidance.
         rows: Rows of each network that went into unrefined, fully refined and guided pictures.
     """
 
@@ -69,10 +69,10 @@ class Case:
         texts = [subject.text(seed) for seed in seeds]
         noise, fresh = subject.noise(seeds), subject.noise([seed + STRIDE for seed in seeds])
         subject.rows()
-        plain = subject.draw(noise, texts)
+        plain = subject.draw(noise, texts, path=True)
         rows = {UNREFINED: subject.rows()}
         refined = subject.refined(noise, texts)
-        fully = subject.draw(refined, texts)
+        fully = subject.draw(refined, texts, path=True)
         rows[FULLY] = subject.rows()
         gap = float(plain.apart(fully)["latents"].sum())
         if not 0 < gap < float("inf"):
@@ -80,7 +80,7 @@ class Case:
                 f"samples of refined and unrefined noise are {gap:g} apart: they must be finite, "
                 "and refining has to change them"
             )
-        taught = subject.teach(noise, texts) if subject.guided else None
+        taught = subject.teach(noise, texts, path=True) if subject.guided else None
         rows[GUIDED] = subject.rows()
         other = subject.draw(fresh, texts)
         return cls(list(seeds), texts, noise, refined, fresh, plain, fully, other, taught, rows)

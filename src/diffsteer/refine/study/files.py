@@ -11,6 +11,7 @@ from diffsteer.refine.study.experiments import RANDOM
 from diffsteer.refine.study.page import page
 from diffsteer.refine.study.record import Measured
 from diffsteer.refine.study.spectrum import BINS, REACH, TENTHS
+from diffsteer.refine.study.trajectory import ALL, LAYOUT, TEACHER
 from diffsteer.whole import whole
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ STRENGTH, PROMPTS = (
     ("strength: change", "strength: teacher"),
     ("prompts: layout", "prompts: result"),
 )
-RATIOS = ("bands", "redraw", *STRENGTH, *PROMPTS, "rivals: teacher")
+RATIOS = ("bands", "redraw", *STRENGTH, *PROMPTS, ALL, LAYOUT, TEACHER, "rivals: teacher")
 RIVALS = ("rivals: rows", "rivals: rows of the guide", "rivals: score")
 NUMBERS = ("round trip", "strength: score", "between", *RIVALS)
 GAP = 2

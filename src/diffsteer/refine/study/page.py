@@ -1,6 +1,6 @@
 """An analysis of refined noise as one HTML page that loads nothing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from diffsteer.eval.html import document, table
@@ -8,11 +8,12 @@ from diffsteer.recipe import spelled
 from diffsteer.refine.best import STRIDE
 from diffsteer.refine.inversion import INVERSIONS
 from diffsteer.refine.study.analysis import Analysis
-from diffsteer.refine.study.cells import cell, cells, grid, key, spaces_of
+from diffsteer.refine.study.cells import cell, cells, grid, key, side_by_side, spaces_of
 from diffsteer.refine.study.charts import Ratios, charts, growing, tenths
 from diffsteer.refine.study.experiments import FULLY, RANDOM, REFINED, STOPS, UNREFINED
 from diffsteer.refine.study.rivals import BEST, NUDGED
 from diffsteer.refine.study.spectrum import band
+from diffsteer.refine.study.trajectory_page import trajectory_section
 from diffsteer.refine.study.verdict import share
 
 STYLE = """
@@ -38,6 +39,7 @@ def page(found: Analysis) -> str:
             _strength(found, drawn),
             _prompts(found),
             _between(found),
+            trajectory_section(found, drawn),
             _rivals(found),
             _settings(found),
         ],
@@ -69,10 +71,6 @@ def _head(found: Analysis) -> str:
     )
 
 
-def _drawn(drawn: Mapping[str, str], names: Iterable[str]) -> str:
-    return f'<div class="charts">{"".join(drawn[n] for n in names if n in drawn)}</div>'
-
-
 def _spectra(found: Analysis, drawn: Mapping[str, str]) -> str:
     size = {name: f"{each.size():.3g}" for name, each in found.spectra.items()}
     sizes = ", ".join(f"{name} {value}" for name, value in size.items())
@@ -88,7 +86,7 @@ def _spectra(found: Analysis, drawn: Mapping[str, str]) -> str:
         f"{found.count} noises. The reference is the difference of two unrelated noises.{pairs} "
         "What lies near the reference is replaced, what lies near 0 is kept.</p>"
         f"<p>{key(found.spectra)}</p>"
-        + _drawn(drawn, ("difference", "magnitude", "histogram", "energy"))
+        + side_by_side(drawn, ("difference", "magnitude", "histogram", "energy"))
         + f"<p>Root mean square of the change by element: {escape(sizes)}.</p>"
     )
 
@@ -138,7 +136,7 @@ def _bands(found: Analysis, drawn: Mapping[str, str]) -> str:
         "carries nothing, as if nothing were refined, 0 where it carries all. In a sampler that "
         "were linear, what the tenths carry would add up to 1. Bars and brackets: 95 % intervals "
         f"over {len(found.seeds)} seeds.</p><p>{key(spaces_of(ratios))}</p>"
-        + _drawn(drawn, ("tenths", "growing"))
+        + side_by_side(drawn, ("tenths", "growing"))
         + f"<p>{_half(ratios, counted)}</p>"
         + table(head, rows)
         + grid(found, "bands", [*ends, *(n for n in tenths() if n in ratios)])
@@ -182,7 +180,7 @@ def _strength(found: Analysis, drawn: Mapping[str, str]) -> str:
     return (
         f"<h2>5. Strength</h2><p>The change of the noise times a factor. {teacher}{score}</p>"
         f"<p>{key(spaces_of(ratios))}</p>"
-        + _drawn(drawn, ("strength-teacher", "strength-change", "strength-score"))
+        + side_by_side(drawn, ("strength-teacher", "strength-change", "strength-score"))
         + grid(found, "strength")
     )
 
@@ -249,7 +247,7 @@ def _rivals(found: Analysis) -> str:
         rows.append(f"<tr><th>{name}</th>{said}{judged}</tr>")
     missing = "".join(f" Left out: {name}, since {why}." for name, why in found.left_out.items())
     return (
-        "<h2>8. Rivals</h2>"
+        "<h2>9. Rivals</h2>"
         "<p>What refining costs and brings, beside what else the same network can do. Rows of "
         f"networks are for a picture, as counted. {NUDGED} is noise level guidance, which needs no "
         f"training; {BEST} takes that of so many Gaussian noises which the score prefers, and is "

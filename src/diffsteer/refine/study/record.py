@@ -60,11 +60,14 @@ class Drawn:
         latents: `(B, *D)`, float32.
         pictures: uint8, `(B, 3, H, W)`.
         features: Of the pictures, `(B, d)`; None without an extractor.
+        path: The x0 that the network predicted at each step, like the latents; where it was asked
+            for. Schedulers of second order take two steps for one.
     """
 
     latents: Tensor
     pictures: Tensor
     features: Tensor | None = None
+    path: tuple[Tensor, ...] = ()
 
     def apart(self, other: "Drawn") -> dict[str, Tensor]:
         """Mean squared differences of rows, `(B,)` in float64, by the space that they are of."""
@@ -103,10 +106,14 @@ class Record:
 
     def compare(self, experiment: str, name: str, got: Drawn, to: Drawn, base: Drawn) -> None:
         """Note how far `got` is from `to`, where `base` is at 1."""
-        found = self._ratios.setdefault(experiment, {}).setdefault(name, {})
         under = base.apart(to)
         for space, over in got.apart(to).items():
-            found.setdefault(space, []).append((over, under[space]))
+            self.divide(experiment, name, space, over, under[space])
+
+    def divide(self, experiment: str, name: str, space: str, over: Tensor, under: Tensor) -> None:
+        """Note two numbers each, `(B,)` >= 0, of which the ratio of sums is to be known."""
+        found = self._ratios.setdefault(experiment, {}).setdefault(name, {})
+        found.setdefault(space, []).append((over, under))
 
     def note(self, experiment: str, name: str, values: Tensor) -> None:
         """Note a number each, `(B,)`."""
@@ -116,16 +123,26 @@ class Record:
         self, experiment: str, name: str, drawn: Drawn, captions: list[str] | None = None
     ) -> None:
         """Keep pictures of the first seeds."""
+        self.keep_pictures(experiment, name, drawn.pictures, captions)
+
+    def keep_pictures(
+        self, experiment: str, name: str, pictures: Tensor, captions: list[str] | None = None
+    ) -> None:
+        """Keep those of the first seeds, of uint8 `(B, 3, H, W)`."""
         from PIL import Image
 
         held = self.pictures.setdefault(experiment, {}).setdefault(name, [])
-        for i in range(min(self.show - len(held), len(drawn.pictures))):
-            image = Image.fromarray(drawn.pictures[i].permute(1, 2, 0).cpu().numpy())
+        for i in range(min(self.show - len(held), len(pictures))):
+            image = Image.fromarray(pictures[i].permute(1, 2, 0).cpu().numpy())
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             held.append(Shown(image, captions[i] if captions else ""))
 
+    def wanted(self, experiment: str, name: str) -> int:
+        """How many more pictures are to be kept."""
+        return self.show - len(self.pictures.get(experiment, {}).get(name, ()))
+
     def ratios(self, experiment: str) -> dict[str, dict[str, Measured]]:
-        """What `compare` noted: mean squared distances by name and space, that of `base` 1."""
+        """What was noted, by name and space; of `compare`, squared distances, that of `base` 1."""
         return {
             name: {
                 space: found

@@ -3,29 +3,45 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffsteer.denoiser import Cond
 from diffsteer.eval.features import Extractor
+from diffsteer.hf.family import packed, size_of, unpacked
+from diffsteer.hf.network import channels
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe
 from diffsteer.refine.inversion import Inversion
-from diffsteer.refine.model import Model, first_call, require_prompts
+from diffsteer.refine.model import Model, first_call, replaced, require_prompts, sampled_on
 from diffsteer.refine.msd import Student
 from diffsteer.refine.nlg import Rival
 from diffsteer.refine.pipeline import Refine, opened
 from diffsteer.refine.study.record import Drawn
-from diffsteer.refine.targets import ended, noise_shape
+from diffsteer.refine.targets import ended, noise_shape, stepping
 from diffsteer.render import Rows, call_of, rendering, stacked
 from diffsteer.sampler import DDIM
 from diffsteer.spacing import grid
 
 
+class _Out(NamedTuple):
+    """What a network returns."""
+
+    sample: Tensor
+
+
+class _Step(NamedTuple):
+    """What a scheduler's step returns."""
+
+    prev_sample: Tensor
+
+
 class Subject:
     """What is studied. All noise is of unit variance, float32, on the CPU, `(B, C, H, W)`.
+
+    So are latents; what pipelines pack into rows of patches is packed for them alone.
 
     Args:
         recipe: Of it, refiner and guidance included.
@@ -33,9 +49,10 @@ class Subject:
         shape: Of one sample's noise.
         device: Where networks run.
         extractor: Of features of pictures, if any.
+        weights: Hash of the pipeline's weights.
+        tokens: Height and width of its noise in patches, where it packs it.
 
     Attributes:
-        weights: Hash of the pipeline's weights.
         progress: Called with the number of pictures after each part that was sampled.
     """
 
@@ -47,8 +64,9 @@ class Subject:
         device: str = "",
         extractor: Extractor | None = None,
         weights: str = "",
+        tokens: tuple[int, int] | None = None,
     ) -> None:
-        self.recipe, self.by, self.shape = recipe, by, shape
+        self.recipe, self.by, self.shape, self._tokens = recipe, by, shape, tokens
         self.weights, self.extractor, self._device = weights, extractor, device
         self._guided = replace(recipe, refiner="", strength=1.0)
         self._plain = replace(self._guided, guidance="", guide="")
@@ -67,6 +85,15 @@ class Subject:
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Noise of seeds, as the pipeline would draw it on the CPU."""
         return Noise(seeds)(torch.empty(len(seeds), *self.shape))
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """As the pipeline has it."""
+        return x if self._tokens is None else packed(x)
+
+    def _outside(self, x: Tensor) -> Tensor:
+        """As we have it, on the CPU."""
+        found = x.to("cpu", torch.float32)
+        return found if self._tokens is None else unpacked(found, self._tokens)
 
     def rows(self) -> dict[str, float]:
         """Rows that networks evaluated in refining and sampling since the last call, by network."""
@@ -91,30 +118,60 @@ class Subject:
             conds = {"cond": self._cond(pipe, texts)}
             if by.null:
                 conds["null"] = self._cond(pipe, [""] * len(texts))
-            found = by(noise.to(pipe.device), conds, Model.of(pipe)).float().cpu()
+            found = by(self._inside(noise).to(pipe.device), conds, Model.of(pipe))
             self._spend(images.rows)
-        return torch.lerp(noise, found, strength)
+        return torch.lerp(noise, self._outside(found), strength)
 
     def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
         """What the network is told of prompts, at the size of the recipe."""
         return first_call(pipe, **call_of(pipe, self._plain, texts))[1]
 
-    def draw(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
-        """What unguided sampling makes of noise."""
-        return self._draw(self._plain, noise, texts)
+    def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        """What unguided sampling makes of noise; with its path, if that is asked for."""
+        return self._draw(self._plain, noise, texts, path)
 
-    def teach(self, noise: Tensor, texts: Sequence[str]) -> Drawn:
-        """What guided sampling makes of noise."""
-        return self._draw(self._guided, noise, texts)
+    def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        """What guided sampling makes of noise; with its path, if that is asked for."""
+        return self._draw(self._guided, noise, texts, path)
 
-    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str]) -> Drawn:
+    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str], path: bool) -> Drawn:
+        seen: list[Tensor] = []
+        watch = seen.append if path else None
         with rendering(recipe, self._device) as images:
-            latents, output = ended(images, recipe, texts, noise, shown=True)
+            x = self._inside(noise)
+            latents, output = ended(images, recipe, texts, x, shown=True, watch=watch)
             self._spend(images.rows)
         pictures = stacked(output)
         features = None if self.extractor is None else self.extractor(pictures).cpu()
         self.progress(len(noise))
-        return Drawn(latents, pictures, features)
+        way = tuple(self._outside(x0) for x0 in seen)
+        return Drawn(self._outside(latents), pictures, features, way)
+
+    @torch.no_grad()
+    def decoded(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
+        """Pictures that the pipeline would show if its sampling ended in these latents.
+
+        By the pipeline itself, whatever its family does to them; its network is not asked.
+
+        Returns:
+            uint8, `(B, 3, H, W)`.
+        """
+        with rendering(self._plain, self._device) as images:
+            pipe = images.pipe
+            end = self._inside(latents).to(pipe.device, pipe.dtype)
+            model = Model.of(pipe)
+
+            def nothing(said: dict[str, Any]) -> _Out:
+                x, n = model.cond(said)[0], channels(model.network)
+                times = (model.network.config.out_channels or n) // n  # twice with a variance
+                return _Out(torch.cat([torch.zeros_like(x)] * times, dim=1))
+
+            call = call_of(pipe, self._plain, texts)
+            call["generator"] = [torch.Generator().manual_seed(0) for _ in texts]
+            with replaced(pipe, nothing), stepping(pipe.scheduler, lambda *_, **__: _Step(end)):
+                pictures = stacked(pipe(**call))
+            self._spend(images.rows)
+        return pictures
 
     @torch.no_grad()
     def inverted(
@@ -127,11 +184,13 @@ class Subject:
         with rendering(self._plain, self._device) as images:
             pipe = images.pipe
             model, cond = Model.of(pipe), self._cond(pipe, texts)
-            levels = grid(model.schedule, self.recipe.steps, "trailing")
+            schedule = sampled_on(pipe, texts[0], **self.recipe.size)
+            levels = grid(schedule, self.recipe.steps, "trailing")
             student = Student(lambda x, at: model(x, at, cond), model.kind, levels, DDIM())
             size = float(levels[0].alpha.hypot(levels[0].sigma))
-            noise = inversion(latents.to(pipe.device), levels, student.denoised) / size
-            return noise.float().cpu(), student(noise).float().cpu()
+            x = self._inside(latents).to(pipe.device)
+            noise = inversion(x, levels, student.denoised) / size
+            return self._outside(noise), self._outside(student(noise))
 
 
 @contextmanager
@@ -147,23 +206,21 @@ def subject(
 
     Raises:
         FileNotFoundError: there is no refiner.
-        ValueError: it belongs to another network, none is named, a prompt is empty, or the noise
-            has no height and width.
+        ValueError: it belongs to another network, none is named, or a prompt is empty.
     """
     if not recipe.refiner:
         raise ValueError("there is nothing to analyse: name what refines the noise, --refiner")
     require_prompts(list(recipe.prompts))
     plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
     with rendering(plain, device) as images:
-        shape = noise_shape(images.pipe, plain)
-        if len(shape) != 3:
-            raise ValueError(
-                f"{type(images.pipe).__name__} packs its noise into rows of patches, {shape}, of "
-                "which bands of frequencies are not analysed yet"
-            )
+        shape, tokens = noise_shape(images.pipe, plain), None
+        if Model.of(images.pipe).family.packed:
+            said = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))[1]
+            tokens = size_of(said["img_ids"], shape[0])
+            shape = tuple(unpacked(torch.empty(1, *shape), tokens).shape[1:])
         by, give_back = opened(recipe.refiner, images.pipe)
         weights = images.weights
     try:
-        yield Subject(recipe, by, shape, device, extractor, weights)
+        yield Subject(recipe, by, shape, device, extractor, weights, tokens)
     finally:
         give_back()
