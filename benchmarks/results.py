@@ -222,6 +222,12 @@ def analysis_page(found: dict[str, Any]) -> list[str]:
         f"Root mean square of the change by element: {sizes}. Round trip through inversion without "
         f"guidance, of the guided pictures: {trip}.",
         "",
+        "What the first step predicts, over the square of where its sampling ends, lacks "
+        + "; ".join(f"{way} {told(e)}" for way, e in found["trajectory"]["1"].items())
+        + "; of its lowest tenth, the layout, "
+        + "; ".join(f"{way} {told(e)}" for way, e in found["trajectory: layout"]["1"].items())
+        + ".",
+        "",
         "Rows are seeds 0 to 3; unrefined, refined, then one tenth refined at a time, and bands "
         "that grow from 0:",
         "",
