@@ -1,6 +1,6 @@
 """What guidance, refined noise and zero terminal SNR do on the pocket model, in figures.
 
-    python benchmarks/pocket.py sheet brightness guidance sag refined [--models runs]
+    python benchmarks/pocket.py sheet brightness guidance sag refined rivals [--models runs]
     python benchmarks/results.py
 
 The first writes docs/results/*.json, the second docs/results.md. Each study keeps what it sampled
@@ -38,6 +38,7 @@ from diffsteer.eval.processes import Processes, launched
 from diffsteer.eval.sampling import sampled
 from diffsteer.eval.sharpness import edges
 from diffsteer.recipe import Recipe, digest
+from diffsteer.refine.best import BestOf, Score
 from diffsteer.render import Rendering, rendering
 from diffsteer.train.data import BACKGROUNDS, Emoji
 from diffsteer.train.log import save_grid
@@ -76,14 +77,20 @@ class Bench:
     work: Path
     batch: int
 
-    def features(self, recipe: Recipe, seeds: Sequence[int]) -> tuple[Tensor, Costs]:
-        """Features of samples, `(N, 5 + d)`, and how many rows of which network one took."""
+    def features(
+        self, recipe: Recipe, seeds: Sequence[int], score: Score | None = None
+    ) -> tuple[Tensor, Costs]:
+        """Features of samples, `(N, 5 + d)`, and how many rows of which network one took.
+
+        With a score each is the best of `DRAWS`.
+        """
         with rendering(located(recipe, self.models)) as images:
             made, key = extractor(), {**images.key, "autocast": "bfloat16"}
+            draw = half(images)
+            if score is not None:
+                draw, key = BestOf(draw, score, DRAWS, recipe.prompts), {**key, "best of": DRAWS}
             out = self.work / digest(key_of(key, made))[:16]
-            found = sampled(
-                half(images), seeds, made, out, key, self.batch, len(seeds), images.rows
-            )
+            found = sampled(draw, seeds, made, out, key, self.batch, len(seeds), images.rows)
         rows = {k: v.median().item() for k, v in found.costs.items() if k != "seconds"}
         return found.statistics.features, rows
 
@@ -333,12 +340,9 @@ def refined(bench: Bench, n: int) -> dict[str, Any]:
         report(tried[-1])
     best = min(tried, key=lambda t: t["FD"])["strength"]
 
-    source = Emoji("test")
-    samples = captions(n, split="test")
-    groups = [replace(source, label="group").caption(i) for i in samples]
     probe = Probe()
-    others, shown = (real(s, "test") for s in (captions(len(source), split="test"), samples))
-    base = replace(base, prompts=tuple(source.caption(i) for i in samples))
+    prompts, groups, shown, others = held_out(n)
+    base = replace(base, prompts=prompts)
     recipe = replace(base, refiner="pocket-refiner")
     recipes = {
         "none": base,
@@ -367,6 +371,51 @@ def refined(bench: Bench, n: int) -> dict[str, Any]:
     return {"n": n, "steps": 16, "sampler": "UniPC", **told}
 
 
+def held_out(n: int) -> tuple[tuple[str, ...], list[str], Tensor, Tensor]:
+    """Captions of the test split, their groups, real features of them, and of the whole split."""
+    source = Emoji("test")
+    samples = captions(n, split="test")
+    groups = [replace(source, label="group").caption(i) for i in samples]
+    shown, others = (real(s, "test") for s in (samples, captions(len(source), split="test")))
+    return tuple(source.caption(i) for i in samples), groups, shown, others
+
+
+DRAWS = 4
+"""Of the best of n."""
+
+
+def rivals(bench: Bench, n: int) -> dict[str, Any]:
+    """Noise that is better without training: the best of 4 by a probe, and noise level guidance.
+
+    The latter can do nothing at zero terminal SNR, so that it is shown on the flawed model.
+    """
+    probe = Probe()
+    prompts, groups, shown, others = held_out(n)
+    group_of = dict(zip(prompts, groups, strict=True))
+    base = Recipe(model="pocket", prompts=prompts, sampler="UniPC()", steps=16)
+    flawed = replace(base, model="pocket-eps")
+
+    def score(pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        return probe.sureness(features(pictures), [group_of[text] for text in texts])
+
+    recipes: dict[str, tuple[Recipe, Score | None]] = {
+        "none": (base, None),
+        f"best of {DRAWS}": (base, score),
+        "refined": (replace(base, refiner="pocket-refiner"), None),
+        "CFG(1.5)": (replace(base, guidance="CFG(1.5)"), None),
+        "flawed, none": (flawed, None),
+        "flawed, NLG(20)": (replace(flawed, refiner="NLG(20)"), None),
+        "flawed, CFG(1.5)": (replace(flawed, guidance="CFG(1.5)"), None),
+    }
+    rows = []
+    for name, (recipe, by) in recipes.items():
+        made, cost = bench.features(recipe, range(n), by)
+        row = figures(name, recipe.guidance, made, shown, others, cost)
+        rows.append(row | {"group": probe.agrees(made, groups)})
+        report(rows[-1])
+    return {"n": n, "steps": 16, "sampler": "UniPC", "seeds": f"0-{n - 1}", "rows": rows}
+
+
 class Probe:
     """Tells the group of what a picture shows: least squares on real training pictures."""
 
@@ -385,9 +434,18 @@ class Probe:
 
     def agrees(self, made: Tensor, groups: Sequence[str]) -> float:
         """Share of pictures that show something of the group that they should."""
-        said = (self._of(made).double() @ self.weight).argmax(1).tolist()
+        said = self._says(made).argmax(1).tolist()
         right = [self.names[i] == group for i, group in zip(said, groups, strict=True)]
         return float(sum(right) / len(right))
+
+    def sureness(self, made: Tensor, groups: Sequence[str]) -> Tensor:
+        """How much each picture looks like something of its group, `(N,)`."""
+        index = torch.tensor([self.names.index(group) for group in groups])
+        return self._says(made).gather(1, index[:, None])[:, 0]
+
+    def _says(self, made: Tensor) -> Tensor:
+        said: Tensor = self._of(made).double() @ self.weight
+        return said
 
     @staticmethod
     def _of(made: Tensor) -> Tensor:
@@ -396,6 +454,7 @@ class Probe:
 
 STUDIES = {"sheet": (sheet, 32), "brightness": (brightness, 1000)}
 STUDIES |= {"guidance": (guidance, 2000), "sag": (sag, 500), "refined": (refined, 2000)}
+STUDIES |= {"rivals": (rivals, 1000)}
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """Refined noise in pipelines of every family: what it costs, and that it leaves no trace."""
 
+import copy
 import json
+import pickle
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from torch import Tensor
 from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
 from diffsteer.hf.network import network_of
 from diffsteer.hf.steer import steer
+from diffsteer.refine import watch
 from diffsteer.refine.head import HEADS
 from diffsteer.refine.model import Model, conditions, first_call
 from diffsteer.refine.nlg import NLG
@@ -308,6 +313,42 @@ def test_noise_of_another_prompt_warns(folder: Path, name: str) -> None:
     pipe(**back, latents=noise)
 
 
+def test_noise_that_was_refined_before_warns_and_what_was_not_changed_is_any_prompts(sd) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    noise = refine(pipe, START, PROMPTS, refiner)
+    with steer(pipe, refiner=refiner):
+        with pytest.warns(UserWarning, match="this noise was refined before"):
+            sampled(pipe, latents=noise)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sampled(pipe)
+    same = refine(pipe, START + 1, PROMPTS, moved(refiner, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampled(pipe, PROMPTS[::-1], latents=same)
+
+
+@pytest.mark.filterwarnings("error:row")
+def test_what_is_remembered_is_small_and_no_part_of_the_network(sd) -> None:
+    """It can be copied, pickled and compiled as before, and of other lengths no text differs."""
+    pipe = sd()
+    noise = refine(pipe, START, PROMPTS, moved(NoiseRefiner(pipe)))
+    (held,) = (w for n, w in watch._watches.items() if n is pipe.unet)
+    sizes = [t.untyped_storage().nbytes() for row in held._rows for t in row]
+    assert len(held._rows) == 2 and max(sizes) <= 2 * max(16 * 16, 4 * 8 * 8) * 4
+    again = pickle.loads(pickle.dumps(pipe.unet))
+    x, cond = first_call(pipe, **{"prompt": PROMPTS, "guidance_scale": 1.0})
+    said = {"sample": x, "return_dict": False, **cond}
+    with torch.no_grad():
+        assert torch.equal(again(**said)[0], pipe.unet(**said)[0])
+        assert torch.equal(copy.deepcopy(pipe.unet)(**said)[0], pipe.unet(**said)[0])
+    text = torch.randn(2, 5, 32)
+    pipe(prompt_embeds=text, latents=noise, guidance_scale=1.0, num_inference_steps=1)
+    pipe.unet = torch.compile(pipe.unet, backend="eager", fullgraph=True)
+    sampled(pipe, PROMPTS[::-1], latents=noise)
+
+
 @pytest.mark.filterwarnings("error:row")
 def test_steering_warns_of_noise_of_another_prompt_too(sd) -> None:
     pipe = sd()
@@ -475,6 +516,62 @@ def test_layers_with_other_adapters_or_moving_weights_are_left_to_peft(sd) -> No
     assert mine == {n for n in lora.layers if n.endswith(("to_q", "to_v"))} | {"conv_in"}
 
 
+def test_a_users_adapter_of_the_last_layer_is_no_part_of_the_change(sd) -> None:
+    from peft import LoraConfig
+
+    pipe = sd()
+    config = LoraConfig(r=2, target_modules=["conv_out"], init_lora_weights=False)
+    pipe.unet.add_adapter(config, "style")
+    refiner = NoiseRefiner(pipe)
+    assert torch.equal(refine(pipe, START, PROMPTS, refiner), START)
+
+
+def test_compiled_networks_stay_compiled(sd) -> None:
+    """No graph more, however often noise is refined, which is outside of them."""
+    pipe = sd()
+    call = {"prompt": PROMPTS, "guidance_scale": 1.0, "output_type": "latent"}
+    refiner = moved(NoiseRefiner(pipe))
+    with steer(pipe, refiner=refiner):
+        want = results(pipe, [0, 1], **call)
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    pipe.unet = torch.compile(pipe.unet, backend=backend)
+    results(pipe, [0, 1], **call)
+    for scale, guidance in ((1.0, None), (2.0, "CFG(3)")):
+        seen = []
+        with steer(pipe, guidance, refiner=refiner):
+            for _ in range(3):
+                got = results(pipe, [0, 1], **call | {"guidance_scale": scale})
+                seen.append(len(graphs))
+        if guidance is None:
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+        # one for arguments by name, which is how steering calls, and one for twice the rows
+        assert seen == [2 if guidance is None else 3] * 3
+
+
+def test_threads_take_turns(sd) -> None:
+    """Or each would give back the state that another had switched to."""
+    pipe = sd()
+    want = sampled(pipe)
+    refiner = moved(NoiseRefiner(pipe))
+    x, cond = first_call(pipe, prompt=PROMPTS, guidance_scale=1.0)
+
+    def act(_: int) -> Tensor:
+        with torch.no_grad():
+            return refiner(x, {"cond": cond})
+
+    alone = act(0)
+    with ThreadPoolExecutor(2) as pool:
+        for got in pool.map(act, range(8)):
+            torch.testing.assert_close(got, alone)
+    assert torch.equal(sampled(pipe), want)
+
+
 def test_fused_or_unloaded_adapters_are_not_passed_over_in_silence(sd) -> None:
     pipe = sd()
     user_lora(pipe, "style")
@@ -484,6 +581,13 @@ def test_fused_or_unloaded_adapters_are_not_passed_over_in_silence(sd) -> None:
         refine(pipe, START, PROMPTS, refiner)
     pipe.unfuse_lora()
     refine(pipe, START, PROMPTS, refiner)
+    refiner.remove()
+    pipe.fuse_lora(adapter_names=["style"])
+    with pytest.raises(ValueError, match="style is fused into .* unfuse_lora"):
+        NoiseRefiner(pipe)
+    assert pipe.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn1.to_q.merged
+    pipe.unfuse_lora()
+    refiner = moved(NoiseRefiner(pipe))
     pipe.unload_lora_weights()
     with pytest.raises(ValueError, match="load it again"):
         refine(pipe, START, PROMPTS, refiner)
@@ -610,6 +714,17 @@ def test_what_a_hostile_file_says_is_checked(sd, tmp_path: Path, change: dict[st
     assert not any("lora" in name for name, _ in pipe.unet.named_modules())
 
 
+def test_offloaded_weights_say_when_to_load(sd, tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    pipe = sd()
+    NoiseRefiner(pipe, rank=2).save(tmp_path)
+    other = sd()
+    cpu_offload(other.unet, "cpu")
+    with pytest.raises(ValueError, match="is offloaded.* load the refiner first"):
+        NoiseRefiner.load(tmp_path, other)
+
+
 def test_a_mistyped_folder_is_not_blamed_on_the_hub_alone(sd, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -641,6 +756,7 @@ def test_bad_input(sd, tmp_path: Path) -> None:
         ([], "there is no prompt"),
         (["a cat", " "], "prompt 1 is empty"),
         (["a cat"], "1 prompts for 2 rows"),
+        ("ab", "'ab' is one text"),
     ):
         with pytest.raises(ValueError, match=words):
             refine(pipe, START, prompts, refiner)
@@ -792,6 +908,8 @@ def test_nlg_in_a_pipeline_costs_two_rows_a_round(sd, tmp_path: Path) -> None:
         got = sampled(pipe, scale=2.0)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert rows == [2] * (4 + 3)
+    with pytest.raises(ValueError, match="2.5 rounds: give a whole number"):
+        steer(pipe, CFG(1), refiner="NLG(2.5)")
     with steer(pipe, refiner="NLG(2)"), pytest.raises(ValueError, match="null prompt"):
         sampled(pipe)
     zero = tiny.stable_diffusion(ddim("v_prediction", rescale_betas_zero_snr=True), tmp_path)

@@ -21,6 +21,7 @@ from diffsteer.cli import main
 from diffsteer.hf.pocket import pipeline
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.recipe import Recipe
+from diffsteer.refine.best import STRIDE
 from diffsteer.refine.inversion import INVERSIONS, Inversion
 from diffsteer.refine.model import replaced
 from diffsteer.refine.nlg import NLG
@@ -167,6 +168,22 @@ def test_a_refiner_of_low_frequencies_gets_yes_and_one_of_high_ones_no(whole: An
         assert f"carry the result? {answer.capitalize()}, in latents" in str(verdict)
     assert studied((0.9, 1.0)).verdicts[0].rival == "0.9 to 1"
     assert {v.space: v.answer for v in whole.verdicts}["latents"] == "no"
+
+
+def test_a_refiner_that_does_next_to_nothing_is_undecided() -> None:
+    """Of the low frequencies alone, which would be a yes, but by a thirtieth of the change."""
+    study = Linear((0.0, 0.1), strength=1 / 30)
+    found = analyse(study, range(6), count=12, batch=4, show=2).verdicts[0]
+    gain, noise = (2 - radius(16, 16)), study.noise([*range(6), *(s + STRIDE for s in range(6))])
+    here = study.pattern([study.text(s) for s in range(6)]) / 30
+    low = swapped(torch.zeros_like(here), here, 0, 0.1)
+    moved, other = (
+        float((torch.fft.fft2(x) * gain).abs().square().sum()) for x in (low, noise[6:] - noise[:6])
+    )
+    assert found.moved.value == pytest.approx(moved / other, rel=1e-9) and found.faint
+    assert found.answer == "undecided" and found.carried.value == pytest.approx(1)
+    assert "too little to say" in str(found)
+    assert not studied((0.0, 0.1)).verdicts[0].faint
 
 
 def test_an_interval_across_one_half_is_undecided() -> None:

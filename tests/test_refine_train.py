@@ -420,6 +420,25 @@ def test_the_command_says_model_and_targets(model: str, stored: Path, tmp_path: 
         train("pocket", targets=str(stored))
 
 
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ('guidance = "CFG(4)"\nfoo = 1', "settings.teacher has no setting 'foo': there are model"),
+        ('guidance = "CFG(4)"\nsteps = "9"', "settings.teacher.steps='9' is a str, not a int"),
+        ('guidance = "CFG(4)"\nmodel = "x"', "settings.teacher says model: that is said by"),
+        ('guidance = "CFG"', "CFG"),
+    ],
+)
+def test_teachers_that_cannot_be_are_refused_before_a_run_begins(
+    model: str, tmp_path: Path, teacher: str, message: str
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n", "utf-8")
+    lines = f'prompt_file = "{tmp_path}/p.txt"\n[settings.teacher]\n{teacher}\n'
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, model, None, "run", lines)
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_runs(model: str, stored: Path, tmp_path: Path) -> None:
     other = tiny.saved(tmp_path / "other")
     weights = load_file(Path(other) / "unet/diffusion_pytorch_model.safetensors")
@@ -517,10 +536,13 @@ def test_best_of_n_is_the_best_of_its_candidates(model: str) -> None:
         assert chosen == [draws[k][i] for i, k in enumerate(every.argmax(0))]
         assert len({Noise([part[0]])(torch.empty(1, 4)).sum() for part in draws}) == 3
         assert all(recipe.of(part[0]).prompt == PROMPTS[1] for part in draws)
-        assert torch.equal(best([1, 4]), images(chosen))
+        want = images(chosen)
+        images.rows()
+        assert torch.equal(best([1, 4]), want)
+        assert images.rows() == {"rows": 3 * 2 * 2}  # candidates, steps, pictures
         assert BestOf(images, brightness, 1, PROMPTS).chosen([1, 4]) == [1, 4]
         for score in (lambda p, t: torch.zeros(1), lambda p, t: torch.full((2,), float("nan"))):
             with pytest.raises(ValueError, match="the score gave"):
                 BestOf(images, score, 2, PROMPTS)([1, 4])
     with pytest.raises(ValueError, match="n=0"):
-        BestOf(images, brightness, 0)
+        BestOf(images, brightness, 0, PROMPTS)

@@ -1,8 +1,9 @@
 """The command line. `--help` imports this module alone; commands load torch when they run."""
 
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import tyro
 
@@ -87,8 +88,24 @@ refining.command(refine.analyse)
 app.command(refining, name="refine", help="Noise refiners: what they learn from, what they do.")
 
 
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning to a user as people read it, and one to a programmer as Python does."""
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr)
+
+
 def main() -> None:
     """Run a command; a mistake in its input ends in one line, not in a traceback."""
+    warnings.showwarning = _show
     try:
         app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
     except (ValueError, OSError, ModuleNotFoundError) as error:

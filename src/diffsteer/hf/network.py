@@ -1,7 +1,9 @@
 """The network of a diffusers pipeline: where it is, what it is told, how to stand in for it."""
 
 import inspect
+import sys
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -29,6 +31,14 @@ def network_of(pipe: Any) -> Any:
 def eager(module: Any) -> Any:
     """The network inside a compiled one."""
     return getattr(module, "_orig_mod", module)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled code as it was written meanwhile, so that it sees layers that were changed."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled; importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def channels(network: Any) -> int:

@@ -33,7 +33,7 @@ class BestOf:
     images: Images
     score: Score
     n: int
-    prompts: Sequence[str] = ("",)
+    prompts: Sequence[str]
 
     def __post_init__(self) -> None:
         if self.n < 1 or not self.prompts:
@@ -49,15 +49,22 @@ class BestOf:
 
     def chosen(self, seeds: Sequence[int]) -> list[int]:
         """The seeds of the best pictures."""
-        texts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
-        draws = [[seed + k * self.stride for seed in seeds] for k in range(self.n)]
-        scores = [scored(self.score, self.images(part), texts) for part in draws]
-        best = torch.stack(scores).argmax(dim=0).tolist()
-        return [seed + k * self.stride for seed, k in zip(seeds, best, strict=True)]
+        best, _ = self._drawn(seeds)
+        return [seed + k * self.stride for seed, k in zip(seeds, best.tolist(), strict=True)]
 
     def __call__(self, seeds: Sequence[int]) -> Tensor:
         """The best pictures, uint8 `(N, 3, H, W)`."""
-        return self.images(self.chosen(seeds))
+        best, pictures = self._drawn(seeds)
+        return pictures[best, torch.arange(len(seeds))]
+
+    def _drawn(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Which candidate is the best of each seed, `(N,)`, and all, `(n, N, 3, H, W)`."""
+        texts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
+        draws = [
+            self.images([seed + k * self.stride for seed in seeds]).cpu() for k in range(self.n)
+        ]
+        scores = [scored(self.score, pictures, texts) for pictures in draws]
+        return torch.stack(scores).argmax(dim=0), torch.stack(draws)
 
 
 def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:

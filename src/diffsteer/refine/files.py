@@ -53,7 +53,15 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
 
     A network that was trained in float32 and one that was loaded from its files in bfloat16 share
     the latter.
+
+    Raises:
+        ValueError: weights are offloaded.
     """
+    if away := next((name for name, p in own_parameters(network) if p.is_meta), None):
+        raise ValueError(
+            f"{away} is offloaded, so that nobody can see whether the refiner is for these "
+            "weights: load the refiner first, and enable sequential offload afterwards"
+        )
     given = next(p for _, p in own_parameters(network)).dtype
     dtypes = PRECISIONS if given in (torch.float32, torch.float64) else {str(given)[6:]: given}
     found = {name: hashlib.sha256() for name in dtypes}

@@ -10,10 +10,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from diffsteer.hf.network import uncompiled
 
 NAME = "noise_refiner"
 """Of the adapter, beside a user's own."""
@@ -29,7 +32,7 @@ class Lora:
         alpha: Scale times rank; 0 for the rank, a scale of 1.
 
     Raises:
-        ValueError: the network has such an adapter already.
+        ValueError: the network has such an adapter already, or one that is fused.
     """
 
     def __init__(self, network: nn.Module, rank: int, output: str, alpha: int = 0) -> None:
@@ -40,7 +43,10 @@ class Lora:
         if NAME in getattr(network, "peft_config", {}):
             raise ValueError("this network has a noise refiner already: remove it first")
         self.network, self.output, self.rank, self.alpha = network, output, rank, alpha or rank
+        self._lock = Lock()
         names = list(_targets(network))
+        for name in names:
+            _check_unfused(name, network.get_submodule(name))
         config = LoraConfig(r=rank, lora_alpha=self.alpha, target_modules=names)
         with _undisturbed(network), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a user's
@@ -80,6 +86,8 @@ class Lora:
     def on(self, alone: bool = False) -> Iterator[None]:
         """Use the adapter in the calls of the network meanwhile, beside those that are active.
 
+        Compiled networks run uncompiled meanwhile, and other threads wait for their turn.
+
         Args:
             alone: The last layer returns what this adapter adds to it, and nothing else.
 
@@ -87,6 +95,8 @@ class Lora:
             ValueError: the adapter was removed by others, or fused weights would hide it.
         """
         with ExitStack() as stack:
+            stack.enter_context(self._lock)
+            stack.enter_context(uncompiled())
             for name, layer in self.layers.items():
                 self._check(name, layer)
                 others = [] if layer.disable_adapters else layer.active_adapters
@@ -125,11 +135,15 @@ class Lora:
                 f"the noise refiner was removed from {name} by others (unload_lora_weights "
                 "removes every adapter): load it again"
             )
-        if layer.merged:
-            raise ValueError(
-                f"{', '.join(layer.merged_adapters)} is fused into {name}, which hides the noise "
-                "refiner: call unfuse_lora first, or fuse and unload before loading the refiner"
-            )
+        _check_unfused(name, layer)
+
+
+def _check_unfused(name: str, layer: Any) -> None:
+    if getattr(layer, "merged", False):
+        raise ValueError(
+            f"{', '.join(layer.merged_adapters)} is fused into {name}, which hides the noise "
+            "refiner: call unfuse_lora first, or fuse and unload before loading the refiner"
+        )
 
 
 def plain_name(name: str) -> str:

@@ -194,6 +194,8 @@ def require_prompts(prompts: list[str]) -> None:
     Raises:
         ValueError: not so.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"{prompts!r} is one text: give a list, one prompt a row")
     empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
     if empty or not prompts:
         what = f"prompt {empty[0]} is empty" if prompts else "there is no prompt"

@@ -63,8 +63,8 @@ class NLG(Rival):
     null = True
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"{self.rounds} rounds change nothing: give at least 1")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise ValueError(f"{self.rounds} rounds: give a whole number, at least 1")
 
     @override
     def refuses(self, level: Level) -> str:

@@ -5,6 +5,7 @@ both are given the refined one, in the first step of a sampling. The network is 
 before, with the condition that the pipeline sends, which no other place of a pipeline knows.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from pathlib import Path
@@ -21,7 +22,7 @@ from diffsteer.level import wide
 from diffsteer.refine.model import Model, conditions, require_prompts
 from diffsteer.refine.nlg import NLG, Rival
 from diffsteer.refine.refiner import NoiseRefiner
-from diffsteer.refine.watch import remember
+from diffsteer.refine.watch import refined_before, remember
 from diffsteer.schedule import Flow
 from diffsteer.text import parse
 
@@ -111,6 +112,12 @@ class Refining:
                     "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
                 )
             noise = wide(x[parts["cond"]]) / (start * self._gain)
+            if refined_before(self.network, noise):
+                warnings.warn(
+                    "this noise was refined before: sample it without the refiner, or hand the "
+                    "pipeline the noise as it was drawn",
+                    stacklevel=2,
+                )
             refined = [
                 self.refine(noise[part], rows_of(conds, part, size), model)
                 for part in chunks(size, self.max_rows)
@@ -185,7 +192,7 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
     model = Model.of(pipe, eager(network_of(pipe)).forward)  # past what looks at samplings
     with torch.no_grad():
         refined = by(noise, conds, model).to(noise.dtype)
-    remember(pipe, refined, conds["cond"])
+    remember(pipe, noise, refined, conds["cond"])
     return refined
 
 

@@ -19,7 +19,7 @@ from diffsteer.hf.network import arguments, channels, eager, network_of
 from diffsteer.level import wide
 
 KEPT = 256
-"""Rows that are remembered, the latest: less than 10 MB."""
+"""Rows that are remembered, the latest: less than 10 MB of 512 tokens a prompt."""
 SAME_NOISE = 0.999
 """Least cosine of rows that are the same noise, however rounded and scaled."""
 SAME_TEXT = 0.1
@@ -27,20 +27,24 @@ SAME_TEXT = 0.1
 
 
 class Watch:
-    """Rows of refined noise and what each is for; looks at each sampling of a network by them."""
+    """Rows of refined noise and what each is for."""
 
     def __init__(self, pipe: Any) -> None:
         self._rows: deque[tuple[Tensor, Tensor]] = deque(maxlen=KEPT)
         self._pipe, self._timesteps = ref(pipe), None
-        hook = network_of(pipe).register_forward_pre_hook(self._look, with_kwargs=True)
-        self.remove = hook.remove
+        self.remove = network_of(pipe).register_forward_pre_hook(_look, with_kwargs=True).remove
 
     def add(self, pipe: Any, noise: Tensor, text: Tensor) -> None:
         """Remember rows, of a pipeline around this network."""
         self._pipe = ref(pipe)
-        self._rows.extend(zip(_noise(noise), _text(text), strict=True))
+        self._rows.extend(zip(noise, text, strict=True))
 
-    def _look(self, network: Any, args: Any, kwargs: Any) -> None:
+    def knows(self, noise: Tensor) -> bool:
+        """Whether any of these rows is remembered."""
+        return any(self._texts(row) for row in _noise(noise))
+
+    def look(self, network: Any, args: Any, kwargs: Any) -> None:
+        """Warn where this call begins a sampling of remembered rows for other texts."""
         pipe = self._pipe()
         if pipe is None or pipe.scheduler.timesteps is self._timesteps:
             return
@@ -64,19 +68,26 @@ class Watch:
 
     def _misused(self, noise: Tensor, text: Tensor) -> bool:
         """Whether a row is remembered, and for other texts alone."""
-        texts = [t for n, t in self._rows if n.shape == noise.shape and n @ noise > SAME_NOISE]
+        texts = self._texts(noise)
         return bool(texts) and not any(_same(t, text) for t in texts)
+
+    def _texts(self, noise: Tensor) -> list[Tensor]:
+        """What a row was refined for; nothing where it is not remembered."""
+        return [t for n, t in self._rows if n.shape == noise.shape and n @ noise > SAME_NOISE]
 
 
 _watches: WeakKeyDictionary[nn.Module, Watch] = WeakKeyDictionary()
 
 
-def remember(pipe: Any, noise: Tensor, cond: Cond) -> None:
+def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
     """Warn where a pipeline samples these rows for another prompt, from now on.
+
+    Rows that were refined to what they were, by less than 4 % of their size, are any prompt's.
 
     Args:
         pipe: The pipeline.
-        noise: Refined, `(B, *D)`.
+        noise: Before refining, `(B, *D)`.
+        refined: The same.
         cond: What it was refined for; of networks that read text.
     """
     text, network = cond.get("encoder_hidden_states"), eager(network_of(pipe))
@@ -84,7 +95,23 @@ def remember(pipe: Any, noise: Tensor, cond: Cond) -> None:
         return
     if network not in _watches:
         _watches[network] = Watch(pipe)
-    _watches[network].add(pipe, noise, text)
+    before, after = _noise(noise), _noise(refined)
+    changed = (before * after).sum(1) <= SAME_NOISE
+    _watches[network].add(pipe, after[changed], _text(text)[changed])
+
+
+def refined_before(network: nn.Module, noise: Tensor) -> bool:
+    """Whether any row of this noise is remembered of a network."""
+    watch = _watches.get(eager(network))
+    return watch is not None and watch.knows(noise)
+
+
+def _look(network: Any, args: Any, kwargs: Any) -> None:
+    """Look at a call of a network; of the module, so that networks can be pickled."""
+    if torch.compiler.is_compiling():
+        return
+    if watch := _watches.get(eager(network)):
+        watch.look(network, args, kwargs)
 
 
 def forget(network: nn.Module) -> None:
@@ -102,7 +129,7 @@ def _noise(x: Tensor) -> Tensor:
 
 def _text(embedded: Tensor) -> Tensor:
     """Some channels of each token, `(B, L, c)`."""
-    return wide(embedded[..., :: -(-embedded.shape[-1] // 32)]).cpu()
+    return wide(embedded[..., :: -(-embedded.shape[-1] // 16)]).cpu().clone()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -27,7 +27,7 @@ from diffsteer.spacing import grid
 from diffsteer.text import parse
 from diffsteer.train.contents import Contents
 from diffsteer.train.data import Sample
-from diffsteer.train.settings import Pictures
+from diffsteer.train.settings import Pictures, strict
 from diffsteer.train.task import Task, plain_attention
 
 
@@ -80,6 +80,12 @@ class RefinerSettings:
                 "a refiner learns from a folder of `diffsteer refine targets`, settings.targets "
                 "(--targets), or from a teacher that is sampled meanwhile, settings.prompt_file "
                 "and settings.teacher: give one of both"
+            )
+        twice = {"model", "prompt", "prompts"} & self.teacher.keys()
+        if self.prompt_file and twice:
+            raise ValueError(
+                f"settings.teacher says {', '.join(sorted(twice))}: that is said by settings.start "
+                "and settings.prompt_file"
             )
         if self.prompt_file and not self.teacher.get("guidance"):
             raise ValueError('settings.teacher has no guidance: give one, such as "CFG(6)"')
@@ -155,7 +161,10 @@ class RefinerTask(Task):
             self.shape = tuple(targets.key["shape"])
         else:
             texts = prompts_of(Path(settings.prompt_file))
-            self.recipe = Recipe(settings.start, prompts=texts, **settings.teacher)
+            said = {"model": settings.start, "prompts": texts, **settings.teacher}
+            self.recipe = strict(Recipe, said, "settings.teacher")
+            with rendering_by(self.pipe, self.recipe):
+                pass  # what it says can be done
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
             self.source, self.teacher = Online(texts), self.recipe.said
             self.shape = noise_shape(self.pipe, self.recipe)

@@ -121,7 +121,8 @@ def analyse(
         rivals(subject, case, record, score, missing)
     interpolate(subject, seeds[: _pairs(seeds, batch, show)], record)
     size = subject.shape[-2:]
-    answers = verdicts(record.ratios("bands"), found[REFINED].energy(), *size)
+    moved = record.ratios("moved")[REFINED]
+    answers = verdicts(record.ratios("bands"), moved, found[REFINED].energy(), *size)
     refiner = getattr(subject.by, "sha256", "")
     about = subject.recipe.said, subject.weights, refiner, tuple(seeds), count, subject.shape
     return Analysis(*about, found, record, answers, missing)

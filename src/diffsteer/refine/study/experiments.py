@@ -133,6 +133,7 @@ def swap_bands(subject: Subject, case: Case, record: Record) -> None:
     """One band of refined noise in unrefined noise: how far is that from refining all of it?"""
     record.keep("bands", UNREFINED, case.plain)
     record.keep("bands", FULLY, case.fully)
+    record.compare("moved", REFINED, case.fully, case.plain, case.other)
     for low, high in bands(*subject.shape[-2:]):
         got = subject.draw(swapped(case.noise, case.refined, low, high), case.texts)
         record.compare("bands", named(low, high), got, case.fully, case.plain)

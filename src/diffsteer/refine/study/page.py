@@ -56,6 +56,11 @@ def _head(found: Analysis) -> str:
         for v in found.verdicts
     ]
     held = f"radii {first.band}: {first.coefficients} of {first.of} frequencies"
+    moved = "Refining moves the result by " + ", ".join(
+        f"{100 * v.moved.value:.2g}% in {v.space}" for v in found.verdicts
+    )
+    moved += " of what another noise does"
+    moved += ", too little to say what carries it." if first.faint else "."
     return (
         "<p>A refiner changes the noise that sampling starts from, so that the picture without "
         "guidance looks like one with it. This page shows what it changes, at which spatial "
@@ -67,7 +72,7 @@ def _head(found: Analysis) -> str:
         f"({len(found.seeds)} seeds, 95 % intervals in brackets):</p>"
         + table(["in", "the lowest tenth carries", "the best of the others"], rows)
         + "<p>Yes where the 95 % interval lies above one half, no where it lies below, else "
-        "undecided.</p></div>"
+        f"undecided. {moved}</p></div>"
     )
 
 
