@@ -139,6 +139,28 @@ def refined_page(found: dict[str, Any]) -> list[str]:
     return [*lines, "", f"FD of the strengths tried, on the seeds of the choice: {tried}."]
 
 
+def rivals_page(found: dict[str, Any]) -> list[str]:
+    """Noise that is better without training."""
+    lines = [
+        "",
+        "### Rivals without training",
+        "",
+        f"On the same captions, N = {found['n']}, seeds {found['seeds']}, {found['steps']} steps of "
+        f"{found['sampler']}; one range of seeds, so that differences of a few units of FD mean "
+        "nothing. The best of 4 is that by the probe, whose own share of right groups is no "
+        "evidence for it. Noise level guidance can do nothing at zero terminal SNR: it is shown on "
+        "`pocket-eps`, the flawed model.",
+        "",
+        "| | FD | precision | recall | background | group | edges | rows |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        keys = ("FD", "precision", "recall", "background", "group", "edges")
+        cells = " | ".join(f"{row[key]:.3g}" for key in keys)
+        lines.append(f"| {row['name']} | {cells} | {row['rows']['rows']:g} |")
+    return lines
+
+
 def by_name(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Rows of each name, one a range of seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -307,6 +329,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "guidance": guidance_page,
     "sag": sag_page,
     "refined": refined_page,
+    "rivals": rivals_page,
     "refine-analysis": analysis_page,
 }
 
