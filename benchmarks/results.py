@@ -145,8 +145,8 @@ def rivals_page(found: dict[str, Any]) -> list[str]:
         "",
         "### Rivals without training",
         "",
-        f"On the same captions, N = {found['n']}, seeds {found['seeds']}, {found['steps']} steps of "
-        f"{found['sampler']}; one range of seeds, so that differences of a few units of FD mean "
+        f"On the same captions, N = {found['n']}, seeds {found['seeds']}, {found['steps']} steps "
+        f"of {found['sampler']}; one range of seeds, so that differences of a few units of FD mean "
         "nothing. The best of 4 is that by the probe, whose own share of right groups is no "
         "evidence for it. Noise level guidance can do nothing at zero terminal SNR: it is shown on "
         "`pocket-eps`, the flawed model.",
