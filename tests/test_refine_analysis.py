@@ -22,6 +22,7 @@ from diffsteer.hf.pocket import pipeline
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.recipe import Recipe
 from diffsteer.refine.best import STRIDE
+from diffsteer.refine.ended import ended
 from diffsteer.refine.inversion import INVERSIONS, Inversion
 from diffsteer.refine.model import replaced
 from diffsteer.refine.nlg import NLG
@@ -46,7 +47,6 @@ from diffsteer.refine.study.rivals import BEST, NUDGED
 from diffsteer.refine.study.spectrum import TENTHS, radius, swapped
 from diffsteer.refine.study.subject import subject
 from diffsteer.refine.study.trajectory import ALL, LAYOUT, TEACHER, pictures_of
-from diffsteer.refine.targets import ended
 from diffsteer.render import rendering, rendering_by
 
 PROMPTS = ("red cat", "red dog", "green trees", "small green tree")

@@ -13,12 +13,12 @@ from diffsteer.branch import number
 from diffsteer.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance import Guidance
 from diffsteer.hf.clock import Clock, Tick
-from diffsteer.hf.config import trained
 from diffsteer.hf.family import by_sdpa, family_of, packed, size_of, unpacked
 from diffsteer.hf.network import channels, eager, told
+from diffsteer.hf.timed import level_at, timed
 from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind
-from diffsteer.schedule import EDM, Flow, Schedule
+from diffsteer.schedule import Flow, Schedule
 
 Size = tuple[int, int]
 
@@ -232,46 +232,6 @@ class Guided:
                 yield
         finally:
             self._tapping = before
-
-
-def timed(scheduler: Any) -> tuple[Schedule, Kind]:
-    """Schedule on which the timesteps of a scheduler lie, and prediction type of the network.
-
-    Raises:
-        ValueError: it is of EDM.
-    """
-    schedule, kind = trained(scheduler)
-    if isinstance(schedule, EDM):
-        raise ValueError(
-            f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
-            "trained for it cannot be steered yet"
-        )
-    # the timesteps of a flow are shifted already
-    return Flow() if isinstance(schedule, Flow) else schedule, kind
-
-
-def level_at(schedule: Schedule, time: Any) -> Level:
-    """Level at a timestep of a scheduler, on the schedule of `timed`."""
-    return schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
-
-
-def predicted(scheduler: Any, out: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
-    """The x0 that an output of the network says, `(B, *D)`, in float32 or wider.
-
-    Args:
-        scheduler: Of diffusers, about to step.
-        out: What it is told, guidance included; channels beyond the sample's are left out.
-        timestep: As it is told.
-        sample: As it holds it, `(B, *D)`, before it is scaled for the network.
-
-    Raises:
-        ValueError: as `timed`, or the output does not fix x0.
-    """
-    schedule, kind = timed(scheduler)
-    level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
-    scale = getattr(scheduler, "scale_model_input", None)
-    x = sample if scale is None else scale(sample, timestep)
-    return kind.x0(wide(x), wide(out[:, : x.shape[1]]), level)
 
 
 def seeds_of(start: Tensor) -> tuple[int, ...]:

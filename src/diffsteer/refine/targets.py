@@ -6,11 +6,8 @@ by processes, resumed after any end.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from inspect import signature
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.denoiser import Cond
 from diffsteer.eval.chunks import MANIFEST, Chunk, Folder
 from diffsteer.eval.sampling import filled
-from diffsteer.hf.guided import predicted, seeds_of
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe, differences
 from diffsteer.refine.best import Score, scored
+from diffsteer.refine.ended import ended, noise_shape
 from diffsteer.refine.files import fingerprint
-from diffsteer.refine.model import Model, first_call, require_prompts
-from diffsteer.refine.pipeline import Refining
-from diffsteer.render import Rendering, call_of, rendering, stacked
+from diffsteer.refine.model import Model, require_prompts
+from diffsteer.render import rendering, stacked
 
 SCORE = "score"
 """Name under which a chunk holds what a score said."""
@@ -84,93 +79,6 @@ def make(
 
         with filled(folder, sorted(seeds), chunk, batch):
             return len(seeds)
-
-
-def noise_shape(pipe: Any, recipe: Recipe) -> tuple[int, ...]:
-    """Shape of one sample's noise as the network of a pipeline takes it; needs a prompt."""
-    x, _ = first_call(pipe, **call_of(pipe, recipe, recipe.prompts[:1]))
-    return tuple(x.shape[1:])
-
-
-class _Given:
-    """Refines any noise to this."""
-
-    null = False
-
-    def __init__(self, noise: Tensor) -> None:
-        self.noise = noise
-
-    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
-        return self.noise.to(x)
-
-
-@contextmanager
-def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
-    """Let a pipeline start from noise, `(B, *D)`; gives what its call has to say for it."""
-    if "latents" in signature(pipe.__call__).parameters:
-        yield {"latents": noise.to(pipe.device, pipe.dtype)}
-        return
-    given = Refining(pipe, _Given(noise))  # a pipeline that draws its noise itself: DiT
-    try:
-        yield {}
-    finally:
-        given.remove()
-
-
-@torch.no_grad()
-def ended(
-    images: Rendering,
-    recipe: Recipe,
-    texts: Sequence[str],
-    noise: Tensor,
-    shown: bool = False,
-    watch: Callable[[Tensor], Any] | None = None,
-) -> tuple[Tensor, Any]:
-    """Where a sampling from noise ends: latents `(B, *D)`, float32 on the CPU, and its output.
-
-    Args:
-        images: The pipeline, set up.
-        recipe: As it was set up.
-        texts: A prompt each.
-        noise: Unit Gaussian noise, `(B, *D)`; fresh noise of ancestral samplers follows from it.
-        shown: Whether the output has to hold pictures.
-        watch: Called in each step with the x0 that the network predicts, guided where the sampling
-            is, like the latents.
-    """
-    pipe = images.pipe
-    found: list[Tensor] = []
-    step = pipe.scheduler.step
-
-    @wraps(step)  # pipelines look at its signature for whether to send generators
-    def watched(
-        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        if watch is not None:
-            x0 = predicted(pipe.scheduler, model_output, timestep, sample)
-            watch(x0[: len(noise)].to("cpu", torch.float32))
-        out = step(model_output, timestep, sample, *args, **kwargs)
-        found[:] = [out[0]]
-        return out
-
-    call = call_of(pipe, recipe, texts)
-    with stepping(pipe.scheduler, watched), _starting(pipe, noise) as start:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
-        call |= {"generator": generators, "output_type": "pil" if shown else "latent"}
-        output = pipe(**call, **start)
-    return found[0][: len(noise)].to("cpu", torch.float32), output  # DiT steps both halves
-
-
-@contextmanager
-def stepping(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
-    """Let a function stand in for the step of a scheduler, until closed."""
-    own = scheduler.__dict__.get("step")
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        scheduler.__dict__.pop("step")
-        if own is not None:
-            scheduler.step = own
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,12 @@ from diffsteer.hf.steer import steer
 from diffsteer.level import Level
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe, digest, prompts_of
+from diffsteer.refine.ended import ended, noise_shape
 from diffsteer.refine.files import fingerprint
 from diffsteer.refine.model import conditions, require_prompts, sampled_on
 from diffsteer.refine.msd import GRADIENTS, Student
 from diffsteer.refine.refiner import NoiseRefiner
-from diffsteer.refine.targets import Targets, ended, noise_shape
+from diffsteer.refine.targets import Targets
 from diffsteer.render import call_of, rendering_by, stacked
 from diffsteer.sampler import NAMED, Sampler
 from diffsteer.schedule import Flow

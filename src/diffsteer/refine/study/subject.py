@@ -14,13 +14,13 @@ from diffsteer.hf.family import packed, size_of, unpacked
 from diffsteer.hf.network import channels
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe
+from diffsteer.refine.ended import ended, noise_shape, stepping
 from diffsteer.refine.inversion import Inversion
 from diffsteer.refine.model import Model, first_call, replaced, require_prompts, sampled_on
 from diffsteer.refine.msd import Student
 from diffsteer.refine.nlg import Rival
 from diffsteer.refine.pipeline import Refine, opened
 from diffsteer.refine.study.record import Drawn
-from diffsteer.refine.targets import ended, noise_shape, stepping
 from diffsteer.render import Rows, call_of, rendering, stacked
 from diffsteer.sampler import DDIM
 from diffsteer.spacing import grid
