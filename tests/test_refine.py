@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -561,15 +562,30 @@ def test_threads_take_turns(sd) -> None:
     refiner = moved(NoiseRefiner(pipe))
     x, cond = first_call(pipe, prompt=PROMPTS, guidance_scale=1.0)
 
-    def act(_: int) -> Tensor:
-        with torch.no_grad():
+    def act(i: int) -> Tensor:
+        with torch.no_grad(), other.lora.on() if i % 2 else nullcontext():
             return refiner(x, {"cond": cond})
 
     alone = act(0)
+    other = moved(NoiseRefiner(sd()))  # of another pipeline: what is compiled is of all threads
+    with refiner.lora.on(), other.lora.on():  # and of the same thread, one inside the other
+        pass
+    copy.deepcopy(refiner)
     with ThreadPoolExecutor(2) as pool:
         for got in pool.map(act, range(8)):
             torch.testing.assert_close(got, alone)
     assert torch.equal(sampled(pipe), want)
+    graphs = []
+    compiled = torch.compile(torch.sin, backend=lambda g, _: graphs.append(g) or g.forward)
+    compiled(START)
+    assert len(graphs) == 1
+
+
+def test_a_scheduler_that_a_pipeline_does_not_scale_its_noise_for_is_refused() -> None:
+    pipe = tiny.dit(diffusers.EulerDiscreteScheduler())
+    refiner = NoiseRefiner(pipe)
+    with steer(pipe, refiner=refiner), pytest.raises(ValueError, match="DDIMScheduler"):
+        pipe(class_labels=[1], num_inference_steps=2, guidance_scale=1.0)
 
 
 def test_fused_or_unloaded_adapters_are_not_passed_over_in_silence(sd) -> None:

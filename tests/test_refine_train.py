@@ -416,6 +416,8 @@ def test_the_command_says_model_and_targets(model: str, stored: Path, tmp_path: 
         train(str(path), model=model, changes=sets)
     train(str(path), model=model, targets=str(stored), changes=sets, out=tmp_path / "run")
     assert (tmp_path / "run/model/refiner.safetensors").exists()
+    with pytest.raises(ValueError, match="name the preset"):
+        train(model=model)
     with pytest.raises(ValueError, match="no setting 'targets'"):
         train("pocket", targets=str(stored))
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 from diffsteer import render
 from diffsteer.commands.sample import sample
+from diffsteer.hf.pocket import pipeline
+from diffsteer.hf.words import asked
 from diffsteer.recipe import Recipe, recalled, seeds_of
 
 CAT = Recipe(prompt="a cat", guidance="CFG(3) + SAG(0.5)", sampler="UniPC()", steps=3)
@@ -121,25 +123,58 @@ def test_classes_are_prompts_by_name_or_number(tmp_path: Path) -> None:
     assert (got.int() - render.stacked(want).int()).abs().max() <= 1  # rounding of a level
     for text, message in (
         ("golden retriver", "'golden retriver' is no class .* 'golden retriever', "),
-        ("1000", "'1000' is no class .* a number below 1000, or nothing"),
+        ("1000", "'1000' is no class .* give a number below 1000, or nothing"),
+        ("tench, golden retriever", "is no class"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(Recipe(model, prompt=text), "0", tmp_path / "out")
+    for name in ("tench, Tinca tinca", "TENCH", " Tinca  tinca"):
+        assert asked(pipeline(model, None), [name]) == {"class_labels": [0]}
+    with pytest.raises(ValueError, match="takes no height, width: leave it out"):
+        sample(Recipe(model, prompt="1", width=64, height=64), "0", tmp_path / "out")
+    pipe.transformer.register_to_config(num_embeds_ada_norm=10)
+    with pytest.raises(ValueError, match="10 classes has not: sample it without"):
+        asked(pipe, ["3"], guided=True)
+    noisy = Recipe(model, prompts=("207", "208"), sampler="DDIM(eta=1.0)", guidance="CFG(2)")
+    with render.rendering(replace(noisy, steps=3)) as images:
+        both = images([3, 4])
+        assert torch.equal(images([3, 4]), both)
+        assert (images([4]).int() - both[1:].int()).abs().max() <= 1
     with pytest.raises(ValueError, match="takes no negative prompt"):
         sample(Recipe(model, prompt="1", negative="2", guidance="CFG(2)"), "0", tmp_path / "out")
 
 
-def test_a_guide_is_loaded_once_for_many_renderings(model: str, monkeypatch) -> None:
-    """As training with a teacher that is sampled meanwhile asks for."""
-    guide, loaded = str(Path(model).parent / "guide"), []
-    own = render.network
-    monkeypatch.setattr(render, "network", lambda *a: loaded.append(a) or own(*a))
-    render._guide.cache_clear()
-    for weight in (2, 3):
-        recipe = Recipe(model, prompt="a cat", steps=1, guidance=f"Auto({weight})", guide=guide)
-        with render.rendering(recipe) as images:
-            images([0])
-    assert len(loaded) == 1
+def test_pipelines_of_other_classes_are_sampled_as_they_are(tmp_path: Path) -> None:
+    """Consistency models take class labels too, of networks that may have none."""
+    pipe = tiny.unconditional(
+        diffusers.CMStochasticIterativeScheduler(), "ConsistencyModelPipeline"
+    )
+    pipe.save_pretrained(tmp_path / "cm")
+    sample(Recipe(str(tmp_path / "cm"), steps=1), "0", tmp_path / "out")
+    assert (tmp_path / "out/000000.png").exists()
+
+
+def test_a_guide_that_was_exchanged_is_seen_and_two_renderings_may_share_one(
+    model: str, tmp_path: Path
+) -> None:
+    guide = tiny.unet()
+    guide.save_pretrained(tmp_path / "guide")
+    recipe = Recipe(
+        model, prompt="a cat", steps=1, guidance="Auto(2)", guide=str(tmp_path / "guide")
+    )
+    with render.rendering(recipe) as images:
+        before = images.weights
+    pipes = [tiny.stable_diffusion(diffusers.DDIMScheduler(), tmp_path) for _ in range(2)]
+    with render.rendering_by(pipes[0], recipe, guide=guide) as outer:
+        with render.rendering_by(pipes[1], recipe, guide=guide) as inner:
+            inner([0])
+        outer([0])
+        assert outer.rows()["rows of the guide"] >= 1
+    assert "forward" not in vars(guide)
+    tiny._perturb(guide)
+    guide.save_pretrained(tmp_path / "guide")
+    with render.rendering(recipe) as images:
+        assert images.weights != before
 
 
 def test_a_guide_may_be_a_pipeline(model: str, tmp_path: Path) -> None:

@@ -98,9 +98,10 @@ def _show(
 ) -> None:
     """Show a warning to a user as people read it, and one to a programmer as Python does."""
     if category is UserWarning:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {message}", file=file or sys.stderr)
     else:
-        print(warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr)
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, file=file or sys.stderr, end="")
 
 
 def main() -> None:

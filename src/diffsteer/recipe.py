@@ -25,7 +25,7 @@ class Recipe:
 
     Attributes:
         model: Hub id or folder of a diffusers pipeline, or a folder of `diffsteer convert`.
-        prompt: What to show; empty for networks without prompts.
+        prompt: What to show, for networks of classes (DiT) the name or number of one; may be empty.
         prompts: Many of them instead: the picture of seed i shows prompts[i mod their number].
         negative: What the null half of the batch shows instead of nothing.
         guidance: Such as "CFG(6) + SAG(0.75)"; empty for none.

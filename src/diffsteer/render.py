@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from diffsteer.eval.features import device_of, weights_hash
 from diffsteer.hf.config import flows
-from diffsteer.hf.network import network_of
+from diffsteer.hf.network import network_of, put_back
 from diffsteer.hf.pocket import network, pipeline
 from diffsteer.hf.steer import steer
+from diffsteer.hf.stepping import seeded
 from diffsteer.hf.words import asked, shows
 from diffsteer.recipe import WEIGHT, Recipe, digest
 from diffsteer.refine.pipeline import opened
@@ -38,7 +39,7 @@ class Rows:
     @contextmanager
     def counting(self, module: Any, name: str) -> Iterator[None]:
         """Count the rows of a network, below any steering, until closed."""
-        forward = module.forward
+        forward, own = module.forward, module.__dict__.get("forward")
         self._rows[name] = 0
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -50,7 +51,7 @@ class Rows:
         try:
             yield
         finally:
-            del module.forward
+            put_back(module, own)
 
 
 class Rendering:
@@ -85,7 +86,9 @@ class Rendering:
         """
         texts = [self.recipe.of(seed).prompt for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return stacked(self._pipe(**call_of(self._pipe, self.recipe, texts), generator=generators))
+        call = call_of(self._pipe, self.recipe, texts)
+        with seeded(self._pipe, generators):
+            return stacked(self._pipe(**call, generator=generators))
 
     @property
     def pipe(self) -> Any:
@@ -117,13 +120,16 @@ def rendering(recipe: Recipe, device: str = "") -> Iterator[Rendering]:
 
 
 @contextmanager
-def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rendering]:
+def rendering_by(
+    pipe: Any, recipe: Recipe, weights: str = "", guide: Any = None
+) -> Iterator[Rendering]:
     """Set up a pipeline that is there as a recipe says, until closed.
 
     Args:
         pipe: Of the recipe's model.
         recipe: What to make.
         weights: Hash of the pipeline's weights.
+        guide: That of the recipe, where it is there already; then it is in no hash.
 
     Raises:
         ValueError: the recipe says what cannot be.
@@ -142,9 +148,11 @@ def rendering_by(pipe: Any, recipe: Recipe, weights: str = "") -> Iterator[Rende
             "are trained on prompts that say something. Give one, or leave the refiner out",
             stacklevel=3,
         )
-    guide, guide_weights = None, ""
-    if recipe.guide:
-        guide, guide_weights = _guide(recipe.guide, pipe.dtype, pipe.device)
+    guide_weights = ""
+    if recipe.guide and guide is None:
+        guide = network(recipe.guide, pipe.dtype).to(pipe.device)
+        guide_weights = weights_hash(guide)
+    asked(pipe, recipe.prompts or [recipe.prompt], bool(_guidance(recipe)))
     with ExitStack() as stack:
         stack.callback(setattr, pipe, "scheduler", pipe.scheduler)
         pipe.scheduler = scheduler_of(recipe, pipe.scheduler)
@@ -181,13 +189,6 @@ def _loaded(model: str, device: str) -> tuple[Any, Any, str]:
     return pipe, pipe.scheduler, digest({"parts": parts, "scheduler": config})
 
 
-@lru_cache(maxsize=1)
-def _guide(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, str]:
-    """A guide network and the hash of its weights; kept, since training asks at every step."""
-    guide = network(name, dtype).to(device)
-    return guide, weights_hash(guide)
-
-
 def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
     """The scheduler of a recipe, with what the pipeline's says of the network.
 
@@ -220,13 +221,16 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
         ValueError: the pipeline takes no such prompt and there is one.
     """
     takes = inspect.signature(pipe.__call__).parameters
-    call: dict[str, Any] = {"num_inference_steps": recipe.steps, **asked(pipe, texts)}
+    call: dict[str, Any] = {"num_inference_steps": recipe.steps}
+    call |= asked(pipe, texts, bool(_guidance(recipe)))
     if recipe.negative and "negative_prompt" not in takes:
         raise ValueError(f"{type(pipe).__name__} takes no negative prompt: leave it out")
     if recipe.negative:
         call["negative_prompt"] = [recipe.negative] * len(texts)
     if "guidance_scale" in takes:
         call["guidance_scale"] = 2.0 if _guidance(recipe) else 1.0
+    if odd := recipe.size.keys() - takes:
+        raise ValueError(f"{type(pipe).__name__} takes no {', '.join(sorted(odd))}: leave it out")
     return call | recipe.size
 
 

@@ -34,11 +34,13 @@ def train(
     """
     from diffsteer.train.settings import Run, presets
 
+    named = {"start": model, "targets": targets}
+    if not preset and (model or targets or changes or out or start):
+        raise ValueError("name the preset that is to be trained; `diffsteer train` lists them")
     if not preset:
         for name, about in presets().items():
             print(f"{name:18} {about}")
         return
-    named = {"start": model, "targets": targets}
     said = (f"settings.{name}={json.dumps(value)}" for name, value in named.items() if value)
     run = Run.named(preset, *said, *changes)
     folder = out or Path("runs") / Path(preset).stem

@@ -5,48 +5,75 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-NAMES = ("prompt", "class_labels")
+from diffsteer.hf.network import network_of
+
+PROMPTS, CLASSES = "prompt", "class_labels"
 """Arguments of pipelines that say what pictures show."""
+NONE = 1000
+"""Class that DiT pipelines send for none in particular, whatever their network has."""
 
 
 def shows(pipe: Any) -> str:
     """Name of the argument that says what a pipeline shows; empty where it takes none."""
     takes = inspect.signature(pipe.__call__).parameters
-    return next((name for name in NAMES if name in takes), "")
+    if PROMPTS in takes:
+        return PROMPTS
+    return CLASSES if CLASSES in takes and _count(pipe) else ""
 
 
-def asked(pipe: Any, texts: Sequence[str]) -> dict[str, Any]:
+def asked(pipe: Any, texts: Sequence[str], guided: bool = False) -> dict[str, Any]:
     """Arguments of a pipeline's call by which its pictures show texts, one each.
 
     Args:
         pipe: Of prompts, of classes (DiT), or of neither.
         texts: A prompt each, or the name or number of a class; empty for none in particular.
+        guided: Whether the pipeline is to send the null half as well.
 
     Raises:
         ValueError: there is no such class, or the pipeline takes no texts and there are some.
     """
     name = shows(pipe)
-    if name == "prompt":
+    if name == PROMPTS:
         return {name: list(texts)}
-    if name:
+    if name == CLASSES:
+        if guided and _count(pipe) != NONE:
+            raise ValueError(
+                f"{type(pipe).__name__} sends class {NONE} for none in particular, which this "
+                f"network of {_count(pipe)} classes has not: sample it without guidance"
+            )
         return {name: [_number(pipe, text.strip()) for text in texts]}
     if any(texts):
         raise ValueError(f"{type(pipe).__name__} takes no prompt: leave it out")
     return {"batch_size": len(texts)}
 
 
+def _count(pipe: Any) -> int:
+    """How many classes a network knows; 0 for none."""
+    return int(getattr(network_of(pipe).config, "num_embeds_ada_norm", 0) or 0)
+
+
 def _number(pipe: Any, text: str) -> int:
     """Number of a class by its name, or in digits; that of no class for an empty text."""
-    count, names = pipe.transformer.config.num_embeds_ada_norm, getattr(pipe, "labels", {})
+    count, names = _count(pipe), dict[str, int](getattr(pipe, "labels", {}))
     if not text:
-        return int(count)
+        return count
     if text.isdecimal() and int(text) < count:
         return int(text)
-    if text in names:
-        return int(names[text])
-    near = get_close_matches(text, names, 3) or list(names)[:3]
+    parts = {_named(part, names) for part in text.split(",")}  # all names of one class, or one
+    if len(parts) == 1 and (number := parts.pop()) is not None:
+        return number
+    near = [] if text.lstrip("-").isdecimal() else get_close_matches(text, names, 3)
     told = ", ".join([*(repr(name) for name in near), f"a number below {count}, or nothing"])
     raise ValueError(
         f"{text!r} is no class of this {type(pipe).__name__}, which shows classes and takes no "
         f"other prompt: give {told}"
     )
+
+
+def _named(text: str, names: dict[str, int]) -> int | None:
+    """Number of the class of a name, in any case where that leaves one; None for none."""
+    text = " ".join(text.split())
+    if text in names:
+        return int(names[text])
+    alike = {number for name, number in names.items() if name.casefold() == text.casefold()}
+    return int(alike.pop()) if len(alike) == 1 else None

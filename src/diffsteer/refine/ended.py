@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffsteer.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.stepping import seeded, stepping
 from diffsteer.hf.timed import predicted
 from diffsteer.recipe import Recipe
 from diffsteer.refine.model import Model, first_call
@@ -85,21 +86,12 @@ def ended(
         return out
 
     call = call_of(pipe, recipe, texts)
-    with stepping(pipe.scheduler, watched), _starting(pipe, noise) as start:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
+    with (
+        seeded(pipe, generators),
+        stepping(pipe.scheduler, watched),
+        _starting(pipe, noise) as start,
+    ):
         call |= {"generator": generators, "output_type": "pil" if shown else "latent"}
         output = pipe(**call, **start)
     return found[0][: len(noise)].to("cpu", torch.float32), output  # DiT steps both halves
-
-
-@contextmanager
-def stepping(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
-    """Let a function stand in for the step of a scheduler, until closed."""
-    own = scheduler.__dict__.get("step")
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        scheduler.__dict__.pop("step")
-        if own is not None:
-            scheduler.step = own

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from diffsteer.hf.network import uncompiled
 
 NAME = "noise_refiner"
 """Of the adapter, beside a user's own."""
+_TURN = RLock()
+"""Held while an adapter is on: whether compiled code runs is decided for all threads at once."""
 
 
 class Lora:
@@ -43,7 +45,6 @@ class Lora:
         if NAME in getattr(network, "peft_config", {}):
             raise ValueError("this network has a noise refiner already: remove it first")
         self.network, self.output, self.rank, self.alpha = network, output, rank, alpha or rank
-        self._lock = Lock()
         names = list(_targets(network))
         for name in names:
             _check_unfused(name, network.get_submodule(name))
@@ -95,7 +96,7 @@ class Lora:
             ValueError: the adapter was removed by others, or fused weights would hide it.
         """
         with ExitStack() as stack:
-            stack.enter_context(self._lock)
+            stack.enter_context(_TURN)
             stack.enter_context(uncompiled())
             for name, layer in self.layers.items():
                 self._check(name, layer)

@@ -5,6 +5,7 @@ both are given the refined one, in the first step of a sampling. The network is 
 before, with the condition that the pipeline sends, which no other place of a pipeline knows.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
@@ -97,6 +98,13 @@ class Refining:
                 "be refined: leave the refiner out of image to image"
             )
         start = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        takes = inspect.signature(self.pipe.__call__).parameters
+        if start != 1 and not {"latents", "image"} & takes.keys():
+            raise ValueError(
+                f"{type(self.pipe).__name__} starts from noise of size 1 where its "
+                f"{type(scheduler).__name__} means {start:.3g}, so that it samples wrongly by "
+                "itself: give it a scheduler such as DDIMScheduler"
+            )
         self._gain = _gain(scheduler)
         whole = said[self._family.sample]
         halves = self._family.sent(self.pipe, whole)

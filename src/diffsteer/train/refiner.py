@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.hf import pocket
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.pocket import pipeline
 from diffsteer.hf.steer import steer
@@ -164,7 +165,10 @@ class RefinerTask(Task):
             texts = prompts_of(Path(settings.prompt_file))
             said = {"model": settings.start, "prompts": texts, **settings.teacher}
             self.recipe = strict(Recipe, said, "settings.teacher")
-            with rendering_by(self.pipe, self.recipe):
+            name, dtype = self.recipe.guide, torch.float32
+            guide = pocket.network(name, dtype) if name else None
+            self.guide = guide and guide.requires_grad_(False).eval()
+            with rendering_by(self.pipe, self.recipe, guide=self.guide):
                 pass  # what it says can be done
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
             self.source, self.teacher = Online(texts), self.recipe.said
@@ -234,5 +238,5 @@ class RefinerTask(Task):
 
     def _taught(self, noise: Tensor, texts: list[str]) -> Tensor:
         """What the teacher makes of noise."""
-        with rendering_by(self.pipe, self.recipe) as images:
+        with rendering_by(self.pipe, self.recipe, guide=self.guide) as images:
             return ended(images, self.recipe, texts, noise)[0].to(noise.device)

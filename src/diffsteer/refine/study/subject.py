@@ -12,9 +12,10 @@ from diffsteer.denoiser import Cond
 from diffsteer.eval.features import Extractor
 from diffsteer.hf.family import packed, size_of, unpacked
 from diffsteer.hf.network import channels
+from diffsteer.hf.stepping import stepping
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe
-from diffsteer.refine.ended import ended, noise_shape, stepping
+from diffsteer.refine.ended import ended, noise_shape
 from diffsteer.refine.inversion import Inversion
 from diffsteer.refine.model import Model, first_call, replaced, require_prompts, sampled_on
 from diffsteer.refine.msd import Student

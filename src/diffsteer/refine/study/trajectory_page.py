@@ -20,7 +20,8 @@ def trajectory_section(found: Analysis, drawn: Mapping[str, str]) -> str:
         rows.append(f"<tr><th>{way}</th>{first}</tr>")
     return (
         "<h2>8. Over the steps of sampling</h2>"
-        "<p>In each step the network says what it takes for the clean data, x0; in guided sampling "
+        "<p>In each step, of which schedulers of second order take two for one, the network says "
+        "what it takes for the clean data, x0; in guided sampling "
         "guidance included, which leads too far at first. How far is that from the latents in "
         "which the sampling ends? The number is the squared distance over the square of that end: "
         "0 where all of it is there already, 1 where no more of it is there than in latents of "
