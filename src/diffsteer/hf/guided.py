@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from diffsteer.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance import Guidance
 from diffsteer.hf.clock import Clock, Tick
 from diffsteer.hf.family import by_sdpa, family_of, packed, size_of, unpacked
-from diffsteer.hf.network import channels, eager, told
+from diffsteer.hf.network import channels, eager, told, uncompiled
 from diffsteer.hf.timed import level_at, timed
 from diffsteer.level import Level, wide
 from diffsteer.prediction import Kind
@@ -83,9 +82,7 @@ class Guided:
         blocks = (block for m in (network, guide) if m is not None for block in m.modules())
         compiled = any(getattr(block, "_compiled_call_impl", None) for block in blocks)
         # blocks that are compiled in place; asked for only where there are any, since it is slow
-        self._eagerly = (
-            partial(torch.compiler.set_stance, "force_eager") if compiled else nullcontext
-        )
+        self._eagerly = uncompiled if compiled else nullcontext
         self._clock = Clock()
         self._scheduler: tuple[Any, Schedule, Kind] | None = None
         self._grid: tuple[Any, Size] | None = None

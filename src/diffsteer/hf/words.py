@@ -41,7 +41,8 @@ def asked(pipe: Any, texts: Sequence[str], guided: bool = False) -> dict[str, An
                 f"{type(pipe).__name__} sends class {NONE} for none in particular, which this "
                 f"network of {_count(pipe)} classes has not: sample it without guidance"
             )
-        return {name: [_number(pipe, text.strip()) for text in texts]}
+        numbers = {text: _number(pipe, text.strip()) for text in set(texts)}
+        return {name: [numbers[text] for text in texts]}
     if any(texts):
         raise ValueError(f"{type(pipe).__name__} takes no prompt: leave it out")
     return {"batch_size": len(texts)}
@@ -54,7 +55,7 @@ def _count(pipe: Any) -> int:
 
 def _number(pipe: Any, text: str) -> int:
     """Number of a class by its name, or in digits; that of no class for an empty text."""
-    count, names = _count(pipe), dict[str, int](getattr(pipe, "labels", {}))
+    count, names = _count(pipe), getattr(pipe, "labels", {})
     if not text:
         return count
     if text.isdecimal() and int(text) < count:

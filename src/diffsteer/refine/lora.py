@@ -100,18 +100,16 @@ class Lora:
             stack.enter_context(uncompiled())
             for name, layer in self.layers.items():
                 self._check(name, layer)
-                others = [] if layer.disable_adapters else layer.active_adapters
-                if alone and name == self.output:
-                    others = []
+                last = alone and name == self.output
+                others = [] if last or layer.disable_adapters else layer.active_adapters
                 stack.callback(_set, layer, layer._active_adapter, layer._disable_adapters)
                 _set(layer, [*others, NAME], False)
-                only = layer.lora_A.keys().isdisjoint(others)
-                if only and not (alone and name == self.output) and _plain(layer):
+                if not last and layer.lora_A.keys().isdisjoint(others) and _plain(layer):
                     stack.callback(layer.__dict__.pop, "forward")
                     layer.forward = partial(_merged, layer)
             if alone:
-                last = self.layers[self.output].base_layer
-                handle = last.register_forward_hook(lambda m, args, out: torch.zeros_like(out))
+                base = self.layers[self.output].base_layer
+                handle = base.register_forward_hook(lambda m, args, out: torch.zeros_like(out))
                 stack.callback(handle.remove)
             yield
 

@@ -1,7 +1,7 @@
 """Training a noise refiner: its unguided samples are to be what a guided teacher makes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +177,9 @@ class RefinerTask(Task):
         require_prompts(self.texts)
         self._numbers = {text: i for i, text in enumerate(self.texts)}
         self.sampler = parse(settings.sampler, Sampler, named=NAMED)
-        sides = ("width", "height")
-        self.size = {side: self.teacher[side] for side in sides if self.teacher.get(side)}
-        schedule = sampled_on(self.pipe, self.texts[0], **self.size)
+        width, height = self.teacher["width"], self.teacher["height"]
+        self.plain = Recipe(settings.start, steps=settings.steps, width=width, height=height)
+        schedule = sampled_on(self.pipe, self.texts[0], **self.plain.size)
         self.levels = grid(schedule, settings.steps, "trailing")
         network = self.refiner.model.network
         if not torch.cuda.is_available() and type(network).__name__ == "UNet2DConditionModel":
@@ -196,7 +196,7 @@ class RefinerTask(Task):
         texts = [self.texts[i] for i in batch["prompt"].tolist()]
         noise, model = batch["noise"], self.refiner.model
         target = batch["target"] if "target" in batch else self._taught(noise, texts)
-        cond = conditions(self.pipe, texts, self.shape, **self.size)
+        cond = conditions(self.pipe, texts, self.shape, **self.plain.size)
 
         def net(x: Tensor, level: Level) -> Tensor:
             return model(x, level, cond)
@@ -219,9 +219,7 @@ class RefinerTask(Task):
         texts = list(how.prompts) or self.texts[:16]
         flow = isinstance(self.refiner.model.schedule, Flow)
         sampler = "" if flow else self.settings.sampler
-        recipe = Recipe(
-            self.settings.start, sampler=sampler, steps=self.settings.steps, **self.size
-        )
+        recipe = replace(self.plain, sampler=sampler)
         generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
         with rendering_by(self.pipe, recipe), steer(self.pipe, refiner=self.refiner):
             output = self.pipe(**call_of(self.pipe, recipe, texts), generator=generators)

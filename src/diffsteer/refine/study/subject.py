@@ -15,7 +15,7 @@ from diffsteer.hf.network import channels
 from diffsteer.hf.stepping import stepping
 from diffsteer.noise import Noise
 from diffsteer.recipe import Recipe
-from diffsteer.refine.ended import ended, noise_shape
+from diffsteer.refine.ended import ended
 from diffsteer.refine.inversion import Inversion
 from diffsteer.refine.model import Model, first_call, replaced, require_prompts, sampled_on
 from diffsteer.refine.msd import Student
@@ -214,9 +214,9 @@ def subject(
     require_prompts(list(recipe.prompts))
     plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
     with rendering(plain, device) as images:
-        shape, tokens = noise_shape(images.pipe, plain), None
+        x, said = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))
+        shape, tokens = tuple(x.shape[1:]), None
         if Model.of(images.pipe).family.packed:
-            said = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))[1]
             tokens = size_of(said["img_ids"], shape[0])
             shape = tuple(unpacked(torch.empty(1, *shape), tokens).shape[1:])
         by, give_back = opened(recipe.refiner, images.pipe)
