@@ -9,7 +9,7 @@ the brightness of the samples; the truth is 0.600 +- 0.300.
 import torch
 
 from diffsteer import DDIM, Discrete, DPMpp2M, Heun, Sampler, UniPC, V, grid
-from diffsteer.oracle import Bright, antithetic, as_network
+from diffsteer.core.oracle import Bright, antithetic, as_network
 
 SPACINGS = ("trailing", "logsigma", "leading")
 STEPS = (10, 25, 50)

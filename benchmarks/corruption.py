@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffsteer_lab.emoji import Emoji
 from torch import Tensor
 
-from diffsteer.eval.efficientnet import EfficientNetLite0
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.manifold import manifold
-from diffsteer.eval.metrics import kid, scaled
-from diffsteer.eval.moments import Moments
-from diffsteer.pictures import Pictures, stacked
-from diffsteer.train.data import Emoji
+from diffsteer.io.images import Pictures, stacked
+from diffsteer.metrics.efficientnet import EfficientNetLite0
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.kernels import kid, scaled
+from diffsteer.metrics.manifold import manifold
+from diffsteer.metrics.moments import Moments
 
 CURVES = {
     "blur": ("held out", "blur 0.5", "blur 1", "blur 2"),

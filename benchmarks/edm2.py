@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from diffsteer import CFG, EDM, Auto, Denoiser, Guidance, Heun, Noise, Preconditioned, grid
-from diffsteer.nets.edm2 import EDM2, network
-from diffsteer.nets.edm2_sample import Loop, guided
-from diffsteer.noise import Draw
+from diffsteer.core.noise import Draw
+from diffsteer.models.edm2.generate import Loop, guided
+from diffsteer.models.edm2.model import EDM2, network
 
 Net = Callable[[Tensor, Tensor], Tensor]
 

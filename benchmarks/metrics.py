@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsteer.eval.bootstrap import frechet_resampled, weights
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.manifold import manifold
-from diffsteer.eval.moments import F64, Moments
+from diffsteer.metrics.bootstrap import frechet_resampled, weights
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.manifold import manifold
+from diffsteer.metrics.moments import F64, Moments
 
 Work = Callable[[argparse.Namespace], dict[str, float]]
 

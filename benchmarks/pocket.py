@@ -19,30 +19,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffsteer_lab.demo import located
+from diffsteer_lab.emoji import BACKGROUNDS, Emoji
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from typing_extensions import override
 
 from diffsteer import SAG
-from diffsteer.branch import Asking, Branch, Point
-from diffsteer.demo import located
-from diffsteer.eval.background import corners
-from diffsteer.eval.bootstrap import frechet_resampled, weights
-from diffsteer.eval.chunks import key_of
-from diffsteer.eval.efficientnet import EfficientNetLite0
-from diffsteer.eval.features import Custom
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.manifold import manifold
-from diffsteer.eval.moments import Moments
-from diffsteer.eval.processes import Processes, launched
-from diffsteer.eval.sampling import sampled
-from diffsteer.eval.sharpness import edges
-from diffsteer.recipe import Recipe, digest
-from diffsteer.refine.best import BestOf, Score
-from diffsteer.render import Rendering, rendering
-from diffsteer.train.data import BACKGROUNDS, Emoji
+from diffsteer.generate.pipelines import Rendering, rendering
+from diffsteer.generate.recipe import Recipe, digest
+from diffsteer.guidance.queries import Asking, Branch, Point
+from diffsteer.io.atomic import whole
+from diffsteer.io.distributed import Processes, launched
+from diffsteer.io.shards import key_of
+from diffsteer.metrics.background import corners
+from diffsteer.metrics.best_of_n import BestOf, Score
+from diffsteer.metrics.bootstrap import frechet_resampled, weights
+from diffsteer.metrics.efficientnet import EfficientNetLite0
+from diffsteer.metrics.features import Custom
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.manifold import manifold
+from diffsteer.metrics.moments import Moments
+from diffsteer.metrics.sampled import sampled
+from diffsteer.metrics.sharpness import edges
 from diffsteer.train.log import save_grid
-from diffsteer.whole import whole
 
 Split = Literal["train", "test"]
 Costs = dict[str, float]

@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffsteer import DDIM, Level, grid
-from diffsteer.hf.steer import steer
-from diffsteer.refine.msd import MSD, Full, Gradient, Student
 from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.steering import steer
+from diffsteer.train.refiner.msd import MSD, Full, Gradient, Student
 from diffsteer.train.settings import Run
 
 SIDE, WORDS = 16, 16

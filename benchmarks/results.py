@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from diffsteer.demo import CREDIT
-from diffsteer.refine.study.experiments import REFINED
-from diffsteer.refine.study.spectrum import TENTHS
+from diffsteer_lab.demo import CREDIT
+from diffsteer_lab.noise_analysis.experiments import REFINED
+from diffsteer_lab.noise_analysis.spectrum import TENTHS
 
 OUT = Path(__file__).parent.parent / "docs" / "results"
 

@@ -35,8 +35,8 @@ from diffusers.utils import logging
 from torch.profiler import ProfilerActivity, profile
 
 from diffsteer import CFG, PAG, SAG, Auto, Guidance
-from diffsteer.hf.guiders import SteerGuider
-from diffsteer.hf.steer import steer
+from diffsteer.hf.guider import SteerGuider
+from diffsteer.steering import steer
 
 Run = Callable[[], Any]
 CHANNELS = {"small": (96, 128), "mid": (160, 384), "sdxl": (320, 640, 1280)}

@@ -22,9 +22,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from diffsteer.train.loop import Trainer
+from diffsteer.train.registry import begin
 from diffsteer.train.settings import Run, changed
-from diffsteer.train.tasks import begin
-from diffsteer.train.trainer import Trainer
 
 Step = Callable[[], Tensor]
 

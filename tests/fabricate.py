@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from diffsteer.nets.edm2 import EDM2
+from diffsteer.models.edm2.model import EDM2
 
 
 def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:

@@ -16,8 +16,9 @@ from tiny import random_weights
 from torch import nn
 
 from diffsteer import X0, Eps
-from diffsteer.attention import received
-from diffsteer.checkpoints.adm import (
+from diffsteer.guidance.attention_taps import received
+from diffsteer.models.adm.blocks import join_heads, split_heads, time_features
+from diffsteer.models.adm.checkpoint import (
     Diffusion,
     check,
     convert,
@@ -26,11 +27,10 @@ from diffsteer.checkpoints.adm import (
     load_classifier,
     shapes_of,
 )
-from diffsteer.checkpoints.adm_published import PUBLISHED
-from diffsteer.hf.adm import to_unet2d, why_not
-from diffsteer.nets.adm import ADM, ADMClassifier
-from diffsteer.nets.adm_blocks import join_heads, split_heads, time_features
-from diffsteer.nets.adm_flags import Flags
+from diffsteer.models.adm.flags import Flags
+from diffsteer.models.adm.published import PUBLISHED
+from diffsteer.models.adm.unet import ADM, ADMClassifier
+from diffsteer.models.adm.unet2d import to_unet2d, why_not
 
 SPEC = json.loads((Path(__file__).parent / "data/adm_state_dict.json").read_text("utf-8"))
 SPEC_FLAGS = Flags.of({**SPEC["config"], "num_classes": 10})
@@ -436,7 +436,7 @@ def test_a_failed_conversion_leaves_nothing(saved: Path, tmp_path: Path, monkeyp
 
 
 def test_the_command(saved: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    from diffsteer.cli import main
+    from diffsteer.cli.main import main
 
     out = tmp_path / "out"
     monkeypatch.setattr("sys.argv", ["diffsteer", "convert", "adm", str(saved), str(out)])

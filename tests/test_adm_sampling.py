@@ -23,11 +23,11 @@ from diffsteer import (
     Discrete,
     respaced,
 )
-from diffsteer.checkpoints.adm import Diffusion
-from diffsteer.nets.adm import ADM, ADMClassifier
-from diffsteer.nets.adm_flags import Flags
-from diffsteer.sampler import NAMED, Sampler
-from diffsteer.text import parse
+from diffsteer.core.parse import parse
+from diffsteer.core.sampler import NAMED, Sampler
+from diffsteer.models.adm.checkpoint import Diffusion
+from diffsteer.models.adm.flags import Flags
+from diffsteer.models.adm.unet import ADM, ADMClassifier
 
 TINY = Flags(
     image_size=32,

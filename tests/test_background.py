@@ -1,9 +1,9 @@
 """Backgrounds are told from the corners, whatever stands in the middle."""
 
 import torch
+from diffsteer_lab.emoji import BACKGROUNDS, Emoji
 
-from diffsteer.eval.background import corners, errors, nearest
-from diffsteer.train.data import BACKGROUNDS, Emoji
+from diffsteer.metrics.background import corners, errors, nearest
 
 
 def test_corners_are_the_median_of_four() -> None:

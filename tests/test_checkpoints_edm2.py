@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffsteer.checkpoints import edm2, tensors
-from diffsteer.checkpoints.unpickle import MOST, Call, CheckpointError
-from diffsteer.nets.edm2 import EDM2
+from diffsteer.models import pickled_tensors as tensors
+from diffsteer.models.edm2 import snapshot as edm2
+from diffsteer.models.edm2.model import EDM2
+from diffsteer.models.restricted_pickle import MOST, Call, CheckpointError
 
 TINY = {
     **{"img_resolution": 4, "img_channels": 1, "label_dim": 2, "model_channels": 2},

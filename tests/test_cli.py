@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from diffsteer.commands.schedule import show
+from diffsteer.cli.schedule import show
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "diffsteer.cli", *args]
+    command = [sys.executable, "-m", "diffsteer.cli.main", *args]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

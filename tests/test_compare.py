@@ -11,12 +11,12 @@ import tiny
 import torch
 from PIL import Image
 
-from diffsteer.commands.compare import compare, entries_of
-from diffsteer.commands.evaluate import evaluate, stats
-from diffsteer.commands.options import Features, Samples
-from diffsteer.commands.sample import sample
-from diffsteer.recipe import read
-from diffsteer.render import _loaded, rendering
+from diffsteer.cli.compare import compare, entries_of
+from diffsteer.cli.evaluate import evaluate, stats
+from diffsteer.cli.options import Features, Samples
+from diffsteer.cli.sample import sample
+from diffsteer.generate.pipelines import _loaded, rendering
+from diffsteer.generate.recipe import read
 
 SMALL = Features(size=32, batch=16, device="cpu")
 SEEDS = "0-23"

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from diffsteer_lab import demo
 from PIL import Image
 
-from diffsteer import demo
-from diffsteer.cli import main
-from diffsteer.hf.pocket import pipeline
+from diffsteer.cli.main import main
+from diffsteer.hf.load import pipeline
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +38,6 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_that_are_not_there_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffsteer.hf.pocket.files", lambda _: tmp_path)
+    monkeypatch.setattr("diffsteer.hf.load.files", lambda _: tmp_path)
     with pytest.raises(ValueError, match="holds no weights of 'pocket'"):
         pipeline("pocket", None)

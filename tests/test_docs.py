@@ -21,7 +21,7 @@ def test_block(code: str) -> None:
 
 
 def test_readme_shows_what_the_command_prints() -> None:
-    from diffsteer.commands.schedule import show
+    from diffsteer.cli.schedule import show
 
     printed = show("sd", 10, "trailing", True, None).splitlines()
     text = (ROOT / "README.md").read_text("utf-8")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffsteer.eval import bootstrap
-from diffsteer.eval.bootstrap import (
+from diffsteer.metrics import bootstrap
+from diffsteer.metrics.bootstrap import (
     frechet_resampled,
     interval,
     manifold_resampled,
@@ -13,14 +13,14 @@ from diffsteer.eval.bootstrap import (
     score_resampled,
     weights,
 )
-from diffsteer.eval.comparison import compared
-from diffsteer.eval.features import Origin
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.manifold import manifold
-from diffsteer.eval.metrics import cubic, inception_score, kid
-from diffsteer.eval.moments import F64, Moments
-from diffsteer.eval.sampling import Sampled
-from diffsteer.eval.statistics import Statistics
+from diffsteer.metrics.comparison import compared
+from diffsteer.metrics.features import Origin
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.kernels import cubic, inception_score, kid
+from diffsteer.metrics.manifold import manifold
+from diffsteer.metrics.moments import F64, Moments
+from diffsteer.metrics.sampled import Sampled
+from diffsteer.metrics.statistics import Statistics
 
 ORIGIN = Origin("Any", "one", "none", "0")
 

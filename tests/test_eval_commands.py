@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffsteer.commands.evaluate import evaluate, stats
-from diffsteer.commands.options import Features
+from diffsteer.cli.evaluate import evaluate, stats
+from diffsteer.cli.options import Features
 
 SMALL = Features(size=32, batch=16)
 
@@ -80,7 +80,7 @@ def test_what_cannot_end_well_is_refused_before_work(
     def works(*_: object) -> None:
         raise AssertionError("pictures were measured")
 
-    monkeypatch.setattr("diffsteer.commands.evaluate.measured", works)
+    monkeypatch.setattr("diffsteer.cli.evaluate.measured", works)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate(data / "good", data / "nowhere", SMALL)
     for resamples in (-1, 19):
@@ -99,7 +99,7 @@ def test_options_that_do_not_belong_to_the_extractor_are_refused() -> None:
 
 def test_the_commands_import_without_torch() -> None:
     code = (
-        "import sys, diffsteer.commands.evaluate\n"
+        "import sys, diffsteer.cli.evaluate\n"
         "assert not {'torch', 'numpy', 'PIL', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,9 +17,9 @@ from transformers import (
     Dinov2Model,
 )
 
-from diffsteer.eval import efficientnet
-from diffsteer.eval.efficientnet import LAYERS, EfficientNetLite0, SameConv
-from diffsteer.eval.features import (
+from diffsteer.metrics import efficientnet
+from diffsteer.metrics.efficientnet import LAYERS, EfficientNetLite0, SameConv
+from diffsteer.metrics.features import (
     UNSTATED,
     Custom,
     Extractor,
@@ -27,7 +27,7 @@ from diffsteer.eval.features import (
     resized,
     weights_hash,
 )
-from diffsteer.eval.pretrained import CLIP, DINOv2, Inception
+from diffsteer.metrics.pretrained import CLIP, DINOv2, Inception
 
 MADE = Origin("Mean", "colour", "none", "0" * 64)
 
@@ -184,7 +184,7 @@ def test_inception_says_what_to_install() -> None:
     """In a process that has no torch-fidelity, whatever this one has."""
     code = (
         "import sys; sys.modules['torch_fidelity'] = None\n"
-        "import torch; from diffsteer.eval.pretrained import Inception\n"
+        "import torch; from diffsteer.metrics.pretrained import Inception\n"
         "Inception()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

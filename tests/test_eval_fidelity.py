@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.manifold import manifold
-from diffsteer.eval.measure import measure
-from diffsteer.eval.metrics import inception_score, kid
-from diffsteer.eval.moments import Moments
-from diffsteer.eval.pretrained import Inception
-from diffsteer.pictures import Pictures, stacked
+from diffsteer.io.images import Pictures, stacked
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.kernels import inception_score, kid
+from diffsteer.metrics.manifold import manifold
+from diffsteer.metrics.measure import measure
+from diffsteer.metrics.moments import Moments
+from diffsteer.metrics.pretrained import Inception
 
 pytestmark = pytest.mark.fidelity
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.manifold import manifold
-from diffsteer.eval.metrics import cmmd, frechet_infinity, inception_score, kid, mmd, scaled
-from diffsteer.eval.moments import Moments
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.kernels import cmmd, frechet_infinity, inception_score, kid, mmd, scaled
+from diffsteer.metrics.manifold import manifold
+from diffsteer.metrics.moments import Moments
 
 F64 = torch.float64
 
@@ -102,7 +102,7 @@ def test_kid_by_hand() -> None:
 def test_blocks_do_not_change_kid(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(30, 7, seed=1), normal(28, 7, seed=2) * 1.1
     whole = kid(x, y, subsets=11, size=25)
-    monkeypatch.setattr("diffsteer.eval.metrics.BLOCK", 3 * 25 * 25)
+    monkeypatch.setattr("diffsteer.metrics.kernels.BLOCK", 3 * 25 * 25)
     assert kid(x, y, subsets=11, size=25) == pytest.approx(whole, abs=1e-13)
 
 
@@ -212,7 +212,7 @@ def test_manifold_equals_the_naive_form(n: int, m: int, k: int, seed: int) -> No
 def test_blocks_do_not_change_the_manifold(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, real = normal(90, 4), normal(70, 4, seed=1) + 0.3
     whole = manifold(fake, real)
-    monkeypatch.setattr("diffsteer.eval.manifold.BLOCK", 7 * 70)
+    monkeypatch.setattr("diffsteer.metrics.manifold.BLOCK", 7 * 70)
     assert manifold(fake, real) == whole
 
 

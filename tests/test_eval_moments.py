@@ -10,7 +10,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffsteer.eval.moments import Moments
+from diffsteer.metrics.moments import Moments
 
 F64 = torch.float64
 

@@ -11,13 +11,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from diffsteer.eval.features import Custom, Origin
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.processes import launched
-from diffsteer.eval.sampling import sampled
-from diffsteer.eval.statistics import Statistics
-from diffsteer.recipe import Recipe
-from diffsteer.render import rendering
+from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.recipe import Recipe
+from diffsteer.io.distributed import launched
+from diffsteer.metrics.features import Custom, Origin
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.sampled import sampled
+from diffsteer.metrics.statistics import Statistics
 
 PIXELS = Custom(lambda x: x.flatten(1).float(), Origin("pixels", "all", "none", "0"))
 """Features that are the picture, so that statistics show every pixel."""

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffsteer.eval import sampling
-from diffsteer.eval.chunks import Folder
-from diffsteer.eval.features import Custom, Origin
-from diffsteer.eval.frechet import Gaussian
-from diffsteer.eval.measure import measure
-from diffsteer.eval.sampling import Sampled, sampled
+from diffsteer.io.shards import Folder
+from diffsteer.metrics import sampled as sampling
+from diffsteer.metrics.features import Custom, Origin
+from diffsteer.metrics.frechet import Gaussian
+from diffsteer.metrics.measure import measure
+from diffsteer.metrics.sampled import Sampled, sampled
 
 MEAN = Custom(lambda x: x.float().mean(dim=(2, 3)), Origin("mean", "rgb", "none", "0"))
 KEY = {"what": "uniform noise", "steps": 3}
@@ -159,8 +159,8 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
-from diffsteer.eval import sampling
-from diffsteer.eval.processes import launched
+from diffsteer.metrics import sampled as sampling
+from diffsteer.io.distributed import launched
 from test_eval_sampling import KEY, MEAN, noise
 sampling.ROWS = 8
 torch.set_num_threads(1)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffsteer.eval.bootstrap import weights
-from diffsteer.eval.features import UNSTATED, Custom, Origin
-from diffsteer.eval.frechet import Gaussian, frechet
-from diffsteer.eval.measure import kept, measure
-from diffsteer.eval.moments import Moments
-from diffsteer.eval.report import compare, omitted, possible, resampled
-from diffsteer.eval.statistics import Statistics
+from diffsteer.metrics.bootstrap import weights
+from diffsteer.metrics.evaluate import compare, omitted, possible, resampled
+from diffsteer.metrics.features import UNSTATED, Custom, Origin
+from diffsteer.metrics.frechet import Gaussian, frechet
+from diffsteer.metrics.measure import kept, measure
+from diffsteer.metrics.moments import Moments
+from diffsteer.metrics.statistics import Statistics
 
 MADE = Origin("Mean", "colour", "none", "ab" * 32)
 INCEPTION = Origin("Inception", "2048", "tf-bilinear-299", "6726825d" + "0" * 56)

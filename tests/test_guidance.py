@@ -47,9 +47,9 @@ from diffsteer import (
     run,
     together,
 )
+from diffsteer.core.oracle import Gaussian, Mixture
+from diffsteer.core.parse import subclasses
 from diffsteer.guidance.base import Rescaled, Within
-from diffsteer.oracle import Gaussian, Mixture
-from diffsteer.text import subclasses
 
 F64 = torch.float64
 Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]

@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto
-from diffsteer.attention import blur, received
-from diffsteer.hf.steer import steer
+from diffsteer.guidance.attention_taps import blur, received
+from diffsteer.steering import steer
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from diffsteer import CFG, PAG, SAG, AutoNoise
-from diffsteer.hf.clock import Clock
-from diffsteer.hf.steer import steer
+from diffsteer.hf.timesteps import Clock
+from diffsteer.steering import steer
 
 
 def scheduler(cls=diffusers.DDIMScheduler, n=5, **more):

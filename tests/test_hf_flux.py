@@ -6,10 +6,10 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise
-from diffsteer.attention import received
+from diffsteer.guidance.attention_taps import received
 from diffsteer.hf import guided
-from diffsteer.hf.family import packed, unpacked
-from diffsteer.hf.steer import steer
+from diffsteer.hf.architectures import packed, unpacked
+from diffsteer.steering import steer
 
 PROMPTS = ["a cat", "a red dog"]
 DOUBLE, SINGLE = "transformer_blocks.1", "single_transformer_blocks.0"
@@ -129,7 +129,8 @@ def test_sag_looks_at_the_image_tokens(flux, monkeypatch) -> None:
     """The map is that of the layer's own queries and keys of the image."""
     pipe, maps = flux(), []
     monkeypatch.setattr(
-        "diffsteer.attention.received", lambda q, k: maps.append((q, k)) or received(q, k)
+        "diffsteer.guidance.attention_taps.received",
+        lambda q, k: maps.append((q, k)) or received(q, k),
     )
     seen = []
     attend = torch.nn.functional.scaled_dot_product_attention

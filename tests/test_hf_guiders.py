@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from diffsteer import CFG, PAG, SAG, Auto
-from diffsteer.hf.guiders import SteerGuider
-from diffsteer.hf.steer import steer
+from diffsteer.hf.guider import SteerGuider
+from diffsteer.steering import steer
 
 EULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PROMPTS = ["a cat", "a red dog"]

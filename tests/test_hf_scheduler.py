@@ -11,8 +11,8 @@ import tiny
 import torch
 
 from diffsteer import DDIM, DDPM, Discrete, DPMpp2M, Noise, Sampler, UniPC, V, grid, trace
+from diffsteer.core.oracle import Bright, Gaussian, antithetic
 from diffsteer.hf.scheduler import SteerScheduler
-from diffsteer.oracle import Bright, Gaussian, antithetic
 
 F64 = torch.float64
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -8,9 +8,9 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProcessor2_0
 
 from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, V
-from diffsteer.hf.family import image_attention
+from diffsteer.hf.architectures import image_attention
 from diffsteer.hf.scheduler import SteerScheduler
-from diffsteer.hf.steer import steer
+from diffsteer.steering import steer
 
 SD = {
     "beta_schedule": "scaled_linear",

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffsteer import X0, Cosine, Discrete, Eps, Flow, V, Velocity
-from diffsteer.identify import brightness_gain, kind_of_network, noise_slope
-from diffsteer.oracle import Bright
+from diffsteer.core.identify import brightness_gain, kind_of_network, noise_slope
+from diffsteer.core.oracle import Bright
 
 SD, SHAPE = Discrete.scaled_linear(), (4, 8, 8)
 

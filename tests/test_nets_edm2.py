@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from diffsteer import CFG, EDM, PAG, Auto, Denoiser, Preconditioned, grid
-from diffsteer.nets.edm2 import EDM2, network
-from diffsteer.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
+from diffsteer.models.edm2.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
+from diffsteer.models.edm2.model import EDM2, network
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "edm2_state_dict.json").read_text("utf-8"))
 SMALL = {

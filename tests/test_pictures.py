@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from diffsteer.pictures import PictureError, Pictures, decode, stacked
+from diffsteer.io.images import PictureError, Pictures, decode, stacked
 
 RGB = np.random.RandomState(0).randint(0, 256, (9, 7, 3), dtype=np.uint8)
 
@@ -232,7 +232,7 @@ def test_a_picture_that_unpacks_to_too_much_is_refused(
 ) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("bomb.png", bytes(10_000))
-    monkeypatch.setattr("diffsteer.pictures.MAX_BYTES", 9_999)
+    monkeypatch.setattr("diffsteer.io.images.MAX_BYTES", 9_999)
     with pytest.raises(PictureError, match=r"bomb\.png has 10000 bytes"):
         list(Pictures.at(tmp_path / "set.zip"))
 

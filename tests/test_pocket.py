@@ -5,12 +5,12 @@ from importlib.resources import files
 
 import pytest
 import torch
+from diffsteer_lab.emoji import BACKGROUNDS, Emoji
 
-from diffsteer.eval.background import errors, nearest
-from diffsteer.hf.pocket import REFINER, network, pipeline
-from diffsteer.recipe import Recipe
-from diffsteer.render import rendering
-from diffsteer.train.data import BACKGROUNDS, Emoji
+from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.load import REFINER, network, pipeline
+from diffsteer.metrics.background import errors, nearest
 
 FOLDER = files("diffsteer") / "assets" / "pocket"
 NAMES = ("pocket", "pocket-eps", "pocket-guide")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffsteer.checkpoints.posthoc import find, images, name, reconstruct
-from diffsteer.commands.convert import widths_of
-from diffsteer.ema import gamma, weights
-from diffsteer.nets.edm2 import EDM2
+from diffsteer.cli.convert import widths_of
+from diffsteer.core.ema import gamma, weights
+from diffsteer.models.edm2.model import EDM2
+from diffsteer.models.edm2.posthoc import find, images, name, reconstruct
 
 TINY = {
     **{"img_resolution": 4, "img_channels": 1, "label_dim": 2, "model_channels": 2},

@@ -17,8 +17,8 @@ from diffsteer import (
     grid,
     trace,
 )
-from diffsteer.oracle import Gaussian, as_network
-from diffsteer.text import subclasses
+from diffsteer.core.oracle import Gaussian, as_network
+from diffsteer.core.parse import subclasses
 
 F64 = torch.float64
 SAMPLERS = {c.__name__: c for c in subclasses(Sampler) if c is not Ancestral}

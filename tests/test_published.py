@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from diffsteer import EDM, Auto, Denoiser, Heun, Noise, Preconditioned, grid
-from diffsteer.cli import app
-from diffsteer.commands.published import Decoder, Published, sample
+from diffsteer.cli.main import app
+from diffsteer.core.parse import parse
+from diffsteer.generate.published import Decoder, Published, sample
 from diffsteer.guidance import Guidance
-from diffsteer.nets.edm2 import EDM2, network
-from diffsteer.nets.edm2_sample import Loop, generate, guided, latents, pixels
-from diffsteer.presets.edm2 import Net, Preset, preset, presets
-from diffsteer.text import parse
+from diffsteer.models.edm2.generate import Loop, generate, guided, latents, pixels
+from diffsteer.models.edm2.model import EDM2, network
+from diffsteer.models.edm2.presets import Net, Preset, preset, presets
 
 ROOT = Path(__file__).parent.parent
 SMALL = {

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffsteer.eval.stale import seeds_in
-from diffsteer.pictures import Pictures
-from diffsteer.recipe import (
+from diffsteer.generate.recipe import (
     KEY,
     Recipe,
     differences,
@@ -22,6 +20,8 @@ from diffsteer.recipe import (
     seeds_of,
     spelled,
 )
+from diffsteer.io.images import Pictures
+from diffsteer.metrics.same_recipe import seeds_in
 
 CAT = Recipe("some/model", prompt="a cat", guidance="CFG({w})", sampler="UniPC()", steps=3)
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
 from diffsteer.hf.network import network_of
-from diffsteer.hf.steer import steer
-from diffsteer.refine import watch
-from diffsteer.refine.head import HEADS
+from diffsteer.refine import noise_registry as watch
+from diffsteer.refine.heads import HEADS
+from diffsteer.refine.hook import refine
 from diffsteer.refine.model import Model, conditions, first_call
 from diffsteer.refine.nlg import NLG
-from diffsteer.refine.pipeline import refine
 from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.steering import steer
 
 SD = {
     "beta_schedule": "scaled_linear",
@@ -899,8 +899,8 @@ def fails_without(refiner: NoiseRefiner) -> Any:
 
 def test_nlg_is_its_formula(sd) -> None:
     """One round by hand, with the noise that it adds drawn again from its seed."""
+    from diffsteer.core.noise import Noise
     from diffsteer.hf.guided import seeds_of
-    from diffsteer.noise import Noise
 
     pipe = sd()
     model = Model.of(pipe)

@@ -13,23 +13,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
-from torch import Tensor
-
-from diffsteer import Noise
-from diffsteer.cli import main
-from diffsteer.hf.pocket import pipeline
-from diffsteer.hf.scheduler import SteerScheduler
-from diffsteer.recipe import Recipe
-from diffsteer.refine.best import STRIDE
-from diffsteer.refine.ended import ended
-from diffsteer.refine.inversion import INVERSIONS, Inversion
-from diffsteer.refine.model import replaced
-from diffsteer.refine.nlg import NLG
-from diffsteer.refine.pipeline import refine
-from diffsteer.refine.refiner import NoiseRefiner
-from diffsteer.refine.study.analysis import Analysis, analyse, planned
-from diffsteer.refine.study.experiments import (
+from diffsteer_lab.noise_analysis.analysis import Analysis, analyse, planned
+from diffsteer_lab.noise_analysis.experiments import (
     FULLY,
     GUIDED,
     KEPT,
@@ -41,13 +26,28 @@ from diffsteer.refine.study.experiments import (
     partners,
     slerp,
 )
-from diffsteer.refine.study.files import numbers, write
-from diffsteer.refine.study.record import Drawn, ratio
-from diffsteer.refine.study.rivals import BEST, NUDGED
-from diffsteer.refine.study.spectrum import TENTHS, radius, swapped
-from diffsteer.refine.study.subject import subject
-from diffsteer.refine.study.trajectory import ALL, LAYOUT, TEACHER, pictures_of
-from diffsteer.render import rendering, rendering_by
+from diffsteer_lab.noise_analysis.files import numbers, write
+from diffsteer_lab.noise_analysis.inversion import INVERSIONS, Inversion
+from diffsteer_lab.noise_analysis.record import Drawn, ratio
+from diffsteer_lab.noise_analysis.rivals import BEST, NUDGED
+from diffsteer_lab.noise_analysis.spectrum import TENTHS, radius, swapped
+from diffsteer_lab.noise_analysis.subject import subject
+from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, pictures_of
+from PIL import Image
+from torch import Tensor
+
+from diffsteer import Noise
+from diffsteer.cli.main import main
+from diffsteer.generate.from_noise import ended
+from diffsteer.generate.pipelines import rendering, rendering_by
+from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.load import pipeline
+from diffsteer.hf.scheduler import SteerScheduler
+from diffsteer.metrics.best_of_n import STRIDE
+from diffsteer.refine.hook import refine
+from diffsteer.refine.model import replaced
+from diffsteer.refine.nlg import NLG
+from diffsteer.refine.refiner import NoiseRefiner
 
 PROMPTS = ("red cat", "red dog", "green trees", "small green tree")
 
@@ -492,7 +492,7 @@ def test_the_command(
     model: str, refiner: str, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     out = prompts.parent / "out"
-    monkeypatch.setattr("diffsteer.commands.refine._extractor", lambda device: None)
+    monkeypatch.setattr("diffsteer_lab.cli.analyse._extractor", lambda device: None)
     words = [model, "--refiner", refiner, "--prompts", prompts, "--out", out, "--device", "cpu"]
     words += ["--guidance", "CFG(3)", "--steps", 2, "--seeds", "3-4", "--count", 4, "--show", 1]
     words += ["--score", "test_refine_analysis:brightness"]
@@ -696,7 +696,7 @@ def test_pictures_of_latents_are_the_pipelines_own_and_cost_no_rows(model: str) 
 def test_bad_input(
     model: str, refiner: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffsteer.commands.refine._extractor", lambda device: None)
+    monkeypatch.setattr("diffsteer_lab.cli.analyse._extractor", lambda device: None)
     good = [model, "--refiner", refiner, "--prompts", prompts, "--device", "cpu"]
     out = tmp_path / "out"
     other = tmp_path / "other"

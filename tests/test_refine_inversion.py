@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffsteer_lab.noise_analysis.inversion import Inversion
 from torch import Tensor
 
 from diffsteer import DDIM, EDM, Discrete, Eps, Flow, Preconditioned, V, Velocity, grid
-from diffsteer.level import Level
-from diffsteer.oracle import Gaussian, Mixture, as_network
-from diffsteer.prediction import X0
-from diffsteer.refine.inversion import Inversion
+from diffsteer.core.level import Level
+from diffsteer.core.oracle import Gaussian, Mixture, as_network
+from diffsteer.core.prediction import X0
 
 SD = Discrete.scaled_linear()
 CASES = [

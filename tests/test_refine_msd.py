@@ -23,8 +23,8 @@ from diffsteer import (
     Velocity,
     grid,
 )
-from diffsteer.oracle import Gaussian, Mixture
-from diffsteer.refine.msd import MSD, Full, Student
+from diffsteer.core.oracle import Gaussian, Mixture
+from diffsteer.train.refiner.msd import MSD, Full, Student
 
 F64 = torch.float64
 CASES = [

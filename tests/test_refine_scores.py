@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from diffsteer import parse
-from diffsteer.commands.refine import targets
-from diffsteer.eval.features import normalised, resized
-from diffsteer.recipe import Recipe
-from diffsteer.refine.scores import Aesthetic, CLIPScore, Scorer, name_of, score_of
-from diffsteer.refine.targets import Targets
+from diffsteer.cli.refine import targets
+from diffsteer.generate.recipe import Recipe
+from diffsteer.metrics.features import normalised, resized
+from diffsteer.metrics.scores import Aesthetic, CLIPScore, Scorer, name_of, score_of
+from diffsteer.train.refiner.targets import Targets
 
 PROMPTS = ["owl", "a small red cat", "dog"]
 LONG = "so many words that the model knows no place for them"
@@ -205,7 +205,7 @@ def test_a_module_of_the_working_directory_is_found(tmp_path: Path, monkeypatch)
 def test_help_loads_nothing_heavy() -> None:
     for command in ("targets", "analyse"):
         code = f"sys.argv = ['diffsteer', 'refine', '{command}', '--help']\n"
-        code = f"from diffsteer.cli import main\n{code}"
+        code = f"from diffsteer.cli.main import main\n{code}"
         loaded = loaded_after(code + "try: main()\nexcept SystemExit as end: assert not end.code")
         assert not loaded & {"torch", *HEAVY}
 
@@ -239,7 +239,7 @@ def test_targets_are_bound_to_the_weights_that_judged(clip: Path, tmp_path: Path
 
 
 def _judged(recipe: Recipe, score: CLIPScore) -> Tensor:
-    from diffsteer.render import rendering
+    from diffsteer.generate.pipelines import rendering
 
     with rendering(recipe, "cpu") as images:
         texts = [recipe.of(seed).prompt for seed in range(6)]

@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
-from diffsteer.refine.study.spectrum import (
+from diffsteer_lab.noise_analysis.spectrum import (
     BINS,
     REACH,
     TENTHS,
@@ -19,6 +17,7 @@ from diffsteer.refine.study.spectrum import (
     rings,
     swapped,
 )
+from torch import Tensor
 
 SIZES = [(8, 8), (16, 16), (9, 15), (12, 32), (2, 2)]
 

@@ -15,19 +15,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffsteer import Noise, grid
-from diffsteer.commands.refine import targets
-from diffsteer.commands.sample import sample
-from diffsteer.commands.train import train
-from diffsteer.eval import sampling
-from diffsteer.hf.steer import steer
-from diffsteer.recipe import Recipe, recalled
-from diffsteer.refine.best import BestOf
+from diffsteer.cli.refine import targets
+from diffsteer.cli.sample import sample
+from diffsteer.cli.train import train
+from diffsteer.core.sampler import DDIM
+from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.recipe import Recipe, recalled
+from diffsteer.metrics import sampled as sampling
+from diffsteer.metrics.best_of_n import BestOf
 from diffsteer.refine.refiner import NoiseRefiner
-from diffsteer.refine.targets import Targets, make
-from diffsteer.render import rendering
-from diffsteer.sampler import DDIM
+from diffsteer.steering import steer
+from diffsteer.train.refiner.targets import Targets, make
+from diffsteer.train.registry import begin
 from diffsteer.train.settings import Pictures, Run, presets
-from diffsteer.train.tasks import begin
 
 PROMPTS = ("a cat", "a red dog", "owl")
 
@@ -96,7 +96,7 @@ def test_targets_are_bound_to_every_weight_that_decides_them(
     teacher: Recipe, stored: Path, monkeypatch
 ) -> None:
     """Here to another text encoder under the same name of the model."""
-    from diffsteer import render
+    from diffsteer.generate import pipelines as render
 
     pipe, scheduler, _ = render._loaded(teacher.model, "cpu")
     monkeypatch.setattr(render, "_loaded", lambda *_: (pipe, scheduler, "other"))
@@ -125,7 +125,7 @@ def test_processes_share_the_seeds(teacher: Recipe, stored: Path, tmp_path: Path
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [
         "-m",
-        "diffsteer.cli",
+        "diffsteer.cli.main",
         "refine",
         "targets",
         teacher.model,

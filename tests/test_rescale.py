@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffsteer import DDIM, X0, Discrete, V, Velocity, grid, rescale, rescale_centred
-from diffsteer.oracle import Gaussian
+from diffsteer.core.oracle import Gaussian
 
 BOTH = pytest.mark.parametrize("act", [rescale, rescale_centred])
 

@@ -12,11 +12,11 @@ import tiny
 import torch
 from PIL import Image
 
-from diffsteer import render
-from diffsteer.commands.sample import sample
-from diffsteer.hf.pocket import pipeline
-from diffsteer.hf.words import asked
-from diffsteer.recipe import Recipe, recalled, seeds_of
+from diffsteer.cli.sample import sample
+from diffsteer.generate import pipelines as render
+from diffsteer.generate.recipe import Recipe, recalled, seeds_of
+from diffsteer.hf.conditioning import asked
+from diffsteer.hf.load import pipeline
 
 CAT = Recipe(prompt="a cat", guidance="CFG(3) + SAG(0.5)", sampler="UniPC()", steps=3)
 

@@ -11,22 +11,22 @@ from PIL import Image
 
 from diffsteer import DDIM, Ancestral, grid, respaced
 from diffsteer import sample as steps
-from diffsteer.checkpoints.adm import convert, load, load_classifier
-from diffsteer.cli import app
-from diffsteer.commands.evaluate import measured
-from diffsteer.commands.networks import format_of
-from diffsteer.commands.options import Features, Samples
-from diffsteer.eval.stale import seeds_in
+from diffsteer.cli.evaluate import measured
+from diffsteer.cli.main import app
+from diffsteer.cli.options import Features, Samples
+from diffsteer.core.parse import parse
+from diffsteer.generate.networks import format_of
+from diffsteer.generate.recipe import Recipe, read
 from diffsteer.guidance import Auto, Guidance
-from diffsteer.nets.adm import ADM, ADMClassifier
-from diffsteer.nets.adm_flags import Flags
-from diffsteer.nets.edm2 import EDM2
-from diffsteer.nets.edm2_files import Stored
-from diffsteer.nets.edm2_sample import Loop, generate, pixels
-from diffsteer.pictures import Pictures
-from diffsteer.presets.edm2 import preset
-from diffsteer.recipe import Recipe, read
-from diffsteer.text import parse
+from diffsteer.io.images import Pictures
+from diffsteer.metrics.same_recipe import seeds_in
+from diffsteer.models.adm.checkpoint import convert, load, load_classifier
+from diffsteer.models.adm.flags import Flags
+from diffsteer.models.adm.unet import ADM, ADMClassifier
+from diffsteer.models.edm2.folder import Stored
+from diffsteer.models.edm2.generate import Loop, generate, pixels
+from diffsteer.models.edm2.model import EDM2
+from diffsteer.models.edm2.presets import preset
 
 FLAGS = (
     "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "

@@ -31,8 +31,8 @@ from diffsteer import (
     sample,
     trace,
 )
-from diffsteer.oracle import Bright, Gaussian, Mixture, antithetic, as_network
-from diffsteer.text import subclasses
+from diffsteer.core.oracle import Bright, Gaussian, Mixture, antithetic, as_network
+from diffsteer.core.parse import subclasses
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffsteer import DDIM, EDM, DPMpp2M, Heun, Sampler, Schedule, UniPC, parse
-from diffsteer.sampler import NAMED
+from diffsteer.core.sampler import NAMED
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffsteer_lab.toy import study
+from diffsteer_lab.toy.measure import Figures, Truth
+from diffsteer_lab.toy.net import LogDensity, network
+from diffsteer_lab.toy.report import claims, table
+from diffsteer_lab.toy.study import AUTO, CFG, PLAIN, TRUNCATED, WAYS, Row, Study
+from diffsteer_lab.toy.training import Training
+from diffsteer_lab.toy.tree import branches, cells, mixture
 from torch import Tensor
 
 from diffsteer import EDM, Cosine, Denoiser, Eps, Level
-from diffsteer.cli import main
-from diffsteer.level import CLEAN
-from diffsteer.oracle import Gaussian, Gaussians
-from diffsteer.toy import study
-from diffsteer.toy.measure import Figures, Truth
-from diffsteer.toy.net import LogDensity, network
-from diffsteer.toy.report import claims, table
-from diffsteer.toy.study import AUTO, CFG, PLAIN, TRUNCATED, WAYS, Row, Study
-from diffsteer.toy.training import Training
-from diffsteer.toy.tree import branches, cells, mixture
+from diffsteer.cli.main import main
+from diffsteer.core.level import CLEAN
+from diffsteer.core.oracle import Gaussian, Gaussians
 
 F64 = torch.float64
 LEVELS = [EDM().at(s) for s in (0.002, 0.1, 5.0)] + [Cosine().at(t) for t in (0.3, 0.9)]
@@ -29,7 +29,7 @@ LEVELS = [EDM().at(s) for s in (0.002, 0.1, 5.0)] + [Cosine().at(t) for t in (0.
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Find the edge of the truth from fewer samples."""
-    monkeypatch.setattr("diffsteer.toy.measure.LEVEL_FROM", 2**13)
+    monkeypatch.setattr("diffsteer_lab.toy.measure.LEVEL_FROM", 2**13)
 
 
 def points(n: int = 60, seed: int = 0) -> Tensor:
@@ -106,7 +106,7 @@ def test_levels_of_single_points_and_parts(monkeypatch: pytest.MonkeyPatch) -> N
     together = exact.score(x, Level(sigma, torch.ones(7, dtype=F64), sigma))
     alone = torch.cat([exact.score(x[i : i + 1], EDM().at(s)) for i, s in enumerate(sigma)])
     torch.testing.assert_close(together, alone, atol=1e-9, rtol=1e-12)
-    monkeypatch.setattr("diffsteer.oracle.BLOCK", 3 * 1016)
+    monkeypatch.setattr("diffsteer.core.oracle.BLOCK", 3 * 1016)
     parts = exact.score(x, Level(sigma, torch.ones([], dtype=F64), sigma))
     torch.testing.assert_close(parts, alone, atol=1e-9, rtol=1e-12)
 
@@ -350,7 +350,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     }
     monkeypatch.setattr(study, "NETS", nets)
     monkeypatch.setattr(study, "STEPS", 3)
-    monkeypatch.setattr("diffsteer.toy.draw.CELLS", 20)
+    monkeypatch.setattr("diffsteer_lab.toy.draw.CELLS", 20)
     made: list[str] = []
     run = Training.run
 

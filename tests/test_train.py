@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffsteer_lab.emoji import Emoji
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import stable_diffusion
 
 from diffsteer import Cosine, Discrete, Flow, V
-from diffsteer.train.checkpoint import BrokenCheckpoint, Checkpoints
-from diffsteer.train.data import Emoji
+from diffsteer.train.checkpoints import BrokenCheckpoint, Checkpoints
+from diffsteer.train.loop import NotFinite
 from diffsteer.train.objective import Objective, place
 from diffsteer.train.settings import LATER, Run, Training, presets
-from diffsteer.train.trainer import NotFinite
 
 NETWORK = {
     "block_out_channels": [8, 16],
@@ -67,7 +67,7 @@ def toml(value: Any) -> str:
 
 
 def begun(path: str, out: Path, *changes: str, start: int | None = None) -> Any:
-    from diffsteer.train.tasks import begin
+    from diffsteer.train.registry import begin
 
     return begin(Run.named(path, *changes), out, start)
 
@@ -129,7 +129,7 @@ def test_unit_latents_change_no_reconstruction() -> None:
 def killed(path: str, out: Path, after: float) -> None:
     """Start a run and kill it some seconds after its first checkpoint began to be written."""
     run = subprocess.Popen(
-        [sys.executable, "-m", "diffsteer.cli", "train", path, "--out", str(out)],
+        [sys.executable, "-m", "diffsteer.cli.main", "train", path, "--out", str(out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -207,7 +207,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
-            *("--master_port=29517", "-m", "diffsteer.cli"),
+            *("--master_port=29517", "-m", "diffsteer.cli.main"),
             *("train", path, "--out", str(out), "--set", "training.images=4"),
         ],
         check=True,
@@ -227,7 +227,7 @@ def test_averages_of_other_lengths_are_made_from_snapshots(tmp_path: Path) -> No
     """One that is stored comes back as it is, in half precision."""
     from safetensors.torch import load_file
 
-    from diffsteer.checkpoints.posthoc import reconstruct
+    from diffsteer.models.edm2.posthoc import reconstruct
 
     table = {**SMALL, "data": {"source": str(tmp_path / "pictures"), "size": 8}}
     (tmp_path / "pictures").mkdir()
@@ -333,7 +333,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path: Path)
     path, out = preset(tmp_path), tmp_path / "run"
     begun(path, out, "training.images=8").fit()
     code = (
-        "import resource, signal, sys; from diffsteer.cli import main\n"
+        "import resource, signal, sys; from diffsteer.cli.main import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         f"sys.argv = ['diffsteer', 'train', {path!r}, '--out', {str(out)!r}]\nmain()"

@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffsteer_lab.emoji import BACKGROUNDS, Emoji, composed, family, held_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diffsteer.train import data, latents, own
-from diffsteer.train.data import BACKGROUNDS, Emoji, Sample, Stream, composed, family, held_out
-from diffsteer.train.own import Folder, Shards
+from diffsteer.train import captioned_images as own
+from diffsteer.train import latents
+from diffsteer.train import stream as data
+from diffsteer.train.captioned_images import Folder, Shards
+from diffsteer.train.stream import Sample, Stream
 
 ASSETS = Path(data.__file__).parents[1] / "assets/emoji"
 TABLE = json.loads((ASSETS / "emoji.json").read_text("utf-8"))
@@ -573,7 +576,7 @@ def test_contents_change_with_pictures_and_captions_and_not_with_copies(
 
 
 def test_every_byte_of_a_short_file_counts_and_the_end_of_a_long_one(tmp_path: Path) -> None:
-    from diffsteer.train.contents import PIECE, PIECES, _pieces
+    from diffsteer.train.fingerprint import PIECE, PIECES, _pieces
 
     for length in (0, 1, PIECE, PIECE * PIECES - 1, PIECE * PIECES):
         data = np.random.RandomState(0).bytes(length)

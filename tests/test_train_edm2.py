@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from diffsteer_lab.emoji import Emoji
 from PIL import Image
 from test_train import begun, preset, require_equal, weights
 
-from diffsteer.cli import app
+from diffsteer.cli.main import app
 from diffsteer.guidance import Auto
-from diffsteer.nets.edm2 import EDM2
-from diffsteer.nets.edm2_sample import Loop, decoded, encoded, generate, latents
-from diffsteer.nets.magnitude import MPConv
-from diffsteer.pictures import decode
-from diffsteer.presets.edm2 import presets as published
-from diffsteer.train.data import Emoji, Sample, Stream
+from diffsteer.io.images import decode
+from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, latents
+from diffsteer.models.edm2.magnitude import MPConv
+from diffsteer.models.edm2.model import EDM2
+from diffsteer.models.edm2.presets import presets as published
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task, classes_of, weighed
 from diffsteer.train.objective import place
 from diffsteer.train.settings import Pictures, Run, presets
+from diffsteer.train.stream import Sample, Stream
 from diffsteer.train.task import Examples
 
 NETWORK = {
@@ -230,7 +231,7 @@ def test_the_loss_falls_and_the_uncertainty_follows_the_error(learnt: Path) -> N
 
 
 def test_the_result_samples_with_a_snapshot_as_its_guide(tmp_path: Path, learnt: Path) -> None:
-    from diffsteer.checkpoints.posthoc import find, reconstruct
+    from diffsteer.models.edm2.posthoc import find, reconstruct
 
     main = EDM2.load(learnt / "model")
     assert main.label_dim == 2 and not main.training

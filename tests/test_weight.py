@@ -21,8 +21,8 @@ from diffsteer import (
     Velocity,
     Weight,
 )
-from diffsteer.text import subclasses
-from diffsteer.weight import FLOOR
+from diffsteer.core.loss_weight import FLOOR
+from diffsteer.core.parse import subclasses
 
 F64 = torch.float64
 T = torch.arange(1000)

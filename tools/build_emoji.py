@@ -215,9 +215,10 @@ def contact(path: Path, seed: int) -> None:
     """Draw 32 samples of the stream that training sees, 2x enlarged, captions below."""
     from textwrap import wrap
 
+    from diffsteer_lab.emoji import Emoji
     from PIL import ImageDraw, ImageFont
 
-    from diffsteer.train.data import Emoji, Stream
+    from diffsteer.train.stream import Stream
 
     page = Image.new("RGB", (8 * 176, 4 * 206), "#dddddd")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)

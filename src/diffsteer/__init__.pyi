@@ -1,7 +1,24 @@
-from .attention import BlurQuery, Edit, Identity
-from .branch import Answer, Asking, Branch, Plan, Point, plan, run, together
-from .denoiser import Denoiser, Network
-from .dropout import Dropout
+from .core.level import CLEAN, Level
+from .core.loss_weight import EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
+from .core.noise import Noise
+from .core.parse import parse
+from .core.prediction import X0, Eps, Kind, Preconditioned, V, Velocity
+from .core.sampler import (
+    DDIM,
+    DDPM,
+    Ancestral,
+    DPMpp2M,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Sampler,
+    Step,
+    UniPC,
+    sample,
+    trace,
+)
+from .core.schedule import EDM, Cosine, Discrete, Flow, Schedule
+from .core.spacing import SPACINGS, Karras, grid, respaced
 from .guidance import (
     APG,
     CFG,
@@ -16,29 +33,12 @@ from .guidance import (
     Classifier,
     Guidance,
 )
+from .guidance.attention_taps import BlurQuery, Edit, Identity
 from .guidance.classifier import class_gradient
+from .guidance.denoiser import Denoiser, Network
+from .guidance.queries import Answer, Asking, Branch, Plan, Point, plan, run, together
 from .guidance.rescale import rescale, rescale_centred
-from .level import CLEAN, Level
-from .noise import Noise
-from .prediction import X0, Eps, Kind, Preconditioned, V, Velocity
-from .sampler import (
-    DDIM,
-    DDPM,
-    Ancestral,
-    DPMpp2M,
-    Euler,
-    EulerAncestral,
-    Heun,
-    Sampler,
-    Step,
-    UniPC,
-    sample,
-    trace,
-)
-from .schedule import EDM, Cosine, Discrete, Flow, Schedule
-from .spacing import SPACINGS, Karras, grid, respaced
-from .text import parse
-from .weight import EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
+from .guidance.row_dropout import Dropout
 
 __all__ = [
     "APG",

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.branch import Asking, Branch, Point
-from diffsteer.dropout import Dropout
+from diffsteer.core.level import Level, weighted
+from diffsteer.core.noise import Noise
 from diffsteer.guidance.base import Guidance, away, finite, named
-from diffsteer.level import Level, weighted
-from diffsteer.noise import Noise
+from diffsteer.guidance.queries import Asking, Branch, Point
+from diffsteer.guidance.row_dropout import Dropout
 
 
 @dataclass(frozen=True, repr=False)

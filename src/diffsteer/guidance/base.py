@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.branch import Asking, Branch, Point, together
+from diffsteer.guidance.queries import Asking, Branch, Point, together
 from diffsteer.guidance.rescale import rescale, rescale_centred
 
 

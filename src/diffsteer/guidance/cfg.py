@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.branch import Asking, Branch, Point
 from diffsteer.guidance.base import Guidance, away, finite, whole
+from diffsteer.guidance.queries import Asking, Branch, Point
 
 
 @dataclass(frozen=True, repr=False)

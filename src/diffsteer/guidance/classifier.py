@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.branch import Asking, Branch, Point
+from diffsteer.core.level import Level, along
 from diffsteer.guidance.base import Guidance, finite, named
-from diffsteer.level import Level, along
+from diffsteer.guidance.queries import Asking, Branch, Point
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,7 +8,7 @@ draws bright and dark images towards grey; the centred one leaves the mean where
 import torch
 from torch import Tensor
 
-from diffsteer.level import require_alike, wide
+from diffsteer.core.level import require_alike, wide
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.attention import blur
-from diffsteer.branch import Answer, Asking, Branch, Point
+from diffsteer.guidance.attention_taps import blur
 from diffsteer.guidance.base import Guidance, finite, named, whole
+from diffsteer.guidance.queries import Answer, Asking, Branch, Point
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.branch import number
-from diffsteer.denoiser import Cond, Denoiser, Network
+from diffsteer.core.level import Level, wide
+from diffsteer.core.prediction import Kind
+from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance import Guidance
-from diffsteer.hf.clock import Clock, Tick
-from diffsteer.hf.family import by_sdpa, family_of, packed, size_of, unpacked
+from diffsteer.guidance.denoiser import Cond, Denoiser, Network
+from diffsteer.guidance.queries import number
+from diffsteer.hf.architectures import by_sdpa, family_of, packed, size_of, unpacked
 from diffsteer.hf.network import channels, eager, told, uncompiled
 from diffsteer.hf.timed import level_at, timed
-from diffsteer.level import Level, wide
-from diffsteer.prediction import Kind
-from diffsteer.schedule import Flow, Schedule
+from diffsteer.hf.timesteps import Clock, Tick
 
 Size = tuple[int, int]
 

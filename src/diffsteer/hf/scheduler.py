@@ -14,14 +14,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.hf import config as hf_config
-from diffsteer.level import Level, wide
-from diffsteer.prediction import Eps, V
-from diffsteer.sampler import NAMED as NAMED_SAMPLERS
-from diffsteer.sampler import Sampler
-from diffsteer.schedule import Schedule
-from diffsteer.spacing import SPACINGS, grid
-from diffsteer.text import parse
+from diffsteer.core.level import Level, wide
+from diffsteer.core.parse import parse
+from diffsteer.core.prediction import Eps, V
+from diffsteer.core.sampler import NAMED as NAMED_SAMPLERS
+from diffsteer.core.sampler import Sampler
+from diffsteer.core.schedule import Schedule
+from diffsteer.core.spacing import SPACINGS, grid
+from diffsteer.hf import scheduler_config as hf_config
 
 Generators = torch.Generator | list[torch.Generator] | None
 

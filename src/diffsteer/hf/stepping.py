@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.hf.words import CLASSES, shows
+from diffsteer.hf.conditioning import CLASSES, shows
 
 
 @contextmanager

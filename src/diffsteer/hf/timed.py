@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.hf.config import trained
-from diffsteer.level import Level, wide
-from diffsteer.prediction import Kind
-from diffsteer.schedule import EDM, Flow, Schedule
+from diffsteer.core.level import Level, wide
+from diffsteer.core.prediction import Kind
+from diffsteer.core.schedule import EDM, Flow, Schedule
+from diffsteer.hf.scheduler_config import trained
 
 
 def timed(scheduler: Any) -> tuple[Schedule, Kind]:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.denoiser import Cond
-from diffsteer.hf.config import trained
-from diffsteer.hf.family import Family, family_of
+from diffsteer.core.level import Level, wide
+from diffsteer.core.prediction import Kind
+from diffsteer.core.schedule import Flow, Schedule
+from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.architectures import Family, family_of
+from diffsteer.hf.conditioning import asked
 from diffsteer.hf.network import arguments, channels, eager, network_of, put_back, told
-from diffsteer.hf.words import asked
-from diffsteer.level import Level, wide
-from diffsteer.prediction import Kind
-from diffsteer.schedule import Flow, Schedule
+from diffsteer.hf.scheduler_config import trained
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.denoiser import Cond
+from diffsteer.core.level import Level, wide
+from diffsteer.core.noise import Noise
+from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
-from diffsteer.level import Level, wide
-from diffsteer.noise import Noise
 from diffsteer.refine.model import Model
 
 CLIP = 0.5

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from diffsteer.denoiser import Cond
-from diffsteer.level import wide
-from diffsteer.refine.files import Said, fingerprint, read, require, write
-from diffsteer.refine.head import HEADS, Start
+from diffsteer.core.level import wide
+from diffsteer.guidance.denoiser import Cond
+from diffsteer.refine.heads import HEADS, Start
 from diffsteer.refine.lora import Lora
+from diffsteer.refine.metadata import Said, fingerprint, read, require, write
 from diffsteer.refine.model import Model
-from diffsteer.refine.watch import forget
+from diffsteer.refine.noise_registry import forget
 
 
 class NoiseRefiner:

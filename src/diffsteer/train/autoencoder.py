@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffsteer.train.data import Sample, Source
 from diffsteer.train.objective import clean
 from diffsteer.train.settings import Pictures
+from diffsteer.train.stream import Sample, Source
 from diffsteer.train.task import Task, plain_attention
 
 MOMENTS = 2_000

@@ -23,19 +23,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.level import Level
+from diffsteer.core.loss_weight import EDMWeight
+from diffsteer.core.prediction import Preconditioned
+from diffsteer.core.schedule import EDM
 from diffsteer.guidance import CFG
-from diffsteer.level import Level
-from diffsteer.nets.edm2 import EDM2
-from diffsteer.nets.edm2_files import Stored
-from diffsteer.nets.edm2_sample import Loop, decoded, encoded, generate, pixels
-from diffsteer.prediction import Preconditioned
-from diffsteer.schedule import EDM
-from diffsteer.train.data import Captions, Sample, Source
+from diffsteer.models.edm2.folder import Stored
+from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
+from diffsteer.models.edm2.model import EDM2
 from diffsteer.train.latents import Latents, cached
 from diffsteer.train.objective import Objective, clean, place
 from diffsteer.train.settings import Pictures
+from diffsteer.train.stream import Captions, Sample, Source
 from diffsteer.train.task import Task
-from diffsteer.weight import EDMWeight
 
 NORMAL = NormalDist()
 

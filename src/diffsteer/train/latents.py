@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffsteer.train.data import Source, bound
-from diffsteer.whole import PART, whole
+from diffsteer.io.atomic import PART, whole
+from diffsteer.train.stream import Source, bound
 
 ROWS = 64
 """Pictures that are encoded at a time."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.train.checkpoint import put
+from diffsteer.train.checkpoints import put
 
 
 class Metrics:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsteer.level import Level, wide
-from diffsteer.prediction import Kind
-from diffsteer.schedule import Discrete, Schedule
-from diffsteer.weight import Uniform, Weight
+from diffsteer.core.level import Level, wide
+from diffsteer.core.loss_weight import Uniform, Weight
+from diffsteer.core.prediction import Kind
+from diffsteer.core.schedule import Discrete, Schedule
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,13 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from diffsteer.io.extensions import extension, extensions
 
 T = TypeVar("T")
 
@@ -146,7 +149,7 @@ class Run:
     """A training run.
 
     Attributes:
-        task: Name of what is trained, a key of `diffsteer.train.tasks.TASKS`.
+        task: Name of what is trained, a key of `diffsteer.train.registry.TASKS`.
         training: See `Training`.
         data: See `Data`.
         pictures: See `Pictures`.
@@ -184,8 +187,15 @@ class Run:
 
 def presets() -> dict[str, str]:
     """Names of the presets that ship, and what each is for."""
-    found = sorted((f for f in PRESETS.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return {f.name[:-5]: tomllib.loads(f.read_text("utf-8"))["about"] for f in found}
+    return {name: tomllib.loads(text)["about"] for name, text in sorted(_texts().items())}
+
+
+@cache
+def _texts() -> dict[str, str]:
+    """Presets of this distribution and of extensions, by name."""
+    folders = [PRESETS, *(files(extension("presets", name)) for name in extensions("presets"))]
+    paths = (path for folder in folders for path in folder.iterdir())
+    return {p.name[:-5]: p.read_text("utf-8") for p in paths if p.name.endswith(".toml")}
 
 
 def strict(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -239,7 +249,7 @@ def _text(preset: str) -> str:
             f"{preset!r} is no preset: there are {', '.join(presets())}, and a .toml file of your "
             "own will do"
         )
-    return (PRESETS / f"{preset}.toml").read_text("utf-8")
+    return _texts()[preset]
 
 
 def _change(table: dict[str, Any], change: str) -> None:

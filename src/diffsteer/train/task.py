@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffsteer.train.checkpoint import put
-from diffsteer.train.data import Sample, Source, Stream
+from diffsteer.train.checkpoints import put
 from diffsteer.train.settings import Pictures
+from diffsteer.train.stream import Sample, Source, Stream
 
 
 class Task(nn.Module, ABC):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffsteer.hf.config import kind_of, schedule_of
-from diffsteer.hf.pocket import pipeline
-from diffsteer.level import Level
+from diffsteer.core.level import Level
+from diffsteer.hf.load import pipeline
+from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.train.autoencoder import pixels
-from diffsteer.train.data import Captions, Sample, Source
 from diffsteer.train.latents import Latents, cached
 from diffsteer.train.objective import Objective, clean, place
 from diffsteer.train.settings import Pictures
+from diffsteer.train.stream import Captions, Sample, Source
 from diffsteer.train.task import Task, plain_attention
 from diffsteer.train.vocabulary import tokenizer_for
 

@@ -1,0 +1,1 @@
+"""Models that ship, their data, and the studies on them."""

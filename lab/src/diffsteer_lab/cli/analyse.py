@@ -1,0 +1,75 @@
+"""`diffsteer refine analyse`; importable without torch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import OmitArgPrefixes
+
+from diffsteer.generate.recipe import Recipe, prompts_of, seeds_of
+
+if TYPE_CHECKING:
+    from diffsteer.metrics.features import Extractor
+
+AS_TRAINED = Recipe(sampler="DDIM()", steps=10)
+"""How the student of `diffsteer train refiner` samples, where its settings do not say otherwise."""
+
+
+def analyse(
+    recipe: OmitArgPrefixes[Recipe] = AS_TRAINED,
+    prompts: Path = Path("prompts.txt"),
+    seeds: str = "0-15",
+    count: int = 128,
+    out: Path = Path("analysis"),
+    batch: int = 8,
+    device: str = "",
+    show: int = 4,
+    score: str = "",
+) -> None:
+    """Show what a refiner changes in noise, and which frequencies carry the result, on a page.
+
+    Spectra of the change and of inverted guided pictures, refined noise swapped band by band,
+    sweeps of strength and prompt, and rivals, with intervals over seeds. Features are those of the
+    extra `eval`, where it is installed.
+
+    Args:
+        recipe: Model and refiner; the guidance is of the pictures that the refiner is compared
+            with, and of them alone.
+        prompts: File with one prompt a line; seed i shows prompt i mod their number. With three
+            or more, prompts are swapped for one another too.
+        seeds: Those that are sampled, each about 40 times: "0-15".
+        count: Noises in the spectra of the change, >= 2; each costs a row of the network.
+        out: Folder for index.html, analysis.json, charts (SVG) and pictures (PNG).
+        batch: Samples at a time, >= 1.
+        device: Where it runs; empty for a GPU if there is one.
+        show: Pictures of so many of the first seeds in the page.
+        score: As in `diffsteer refine targets`; judges pictures by strength, and rivals.
+    """
+    from tqdm import tqdm
+
+    from diffsteer.metrics.scores import score_of
+    from diffsteer_lab.noise_analysis.analysis import analyse, planned
+    from diffsteer_lab.noise_analysis.files import write
+    from diffsteer_lab.noise_analysis.subject import subject
+
+    if not recipe.model or recipe.prompt:
+        raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")
+    recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), seeds_of(seeds)
+    judge = score_of(score, device) if score else None
+    with subject(recipe, device, _extractor(device)) as studied:
+        total = planned(studied, numbers, batch, show, judge is not None)
+        with tqdm(total=total, unit="picture", disable=None) as bar:
+            studied.progress = bar.update
+            found = analyse(studied, numbers, count, batch, show, judge)
+    write(found, out)
+    print(*found.verdicts, out / "index.html", sep="\n")
+
+
+def _extractor(device: str) -> "Extractor | None":
+    """The extractor that works offline, where it is installed."""
+    from importlib.util import find_spec
+
+    from diffsteer.metrics.efficientnet import PACKAGE, EfficientNetLite0
+    from diffsteer.metrics.features import device_of
+
+    return EfficientNetLite0(device=device_of(device)) if find_spec(PACKAGE) else None

@@ -1,0 +1,227 @@
+"""A pipeline and what refines its noise, as experiments ask them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.noise import Noise
+from diffsteer.core.sampler import DDIM
+from diffsteer.core.spacing import grid
+from diffsteer.generate.from_noise import ended
+from diffsteer.generate.pipelines import Rows, call_of, rendering, stacked
+from diffsteer.generate.recipe import Recipe
+from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.architectures import packed, size_of, unpacked
+from diffsteer.hf.network import channels
+from diffsteer.hf.stepping import stepping
+from diffsteer.metrics.features import Extractor
+from diffsteer.refine.hook import Refine, opened
+from diffsteer.refine.model import Model, first_call, replaced, require_prompts, sampled_on
+from diffsteer.refine.nlg import Rival
+from diffsteer.train.refiner.msd import Student
+from diffsteer_lab.noise_analysis.inversion import Inversion
+from diffsteer_lab.noise_analysis.record import Drawn
+
+
+class _Out(NamedTuple):
+    """What a network returns."""
+
+    sample: Tensor
+
+
+class _Step(NamedTuple):
+    """What a scheduler's step returns."""
+
+    prev_sample: Tensor
+
+
+class Subject:
+    """What is studied. All noise is of unit variance, float32, on the CPU, `(B, C, H, W)`.
+
+    So are latents; what pipelines pack into rows of patches is packed for them alone.
+
+    Args:
+        recipe: Of it, refiner and guidance included.
+        by: What refines, in the network of the pipeline.
+        shape: Of one sample's noise.
+        device: Where networks run.
+        extractor: Of features of pictures, if any.
+        weights: Hash of the pipeline's weights.
+        tokens: Height and width of its noise in patches, where it packs it.
+
+    Attributes:
+        progress: Called with the number of pictures after each part that was sampled.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        by: Refine,
+        shape: tuple[int, ...],
+        device: str = "",
+        extractor: Extractor | None = None,
+        weights: str = "",
+        tokens: tuple[int, int] | None = None,
+    ) -> None:
+        self.recipe, self.by, self.shape, self._tokens = recipe, by, shape, tokens
+        self.weights, self.extractor, self._device = weights, extractor, device
+        self._guided = replace(recipe, refiner="", strength=1.0)
+        self._plain = replace(self._guided, guidance="", guide="")
+        self.progress: Callable[[int], Any] = lambda n: None
+        self._spent: dict[str, float] = {}
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a guidance."""
+        return bool(self.recipe.guidance)
+
+    def text(self, seed: int) -> str:
+        """The prompt of a seed."""
+        return self.recipe.of(seed).prompt
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Noise of seeds, as the pipeline would draw it on the CPU."""
+        return Noise(seeds)(torch.empty(len(seeds), *self.shape))
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """As the pipeline has it."""
+        return x if self._tokens is None else packed(x)
+
+    def _outside(self, x: Tensor) -> Tensor:
+        """As we have it, on the CPU."""
+        found = x.to("cpu", torch.float32)
+        return found if self._tokens is None else unpacked(found, self._tokens)
+
+    def rows(self) -> dict[str, float]:
+        """Rows that networks evaluated in refining and sampling since the last call, by network."""
+        spent, self._spent = self._spent, {}
+        return spent
+
+    def _spend(self, rows: Rows) -> None:
+        for name, n in rows().items():
+            self._spent[name] = self._spent.get(name, 0) + n
+
+    def refuses(self, rival: Rival) -> str:
+        """Why a rival can do nothing here; empty where it can."""
+        with rendering(self._plain, self._device) as images:
+            return rival.refuses(Model.of(images.pipe).terminal)
+
+    @torch.no_grad()
+    def refined(self, noise: Tensor, texts: Sequence[str], rival: Rival | None = None) -> Tensor:
+        """Noise refined for prompts, by what is studied, or by a rival of it in full strength."""
+        by, strength = (self.by, self.recipe.strength) if rival is None else (rival, 1.0)
+        with rendering(self._plain, self._device) as images:
+            pipe = images.pipe
+            conds = {"cond": self._cond(pipe, texts)}
+            if by.null:
+                conds["null"] = self._cond(pipe, [""] * len(texts))
+            found = by(self._inside(noise).to(pipe.device), conds, Model.of(pipe))
+            self._spend(images.rows)
+        return torch.lerp(noise, self._outside(found), strength)
+
+    def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
+        """What the network is told of prompts, at the size of the recipe."""
+        return first_call(pipe, **call_of(pipe, self._plain, texts))[1]
+
+    def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        """What unguided sampling makes of noise; with its path, if that is asked for."""
+        return self._draw(self._plain, noise, texts, path)
+
+    def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        """What guided sampling makes of noise; with its path, if that is asked for."""
+        return self._draw(self._guided, noise, texts, path)
+
+    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str], path: bool) -> Drawn:
+        seen: list[Tensor] = []
+        watch = seen.append if path else None
+        with rendering(recipe, self._device) as images:
+            x = self._inside(noise)
+            latents, output = ended(images, recipe, texts, x, shown=True, watch=watch)
+            self._spend(images.rows)
+        pictures = stacked(output)
+        features = None if self.extractor is None else self.extractor(pictures).cpu()
+        self.progress(len(noise))
+        way = tuple(self._outside(x0) for x0 in seen)
+        return Drawn(self._outside(latents), pictures, features, way)
+
+    @torch.no_grad()
+    def decoded(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
+        """Pictures that the pipeline would show if its sampling ended in these latents.
+
+        By the pipeline itself, whatever its family does to them; its network is not asked.
+
+        Returns:
+            uint8, `(B, 3, H, W)`.
+        """
+        with rendering(self._plain, self._device) as images:
+            pipe = images.pipe
+            end = self._inside(latents).to(pipe.device, pipe.dtype)
+            model = Model.of(pipe)
+
+            def nothing(said: dict[str, Any]) -> _Out:
+                x, n = model.cond(said)[0], channels(model.network)
+                times = (model.network.config.out_channels or n) // n  # twice with a variance
+                return _Out(torch.cat([torch.zeros_like(x)] * times, dim=1))
+
+            call = call_of(pipe, self._plain, texts)
+            call["generator"] = [torch.Generator().manual_seed(0) for _ in texts]
+            with replaced(pipe, nothing), stepping(pipe.scheduler, lambda *_, **__: _Step(end)):
+                pictures = stacked(pipe(**call))
+            self._spend(images.rows)
+        return pictures
+
+    @torch.no_grad()
+    def inverted(
+        self, latents: Tensor, texts: Sequence[str], inversion: Inversion
+    ) -> tuple[Tensor, Tensor]:
+        """Noise that an inversion without guidance finds for latents, and what DDIM makes of it.
+
+        Both on the levels of the recipe's steps from the terminal one, with the prompts.
+        """
+        with rendering(self._plain, self._device) as images:
+            pipe = images.pipe
+            model, cond = Model.of(pipe), self._cond(pipe, texts)
+            schedule = sampled_on(pipe, texts[0], **self.recipe.size)
+            levels = grid(schedule, self.recipe.steps, "trailing")
+            student = Student(lambda x, at: model(x, at, cond), model.kind, levels, DDIM())
+            size = float(levels[0].alpha.hypot(levels[0].sigma))
+            x = self._inside(latents).to(pipe.device)
+            noise = inversion(x, levels, student.denoised) / size
+            return self._outside(noise), self._outside(student(noise))
+
+
+@contextmanager
+def subject(
+    recipe: Recipe, device: str = "", extractor: Extractor | None = None
+) -> Iterator[Subject]:
+    """Load a pipeline and what refines its noise, until closed.
+
+    Args:
+        recipe: Model, refiner, prompts, and how to sample; its guidance is the teacher's.
+        device: Where; empty for a GPU if there is one.
+        extractor: Of features of pictures, if any.
+
+    Raises:
+        FileNotFoundError: there is no refiner.
+        ValueError: it belongs to another network, none is named, or a prompt is empty.
+    """
+    if not recipe.refiner:
+        raise ValueError("there is nothing to analyse: name what refines the noise, --refiner")
+    require_prompts(list(recipe.prompts))
+    plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
+    with rendering(plain, device) as images:
+        x, said = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))
+        shape, tokens = tuple(x.shape[1:]), None
+        if Model.of(images.pipe).family.packed:
+            tokens = size_of(said["img_ids"], shape[0])
+            shape = tuple(unpacked(torch.empty(1, *shape), tokens).shape[1:])
+        by, give_back = opened(recipe.refiner, images.pipe)
+        weights = images.weights
+    try:
+        yield Subject(recipe, by, shape, device, extractor, weights, tokens)
+    finally:
+        give_back()

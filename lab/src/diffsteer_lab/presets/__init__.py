@@ -1,0 +1,1 @@
+"""Training presets of the models that ship."""

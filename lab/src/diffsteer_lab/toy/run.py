@@ -1,0 +1,68 @@
+"""`diffsteer toy` from networks to files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from diffsteer.generate.recipe import spelled
+from diffsteer.io.atomic import whole
+from diffsteer_lab.toy.draw import draw
+from diffsteer_lab.toy.measure import Truth
+from diffsteer_lab.toy.report import claims, table
+from diffsteer_lab.toy.study import (
+    FLOORS,
+    NETS,
+    SCHEDULE,
+    START,
+    STEPS,
+    WAYS,
+    Study,
+    choices,
+    trained,
+)
+
+LEAST = 100
+"""Samples of which figures mean anything at all."""
+
+
+def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) -> str:
+    """Train what is not there, sample, measure and draw; writes toy.json, toy.md and toy.png.
+
+    Returns:
+        The table and which claims hold, in Markdown, as in toy.md.
+
+    Raises:
+        ValueError: too few samples, or the folder holds networks that were trained otherwise.
+    """
+    if samples < LEAST:
+        raise ValueError(f"{samples} samples show nothing: give at least {LEAST}")
+    study = Study(trained(out / "networks", mains, guides), Truth(samples))
+    total = len(FLOORS) + len(choices(mains, guides))
+    with tqdm(study.rows(mains, guides), "sampling", total, unit="row", disable=None) as bar:
+        rows = list(bar)
+    found = claims(rows)
+    said = {
+        "samples": samples,
+        "seeds": {"main": list(mains), "guides": list(guides), "start": START},
+        "sampler": {"name": "Heun()", "steps": STEPS, "schedule": repr(SCHEDULE)},
+        "ways": [asdict(way) for way in WAYS],
+        "networks": {role: asdict(how) for role, how in NETS.items()},
+        "versions": {"torch": torch.__version__},
+        "rows": [asdict(row) for row in rows],
+        "claims": [asdict(claim) for claim in found],
+    }
+    head = (
+        f"N={samples}, main networks of seeds {spelled(mains)}, guides of seeds {spelled(guides)}, "
+        f"{STEPS} Heun steps: median (least to most) over networks.\n"
+    )
+    text = "\n".join([head, table(rows), "", *(f"* {claim}" for claim in found)])
+    for name, part in (("toy.json", json.dumps(said, indent=1)), ("toy.md", text)):
+        with whole(out / name) as file:
+            file.write(f"{part}\n".encode())
+    with whole(out / "toy.png") as file:
+        draw(study, mains[0], guides[0], file)
+    return text

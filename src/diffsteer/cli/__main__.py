@@ -1,0 +1,5 @@
+"""`python -m diffsteer.cli`."""
+
+from diffsteer.cli.main import main
+
+main()

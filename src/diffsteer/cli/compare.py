@@ -1,0 +1,189 @@
+"""`diffsteer compare`: recipes against one another, as a page; importable without torch."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from diffsteer.cli.evaluate import agrees, known
+from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
+from diffsteer.generate.recipe import WEIGHT, Recipe, numeral, read, seeds_of
+
+if TYPE_CHECKING:
+    from diffsteer.metrics.sampled import Sampled
+    from diffsteer.metrics.statistics import Statistics
+    from diffsteer.report.curves import Shown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe of a comparison: its name, the sweep that it is part of, and its weight there."""
+
+    name: str
+    curve: str
+    weight: float | None
+    recipe: Recipe
+
+    def folder(self, out: Path) -> Path:
+        """Where its pictures are shown from."""
+        return out / "pictures" / self.name.replace("/", "_")
+
+
+def compare(
+    recipes: Positional[tuple[Path, ...]],
+    /,
+    reference: Path,
+    weights: str = "",
+    features: OmitArgPrefixes[Features] = FEATURES,
+    samples: OmitArgPrefixes[Samples] = SAMPLES,
+    out: Path = Path("compared"),
+    show: int = 6,
+    resamples: int = 200,
+) -> None:
+    """Compare recipes on the same seeds and prompts: figures, cost, curves, pictures, one page.
+
+    A guidance in which {w} stands for a number, such as "CFG({w}) + SAG(0.75)", becomes one recipe
+    for each of --weights. Runs on as many processes as torchrun or accelerate launch starts.
+
+    Args:
+        recipes: JSON files, or PNGs of `diffsteer sample`; the others are compared with the first.
+        reference: Statistics file (.npz), folder or zip file of real pictures.
+        weights: Numbers for {w}, such as "1,2,4".
+        features: How pictures become features; of every picture they are kept.
+        samples: Which pictures.
+        out: Folder for report.html, report.json and the pictures that are shown.
+        show: Pictures of each recipe in the page, of the first seeds.
+        resamples: For the intervals, >= 20.
+    """
+    from diffsteer.io.distributed import Processes, launched
+
+    entries = entries_of(recipes, weights)
+    if resamples < 20 or show < 0:
+        raise ValueError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
+    features = replace(features, keep=len(seeds_of(samples.seeds)))
+    extractor = features.build()
+    agrees(reference, extractor)
+    runs = {}
+    with launched():
+        for entry in entries:
+            if Processes.running().rank == 0:
+                print(f"{entry.name}: {entry.recipe.guidance or 'no guidance'}", flush=True)
+            runs[entry.name] = samples.measure(
+                entry.recipe, features, extractor, entry.folder(out), show
+            )
+        if Processes.running().rank > 0:
+            return
+    real, digest = known(reference, features, extractor)
+    _report(entries, runs, real, {"path": str(reference), "sha256": digest}, out, show, resamples)
+
+
+def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:
+    """Recipes to compare, with sweeps filled in.
+
+    Raises:
+        ValueError: there are fewer than two, two have one name, or their prompts differ.
+    """
+    numbers = _numbers(weights)
+    read_all = [(path, read(path)) for path in paths]
+    if numbers and not any(WEIGHT in recipe.guidance for _, recipe in read_all):
+        raise ValueError(
+            f'no recipe has a place for --weights: write {WEIGHT} into a guidance, "CFG({WEIGHT})"'
+        )
+    alike = len({path.stem for path in paths}) == len(paths)
+    entries = []
+    for path, recipe in read_all:
+        curve = path.stem if alike else str(path)
+        if WEIGHT not in recipe.guidance:
+            entries.append(Entry(curve, curve, None, recipe))
+            continue
+        if not numbers:
+            raise ValueError(f"{path} has {WEIGHT} in its guidance: say its numbers, --weights 1,2")
+        for number, filled in zip(numbers, recipe.weighted(numbers), strict=True):
+            entries.append(Entry(f"{curve} w={numeral(number)}", curve, number, filled))
+    _comparable(entries)
+    return entries
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise ValueError(f'{text!r} are no weights: write "1,2,4"') from error
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{text!r} names a weight twice")
+    return numbers
+
+
+def _comparable(entries: list[Entry]) -> None:
+    if len(entries) < 2:
+        raise ValueError("one recipe is nothing to compare: name two, or use `diffsteer evaluate`")
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ValueError("a recipe is named twice: name each once")
+    first = entries[0]
+    for entry in entries[1:]:
+        said, theirs = ((e.recipe.prompt, e.recipe.prompts) for e in (first, entry))
+        if said != theirs:
+            raise ValueError(
+                f"{entry.name} has other prompts than {first.name}: pictures of other things do "
+                "not compare; give both the same prompts"
+            )
+
+
+def _report(
+    entries: list[Entry],
+    runs: "dict[str, Sampled]",
+    real: "Statistics",
+    reference: dict[str, Any],
+    out: Path,
+    show: int,
+    resamples: int,
+) -> None:
+    from diffsteer.io.atomic import whole
+    from diffsteer.metrics.comparison import compared
+    from diffsteer.metrics.evaluate import omitted
+    from diffsteer.metrics.value import table
+    from diffsteer.report.compare import page
+    from diffsteer.report.curves import Shown
+
+    notes = omitted(runs[entries[0].name].statistics, real)
+    shown = []
+    for entry, one in zip(entries, compared(runs, real, resamples), strict=True):
+        pictures = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
+        shown.append(Shown(one, entry.recipe.said, entry.curve, entry.weight, pictures))
+        print(f"\n{one.name}", table(one.figures), *_lines(shown[-1]), sep="\n")
+    for note in notes:
+        print(f"not measured: {note}")
+    content = {
+        "reference": reference,
+        "resamples": resamples,
+        "recipes": [_plain(one) for one in shown],
+        "not measured": notes,
+    }
+    with whole(out / "report.json") as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+    with whole(out / "report.html") as file:
+        file.write(page(shown, reference["path"], notes, resamples).encode())
+    print(f"\n{out / 'report.html'}, {out / 'report.json'}")
+
+
+def _lines(one: "Shown") -> list[str]:
+    lines = [
+        f"  {name} less the first's: {value:+.5g}, 95 % {within}"
+        for name, (value, within) in one.compared.differences.items()
+    ]
+    costs = one.compared.costs.items()
+    return lines + [
+        f"  {name} a picture: {c.median:.4g} ({c.low:.4g} to {c.high:.4g})" for name, c in costs
+    ]
+
+
+def _plain(one: "Shown") -> dict[str, Any]:
+    return {
+        "curve": one.curve,
+        "weight": one.weight,
+        "recipe": dict(one.said),
+        "pictures": {seed: str(path) for seed, path in one.pictures.items()},
+        **one.compared.json(),
+    }

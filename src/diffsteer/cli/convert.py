@@ -1,0 +1,76 @@
+"""What `diffsteer convert edm2` and `diffsteer ema` do; importable without torch.
+
+The command line reads its options from the types and docstrings here.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+
+def edm2(source: Positional[Path], out: Positional[Path], /) -> None:
+    """Convert an official EDM2 snapshot to safetensors and JSON; nothing in it is run.
+
+    Args:
+        source: The .pkl file.
+        out: Folder to make; must not be there.
+    """
+    from diffsteer.models.edm2.snapshot import convert
+
+    found = convert(source, out)
+    size = sum(t.numel() for t in found.tensors.values())
+    print(f"{out}: {size / 1e6:.1f} million numbers, {found.config}")
+
+
+def ema(
+    snapshots: Positional[Path],
+    /,
+    out: Path,
+    std: str = "0.010,0.015,...,0.250",
+    kimg: int | None = None,
+    prefix: str = "network-snapshot",
+    outprefix: str = "phema",
+    batch: int = 8,
+    skip: Annotated[bool, FlagCreatePairsOff] = False,
+) -> None:
+    """Reconstruct averages of weights of any length from snapshots of a training.
+
+    Args:
+        snapshots: Folder with PREFIX-KIMG-WIDTH.pkl, folders or .safetensors of such names.
+        out: Folder for OUTPREFIX-KIMG-WIDTH.
+        std: Relative widths of the averages, such as "0.05,0.1" or "0.010,0.015,...,0.250".
+        kimg: Thousands of images at which they end, as a snapshot's name says; the last without.
+        prefix: Of the names of snapshots.
+        outprefix: Of the names of results.
+        batch: Results made at a time; each takes the memory of a network.
+        skip: Leave out results that are there already, instead of refusing.
+    """
+    from diffsteer.models.edm2.posthoc import reconstruct
+
+    widths = widths_of(std)
+    for path in reconstruct(snapshots, out, widths, kimg, prefix, outprefix, batch, skip):
+        print(path)
+
+
+def widths_of(text: str) -> list[float]:
+    """Read "0.05,0.1", or "0.010,0.015,...,0.250" for even steps.
+
+    Raises:
+        ValueError: it is no such list, or says a width twice.
+    """
+    try:
+        before, dots, last = text.partition(",...,")
+        found = [float(part) for part in before.split(",")]
+        if dots:
+            *_, a, b = found
+            steps = round((float(last) - b) / (b - a))
+            if steps < 0 or abs(b + steps * (b - a) - float(last)) > 1e-6:
+                raise ValueError
+            found += [b + (i + 1) * (b - a) for i in range(steps)]
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f'{text!r}: write widths as "0.05,0.1" or "0.01,0.02,...,0.25"') from error
+    found = [round(width, 3) for width in found]  # names of files have three decimals
+    if len(set(found)) < len(found):
+        raise ValueError(f"{text!r} names a width twice, in three decimals")
+    return found

@@ -1,0 +1,185 @@
+"""What `diffsteer stats` and `diffsteer evaluate` do; importable without torch.
+
+The command line reads its options from the types and docstrings here.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+
+from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffsteer.io.images import Pictures
+    from diffsteer.metrics.features import Extractor
+    from diffsteer.metrics.statistics import Statistics
+
+RECIPES = (".json", ".png")
+"""What the names of recipes end in."""
+
+
+def stats(
+    data: Positional[Path], /, out: Path, features: OmitArgPrefixes[Features] = FEATURES
+) -> None:
+    """Measure a data set once, to compare with it later.
+
+    Args:
+        data: Folder or zip file of pictures.
+        out: Statistics file to write, .npz; pytorch-fid reads it too.
+        features: How pictures become features.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"{out} does not end in .npz, by which readers know the format")
+    found = measured(data, features, features.build())
+    found.save(out)
+    print(f"{out}: N={found.n}, features of {len(found.features)} kept, {found.origin}")
+
+
+def evaluate(
+    pictures: Positional[Path],
+    /,
+    reference: Path,
+    features: OmitArgPrefixes[Features] = FEATURES,
+    samples: OmitArgPrefixes[Samples] = SAMPLES,
+    recipe: Path | None = None,
+    mixed: FlagCreatePairsOff[bool] = False,
+    resamples: int = 200,
+    out: Path | None = None,
+) -> None:
+    """Compare pictures with a reference and print every metric that it allows.
+
+    A recipe is sampled and measured in one pass, without writing pictures, on as many processes as
+    torchrun or accelerate launch starts.
+
+    Args:
+        pictures: Folder or zip file; or a recipe: a JSON file, or a PNG of `diffsteer sample`.
+        reference: Statistics file (.npz) of `diffsteer stats`, pytorch-fid or ADM, or a folder or
+            zip file of real pictures.
+        features: How pictures become features; must be as the reference was measured.
+        samples: Which pictures of a recipe; no matter for a folder or zip file.
+        recipe: Refuse pictures in the folder that this recipe (JSON, PNG) did not make.
+        mixed: Also count pictures of several recipes; they are refused otherwise.
+        resamples: For the intervals; 0 for none.
+        out: JSON file for the figures.
+    """
+    from diffsteer.io.atomic import whole
+    from diffsteer.io.distributed import Processes, launched
+    from diffsteer.metrics.bootstrap import weights
+    from diffsteer.metrics.evaluate import compare, omitted, resampled
+    from diffsteer.metrics.value import table
+
+    if resamples != 0 and resamples < 20:
+        raise ValueError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
+    extractor = features.build()
+    agrees(reference, extractor)
+    with launched():
+        if pictures.suffix.lower() in RECIPES and pictures.is_file():
+            fake, seeds = _recipe(pictures, features, samples, extractor)
+        else:
+            fake, seeds = _folder(pictures, features, extractor, recipe, mixed)
+        if Processes.running().rank > 0:
+            return
+    real, digest = known(reference, features, extractor)
+    spread = {}
+    if resamples and len(fake.features) > 1:
+        spread = resampled(fake, real, weights(len(fake.features), resamples))
+    figures, notes = compare(fake, real, seeds, spread), omitted(fake, real)
+    print(f"{pictures} against {reference}", table(figures), sep="\n")
+    for note in notes:
+        print(f"not measured: {note}")
+    if out is not None:
+        content = {
+            "pictures": str(pictures),
+            "reference": {"path": str(reference), "sha256": digest},
+            "figures": [figure.json() for figure in figures],
+            "not measured": notes,
+        }
+        with whole(out) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def agrees(reference: Path, extractor: "Extractor") -> None:
+    """Check, before any work, that a reference has pictures, or features of this extractor.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it has none.
+    """
+    from diffsteer.io.images import Pictures
+    from diffsteer.metrics.statistics import Statistics
+
+    if reference.suffix != ".npz":
+        Pictures.at(reference)
+    else:
+        extractor.origin.require(Statistics.load(reference).origin, "the pictures", str(reference))
+
+
+def known(
+    reference: Path, features: Features, extractor: "Extractor"
+) -> tuple["Statistics", str | None]:
+    """Statistics of the reference, and the hash of its file where it is one."""
+    from diffsteer.metrics.features import file_hash
+    from diffsteer.metrics.statistics import Statistics
+
+    if reference.suffix == ".npz":
+        return Statistics.load(reference), file_hash(reference)
+    return measured(reference, features, extractor), None
+
+
+def _recipe(
+    path: Path, features: Features, samples: Samples, extractor: "Extractor"
+) -> tuple["Statistics", str]:
+    from diffsteer.generate.recipe import read, spelled
+
+    found = samples.measure(read(path), features, extractor)
+    return found.statistics, spelled(found.seeds)
+
+
+def _folder(
+    path: Path, features: Features, extractor: "Extractor", recipe: Path | None, mixed: bool
+) -> tuple["Statistics", str]:
+    from diffsteer.generate.recipe import read
+    from diffsteer.io.distributed import Processes
+    from diffsteer.io.images import Pictures
+    from diffsteer.metrics.same_recipe import seeds_in
+
+    if Processes.running().world > 1:
+        raise ValueError(f"{path} is no recipe: only recipes are shared by processes; start one")
+    wanted = None if recipe is None else read(recipe)
+    seeds = seeds_in(Pictures.at(path), wanted, mixed)
+    return measured(path, features, extractor), seeds
+
+
+def measured(path: Path, features: Features, extractor: "Extractor") -> "Statistics":
+    """Statistics of a folder or zip file; says on stderr what the files hold."""
+    from diffsteer.io.images import Pictures
+    from diffsteer.metrics.measure import measure
+
+    found, kinds = Pictures.at(path), Counter[str]()
+    stream = _stream(found, features.batch, kinds)
+    result = measure(stream, len(found), extractor, features.keep)
+    held = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    print(f"{path}: {held}; all measured as RGB, transparency on white", file=sys.stderr)
+    return result
+
+
+def _stream(found: "Pictures", batch: int, kinds: Counter[str]) -> Iterator["Tensor"]:
+    """Yield batches with a progress bar, counting what the files hold."""
+    from tqdm import tqdm
+
+    from diffsteer.io.images import stacked
+
+    with tqdm(total=len(found), unit="picture", desc=found.path.name, disable=None) as bar:
+        for pictures in found.batches(batch):
+            for picture in pictures:
+                height, width = picture.pixels.shape[1:]
+                kinds[f"{picture.found} {width}x{height}"] += 1
+            yield stacked(pictures)
+            bar.update(len(pictures))

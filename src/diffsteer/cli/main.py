@@ -1,0 +1,115 @@
+"""The command line. `--help` imports this module alone; commands load torch when they run."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import tyro
+
+from diffsteer.cli import compare, convert, convert_adm, evaluate, refine, sample, train
+from diffsteer.io.extensions import LAB, extension, extensions
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def schedule(
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCHEDULE")],
+    /,
+    steps: int = 10,
+    spacing: str = "",
+    zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
+) -> None:
+    """Print the noise levels that a sampling visits.
+
+    Args:
+        source: A name (sd, linear, cosine, continuous-cosine, edm, flow, sd3), or the path of a
+            diffusers scheduler_config.json or of a folder that holds one.
+        steps: Number of sampling steps.
+        spacing: Which levels: trailing, leading, linspace, logsigma, karras; empty for what the
+            config says, else trailing, and karras for edm.
+        zero_snr: Rescale the schedule so that it ends in pure noise.
+        plot: Also draw alpha, sigma and SNR to this picture.
+    """
+    from diffsteer.cli.schedule import show
+
+    print(show(source, steps=steps, spacing=spacing, zero_snr=zero_snr, plot=plot))
+
+
+@app.command
+def plan(
+    guidance: Annotated[str, tyro.conf.Positional],
+    /,
+    schedule: str = "sd",
+    steps: int = 25,
+    spacing: str = "",
+) -> None:
+    """Print how often a guidance evaluates each network.
+
+    Args:
+        guidance: Such as "CFG(6) + PAG(3) + SAG(0.75).within(0, 2)".
+        schedule: As for `diffsteer schedule`.
+        steps: Number of sampling steps.
+        spacing: As for `diffsteer schedule`.
+    """
+    from diffsteer.cli.plan import show
+
+    print(show(guidance, schedule, steps, spacing))
+
+
+app.command(sample.sample)
+app.command(evaluate.stats)
+app.command(evaluate.evaluate)
+app.command(compare.compare)
+app.command(train.train)
+app.command(convert.ema)
+
+converters = tyro.extras.SubcommandApp()
+converters.command(convert.edm2)
+converters.command(convert_adm.adm)
+app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
+
+refining = tyro.extras.SubcommandApp()
+refining.command(refine.targets)
+groups = {"": app, "refine": refining}
+for name in extensions("commands"):
+    group, _, command = name.rpartition(" ")
+    groups[group].command(extension("commands", name), name=command)
+app.command(refining, name="refine", help="Noise refiners: what they learn from, what they do.")
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning to a user as people read it, and one to a programmer as Python does."""
+    if category is UserWarning:
+        print(f"warning: {message}", file=file or sys.stderr)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, file=file or sys.stderr, end="")
+
+
+def _require_installed(args: list[str]) -> None:
+    """Say which package a command of the lab needs, where it is not installed."""
+    for name in LAB["commands"]:
+        if args[: name.count(" ") + 1] == name.split() and name not in extensions("commands"):
+            extension("commands", name)
+
+
+def main() -> None:
+    """Run a command; a mistake in its input ends in one line, not in a traceback."""
+    warnings.showwarning = _show
+    try:
+        _require_installed(sys.argv[1:])
+        app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"diffsteer: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,112 @@
+"""Options that several commands take; importable without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from diffsteer.generate.recipe import Recipe
+    from diffsteer.metrics.features import Extractor
+    from diffsteer.metrics.sampled import Sampled
+
+
+@dataclass(frozen=True)
+class Features:
+    """How pictures become features; the same for a reference and for what is compared with it.
+
+    Attributes:
+        extractor: EfficientNetLite0 works offline; Inception gives FID, CLIP gives CMMD.
+        layer: Of EfficientNetLite0 (block10, head, logits) or Inception (2048, logits_unbiased, 64,
+            192, 768); its default is the first named.
+        size: Side in pixels at which EfficientNetLite0 or DINOv2 sees pictures; 224 by default.
+        checkpoint: Folder or hub id of DINOv2 and CLIP; weights file of Inception.
+        batch: Pictures in one pass, >= 1.
+        device: Where networks run; empty for a GPU if there is one.
+        keep: Pictures of which features are kept, for all metrics but Frechet distances.
+    """
+
+    extractor: Literal["EfficientNetLite0", "Inception", "DINOv2", "CLIP"] = "EfficientNetLite0"
+    layer: str | None = None
+    size: int | None = None
+    checkpoint: str | None = None
+    batch: int = 32
+    device: str = ""
+    keep: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.keep < 0:
+            raise ValueError(f"batch={self.batch}, keep={self.keep}: give batch >= 1 and keep >= 0")
+
+    def build(self) -> "Extractor":
+        """Make the extractor.
+
+        Raises:
+            ValueError: an option is given that it does not have, or one that it needs is not.
+        """
+        from diffsteer.metrics.efficientnet import EfficientNetLite0
+        from diffsteer.metrics.features import device_of
+        from diffsteer.metrics.pretrained import CLIP, DINOv2, Inception
+
+        kinds = {k.__name__: k for k in (EfficientNetLite0, Inception, DINOv2, CLIP)}
+        wanted = {"layer": self.layer, "size": self.size, "weights": self.checkpoint}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        try:
+            made: Extractor = kinds[self.extractor](**given, device=device_of(self.device))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(
+                f"{self.extractor} cannot be made from {given or 'no options'}: {error}"
+            ) from error
+        return made
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which pictures of a recipe are made, and where their features stay.
+
+    Attributes:
+        seeds: One picture each: "0-9999", "0-3,8". The same seeds serve every recipe.
+        at_once: Pictures sampled at a time, >= 1; changes none of them.
+        work: Folder in which features of samples are kept and found again, under a hash of recipe,
+            weights and extractor: a run that was stopped goes on, and nothing is made twice.
+    """
+
+    seeds: str = "0-999"
+    at_once: int = 8
+    work: Path = Path("measured")
+
+    def measure(
+        self,
+        recipe: "Recipe",
+        features: Features,
+        extractor: "Extractor",
+        show: Path | None = None,
+        shown: int = 0,
+    ) -> "Sampled":
+        """Make and measure the pictures of a recipe; in each process, where there are several.
+
+        Args:
+            recipe: What to make.
+            features: How many are kept, and where networks run.
+            extractor: Of the features.
+            show: Folder into which the first process also writes some pictures.
+            shown: How many, of the first seeds.
+        """
+        from diffsteer.cli.sample import render
+        from diffsteer.generate.networks import images_of
+        from diffsteer.generate.recipe import digest, seeds_of
+        from diffsteer.io.distributed import Processes
+        from diffsteer.io.shards import key_of
+        from diffsteer.metrics.sampled import sampled
+
+        numbers = seeds_of(self.seeds)
+        with images_of(recipe, features.device) as images:
+            out = self.work / digest(key_of(images.key, extractor))[:16]
+            keep, costs = features.keep, images.rows
+            found = sampled(images, numbers, extractor, out, images.key, self.at_once, keep, costs)
+            if show is not None and Processes.running().rank == 0:
+                render(images, list(found.seeds[:shown]), show, self.at_once)
+            return found
+
+
+FEATURES = Features()
+SAMPLES = Samples()

@@ -1,0 +1,56 @@
+"""`diffsteer plan`: what a guidance costs in each step, without any network."""
+
+from itertools import groupby
+
+import torch
+
+from diffsteer.cli.schedule import load
+from diffsteer.core.parse import parse
+from diffsteer.core.prediction import V, Velocity
+from diffsteer.core.schedule import Flow
+from diffsteer.core.spacing import grid
+from diffsteer.guidance import Guidance
+from diffsteer.guidance.queries import Plan, Point, based
+from diffsteer.guidance.queries import plan as planned
+
+
+def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
+    """Rows and passes of each step of a sampling, and their sum, for one sample.
+
+    Args:
+        guidance: Text of a guidance.
+        schedule: A name, or a path with a diffusers scheduler config.
+        steps: Number of sampling steps.
+        spacing: A name in `SPACINGS`, or empty for that of the config or of the schedule.
+
+    Raises:
+        ValueError: the guidance, the schedule or the steps cannot be.
+    """
+    steered = parse(guidance, Guidance)
+    source, _, own = load(schedule)
+    spacing = spacing or own or source.spacing
+    kind = Velocity() if isinstance(source, Flow) else V()
+    x = torch.zeros(1, 4, 8, 8)
+    levels = grid(source, steps, spacing)[:-1]
+    costs = []
+    for i, level in enumerate(levels):
+        at = Point(x, level, kind, i, source)
+        costs.append(planned(based(steered.shift(at)), at))
+    lines = [f"{steered!r} on {schedule}, {steps} steps, {spacing}:"]
+    for cost, run in groupby(range(steps), key=lambda i: costs[i]):
+        those = list(run)
+        first, last = those[0], those[-1]
+        span = f"step {first + 1}" if first == last else f"steps {first + 1} to {last + 1}"
+        noise = f"sigma/alpha {levels[first].ratio:.3g}"
+        if first != last:
+            noise += f" to {levels[last].ratio:.3g}"
+        lines.append(f"  {span} ({noise}): {cost}")
+    return "\n".join([*lines, f"In all {_total(costs)}; without guidance main: {steps} rows."])
+
+
+def _total(costs: list[Plan]) -> Plan:
+    nets = list(dict.fromkeys(net for cost in costs for net in cost.rows))
+    return Plan(
+        {net: sum(c.rows.get(net, 0) for c in costs) for net in nets},
+        {net: sum(c.passes.get(net, 0) for c in costs) for net in nets},
+    )

@@ -1,0 +1,50 @@
+"""`diffsteer refine`: targets of noise refiners; importable without torch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes
+
+from diffsteer.generate.recipe import Recipe, prompts_of, seeds_of
+
+NOTHING_SAID = Recipe()
+
+
+def targets(
+    recipe: OmitArgPrefixes[Recipe] = NOTHING_SAID,
+    prompts: Path = Path("prompts.txt"),
+    seeds: str = "0-9999",
+    out: Path = Path("targets"),
+    batch: int = 8,
+    device: str = "",
+    score: str = "",
+) -> None:
+    """Sample what a guided teacher makes of noise, for `diffsteer train refiner`.
+
+    What is there is not made again. Where torchrun or accelerate launch starts several processes,
+    each makes a share.
+
+    Args:
+        recipe: The teacher; its guidance is what the refiner is to replace.
+        prompts: File with one prompt a line; seed i shows prompt i mod their number.
+        seeds: One target each: "0-9999".
+        out: Folder for the targets.
+        batch: Targets at a time, >= 1; changes none of them.
+        device: Where it runs; empty for a GPU if there is one.
+        score: By which training may leave out the worse (settings.least): CLIPScore("WEIGHTS"),
+            Aesthetic("FILE", clip="WEIGHTS"), or MODULE:FUNCTION from uint8 pictures (N, 3, H, W)
+            and their prompts to a number each.
+    """
+    from diffsteer.io.distributed import Processes, launched
+    from diffsteer.metrics.scores import name_of, score_of
+    from diffsteer.train.refiner.targets import make
+
+    if not recipe.model or recipe.prompt:
+        raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")
+    recipe = replace(recipe, prompts=prompts_of(prompts))
+    judge = score_of(score, device) if score else None
+    with launched():
+        scorer = name_of(judge, score) if judge else ""
+        n = make(recipe, seeds_of(seeds), out, batch, device, judge, scorer)
+        if Processes.running().rank == 0:
+            print(f"{out} holds {n} targets of {recipe.guidance}")

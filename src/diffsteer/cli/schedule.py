@@ -1,0 +1,152 @@
+"""`diffsteer schedule`: the levels of a sampling as a table and a plot."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.level import Level
+from diffsteer.core.prediction import Eps
+from diffsteer.core.schedule import EDM, NAMED, Discrete, Schedule
+from diffsteer.core.spacing import grid
+from diffsteer.hf.scheduler_config import kind_of, read, schedule_of, spacing_of
+
+FAINT = 1e-3
+"""alpha below which what is left of the image at the start cannot be seen in samples."""
+
+HEAD = f"{'step':>4} {'t':>9} {'alpha':>10} {'sigma':>10} {'SNR':>11} {'sigma/alpha':>12}"
+
+
+def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | None) -> str:
+    """Table of the levels that a sampling visits, with what a reader should know of them.
+
+    Args:
+        source: A name in `NAMED`, or a path with a diffusers scheduler config.
+        steps: Number of sampling steps.
+        spacing: A name in `SPACINGS`, or empty for that of the config or of the schedule.
+        zero_snr: Rescale to zero terminal SNR.
+        plot: Picture to write, or None.
+
+    Raises:
+        ValueError: the source is unknown, or the request cannot be.
+    """
+    schedule, eps, own = load(source)
+    spacing = spacing or own or schedule.spacing
+    if zero_snr:
+        schedule = _repaired(schedule)
+    levels = grid(schedule, steps, spacing)
+    rows = [_row(i, level) for i, level in enumerate(levels[:-1], start=1)]
+    title = f"{source}: {schedule!r}, {steps} steps, {spacing}"
+    if plot is not None:
+        _draw(schedule, levels, title, plot)
+    notes = [*_notes(schedule, levels, eps), *([f"Plot: {plot}"] if plot else [])]
+    return "\n".join([title, HEAD, *rows, _row("end", levels[-1]), "", *notes])
+
+
+def load(source: str) -> tuple[Schedule, bool, str | None]:
+    """Return a schedule, whether its network is known to predict epsilon, and its own spacing.
+
+    Raises:
+        ValueError: `source` is neither a name nor a path with a config.
+    """
+    if source in NAMED:
+        return NAMED[source](), False, None
+    if not Path(source).exists():
+        raise ValueError(
+            f"{source!r} is neither a schedule ({', '.join(NAMED)}) nor a path: "
+            "give scheduler_config.json or a folder that has one"
+        )
+    config = read(Path(source))
+    schedule = schedule_of(config)
+    eps = isinstance(schedule, Discrete) and kind_of(config) == Eps()
+    return schedule, eps, spacing_of(config)
+
+
+def _repaired(schedule: Schedule) -> Schedule:
+    if isinstance(schedule, Discrete):
+        return schedule.zero_snr()
+    if isinstance(schedule, EDM):
+        raise ValueError(
+            "EDM has alpha=1 at every level, so its SNR never reaches 0: raise sigma_max instead"
+        )
+    return schedule  # flow and continuous cosine end at zero SNR as they are
+
+
+def _row(step: int | str, level: Level) -> str:
+    t = f"{level.t.item():9.6g}" if step != "end" else " " * 9
+    return (
+        f"{step:>4} {t} {level.alpha.item():10.6f} {level.sigma.item():10.6f} "
+        f"{level.snr.item():11.6g} {level.ratio.item():12.6g}"
+    )
+
+
+def _notes(schedule: Schedule, levels: tuple[Level, ...], eps: bool) -> list[str]:
+    last, start = schedule.at(schedule.last), levels[0]
+    notes = [f"SNR of the last level: {last.snr.item():.6g} (alpha {last.alpha.item():.6g})."]
+    if isinstance(schedule, EDM):
+        return notes
+    if start.t < last.t:
+        notes.append(
+            f"Sampling starts at t={start.t.item():g} with pure noise, but the network expects "
+            f"{start.alpha.item():.3g} of the image there: use trailing spacing."
+        )
+    elif start.alpha == 0:
+        notes.append(
+            "Sampling starts from pure noise, which a network trained on this schedule has seen."
+        )
+    elif start.alpha > FAINT:
+        notes.append(
+            f"Sampling starts from pure noise, but training left {start.alpha.item():.3g} of the "
+            "image there: the network takes its mean for a hint, and samples come out of medium "
+            "brightness. --zero-snr shows the repaired schedule, which takes fine-tuning."
+        )
+    if eps and last.alpha == 0:
+        notes.append(
+            "The network predicts epsilon, which cannot work at zero SNR: use v-prediction."
+        )
+    return notes
+
+
+def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path) -> None:
+    """Draw the schedule as curves and the visited levels as dots."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise ValueError(
+            f"{path} cannot be written: give the path of a picture in a folder there is"
+        )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError('a plot needs matplotlib: pip install "diffsteer[plot]"') from error
+    ends = schedule.first, schedule.last
+    times = torch.linspace(ends[0], ends[1], 1000, dtype=torch.float64)
+    if isinstance(schedule, EDM):
+        times = torch.logspace(math.log10(ends[0]), math.log10(ends[1]), 1000)
+    curve, dots = schedule.at(times), _stacked(levels[:-1])
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("alpha", "tab:blue"), ("sigma", "tab:orange")):
+        left.plot(curve.t, getattr(curve, name), color=colour, label=name)
+        left.plot(dots.t, getattr(dots, name), "o", color=colour, markersize=4)
+    right.plot(curve.t, curve.snr, color="tab:green", label="SNR = (alpha / sigma)²")
+    right.plot(dots.t, dots.snr, "o", color="tab:green", markersize=4)
+    right.set_yscale("log")
+    if dots.alpha[0] == 0:
+        right.axvline(
+            dots.t[0], color="tab:red", linestyle=":", label=f"SNR = 0 at t = {dots.t[0]:g}"
+        )
+    for axes in (left, right):
+        axes.set_xlabel("t")
+        axes.legend()
+        if isinstance(schedule, EDM):
+            axes.set_xscale("log")
+            left.set_yscale("log")
+    figure.suptitle(title, fontsize=10)
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format=path.suffix.lstrip(".") or "png", dpi=120)
+    part.replace(path)
+
+
+def _stacked(levels: tuple[Level, ...]) -> Level:
+    columns: list[Tensor] = [torch.stack(list(c)) for c in zip(*levels, strict=True)]
+    return Level(*columns)

@@ -1,0 +1,61 @@
+"""`diffsteer train`: a preset, its settings changed, in a folder that goes on where it stopped."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+
+def train(
+    preset: Positional[str] = "",
+    /,
+    model: str = "",
+    targets: str = "",
+    changes: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=VALUE")
+    ] = (),
+    out: Path | None = None,
+    start: Annotated[int | None, arg(name="from", metavar="IMAGES")] = None,
+) -> None:
+    """Train a preset; without one, list them. Started again, it goes on from its last checkpoint.
+
+    Run it on several GPUs or machines with `accelerate launch -m diffsteer.cli.main train ...`.
+
+    Args:
+        preset: Name of a preset, or a TOML file like one.
+        model: Pipeline to start from, a hub id or folder; short for --set settings.start=MODEL.
+        targets: Folder of `diffsteer refine targets`, for a refiner; short for --set
+            settings.targets=TARGETS.
+        changes: Another value for one setting, such as training.images=1000; may be repeated.
+        out: Folder of the run; empty for runs/PRESET.
+        start: Go on from the checkpoint at this count of images, not from the latest.
+    """
+    from diffsteer.train.settings import Run, presets
+
+    named = {"start": model, "targets": targets}
+    if not preset and (model or targets or changes or out or start):
+        raise ValueError("name the preset that is to be trained; `diffsteer train` lists them")
+    if not preset:
+        for name, about in presets().items():
+            print(f"{name:18} {about}")
+        return
+    said = (f"settings.{name}={json.dumps(value)}" for name, value in named.items() if value)
+    run = Run.named(preset, *said, *changes)
+    folder = out or Path("runs") / Path(preset).stem
+    from diffsteer.train.registry import begin
+
+    how = run.training
+    if how.checkpoint > how.images:
+        print(
+            f"training.checkpoint={how.checkpoint} is beyond training.images={how.images}: nothing "
+            "is kept of this run before its end. Set it lower where that would be a loss",
+            file=sys.stderr,
+        )
+    trainer = begin(run, folder, start)
+    if trainer.first:
+        print(f"{folder}: {trainer.images} of {run.training.images} images are done")
+    trainer.fit()
+    if trainer.first:
+        print(f"{folder / 'model'} holds the result")

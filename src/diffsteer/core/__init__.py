@@ -1,0 +1,1 @@
+"""Noise levels, schedules, prediction types and samplers; imports torch alone."""

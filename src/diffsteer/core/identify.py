@@ -1,0 +1,94 @@
+"""What a network was trained for, found by asking it: no config tells for sure.
+
+Checkpoints lose their prediction type and their schedule on the way from trainer to user. A handful
+of forward passes brings both back.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.level import Level
+from diffsteer.core.noise import Noise
+from diffsteer.core.prediction import X0, Eps, Kind, V, Velocity
+from diffsteer.core.sampler import Denoise
+from diffsteer.core.schedule import Schedule
+
+Ask = Callable[[Tensor, Level], Tensor]
+"""A network's raw output for `x`, `(B, *D)`, at a level."""
+
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where in the trained range a network is asked: five forward passes."""
+
+
+@torch.no_grad()
+def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0) -> Kind:
+    """Prediction type of a network, by its error on a few noised samples.
+
+    Args:
+        network: Its raw output.
+        schedule: That it was trained on.
+        x0: Samples of its kind of data, `(B, *D)`; eight are plenty.
+        seed: Of the noise.
+
+    Raises:
+        ValueError: no type explains the output better than the next by a fifth.
+    """
+    noise = Noise(range(seed, seed + len(x0)))
+    errors: dict[Kind, float] = dict.fromkeys((Eps(), X0(), V(), Velocity()), 0.0)
+    for share in SHARES:
+        level = schedule.at(schedule.first + share * (schedule.last - schedule.first))
+        eps = noise(x0)
+        out = network(level.mix(x0, eps), level)
+        for kind in errors:
+            target = kind.target(x0, eps, level)
+            errors[kind] += ((out - target).square().mean() / target.square().mean()).item()
+    best, second = sorted(errors, key=errors.__getitem__)[:2]
+    if not errors[second] > 1.2 * errors[best]:
+        said = ", ".join(f"{type(k).__name__} {e / len(SHARES):.3g}" for k, e in errors.items())
+        raise ValueError(
+            f"the output is explained by no prediction type alone; relative errors are {said}: "
+            "give more samples of the network's own data, or check the schedule"
+        )
+    return best
+
+
+@torch.no_grad()
+def noise_slope(network: Ask, schedule: Schedule, like: Tensor, seed: int = 0) -> float:
+    """Slope of the output on pure noise at the last level.
+
+    1 for Eps and Velocity, whose output there holds the noise, near 0 for V and X0, which say the
+    mean of all data. Needs none of the data.
+
+    Args:
+        network: Its raw output.
+        schedule: That it was trained on.
+        like: Any tensor with the shape of some samples, `(B, *D)`.
+        seed: Of the noise.
+    """
+    z = Noise(range(seed, seed + len(like)))(like)
+    out = network(z, schedule.at(schedule.last))
+    return float((out * z).sum() / z.square().sum())
+
+
+@torch.no_grad()
+def brightness_gain(denoise: Denoise, schedule: Schedule, like: Tensor, seed: int = 0) -> float:
+    """How much the mean of x0 follows the mean of the noise at the last level.
+
+    0 for a network of zero terminal SNR, which cannot know; of the order of 10 for large latents on
+    Stable Diffusion's schedule, whose network reads the brightness of the image off its noise.
+
+    Args:
+        denoise: The network as a denoiser.
+        schedule: That it was trained on.
+        like: Any tensor with the shape of some samples, `(B, *D)`.
+        seed: Of the noise.
+
+    Source: of the effect, Lin et al. 2023, https://arxiv.org/abs/2305.08891.
+    """
+    z = Noise(range(seed, seed + len(like)))(like)
+    step = like[0].numel() ** -0.5  # a standard deviation of the mean of noise
+    level = schedule.at(schedule.last)
+    up, down = (denoise(z + s, level).mean() for s in (step, -step))
+    return float((up - down) / (2 * step))

@@ -1,0 +1,40 @@
+"""Samplers. Importing the package registers all of them for `parse`."""
+
+from diffsteer.core.sampler.ancestral import Ancestral
+from diffsteer.core.sampler.base import (
+    Denoise,
+    Learned,
+    Past,
+    Sampler,
+    Step,
+    Stepped,
+    first_order,
+    sample,
+    trace,
+)
+from diffsteer.core.sampler.ddim import DDIM, DDPM, Euler, EulerAncestral
+from diffsteer.core.sampler.heun import Heun
+from diffsteer.core.sampler.multistep import DPMpp2M, UniPC
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "Ancestral",
+    "DPMpp2M",
+    "Denoise",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "Learned",
+    "Past",
+    "Sampler",
+    "Step",
+    "Stepped",
+    "UniPC",
+    "first_order",
+    "sample",
+    "trace",
+]
+
+NAMED: dict[str, Sampler] = {"Euler": Euler, "DDPM": DDPM, "EulerAncestral": EulerAncestral}
+"""Samplers that are known by a name of their own."""

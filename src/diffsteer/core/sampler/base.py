@@ -1,0 +1,214 @@
+r"""Samplers: from noise to data along a grid of levels.
+
+A sampler is one pure function of levels, a denoiser and the past. All of them solve
+
+    d(x / alpha) = eps d(sigma / alpha)     or, the same,     d(x / sigma) = x0 d(alpha / sigma),
+
+which holds for every schedule. The second form is finite where alpha = 0 and the first where
+sigma = 0, which is all that zero terminal SNR asks for.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.level import Level, weighted, wide
+from diffsteer.core.noise import Draw, Noise
+
+Denoise = Callable[[Tensor, Level], Tensor]
+"""A denoiser: the expected x0 of `x`, `(B, *D)`, at a level."""
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A denoiser that also knows the variance of its steps; what `Ancestral` asks."""
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return the expected x0 of `x`, `(B, *D)`."""
+
+    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return x0 and the variance, from -1, the posterior's, to 1, the forward process's."""
+
+    def gradient(self, x: Tensor, level: Level) -> Tensor:
+        """Return the gradient of log p(class | x), `(B, *D)`."""
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A denoiser that may differ from step to step, such as a guided one; `trace` asks it."""
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return the expected x0 of `x`, `(B, *D)`."""
+
+    def at_step(self, step: int) -> Denoise:
+        """Return the denoiser of a step, 0 for the first, for all evaluations of that step."""
+
+
+Past = Sequence[tuple[Level, Tensor]]
+"""The levels so far and what was predicted there, the latest at the end."""
+
+
+class Step(NamedTuple):
+    """One step of a sampling, as it happens.
+
+    Attributes:
+        done: Steps taken so far, 1 for the first.
+        level: The level of `x`, after the step; CLEAN at the end.
+        x: The sample, `(B, *D)`, float32 or wider.
+        x0: What the network made of the sample before the step: the preview, `(B, *D)`.
+    """
+
+    done: int
+    level: Level
+    x: Tensor
+    x0: Tensor
+
+
+class Sampler(ABC):
+    """A way to step from one level to the next. Define `step`.
+
+    Attributes:
+        evaluations: Of the network in one step, at most.
+    """
+
+    evaluations: int = 1
+
+    @abstractmethod
+    def step(
+        self, x: Tensor, now: Level, nxt: Level, denoise: Denoise, past: Past, noise: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sample at `nxt` and the x0 predicted at `now`, both `(B, *D)`.
+
+        Args:
+            x: Sample at `now`, `(B, *D)`.
+            now: A level with sigma > 0.
+            nxt: A level with less noise.
+            denoise: The network.
+            past: Earlier levels of this sampling and their x0, the last three at most.
+            noise: Source of fresh noise.
+        """
+
+    def __call__(
+        self, x: Tensor, levels: Sequence[Level], denoise: Denoise, noise: Draw = torch.randn_like
+    ) -> Iterator[Tensor]:
+        """Yield the sample after each step from `x` at `levels[0]`; stop iterating to cancel."""
+        for step in trace(self, x, levels, denoise, noise):
+            yield step.x
+
+
+def trace(
+    sampler: Sampler,
+    x: Tensor,
+    levels: Sequence[Level],
+    denoise: Denoise,
+    noise: Draw = torch.randn_like,
+) -> Iterator[Step]:
+    """Yield every step of a sampling, for previews and progress; stop iterating to cancel.
+
+    The state stays float32 (or float64): a network in half precision casts what it is given.
+    Nothing here waits for the device. Gradients flow: sample under `torch.no_grad()` where you want
+    none.
+
+    Args:
+        sampler: How to step.
+        x: Sample at `levels[0]`, `(B, *D)`.
+        levels: At least two, noise decreasing, as `grid` gives them.
+        denoise: The network.
+        noise: Source of fresh noise; by default torch's global generators.
+
+    Raises:
+        ValueError: the levels do not lose noise, or the denoiser returns another shape.
+    """
+    _check(levels)
+    x = wide(x)
+
+    checked: type[_Checked] = _Learned if isinstance(denoise, Learned) else _Checked
+    stepped = denoise if isinstance(denoise, Stepped) else None
+    past: list[tuple[Level, Tensor]] = []
+    for done, (now, nxt) in enumerate(pairwise(levels), start=1):
+        asked = checked(denoise if stepped is None else stepped.at_step(done - 1))
+        x, x0 = sampler.step(x, now, nxt, asked, past, noise)
+        past = [*past[-2:], (now, x0)]
+        yield Step(done, nxt, x, x0)
+
+
+class _Checked:
+    """A denoiser whose answers have the shape and dtype of the sample."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise = denoise
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        return _fitting(self.denoise(x, level), x)
+
+
+class _Learned(_Checked):
+    denoise: Learned
+
+    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        x0, variance = self.denoise.learned(x, level)
+        return _fitting(x0, x), _fitting(variance, x)
+
+    def gradient(self, x: Tensor, level: Level) -> Tensor:
+        return _fitting(self.denoise.gradient(x, level), x)
+
+
+def _fitting(answer: Tensor, x: Tensor) -> Tensor:
+    if answer.shape != x.shape:
+        raise ValueError(f"the denoiser returned shape {tuple(answer.shape)} for {tuple(x.shape)}")
+    return answer.to(x.dtype)
+
+
+def sample(
+    denoise: Denoise,
+    levels: Sequence[Level],
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    sampler: Sampler,
+    device: torch.device | str = "cpu",
+) -> Iterator[Step]:
+    """Sample from noise, one seed for each sample; yields every step.
+
+    Args:
+        denoise: The network.
+        levels: From `grid`.
+        shape: Of one sample, without the batch.
+        seeds: One for each sample. Sample i depends on `seeds[i]` alone.
+        sampler: How to step.
+        device: Where the samples live.
+
+    Raises:
+        ValueError: as `trace`.
+    """
+    _check(levels)
+    noise = Noise(seeds)
+    start = noise(torch.empty(len(noise.seeds), *shape, device=device))
+    return trace(sampler, levels[0].sigma * start, levels, denoise, noise)
+
+
+def _check(levels: Sequence[Level]) -> None:
+    if len(levels) < 2:
+        raise ValueError(f"{len(levels)} levels make no step: grid(schedule, n) gives n + 1")
+    alpha, sigma = (torch.stack(list(c)) for c in zip(*(lv[1:] for lv in levels), strict=True))
+    if alpha.ndim != 1:
+        raise ValueError("levels of a sampling are for all rows alike: give 0-dim numbers")
+    angle = torch.atan2(sigma, alpha)
+    ok = (alpha >= 0) & (sigma >= 0) & alpha.isfinite() & sigma.isfinite()
+    ok[1:] &= angle.diff() < 0
+    if not ok.all():
+        i = int((~ok).nonzero()[0])
+        before = f" after alpha={alpha[i - 1]:g}, sigma={sigma[i - 1]:g}" if i else ""
+        raise ValueError(
+            f"level {i} has alpha={alpha[i]:g}, sigma={sigma[i]:g}{before}: alpha and sigma must "
+            "be finite and >= 0, and levels must lose noise at every step"
+        )
+
+
+def first_order(x: Tensor, x0: Tensor, now: Level, nxt: Level) -> Tensor:
+    """Exact step where x0 is constant: DDIM, and Euler for EDM and for flow; finite at zero SNR."""
+    keep = nxt.sigma / now.sigma
+    return weighted(keep, x, nxt.alpha - keep * now.alpha, x0)

@@ -1,0 +1,91 @@
+"""The sampler of EDM: second order, two evaluations a step, optional churn."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.core.level import Level
+from diffsteer.core.noise import Draw
+from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
+from diffsteer.core.schedule import EDM, Schedule
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """Trapezoidal rule in sigma / alpha with optional churn: the sampler of EDM, second order.
+
+    Two evaluations a step, one where the step ends in data. At alpha = 0 the trapezoid is taken in
+    alpha / sigma, which is finite there.
+
+    Args:
+        gamma: Share by which sigma / alpha is raised with fresh noise before a step, in
+            [0, sqrt(2) - 1]: EDM's min(S_churn / N, sqrt(2) - 1). 0 is deterministic.
+        lo: Churn where lo <= sigma / alpha <= hi (S_min).
+        hi: S_max.
+        swell: Standard deviation of the fresh noise (S_noise).
+        schedule: The network's; tells the time of a raised level.
+
+    Source: Karras et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00364.
+    """
+
+    gamma: float = 0.0
+    lo: float = 0.0
+    hi: float = math.inf
+    swell: float = 1.0
+    schedule: Schedule = field(default_factory=EDM)
+    evaluations = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= math.sqrt(2) - 1:
+            raise ValueError(
+                f"gamma={self.gamma} must lie in [0, 0.4142]: it is the churn of one step, "
+                "min(S_churn / steps, sqrt(2) - 1)"
+            )
+        if not 0 <= self.lo <= self.hi:
+            raise ValueError(
+                f"churn between lo={self.lo} and hi={self.hi} cannot be: 0 <= lo <= hi"
+            )
+        if not 0 <= self.swell < math.inf:
+            raise ValueError(f"swell={self.swell} is no standard deviation: give about 1")
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule={self.schedule!r} is no schedule: give the network's")
+
+    @override
+    def step(
+        self, x: Tensor, now: Level, nxt: Level, denoise: Denoise, past: Past, noise: Draw
+    ) -> tuple[Tensor, Tensor]:
+        if self.gamma > 0 and now.alpha > 0 and self.lo <= now.ratio <= self.hi:
+            x, now = self._raised(x, now, noise)
+        x0 = denoise(x, now)
+        y = first_order(x, x0, now, nxt)
+        if nxt.sigma == 0:
+            return y, x0
+        y0 = denoise(y, nxt)
+        if now.alpha == 0:
+            return first_order(x, (x0 + y0) / 2, now, nxt), x0
+        eps = ((x - now.alpha * x0) / now.sigma + (y - nxt.alpha * y0) / nxt.sigma) / 2
+        return nxt.alpha / now.alpha * (x - now.sigma * eps) + nxt.sigma * eps, x0
+
+    def _raised(self, x: Tensor, now: Level, noise: Draw) -> tuple[Tensor, Level]:
+        """Add noise to reach a level with (1 + gamma) times the sigma / alpha."""
+        on = self._on(now.ratio)
+        if not all(torch.isclose(a, b, rtol=1e-4) for a, b in zip(on, now, strict=True)):
+            raise ValueError(
+                f"{self.schedule!r} holds no level t={now.t:g}, alpha={now.alpha:g}, "
+                f"sigma={now.sigma:g}: "
+                "churn needs the schedule of the levels, Heun(schedule=...)"
+            )
+        up = self._on(now.ratio * (1 + self.gamma))
+        fresh = now.alpha * (up.ratio**2 - now.ratio**2).sqrt() * self.swell
+        return up.alpha / now.alpha * (x + fresh * noise(x)), up
+
+    def _on(self, ratio: Tensor) -> Level:
+        try:
+            return self.schedule.at(self.schedule.time(ratio))
+        except ValueError as error:
+            raise ValueError(
+                f"churn asks for a level beyond the schedule; lower `hi`: {error}"
+            ) from error

@@ -1,0 +1,99 @@
+"""Schedules in continuous time."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.core.level import Level
+from diffsteer.core.schedule.base import Schedule, Time, checked_ratio, checked_time
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Quarter circle in continuous time, alpha = cos(pi t / 2); zero SNR at t = 1.
+
+    Source: Salimans & Ho 2022, sec. 4, https://arxiv.org/abs/2202.00512.
+    """
+
+    @override
+    def at(self, t: Time) -> Level:
+        t = checked_time(t, 0, 1)
+        return Level(t, (math.pi / 2 * (1 - t)).sin(), (math.pi / 2 * t).sin())
+
+    @override
+    def time(self, ratio: Time) -> Tensor:
+        return torch.atan(checked_ratio(ratio)) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """Variance exploding: alpha = 1, and time is sigma itself.
+
+    Args:
+        sigma_min: Least noise of the sampling range, > 0.
+        sigma_max: Most noise; SNR there is (sigma_data / sigma_max)^2, small but never 0.
+
+    Source: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    spacing = "karras"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
+            )
+
+    @property
+    def first(self) -> float:  # type: ignore[override]
+        """Same as `sigma_min`."""
+        return self.sigma_min
+
+    @property
+    def last(self) -> float:  # type: ignore[override]
+        """Same as `sigma_max`."""
+        return self.sigma_max
+
+    @override
+    def at(self, t: Time) -> Level:
+        t = checked_time(t, 0, math.inf)
+        return Level(t, torch.ones_like(t), t)
+
+    @override
+    def time(self, ratio: Time) -> Tensor:
+        return checked_ratio(ratio)
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """Straight line from data to noise, alpha = 1 - t; zero SNR at t = 1.
+
+    Args:
+        shift: How much more of the sampling goes to high noise, > 0: a uniform u in [0, 1] becomes
+            the time shift u / (1 + (shift - 1) u). 1 is none; Stable Diffusion 3 uses 3.
+
+    Source: Esser et al. 2024, eq. 23, https://arxiv.org/abs/2403.03206.
+    """
+
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift={self.shift} must be a number > 0; 1 is none")
+
+    @override
+    def at(self, t: Time) -> Level:
+        """Level at the unshifted time `t` in [0, 1]; its own `t` is shifted, as the network's."""
+        u = checked_time(t, 0, 1)
+        t = self.shift * u / (1 + (self.shift - 1) * u)
+        return Level(t, (1 - u) / (1 + (self.shift - 1) * u), t)
+
+    @override
+    def time(self, ratio: Time) -> Tensor:
+        """Unshifted time with this ratio: sigma / alpha = shift u / (1 - u)."""
+        return 1 / (1 + self.shift / checked_ratio(ratio))

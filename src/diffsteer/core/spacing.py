@@ -1,0 +1,211 @@
+"""Which levels a sampler visits.
+
+A spacing is a function from a schedule and a number of steps to decreasing times. Those of the
+discrete schedules follow Lin et al. 2023, table 2, https://arxiv.org/abs/2305.08891, in exact
+integer arithmetic: floating point adds a node after t = 0 for 62 of the step counts 1..1000.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.level import CLEAN, Level
+from diffsteer.core.schedule import Discrete, Schedule
+
+F64 = torch.float64
+Spacing = Callable[[Schedule, int], Tensor]
+
+
+def trailing(schedule: Schedule, n: int) -> Tensor:
+    """Start at the last level and divide time evenly down to data; the right choice at zero SNR."""
+    if isinstance(schedule, Discrete):
+        size = _size(schedule, n)
+        return _whole([Fraction(size * (n - i), n) for i in range(n)])
+    return torch.arange(n, 0, -1, dtype=F64) * schedule.last / n
+
+
+def leading(schedule: Schedule, n: int) -> Tensor:
+    """Start a whole step below the last level, never visiting it: Stable Diffusion as shipped."""
+    if isinstance(schedule, Discrete):
+        stride = _size(schedule, n) // n
+        return torch.arange(n - 1, -1, -1, dtype=F64) * stride
+    return (
+        schedule.first
+        + torch.arange(n - 1, -1, -1, dtype=F64) * (schedule.last - schedule.first) / n
+    )
+
+
+def linspace(schedule: Schedule, n: int) -> Tensor:
+    """Both ends of the trained range and even steps between; one step visits the last level."""
+    span = max(n - 1, 1)
+    if isinstance(schedule, Discrete):
+        size = _size(schedule, n)
+        return _whole([size - Fraction((size - 1) * i, span) for i in range(n)])
+    return torch.linspace(schedule.last, schedule.first, n, dtype=F64)
+
+
+def logsigma(schedule: Schedule, n: int) -> Tensor:
+    """The last level, then even steps in log(sigma / alpha).
+
+    Spends more steps on high noise, where the mean brightness of large latents is decided: with few
+    steps it keeps more of its spread than `trailing` does. Of two steps at zero SNR the second is
+    next to the last level, which is one step in effect: take four and more.
+    """
+    return _by_ratio(schedule, n, lambda ratio: ratio.log(), lambda log: log.exp())
+
+
+@dataclass(frozen=True)
+class Karras:
+    """The last level, then even steps in (sigma / alpha)^(1 / rho).
+
+    Args:
+        rho: Emphasis on low noise, > 0; 1 is even in sigma.
+
+    Source: Karras et al. 2022, eq. 5, https://arxiv.org/abs/2206.00364.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho={self.rho} must be a number > 0; EDM uses 7")
+
+    def __call__(self, schedule: Schedule, n: int) -> Tensor:
+        """Return `n` decreasing times."""
+        rho = self.rho
+        return _by_ratio(schedule, n, lambda ratio: ratio ** (1 / rho), lambda root: root**rho)
+
+
+SPACINGS: dict[str, Spacing] = {
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "logsigma": logsigma,
+    "karras": Karras(),
+}
+"""Spacings that have a name."""
+
+
+def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tuple[Level, ...]:
+    """Levels of a sampling of `n` steps: `n` from most to least noise, then CLEAN.
+
+    Args:
+        schedule: Of the network.
+        n: Number of steps, >= 1; at most the number of timesteps for the spacings on integers.
+        spacing: A name of `SPACINGS`, a `Karras(rho)`, or a function of your own; None for what
+            suits the schedule: "karras" for EDM, else "trailing".
+
+    Raises:
+        ValueError: `n` or `spacing` cannot be, or the times do not decrease to a level with noise.
+    """
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
+    spacing = schedule.spacing if spacing is None else spacing
+    if isinstance(spacing, str):
+        if spacing not in SPACINGS:
+            raise ValueError(f"no spacing is called {spacing!r}: there are {', '.join(SPACINGS)}")
+        spacing = SPACINGS[spacing]
+    times = torch.as_tensor(spacing(schedule, n), dtype=F64)
+    if times.shape != (n,):
+        raise ValueError(f"the spacing gave times of shape {tuple(times.shape)} for {n} steps")
+    if not (times.diff() < 0).all():
+        i = int((~(times.diff() < 0)).nonzero()[0])
+        raise ValueError(
+            f"the spacing gave t={times[i]:g} and then t={times[i + 1]:g}: "
+            "each must lie below the one before"
+        )
+    levels = tuple(Level(*level) for level in zip(*schedule.at(times), strict=True))
+    if levels[-1].sigma == 0:
+        raise ValueError(f"the last of {n} levels, t={times[-1]:g}, has no noise left to remove")
+    return (*levels, CLEAN)
+
+
+def respaced(schedule: Discrete, text: str) -> tuple[Level, ...]:
+    """Levels of a sampling as `timestep_respacing` of ADM and IDDPM says them, then CLEAN.
+
+    Args:
+        schedule: Of the network.
+        text: "250" for that many steps over all timesteps, both ends visited; "10,15,20" for as
+            many in each of equal parts of them, the least noisy first, 0 for none; "ddim25" for 25
+            steps from t = 0 on at one whole stride; "" for every timestep.
+
+    Raises:
+        ValueError: the text says nothing of this, or asks for more steps than there are.
+    """
+    size = len(schedule.alphas)
+    times = _strided(size, text) if text.startswith("ddim") else _sections(size, text or str(size))
+    if not times:
+        raise ValueError(f"timestep_respacing={text!r} visits no timestep")
+    found = torch.tensor(times[::-1], dtype=F64)
+    return grid(schedule, len(times), lambda *_: found)
+
+
+def _count(text: str, whole: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f'timestep_respacing={whole!r}: write "250", "10,15,20" or "ddim25"')
+    return int(text)
+
+
+def _strided(size: int, text: str) -> list[int]:
+    """Multiples of the whole stride that gives so many steps."""
+    n = _count(text[len("ddim") :], text)
+    for stride in range(1, size):
+        if len(range(0, size, stride)) == n:
+            return list(range(0, size, stride))
+    raise ValueError(f"{text!r}: no whole stride visits {n} of {size} timesteps")
+
+
+def _sections(size: int, text: str) -> list[int]:
+    """Even steps in each of equal parts; sums are rounded as in the official code, halves to even.
+
+    Strides are added up in floating point, since that decides halves and published samples with it.
+    """
+    counts = [_count(part, text) for part in text.split(",")]
+    times, start = [], 0
+    for i, count in enumerate(counts):
+        length = size // len(counts) + (i < size % len(counts))
+        if count > length:
+            raise ValueError(f"{text!r}: {count} steps do not fit on {length} of {size} timesteps")
+        stride, at = (length - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        for _ in range(count):
+            times.append(start + round(at))
+            at += stride
+        start += length
+    return times
+
+
+def _size(schedule: Discrete, n: int) -> int:
+    size = len(schedule.alphas)
+    if n > size:
+        raise ValueError(
+            f"{n} steps do not fit on {size} trained timesteps: take at most {size}, "
+            'or a spacing between timesteps ("logsigma", Karras())'
+        )
+    return size
+
+
+def _whole(steps: list[Fraction]) -> Tensor:
+    """Times of steps counted from 1 as in the paper, halves rounded to even, all in integers."""
+    return torch.tensor([round(step) - 1 for step in steps], dtype=F64)
+
+
+def _by_ratio(
+    schedule: Schedule, n: int, warp: Callable[[Tensor], Tensor], unwarp: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Times evenly spaced in warp(sigma / alpha), with the last level in front at zero SNR."""
+    last = torch.tensor([schedule.last], dtype=F64)
+    span = schedule.span()
+    if span[0] == 0:
+        raise ValueError(
+            "the first trained level has no noise, so its sigma/alpha has no logarithm"
+        )
+    lo, hi = (warp(torch.tensor(r, dtype=F64)).item() for r in span)
+    if schedule.at(schedule.last).alpha > 0:
+        inner = schedule.time(unwarp(torch.linspace(hi, lo, n, dtype=F64))[1:])
+        return torch.cat([last, inner])
+    return torch.cat([last, schedule.time(unwarp(torch.linspace(hi, lo, n - 1, dtype=F64)))])

@@ -1,0 +1,97 @@
+"""Where a pipeline's sampling ends that starts from noise that is given."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.generate.pipelines import Rendering, call_of
+from diffsteer.generate.recipe import Recipe
+from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.stepping import seeded, stepping
+from diffsteer.hf.timed import predicted
+from diffsteer.refine.hook import Refining
+from diffsteer.refine.model import Model, first_call
+
+
+def noise_shape(pipe: Any, recipe: Recipe) -> tuple[int, ...]:
+    """Shape of one sample's noise as the network of a pipeline takes it; needs a prompt."""
+    x, _ = first_call(pipe, **call_of(pipe, recipe, recipe.prompts[:1]))
+    return tuple(x.shape[1:])
+
+
+class _Given:
+    """Refines any noise to this."""
+
+    null = False
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
+        return self.noise.to(x)
+
+
+@contextmanager
+def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
+    """Let a pipeline start from noise, `(B, *D)`; gives what its call has to say for it."""
+    if "latents" in signature(pipe.__call__).parameters:
+        yield {"latents": noise.to(pipe.device, pipe.dtype)}
+        return
+    given = Refining(pipe, _Given(noise))  # a pipeline that draws its noise itself: DiT
+    try:
+        yield {}
+    finally:
+        given.remove()
+
+
+@torch.no_grad()
+def ended(
+    images: Rendering,
+    recipe: Recipe,
+    texts: Sequence[str],
+    noise: Tensor,
+    shown: bool = False,
+    watch: Callable[[Tensor], Any] | None = None,
+) -> tuple[Tensor, Any]:
+    """Where a sampling from noise ends: latents `(B, *D)`, float32 on the CPU, and its output.
+
+    Args:
+        images: The pipeline, set up.
+        recipe: As it was set up.
+        texts: A prompt each.
+        noise: Unit Gaussian noise, `(B, *D)`; fresh noise of ancestral samplers follows from it.
+        shown: Whether the output has to hold pictures.
+        watch: Called in each step with the x0 that the network predicts, guided where the sampling
+            is, like the latents.
+    """
+    pipe = images.pipe
+    found: list[Tensor] = []
+    step = pipe.scheduler.step
+
+    @wraps(step)  # pipelines look at its signature for whether to send generators
+    def watched(
+        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if watch is not None:
+            x0 = predicted(pipe.scheduler, model_output, timestep, sample)
+            watch(x0[: len(noise)].to("cpu", torch.float32))
+        out = step(model_output, timestep, sample, *args, **kwargs)
+        found[:] = [out[0]]
+        return out
+
+    call = call_of(pipe, recipe, texts)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
+    with (
+        seeded(pipe, generators),
+        stepping(pipe.scheduler, watched),
+        _starting(pipe, noise) as start,
+    ):
+        call |= {"generator": generators, "output_type": "pil" if shown else "latent"}
+        output = pipe(**call, **start)
+    return found[0][: len(noise)].to("cpu", torch.float32), output  # DiT steps both halves

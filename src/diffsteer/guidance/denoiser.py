@@ -1,0 +1,280 @@
+"""From networks, conditions and a guidance to one denoiser, in as few passes as there can be."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffsteer.core.level import Level
+from diffsteer.core.prediction import Kind
+from diffsteer.core.schedule import Schedule
+from diffsteer.guidance import Guidance
+from diffsteer.guidance.attention_taps import Score, Tap, Using, matching, tapped
+from diffsteer.guidance.queries import Answer, Branch, Point, based, imagined, run
+from diffsteer.guidance.row_dropout import Dropout, dropped
+
+Cond = Mapping[str, Any]
+"""What a network is told besides x, by name: tensors with one row a sample, and anything else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as the engine calls it.
+
+    Attributes:
+        call: From `(rows, *D)`, a level and a condition for as many rows to the output; twice the
+            channels where it learned its variance, which comes second.
+        layers: Its self-attention modules by name, for guidances that edit or read attention.
+        using: Context in which such a module computes attention by scaled_dot_product_attention.
+        patch: Side of a token in pixels of the sample, in its first layer.
+        text_first: Whether layers that attend to image and text put the text first.
+        touched: Context of a pass in which something inside of the network is read or changed.
+        score: How the attention that SAG looks at is read, if not as what each token receives.
+    """
+
+    call: Callable[[Tensor, Level, Cond], Tensor]
+    layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    using: Using = lambda layer: nullcontext()  # noqa: E731
+    patch: int = 1
+    text_first: bool = False
+    touched: Callable[[], AbstractContextManager[None]] = nullcontext
+    score: Score | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A guided network as a function (x, level) -> x0, for any sampler.
+
+    Branches of one network whose inputs have equal shapes are stacked into one pass.
+
+    Args:
+        nets: Networks by name; "main", "guide" for autoguidance, "classifier" for its guidance.
+        conds: Conditions by name; "cond", and "null" for CFG.
+        kind: What the networks predict.
+        guidance: Any sum of guidances, or None.
+        max_rows: Most rows of one pass, where memory is short.
+        schedule: What the networks were trained on, for guidances that ask them at other levels.
+        seeds: One for each sample, for guidances that draw; without, its place in the batch.
+        step: Index of the sampling step, for guidances of some steps, `.over`.
+
+    Raises:
+        ValueError: a guidance asks for a network, condition or layer that is not there.
+    """
+
+    nets: Mapping[str, Network]
+    conds: Mapping[str, Cond]
+    kind: Kind
+    guidance: Guidance | None = None
+    max_rows: int | None = None
+    schedule: Schedule | None = None
+    seeds: Sequence[int] | None = None
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
+
+    def at_step(self, step: int) -> "Denoiser":
+        """Return the denoiser of a step; a sampling asks for it, so that `.over` counts its own."""
+        return replace(self, step=step)
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return the guided x0, `(B, *D)`."""
+        base, shift = self.steered(x, level)
+        return base.x0 if shift is None else base.x0 + shift
+
+    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return the guided x0 and what the network learned of its variance, each `(B, *D)`.
+
+        Raises:
+            ValueError: it learned none.
+        """
+        base, shift = self.steered(x, level)
+        if base.variance is None:
+            raise ValueError(
+                f"the network returns {base.out.shape[1]} channels for {x.shape[1]}, so it learned "
+                "no variance: take DDPM, the ancestral sampler with that of the posterior; of the "
+                "command line --sampler DDPM"
+            )
+        return base.x0 if shift is None else base.x0 + shift, base.variance
+
+    def gradient(self, x: Tensor, level: Level) -> Tensor:
+        """Return the gradient that the network "classifier" gives, `(B, *D)`."""
+        return self.evaluate([Branch(net="classifier")], self._point(x, level))[0].out
+
+    def steered(self, x: Tensor, level: Level) -> tuple[Answer, Tensor | None]:
+        """Return the answer of the "cond" branch and what the guidance adds to its x0."""
+        if self.seeds is not None and len(self.seeds) != len(x):
+            raise ValueError(
+                f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
+            )
+        at = self._point(x, level)
+        if self.guidance is None:
+            return self.evaluate([Branch()], at)[0], None
+        return run(based(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at))
+
+    def rehearse(self, x: Tensor, level: Level) -> None:
+        """Check that all is there that the guidance asks for at a level, without any network.
+
+        Raises:
+            ValueError: something is not.
+        """
+        at = self._point(x, level)
+
+        def check(branches: Sequence[Branch]) -> list[Answer]:
+            for branch in branches:
+                self._check(branch)
+            return imagined(branches, at)
+
+        if self.guidance is not None:
+            run(based(self.guidance.shift(at)), check)
+
+    def _point(self, x: Tensor, level: Level) -> Point:
+        return Point(x, level, self.kind, self.step, self.schedule, self.seeds)
+
+    def evaluate(self, branches: Sequence[Branch], at: Point) -> list[Answer]:
+        """Answer every branch, those that stack in one pass."""
+        for branch in branches:
+            self._check(branch)
+        groups: dict[Any, list[int]] = {}
+        for i, branch in enumerate(branches):
+            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.time)
+            groups.setdefault(key, []).append(i)
+        found: dict[int, Answer] = {}
+        for members in groups.values():
+            group = [branches[i] for i in members]
+            found |= zip(members, self._pass(self.nets[group[0].net], group, at), strict=True)
+        return [found[i] for i in range(len(branches))]
+
+    def _check(self, branch: Branch) -> None:
+        if branch.net not in self.nets:
+            raise ValueError(
+                f"the guidance asks for a network {branch.net!r}, there is {', '.join(self.nets)}: "
+                "give the weaker network of autoguidance as guide, others by their name"
+            )
+        if branch.cond not in self.conds:
+            raise ValueError(
+                f"the guidance asks for the condition {branch.cond!r}, there is "
+                f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
+                'pipeline); SAG(..., on="cond") does without'
+            )
+        _ = self.conds[branch.cond]  # one that is made when it is asked for may raise
+        for layer in (*(name for name, _ in branch.edits), *branch.record):
+            matching(list(self.nets[branch.net].layers), layer)
+
+    def _pass(self, net: Network, group: list[Branch], at: Point) -> list[Answer]:
+        """Evaluate branches of one network and level whose conditions have equal shapes."""
+        size, level = len(at.x), group[0].level or at.level
+        inputs = [at.x if branch.x is None else branch.x for branch in group]
+        x, cond = _stacked(inputs), _joined([self.conds[b.cond] for b in group], size)
+        maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
+        tokens = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
+        outs = []
+        for rows in chunks(len(x), self.max_rows):
+            taps, drops = _taps(net, group, maps, size, rows), _drops(group, size, rows)
+            part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
+            with ExitStack() as stack:
+                if taps or drops:
+                    stack.enter_context(net.touched())
+                if drops:
+                    stack.enter_context(dropped(drops, rows.stop - rows.start))
+                stack.enter_context(tapped(net.layers, taps, tokens, net.using, net.text_first))
+                outs.append(net.call(x[rows], level, part))
+        found = torch.split(_stacked(outs), size)
+        return [
+            _answer(out, given, level, at.kind, {n: _stacked(m) for n, m in seen.items()})
+            for out, given, seen in zip(found, inputs, maps, strict=True)
+        ]
+
+
+def _taps(
+    net: Network, group: list[Branch], maps: list[dict[str, list[Tensor]]], size: int, rows: slice
+) -> dict[str, Tap]:
+    """Taps of a pass over `rows` of the stacked branches, by layer."""
+    taps: dict[str, Tap] = {}
+    for i, branch in enumerate(group):
+        mine = _within(rows, i, size)
+        if mine.start >= mine.stop:
+            continue
+        for wanted, edit in branch.edits:
+            for name in matching(list(net.layers), wanted):
+                taps.setdefault(name, Tap(net.score)).edits.append((mine, edit))
+        for wanted in branch.record:
+            name = matching(list(net.layers), wanted)[0]
+            taps.setdefault(name, Tap(net.score)).records.append((mine, maps[i][wanted]))
+    return taps
+
+
+def _drops(group: list[Branch], size: int, rows: slice) -> list[tuple[slice, Dropout]]:
+    """Dropout of a pass over `rows` of the stacked branches, each with the seeds of its rows."""
+    found = []
+    for i, branch in enumerate(group):
+        mine = _within(rows, i, size)
+        if branch.dropout is not None and mine.start < mine.stop:
+            first = rows.start + mine.start - i * size
+            seeds = branch.dropout.seeds[first : first + mine.stop - mine.start]
+            found.append((mine, Dropout(branch.dropout.p, seeds)))
+    return found
+
+
+def _within(rows: slice, i: int, size: int) -> slice:
+    """Which of `rows` belong to the branch `i`, of `size` rows; empty or backwards if none."""
+    return slice(
+        max(i * size, rows.start) - rows.start, min((i + 1) * size, rows.stop) - rows.start
+    )
+
+
+def _answer(out: Tensor, x: Tensor, level: Level, kind: Kind, maps: dict[str, Tensor]) -> Answer:
+    """Tell the prediction and a learned variance apart."""
+    if out.shape[1:2] != (2 * x.shape[1],):
+        return Answer(out, x, level, kind, maps)
+    half, variance = out.chunk(2, dim=1)
+    return Answer(half, x, level, kind, maps, variance)
+
+
+def chunks(rows: int, most: int | None) -> Iterator[slice]:
+    """Slices of at most so many rows that hold all of them in turn."""
+    step = most or rows
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _shapes(tree: Any) -> Any:
+    """What has to be equal for two conditions to be stacked."""
+    if isinstance(tree, Tensor):
+        return tuple(tree.shape)
+    if isinstance(tree, Mapping):
+        return tuple((key, _shapes(value)) for key, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return tuple(_shapes(value) for value in tree)
+    return None
+
+
+def _joined(trees: Sequence[Any], size: int) -> Any:
+    """Join conditions of `size` rows each; what has no rows is taken from the first."""
+    first = trees[0]
+    if isinstance(first, Tensor) and first.ndim > 0 and len(first) == size:
+        return _stacked(trees)
+    if isinstance(first, Mapping):
+        return {key: _joined([tree[key] for tree in trees], size) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(_joined(column, size) for column in zip(*trees, strict=True))
+    return first
+
+
+def rows_of(tree: Any, rows: slice, size: int) -> Any:
+    """Some rows of a condition of `size` rows."""
+    if isinstance(tree, Tensor):
+        return tree[rows] if tree.ndim > 0 and len(tree) == size else tree
+    if isinstance(tree, Mapping):
+        return {key: rows_of(value, rows, size) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(rows_of(value, rows, size) for value in tree)
+    return tree

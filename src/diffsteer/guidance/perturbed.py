@@ -1,0 +1,68 @@
+"""Guidance by a network whose self-attention is disturbed: one more row of the same pass."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.guidance.attention_taps import BlurQuery, Identity
+from diffsteer.guidance.base import Guidance, away, finite, named
+from diffsteer.guidance.queries import Asking, Branch, Point
+
+
+@dataclass(frozen=True, repr=False)
+class PAG(Guidance):
+    """Perturbed-attention guidance; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with identity attention).
+        layer: Self-attention layers to perturb, by a part of their names.
+        on: The branch to perturb, "cond" or "null".
+
+    Source: Ahn et al. 2024, eq. 12, https://arxiv.org/abs/2403.17377.
+    """
+
+    scale: float
+    layer: str = "mid"
+    on: str = "cond"
+
+    def __post_init__(self) -> None:
+        finite(self, "scale")
+        named(self, "layer", "on")
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        disturbed = Branch(self.on, edits=((self.layer, Identity()),))
+        return (yield from away(at, self.scale, Branch(self.on), disturbed))
+
+
+@dataclass(frozen=True, repr=False)
+class SEG(Guidance):
+    """Smoothed energy guidance; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with blurred queries).
+        sigma: Of the Gaussian over the queries, in tokens, > 0; inf is their mean.
+        layer: As for PAG.
+        on: As for PAG.
+
+    Source: Hong 2024, https://arxiv.org/abs/2408.00760.
+    """
+
+    scale: float
+    sigma: float = float("inf")
+    layer: str = "mid"
+    on: str = "cond"
+
+    def __post_init__(self) -> None:
+        finite(self, "scale")
+        named(self, "layer", "on")
+        if not self.sigma > 0:
+            raise ValueError(
+                f"SEG: sigma={self.sigma!r} must be > 0; inf is the mean of all queries"
+            )
+
+    @override
+    def shift(self, at: Point) -> Asking[Tensor]:
+        disturbed = Branch(self.on, edits=((self.layer, BlurQuery(self.sigma)),))
+        return (yield from away(at, self.scale, Branch(self.on), disturbed))

@@ -1,0 +1,247 @@
+"""How a guidance asks for network evaluations, and how they are answered together.
+
+A guidance is a generator: it yields the branches that it wants to know, receives their answers in
+the same order, and returns what to add to x0. `together` runs several in lockstep, so that all that
+is asked in one round is one joint question; `run` answers each distinct branch once.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.level import Level
+from diffsteer.core.prediction import Kind
+from diffsteer.core.schedule import Schedule
+from diffsteer.guidance.attention_taps import Edit
+from diffsteer.guidance.row_dropout import Dropout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One variant of the network call at one step.
+
+    Attributes:
+        cond: Which conditioning: "cond", "null", or another name that the denoiser knows.
+        net: Which network: "main" or "guide".
+        edits: Changes of attention, as (layer, edit).
+        x: Another input than the sample, `(B, *D)`.
+        level: The level of that input, if it is another than the sample's; a pass of its own.
+        dropout: Dropout in the network.
+        record: Layers whose attention scores are wanted.
+    """
+
+    cond: str = "cond"
+    net: str = "main"
+    edits: tuple[tuple[str, Edit], ...] = ()
+    x: Tensor | None = None
+    level: Level | None = None
+    dropout: Dropout | None = None
+    record: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for branches with equal answers, but for what they record."""
+        x = None if self.x is None else id(self.x)
+        return self.cond, self.net, self.edits, x, self.time, self.dropout
+
+    @property
+    def time(self) -> float | None:
+        """Time of its own level; branches stack where it is equal."""
+        return None if self.level is None else self.level.t.item()
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the network said of a branch.
+
+    Attributes:
+        out: Its output, `(B, *D)`.
+        x: The input it was asked for.
+        level: The level of the input.
+        kind: What the output predicts.
+        maps: Attention scores of the recorded layers, `(B, h, w)`, with mean 1.
+        variance: What it says of its variance where it learned one, else None, `(B, *D)`: from -1,
+            the posterior's, to 1, that of the noise added, in logarithms.
+    """
+
+    out: Tensor
+    x: Tensor
+    level: Level
+    kind: Kind
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    variance: Tensor | None = None
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """The denoised sample."""
+        return self.kind.x0(self.x, self.out, self.level)
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise in the sample."""
+        return self.kind.solve(self.x, self.out, self.level)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where a guidance is asked for its shift.
+
+    Attributes:
+        x: The sample, `(B, *D)`.
+        level: Its level, 0-dim.
+        kind: What the network predicts.
+        step: Index of the sampling step, 0 for the first.
+        schedule: What the network was trained on, for guidances that ask it at other levels.
+        seeds: One for each sample, for guidances that draw; without, its place in the batch.
+    """
+
+    x: Tensor
+    level: Level
+    kind: Kind
+    step: int = 0
+    schedule: Schedule | None = None
+    seeds: Sequence[int] | None = None
+
+    def seeds_for(self, purpose: str) -> tuple[int, ...]:
+        """One seed for each sample, for what is drawn at this level for a purpose.
+
+        They depend on the sample's seed, the level and the purpose, on nothing else.
+        """
+        seeds = range(len(self.x)) if self.seeds is None else self.seeds
+        texts = (f"{seed} {self.level.t.item()} {purpose}" for seed in seeds)
+        return tuple(number(text.encode()) for text in texts)
+
+
+def number(data: bytes) -> int:
+    """A number in [0, 2^64) that depends on all of `data`."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+Asking = Generator[tuple[Branch, ...], tuple[Answer, ...], T]
+Evaluate = Callable[[Sequence[Branch]], Sequence[Answer]]
+
+
+def together(*askers: Asking[T]) -> Asking[list[T]]:
+    """Advance askers in lockstep, so that what they ask in one round is one joint question."""
+    done: dict[int, T] = {}
+    asked: dict[int, tuple[Branch, ...]] = {}
+
+    def advance(i: int, answers: tuple[Answer, ...] | None) -> None:
+        try:
+            asked[i] = askers[i].send(answers)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            asked.pop(i, None)
+            done[i] = stop.value
+
+    for i in range(len(askers)):
+        advance(i, None)
+    while asked:
+        current = dict(asked)
+        answers = iter((yield tuple(b for branches in current.values() for b in branches)))
+        for i, branches in current.items():
+            advance(i, tuple(islice(answers, len(branches))))
+    return [done[i] for i in range(len(askers))]
+
+
+def based(shift: Asking[Tensor]) -> Asking[tuple[Answer, Tensor]]:
+    """Ask for the "cond" branch and a guidance together; returns its answer and the shift."""
+    found: list[Answer] = []
+
+    def base() -> Asking[Tensor]:
+        found.extend((yield (Branch(),)))
+        return found[0].x
+
+    _, moved = yield from together(base(), shift)
+    return found[0], moved
+
+
+def run(asker: Asking[T], evaluate: Evaluate) -> T:
+    """Answer an asker; every distinct branch is evaluated once in the whole run."""
+    known: dict[tuple[object, ...], tuple[Branch, Answer]] = {}
+    answers: tuple[Answer, ...] | None = None
+    while True:
+        try:
+            asked = asker.send(answers)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        new = _unknown(asked, known)
+        for branch, answer in zip(new, evaluate(new) if new else (), strict=True):
+            known[branch.key] = (branch, answer)  # the branch keeps its x, and so its key, alive
+        answers = tuple(known[branch.key][1] for branch in asked)
+
+
+def _unknown(
+    asked: Sequence[Branch], known: dict[tuple[object, ...], tuple[Branch, Answer]]
+) -> list[Branch]:
+    """Distinct branches that have no answer yet, each recording what any of its askers wants."""
+    new: dict[tuple[object, ...], Branch] = {}
+    for branch in asked:
+        have = known[branch.key][0].record if branch.key in known else None
+        if have is not None and set(branch.record) <= set(have):
+            continue
+        first = new.setdefault(branch.key, branch)
+        wanted = dict.fromkeys((*first.record, *branch.record))
+        new[branch.key] = replace(first, record=tuple(wanted))
+    return list(new.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cost of one step.
+
+    Attributes:
+        rows: Evaluations of each network, in samples, by its name.
+        passes: Calls of each network, if nothing keeps its rows from being stacked.
+    """
+
+    rows: dict[str, int]
+    passes: dict[str, int]
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{net}: {_some(n, 'row')} in {_some(self.passes[net], 'pass', 'es')}"
+            for net, n in self.rows.items()
+        )
+
+
+def _some(n: int, thing: str, plural: str = "s") -> str:
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}{plural}"
+
+
+def plan(asker: Asking[T], at: Point) -> Plan:
+    """Count what an asker evaluates at a point, without any network."""
+    rows: dict[str, int] = {}
+    passes: dict[str, int] = {}
+
+    def count(branches: Sequence[Branch]) -> list[Answer]:
+        for net, _ in dict.fromkeys((branch.net, branch.time) for branch in branches):
+            passes[net] = passes.get(net, 0) + 1
+        for branch in branches:
+            rows[branch.net] = rows.get(branch.net, 0) + 1
+        return imagined(branches, at)
+
+    run(asker, count)
+    return Plan(rows, passes)
+
+
+def imagined(branches: Sequence[Branch], at: Point) -> list[Answer]:
+    """Answers of a network that says 0 and attends to all alike."""
+    flat = torch.ones(len(at.x), *at.x.shape[-2:])
+    return [
+        Answer(
+            torch.zeros_like(at.x),
+            at.x,
+            branch.level or at.level,
+            at.kind,
+            dict.fromkeys(branch.record, flat),
+        )
+        for branch in branches
+    ]

@@ -1,0 +1,190 @@
+"""Features of samples on disk, bound to all that made them.
+
+A folder holds `manifest.json` with a key (recipe, weights, extractor) and chunk files with seeds
+and features. A chunk is there whole or not at all, and every array in it has a checksum. What a
+killed run leaves is good; samples that are there are not measured again.
+"""
+
+import fcntl
+import json
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsteer.generate.recipe import differences, digest
+from diffsteer.io.atomic import PART, whole, write
+from diffsteer.metrics.features import Extractor
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def key_of(images: Mapping[str, Any], extractor: Extractor) -> dict[str, Any]:
+    """All that decides the features of a seed: what decides its picture, and the extractor."""
+    origin = asdict(extractor.origin)
+    return {**images, **{f"features.{name}": value for name, value in origin.items()}}
+
+
+class BrokenChunk(Exception):
+    """A chunk file that is not as it was written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some measured samples.
+
+    Attributes:
+        seeds: One each.
+        features: `(N, d)`, float32.
+        costs: What each took, by name, `(N,)`: seconds, rows of the network.
+    """
+
+    seeds: tuple[int, ...]
+    features: Tensor
+    costs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Chunks of one key.
+
+    Attributes:
+        path: Where.
+        key: All that decides the features of a seed, in plain values.
+    """
+
+    path: Path
+    key: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the key, which every chunk carries."""
+        return digest(self.key)
+
+    @contextmanager
+    def claimed(self, first: bool) -> Iterator[None]:
+        """Keep other programs out until closed, however this one ends.
+
+        Args:
+            first: Whether this is the first of its processes, which must come before the others.
+
+        Raises:
+            ValueError: another program, or a process that a killed one left, is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            if first:
+                self._alone(file)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def _alone(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path} is in use: another program measures there, or a process that a "
+                "killed one left; wait for it, or end it"
+            ) from error
+
+    def bind(self) -> None:
+        """Write the manifest, or check the one that is there; drop drafts of a killed program.
+
+        Raises:
+            ValueError: the folder holds samples of another key, named with the difference.
+        """
+        for draft in self.path.glob(f".*{PART}"):
+            draft.unlink()
+        path = self.path / MANIFEST
+        if not path.exists():
+            if any(self.path.glob("chunk-*.npz")):
+                raise ValueError(f"{self.path} has samples, but no {MANIFEST}: take another folder")
+            with whole(path) as file:
+                said = {"version": VERSION, "key": self.key}
+                file.write((json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
+            return
+        try:
+            said = json.loads(path.read_text("utf-8"))
+            was, version = said["key"], said["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no manifest of ours: take another folder") from error
+        if version != VERSION or digest(was) != self.digest:
+            found = differences({**was, "version": version}, {**self.key, "version": VERSION})
+            raise ValueError(
+                f"{self.path} holds samples of something else: {found}. Take another folder, or "
+                "remove this one"
+            )
+
+    def done(self) -> dict[str, tuple[int, ...]]:
+        """Seeds of every chunk by the name of its file; a broken file is set aside, with a warning.
+
+        Raises:
+            ValueError: a file belongs to another key, or a seed is there twice.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        owner: dict[int, str] = {}
+        for path in sorted(self.path.glob("chunk-*.npz")):
+            try:
+                seeds = self.read(path.name).seeds
+            except BrokenChunk as error:
+                path.replace(path.with_suffix(".npz.broken"))
+                warnings.warn(
+                    f"{path} is broken ({error}): it is set aside as {path.name}.broken and its "
+                    "samples are measured again",
+                    stacklevel=2,
+                )
+                continue
+            for seed in seeds:
+                if seed in owner:
+                    raise ValueError(
+                        f"{path} and {owner[seed]} both hold seed {seed}: remove one of them"
+                    )
+                owner[seed] = path.name
+            found[path.name] = seeds
+        return found
+
+    def read(self, name: str) -> Chunk:
+        """Read a chunk, checking all that it holds.
+
+        Raises:
+            BrokenChunk: it cannot be read, or a checksum is wrong.
+            ValueError: it belongs to another key.
+        """
+        held = _arrays(self.path / name)
+        if str(held.pop("key")) != self.digest:
+            raise ValueError(f"{self.path / name} belongs to another folder: remove it")
+        seeds, features = held.pop("seeds"), torch.from_numpy(held.pop("features"))
+        costs = {key: torch.from_numpy(value) for key, value in held.items()}
+        return Chunk(tuple(int(seed) for seed in seeds), features, costs)
+
+    def add(self, chunk: Chunk) -> str:
+        """Write a chunk; returns the name of its file."""
+        name = f"chunk-{min(chunk.seeds):020d}.npz"
+        arrays = {
+            "key": np.array(self.digest),
+            "seeds": np.array(chunk.seeds, dtype=np.uint64),
+            "features": chunk.features.numpy(),
+            **{key: value.numpy() for key, value in chunk.costs.items()},
+        }
+        write(self.path / name, arrays)
+        return name
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+        raise BrokenChunk(str(error)) from error
+    if missing := {"key", "seeds", "features"} - held.keys():
+        raise BrokenChunk(f"it lacks {', '.join(sorted(missing))}")
+    return held

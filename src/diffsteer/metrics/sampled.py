@@ -1,0 +1,231 @@
+"""Sample and measure in one pass: no picture is written, and a killed run goes on where it was.
+
+`sampled` takes any function from seeds to pictures. Under `torchrun` or `accelerate launch` every
+process takes a share of the seeds. A seed decides its picture and no process sees another's, so
+figures do not depend on batch, processes or interruptions, up to the rounding of the network (one
+grey level in rare pixels) and of sums (1e-12 relative).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.io.distributed import Processes
+from diffsteer.io.shards import Chunk, Folder, key_of
+from diffsteer.metrics.features import Extractor, pictures
+from diffsteer.metrics.frechet import Gaussian
+from diffsteer.metrics.measure import KEEP, kept
+from diffsteer.metrics.moments import F64, Moments, table
+from diffsteer.metrics.statistics import Statistics
+
+Images = Callable[[list[int]], Tensor]
+"""Makes one uint8 picture a seed, `(N, 3, H, W)`, each the same alone and in any batch."""
+Costs = Callable[[], Mapping[str, float]]
+"""What making pictures cost since the last call, by name, all pictures together."""
+ROWS, SECONDS = 256, 60.0
+"""A chunk is written when it has so many samples, or is so old."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """What is known of samples.
+
+    Attributes:
+        seeds: Of all of them, sorted.
+        statistics: Moments of all, features of a random part.
+        costs: By name, `(N,)`, in the order of `seeds`: seconds, and what `costs` told.
+    """
+
+    seeds: tuple[int, ...]
+    statistics: Statistics
+    costs: dict[str, Tensor]
+
+
+def sampled(
+    images: Images,
+    seeds: Sequence[int],
+    extractor: Extractor,
+    out: Path | None = None,
+    key: Mapping[str, Any] | None = None,
+    batch: int = 8,
+    keep: int = KEEP,
+    costs: Costs = dict,
+) -> Sampled:
+    """Make pictures of seeds and measure them; call it in every process where there are several.
+
+    Args:
+        images: Makes pictures; each process asks for its own seeds.
+        seeds: At least 2 different ones.
+        extractor: Of the features.
+        out: Folder, seen by all processes, where measured samples are kept and found again; None
+            keeps them in memory.
+        key: All that decides the pictures of `images`, in plain values that JSON knows; needed
+            with `out`, which refuses samples of another key.
+        batch: Pictures at a time, >= 1.
+        keep: Pictures of which features are kept, for metrics other than Frechet distances.
+        costs: Tells what the last pictures cost besides seconds.
+
+    Raises:
+        ValueError: seeds repeat, `out` holds something else or is in use, or the pictures or
+            features are none.
+    """
+    order = tuple(sorted(set(seeds)))
+    if len(order) < max(2, len(seeds)) or batch < 1:
+        raise ValueError(f"{len(order)} different seeds of {len(seeds)}, batch={batch}: give at "
+                         "least 2 seeds, each once, and batch >= 1")  # fmt: skip
+    together = Processes.running()
+    make = partial(_measured, images, extractor, costs)
+    costs()  # what came before is not ours
+    if out is None:
+        todo = order[together.rank :: together.world]
+        chunks = list(_chunks(make, todo, batch, _Bar(order, 0, together)))
+        return _joined(iter(chunks), order, extractor, keep, together)
+    if key is None:
+        raise ValueError(f"{out} cannot keep samples without a key: say what decides the pictures")
+    folder = Folder(out, key_of(key, extractor))
+    with filled(folder, order, make, batch) as names:
+        return _joined(map(folder.read, names), order, extractor, keep, together)
+
+
+@contextmanager
+def filled(
+    folder: Folder, order: Sequence[int], make: Callable[[list[int]], Chunk], batch: int
+) -> Iterator[list[str]]:
+    """Add to a folder what it lacks of some seeds, and keep other programs out until closed.
+
+    Call it in every process where there are several: each makes a share, and is given the names of
+    a share of the chunks.
+
+    Args:
+        folder: Where chunks are kept and found again.
+        order: The seeds, each once.
+        make: Makes the chunk of some seeds.
+        batch: Most seeds that it is given at a time, >= 1.
+
+    Raises:
+        ValueError: the folder holds something else or is in use, or the processes disagree.
+    """
+    together = Processes.running()
+    if len(set(together.gathered(folder.digest))) > 1:
+        raise ValueError("the processes make different pictures: give all of them the same key")
+    claim = folder.claimed(first=True) if together.rank == 0 else nullcontext()
+    with claim:
+        done = together.told(_begun(folder) if together.rank == 0 else None)
+        assert done is not None
+        with folder.claimed(first=False):
+            there = {seed for held in done.values() for seed in held}
+            left = [seed for seed in order if seed not in there]
+            bar = _Bar(order, len(order) - len(left), together)
+            mine = left[together.rank :: together.world]
+            names = [folder.add(chunk) for chunk in _chunks(make, mine, batch, bar)]
+            yield names + sorted(done)[together.rank :: together.world]
+
+
+def _begun(folder: Folder) -> dict[str, tuple[int, ...]]:
+    folder.bind()
+    return folder.done()
+
+
+class _Bar:
+    """Progress of all processes, as the first one knows it: all go at about the same pace."""
+
+    def __init__(self, order: Sequence[int], done: int, together: Processes) -> None:
+        from tqdm import tqdm
+
+        off = None if together.rank == 0 else True
+        self.bar = tqdm(total=len(order), initial=done, unit="picture", disable=off)
+        self.world = together.world
+
+    def update(self, n: int) -> None:
+        self.bar.update(min(n * self.world, self.bar.total - self.bar.n))
+
+
+def _chunks(
+    make: Callable[[list[int]], Chunk], seeds: Sequence[int], batch: int, bar: _Bar
+) -> Iterator[Chunk]:
+    """Make chunks of seeds, a batch at a time; yield what has come together often enough."""
+    parts: list[Chunk] = []
+    since = time.monotonic()
+    for start in range(0, len(seeds), batch):
+        parts.append(make(list(seeds[start : start + batch])))
+        bar.update(len(parts[-1].seeds))
+        last = start + batch >= len(seeds)
+        held = sum(len(part.seeds) for part in parts)
+        if last or held >= ROWS or time.monotonic() - since >= SECONDS:
+            yield _one(parts)
+            parts, since = [], time.monotonic()
+    bar.bar.close()
+
+
+def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[int]) -> Chunk:
+    start, n = time.perf_counter(), len(seeds)
+    made = pictures(images(seeds))
+    spent = {"seconds": time.perf_counter() - start, **costs()}
+    if len(made) != n:
+        raise ValueError(f"{len(made)} pictures came for {n} seeds: return one each, in order")
+    features = table(extractor(made)).to("cpu", torch.float32)
+    each = {name: torch.full((n,), value / n, dtype=F64) for name, value in spent.items()}
+    return Chunk(tuple(seeds), features, each)
+
+
+def _one(parts: Sequence[Chunk]) -> Chunk:
+    return Chunk(
+        tuple(seed for part in parts for seed in part.seeds),
+        torch.cat([part.features for part in parts]),
+        {name: torch.cat([part.costs[name] for part in parts]) for name in parts[0].costs},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """What one process knows: where its samples stand in the order, and what is kept of them."""
+
+    places: Tensor
+    costs: dict[str, Tensor]
+    kept_places: Tensor
+    kept_rows: Tensor
+
+
+def _joined(
+    chunks: Iterator[Chunk],
+    order: tuple[int, ...],
+    extractor: Extractor,
+    keep: int,
+    together: Processes,
+) -> Sampled:
+    """Join the chunks of all processes, in the order of the seeds."""
+    at = {seed: i for i, seed in enumerate(order)}
+    chosen = kept(len(order), keep)
+    moments, mine = None, list[_Share]()
+    for chunk in chunks:
+        asked = [i for i, seed in enumerate(chunk.seeds) if seed in at]
+        places = torch.tensor([at[chunk.seeds[i]] for i in asked], dtype=torch.long)
+        features = chunk.features[asked]
+        part = Moments.of(features)
+        moments = part if moments is None else moments + part
+        stays = chosen[places]
+        costs = {name: value[asked] for name, value in chunk.costs.items()}
+        mine.append(_Share(places, costs, places[stays], features[stays]))
+    widths = together.gathered(None if moments is None else len(moments.mean))
+    width = next(w for w in widths if w is not None)
+    moments = (moments or Moments.empty(width)).reduced(together.group)
+    shares = [share for part in together.gathered(mine) for share in part]
+    if moments.n != len(order):
+        raise ValueError(f"{moments.n} samples are there of {len(order)}: was the folder changed?")
+    rows = torch.cat([s.kept_rows for s in shares])[_ranks([s.kept_places for s in shares])]
+    statistics = Statistics(extractor.origin, Gaussian.of(moments), moments.n, rows)
+    names = set.intersection(*(set(share.costs) for share in shares))
+    turn = _ranks([s.places for s in shares])
+    costs = {name: torch.cat([s.costs[name] for s in shares])[turn] for name in sorted(names)}
+    return Sampled(order, statistics, costs)
+
+
+def _ranks(places: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(places)).argsort()

@@ -1,0 +1,255 @@
+"""Scores that ship, by their text, and functions of yours, by MODULE:FUNCTION.
+
+Those that ship load weights that you name, when they first judge.
+"""
+
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from diffsteer.core.parse import parse, subclasses
+from diffsteer.generate.recipe import digest
+from diffsteer.metrics.best_of_n import Score
+from diffsteer.metrics.features import device_of, weights_hash
+from diffsteer.metrics.pretrained import CLIP, pretrained
+from diffsteer.models.adm import files as adm_files
+
+SHORT = 16
+"""Digits of a digest."""
+LEGACY_END = 2
+"""Says in old configs of CLIP that texts end at the highest token, whatever that is."""
+
+
+@dataclass(frozen=True)
+class Scorer(ABC):
+    """A score known by its text, such as 'CLIPScore("openai/clip-vit-base-patch16")'.
+
+    Args:
+        device: Where it runs; empty for a GPU if there is one. No part of what it is.
+    """
+
+    device: str = field(default="", repr=False, compare=False, kw_only=True)
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hash of the weights that were loaded, in hex, short."""
+
+    @abstractmethod
+    def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
+        """Return a number each, `(N,)`, of uint8 pictures `(N, 3, H, W)`; more is better.
+
+        Raises:
+            ValueError: the weights are not what they have to be, or `pictures` no such pictures.
+        """
+
+
+@dataclass(frozen=True)
+class CLIPScore(Scorer):
+    """100 times the cosine between CLIP's embeddings of the picture and of its prompt.
+
+    The CLIPScore of the paper is 2.5 max(cosine, 0) of a prompt behind "A photo depicts". Neither
+    is here: that order is the same where cosines are positive, and the prompt is as you wrote it.
+    Prompts are cut at the length of the text model; pictures are squashed to its square.
+
+    Args:
+        weights: Folder or hub id of a transformers checkpoint of CLIP, with its tokenizer.
+        device: Where it runs; empty for a GPU if there is one.
+
+    Source: Hessel et al. 2021, https://arxiv.org/abs/2104.08718.
+    """
+
+    weights: str
+
+    @cached_property
+    @override
+    def digest(self) -> str:
+        text, words = self._text
+        parts = {"image": self._image.origin.weights, "text": weights_hash(text)}
+        return digest({**parts, "words": words.get_vocab()})[:SHORT]
+
+    @cached_property
+    def _image(self) -> CLIP:
+        return CLIP(self.weights, device_of(self.device))
+
+    @cached_property
+    def _text(self) -> tuple[Any, Any]:
+        """The text model and its tokenizer."""
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+        text: Any = pretrained(CLIPTextModelWithProjection, self.weights)
+        words = CLIPTokenizer.from_pretrained(self.weights)
+        size, end = text.config.vocab_size, text.config.eos_token_id
+        end = size - 1 if end == LEGACY_END else end
+        if words.eos_token_id != end:
+            raise ValueError(
+                f"{self.weights}: the text model knows {size} tokens and ends texts at {end}, the "
+                f"tokenizer knows {len(words)} and ends them at {words.eos_token_id}, so that "
+                "embeddings would be of no prompt: give the checkpoint with its own tokenizer"
+            )
+        return text.to(device_of(self.device)), words
+
+    @override
+    def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
+        if len(pictures) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts for {len(pictures)} pictures: give one each")
+        text, words = self._text
+        longest = text.config.max_position_embeddings
+        said = words(
+            prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            of_text = text(**said.to(text.device)).text_embeds
+            found: Tensor = 100 * F.cosine_similarity(self._image(pictures), of_text)
+            return found
+
+
+@dataclass(frozen=True)
+class Aesthetic(Scorer):
+    """How well people would like a picture, about 1 to 10, by a linear predictor on CLIP.
+
+    That is LAION's aesthetic predictor V2, a chain of linear layers on the image embedding of unit
+    length, or one of those with a single layer. Prompts do not matter. Those with ReLU between
+    the layers are refused.
+
+    Args:
+        weights: File of its state dict, `.pth` or `.safetensors`.
+        clip: Folder or hub id of the CLIP that it was trained on, as a transformers checkpoint;
+            openai/clip-vit-large-patch14 for V2.
+        device: Where it runs; empty for a GPU if there is one.
+
+    Source: https://github.com/christophschuhmann/improved-aesthetic-predictor.
+    """
+
+    weights: str
+    clip: str
+
+    @cached_property
+    @override
+    def digest(self) -> str:
+        parts = {"image": self._image.origin.weights, "layers": weights_hash(self._layers)}
+        return digest(parts)[:SHORT]
+
+    @cached_property
+    def _image(self) -> CLIP:
+        return CLIP(self.clip, device_of(self.device))
+
+    @cached_property
+    def _layers(self) -> nn.Sequential:
+        return _chain(_read(Path(self.weights)), self.weights).to(device_of(self.device))
+
+    @override
+    def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
+        with torch.inference_mode():
+            x, first = self._image(pictures), self._layers[0].in_features
+            if x.shape[1] != first:
+                raise ValueError(
+                    f"{self.weights} was trained on embeddings of {first} numbers, {self.clip} "
+                    f"gives {x.shape[1]}: name its own CLIP, openai/clip-vit-large-patch14 for 768"
+                )
+            found: Tensor = self._layers(F.normalize(x))[:, 0]
+            return found
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """Tensors of a file by name; nothing in it is run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file: name the state dict of an aesthetic predictor")
+    if path.suffix != ".safetensors":
+        return adm_files.read(path)[0]
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Tensor] = load_file(path)
+        return found
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no file of safetensors: {error}") from error
+
+
+def _chain(state: Mapping[str, Tensor], name: str) -> nn.Sequential:
+    """The linear layers of a state dict, in order.
+
+    Dropout, which is off, takes a number between two of them; where there is room for more, it is
+    for an activation.
+
+    Raises:
+        ValueError: they are no chain that ends in one number.
+    """
+    places = {re.sub(r"(weight|bias)$", "", key) for key in state}
+    order = sorted(places, key=_number)
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    weights = [shapes.get(f"{place}weight", ()) for place in order]
+    biases = [shapes.get(f"{place}bias", ()) for place in order]
+    widths = [b[-1:] for b in biases]
+    fits = (
+        all(len(w) == 2 and b == w[:1] for w, b in zip(weights, biases, strict=True))
+        and [w[1:] for w in weights[1:]] == widths[:-1]
+        and widths[-1:] == [(1,)]
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} holds {shapes}, no linear layers of which each takes what the one before "
+            "gives, the last one number: give the state dict of an aesthetic predictor"
+        )
+    numbers = [_number(place) for place in order]
+    if any(b - a > 2 for a, b in zip(numbers, numbers[1:], strict=False)):
+        raise ValueError(
+            f"{name} has layers {', '.join(order)}: so much lies between them that they have "
+            "activations, as the ReLU variants do, which are not computed here: give a linear one"
+        )
+    layers = [nn.Linear(shape[1], shape[0], device="meta") for shape in weights]
+    for place, layer in zip(order, layers, strict=True):
+        tensors = {part: state[f"{place}{part}"].float() for part in ("weight", "bias")}
+        layer.load_state_dict(tensors, assign=True)
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+def _number(place: str) -> int:
+    """Of a layer, in "layers.4."; -1 without one."""
+    found = re.findall(r"\d+", place)
+    return int(found[-1]) if found else -1
+
+
+def score_of(text: str, device: str = "") -> Score:
+    """The score that a text names.
+
+    Args:
+        text: Of a `Scorer`, or MODULE:FUNCTION, from uint8 pictures `(N, 3, H, W)` and their
+            prompts to a number each.
+        device: Where a `Scorer` runs that does not say so itself.
+
+    Raises:
+        ValueError: it names none.
+    """
+    known = sorted(kind.__name__ for kind in subclasses(Scorer))
+    if "(" in text or text.strip() in known:
+        scorer = parse(text, Scorer)
+        return replace(scorer, device=scorer.device or device)
+    module, colon, function = text.partition(":")
+    either = f"write MODULE:FUNCTION, or one of {', '.join(known)} with its weights"
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # as `python -m` has it, and a console script has not
+    try:
+        found: Score = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--score {text}: {error}; {either}") from error
+    if not colon or not callable(found):
+        raise ValueError(f"--score {text} is no function: {either}")
+    return found
+
+
+def name_of(score: Score, text: str) -> str:
+    """What judged, by which scores of other weights are told apart: a text, and their digest."""
+    return f"{score!r} {score.digest}" if isinstance(score, Scorer) else text

@@ -1,0 +1,117 @@
+"""Statistics of a data set in the `.npz` of pytorch-fid and ADM.
+
+Keys `mu` and `sigma` are theirs; ours add what a reader needs to refuse a wrong comparison (`n`,
+`extractor`, `layer`, `resize`, `weights`, `version`), which they ignore, and `features` of a random
+part of the pictures, for metrics that need more than two moments. ADM's own evaluator wants more of
+a reference (`mu_s`, `sigma_s`, the pictures `arr_0`), so its files are read here, ours not there;
+whatever reads `mu` and `sigma` alone reads both.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsteer.io.atomic import write
+from diffsteer.metrics.features import UNSTATED, Origin
+from diffsteer.metrics.frechet import Gaussian
+from diffsteer.metrics.moments import table
+
+VERSION = 1
+INCEPTION_WIDTHS = (64, 192, 768, 2048)
+"""Lengths of Inception's layers; what files without an origin hold, by their tools' convention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What is known of a set of pictures.
+
+    Attributes:
+        origin: Of the features.
+        gaussian: Their mean and covariance.
+        n: Number of pictures; None where another tool's file does not say.
+        features: Of a random part of the pictures, or of all, `(m, d)`, float32; m = 0 for none.
+    """
+
+    origin: Origin
+    gaussian: Gaussian
+    n: int | None
+    features: Tensor
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            ValueError: the name does not end in .npz, which readers go by.
+        """
+        if path.suffix != ".npz":
+            raise ValueError(f"{path} does not end in .npz, by which readers know the format")
+        arrays = {
+            "mu": self.gaussian.mean.numpy(),
+            "sigma": self.gaussian.cov.numpy(),
+            **{name: np.array(value) for name, value in vars(self.origin).items()},
+            "version": np.array(VERSION),
+            "features": self.features.to(torch.float32).numpy(),
+        }
+        if self.n is not None:
+            arrays["n"] = np.array(self.n)
+        write(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Read a file of ours, of pytorch-fid, ADM or EDM.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is no such file, or does not say which extractor made it.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"no statistics file {path}: make one with `diffsteer stats`")
+        try:
+            arrays = np.load(path, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("it is one bare array")
+            with arrays:
+                return _parsed(arrays)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no usable file of statistics: {error} (pickles, as EDM2's, can run "
+                "code and are never read); make one with `diffsteer stats`"
+            ) from error
+
+
+def _parsed(arrays: "np.lib.npyio.NpzFile") -> Statistics:
+    if not {"mu", "sigma"} <= set(arrays.files):
+        raise ValueError(f"it holds {', '.join(arrays.files) or 'nothing'}, not mu and sigma")
+    version = int(arrays["version"]) if "version" in arrays.files else VERSION
+    if version > VERSION:
+        raise ValueError(f"it has version {version}, this program reads up to {VERSION}")
+    gaussian = Gaussian(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
+    width = len(gaussian.mean)
+    features = torch.zeros(0, width)
+    if "features" in arrays.files:
+        features = table(torch.from_numpy(arrays["features"]))
+    if features.shape[1] != width:
+        raise ValueError(f"its mean has {width} numbers, its features have {features.shape[1]}")
+    n = int(arrays["n"]) if "n" in arrays.files else None
+    if n is not None and n < max(2, len(features)):
+        raise ValueError(f"it says n={n} and holds features of {len(features)} pictures")
+    return Statistics(_origin(arrays, width), gaussian, n, features)
+
+
+def _origin(arrays: "np.lib.npyio.NpzFile", width: int) -> Origin:
+    if "extractor" in arrays.files:
+        names = ("extractor", "layer", "resize", "weights")
+        if missing := set(names) - set(arrays.files):
+            raise ValueError(f"it names an extractor, but not {', '.join(sorted(missing))}")
+        return Origin(*(str(arrays[name]) for name in names))
+    if width not in INCEPTION_WIDTHS:
+        raise ValueError(
+            f"it does not say which extractor made its {width} numbers, and Inception, which such "
+            "files hold by convention, has 2048"
+        )
+    return Origin("Inception", str(width), UNSTATED, UNSTATED)

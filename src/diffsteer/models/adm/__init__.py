@@ -1,0 +1,1 @@
+"""ADM and IDDPM networks (Dhariwal and Nichol 2021)."""

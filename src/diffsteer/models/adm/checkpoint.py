@@ -1,0 +1,266 @@
+"""ADM and IDDPM checkpoints: read safely, checked, made ready to sample from, converted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diffsteer.core.level import Level, wide
+from diffsteer.core.prediction import X0, Eps, Kind
+from diffsteer.core.schedule import Discrete
+from diffsteer.guidance import Clamped, Guidance
+from diffsteer.guidance.attention_taps import received
+from diffsteer.guidance.classifier import class_gradient
+from diffsteer.guidance.denoiser import Cond, Denoiser, Network
+from diffsteer.models.adm.blocks import join_heads, split_heads
+from diffsteer.models.adm.files import State, read, write
+from diffsteer.models.adm.flags import Flags
+from diffsteer.models.adm.published import PUBLISHED
+from diffsteer.models.adm.unet import ADM, ADMClassifier
+
+Net = TypeVar("Net", bound=nn.Module)
+AS_PUBLISHED = Clamped()
+"""Keeps x0 in [-1, 1], as the official code does at every step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion:
+    """A network and the noise it was trained with.
+
+    Attributes:
+        net: The network; move it, `diffusion.net.cuda()`, where it is to run.
+    """
+
+    net: ADM
+
+    @property
+    def schedule(self) -> Discrete:
+        """Noise schedule of its training."""
+        flags = self.net.flags
+        if flags.noise_schedule == "cosine":
+            return Discrete.cosine(flags.diffusion_steps)
+        scale = 1000 / flags.diffusion_steps
+        return Discrete.linear(1e-4 * scale, 0.02 * scale, flags.diffusion_steps)
+
+    @property
+    def kind(self) -> Kind:
+        """What it predicts."""
+        return X0() if self.net.flags.predict_xstart else Eps()
+
+    def network(self, official_head_split: bool = False) -> Network:
+        """The network for a `Denoiser`; conditions are `{"y": classes}`, or `{}` without classes.
+
+        Args:
+            official_head_split: Compatibility with the official code of SAG, whose maps split the
+                channels into `num_heads` heads whatever the network does. At 256 pixels, where the
+                network has 16 heads of 64 channels and that flag stays at 4, this mixes queries,
+                keys and values; where both agree (128 pixels) it changes nothing.
+        """
+        flags = self.net.flags
+
+        def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
+            y = cond["y"] if flags.class_cond else None
+            return wide(self.net(x, self.times(x, level), y))
+
+        layers = self.net.attention_layers()
+        if not official_head_split:
+            return Network(call, layers)
+        split = partial(_split_anew, flags.num_heads, flags.use_new_attention_order)
+        return Network(call, layers, score=split)
+
+    def denoiser(
+        self,
+        guidance: Guidance | None = AS_PUBLISHED,
+        classes: Tensor | None = None,
+        classifier: ADMClassifier | None = None,
+        guide: "Diffusion | None" = None,
+        official_head_split: bool = False,
+        max_rows: int | None = None,
+    ) -> Denoiser:
+        """A guided denoiser.
+
+        Args:
+            guidance: End yours in `.clamped()` to keep x0 in [-1, 1], as the official code does.
+                Without a null class CFG has nothing to go by, and SAG works on="cond".
+            classes: One a sample, `(B,)`, for class-conditional networks and for a classifier.
+            classifier: For `Classifier` and `Ancestral(classifier=...)`.
+            guide: A weaker network of the same schedule, for `Auto`.
+            official_head_split: As for `network`.
+            max_rows: Most rows of one pass.
+
+        Raises:
+            ValueError: the network or the classifier needs classes, or other ones, or none.
+        """
+        self._check(classes, classifier)
+        nets = {"main": self.network(official_head_split)}
+        if classifier is not None:
+            nets["classifier"] = Network(class_gradient(partial(self._classify, classifier)))
+        if guide is not None:
+            nets["guide"] = guide.network(official_head_split)
+        cond = {} if classes is None else {"y": classes}
+        return Denoiser(nets, {"cond": cond}, self.kind, guidance, max_rows, self.schedule)
+
+    def _check(self, classes: Tensor | None, classifier: ADMClassifier | None) -> None:
+        flags = self.net.flags
+        if classes is None:
+            if flags.class_cond or classifier is not None:
+                raise ValueError("a class-conditional network and a classifier need classes, (B,)")
+            return
+        told = [flags] if flags.class_cond else []
+        told += [] if classifier is None else [classifier.flags]
+        known = [each.num_classes for each in told]
+        if not known:
+            raise ValueError("this network knows no classes, and there is no classifier: give none")
+        if classes.ndim != 1 or not ((classes >= 0) & (classes < min(known))).all():
+            raise ValueError(
+                f"classes={classes.tolist()}: one a sample, from 0 to {min(known) - 1}"
+            )
+
+    def times(self, x: Tensor, level: Level) -> Tensor:
+        """What the network is told of a level, `(B,)`."""
+        flags = self.net.flags
+        scale = 1000 / flags.diffusion_steps if flags.rescale_timesteps else 1.0
+        return torch.full((len(x),), level.t.item() * scale, device=x.device)
+
+    def _classify(self, net: ADMClassifier, x: Tensor, level: Level, _: Cond) -> Tensor:
+        return wide(net(x, self.times(x, level)))
+
+
+def _split_anew(heads: int, new_order: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention received if the channels were `heads` times (query, key, value)."""
+    q, k, _ = split_heads(join_heads(q, k, v, new_order), heads, new_order=False)
+    return received(q, k)
+
+
+def load(path: Path | str, flags: Flags | None = None) -> Diffusion:
+    """Read a denoising network.
+
+    Args:
+        path: A published `.pt` file, a state dict of that code, or a folder that
+            `diffsteer convert adm` made.
+        flags: Of the network; None for what the folder says, or for those of the file name.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it cannot be read, is no such network, or its flags are not known.
+    """
+    return Diffusion(from_state(*_known(Path(path), flags)))
+
+
+def load_classifier(path: Path | str, flags: Flags | None = None) -> ADMClassifier:
+    """Read a classifier of noisy pictures; arguments and errors as `load`."""
+    state, flags = _known(Path(path), flags)
+    _require(flags, classifier=True)
+    check(state, flags)
+    with torch.device("meta"):
+        net = ADMClassifier(flags)
+    return _filled(net, state)
+
+
+def from_state(state: Mapping[str, Tensor], flags: Flags) -> ADM:
+    """Make the denoising network of a state dict.
+
+    Raises:
+        ValueError: its names or shapes are not those of the flags.
+    """
+    _require(flags, classifier=False)
+    check(state, flags)
+    with torch.device("meta"):
+        net = ADM(flags)
+    return _filled(net, dict(state))
+
+
+def _require(flags: Flags, classifier: bool) -> None:
+    if flags.classifier != classifier:
+        is_, use = ("a classifier", "load_classifier") if flags.classifier else ("no one", "load")
+        raise ValueError(f"these are the flags of {is_} of noisy pictures: read it by {use}")
+
+
+def _filled(net: Net, state: State) -> Net:
+    net.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def _known(path: Path, flags: Flags | None) -> tuple[State, Flags]:
+    """A state dict and its flags: given, of the folder, or of the file name."""
+    state, own = read(path)
+    flags = flags or own or PUBLISHED.get(path.name)
+    if flags is None:
+        raise ValueError(
+            f"{path}: no published checkpoint has this name, so its flags are not known; "
+            f"{_guess(state)}; give flags, Flags.parse('--image_size 64 ...')"
+        )
+    return state, replace(flags, num_classes=_classes(state) or flags.num_classes)
+
+
+def _classes(state: State) -> int:
+    """Classes of a network, by its tensors; 0 if there are none."""
+    for name in ("label_emb.weight", "out.2.c_proj.weight"):
+        if name in state and state[name].ndim > 0:
+            return len(state[name])
+    return 0
+
+
+@lru_cache
+def shapes_of(flags: Flags) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a network."""
+    with torch.device("meta"):
+        net = ADMClassifier(flags) if flags.classifier else ADM(flags)
+    return {name: tuple(value.shape) for name, value in net.state_dict().items()}
+
+
+def check(state: Mapping[str, Tensor], flags: Flags) -> None:
+    """Compare names and shapes of a state dict with those of a network.
+
+    Raises:
+        ValueError: they differ; names the first few, and published networks that would fit.
+    """
+    want = shapes_of(flags)
+    have = {name: tuple(value.shape) for name, value in state.items()}
+    if have == want:
+        return
+    wrong = [f"{n} is {have[n]}, not {want[n]}" for n in want if n in have and have[n] != want[n]]
+    parts = {
+        "missing": [n for n in want if n not in have],
+        "unexpected": [n for n in have if n not in want],
+        "of another shape": wrong,
+    }
+    said = [f"{len(v)} {what} ({_few(v)})" for what, v in parts.items() if v]
+    raise ValueError(f"tensors do not fit '{flags}': {'; '.join(said)}; {_guess(state)}")
+
+
+def convert(source: Path, out: Path, flags: Flags | None = None) -> Flags:
+    """Write a checkpoint as safetensors and JSON; returns its flags.
+
+    Args:
+        source: As for `load`; a classifier too.
+        out: A folder that is not there.
+        flags: As for `load`.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: as `load`, or `out` is there already.
+    """
+    state, flags = _known(source, flags)
+    check(state, flags)
+    write(state, flags, source, out)
+    return flags
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _guess(state: Mapping[str, Tensor]) -> str:
+    """Which published networks have these tensors."""
+    have = {name: tuple(value.shape) for name, value in state.items()}
+    first = have.get("time_embed.0.weight", (0, 0))[-1]
+    near = {name: flags for name, flags in PUBLISHED.items() if flags.num_channels == first}
+    found = [name for name, flags in near.items() if shapes_of(flags) == have]
+    if not found:
+        return "no published ADM or IDDPM network has such tensors"
+    return f"its tensors are those of {', '.join(found)}"

@@ -1,0 +1,114 @@
+"""Files of ADM and IDDPM: official `.pt` state dicts, and folders of safetensors and JSON."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import ZIP_STORED, ZipFile
+
+import torch
+from torch import Tensor
+
+from diffsteer.io.atomic import new_folder
+from diffsteer.models.adm.flags import Flags
+
+State = dict[str, Tensor]
+FORMAT = "diffsteer adm 1"
+
+
+def read(path: Path) -> tuple[State, Flags | None]:
+    """Read a state dict, and the flags where the file says them.
+
+    Only tensors are read: what else a pickle may hold is refused and never run.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it cannot be read, or holds anything but tensors by name.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    with path.open("rb") as file:
+        try:
+            _require_stored(file)
+            held = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # what a broken or hostile pickle raises knows no bounds
+            reason = str(error).strip().splitlines()
+            raise ValueError(
+                f"{path} cannot be read as tensors: {_refused(reason)}. A checkpoint of this kind "
+                "holds nothing else; if it is cut short, fetch it again"
+            ) from error
+    return _state(held, path), None
+
+
+def _require_stored(file: BinaryIO) -> None:
+    """Refuse a zip archive that would unpack to more than it is; other files pass."""
+    if file.read(4) == b"PK\x03\x04":
+        left = file.seek(0, 2)
+        with ZipFile(file) as archive:
+            for entry in archive.infolist():
+                left -= entry.file_size
+                if entry.compress_type != ZIP_STORED or left < 0:
+                    raise ValueError(
+                        f"its entry {entry.filename[:100]!r} unpacks {entry.compress_size} bytes "
+                        f"to {entry.file_size}, but torch.save compresses nothing: refused"
+                    )
+    file.seek(0)
+
+
+def _refused(lines: list[str]) -> str:
+    """The line of torch's report that names what was refused, else the first."""
+    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (named or lines or ["no reason given"])[0].strip()
+
+
+def _state(held: Any, path: Path) -> State:
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{path} holds a {type(held).__name__}, not tensors by name")
+    others = [name for name, value in held.items() if not isinstance(value, Tensor)]
+    if others or not held:
+        inner = [n for n in others if isinstance(held[n], Mapping)]
+        hint = f"; save what is under {inner[0]!r} alone" if inner else ""
+        first = f"{others[0]!r} is a {type(held[others[0]]).__name__}" if others else "it is empty"
+        raise ValueError(f"{path} is no state dict of tensors by name: {first}{hint}")
+    whole = [name for name, value in held.items() if not value.is_floating_point()]
+    if whole:
+        raise ValueError(f"{path}: {whole[0]} is {held[whole[0]].dtype}, but weights are floats")
+    return {str(name): value for name, value in held.items()}
+
+
+def _read_folder(path: Path) -> tuple[State, Flags]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        said = json.loads((path / "config.json").read_text("utf-8"))
+        if said["format"] != FORMAT:
+            raise ValueError(f"its format is {said['format']!r}, not {FORMAT!r}")
+        return load_file(path / "model.safetensors"), Flags.of(said["flags"])
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{path} is no folder of `diffsteer convert adm`: {error}") from error
+
+
+def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) -> None:
+    """Write a folder with `model.safetensors` and `config.json`, all of it or nothing.
+
+    Raises:
+        ValueError: `out` is there already.
+    """
+    from safetensors.torch import save_file
+
+    if out.exists():
+        raise ValueError(f"{out} is there already: name a folder that is not")
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = {
+        "format": FORMAT,
+        "flags": asdict(flags),
+        "source": {"name": source.name, "sha256": digest},
+    }
+    with new_folder(out.absolute()) as part:
+        tensors = {name: value.contiguous() for name, value in state.items()}
+        save_file(tensors, part / "model.safetensors")
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

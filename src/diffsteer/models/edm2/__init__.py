@@ -1,0 +1,1 @@
+"""EDM2: networks, published snapshots, presets (Karras et al. 2024)."""

@@ -1,0 +1,230 @@
+"""Sampling EDM2 networks as their authors did: the same random numbers and the same rounding.
+
+`Denoiser` with `Heun()` solves the same equation more exactly in float32, with any sampler and
+schedule. This loop is for who wants the published pictures.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffsteer.core.level import Level
+from diffsteer.core.prediction import X0
+from diffsteer.guidance import Auto, Guidance
+from diffsteer.guidance.denoiser import Cond, Denoiser, Network
+from diffsteer.models.edm2.model import EDM2, network
+
+Guided = Callable[[Tensor, Tensor, int], Tensor]
+"""From x, a noise level, 0-dim, and the number of the step to the denoised x."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """EDM's sampler under the names of its options that users know.
+
+    Attributes:
+        steps: Number of steps, >= 1; all but the last evaluate twice.
+        sigma_min: Least noise.
+        sigma_max: Most noise.
+        rho: Emphasis on low noise.
+        s_churn: Noise that is added, over all steps; 0 is none.
+        s_min: Add where the noise is at least this.
+        s_max: And at most this.
+        s_noise: Standard deviation of added noise.
+
+    Source: Karras et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00364.
+    """
+
+    steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    s_churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"{self} cannot be: steps >= 1 and 0 < sigma_min < sigma_max")
+        if not (self.rho > 0 and self.s_churn >= 0 and 0 <= self.s_min <= self.s_max):
+            raise ValueError(f"{self} cannot be: rho > 0, s_churn >= 0 and 0 <= s_min <= s_max")
+
+    def times(self, dtype: torch.dtype) -> Tensor:
+        """Noise levels of the steps, and 0 at the end, `(steps + 1,)`."""
+        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        i = torch.arange(self.steps, dtype=dtype)
+        times = (hi + i / max(self.steps - 1, 1) * (lo - hi)) ** self.rho
+        return torch.cat([times, torch.zeros(1, dtype=dtype)])
+
+    def __call__(
+        self,
+        x: Tensor,
+        denoise: Guided,
+        noise: Callable[[], Tensor],
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            x: Unit noise, `(B, *D)`, in the dtype to compute in.
+            denoise: The guided network.
+            noise: Draws unit noise in the shape, dtype and device of `x`.
+
+        Returns:
+            The sample, `(B, *D)`.
+        """
+        times = self.times(x.dtype)
+        x = x * times[0]
+        for i, (t, nxt) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            if self.s_churn > 0 and self.s_min <= t <= self.s_max:
+                raised = t + min(self.s_churn / self.steps, math.sqrt(2) - 1) * t
+                x = x + (raised**2 - t**2).sqrt() * self.s_noise * noise()
+                t = raised
+            d = (x - denoise(x, t, i)) / t
+            y = x + (nxt - t) * d
+            if i < self.steps - 1:
+                e = (y - denoise(y, nxt, i)) / nxt
+                y = x + (nxt - t) * (d / 2 + e / 2)
+            x = y
+        return x
+
+
+OFFICIAL = Loop()
+
+
+@torch.no_grad()
+def generate(
+    main: EDM2,
+    seeds: Sequence[int],
+    guidance: Guidance | None = None,
+    guide: EDM2 | None = None,
+    loop: Loop = OFFICIAL,
+    label: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Sample what the network works on: pixels in [-1, 1], or latents.
+
+    Each seed has a generator on the CPU, which gives, in this order, the latent, the class, and the
+    noise of churn: the same numbers as official sampling on a CPU. A class is drawn even if one is
+    given.
+
+    Args:
+        main: The network.
+        seeds: One for each sample; taken modulo 2^32.
+        guidance: `Auto(weight)` with a guide, `CFG(weight)` with the network's own null class, any
+            sum of guidances; None for none.
+        guide: The weaker, or unconditional, network.
+        loop: The sampler.
+        label: Class of all samples; None draws one for each.
+        dtype: Of all but the networks.
+
+    Returns:
+        `(B, C, H, W)`, in `dtype`.
+
+    Raises:
+        ValueError: the networks do not work on the same data, or there is no such class.
+    """
+    _check(main, guide, label)
+    draws = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    device = main.unet.out_gain.device
+
+    def noise(dtype: torch.dtype = dtype) -> Tensor:
+        rows = [torch.randn(main.shape, generator=g, dtype=dtype) for g in draws]
+        return torch.stack(rows).to(device)
+
+    start = noise(torch.float32).to(dtype)
+    conds: dict[str, Cond] = {"cond": {}, "null": {}}
+    if main.label_dim:
+        drawn = torch.stack([torch.randint(main.label_dim, (), generator=g) for g in draws])
+        drawn = drawn if label is None else torch.full_like(drawn, label)
+        labels = F.one_hot(drawn, main.label_dim).float().to(device)
+        conds = {"cond": {"labels": labels}, "null": {"labels": torch.zeros_like(labels)}}
+    return loop(start, guided(main, guide, conds, guidance), noise)
+
+
+def guided(
+    main: EDM2, guide: EDM2 | None, conds: Mapping[str, Cond], guidance: Guidance | None
+) -> Guided:
+    """A guided denoiser for `Loop`, in the dtype of its x.
+
+    Each network's denoised x is rounded to the dtype that the network computes in, and `Auto` alone
+    is one `torch.lerp`, as in official sampling; other guidances are computed in float64.
+    """
+
+    def called(net: EDM2) -> Network:
+        def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
+            x0: Tensor = net(x, level.sigma, cond.get("labels"))
+            return x0.double()
+
+        return replace(network(net), call=call)
+
+    nets = {"main": called(main)}
+    if guide is not None:
+        nets["guide"] = nets["main"] if guide is main else called(guide)
+    denoiser, one = Denoiser(nets, conds, X0(), guidance), torch.ones((), dtype=torch.float64)
+    if isinstance(guidance, Auto) and guidance == Auto(guidance.scale) and guide is not None:
+        return _lerp(nets["main"], nets["guide"], conds["cond"], guidance.scale)
+
+    def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
+        level = Level(sigma.double(), one, sigma.double())
+        return denoiser.at_step(step)(x, level).to(x.dtype)
+
+    return denoise
+
+
+def _lerp(main: Network, guide: Network, cond: Cond, scale: float) -> Guided:
+    def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
+        level = Level(sigma, torch.ones_like(sigma), sigma)
+        good = main.call(x, level, cond).to(x.dtype)
+        return (
+            good if scale == 1 else torch.lerp(guide.call(x, level, cond).to(x.dtype), good, scale)
+        )
+
+    return denoise
+
+
+def _check(main: EDM2, guide: EDM2 | None, label: int | None) -> None:
+    if label is not None and not 0 <= label < main.label_dim:
+        raise ValueError(f"class {label} of a network that knows {main.label_dim}")
+    if guide is None:
+        return
+    if guide.shape != main.shape or guide.sigma_data != main.sigma_data:
+        raise ValueError(f"a guide for {guide.shape} cannot guide a network for {main.shape}")
+    if guide.label_dim not in (0, main.label_dim):
+        raise ValueError(f"a guide of {guide.label_dim} classes, a network of {main.label_dim}")
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Bytes of RGB samples, `(B, 3, H, W)` in [-1, 1]; truncated as in official sampling."""
+    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def latents(x: Tensor, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
+    """What the decoder takes for latent samples: (x - bias) / scale by channel."""
+    by_channel = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (scale, bias))
+    scales, biases = (v.view(1, -1, 1, 1) for v in by_channel)
+    return (x - biases) / scales
+
+
+@torch.no_grad()
+def encoded(shown: Tensor, vae: Any) -> Tensor:
+    """Raw latents of bytes `(B, 3, H, W)`: the mean of each posterior, for pixels in [0, 1].
+
+    The autoencoder was trained on pixels in [-1, 1], but published networks on these latents, whose
+    means and deviations their constants are.
+    """
+    mean: Tensor = vae.encode(shown.to(vae.device, vae.dtype) / 255).latent_dist.mean
+    return mean
+
+
+@torch.no_grad()
+def decoded(x: Tensor, vae: Any, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
+    """Bytes of latent samples, `(B, 3, H, W)` on the CPU; truncated as in official sampling."""
+    raw = latents(x, scale, bias).to(vae.dtype)
+    rows = [vae.decode(row[None]).sample for row in raw]  # one at a time, so that batches agree
+    return (torch.cat(rows).clamp(0, 1) * 255).to(torch.uint8).cpu()

@@ -1,0 +1,191 @@
+"""Averages of any length from a folder of snapshots.
+
+Snapshots are named as users of EDM2 know them, PREFIX-KIMG-WIDTH: thousands of training images in
+seven digits or more, relative width of the average in three decimals. They are official pickles
+(.pkl), folders of ours, or bare .safetensors of any network.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.ema import Profile, gamma, weights
+from diffsteer.io.atomic import whole
+from diffsteer.models.edm2.folder import Stored, described
+from diffsteer.models.edm2.snapshot import read
+
+SUFFIXES = ("", ".pkl", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stored average.
+
+    Attributes:
+        path: File or folder.
+        kimg: Thousands of training images at its end, as its name says.
+        count: Training images at its end.
+        width: Relative width, sigma_rel.
+    """
+
+    path: Path
+    kimg: int
+    count: int
+    width: float
+
+    @property
+    def profile(self) -> Profile:
+        """What `diffsteer.core.ema` calls it."""
+        return self.count, gamma(self.width)
+
+    def load(self) -> Stored:
+        """Read config and tensors; a bare .safetensors has no config."""
+        if self.path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return Stored({}, load_file(self.path))
+        return read(self.path) if self.path.suffix == ".pkl" else Stored.load(self.path)
+
+
+def name(prefix: str, kimg: int, width: float) -> str:
+    """Name of a snapshot without suffix: "phema-2147483-0.130"."""
+    return f"{prefix}-{kimg:07d}-{width:.3f}"
+
+
+def images(kimg: int) -> int:
+    """Training images of a snapshot from its name's thousands: whole steps of 1024, if any fit."""
+    count = math.ceil(kimg * 1000 / 1024) * 1024
+    return count if count // 1000 == kimg else kimg * 1000
+
+
+def _exact(path: Path) -> int | None:
+    """Training images, where a file or folder of ours says them."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get("images", "")
+            return int(said) if said else None
+    said = described(path).get("images") if path.is_dir() else None
+    return said if isinstance(said, int) else None
+
+
+def find(folder: Path, prefix: str) -> list[Snapshot]:
+    """List the snapshots of a folder by their names' time and width; none of the untrained start.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no snapshot in it.
+        ValueError: one is there in two formats.
+    """
+    pattern = re.compile(rf"{re.escape(prefix)}-(\d{{7,}})-(0\.\d{{3}})")
+    found: dict[tuple[int, float], Snapshot] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = pattern.fullmatch(path.stem if path.suffix in SUFFIXES[1:] else path.name)
+        if match is None or int(match[1]) == 0:
+            continue
+        kimg, width = int(match[1]), float(match[2])
+        if (kimg, width) in found:
+            raise ValueError(f"{path.name} is there twice, in two formats: remove one")
+        found[kimg, width] = Snapshot(path, kimg, _exact(path) or images(kimg), width)
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no {prefix}-KIMG-WIDTH, such as {name(prefix, 8388, 0.05)}.pkl"
+        )
+    return [found[key] for key in sorted(found)]
+
+
+def reconstruct(
+    folder: Path,
+    out: Path,
+    widths: Sequence[float],
+    kimg: int | None = None,
+    prefix: str = "network-snapshot",
+    out_prefix: str = "phema",
+    batch: int = 8,
+    skip: bool = False,
+) -> list[Path]:
+    """Write the averages of other widths at the time of a snapshot, in float16.
+
+    Each is the sum of all snapshots of the folder that is nearest to it, accumulated in float32.
+    Buffers are those of the last snapshot.
+
+    Args:
+        folder: Holds the snapshots.
+        out: Folder for the results; folders of ours, or .safetensors if the snapshots are such.
+        widths: Relative widths, in ]0, 0.288].
+        kimg: Thousands of images at which they end, as in the name of a snapshot; None is the last.
+        prefix: Of the snapshots' names.
+        out_prefix: Of the results' names.
+        batch: Results for one reading of the snapshots, >= 1; each takes the memory of a network.
+        skip: Whether to leave out results that are there, instead of refusing.
+
+    Raises:
+        FileNotFoundError: as `find`, or there is no snapshot at that time.
+        FileExistsError: a result is there already.
+        ValueError: a width cannot be, or snapshots are not of one network.
+    """
+    stored = find(folder, prefix)
+    end = stored[-1].kimg if kimg is None else kimg
+    count = max((one.count for one in stored if one.kimg == end), default=0)
+    if not count:
+        times = ", ".join(map(str, sorted({one.kimg for one in stored})))
+        raise FileNotFoundError(f"no snapshot at {end} thousand images: there are {times}")
+    suffix = ".safetensors" if stored[-1].path.suffix == ".safetensors" else ""
+    todo = {out / (name(out_prefix, end, width) + suffix): width for width in widths}
+    for path in [path for path in todo if path.exists()]:
+        if not skip:
+            raise FileExistsError(f"{path} is there already: remove it, or skip what is there")
+        del todo[path]
+    if batch < 1:
+        raise ValueError(f"batch={batch} makes nothing: give at least 1")
+    shares = {p: weights([s.profile for s in stored], (count, gamma(w))) for p, w in todo.items()}
+    paths = list(todo)
+    for start in range(0, len(paths), batch):
+        _write(stored, {path: shares[path] for path in paths[start : start + batch]}, count)
+    return paths
+
+
+def _write(stored: Sequence[Snapshot], shares: dict[Path, Tensor], count: int) -> None:
+    """Sum up the snapshots for some results, which end at a count, reading each once."""
+    sums: dict[Path, dict[str, Tensor]] = {path: {} for path in shares}
+    last = None
+    for i, one in enumerate(stored):
+        now = one.load()
+        if last is not None and (last.config, _shapes(last)) != (now.config, _shapes(now)):
+            raise ValueError(f"{one.path} is of another network than {stored[i - 1].path}")
+        last = now
+        averaged = {n: t.float() for n, t in now.tensors.items() if not _is_buffer(n, t)}
+        for path, share in shares.items():
+            for name, t in averaged.items():
+                if i == 0:
+                    sums[path][name] = torch.zeros_like(t)
+                sums[path][name].add_(t, alpha=share[i].item())
+    assert last is not None
+    for path, total in sums.items():
+        mixed = {n: total.get(n, t) for n, t in last.tensors.items()}
+        made = {n: t.half() if t.is_floating_point() else t for n, t in mixed.items()}
+        _save(path, Stored(last.config, made, {**last.about, "images": count}))
+
+
+def _save(path: Path, result: Stored) -> None:
+    if path.suffix != ".safetensors":
+        result.save(path)
+        return
+    from safetensors.torch import save
+
+    with whole(path) as file:
+        file.write(save(dict(result.tensors)))
+
+
+def _shapes(stored: Stored) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in stored.tensors.items()}
+
+
+def _is_buffer(name: str, t: Tensor) -> bool:
+    """Whether a tensor is copied: the random features of EDM2, counters of others."""
+    return name.endswith(("fourier.freqs", "fourier.phases")) or not t.is_floating_point()

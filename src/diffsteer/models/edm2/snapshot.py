@@ -1,0 +1,201 @@
+"""Official EDM2 snapshots: pickles that carry source text, read without running any of it."""
+
+import hashlib
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffsteer.models import pickled_tensors as tensors
+from diffsteer.models.edm2.folder import Stored
+from diffsteer.models.restricted_pickle import Allowed, Call, CheckpointError, Name, read_file
+
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+DICT = "dnnlib.util.EasyDict"
+MODULES = "torch.nn.modules.container.ModuleDict"
+SEQUENCE = "torch.nn.modules.container.Sequential"
+ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+NUMBERS = {"f2": "e", "f4": "f", "f8": "d"}
+"""Numpy's names of dtypes, and those of struct."""
+
+
+def _numeric(args: tuple[Any, ...]) -> bool:
+    kind = args[0] if args and isinstance(args[0], str) else ""
+    if re.fullmatch(r"[<|=]?[fiub][1248]", kind):
+        return True
+    raise CheckpointError(f"a numpy array of dtype {kind[:40]!r}, not of numbers: refused")
+
+
+ALLOWED: Allowed = {
+    **tensors.ALLOWED,
+    **dict.fromkeys((DICT, MODULES, SEQUENCE), lambda args: not args),
+    **dict.fromkeys(ARRAYS, lambda args: len(args) == 3 and args[0] == Name("numpy.ndarray")),
+    PERSISTENT: lambda args: len(args) == 1,
+    "numpy.ndarray": lambda args: False,
+    "numpy.dtype": _numeric,
+}
+"""All that official snapshots name."""
+
+DEEPEST = 16
+"""Levels of modules in modules; EDM2 has five."""
+
+MOST_PARTS = 10_000
+"""Modules and tensors of one network; a published one of any size has 203 tensors in about as many
+modules, and this leaves room for networks of twenty times the depth."""
+
+LONGEST_NAME = 100
+POSITIONAL = ("img_resolution", "img_channels", "label_dim")
+
+
+def read(path: Path) -> Stored:
+    """Read an official snapshot, `.pkl`.
+
+    Raises:
+        CheckpointError: it is none, is broken, or asks for anything that no snapshot needs; says
+            for what. Nothing of it is executed.
+        OSError: it cannot be read.
+    """
+    tree = read_file(path, ALLOWED)
+    try:
+        top = _items(tree, "the file")
+        state = _state(top.get("ema"), "ema")
+        kwargs = _items(state.get("_init_kwargs"), "the arguments of the network")
+        args = state.get("_init_args") or ()
+        if not isinstance(args, list | tuple) or len(args) > len(POSITIONAL):
+            raise CheckpointError("the network has arguments without a name")
+        config = _plain({**dict(zip(POSITIONAL, args, strict=False)), **kwargs})
+        about = {"encoder": _encoder(top.get("encoder"))}
+        if (loss := top.get("loss_fn")) is not None:
+            about["loss"] = _plain(_items(_state(loss, "loss_fn").get("_init_kwargs"), "loss_fn"))
+        found = Stored(config, _Walk(path.stat().st_size).state_dict(top["ema"]), about)
+        found.check()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return found
+
+
+def convert(source: Path, folder: Path) -> Stored:
+    """Turn an official snapshot into a folder that `EDM2.load` reads.
+
+    Raises:
+        CheckpointError: as `read`; nothing is written then.
+        FileExistsError: the folder is there already.
+    """
+    found = read(source)
+    origin = {"file": source.name, "sha256": _digest(source)}
+    found = Stored(found.config, found.tensors, {**found.about, "source": origin})
+    found.save(folder)
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Walk:
+    """Collects the tensors of modules in modules."""
+
+    def __init__(self, budget: int) -> None:
+        self.tensors = tensors.Tensors(budget)
+        self.found: dict[str, Tensor] = {}
+        self.parts = 0
+        self.seen: set[int] = set()
+
+    def state_dict(self, module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+        state = _state(module, prefix or "the network")
+        if depth > DEEPEST:
+            raise CheckpointError("modules lie in modules without end: refused")
+        if id(state) in self.seen:  # EDM2 shares none, and a shared one could be met without end
+            raise CheckpointError(f"the module {prefix[:100]!r} has another name, too: refused")
+        self.seen.add(id(state))
+        for group in ("_parameters", "_buffers"):
+            for name, value in self._group(state, group).items():
+                if value is not None:
+                    full = f"{prefix}{name}"
+                    self.found[full] = self.tensors.made(value, full[:100])
+        for name, child in self._group(state, "_modules").items():
+            if child is not None:
+                self.state_dict(child, f"{prefix}{name}.", depth + 1)
+        return self.found
+
+    def _group(self, state: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+        """Parts of a module, which are counted; absent ones too, since a file may repeat them."""
+        found = _items(state.get(group), group)
+        self.parts += len(found)
+        if self.parts > MOST_PARTS:
+            raise CheckpointError(f"more than {MOST_PARTS:,} modules and tensors: refused")
+        for name in found:
+            _require_name(name)
+        return found
+
+
+def _state(said: Any, what: str) -> Mapping[str, Any]:
+    """State of an object, whose source text is passed over."""
+    if isinstance(said, Call) and said.name == PERSISTENT:
+        return _items(_items(said.args[0], what).get("state"), what)
+    if isinstance(said, Call) and said.name in (MODULES, SEQUENCE):
+        return _items(said.state, what)
+    raise CheckpointError(f"{what[:100]} is no module: no EDM2 snapshot")
+
+
+def _require_name(name: Any) -> None:
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        raise CheckpointError(f"{str(name)[:100]} is no name of a network's part: refused")
+
+
+def _items(said: Any, what: str) -> Mapping[str, Any]:
+    """Items of a dictionary of any of the allowed kinds."""
+    if isinstance(said, dict):
+        return said
+    if isinstance(said, Call) and said.name in (DICT, "collections.OrderedDict"):
+        return said.items
+    raise CheckpointError(f"{what[:100]} is no dictionary: no EDM2 snapshot")
+
+
+def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, short texts and lists of numbers; refuses all else."""
+    found: dict[str, Any] = {}
+    for name, value in said.items():
+        _require_name(name)
+        listed = isinstance(value, list | tuple) and len(value) <= 100
+        for one in value if listed else [value]:
+            text = isinstance(one, str) and len(one) <= 1000
+            number = isinstance(one, int | float) and abs(one) < 1e300
+            if not (one is None or text or number):
+                raise CheckpointError(f"{name} is no plain value: refused")
+        found[name] = list(value) if listed else value
+    return found
+
+
+def _encoder(said: Any) -> dict[str, Any]:
+    """How images become what the network works on: "rgb", or "vae" with factors by channel."""
+    if said is None:
+        return {"kind": "rgb"}
+    state = _state(said, "encoder")
+    numbers = {name: state[name] for name in ("scale", "bias") if name in state}
+    if not numbers:
+        return {"kind": "rgb"}
+    kwargs = _items(state.get("_init_kwargs", {}), "encoder")
+    name = {k: v for k, v in kwargs.items() if k == "vae_name" and isinstance(v, str)}
+    return {"kind": "vae", **_plain(name), **{k: _array(v, k) for k, v in numbers.items()}}
+
+
+def _array(said: Any, name: str) -> list[float]:
+    """A few numbers of a numpy array, or of a list."""
+    if isinstance(said, list | tuple):
+        found: list[float] = _plain({name: said})[name]
+        return found
+    if not isinstance(said, Call) or said.name not in ARRAYS or not isinstance(said.state, tuple):
+        raise CheckpointError(f"encoder {name} is no array")
+    *_, dtype, _, data = said.state
+    kind = str(dtype.args[0]).strip("<=|") if isinstance(dtype, Call) and dtype.args else ""
+    if kind not in NUMBERS or not isinstance(data, bytes) or len(data) > 8192:
+        raise CheckpointError(f"encoder {name} is no array of numbers")
+    try:
+        return [value for (value,) in struct.iter_unpack("<" + NUMBERS[kind], data)]
+    except struct.error as error:
+        raise CheckpointError(f"encoder {name} has {len(data)} bytes of {kind}") from error

@@ -1,1 +1,0 @@
-"""Networks that no library has, one module a family."""

@@ -1,1 +1,0 @@
-"""What published models were sampled with, as tables."""

@@ -1,0 +1,210 @@
+"""A refiner on disk: `refiner.safetensors`, a LoRA as peft names it, and `refiner.json`."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffsteer.hf.load import shipped_folder
+from diffsteer.io.atomic import whole
+from diffsteer.refine.lora import own_parameters
+from diffsteer.refine.model import Model
+
+WEIGHTS, ABOUT = "refiner.safetensors", "refiner.json"
+VERSION = 1
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What `refiner.json` says.
+
+    Attributes:
+        head: Of `HEADS`.
+        rank: Of the adapter.
+        alpha: Its scale times its rank.
+        network: Class of the network.
+        weights: Sha256 of the network's weights in each precision in which it may be loaded.
+        kind: What the network predicts.
+        terminal: Time and alpha of the level at which noise is refined.
+        made: How it was trained.
+        sha256: Of the file with the weights.
+    """
+
+    head: str
+    rank: int
+    alpha: int
+    network: str
+    weights: Mapping[str, str]
+    kind: str
+    terminal: Mapping[str, float]
+    made: Mapping[str, Any]
+    sha256: str = ""
+
+
+def fingerprint(network: nn.Module) -> dict[str, str]:
+    """Sha256 of a network's own weights, by each precision that they can be rounded to.
+
+    A network that was trained in float32 and one that was loaded from its files in bfloat16 share
+    the latter.
+
+    Raises:
+        ValueError: weights are offloaded.
+    """
+    if away := next((name for name, p in own_parameters(network) if p.is_meta), None):
+        raise ValueError(
+            f"{away} is offloaded, so that nobody can see whether the refiner is for these "
+            "weights: load the refiner first, and enable sequential offload afterwards"
+        )
+    given = next(p for _, p in own_parameters(network)).dtype
+    dtypes = PRECISIONS if given in (torch.float32, torch.float64) else {str(given)[6:]: given}
+    found = {name: hashlib.sha256() for name in dtypes}
+    for name, p in sorted(own_parameters(network)):
+        for precision, dtype in dtypes.items():
+            data = p.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8)
+            found[precision].update(f"{name} {tuple(p.shape)} ".encode())
+            found[precision].update(data.numpy().data)
+    return {precision: digest.hexdigest() for precision, digest in found.items()}
+
+
+def write(folder: Path, said: Said, weights: Mapping[str, Tensor]) -> None:
+    """Write both files; what says that the weights are whole comes last."""
+    from safetensors.torch import save
+
+    data = save({name: p.cpu().contiguous() for name, p in weights.items()})
+    about = {"version": VERSION, **asdict(said), "sha256": hashlib.sha256(data).hexdigest()}
+    with whole(folder / WEIGHTS) as file:
+        file.write(data)
+    with whole(folder / ABOUT) as file:
+        file.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read(source: str | Path) -> tuple[Said, dict[str, Tensor]]:
+    """Read and check both files of a folder, of a hub id, or of "pocket-refiner", which ships.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are not what was written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    about, weights = found(source)
+    try:
+        table = json.loads(about.read_bytes())
+        version = table.pop("version")
+        if version != VERSION:
+            raise ValueError(f"it is of version {version}, this reads {VERSION}")
+        if table.keys() != {f.name for f in fields(Said)}:
+            raise ValueError("its entries are not those of a refiner")
+        said, data = Said(**table), weights.read_bytes()
+        _check(said)
+        if hashlib.sha256(data).hexdigest() != said.sha256:
+            raise ValueError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
+        held = load(data)
+        ranks = {w.shape[0] for name, w in held.items() if ".lora_A." in name and w.ndim}
+        if ranks != {said.rank}:  # before an adapter of any size is made
+            raise ValueError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {said.rank}")
+        if odd := [name for name, w in held.items() if not w.isfinite().all()]:
+            raise ValueError(f"{odd[0]} in {WEIGHTS} holds numbers that are not finite")
+        return said, held
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{weights} is not there, of which {about} speaks: copy both files of the refiner"
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        raise ValueError(f"{about} is no refiner of ours: {error}") from error
+
+
+def _check(said: Said) -> None:
+    """Check that entries are of the kinds that `write` writes, whoever wrote them.
+
+    Raises:
+        ValueError: one is not.
+    """
+    texts = [said.head, said.network, said.kind, said.sha256, *said.weights.values()]
+    odd = {
+        "rank": type(said.rank) is not int or said.rank < 1,
+        "alpha": type(said.alpha) is not int or said.alpha == 0,
+        "terminal": not all(type(said.terminal[k]) in (int, float) for k in ("t", "alpha")),
+        "weights": not said.weights,
+        "head, network, kind, sha256 or weights": not all(isinstance(t, str) for t in texts),
+    }
+    if wrong := [name for name, is_odd in odd.items() if is_odd]:
+        raise ValueError(f"{wrong[0]} says nothing that a refiner can have")
+
+
+def found(source: str | Path) -> tuple[Path, Path]:
+    """Paths of `refiner.json` and of the weights.
+
+    Raises:
+        FileNotFoundError: the folder or hub id has none.
+    """
+    folder = Path(shipped_folder(str(source)))
+    if folder.is_dir():
+        if not (folder / ABOUT).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {ABOUT}: `diffsteer train refiner` writes it to RUN/model"
+            )
+        return folder / ABOUT, folder / WEIGHTS
+    if folder.exists() or len(folder.parts) != 2 or folder.is_absolute():
+        raise FileNotFoundError(f"{source} is neither a folder nor a hub id, NAME/REFINER")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(str(source), ABOUT)), Path(
+            hf_hub_download(str(source), WEIGHTS)
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{source} is no folder here, and the hub gives no refiner of this name: {error}"
+        ) from error
+
+
+def require(said: Said, model: Model, any_model: bool, where: str) -> None:
+    """Check that a refiner was trained for a network.
+
+    Raises:
+        ValueError: it was trained for another, named with the difference.
+    """
+    level = model.terminal
+    mine = {
+        "network": (said.network, type(model.network).__name__),
+        "prediction type": (said.kind, repr(model.kind)),
+        "terminal timestep": (said.terminal["t"], level.t.item()),
+        "terminal alpha": (round(said.terminal["alpha"], 6), round(level.alpha.item(), 6)),
+    }
+    for name, (trained, here) in mine.items():
+        if trained != here:
+            raise ValueError(
+                f"{where} was trained for a {name} {trained}, this pipeline has {here}: load the "
+                "model that it was trained for, with its scheduler"
+            )
+    if any_model:
+        return
+    here_hashes = fingerprint(model.network)
+    shared = said.weights.keys() & here_hashes.keys()
+    if not shared:
+        warnings.warn(
+            f"{where} knows the weights of its network in {', '.join(said.weights)}, this one "
+            f"is in {', '.join(here_hashes)}: whether they are the same is not known",
+            stacklevel=3,
+        )
+    if any(said.weights[name] != here_hashes[name] for name in shared):
+        raise ValueError(
+            f"{where} was trained for other weights of {said.network}: load that model, or, where "
+            "this one is fine-tuned from it, NoiseRefiner.load(..., any_model=True)"
+        )

@@ -1,0 +1,140 @@
+"""Notice where noise that was refined for one prompt is sampled for another.
+
+Refined noise that the user holds may start any sampling. What it was refined for is known to
+nothing but the call that made it, so that is remembered, as a few numbers of each row, and the
+first call of each sampling compares.
+"""
+
+import warnings
+from collections import deque
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from diffsteer.core.level import wide
+from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.architectures import family_of
+from diffsteer.hf.network import arguments, channels, eager, network_of
+
+KEPT = 256
+"""Rows that are remembered, the latest: less than 10 MB of 512 tokens a prompt."""
+SAME_NOISE = 0.999
+"""Least cosine of rows that are the same noise, however rounded and scaled."""
+SAME_TEXT = 0.1
+"""Greatest change of a token, over the size of tokens, that rounding makes in an encoder."""
+
+
+class Watch:
+    """Rows of refined noise and what each is for."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._rows: deque[tuple[Tensor, Tensor]] = deque(maxlen=KEPT)
+        self._pipe, self._timesteps = ref(pipe), None
+        self.remove = network_of(pipe).register_forward_pre_hook(_look, with_kwargs=True).remove
+
+    def add(self, pipe: Any, noise: Tensor, text: Tensor) -> None:
+        """Remember rows, of a pipeline around this network."""
+        self._pipe = ref(pipe)
+        self._rows.extend(zip(noise, text, strict=True))
+
+    def knows(self, noise: Tensor) -> bool:
+        """Whether any of these rows is remembered."""
+        return any(self._texts(row) for row in _noise(noise))
+
+    def look(self, network: Any, args: Any, kwargs: Any) -> None:
+        """Warn where this call begins a sampling of remembered rows for other texts."""
+        pipe = self._pipe()
+        if pipe is None or pipe.scheduler.timesteps is self._timesteps:
+            return
+        self._timesteps = pipe.scheduler.timesteps
+        said, family = arguments(network, args, kwargs), family_of(eager(network))
+        whole, text = said[family.sample], said.get("encoder_hidden_states")
+        halves = family.sent(pipe, whole)
+        if text is None or len(text) != len(whole) or len(whole) % len(halves):
+            return
+        x = whole.narrow(-1 if family.packed else 1, 0, channels(eager(network)))
+        part = halves.index("cond")
+        noise, text = (f(t.chunk(len(halves))[part]) for f, t in ((_noise, x), (_text, text)))
+        odd = [i for i, row in enumerate(zip(noise, text, strict=True)) if self._misused(*row)]
+        if odd:
+            warnings.warn(
+                f"row {odd[0]} of this sampling starts from noise that was refined for another "
+                "prompt: without guidance the picture fits neither, with guidance its layout is "
+                "that of the other. Refine noise for the prompts that you sample, row by row",
+                stacklevel=2,
+            )
+
+    def _misused(self, noise: Tensor, text: Tensor) -> bool:
+        """Whether a row is remembered, and for other texts alone."""
+        texts = self._texts(noise)
+        return bool(texts) and not any(_same(t, text) for t in texts)
+
+    def _texts(self, noise: Tensor) -> list[Tensor]:
+        """What a row was refined for; nothing where it is not remembered."""
+        return [t for n, t in self._rows if n.shape == noise.shape and n @ noise > SAME_NOISE]
+
+
+_watches: WeakKeyDictionary[nn.Module, Watch] = WeakKeyDictionary()
+
+
+def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
+    """Warn where a pipeline samples these rows for another prompt, from now on.
+
+    Rows that were refined to what they were, by less than 4 % of their size, are any prompt's.
+
+    Args:
+        pipe: The pipeline.
+        noise: Before refining, `(B, *D)`.
+        refined: The same.
+        cond: What it was refined for; of networks that read text.
+    """
+    text, network = cond.get("encoder_hidden_states"), eager(network_of(pipe))
+    if text is None or len(text) != len(noise):
+        return
+    if network not in _watches:
+        _watches[network] = Watch(pipe)
+    before, after = _noise(noise), _noise(refined)
+    changed = (before * after).sum(1) <= SAME_NOISE
+    _watches[network].add(pipe, after[changed], _text(text)[changed])
+
+
+def refined_before(network: nn.Module, noise: Tensor) -> bool:
+    """Whether any row of this noise is remembered of a network."""
+    watch = _watches.get(eager(network))
+    return watch is not None and watch.knows(noise)
+
+
+def _look(network: Any, args: Any, kwargs: Any) -> None:
+    """Look at a call of a network; of the module, so that networks can be pickled."""
+    if torch.compiler.is_compiling():
+        return
+    if watch := _watches.get(eager(network)):
+        watch.look(network, args, kwargs)
+
+
+def forget(network: nn.Module) -> None:
+    """Forget what was remembered of a network, and look at it no more."""
+    if watch := _watches.pop(network, None):
+        watch.remove()
+
+
+def _noise(x: Tensor) -> Tensor:
+    """About a thousand elements of each row, of length 1."""
+    flat = x.flatten(1)
+    some = wide(flat[:, :: -(-flat.shape[1] // 1024)]).cpu()
+    return torch.nn.functional.normalize(some)
+
+
+def _text(embedded: Tensor) -> Tensor:
+    """Some channels of each token, `(B, L, c)`."""
+    return wide(embedded[..., :: -(-embedded.shape[-1] // 16)]).cpu().clone()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two texts are the same; of other lengths they cannot be compared, and may be."""
+    if a.shape != b.shape:
+        return True
+    off, size = ((t**2).sum(-1) for t in (a - b, a))
+    return bool(off.max() <= SAME_TEXT**2 * size.mean())

@@ -1,0 +1,137 @@
+"""Checkpoints that are whole or not there, whatever kills the process.
+
+A checkpoint is a folder named after the count of images: safetensors files, and `state.json` with
+all that is no tensor and the SHA-256 of each file. It is written under another name, flushed to the
+disk, and renamed last.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffsteer.generate.recipe import digest
+from diffsteer.io.atomic import flush, whole
+
+State = dict[str, Any]
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+class BrokenCheckpoint(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Where they are.
+        keep: How many of the latest stay, >= 1.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def counts(self) -> list[int]:
+        """Counts of images at which there are checkpoints, from first to last."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def path(self, images: int) -> Path:
+        """Folder of the checkpoint at a count."""
+        return self.folder / f"{images:010d}"
+
+    def save(self, images: int, groups: Groups, state: State) -> None:
+        """Write a checkpoint, then delete those that are not kept.
+
+        Raises:
+            OSError: there is no room, or no permission; those before it are as they were.
+        """
+        self._sweep()
+        part = self.folder / f".{images:010d}.part"
+        try:
+            self._write(part, groups, state)
+            if self.path(images).exists():
+                shutil.rmtree(self.path(images))
+            part.rename(self.path(images))
+            flush(self.folder)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            last = f"the one at {self.counts()[-1]} is whole" if self.counts() else "there is none"
+            raise OSError(
+                f"no checkpoint could be written at {images} images ({error}); {last}: make room "
+                "and start again, it goes on from there"
+            ) from error
+        for old in self.counts()[: -self.keep]:
+            shutil.rmtree(self.path(old))
+
+    def load(self, images: int) -> tuple[dict[str, dict[str, Tensor]], State]:
+        """Read a checkpoint and check it.
+
+        Raises:
+            BrokenCheckpoint: it is cut short or changed; says which one is whole.
+        """
+        from safetensors.torch import load
+
+        folder = self.path(images)
+        try:
+            state = json.loads((folder / "state.json").read_bytes())
+            groups = {}
+            for name, wanted in state.pop("files").items():
+                data = (folder / f"{name}.safetensors").read_bytes()
+                if hashlib.sha256(data).hexdigest() != wanted:
+                    raise ValueError(f"{name}.safetensors is not what was written")
+                groups[name] = load(data)
+            if state.pop("sha256") != digest(state):
+                raise ValueError("state.json is not what was written")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise BrokenCheckpoint(f"{folder} is broken: {error}. {self._other(images)}") from error
+        return groups, state
+
+    def set_aside(self, images: int) -> None:
+        """Take checkpoints beyond a count out of the way, under names that are not read again."""
+        for count in self.counts():
+            if count > images:
+                aside = self.folder / f"{count:010d}.aside"
+                shutil.rmtree(aside, ignore_errors=True)
+                self.path(count).rename(aside)
+
+    def _write(self, part: Path, groups: Groups, state: State) -> None:
+        from safetensors.torch import save
+
+        part.mkdir(parents=True)
+        digests = {}
+        for name, tensors in groups.items():
+            data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+            digests[name] = hashlib.sha256(data).hexdigest()
+            put(part / f"{name}.safetensors", data)
+        said = {**state, "files": digests, "sha256": digest(state)}
+        put(part / "state.json", json.dumps(said, indent=1).encode())
+
+    def _sweep(self) -> None:
+        """Delete what a killed process left unfinished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.folder.glob(".*.part"):
+            shutil.rmtree(part)
+
+    def _other(self, images: int) -> str:
+        for count in reversed([c for c in self.counts() if c < images]):
+            try:
+                self.load(count)
+            except BrokenCheckpoint:
+                continue
+            return f"The one at {count} images is whole: go on from it with --from {count}"
+        return "No other is whole: begin in another folder"
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file that is whole or not there."""
+    with whole(path) as file:
+        file.write(data)

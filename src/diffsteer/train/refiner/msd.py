@@ -1,0 +1,115 @@
+"""Gradients at the refined noise of what an unguided sampling makes of it.
+
+The loss is the squared distance of the student's result from the teacher's. Multistep score
+distillation holds the network's outputs in the student's chain fixed. Every sampler is linear in
+x and x0, and x0 = p x + q out with numbers p and q, so that the derivative of the result is then
+one number A for every element: the gradient is A times the error, whatever the sampler and the
+number of steps. No step needs a graph.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+from diffsteer.core.level import Level, wide
+from diffsteer.core.noise import Draw
+from diffsteer.core.prediction import Kind
+from diffsteer.core.sampler import Sampler, trace
+
+Net = Callable[[Tensor, Level], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """An unguided sampling from unit noise.
+
+    Attributes:
+        net: From a sample and a level to the network's output, both `(B, *D)`.
+        kind: What it predicts.
+        levels: From the terminal level to CLEAN, as `grid` gives them.
+        sampler: How to step.
+        noise: Source of fresh noise of ancestral samplers.
+    """
+
+    net: Net
+    kind: Kind
+    levels: Sequence[Level]
+    sampler: Sampler
+    noise: Draw = torch.randn_like
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what becomes of unit noise, `(B, *D)`; gradients flow.
+
+        It starts from noise of the size that noised data of unit variance have, as pipelines do.
+        """
+        first = self.levels[0]
+        start = float(first.alpha.hypot(first.sigma)) * x
+        *_, end = trace(self.sampler, start, self.levels, self.denoised, self.noise)
+        return end.x
+
+    def denoised(self, x: Tensor, level: Level) -> Tensor:
+        """Return the x0 that the network makes of `x`, `(B, *D)`, at a level."""
+        return self.kind.x0(x, self.net(x, level), level)
+
+    def slope(self) -> float:
+        """Derivative A of the result by the noise where outputs are held fixed.
+
+        The sampling itself, of the number 1, with a network that always says 0.
+        """
+        still = replace(self, net=lambda x, level: torch.zeros_like(x), noise=torch.zeros_like)
+        return still(torch.ones(1, dtype=torch.float64)).item()
+
+
+class Gradient(ABC):
+    """How the loss leads back to the refined noise. Define `loss`."""
+
+    @abstractmethod
+    def loss(self, refined: Tensor, target: Tensor, student: Student) -> Tensor:
+        """Mean squared distance of the student's result from `target`, `(B, *D)`; 0-dim."""
+
+
+@dataclass(frozen=True)
+class MSD(Gradient):
+    """Multistep score distillation: no graph through the sampling, whatever its length.
+
+    The value is the loss; its gradient at the refined noise is 2 slope (student - target) / size.
+
+    Args:
+        slope: In place of the chain's own, `Student.slope`, which changes the scale of the gradient
+            alone; 1 keeps it the same for every schedule and prediction type.
+
+    Source: Ahn et al. 2024, eq. 4 and 5, https://arxiv.org/abs/2412.03895; the closed form is ours.
+    """
+
+    slope: float = 1.0
+
+    @override
+    def loss(self, refined: Tensor, target: Tensor, student: Student) -> Tensor:
+        with torch.no_grad():
+            error = wide(student(refined.detach())) - target
+        lead = (refined * (2 * self.slope / error.numel() * error)).sum()
+        return error.square().mean() + lead - lead.detach()
+
+
+@dataclass(frozen=True)
+class Full(Gradient):
+    """Back-propagation through every step, each computed again in the backward pass."""
+
+    @override
+    def loss(self, refined: Tensor, target: Tensor, student: Student) -> Tensor:
+        net = student.net
+
+        def again(x: Tensor, level: Level) -> Tensor:
+            out: Tensor = checkpoint(net, x, level, use_reentrant=False)
+            return out
+
+        return (replace(student, net=again)(refined) - target).square().mean()
+
+
+GRADIENTS: dict[str, Gradient] = {"msd": MSD(), "full": Full()}
+"""By the names that settings use."""

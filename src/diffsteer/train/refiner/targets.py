@@ -1,0 +1,170 @@
+"""What a guided teacher makes of noise: made once for many seeds, or as training asks for it.
+
+Noise is not stored: that of seed i is `Noise([i])`. A folder of targets is one of chunks as
+measuring keeps them, with latents in the place of features: bound to its recipe and network, shared
+by processes, resumed after any end.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.noise import Noise
+from diffsteer.generate.from_noise import ended, noise_shape
+from diffsteer.generate.pipelines import rendering, stacked
+from diffsteer.generate.recipe import Recipe, differences
+from diffsteer.io.shards import MANIFEST, Chunk, Folder
+from diffsteer.metrics.best_of_n import Score, scored
+from diffsteer.metrics.sampled import filled
+from diffsteer.refine.metadata import fingerprint
+from diffsteer.refine.model import Model, require_prompts
+
+SCORE = "score"
+"""Name under which a chunk holds what a score said."""
+
+
+def make(
+    recipe: Recipe,
+    seeds: Sequence[int],
+    out: Path,
+    batch: int = 8,
+    device: str = "",
+    score: Score | None = None,
+    scorer: str = "",
+) -> int:
+    """Sample targets, in each process where there are several; returns how many are there.
+
+    Args:
+        recipe: The teacher: model, prompts, guidance, sampler, steps.
+        seeds: One target each; seed i shows prompt i mod their number.
+        out: Folder; one with other targets is refused.
+        batch: Targets at a time, >= 1; changes none of them.
+        device: Where; empty for a GPU if there is one.
+        score: Judges the picture of each target, so that training can leave out the worse.
+        scorer: Its name, which binds the folder too.
+
+    Raises:
+        ValueError: a prompt is empty, there is no guidance, or the folder holds something else.
+    """
+    require_prompts(list(recipe.prompts))
+    if not recipe.guidance:
+        raise ValueError('the teacher has no guidance: give one to learn from, such as "CFG(6)"')
+    if batch < 1 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"batch={batch}: give at least 1, and each seed once")
+    with rendering(recipe, device) as images:
+        shape = noise_shape(images.pipe, recipe)
+        networks = fingerprint(Model.of(images.pipe).network)
+        said = {"networks": networks, "shape": list(shape), "score": scorer}
+        key = {**images.key, **said}
+        folder = Folder(out, key)
+
+        def chunk(part: list[int]) -> Chunk:
+            texts = [recipe.of(seed).prompt for seed in part]
+            noise = Noise(part)(torch.empty(len(part), *shape))
+            latents, output = ended(images, recipe, texts, noise, shown=score is not None)
+            good = latents.flatten(1).isfinite().all(dim=1).tolist()
+            if not all(good):
+                raise ValueError(
+                    f"the teacher's sample of seed {part[good.index(False)]} is not finite, and no "
+                    "refiner learns from that: look at its guidance, or at the precision"
+                )
+            said = {} if score is None else {SCORE: scored(score, stacked(output), texts)}
+            return Chunk(tuple(part), latents.flatten(1), said)
+
+        with filled(folder, sorted(seeds), chunk, batch):
+            return len(seeds)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Targets of a folder, in memory.
+
+    Attributes:
+        path: The folder.
+        key: All that decides them: the recipe, hashes of the weights, the shape.
+        seeds: Of the noise of each.
+        latents: What the teacher makes of it, `(N, *D)`, float32.
+    """
+
+    path: Path
+    key: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    latents: Tensor
+
+    @classmethod
+    def at(cls, path: Path, least: float | None = None) -> "Targets":
+        """Read a folder.
+
+        Args:
+            path: Of `make`.
+            least: Leave out targets that scored less.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: they have no score, or none is good enough.
+        """
+        folder = Folder(path, _key(path))
+        chunks = [folder.read(name) for name in folder.done()]
+        seeds = [seed for chunk in chunks for seed in chunk.seeds]
+        if not seeds:
+            raise FileNotFoundError(f"{path} holds no targets yet: run `diffsteer refine targets`")
+        latents = torch.cat([chunk.features for chunk in chunks])
+        order = torch.tensor(seeds, dtype=torch.float64).argsort()
+        if least is not None:
+            if any(SCORE not in chunk.costs for chunk in chunks):
+                raise ValueError(f"{path} has no scores: make the targets with --score")
+            score = torch.cat([chunk.costs[SCORE] for chunk in chunks])
+            order = order[score[order] >= least]
+            if not len(order):
+                raise ValueError(f"no target scores {least} or more: the best has {score.max():g}")
+        shape = folder.key["shape"]
+        assert latents.shape[1] == prod(shape)
+        kept = latents[order].reshape(-1, *shape)
+        return cls(path, folder.key, tuple(seeds[i] for i in order.tolist()), kept)
+
+    def prompt(self, index: int) -> str:
+        """What a target shows."""
+        prompts = self.key["prompts"]
+        return str(prompts[self.seeds[index] % len(prompts)])
+
+    def require(self, networks: Mapping[str, str], teacher: Mapping[str, Any]) -> None:
+        """Check that they are what a run learns from.
+
+        Args:
+            networks: Fingerprint of its network.
+            teacher: What it says of the recipe; what it leaves out may be anything.
+
+        Raises:
+            ValueError: they are of another network or recipe, named with the difference.
+        """
+        mine = self.key["networks"]
+        if any(mine[name] != networks[name] for name in mine.keys() & networks.keys()):
+            raise ValueError(
+                f"{self.path} holds targets of another network than settings.start: make them with "
+                "the model that is trained"
+            )
+        held = {name: self.key.get(name) for name in teacher}
+        if odd := differences(held, dict(teacher)):
+            raise ValueError(
+                f"{self.path} holds targets of another teacher: {odd}. Leave settings.teacher out, "
+                "or make other targets"
+            )
+
+
+def _key(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads((path / MANIFEST).read_bytes())["key"]
+        _ = said["networks"], said["shape"], said["prompts"]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} holds no targets: run `diffsteer refine targets`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / MANIFEST} is not one of targets: {error}") from error
+    return dict(said)

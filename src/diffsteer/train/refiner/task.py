@@ -1,0 +1,240 @@
+"""Training a noise refiner: its unguided samples are to be what a guided teacher makes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from diffsteer.core.level import Level
+from diffsteer.core.noise import Noise
+from diffsteer.core.parse import parse
+from diffsteer.core.sampler import NAMED, Sampler
+from diffsteer.core.schedule import Flow
+from diffsteer.core.spacing import grid
+from diffsteer.generate.from_noise import ended, noise_shape
+from diffsteer.generate.pipelines import call_of, rendering_by, stacked
+from diffsteer.generate.recipe import Recipe, digest, prompts_of
+from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.load import network as guide_network
+from diffsteer.hf.load import pipeline
+from diffsteer.refine.metadata import fingerprint
+from diffsteer.refine.model import conditions, require_prompts, sampled_on
+from diffsteer.refine.refiner import NoiseRefiner
+from diffsteer.steering import steer
+from diffsteer.train.fingerprint import Contents
+from diffsteer.train.refiner.msd import GRADIENTS, Student
+from diffsteer.train.refiner.targets import Targets
+from diffsteer.train.settings import Pictures, strict
+from diffsteer.train.stream import Sample
+from diffsteer.train.task import Task, plain_attention
+
+
+@dataclass(frozen=True)
+class RefinerSettings:
+    """Settings of `RefinerTask`.
+
+    Attributes:
+        start: Folder or hub id of the pipeline, or "pocket".
+        targets: Folder of `diffsteer refine targets`; empty to sample the teacher while training.
+        least: Leave out targets that scored less; of stored targets.
+        teacher: What a recipe says of the teacher: guidance, sampler, steps. Of stored targets it
+            is checked and may be left out.
+        prompt_file: One prompt a line; for a teacher that is sampled while training.
+        rank: Of the adapter.
+        alpha: Its scale times its rank; 0 for the rank.
+        head: What the output changes, of `diffsteer.refine.heads.HEADS`.
+        gradient: "msd", or "full" for back-propagation through the sampling.
+        penalty: Factor of the mean squared change of the noise, which is added to the loss (Eyring
+            et al. 2025, https://arxiv.org/abs/2508.09968): it keeps noise as it is where that
+            decides little, which nothing else does.
+        sampler: Of the student, unguided.
+        steps: Its steps, on trailing nodes from the terminal level.
+    """
+
+    start: str = ""
+    targets: str = ""
+    least: float | None = None
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    prompt_file: str = ""
+    rank: int = 16
+    alpha: int = 0
+    head: str = "zero_init"
+    gradient: str = "msd"
+    penalty: float = 0.0
+    sampler: str = "DDIM()"
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.start:
+            raise ValueError("settings.start is empty: name the pipeline to start from, --model")
+        if self.gradient not in GRADIENTS:
+            raise ValueError(
+                f"settings.gradient={self.gradient!r}: there are {', '.join(GRADIENTS)}"
+            )
+        if not 0 <= self.penalty < float("inf"):
+            raise ValueError(f"settings.penalty={self.penalty}: give a number >= 0")
+        if bool(self.targets) == bool(self.prompt_file):
+            raise ValueError(
+                "a refiner learns from a folder of `diffsteer refine targets`, settings.targets "
+                "(--targets), or from a teacher that is sampled meanwhile, settings.prompt_file "
+                "and settings.teacher: give one of both"
+            )
+        twice = {"model", "prompt", "prompts"} & self.teacher.keys()
+        if self.prompt_file and twice:
+            raise ValueError(
+                f"settings.teacher says {', '.join(sorted(twice))}: that is said by settings.start "
+                "and settings.prompt_file"
+            )
+        if self.prompt_file and not self.teacher.get("guidance"):
+            raise ValueError('settings.teacher has no guidance: give one, such as "CFG(6)"')
+
+
+class Stored:
+    """Stored targets as a source of training: the latents in the place of pixels."""
+
+    def __init__(self, targets: Targets) -> None:
+        self.targets = targets
+        self.contents = _contents(targets.seeds, {"targets": targets.key, "seeds": targets.seeds})
+
+    def __len__(self) -> int:
+        return len(self.targets.seeds)
+
+    def __getitem__(self, index: int) -> Sample:
+        """A target and its prompt."""
+        return Sample(self.targets.latents[index], self.targets.prompt(index))
+
+    def seed(self, index: int, seed: int) -> int:
+        """Seed of its noise."""
+        return self.targets.seeds[index]
+
+    def prompts(self) -> list[str]:
+        """All prompts."""
+        return list(self.targets.key["prompts"])
+
+
+class Online:
+    """Prompts whose targets the task samples itself; noise is new in every epoch."""
+
+    def __init__(self, prompts: tuple[str, ...]) -> None:
+        self.texts = prompts
+        self.contents = _contents(prompts, {"prompts": prompts})
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Sample:
+        """No target yet, and a prompt."""
+        return Sample(torch.empty(0), self.texts[index])
+
+    def seed(self, index: int, seed: int) -> int:
+        """Seed of its noise: that of the image."""
+        return seed
+
+    def prompts(self) -> list[str]:
+        """All prompts."""
+        return list(self.texts)
+
+
+def _contents(samples: Sequence[Any], said: Mapping[str, Any]) -> Contents:
+    """What a run that goes on has to find again."""
+    return Contents({}, {"samples": len(samples), "digest": digest(said)[:16]})
+
+
+class RefinerTask(Task):
+    """The adapter of a frozen pipeline's network."""
+
+    def __init__(self, settings: RefinerSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.pipe = pipeline(settings.start, torch.float32)
+        self.pipe.set_progress_bar_config(disable=True)
+        parts = {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)}
+        self.parts = nn.ModuleDict(parts).requires_grad_(False).eval()
+        self.source: Stored | Online
+        if settings.targets:
+            targets = Targets.at(Path(settings.targets), settings.least)
+            self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
+            targets.require(fingerprint(self.refiner.model.network), settings.teacher)
+            self.source, self.teacher = Stored(targets), targets.key
+            self.shape = tuple(targets.key["shape"])
+        else:
+            texts = prompts_of(Path(settings.prompt_file))
+            said = {"model": settings.start, "prompts": texts, **settings.teacher}
+            self.recipe = strict(Recipe, said, "settings.teacher")
+            name, dtype = self.recipe.guide, torch.float32
+            guide = guide_network(name, dtype) if name else None
+            self.guide = guide and guide.requires_grad_(False).eval()
+            with rendering_by(self.pipe, self.recipe, guide=self.guide):
+                pass  # what it says can be done
+            self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
+            self.source, self.teacher = Online(texts), self.recipe.said
+            self.shape = noise_shape(self.pipe, self.recipe)
+        self.texts = self.source.prompts()
+        require_prompts(self.texts)
+        self._numbers = {text: i for i, text in enumerate(self.texts)}
+        self.sampler = parse(settings.sampler, Sampler, named=NAMED)
+        width, height = self.teacher["width"], self.teacher["height"]
+        self.plain = Recipe(settings.start, steps=settings.steps, width=width, height=height)
+        schedule = sampled_on(self.pipe, self.texts[0], **self.plain.size)
+        self.levels = grid(schedule, settings.steps, "trailing")
+        network = self.refiner.model.network
+        if not torch.cuda.is_available() and type(network).__name__ == "UNet2DConditionModel":
+            plain_attention(network)
+
+    @override
+    def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
+        noise = Noise([self.source.seed(index, seed)])(torch.empty(1, *self.shape))[0]
+        found = {"noise": noise, "prompt": torch.tensor(self._numbers[sample.caption])}
+        return found | {"target": sample.pixels} if len(sample.pixels) else found
+
+    @override
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        texts = [self.texts[i] for i in batch["prompt"].tolist()]
+        noise, model = batch["noise"], self.refiner.model
+        target = batch["target"] if "target" in batch else self._taught(noise, texts)
+        cond = conditions(self.pipe, texts, self.shape, **self.plain.size)
+
+        def net(x: Tensor, level: Level) -> Tensor:
+            return model(x, level, cond)
+
+        refined = self.refiner(noise, {"cond": cond})
+        student = Student(net, model.kind, self.levels, self.sampler, Noise(seeds_of(noise)))
+        distance = GRADIENTS[self.settings.gradient].loss(refined, target, student)
+        change = (refined - noise).square().mean()
+        loss = distance + self.settings.penalty * change
+        return {"loss": loss, "distance": distance, "change": change.detach().sqrt()}
+
+    @override
+    def trained(self) -> dict[str, nn.Parameter]:
+        return self.refiner.lora.parameters
+
+    @override
+    @torch.no_grad()
+    def pictures(self, how: Pictures) -> Tensor:
+        """One picture for each prompt, with its number as seed."""
+        texts = list(how.prompts) or self.texts[:16]
+        flow = isinstance(self.refiner.model.schedule, Flow)
+        sampler = "" if flow else self.settings.sampler
+        recipe = replace(self.plain, sampler=sampler)
+        generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
+        with rendering_by(self.pipe, recipe), steer(self.pipe, refiner=self.refiner):
+            output = self.pipe(**call_of(self.pipe, recipe, texts), generator=generators)
+        return stacked(output)
+
+    @override
+    def save(self, folder: Path) -> None:
+        """Write the refiner, with what it learnt from."""
+        said = {k: v for k, v in asdict(self.settings).items() if k != "teacher"}
+        teacher = {k: v for k, v in self.teacher.items() if k != "prompts"}
+        self.refiner.save(
+            folder, {**said, "teacher": teacher, "number_of_prompts": len(self.texts)}
+        )
+
+    def _taught(self, noise: Tensor, texts: list[str]) -> Tensor:
+        """What the teacher makes of noise."""
+        with rendering_by(self.pipe, self.recipe, guide=self.guide) as images:
+            return ended(images, self.recipe, texts, noise)[0].to(noise.device)

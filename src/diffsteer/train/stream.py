@@ -1,0 +1,157 @@
+"""Pictures with captions, and the endless seeded order in which training sees them.
+
+`diffsteer.train.captioned_images` reads users' own; other sources are extensions of the group
+"diffsteer.data", such as "emoji" of diffsteer-lab.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its caption.
+
+    Attributes:
+        pixels: uint8 sRGB, `(3, H, W)`.
+        caption: Empty where it was dropped.
+    """
+
+    pixels: Tensor
+    caption: str
+
+
+class Source(Protocol):
+    """Samples by index, 0 to len - 1; cheap to pickle.
+
+    One that has a method `caption(index)` too tells all captions without decoding a picture. One
+    that has `contents`, a `train.fingerprint.Contents`, tells when its samples have changed.
+    """
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+
+
+def caption(source: Source, index: int) -> str:
+    """Caption of a sample, without its picture where the source can tell."""
+    said = getattr(source, "caption", None)
+    return str(said(index)) if said else source[index].caption
+
+
+def captions(source: Source) -> list[str]:
+    """Captions of all samples, in order."""
+    return [caption(source, index) for index in range(len(source))]
+
+
+def bound(source: Source) -> dict[str, dict[str, str | int]]:
+    """What a run that goes on has to find again, {"contents": {...}}; empty where nothing can."""
+    found = getattr(source, "contents", None)
+    return {"contents": found.said} if found else {}
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The samples of a source without their pictures, which are not read.
+
+    Args:
+        source: The source.
+    """
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return a sample without pixels, `(0,)`."""
+        return Sample(torch.empty(0, dtype=torch.uint8), caption(self.source, index))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The images of training, number 0, 1, 2, ... without end: each sample once an epoch, shuffled.
+
+    What number n is depends on `source`, `seed` and `drop` alone. So a run that starts at n sees
+    what one from 0 would, and `world` ranks see together what one would. A DataLoader with any
+    number of workers keeps the order: `DataLoader(stream, sampler=stream.numbers())`.
+
+    Args:
+        source: Where samples come from.
+        seed: Of order and drops.
+        drop: Probability of an empty caption, by which a network learns to go without (Ho and
+            Salimans 2022, https://arxiv.org/abs/2207.12598); 0 is off.
+        start: Number of the first image, over all ranks.
+        rank: Of this process, 0 to world - 1.
+        world: Number of processes.
+
+    Raises:
+        ValueError: `source` is empty, or a number leaves its range.
+    """
+
+    source: Source
+    seed: int = 0
+    drop: float = 0.0
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not len(self.source):
+            raise ValueError(f"{self.source} has no samples: nothing can be drawn from it")
+        if not (0 <= self.drop <= 1 and self.start >= 0 and 0 <= self.rank < self.world):
+            raise ValueError(
+                f"drop={self.drop}, start={self.start}, rank={self.rank}, world={self.world}: give "
+                "0 <= drop <= 1, start >= 0 and 0 <= rank < world"
+            )
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the numbers of this rank's images."""
+        return count(self.start + self.rank, self.world)
+
+    def index(self, number: int) -> int:
+        """Which sample of `source` image `number` is."""
+        epoch, position = divmod(number, len(self.source))
+        return int(_order(self.seed, epoch, len(self.source))[position])
+
+    def image_seed(self, number: int) -> int:
+        """Seed in [0, 2^64) for all that is random about image `number`."""
+        return seeded_hash("image", str(self.seed), str(number))
+
+    def __getitem__(self, number: int) -> Sample:
+        """Image `number`, its caption dropped where its seed says so."""
+        sample = self.source[self.index(number)]
+        if seeded_fraction("drop", str(self.image_seed(number))) < self.drop:
+            return Sample(sample.pixels, "")
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in self.numbers())
+
+
+def seeded_hash(*words: str) -> int:
+    """A number in [0, 2^64) that depends on all of the words."""
+    return int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:8], "big")
+
+
+def seeded_fraction(*words: str) -> float:
+    """A number in [0, 1) that depends on all of the words."""
+    return seeded_hash(*words) / 2**64
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """Shuffle 0 to size - 1 by sorting keys: Philox bits, unlike `permutation`, never change."""
+    keys = np.random.Philox(seeded_hash("order", str(seed), str(epoch))).random_raw(size)
+    return np.argsort(keys, kind="stable")
