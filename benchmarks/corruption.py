@@ -1,8 +1,8 @@
-"""Do the metrics rank known damage? Blur, noise and lost variety on real pictures.
+"""Do the metrics rank known damage? Blur, noise and lost variety on real images.
 
     python benchmarks/corruption.py [--splits 5] [--size 64] [--pictures DIR]
 
-On the Noto emoji that ship, each once and on white, or on the pictures of a folder. Half of them
+On the Noto emoji that ship, each once and on white, or on the images of a folder. Half of them
 are the reference; the other half, untouched and damaged, is measured against it.
 """
 

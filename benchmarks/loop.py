@@ -67,7 +67,7 @@ def k_diffusion_sampling() -> Any:
         return None
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(spec.submodule_search_locations)
-    # its utils import torchvision for pictures; the samplers use none of it
+    # its utils import torchvision for images; the samplers use none of it
     names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
     stubs = {name: types.ModuleType(name) for name in names if name not in sys.modules}
     for name, stub in stubs.items():

@@ -27,16 +27,16 @@ from typing_extensions import override
 
 from diffsteer import SAG
 from diffsteer.generate.pipelines import Rendering, rendering
-from diffsteer.generate.recipe import Recipe, digest
-from diffsteer.guidance.queries import Asking, Branch, Point
-from diffsteer.io.atomic import whole
+from diffsteer.generate.recipe import Recipe
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries
+from diffsteer.io.atomic import atomic_write
 from diffsteer.io.distributed import Processes, launched
-from diffsteer.io.shards import key_of
+from diffsteer.io.hashing import digest
 from diffsteer.metrics.background import corners
 from diffsteer.metrics.best_of_n import BestOf, Score
 from diffsteer.metrics.bootstrap import frechet_resampled, weights
 from diffsteer.metrics.efficientnet import EfficientNetLite0
-from diffsteer.metrics.features import Custom
+from diffsteer.metrics.features import Custom, key_of
 from diffsteer.metrics.frechet import Gaussian, frechet
 from diffsteer.metrics.manifold import manifold
 from diffsteer.metrics.moments import Moments
@@ -96,7 +96,7 @@ class Bench:
 
 
 def half(images: Rendering) -> Callable[[Sequence[int]], Tensor]:
-    """The same pictures with networks in bfloat16, as they were trained, 1.3 x as fast compiled."""
+    """The same images with networks in bfloat16, as they were trained, 1.3 x as fast compiled."""
     images.pipe.unet.to(memory_format=torch.channels_last)
     for block in images.pipe.unet.modules():
         if isinstance(block, ResnetBlock2D) and getattr(block, "_compiled_call_impl", None) is None:
@@ -123,14 +123,14 @@ def captions(n: int, background: str | None = None, split: Split = "train") -> l
 
 
 def real(samples: Sequence[int], split: Split = "train") -> Tensor:
-    """Features of real pictures."""
+    """Features of real images."""
     source = Emoji(split)
     parts = [samples[i : i + 64] for i in range(0, len(samples), 64)]
     return torch.cat([features(torch.stack([source[i].pixels for i in p])) for p in parts])
 
 
 def decoded(bench: Bench, samples: Sequence[int]) -> Tensor:
-    """Features of real pictures after encoding and decoding: the best that the model could do."""
+    """Features of real images after encoding and decoding: the best that the model could do."""
     source, parts = Emoji("train"), [samples[i : i + 50] for i in range(0, len(samples), 50)]
     found = []
     with rendering(located(Recipe(model="pocket"), bench.models)) as images, torch.no_grad():
@@ -174,7 +174,7 @@ def summary(model: str, guidance: str, background: str, found: Tensor) -> dict[s
 
 @cache
 def known() -> Tensor:
-    """Features of all pictures of the training split."""
+    """Features of all images of the training split."""
     return real(range(len(Emoji("train"))))
 
 
@@ -208,7 +208,7 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
     for name, (text, guide, scales) in SWEEPS.items():
         recipe = replace(base, guidance=text, guide=guide)
         found = []
-        for w, one in zip(scales, recipe.weighted(scales), strict=True):
+        for w, one in zip(scales, recipe.sweep(scales), strict=True):
             made, _ = bench.features(one, range(CHOICE, CHOICE + n // 4))
             found.append((distance(made, others), w, one))
             tried.append({"name": name, "weight": w, "FD": found[-1][0]})
@@ -234,7 +234,7 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
 def figures(
     name: str, text: str, made: Tensor, shown: Tensor, others: Tensor, cost: Costs | None
 ) -> dict[str, Any]:
-    """Distance to other real pictures, precision and recall, share of backgrounds obeyed."""
+    """Distance to other real images, precision and recall, share of backgrounds obeyed."""
     overlap = manifold(made[:, OWN:], others[: len(made), OWN:])
     table = torch.tensor(list(BACKGROUNDS.values())) / 255
     told, wanted = (torch.cdist(x[:, 2:OWN], table).argmin(1) for x in (made, shown))
@@ -276,7 +276,7 @@ class Convention(SAG):
     space: str = "eps"
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         (seen,) = yield (Branch(self.on, record=(self.layer,)),)
         blurred = self.blurred(seen)
         (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
@@ -354,7 +354,7 @@ def refined(bench: Bench, n: int) -> dict[str, Any]:
     training = real(captions(n))
     floor = figures("real, of training captions", "", training, training, others, None)
     rows = [{**floor, "background": None, "group": None}]
-    itself = dict.fromkeys(("FD", "precision", "recall"))  # these pictures are the reference
+    itself = dict.fromkeys(("FD", "precision", "recall"))  # these images are the reference
     right = {**itself, "group": probe.agrees(shown, groups), "background": 1.0}
     rows.append({**figures("real", "", shown, shown, others, None), **right})
     for name, recipe in recipes.items():
@@ -417,7 +417,7 @@ def rivals(bench: Bench, n: int) -> dict[str, Any]:
 
 
 class Probe:
-    """Tells the group of what a picture shows: least squares on real training pictures."""
+    """Tells the group of what an image shows: least squares on real training images."""
 
     def __init__(self, ridge: float = 1e-3) -> None:
         source = Emoji("train")
@@ -433,13 +433,13 @@ class Probe:
         )
 
     def agrees(self, made: Tensor, groups: Sequence[str]) -> float:
-        """Share of pictures that show something of the group that they should."""
+        """Share of images that show something of the group that they should."""
         said = self._says(made).argmax(1).tolist()
         right = [self.names[i] == group for i, group in zip(said, groups, strict=True)]
         return float(sum(right) / len(right))
 
     def sureness(self, made: Tensor, groups: Sequence[str]) -> Tensor:
-        """How much each picture looks like something of its group, `(N,)`."""
+        """How much each image looks like something of its group, `(N,)`."""
         index = torch.tensor([self.names.index(group) for group in groups])
         return self._says(made).gather(1, index[:, None])[:, 0]
 
@@ -477,7 +477,7 @@ def main() -> None:
         for name in args.what:
             found = STUDIES[name][0](bench, getattr(args, name))
             if Processes.running().rank == 0:
-                with whole(OUT / f"{name}.json") as file:
+                with atomic_write(OUT / f"{name}.json") as file:
                     file.write((json.dumps(found, indent=1) + "\n").encode())
 
 

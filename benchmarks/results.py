@@ -23,9 +23,9 @@ def brightness_page(found: dict[str, Any]) -> list[str]:
         "",
         "## Zero terminal SNR: brightness",
         "",
-        f"Mean brightness of a picture, 0 to 1: mean and standard deviation over {found['n']} "
+        f"Mean brightness of an image, 0 to 1: mean and standard deviation over {found['n']} "
         f"pictures, seeds {found['seeds']}, {found['steps']} steps of the model's own scheduler. "
-        "Data: the pictures of the same captions. `pocket` is `pocket-eps` fine-tuned. The last "
+        "Data: the images of the same captions. `pocket` is `pocket-eps` fine-tuned. The last "
         f"columns are of pocket-eps / pocket. Standard error of a mean: at most {unsure:.4f}.",
         "",
         "| background | guidance | data | pocket-eps | pocket | error of the mean | "
@@ -56,14 +56,14 @@ def guidance_page(found: dict[str, Any]) -> list[str]:
         "",
         "## Guidance: Fréchet distance, precision, recall",
         "",
-        f"N = {found['n']} pictures a range of seeds, three ranges, {found['steps']} steps of "
+        f"N = {found['n']} images a range of seeds, three ranges, {found['steps']} steps of "
         f"{found['sampler']}: mean over the ranges, least to greatest. FD: Frechet distance on "
-        "EfficientNet-Lite0's block10 to the real pictures of all other captions; real: as many "
-        "real pictures in place of the generated ones. Background: share of pictures with the "
+        "EfficientNet-Lite0's block10 to the real images of all other captions; real: as many "
+        "real images in place of the generated ones. Background: share of images with the "
         "colour of the prompt in the corners. Edges: mean difference of neighbouring pixels, in "
         f"grey levels of 255. Weights were chosen by FD on seeds {found['choice seeds']}.",
         "",
-        "| | guidance | FD | precision | recall | background | edges | cost of a picture |",
+        "| | guidance | FD | precision | recall | background | edges | cost of an image |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, group in rows.items():
@@ -110,11 +110,11 @@ def refined_page(found: dict[str, Any]) -> list[str]:
         "",
         f"`pocket-refiner` learnt from `{found['teacher']}` on captions of the training split. "
         "Here are captions of the test split: other things in the same styles and colours. "
-        f"N = {found['n']} pictures a range of seeds, three ranges, {found['steps']} steps of "
-        f"{found['sampler']}: mean over the ranges, least to greatest. FD is to all real pictures "
+        f"N = {found['n']} images a range of seeds, three ranges, {found['steps']} steps of "
+        f"{found['sampler']}: mean over the ranges, least to greatest. FD is to all real images "
         "of the test split; real, of training captions: as many of those in place of the generated "
-        "ones. Group: share of pictures of which a linear probe of real training pictures tells "
-        "the group of the prompt, such as animals or food; of real pictures of the prompts "
+        "ones. Group: share of images of which a linear probe of real training images tells "
+        "the group of the prompt, such as animals or food; of real images of the prompts "
         "themselves in the second row. Closed: share of the FD between none and the row named by "
         "which refining lowers it, range by range. Strength was chosen by FD on training captions, "
         f"seeds {found['choice seeds']}.",
@@ -175,7 +175,7 @@ def closed(rows: dict[str, list[dict[str, Any]]], name: str, to: str) -> list[fl
 
 
 def sheet_page(found: dict[str, Any]) -> list[str]:
-    """What people can judge: pictures of captions that nobody chose."""
+    """What people can judge: images of captions that nobody chose."""
     prompts, columns = found["prompts"], 8
     rows = [prompts[i : i + columns] for i in range(0, len(prompts), columns)]
     return [
@@ -275,7 +275,7 @@ def toy_page(said: str) -> list[str]:
         "",
         "## Where the truth is known: a toy in two dimensions",
         "",
-        "No pictures, and not the pocket model: points of a mixture of Gaussians, and small "
+        "No images, and not the pocket model: points of a mixture of Gaussians, and small "
         "networks that were trained on its exact score ([what is measured](toy.md)).",
         "",
         "```console",

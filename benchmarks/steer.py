@@ -139,7 +139,7 @@ class Setting:
 
         return act
 
-    def steered(self, guidance: Guidance, max_rows: int | None = None) -> Run:
+    def predict(self, guidance: Guidance, max_rows: int | None = None) -> Run:
         pipe = self.pipeline(StableDiffusionPipeline)
         run = self.sampling(pipe)
 
@@ -169,17 +169,17 @@ def contenders(s: Setting) -> dict[str, Contender]:
     two, guide = CFG(5) + Auto(2), s.guide
     return {
         "diffusers CFG": Contender(plain, (2,)),
-        "steer CFG": Contender(s.steered(CFG(5)), (2,)),
-        "steer CFG, max_rows=1": Contender(s.steered(CFG(5), max_rows=1), (1, 1)),
+        "steer CFG": Contender(s.predict(CFG(5)), (2,)),
+        "steer CFG, max_rows=1": Contender(s.predict(CFG(5), max_rows=1), (1, 1)),
         "diffusers modular CFG": Contender(s.modular(ClassifierFreeGuidance(5.0)), (1, 1)),
         "SteerGuider CFG": Contender(s.modular(SteerGuider(CFG(5))), (2,)),
         "diffusers CFG + SAG": Contender(sag, (2, 1)),
-        "steer CFG + SAG": Contender(s.steered(pair), (2, 1)),
+        "steer CFG + SAG": Contender(s.predict(pair), (2, 1)),
         "SteerGuider CFG + SAG": Contender(s.modular(SteerGuider(pair)), (2, 1)),
         "diffusers CFG + PAG": Contender(pag(s), (3,)),
-        "steer CFG + PAG": Contender(s.steered(triple), (3,)),
-        "steer CFG + PAG, max_rows=1": Contender(s.steered(triple, max_rows=1), (1, 1, 1)),
-        "steer CFG + Auto (same size)": Contender(s.steered(two), (2, 1)),
+        "steer CFG + PAG": Contender(s.predict(triple), (3,)),
+        "steer CFG + PAG, max_rows=1": Contender(s.predict(triple, max_rows=1), (1, 1, 1)),
+        "steer CFG + Auto (same size)": Contender(s.predict(two), (2, 1)),
         "SteerGuider CFG + Auto": Contender(s.modular(SteerGuider(two, guide=guide)), (2, 1)),
     }
 
@@ -235,7 +235,7 @@ def apart(s: Setting) -> tuple[float, float]:
     """Greatest difference of the latents with max_rows=1, and their greatest value."""
     total = CFG(5) + PAG(3) + SAG(0.75)
     with torch.no_grad():
-        a, b = (s.steered(total, max_rows=rows)().images.float() for rows in (None, 1))
+        a, b = (s.predict(total, max_rows=rows)().images.float() for rows in (None, 1))
     return (a - b).abs().max().item(), a.abs().max().item()
 
 

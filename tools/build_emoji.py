@@ -77,8 +77,8 @@ class Style:
     """One set of art.
 
     Attributes:
-        package: Holds `emoji.json` and the pictures.
-        folder: Of the pictures in the package.
+        package: Holds `emoji.json` and the images.
+        folder: Of the images in the package.
         licence: What its README has to say of them.
         art: Name of the art and SPDX name of its licence.
     """
@@ -120,7 +120,7 @@ LICENCES = Package(
 
 
 def chosen(entries: list[Entry]) -> list[Entry]:
-    """Keep the emoji of things, in Unicode's order, each picture once.
+    """Keep the emoji of things, in Unicode's order, each image once.
 
     Families of men, women, boys and girls are drawn as the same silhouettes as those of adults and
     children, so their names would contradict each other.
@@ -131,7 +131,7 @@ def chosen(entries: list[Entry]) -> list[Entry]:
 
 
 def sprite(name: str, data: bytes) -> Sprite:
-    """Decode one picture, `(64, 64, 4)`; what cannot be seen becomes transparent black.
+    """Decode one image, `(64, 64, 4)`; what cannot be seen becomes transparent black.
 
     Raises:
         ValueError: it has another size; nothing is resized here.
@@ -167,7 +167,7 @@ def draw(style: Style, files: dict[str, bytes], entries: list[Entry]) -> tuple[b
     """Make the sheet of one style, and what the JSON file says of it.
 
     Raises:
-        ValueError: the package states another licence, or two emoji have the same picture.
+        ValueError: the package states another licence, or two emoji have the same image.
     """
     if style.licence not in files["README.md"].decode():
         raise ValueError(f"{style.package.name} does not say {style.licence!r} any more")
@@ -176,7 +176,7 @@ def draw(style: Style, files: dict[str, bytes], entries: list[Entry]) -> tuple[b
     seen: dict[bytes, str] = {}
     for path, pixels in zip(paths, sprites, strict=True):
         if (other := seen.setdefault(pixels.tobytes(), path)) != path:
-            raise ValueError(f"{path} is the same picture as {other}, under another name")
+            raise ValueError(f"{path} is the same image as {other}, under another name")
     whole = sheet(sprites)
     package = style.package
     return webp(whole), {

@@ -1,4 +1,4 @@
-"""Turns Unicode names of emoji into captions: lower case, and what the picture shows.
+"""Turns Unicode names of emoji into captions: lower case, and what the image shows.
 
 Unicode writes WHITE for an outline and BLACK for a filled shape, whatever the colour of today's
 art; a caption that is to teach colours cannot keep these.

@@ -37,7 +37,7 @@ LICENCE = """## Data and licence
 
 Trained on 1239 emoji on coloured backgrounds: Noto Emoji (Copyright Google, Apache-2.0) and Twemoji
 (Copyright Twitter, Inc and other contributors, CC-BY 4.0), composed and encoded, as
-`../../emoji/NOTICE.md` says. The weights are under Apache-2.0; pictures "in twemoji style" are
+`../../emoji/NOTICE.md` says. The weights are under Apache-2.0; images "in twemoji style" are
 made after Twemoji: keep its attribution with them (https://creativecommons.org/licenses/by/4.0/).
 """
 

@@ -3,6 +3,15 @@
 The public names are listed in `__init__.pyi`; each loads its module, and torch, when first used.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from diffsteer import _renamed
+
+_find, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_renamed.install()
+
+
+def __getattr__(name: str) -> Any:
+    return _renamed.renamed(__name__, name) if name in _renamed.NAMES[__name__] else _find(name)

@@ -2,7 +2,7 @@ from .core.level import CLEAN, Level
 from .core.loss_weight import EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
 from .core.noise import Noise
 from .core.parse import parse
-from .core.prediction import X0, Eps, Kind, Preconditioned, V, Velocity
+from .core.prediction import X0, Eps, Preconditioned, Prediction, V, Velocity
 from .core.sampler import (
     DDIM,
     DDPM,
@@ -36,7 +36,7 @@ from .guidance import (
 from .guidance.attention_taps import BlurQuery, Edit, Identity
 from .guidance.classifier import class_gradient
 from .guidance.denoiser import Denoiser, Network
-from .guidance.queries import Answer, Asking, Branch, Plan, Point, plan, run, together
+from .guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, plan, run
 from .guidance.rescale import rescale, rescale_centred
 from .guidance.row_dropout import Dropout
 
@@ -44,7 +44,7 @@ __all__ = [
     "APG",
     "Ancestral",
     "Answer",
-    "Asking",
+    "Queries",
     "Auto",
     "AutoDropout",
     "AutoNoise",
@@ -73,14 +73,14 @@ __all__ = [
     "Heun",
     "Identity",
     "Karras",
-    "Kind",
+    "Prediction",
     "Level",
     "MinSNR",
     "Network",
     "Noise",
     "PAG",
     "Plan",
-    "Point",
+    "GuidanceState",
     "Preconditioned",
     "SAG",
     "SEG",
@@ -104,6 +104,6 @@ __all__ = [
     "respaced",
     "run",
     "sample",
-    "together",
+    "lockstep",
     "trace",
 ]

@@ -23,10 +23,10 @@ from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond, rows_of
 from diffsteer.hf.architectures import Halves, check_halves
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.network import arguments, check_free, network_of, put_back
+from diffsteer.hf.network import bind_arguments, check_free, network_of, put_back, returned
 from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.scheduler_config import flows
-from diffsteer.hf.timesteps import Tick
+from diffsteer.hf.timesteps import SamplingStep
 
 if TYPE_CHECKING:
     from diffsteer.refine.hook import Refine
@@ -157,7 +157,7 @@ class Steering:
                 f"guidance_rescale={self.pipe.guidance_rescale} of the pipeline would act on top "
                 "of this guidance: leave it at 0 and write .rescaled(phi)"
             )
-        said = arguments(self.network, args, kwargs)
+        said = bind_arguments(self.network, args, kwargs)
         whole, as_dict = said.pop(self._guided.family.sample), said.pop("return_dict", True)
         tick = self._guided.tick(self.pipe.scheduler, said["timestep"])
         if self._guided.family.encoded:
@@ -166,11 +166,11 @@ class Steering:
             answer = self._together(whole, said, tick)
         return returned(answer, as_dict)
 
-    def _together(self, whole: Tensor, said: Cond, tick: Tick) -> Tensor:
+    def _together(self, whole: Tensor, said: Cond, tick: SamplingStep) -> Tensor:
         """Answer a call that holds all conditions that there are."""
         new = tick.first or len(whole) != self._sent[0]
         if new or self._said_by_pipe:
-            self._sent = (len(whole), self._guided.family.sent(self.pipe, whole))
+            self._sent = (len(whole), self._guided.family.conditions_in_batch(self.pipe, whole))
         halves = self._sent[1]
         if new:
             check_halves(whole, halves, type(self.pipe).__name__)
@@ -182,7 +182,7 @@ class Steering:
         half = self._guided(whole[parts["cond"]], conds, self.pipe.scheduler, tick)
         return torch.cat([half] * len(halves))
 
-    def _apart(self, whole: Tensor, said: Cond, tick: Tick) -> Tensor:
+    def _apart(self, whole: Tensor, said: Cond, tick: SamplingStep) -> Tensor:
         """Answer a call for one of the prompts; what the first was answered serves the second."""
         if self._prompts is None:
             return self._guided(whole, {"cond": lambda: said}, self.pipe.scheduler, tick)
@@ -221,15 +221,6 @@ def zero_snr_scheduler(pipe: Any) -> Any:
     return SteerScheduler.from_config(
         scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
-
-
-def returned(answer: Tensor, as_dict: bool) -> Any:
-    """An answer in the form in which a network of diffusers returns it."""
-    if not as_dict:
-        return (answer,)
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=answer)
 
 
 def check_prediction(pipe: Any, guide: Any) -> None:

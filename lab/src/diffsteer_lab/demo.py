@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffsteer.generate.pipelines import rendering
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import whole
+from diffsteer.io.atomic import atomic_write
 from diffsteer.metrics.background import errors, nearest
 from diffsteer.metrics.sharpness import edges
 from diffsteer.report.html import document, image, table
@@ -29,9 +29,9 @@ STYLE = """
 CREDIT = (
     "The model learned from Noto Emoji (Copyright Google, Apache-2.0) and Twemoji (Copyright "
     "Twitter, Inc and other contributors, CC-BY 4.0, https://creativecommons.org/licenses/by/4.0/);"
-    " pictures in twemoji style are made after Twemoji."
+    " images in twemoji style are made after Twemoji."
 )
-"""What has to stay with the pictures."""
+"""What has to stay with the images."""
 BASE = Recipe(model="pocket", steps=25)
 PROMPTS = (
     "red apple, noto style, on a white background",
@@ -139,7 +139,7 @@ SCHEDULES = tuple(
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures of a row, uint8 `(N, 3, H, W)`, and what can be said of them."""
+    """The images of a row, uint8 `(N, 3, H, W)`, and what can be said of them."""
 
     row: Row
     pictures: Tensor
@@ -190,7 +190,7 @@ def located(recipe: Recipe, models: Path | None) -> Recipe:
 def _measured(
     pictures: Tensor, prompts: Sequence[str], costs: dict[str, float], seconds: float
 ) -> dict[str, float]:
-    """Figures that a few pictures allow, and what one of them cost."""
+    """Figures that a few images allow, and what one of them cost."""
     names = [prompt.split("on a ")[1].removesuffix(" background") for prompt in prompts]
     obeyed = sum(a == b for a, b in zip(nearest(pictures, BACKGROUNDS), names, strict=True))
     error = errors(pictures, [BACKGROUNDS[name] for name in names])
@@ -209,31 +209,31 @@ def _write(done: Sequence[Drawn], out: Path) -> None:
     results = [
         {"name": d.row.name, "recipe": d.row.recipe.said, "figures": d.figures} for d in done
     ]
-    with whole(out / "results.json") as file:
+    with atomic_write(out / "results.json") as file:
         file.write((json.dumps(results, indent=2) + "\n").encode())
-    with whole(out / "index.html") as file:
+    with atomic_write(out / "index.html") as file:
         file.write(_page(done).encode())
 
 
 def _page(done: Sequence[Drawn]) -> str:
     sections = [
         "<h1>diffsteer on the pocket model</h1>",
-        "<p>Pictures of 64 x 64 pixels by a Stable Diffusion of a few megabytes, which ships with "
-        "diffsteer. The pictures of a column have the same prompt and start from the same noise. "
+        "<p>Images of 64 x 64 pixels by a Stable Diffusion of a few megabytes, which ships with "
+        "diffsteer. The images of a column have the same prompt and start from the same noise. "
         "All of this works alike on your own pipeline.</p>",
         "<h2>Guidance</h2>",
         _table([d for d in done if d.row in GUIDANCES]),
         "<h2>Zero terminal SNR</h2>",
         "<p>Stable Diffusion's schedule ends short of pure noise, from which sampling starts "
-        "nevertheless. So all pictures come out with a middling brightness, and a black or a "
+        "nevertheless. So all images come out with a middling brightness, and a black or a "
         "white background with them. No guidance here, which hides half of it.</p>",
         _table([d for d in done if d.row in SCHEDULES]),
         "<h2>Settings</h2>",
         f"<p>{BASE.steps} steps, seeds 0 to {len(PROMPTS) - 1}, the scheduler of the model. Rows "
-        "are samples that a network evaluated for one picture, seconds are for one picture on "
+        "are samples that a network evaluated for one image, seconds are for one image on "
         "this machine; the first row includes warming up. The error is of the corners' colour, "
         "in grey levels of 255. "
-        f"{len(PROMPTS)} pictures show what a method does, at weights at which it can be seen; how "
+        f"{len(PROMPTS)} images show what a method does, at weights at which it can be seen; how "
         "much it helps, and at which weight, is measured on thousands, with <code>diffsteer "
         "compare</code>.</p>",
         f"<p>{CREDIT}</p>",

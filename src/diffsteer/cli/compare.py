@@ -9,7 +9,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from diffsteer.cli.evaluate import agrees, known
 from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
-from diffsteer.generate.recipe import WEIGHT, Recipe, numeral, read, seeds_of
+from diffsteer.generate.recipe import WEIGHT, Recipe, read
+from diffsteer.io.seeds import format_number, parse_seeds
 
 if TYPE_CHECKING:
     from diffsteer.metrics.sampled import Sampled
@@ -27,7 +28,7 @@ class Entry:
     recipe: Recipe
 
     def folder(self, out: Path) -> Path:
-        """Where its pictures are shown from."""
+        """Where its images are shown from."""
         return out / "pictures" / self.name.replace("/", "_")
 
 
@@ -42,19 +43,19 @@ def compare(
     show: int = 6,
     resamples: int = 200,
 ) -> None:
-    """Compare recipes on the same seeds and prompts: figures, cost, curves, pictures, one page.
+    """Compare recipes on the same seeds and prompts: figures, cost, curves, images, one page.
 
     A guidance in which {w} stands for a number, such as "CFG({w}) + SAG(0.75)", becomes one recipe
     for each of --weights. Runs on as many processes as torchrun or accelerate launch starts.
 
     Args:
         recipes: JSON files, or PNGs of `diffsteer sample`; the others are compared with the first.
-        reference: Statistics file (.npz), folder or zip file of real pictures.
+        reference: Statistics file (.npz), folder or zip file of real images.
         weights: Numbers for {w}, such as "1,2,4".
-        features: How pictures become features; of every picture they are kept.
-        samples: Which pictures.
-        out: Folder for report.html, report.json and the pictures that are shown.
-        show: Pictures of each recipe in the page, of the first seeds.
+        features: How images become features; of every image they are kept.
+        samples: Which images.
+        out: Folder for report.html, report.json and the images that are shown.
+        show: Images of each recipe in the page, of the first seeds.
         resamples: For the intervals, >= 20.
     """
     from diffsteer.io.distributed import Processes, launched
@@ -62,7 +63,7 @@ def compare(
     entries = entries_of(recipes, weights)
     if resamples < 20 or show < 0:
         raise ValueError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
-    features = replace(features, keep=len(seeds_of(samples.seeds)))
+    features = replace(features, keep=len(parse_seeds(samples.seeds)))
     extractor = features.build()
     agrees(reference, extractor)
     runs = {}
@@ -100,8 +101,8 @@ def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:
             continue
         if not numbers:
             raise ValueError(f"{path} has {WEIGHT} in its guidance: say its numbers, --weights 1,2")
-        for number, filled in zip(numbers, recipe.weighted(numbers), strict=True):
-            entries.append(Entry(f"{curve} w={numeral(number)}", curve, number, filled))
+        for number, filled in zip(numbers, recipe.sweep(numbers), strict=True):
+            entries.append(Entry(f"{curve} w={format_number(number)}", curve, number, filled))
     _comparable(entries)
     return entries
 
@@ -126,7 +127,7 @@ def _comparable(entries: list[Entry]) -> None:
         said, theirs = ((e.recipe.prompt, e.recipe.prompts) for e in (first, entry))
         if said != theirs:
             raise ValueError(
-                f"{entry.name} has other prompts than {first.name}: pictures of other things do "
+                f"{entry.name} has other prompts than {first.name}: images of other things do "
                 "not compare; give both the same prompts"
             )
 
@@ -140,7 +141,7 @@ def _report(
     show: int,
     resamples: int,
 ) -> None:
-    from diffsteer.io.atomic import whole
+    from diffsteer.io.atomic import atomic_write
     from diffsteer.metrics.comparison import compared
     from diffsteer.metrics.evaluate import omitted
     from diffsteer.metrics.value import table
@@ -161,9 +162,9 @@ def _report(
         "recipes": [_plain(one) for one in shown],
         "not measured": notes,
     }
-    with whole(out / "report.json") as file:
+    with atomic_write(out / "report.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
-    with whole(out / "report.html") as file:
+    with atomic_write(out / "report.html") as file:
         file.write(page(shown, reference["path"], notes, resamples).encode())
     print(f"\n{out / 'report.html'}, {out / 'report.json'}")
 

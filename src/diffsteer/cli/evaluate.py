@@ -31,9 +31,9 @@ def stats(
     """Measure a data set once, to compare with it later.
 
     Args:
-        data: Folder or zip file of pictures.
+        data: Folder or zip file of images.
         out: Statistics file to write, .npz; pytorch-fid reads it too.
-        features: How pictures become features.
+        features: How images become features.
     """
     if out.suffix != ".npz":
         raise ValueError(f"{out} does not end in .npz, by which readers know the format")
@@ -53,23 +53,23 @@ def evaluate(
     resamples: int = 200,
     out: Path | None = None,
 ) -> None:
-    """Compare pictures with a reference and print every metric that it allows.
+    """Compare images with a reference and print every metric that it allows.
 
-    A recipe is sampled and measured in one pass, without writing pictures, on as many processes as
+    A recipe is sampled and measured in one pass, without writing images, on as many processes as
     torchrun or accelerate launch starts.
 
     Args:
         pictures: Folder or zip file; or a recipe: a JSON file, or a PNG of `diffsteer sample`.
         reference: Statistics file (.npz) of `diffsteer stats`, pytorch-fid or ADM, or a folder or
-            zip file of real pictures.
-        features: How pictures become features; must be as the reference was measured.
-        samples: Which pictures of a recipe; no matter for a folder or zip file.
-        recipe: Refuse pictures in the folder that this recipe (JSON, PNG) did not make.
-        mixed: Also count pictures of several recipes; they are refused otherwise.
+            zip file of real images.
+        features: How images become features; must be as the reference was measured.
+        samples: Which images of a recipe; no matter for a folder or zip file.
+        recipe: Refuse images in the folder that this recipe (JSON, PNG) did not make.
+        mixed: Also count images of several recipes; they are refused otherwise.
         resamples: For the intervals; 0 for none.
         out: JSON file for the figures.
     """
-    from diffsteer.io.atomic import whole
+    from diffsteer.io.atomic import atomic_write
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.bootstrap import weights
     from diffsteer.metrics.evaluate import compare, omitted, resampled
@@ -101,12 +101,12 @@ def evaluate(
             "figures": [figure.json() for figure in figures],
             "not measured": notes,
         }
-        with whole(out) as file:
+        with atomic_write(out) as file:
             file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def agrees(reference: Path, extractor: "Extractor") -> None:
-    """Check, before any work, that a reference has pictures, or features of this extractor.
+    """Check, before any work, that a reference has images, or features of this extractor.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -125,7 +125,7 @@ def known(
     reference: Path, features: Features, extractor: "Extractor"
 ) -> tuple["Statistics", str | None]:
     """Statistics of the reference, and the hash of its file where it is one."""
-    from diffsteer.metrics.features import file_hash
+    from diffsteer.io.hashing import file_hash
     from diffsteer.metrics.statistics import Statistics
 
     if reference.suffix == ".npz":
@@ -136,10 +136,11 @@ def known(
 def _recipe(
     path: Path, features: Features, samples: Samples, extractor: "Extractor"
 ) -> tuple["Statistics", str]:
-    from diffsteer.generate.recipe import read, spelled
+    from diffsteer.generate.recipe import read
+    from diffsteer.io.seeds import format_seeds
 
     found = samples.measure(read(path), features, extractor)
-    return found.statistics, spelled(found.seeds)
+    return found.statistics, format_seeds(found.seeds)
 
 
 def _folder(

@@ -31,7 +31,7 @@ def schedule(
         spacing: Which levels: trailing, leading, linspace, logsigma, karras; empty for what the
             config says, else trailing, and karras for edm.
         zero_snr: Rescale the schedule so that it ends in pure noise.
-        plot: Also draw alpha, sigma and SNR to this picture.
+        plot: Also draw alpha, sigma and SNR to this image.
     """
     from diffsteer.cli.schedule import show
 

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Features:
-    """How pictures become features; the same for a reference and for what is compared with it.
+    """How images become features; the same for a reference and for what is compared with it.
 
     Attributes:
         extractor: EfficientNetLite0 works offline; Inception gives FID, CLIP gives CMMD.
         layer: Of EfficientNetLite0 (block10, head, logits) or Inception (2048, logits_unbiased, 64,
             192, 768); its default is the first named.
-        size: Side in pixels at which EfficientNetLite0 or DINOv2 sees pictures; 224 by default.
+        size: Side in pixels at which EfficientNetLite0 or DINOv2 sees images; 224 by default.
         checkpoint: Folder or hub id of DINOv2 and CLIP; weights file of Inception.
-        batch: Pictures in one pass, >= 1.
+        batch: Images in one pass, >= 1.
         device: Where networks run; empty for a GPU if there is one.
-        keep: Pictures of which features are kept, for all metrics but Frechet distances.
+        keep: Images of which features are kept, for all metrics but Frechet distances.
     """
 
     extractor: Literal["EfficientNetLite0", "Inception", "DINOv2", "CLIP"] = "EfficientNetLite0"
@@ -43,8 +43,8 @@ class Features:
         Raises:
             ValueError: an option is given that it does not have, or one that it needs is not.
         """
+        from diffsteer.io.device import device_of
         from diffsteer.metrics.efficientnet import EfficientNetLite0
-        from diffsteer.metrics.features import device_of
         from diffsteer.metrics.pretrained import CLIP, DINOv2, Inception
 
         kinds = {k.__name__: k for k in (EfficientNetLite0, Inception, DINOv2, CLIP)}
@@ -61,11 +61,11 @@ class Features:
 
 @dataclass(frozen=True)
 class Samples:
-    """Which pictures of a recipe are made, and where their features stay.
+    """Which images of a recipe are made, and where their features stay.
 
     Attributes:
-        seeds: One picture each: "0-9999", "0-3,8". The same seeds serve every recipe.
-        at_once: Pictures sampled at a time, >= 1; changes none of them.
+        seeds: One image each: "0-9999", "0-3,8". The same seeds serve every recipe.
+        at_once: Images sampled at a time, >= 1; changes none of them.
         work: Folder in which features of samples are kept and found again, under a hash of recipe,
             weights and extractor: a run that was stopped goes on, and nothing is made twice.
     """
@@ -82,23 +82,24 @@ class Samples:
         show: Path | None = None,
         shown: int = 0,
     ) -> "Sampled":
-        """Make and measure the pictures of a recipe; in each process, where there are several.
+        """Make and measure the images of a recipe; in each process, where there are several.
 
         Args:
             recipe: What to make.
             features: How many are kept, and where networks run.
             extractor: Of the features.
-            show: Folder into which the first process also writes some pictures.
+            show: Folder into which the first process also writes some images.
             shown: How many, of the first seeds.
         """
         from diffsteer.cli.sample import render
         from diffsteer.generate.networks import images_of
-        from diffsteer.generate.recipe import digest, seeds_of
         from diffsteer.io.distributed import Processes
-        from diffsteer.io.shards import key_of
+        from diffsteer.io.hashing import digest
+        from diffsteer.io.seeds import parse_seeds
+        from diffsteer.metrics.features import key_of
         from diffsteer.metrics.sampled import sampled
 
-        numbers = seeds_of(self.seeds)
+        numbers = parse_seeds(self.seeds)
         with images_of(recipe, features.device) as images:
             out = self.work / digest(key_of(images.key, extractor))[:16]
             keep, costs = features.keep, images.rows

@@ -10,7 +10,7 @@ from diffsteer.core.prediction import V, Velocity
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.queries import Plan, Point, based
+from diffsteer.guidance.queries import GuidanceState, Plan, with_conditional
 from diffsteer.guidance.queries import plan as planned
 
 
@@ -34,8 +34,8 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
     levels = grid(source, steps, spacing)[:-1]
     costs = []
     for i, level in enumerate(levels):
-        at = Point(x, level, kind, i, source)
-        costs.append(planned(based(steered.shift(at)), at))
+        at = GuidanceState(x, level, kind, i, source)
+        costs.append(planned(with_conditional(steered.shift(at)), at))
     lines = [f"{steered!r} on {schedule}, {steps} steps, {spacing}:"]
     for cost, run in groupby(range(steps), key=lambda i: costs[i]):
         those = list(run)

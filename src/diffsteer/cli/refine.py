@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from diffsteer.generate.recipe import Recipe, prompts_of, seeds_of
+from diffsteer.generate.recipe import Recipe
+from diffsteer.io.seeds import parse_seeds, prompts_of
 
 NOTHING_SAID = Recipe()
 
@@ -32,7 +33,7 @@ def targets(
         batch: Targets at a time, >= 1; changes none of them.
         device: Where it runs; empty for a GPU if there is one.
         score: By which training may leave out the worse (settings.least): CLIPScore("WEIGHTS"),
-            Aesthetic("FILE", clip="WEIGHTS"), or MODULE:FUNCTION from uint8 pictures (N, 3, H, W)
+            Aesthetic("FILE", clip="WEIGHTS"), or MODULE:FUNCTION from uint8 images (N, 3, H, W)
             and their prompts to a number each.
     """
     from diffsteer.io.distributed import Processes, launched
@@ -45,6 +46,6 @@ def targets(
     judge = score_of(score, device) if score else None
     with launched():
         scorer = name_of(judge, score) if judge else ""
-        n = make(recipe, seeds_of(seeds), out, batch, device, judge, scorer)
+        n = make(recipe, parse_seeds(seeds), out, batch, device, judge, scorer)
         if Processes.running().rank == 0:
             print(f"{out} holds {n} targets of {recipe.guidance}")

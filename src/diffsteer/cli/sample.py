@@ -1,4 +1,4 @@
-"""`diffsteer sample`: pictures whose metadata hold all that made them; importable without torch."""
+"""`diffsteer sample`: images whose metadata hold all that made them; importable without torch."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,8 +17,9 @@ from diffsteer.generate.options import (
     again,
 )
 from diffsteer.generate.published import NOTHING_PUBLISHED, Published
-from diffsteer.generate.recipe import Recipe, prompts_of, recalled, seeds_of
+from diffsteer.generate.recipe import Recipe, recipe_of_png
 from diffsteer.generate.seed_images import Numbered, share
+from diffsteer.io.seeds import parse_seeds, prompts_of
 
 if TYPE_CHECKING:
     from diffsteer.generate.pipelines import Rendering
@@ -38,17 +39,17 @@ def sample(
     network: OmitArgPrefixes[Options] = NO_OPTIONS,
     noise: OmitArgPrefixes[Noise] = OFFICIAL_NOISE,
 ) -> None:
-    """Sample pictures; one that is there already is not made again.
+    """Sample images; one that is there already is not made again.
 
     Where torchrun or accelerate launch starts several processes, each makes a share of them.
 
     Args:
         recipe: How.
-        seeds: One picture each: "7", "0-63", "0-3,8".
-        out: Folder for the pictures, SEED.png.
-        batch: Pictures at a time, >= 1; changes none of them.
+        seeds: One image each: "7", "0-63", "0-3,8".
+        out: Folder for the images, SEED.png.
+        batch: Images at a time, >= 1; changes none of them.
         device: Where it runs; empty for a GPU if there is one.
-        prompts: File with one prompt a line; the picture of seed i shows prompt i mod their number.
+        prompts: File with one prompt a line; the image of seed i shows prompt i mod their number.
         like: Repeat this picture: its metadata hold model, recipe and seed.
         preset: A published configuration, instead of model and recipe; or, where the model is a
             folder of `diffsteer convert`, its class and the like.
@@ -57,7 +58,7 @@ def sample(
     """
     from diffsteer.generate.pipelines import rendering
 
-    numbers = seeds_of(seeds)
+    numbers = parse_seeds(seeds)
     if batch < 1:
         raise ValueError(f"batch={batch} makes no picture: give at least 1")
     if prompts is not None:
@@ -65,9 +66,9 @@ def sample(
     if like is not None:
         if (recipe, seeds, network, noise) != (NOTHING_SAID, "0", NO_OPTIONS, OFFICIAL_NOISE):
             raise ValueError(
-                "--from repeats a picture as it was: give no model, recipe or seeds, no options"
+                "--from repeats an image as it was: give no model, recipe or seeds, no options"
             )
-        recipe, seed = recalled(like)
+        recipe, seed = recipe_of_png(like)
         numbers = [seed]
         preset, network, noise = again(like, preset)
     if networks.format_of(recipe.model):
@@ -85,7 +86,7 @@ def sample(
         published.sample(preset, numbers, out, batch, device)
         return
     if not recipe.model:
-        raise ValueError("name a model (hub id or folder), or a picture to repeat with --from")
+        raise ValueError("name a model (hub id or folder), or an image to repeat with --from")
     _fill(rendering(recipe, device), numbers, out, batch)
 
 
@@ -96,20 +97,20 @@ def _fill(
     batch: int,
     subdirs: bool = False,
 ) -> None:
-    """Make this process's share of the pictures, and say how many."""
+    """Make this process's share of the images, and say how many."""
     mine = share(seeds)
     with opened as images:
         done = render(images, mine, out, batch, subdirs)
-    print(f"{out}: {done} of {len(mine)} pictures were there, {len(mine) - done} made")
+    print(f"{out}: {done} of {len(mine)} images were there, {len(mine) - done} made")
 
 
 def render(
     images: "Rendering | Images", seeds: list[int], out: Path, batch: int, subdirs: bool = False
 ) -> int:
-    """Make the pictures of seeds, SEED.png in a folder; returns how many were there already.
+    """Make the images of seeds, SEED.png in a folder; returns how many were there already.
 
     Raises:
-        ValueError: another recipe or model made a picture that is there.
+        ValueError: another recipe or model made an image that is there.
     """
     pictures = Numbered(out, images.decides, {"made_by": images.recipe.hash}, subdirs)
     todo = pictures.missing(seeds)

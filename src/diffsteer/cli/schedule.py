@@ -26,7 +26,7 @@ def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | Non
         steps: Number of sampling steps.
         spacing: A name in `SPACINGS`, or empty for that of the config or of the schedule.
         zero_snr: Rescale to zero terminal SNR.
-        plot: Picture to write, or None.
+        plot: Image to write, or None.
 
     Raises:
         ValueError: the source is unknown, or the request cannot be.
@@ -112,7 +112,7 @@ def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path)
     """Draw the schedule as curves and the visited levels as dots."""
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise ValueError(
-            f"{path} cannot be written: give the path of a picture in a folder there is"
+            f"{path} cannot be written: give the path of an image in a folder there is"
         )
     try:
         from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import wide
+from diffsteer.core.level import upcast
 
 WIDEST = 12**-0.5
 """sigma_rel of gamma = 0, the plain mean of all weights so far."""
@@ -139,7 +139,7 @@ class PowerEMA:
             if not p.is_floating_point():
                 raise ValueError(f"{name} has dtype {p.dtype}, of which there is no average: copy")
         self._averages = [
-            {name: wide(p.detach()).clone() for name, p in listed} for _ in self.sigmas
+            {name: upcast(p.detach()).clone() for name, p in listed} for _ in self.sigmas
         ]
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class PowerEMA:
             ValueError: as `decay`.
         """
         betas = [decay(count, batch, g) for g in self.gammas]
-        now = [wide(p.detach()) for p in self._params.values()]
+        now = [upcast(p.detach()) for p in self._params.values()]
         for beta, average in zip(betas, self._averages, strict=True):
             if now:
                 torch._foreach_lerp_(list(average.values()), now, 1 - beta)

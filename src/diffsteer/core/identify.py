@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Noise
-from diffsteer.core.prediction import X0, Eps, Kind, V, Velocity
+from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
 from diffsteer.core.sampler import Denoise
 from diffsteer.core.schedule import Schedule
 
@@ -23,7 +23,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @torch.no_grad()
-def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0) -> Kind:
+def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0) -> Prediction:
     """Prediction type of a network, by its error on a few noised samples.
 
     Args:
@@ -36,7 +36,7 @@ def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0)
         ValueError: no type explains the output better than the next by a fifth.
     """
     noise = Noise(range(seed, seed + len(x0)))
-    errors: dict[Kind, float] = dict.fromkeys((Eps(), X0(), V(), Velocity()), 0.0)
+    errors: dict[Prediction, float] = dict.fromkeys((Eps(), X0(), V(), Velocity()), 0.0)
     for share in SHARES:
         level = schedule.at(schedule.first + share * (schedule.last - schedule.first))
         eps = noise(x0)

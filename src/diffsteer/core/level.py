@@ -32,7 +32,7 @@ class Level(NamedTuple):
         return self.sigma / self.alpha
 
     @property
-    def lam(self) -> Tensor:
+    def half_log_snr(self) -> Tensor:
         """Half log-SNR, log(alpha / sigma), in nats; -inf at zero SNR, +inf when clean."""
         return torch.log(self.alpha / self.sigma)
 
@@ -53,7 +53,7 @@ class Level(NamedTuple):
                 another number of rows.
         """
         require_alike(x0=x0, eps=eps)
-        return weighted(self.alpha, x0, self.sigma, eps)
+        return lincomb(self.alpha, x0, self.sigma, eps)
 
 
 def require_alike(**tensors: Tensor) -> None:
@@ -73,12 +73,12 @@ def require_alike(**tensors: Tensor) -> None:
             raise ValueError(f"{name} has dtype {x.dtype}: scale pixels to floats in [-1, 1] first")
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """`x` in float32, or as it is where it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def along(value: Tensor, x: Tensor) -> Tensor:
+def broadcast_like(value: Tensor, x: Tensor) -> Tensor:
     """Shape a coefficient so that it multiplies the rows of `x`.
 
     0-dim coefficients pass as they are: float64 on the CPU promotes nothing and costs no transfer.
@@ -97,11 +97,11 @@ def along(value: Tensor, x: Tensor) -> Tensor:
     return value.to(x).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def weighted(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+def lincomb(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """Return a x + b y; in two kernels where the coefficients are 0-dim."""
     if b.ndim == 0:
-        return torch.add(along(a, x) * x, y, alpha=b.item())
-    return along(a, x) * x + along(b, y) * y
+        return torch.add(broadcast_like(a, x) * x, y, alpha=b.item())
+    return broadcast_like(a, x) * x + broadcast_like(b, y) * y
 
 
 CLEAN = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.0, 1.0, 0.0)))

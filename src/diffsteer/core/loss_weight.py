@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.level import Level
-from diffsteer.core.prediction import Kind
+from diffsteer.core.prediction import Prediction
 
 FLOOR = 4.035993e-05
 """SNR at which DDPM's linear schedule ends, the least that networks were commonly trained at. Below
@@ -23,7 +23,7 @@ class Weight(ABC):
     """How much the squared error at a level counts."""
 
     @abstractmethod
-    def at(self, level: Level, kind: Kind) -> Tensor:
+    def at(self, level: Level, kind: Prediction) -> Tensor:
         """Weight of the mean squared error of the network's output, of the shape of `level.alpha`.
 
         Raises:
@@ -36,7 +36,7 @@ class Uniform(Weight):
     """Every level the same, in the output's own space; lambda_t = 1 of Lin et al. 2023 with V."""
 
     @override
-    def at(self, level: Level, kind: Kind) -> Tensor:
+    def at(self, level: Level, kind: Prediction) -> Tensor:
         return torch.ones_like(_noisy(level).alpha)
 
 
@@ -56,7 +56,7 @@ class MinSNR(Weight):
         _positive("gamma", self.gamma)
 
     @override
-    def at(self, level: Level, kind: Kind) -> Tensor:
+    def at(self, level: Level, kind: Prediction) -> Tensor:
         level = _floored(_noisy(level))
         return level.snr.clamp(max=self.gamma) * _gain(level, kind)
 
@@ -74,7 +74,7 @@ class SoftMinSNR(Weight):
         _positive("gamma", self.gamma)
 
     @override
-    def at(self, level: Level, kind: Kind) -> Tensor:
+    def at(self, level: Level, kind: Prediction) -> Tensor:
         level = _floored(_noisy(level))
         return self.gamma / (1 + self.gamma / level.snr) * _gain(level, kind)
 
@@ -92,12 +92,12 @@ class EDMWeight(Weight):
         _positive("sigma_data", self.sigma_data)
 
     @override
-    def at(self, level: Level, kind: Kind) -> Tensor:
+    def at(self, level: Level, kind: Prediction) -> Tensor:
         level = _floored(_noisy(level))
         return (level.snr + self.sigma_data**-2) * _gain(level, kind)
 
 
-def _gain(level: Level, kind: Kind) -> Tensor:
+def _gain(level: Level, kind: Prediction) -> Tensor:
     """Squared error of x0 for one of the output."""
     return (level.sigma / kind.det(level)) ** 2
 

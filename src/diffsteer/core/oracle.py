@@ -1,6 +1,6 @@
 """Exact denoisers for data whose distribution is known: ground truth for samplers and guidance.
 
-An oracle returns E[x0 | x] at any level. With a `Kind` around it, it is the network that was
+An oracle returns E[x0 | x] at any level. With a `Prediction` around it, it is the network that was
 trained to perfection on that data and sees x and the level only.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.level import Level
-from diffsteer.core.prediction import Kind
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoise
 
 F64 = torch.float64
@@ -196,11 +196,11 @@ class _Seen:
         return (self.shares * self.pulls).sum(2)
 
 
-def as_network(oracle: Denoise, kind: Kind) -> Denoise:
+def as_network(oracle: Denoise, kind: Prediction) -> Denoise:
     """Return the network that outputs `kind`, followed by the conversion back to x0."""
 
     def denoise(x: Tensor, level: Level) -> Tensor:
-        return kind.x0(x, kind.express(x, oracle(x, level), level), level)
+        return kind.x0(x, kind.output_for_x0(x, oracle(x, level), level), level)
 
     return denoise
 

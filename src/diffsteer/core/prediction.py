@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.level import Level, along, require_alike, weighted
+from diffsteer.core.level import Level, broadcast_like, lincomb, require_alike
 
 
-class Kind(ABC):
+class Prediction(ABC):
     """What a network outputs: out = a x0 + b eps."""
 
     @abstractmethod
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return (a, b), each of the shape of `alpha`."""
 
     def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -32,8 +32,8 @@ class Kind(ABC):
             ValueError: the shapes differ or the tensors are not floating point.
         """
         require_alike(x0=x0, eps=eps)
-        a, b = self.row(level.alpha, level.sigma)
-        return weighted(a, x0, b, eps)
+        a, b = self.coefficients(level.alpha, level.sigma)
+        return lincomb(a, x0, b, eps)
 
     def solve(self, x: Tensor, out: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Return (x0, eps), each `(B, *D)`, from the noisy `x` and the network's `out`.
@@ -42,14 +42,14 @@ class Kind(ABC):
             ValueError: the output does not fix x0 or eps at this level, or the shapes differ.
         """
         (p, q), (r, s) = self._inverse(x, out, level)
-        return weighted(p, x, q, out), weighted(r, x, s, out)
+        return lincomb(p, x, q, out), lincomb(r, x, s, out)
 
     def x0(self, x: Tensor, out: Tensor, level: Level) -> Tensor:
         """Return the x0 of `solve` alone, `(B, *D)`, at half the cost; raises as `solve`."""
         (p, q), _ = self._inverse(x, out, level)
-        return weighted(p, x, q, out)
+        return lincomb(p, x, q, out)
 
-    def express(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
+    def output_for_x0(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
         """Return the output that says `x0` at `x`, `(B, *D)`; inverse of `solve`.
 
         Raises:
@@ -57,18 +57,18 @@ class Kind(ABC):
         """
         if (level.sigma == 0).any():
             raise ValueError("x holds no noise at sigma=0, so no output can be derived from it")
-        a, b = self.row(level.alpha, level.sigma)
-        return weighted(b / level.sigma, x, a - b * level.alpha / level.sigma, x0)
+        a, b = self.coefficients(level.alpha, level.sigma)
+        return lincomb(b / level.sigma, x, a - b * level.alpha / level.sigma, x0)
 
-    def push(self, shift: Tensor, level: Level) -> Tensor:
+    def output_shift(self, shift: Tensor, level: Level) -> Tensor:
         """Return the change of the output that moves x0 by `shift` at the same x, `(B, *D)`."""
         if (level.sigma == 0).any():
             raise ValueError("x is data already at sigma=0, so no output can move it")
-        return along(-self.det(level) / level.sigma, shift) * shift
+        return broadcast_like(-self.det(level) / level.sigma, shift) * shift
 
     def det(self, level: Level) -> Tensor:
         """Determinant alpha b - sigma a, in the shape of the level; 0 where out fixes nothing."""
-        a, b = self.row(level.alpha, level.sigma)
+        a, b = self.coefficients(level.alpha, level.sigma)
         return level.alpha * b - level.sigma * a
 
     def _inverse(
@@ -80,7 +80,7 @@ class Kind(ABC):
                 f"the network returned shape {tuple(out.shape)} for an input of {tuple(x.shape)}: "
                 "split off learned variances and other extra channels first"
             )
-        a, b = self.row(level.alpha, level.sigma)
+        a, b = self.coefficients(level.alpha, level.sigma)
         det = level.alpha * b - level.sigma * a
         if (det == 0).any():
             raise ValueError(self._singular(level))
@@ -103,40 +103,40 @@ class Kind(ABC):
 
 
 @dataclass(frozen=True)
-class Eps(Kind):
+class Eps(Prediction):
     """The noise itself; fixes x0 wherever alpha > 0.
 
     Source: Ho et al. 2020, eq. 14, https://arxiv.org/abs/2006.11239.
     """
 
     @override
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), torch.ones_like(alpha)
 
 
 @dataclass(frozen=True)
-class X0(Kind):
+class X0(Prediction):
     """The data itself ("sample" in diffusers); fixes eps wherever sigma > 0."""
 
     @override
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(alpha), torch.zeros_like(alpha)
 
 
 @dataclass(frozen=True)
-class V(Kind):
+class V(Prediction):
     """v = alpha eps - sigma x0; equals -x0 at zero SNR and is singular nowhere.
 
     Source: Salimans & Ho 2022, app. D, https://arxiv.org/abs/2202.00512.
     """
 
     @override
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -sigma, alpha
 
 
 @dataclass(frozen=True)
-class Velocity(Kind):
+class Velocity(Prediction):
     """Flow velocity eps - x0, the direction of noise; singular nowhere.
 
     Source: Liu et al. 2022, eq. 1, https://arxiv.org/abs/2209.03003 (there with the opposite sign
@@ -144,12 +144,12 @@ class Velocity(Kind):
     """
 
     @override
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(alpha), torch.ones_like(alpha)
 
 
 @dataclass(frozen=True)
-class Preconditioned(Kind):
+class Preconditioned(Prediction):
     """Output F of an EDM network, x0 = c_skip x + c_out F.
 
     With alpha < 1 the same derivation gives c_skip = alpha s^2 / r^2 and c_out = sigma s / r, where
@@ -171,7 +171,7 @@ class Preconditioned(Kind):
             )
 
     @override
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         s = self.sigma_data
         r = (sigma**2 + (alpha * s) ** 2).sqrt()
         return sigma / (s * r), -alpha * s / r

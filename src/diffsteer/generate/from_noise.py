@@ -14,7 +14,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.stepping import seeded, stepping
-from diffsteer.hf.timed import predicted
+from diffsteer.hf.timed import predicted_x0
 from diffsteer.refine.hook import Refining
 from diffsteer.refine.model import Model, first_call
 
@@ -51,7 +51,7 @@ def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def ended(
+def sample_from_noise(
     images: Rendering,
     recipe: Recipe,
     texts: Sequence[str],
@@ -66,7 +66,7 @@ def ended(
         recipe: As it was set up.
         texts: A prompt each.
         noise: Unit Gaussian noise, `(B, *D)`; fresh noise of ancestral samplers follows from it.
-        shown: Whether the output has to hold pictures.
+        shown: Whether the output has to hold images.
         watch: Called in each step with the x0 that the network predicts, guided where the sampling
             is, like the latents.
     """
@@ -79,7 +79,7 @@ def ended(
         model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         if watch is not None:
-            x0 = predicted(pipe.scheduler, model_output, timestep, sample)
+            x0 = predicted_x0(pipe.scheduler, model_output, timestep, sample)
             watch(x0[: len(noise)].to("cpu", torch.float32))
         out = step(model_output, timestep, sample, *args, **kwargs)
         found[:] = [out[0]]

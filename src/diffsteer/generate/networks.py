@@ -19,7 +19,8 @@ from diffsteer.generate.options import (
     told,
 )
 from diffsteer.generate.published import NOTHING_PUBLISHED, Decoder, Published
-from diffsteer.generate.recipe import Recipe, digest
+from diffsteer.generate.recipe import Recipe
+from diffsteer.io.hashing import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,12 +33,12 @@ EDM2, ADM = "diffsteer.EDM2", "diffsteer adm 1"
 
 @dataclass(frozen=True)
 class Images:
-    """Makes the pictures of a network, as `Rendering` does those of a pipeline.
+    """Makes the images of a network, as `Rendering` does those of a pipeline.
 
     Attributes:
         recipe: What is made.
-        key: All that decides the pictures, in plain values.
-        make: From seeds to pictures.
+        key: All that decides the images, in plain values.
+        make: From seeds to images.
         rows: How many rows of which network were evaluated.
     """
 
@@ -47,11 +48,11 @@ class Images:
     rows: "Rows"
 
     def __call__(self, seeds: Sequence[int]) -> "Tensor":
-        """One picture a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch."""
+        """One image a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch."""
         return self.make(seeds)
 
     def decides(self, seed: int) -> dict[str, Any]:
-        """All that decides the picture of one seed, as it is written into the picture."""
+        """All that decides the image of one seed, as it is written into the image."""
         return self.key
 
 
@@ -70,7 +71,7 @@ def format_of(model: str) -> str:
 
 @contextmanager
 def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]":
-    """Make the pictures of a recipe, of a pipeline or of such a folder, until closed.
+    """Make the images of a recipe, of a pipeline or of such a folder, until closed.
 
     Args:
         recipe: What to make. Of a folder each seed draws its class.
@@ -94,7 +95,7 @@ def images_of(recipe: Recipe, device: str = "") -> "Iterator[Rendering | Images]
 def opened(
     recipe: Recipe, said: Published, options: Options, noise: Noise, device: str
 ) -> "Iterator[Images]":
-    """Make the pictures of such a folder until closed.
+    """Make the images of such a folder until closed.
 
     Args:
         recipe: Model, guidance, guide and steps, and of ADM sampler and spacing.
@@ -108,7 +109,7 @@ def opened(
         ValueError: an option is of other models, or does nothing.
     """
     from diffsteer.generate.pipelines import Rows
-    from diffsteer.metrics.features import device_of
+    from diffsteer.io.device import device_of
 
     edm2, rows = format_of(recipe.model) == EDM2, Rows()
     _require_meant(recipe, said, options, noise, edm2)
@@ -215,7 +216,7 @@ def _adm(
     from diffsteer.core.sampler import NAMED, Sampler, sample
     from diffsteer.core.spacing import grid, respaced
     from diffsteer.guidance import Guidance
-    from diffsteer.metrics.features import weights_hash
+    from diffsteer.io.hashing import weights_hash
     from diffsteer.models.adm.checkpoint import AS_PUBLISHED, load, load_classifier
 
     main = load(recipe.model)

@@ -18,7 +18,7 @@ class Options:
     Attributes:
         respacing: Its timesteps as the official --timestep_respacing says them, "250" or "ddim25",
             instead of steps and spacing.
-        classifier: Folder of a classifier of noisy pictures, for "Classifier(1.0)" and
+        classifier: Folder of a classifier of noisy images, for "Classifier(1.0)" and
             "Ancestral(classifier=1.0)".
         official_head_split: Read attention maps as the official code of SAG does.
     """
@@ -58,17 +58,17 @@ OFFICIAL_NOISE = Noise()
 
 
 def again(picture: Path, said: Published) -> tuple[Published, Options, Noise]:
-    """Options with which a picture was made, to repeat it.
+    """Options with which an image was made, to repeat it.
 
     Args:
         picture: Of such a folder.
         said: Where the decoder of latents is, and subdirs; these do not decide.
 
     Raises:
-        ValueError: more is given, or the picture says options that cannot be.
+        ValueError: more is given, or the image says options that cannot be.
     """
     if said != Published(models=said.models, subdirs=said.subdirs):
-        raise ValueError("--from repeats a picture as it was: give no preset, class or precision")
+        raise ValueError("--from repeats an image as it was: give no preset, class or precision")
     more = (metadata(picture) or {}).get("options", {})
     kinds: dict[str, type] = {"class": int, "precision": str}
     kinds |= {f.name: type(f.default) for group in (Options, Noise) for f in fields(group)}
@@ -83,7 +83,7 @@ def again(picture: Path, said: Published) -> tuple[Published, Options, Noise]:
 
 
 def told(said: Published, options: Options, noise: Noise) -> dict[str, Any]:
-    """All that decides pictures and no recipe says, where it is not at its default."""
+    """All that decides images and no recipe says, where it is not at its default."""
     found: dict[str, Any] = {} if said.label is None else {"class": said.label}
     if said.precision == "official-bit":
         found["precision"] = said.precision

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffsteer.generate.recipe import WEIGHT, Recipe, digest
-from diffsteer.hf.conditioning import asked, shows
+from diffsteer.generate.recipe import WEIGHT, Recipe
+from diffsteer.hf.conditioning import conditioning_argument, conditioning_kwargs
 from diffsteer.hf.load import network, pipeline
 from diffsteer.hf.network import network_of, put_back
 from diffsteer.hf.scheduler_config import flows
 from diffsteer.hf.stepping import seeded
-from diffsteer.metrics.features import device_of, weights_hash
+from diffsteer.io.device import device_of
+from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.refine.hook import opened
 from diffsteer.steering import steer
 
@@ -55,12 +56,12 @@ class Rows:
 
 
 class Rendering:
-    """Makes the pictures of a recipe; opened by `rendering`.
+    """Makes the images of a recipe; opened by `rendering`.
 
     Attributes:
         recipe: What is made.
         weights: Hash of the weights as they were loaded, and of the scheduler's config: another
-            checkpoint under the same name, or another precision, makes other pictures.
+            checkpoint under the same name, or another precision, makes other images.
         rows: How many rows of which network were evaluated.
     """
 
@@ -71,20 +72,20 @@ class Rendering:
 
     @property
     def key(self) -> dict[str, Any]:
-        """All that decides the pictures, in plain values."""
+        """All that decides the images, in plain values."""
         return {**self.recipe.said, "weights": self.weights}
 
     def decides(self, seed: int) -> dict[str, Any]:
-        """All that decides the picture of one seed, as it is written into the picture."""
-        return {"recipe": self.recipe.of(seed).said, "weights": self.weights}
+        """All that decides the image of one seed, as it is written into the image."""
+        return {"recipe": self.recipe.for_seed(seed).said, "weights": self.weights}
 
     def __call__(self, seeds: Sequence[int]) -> Tensor:
-        """One picture a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.
+        """One image a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.
 
         Raises:
             ValueError: the pipeline takes no prompt and there is one.
         """
-        texts = [self.recipe.of(seed).prompt for seed in seeds]
+        texts = [self.recipe.for_seed(seed).prompt for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         call = call_of(self._pipe, self.recipe, texts)
         with seeded(self._pipe, generators):
@@ -98,7 +99,7 @@ class Rendering:
 
 @contextmanager
 def rendering(recipe: Recipe, device: str = "") -> Iterator[Rendering]:
-    """Load what a recipe names and make its pictures until closed.
+    """Load what a recipe names and make its images until closed.
 
     Args:
         recipe: What to make.
@@ -142,9 +143,13 @@ def rendering_by(
             "without a guidance nothing moves away from the negative one",
             stacklevel=3,
         )
-    if recipe.refiner and shows(pipe) and not all(recipe.prompts or [recipe.prompt]):
+    if (
+        recipe.refiner
+        and conditioning_argument(pipe)
+        and not all(recipe.prompts or [recipe.prompt])
+    ):
         warnings.warn(
-            "there is no prompt: noise is refined for what the picture is to show, and refiners "
+            "there is no prompt: noise is refined for what the image is to show, and refiners "
             "are trained on prompts that say something. Give one, or leave the refiner out",
             stacklevel=3,
         )
@@ -152,7 +157,7 @@ def rendering_by(
     if recipe.guide and guide is None:
         guide = network(recipe.guide, pipe.dtype).to(pipe.device)
         guide_weights = weights_hash(guide)
-    asked(pipe, recipe.prompts or [recipe.prompt], bool(_guidance(recipe)))
+    conditioning_kwargs(pipe, recipe.prompts or [recipe.prompt], bool(_guidance(recipe)))
     with ExitStack() as stack:
         stack.callback(setattr, pipe, "scheduler", pipe.scheduler)
         pipe.scheduler = scheduler_of(recipe, pipe.scheduler)
@@ -222,7 +227,7 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     """
     takes = inspect.signature(pipe.__call__).parameters
     call: dict[str, Any] = {"num_inference_steps": recipe.steps}
-    call |= asked(pipe, texts, bool(_guidance(recipe)))
+    call |= conditioning_kwargs(pipe, texts, bool(_guidance(recipe)))
     if recipe.negative and "negative_prompt" not in takes:
         raise ValueError(f"{type(pipe).__name__} takes no negative prompt: leave it out")
     if recipe.negative:

@@ -1,4 +1,4 @@
-"""`diffsteer sample --preset`: pictures of published networks; importable without torch."""
+"""`diffsteer sample --preset`: images of published networks; importable without torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from diffsteer.generate.recipe import digest
 from diffsteer.generate.seed_images import Numbered, share
+from diffsteer.io.hashing import digest
 from diffsteer.models.edm2.presets import Net, Preset, preset
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Published:
         weight: Of guidance, instead of the preset's.
         ema: Relative width of the main network's average, instead of the preset's.
         guide_ema: The same of the guide.
-        label: Class of all pictures; without, each seed draws one.
-        subdirs: Sort pictures into folders of a thousand seeds.
+        label: Class of all images; without, each seed draws one.
+        subdirs: Sort images into folders of a thousand seeds.
         precision: "official-bit" rounds gains as official sampling did, "f32-clean" does not; empty
             for the first with a preset and the second without.
     """
@@ -50,16 +50,16 @@ NOTHING_PUBLISHED = Published()
 
 
 def sample(said: Published, seeds: Sequence[int], out: Path, batch: int, device: str) -> None:
-    """Sample a preset; a picture that is there already is not made again.
+    """Sample a preset; an image that is there already is not made again.
 
     Under torchrun each process takes every WORLD_SIZE-th seed. Networks are read even where all
-    pictures are there: others under the same names would have made others.
+    images are there: others under the same names would have made others.
 
     Raises:
-        ValueError: there is no such preset, settings are missing, or pictures were made otherwise.
+        ValueError: there is no such preset, settings are missing, or images were made otherwise.
         FileNotFoundError: a network is not among the models.
     """
-    from diffsteer.metrics.features import device_of
+    from diffsteer.io.device import device_of
 
     chosen = preset(said.preset).varied(said.weight, said.ema, said.guide_ema)
     decides = {"model": said.preset, "recipe": _recipe(said, chosen)}
@@ -67,12 +67,12 @@ def sample(said: Published, seeds: Sequence[int], out: Path, batch: int, device:
     pictures = Numbered(out, lambda seed: decides, subdirs=said.subdirs)
     mine = share(seeds)
     todo = pictures.missing(mine)
-    print(f"{out}: {len(mine) - len(todo)} of {len(mine)} pictures are there, {len(todo)} to do")
+    print(f"{out}: {len(mine) - len(todo)} of {len(mine)} images are there, {len(todo)} to do")
     pictures.fill(todo, make, batch)
 
 
 def _recipe(said: Published, chosen: Preset) -> dict[str, Any]:
-    """All that decides how a picture comes out, but its seed."""
+    """All that decides how an image comes out, but its seed."""
     return {
         "main": chosen.main.stem,
         "guide": chosen.guide.stem if chosen.guide else "",
@@ -84,7 +84,7 @@ def _recipe(said: Published, chosen: Preset) -> dict[str, Any]:
 
 
 def _maker(said: Published, chosen: Preset, device: str) -> "tuple[Make, str]":
-    """From seeds to bytes of pictures, `(B, 3, H, W)`, and a hash of all weights that decide."""
+    """From seeds to bytes of images, `(B, 3, H, W)`, and a hash of all weights that decide."""
     from diffsteer.core.parse import parse
     from diffsteer.guidance import Guidance
     from diffsteer.models.edm2.generate import generate
@@ -123,10 +123,10 @@ def _found(models: Path, net: Net) -> "Stored":
 
 @dataclass(frozen=True)
 class Decoder:
-    """From what a network samples to bytes of pictures, `(B, 3, H, W)`.
+    """From what a network samples to bytes of images, `(B, 3, H, W)`.
 
     Attributes:
-        encoder: How pictures became what the network works on, as its folder says.
+        encoder: How images became what the network works on, as its folder says.
         vae: Decodes latents; None where samples are pixels.
     """
 
@@ -168,7 +168,7 @@ class Decoder:
 
     def weights(self, main: "EDM2", guide: "EDM2 | None") -> str:
         """Hash of all weights that decide pictures: of the networks, and its own."""
-        from diffsteer.metrics.features import weights_hash
+        from diffsteer.io.hashing import weights_hash
 
         own = {"decoder": weights_hash(self.vae)} if self.vae is not None else {}
         return digest({"main": weights_hash(main), "guide": guide and weights_hash(guide), **own})

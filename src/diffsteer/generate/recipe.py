@@ -1,17 +1,19 @@
-"""What decides how pictures come out, its text in files and pictures, and its hash.
+"""What decides how images come out, its text in files and images, and its hash.
 
 A recipe and a seed make one picture: `diffsteer sample` writes both into its PNG files, and
 `diffsteer evaluate` and `diffsteer compare` take recipes and seeds. Imports without torch.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+
+from diffsteer.io.hashing import digest
+from diffsteer.io.seeds import format_number, prompts_of
 
 KEY = "diffsteer"
 """Name of the text in a PNG that holds the recipe."""
@@ -21,19 +23,19 @@ WEIGHT = "{w}"
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides how a picture comes out, but its seed.
+    """All that decides how an image comes out, but its seed.
 
     Attributes:
         model: Hub id or folder of a diffusers pipeline, or a folder of `diffsteer convert`.
         prompt: What to show, for networks of classes (DiT) the name or number of one; may be empty.
-        prompts: Many of them instead: the picture of seed i shows prompts[i mod their number].
+        prompts: Many of them instead: the image of seed i shows prompts[i mod their number].
         negative: What the null half of the batch shows instead of nothing.
         guidance: Such as "CFG(6) + SAG(0.75)"; empty for none.
         sampler: Such as "UniPC()" or "DDIM(eta=1.0)"; empty keeps the scheduler of the model.
         spacing: Which timesteps a sampler visits: trailing, leading, linspace, logsigma, karras.
         zero_snr: Rescale the schedule to zero terminal SNR; for networks that were trained so.
         steps: Number of sampling steps.
-        width: Of the picture in pixels; 0 for the size of the model.
+        width: Of the image in pixels; 0 for the size of the model.
         height: The same.
         guide: Hub id or folder of the weaker network for autoguidance, or of its pipeline.
         refiner: Hub id or folder of what refines the initial noise, or "NLG(20)"; empty for none.
@@ -87,17 +89,17 @@ class Recipe:
         """Width and height as a pipeline's call says them, where they are not the model's."""
         return {s: getattr(self, s) for s in ("width", "height") if getattr(self, s)}
 
-    def of(self, seed: int) -> "Recipe":
-        """Recipe of the picture of one seed, with the one prompt that it shows."""
+    def for_seed(self, seed: int) -> "Recipe":
+        """Recipe of the image of one seed, with the one prompt that it shows."""
         if not self.prompts:
             return self
         return replace(self, prompt=self.prompts[seed % len(self.prompts)], prompts=())
 
-    def weighted(self, weights: Sequence[float]) -> "list[Recipe]":
+    def sweep(self, weights: Sequence[float]) -> "list[Recipe]":
         """Recipes with each weight in place of {w} in the guidance; itself where there is none."""
         if WEIGHT not in self.guidance:
             return [self]
-        texts = [numeral(weight) for weight in weights]
+        texts = [format_number(weight) for weight in weights]
         return [replace(self, guidance=self.guidance.replace(WEIGHT, text)) for text in texts]
 
 
@@ -111,12 +113,12 @@ def read(path: Path) -> Recipe:
         ValueError: it holds no recipe, or more than this version knows, or than recipes say.
     """
     if path.suffix.lower() == ".png":
-        recipe, _ = recalled(path)
+        recipe, _ = recipe_of_png(path)
         more = (metadata(path) or {}).get("options", {})
         if more:
             raise ValueError(
                 f"{path} was made with {', '.join(f'{k}={v!r}' for k, v in more.items())}, which "
-                "no recipe says: `diffsteer sample --from` repeats it; to measure such pictures, "
+                "no recipe says: `diffsteer sample --from` repeats it; to measure such images, "
                 "sample them into a folder, with the same options"
             )
         return recipe
@@ -129,11 +131,11 @@ def read(path: Path) -> Recipe:
     return _checked(said, str(path))
 
 
-def recalled(path: Path) -> tuple[Recipe, int]:
-    """Recipe and seed of a picture that was made by `diffsteer sample`.
+def recipe_of_png(path: Path) -> tuple[Recipe, int]:
+    """Recipe and seed of an image that was made by `diffsteer sample`.
 
     Raises:
-        ValueError: the picture does not hold them, or a later version wrote more than we know.
+        ValueError: the image does not hold them, or a later version wrote more than we know.
     """
     said = metadata(path)
     if said is None:
@@ -147,10 +149,10 @@ def recalled(path: Path) -> tuple[Recipe, int]:
 
 
 def metadata(path: Path) -> dict[str, Any] | None:
-    """What `diffsteer sample` wrote into a picture; None where it wrote nothing.
+    """What `diffsteer sample` wrote into an image; None where it wrote nothing.
 
     Raises:
-        ValueError: the file is no picture, or what is in it was changed.
+        ValueError: the file is no image, or what is in it was changed.
     """
     from PIL import Image
 
@@ -162,7 +164,7 @@ def metadata(path: Path) -> dict[str, Any] | None:
 
 
 def parsed(text: Any, where: str) -> dict[str, Any] | None:
-    """Read the text of a picture, called `where` in errors; None where it holds none of ours.
+    """Read the text of an image, called `where` in errors; None where it holds none of ours.
 
     Raises:
         ValueError: it is no recipe and seed as `diffsteer sample` writes them.
@@ -179,83 +181,6 @@ def parsed(text: Any, where: str) -> dict[str, Any] | None:
     if type(said["seed"]) is not int or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{where}: its recipe was changed, it has no seed or no fields any more")
     return said
-
-
-def prompts_of(path: Path) -> tuple[str, ...]:
-    """Read one prompt a line.
-
-    Raises:
-        ValueError: there is none, or a line is empty, which would shift those after it, or the file
-            is no UTF-8.
-    """
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
-    lines = text.removesuffix("\n").split("\n") if text else []
-    empty = [i for i, line in enumerate(lines, start=1) if not line.strip()]
-    if empty or not lines:
-        where = f"line {empty[0]} is empty" if empty else "it is empty"
-        raise ValueError(f"{path}: {where}; write one prompt a line")
-    return tuple(lines)
-
-
-def seeds_of(text: str) -> list[int]:
-    """Read "0-63" or "1,5,7-9".
-
-    Raises:
-        ValueError: it is no such list, has a range that falls or a number over 64 bits, or names a
-            seed twice.
-    """
-    seeds: list[int] = []
-    try:
-        for part in text.split(","):
-            low, dash, high = part.partition("-")
-            first, last = int(low), int(high if dash else low)
-            if not first <= last < 2**64:
-                raise ValueError
-            seeds += range(first, last + 1)
-    except ValueError as error:
-        raise ValueError(f'{text!r} are no seeds: write "7", "0-63" or "0-3,8"') from error
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{text!r} names a seed twice")
-    return seeds
-
-
-def numeral(weight: float) -> str:
-    """Shortest text of a number, whole ones without a point."""
-    return repr(float(weight)).removesuffix(".0")
-
-
-def spelled(seeds: Sequence[int]) -> str:
-    """Text that `seeds_of` reads back as the sorted seeds."""
-    parts: list[list[int]] = []
-    for seed in sorted(seeds):
-        if parts and seed == parts[-1][-1] + 1:
-            parts[-1][1:] = [seed]
-        else:
-            parts.append([seed])
-    return ",".join("-".join(map(str, part)) for part in parts)
-
-
-def digest(said: Mapping[str, Any]) -> str:
-    """Sha256, in hex, of plain values under names, in any order of the names."""
-    text = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say what differs between two sets of plain values: "steps was 25 and is 50, ..."."""
-    return ", ".join(
-        f"{name} was {_short(was.get(name))} and is {_short(now.get(name))}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
-    )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _checked(said: Any, where: str) -> Recipe:

@@ -1,4 +1,4 @@
-"""Folders of pictures named after their seeds, each with what made it; importable without torch."""
+"""Folders of images named after their seeds, each with what made it; importable without torch."""
 
 import json
 import os
@@ -8,25 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsteer.generate.recipe import KEY, differences, metadata
+from diffsteer.generate.recipe import KEY, metadata
+from diffsteer.io.hashing import differences
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Make = Callable[[Sequence[int]], Tensor]
-    """From seeds to pictures, uint8 `(B, 3, H, W)`."""
+    """From seeds to images, uint8 `(B, 3, H, W)`."""
 
 
 @dataclass(frozen=True)
 class Numbered:
-    """The pictures SEED.png of a folder.
+    """The images SEED.png of a folder.
 
     Attributes:
         out: The folder.
-        decides: From a seed to all that decides its picture, in plain values: "recipe", a table,
+        decides: From a seed to all that decides its image, in plain values: "recipe", a table,
             and what else is to be written beside it.
         also: Written as well, but does not decide.
-        subdirs: Sort pictures into folders of a thousand seeds.
+        subdirs: Sort images into folders of a thousand seeds.
     """
 
     out: Path
@@ -35,12 +36,12 @@ class Numbered:
     subdirs: bool = False
 
     def path(self, seed: int) -> Path:
-        """Where the picture of a seed is."""
+        """Where the image of a seed is."""
         name = f"{seed:06d}.png"
         return self.out / f"{seed // 1000 * 1000:06d}" / name if self.subdirs else self.out / name
 
     def missing(self, seeds: Sequence[int]) -> list[int]:
-        """Seeds whose pictures are not there.
+        """Seeds whose images are not there.
 
         Raises:
             ValueError: one is there that was made otherwise.
@@ -48,7 +49,7 @@ class Numbered:
         return [seed for seed in seeds if not self._made(seed)]
 
     def fill(self, seeds: Sequence[int], make: "Make", batch: int) -> None:
-        """Make pictures, some at a time, and write each as soon as it is made."""
+        """Make images, some at a time, and write each as soon as it is made."""
         from tqdm import tqdm
 
         self.out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ class Numbered:
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        from diffsteer.io.atomic import whole
+        from diffsteer.io.atomic import atomic_write
 
         used = [sys.modules.get(name) for name in ("torch", "diffusers")]
         versions = {module.__name__: module.__version__ for module in used if module}
@@ -85,7 +86,7 @@ class Numbered:
         said = {**self.decides(seed), **self.also, "seed": seed, "versions": versions}
         info.add_text(KEY, json.dumps(said))
         image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-        with whole(self.path(seed)) as file:
+        with atomic_write(self.path(seed)) as file:
             image.save(file, format="png", pnginfo=info)
 
 

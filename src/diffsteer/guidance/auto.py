@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.level import Level, weighted
+from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Noise
-from diffsteer.guidance.base import Guidance, away, finite, named
-from diffsteer.guidance.queries import Asking, Branch, Point
+from diffsteer.guidance.base import Guidance, extrapolate, finite, named
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 from diffsteer.guidance.row_dropout import Dropout
 
 
@@ -38,9 +38,9 @@ class Auto(Guidance):
         named(self, "net", "on")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         guide = Branch(self.on, net=self.net)
-        return (yield from away(at, self.scale - 1, Branch(self.on), guide))
+        return (yield from extrapolate(at, self.scale - 1, Branch(self.on), guide))
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,12 +69,12 @@ class AutoDropout(Guidance):
             raise ValueError(f"AutoDropout: p={self.p} is no share to drop: give 0 < p < 1")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 1:
             return torch.zeros_like(at.x)
         dropout = Dropout(self.p, at.seeds_for("dropout"))
         dropped = Branch(self.on, dropout=dropout)
-        return (yield from away(at, self.scale - 1, Branch(self.on), dropped))
+        return (yield from extrapolate(at, self.scale - 1, Branch(self.on), dropped))
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,17 +104,17 @@ class AutoNoise(Guidance):
             raise ValueError(f"AutoNoise: noise={self.noise} adds none: give a share > 0")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         level = None if self.scale == 1 else self._raised(at)
         if level is None:
             return torch.zeros_like(at.x)
         keep = level.alpha / at.level.alpha
         add = (level.sigma**2 - (keep * at.level.sigma) ** 2).clamp(min=0).sqrt()
-        x = weighted(keep, at.x, add, Noise(at.seeds_for("noise"))(at.x))
+        x = lincomb(keep, at.x, add, Noise(at.seeds_for("noise"))(at.x))
         noisier = Branch(self.on, x=x, level=level)
-        return (yield from away(at, self.scale - 1, Branch(self.on), noisier))
+        return (yield from extrapolate(at, self.scale - 1, Branch(self.on), noisier))
 
-    def _raised(self, at: Point) -> Level | None:
+    def _raised(self, at: GuidanceState) -> Level | None:
         """The level of the noisier input, or None where there is none."""
         if at.schedule is None:
             raise ValueError(

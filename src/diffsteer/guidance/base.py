@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.guidance.queries import Asking, Branch, Point, together
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries, lockstep
 from diffsteer.guidance.rescale import rescale, rescale_centred
 
 
@@ -21,7 +21,7 @@ class Guidance(ABC):
     """
 
     @abstractmethod
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         """Yield branches, receive their answers in the same order, return what to add to x0.
 
         Args:
@@ -75,7 +75,7 @@ class Guidance(ABC):
         return f"{type(self).__name__}({', '.join(said)})"
 
 
-def away(at: Point, factor: float, good: Branch, bad: Branch) -> Asking[Tensor]:
+def extrapolate(at: GuidanceState, factor: float, good: Branch, bad: Branch) -> Queries[Tensor]:
     """Ask two branches and move from the bad to the good one; a factor of 0 asks nothing.
 
     Returns:
@@ -151,8 +151,8 @@ class Sum(Guidance):
             raise ValueError(f"a sum is of guidances, not of {self.terms!r}")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
-        shifts = yield from together(*(g.shift(at) for g in self.terms))
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        shifts = yield from lockstep(*(g.shift(at) for g in self.terms))
         return torch.stack(shifts).sum(dim=0)
 
     @override
@@ -172,7 +172,7 @@ class Scaled(Guidance):
         finite(self, "factor")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.factor == 0:
             return torch.zeros_like(at.x)
         return self.factor * (yield from self.inner.shift(at))
@@ -204,7 +204,7 @@ class Within(Guidance):
             )
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if not self.lo < at.level.ratio <= self.hi:
             return torch.zeros_like(at.x)
         return (yield from self.inner.shift(at))
@@ -231,7 +231,7 @@ class Over(Guidance):
             )
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if not self.start <= at.step < self.stop:
             return torch.zeros_like(at.x)
         return (yield from self.inner.shift(at))
@@ -260,11 +260,11 @@ class Rescaled(Guidance):
             raise ValueError(f"phi={self.phi} is no share of rescaling: give 0 (none) to 1 (all)")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         shift = yield from self.inner.shift(at)
         (cond,) = yield (Branch(),)
         act = rescale_centred if self.centred else rescale
-        guided = at.kind.express(at.x, cond.x0 + shift, at.level)
+        guided = at.kind.output_for_x0(at.x, cond.x0 + shift, at.level)
         return at.kind.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0
 
     @override
@@ -291,7 +291,7 @@ class Clamped(Guidance):
             raise ValueError(f"clamped({self.limit}) leaves no image: give a limit > 0")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         shift = torch.zeros_like(at.x) if self.inner is None else (yield from self.inner.shift(at))
         (cond,) = yield (Branch(),)
         return (cond.x0 + shift).clamp(-self.limit, self.limit) - cond.x0

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.guidance.base import Guidance, away, finite, whole
-from diffsteer.guidance.queries import Asking, Branch, Point
+from diffsteer.guidance.base import Guidance, extrapolate, finite, whole
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,8 +26,8 @@ class CFG(Guidance):
         finite(self, "scale")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
-        return (yield from away(at, self.scale - 1, Branch(), Branch(cond="null")))
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        return (yield from extrapolate(at, self.scale - 1, Branch(), Branch(cond="null")))
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +57,7 @@ class APG(Guidance):
             )
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 1:
             return torch.zeros_like(at.x)
         cond, null = yield Branch(), Branch(cond="null")
@@ -90,7 +90,7 @@ class CFGZero(Guidance):
             raise ValueError(f"CFGZero: zero={self.zero} steps cannot be: give 0 or more")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 1:
             return torch.zeros_like(at.x)
         if at.step < self.zero:

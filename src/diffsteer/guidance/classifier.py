@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.level import Level, along
+from diffsteer.core.level import Level, broadcast_like
 from diffsteer.guidance.base import Guidance, finite, named
-from diffsteer.guidance.queries import Asking, Branch, Point
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +40,7 @@ class Classifier(Guidance):
         named(self, "net", "on")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 0:
             return torch.zeros_like(at.x)
         if (at.level.alpha == 0).any():
@@ -49,7 +49,7 @@ class Classifier(Guidance):
                 "guide below it, Classifier(...).within(0, 1e3)"
             )
         (seen,) = yield (Branch(self.on, net=self.net),)
-        return along(self.scale * at.level.sigma**2 / at.level.alpha, at.x) * seen.out
+        return broadcast_like(self.scale * at.level.sigma**2 / at.level.alpha, at.x) * seen.out
 
 
 Classify = Callable[[Tensor, Level, Mapping[str, Any]], Tensor]

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.core.level import Level
-from diffsteer.core.prediction import Kind
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.attention_taps import Score, Tap, Using, matching, tapped
-from diffsteer.guidance.queries import Answer, Branch, Point, based, imagined, run
+from diffsteer.guidance.queries import (
+    Answer,
+    Branch,
+    GuidanceState,
+    dry_answers,
+    run,
+    with_conditional,
+)
 from diffsteer.guidance.row_dropout import Dropout, dropped
 
 Cond = Mapping[str, Any]
@@ -66,7 +73,7 @@ class Denoiser:
 
     nets: Mapping[str, Network]
     conds: Mapping[str, Cond]
-    kind: Kind
+    kind: Prediction
     guidance: Guidance | None = None
     max_rows: int | None = None
     schedule: Schedule | None = None
@@ -83,7 +90,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """Return the guided x0, `(B, *D)`."""
-        base, shift = self.steered(x, level)
+        base, shift = self.predict(x, level)
         return base.x0 if shift is None else base.x0 + shift
 
     def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -92,7 +99,7 @@ class Denoiser:
         Raises:
             ValueError: it learned none.
         """
-        base, shift = self.steered(x, level)
+        base, shift = self.predict(x, level)
         if base.variance is None:
             raise ValueError(
                 f"the network returns {base.out.shape[1]} channels for {x.shape[1]}, so it learned "
@@ -105,7 +112,7 @@ class Denoiser:
         """Return the gradient that the network "classifier" gives, `(B, *D)`."""
         return self.evaluate([Branch(net="classifier")], self._point(x, level))[0].out
 
-    def steered(self, x: Tensor, level: Level) -> tuple[Answer, Tensor | None]:
+    def predict(self, x: Tensor, level: Level) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
         if self.seeds is not None and len(self.seeds) != len(x):
             raise ValueError(
@@ -114,9 +121,11 @@ class Denoiser:
         at = self._point(x, level)
         if self.guidance is None:
             return self.evaluate([Branch()], at)[0], None
-        return run(based(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at))
+        return run(
+            with_conditional(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at)
+        )
 
-    def rehearse(self, x: Tensor, level: Level) -> None:
+    def dry_run(self, x: Tensor, level: Level) -> None:
         """Check that all is there that the guidance asks for at a level, without any network.
 
         Raises:
@@ -127,15 +136,15 @@ class Denoiser:
         def check(branches: Sequence[Branch]) -> list[Answer]:
             for branch in branches:
                 self._check(branch)
-            return imagined(branches, at)
+            return dry_answers(branches, at)
 
         if self.guidance is not None:
-            run(based(self.guidance.shift(at)), check)
+            run(with_conditional(self.guidance.shift(at)), check)
 
-    def _point(self, x: Tensor, level: Level) -> Point:
-        return Point(x, level, self.kind, self.step, self.schedule, self.seeds)
+    def _point(self, x: Tensor, level: Level) -> GuidanceState:
+        return GuidanceState(x, level, self.kind, self.step, self.schedule, self.seeds)
 
-    def evaluate(self, branches: Sequence[Branch], at: Point) -> list[Answer]:
+    def evaluate(self, branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
         """Answer every branch, those that stack in one pass."""
         for branch in branches:
             self._check(branch)
@@ -165,7 +174,7 @@ class Denoiser:
         for layer in (*(name for name, _ in branch.edits), *branch.record):
             matching(list(self.nets[branch.net].layers), layer)
 
-    def _pass(self, net: Network, group: list[Branch], at: Point) -> list[Answer]:
+    def _pass(self, net: Network, group: list[Branch], at: GuidanceState) -> list[Answer]:
         """Evaluate branches of one network and level whose conditions have equal shapes."""
         size, level = len(at.x), group[0].level or at.level
         inputs = [at.x if branch.x is None else branch.x for branch in group]
@@ -227,7 +236,9 @@ def _within(rows: slice, i: int, size: int) -> slice:
     )
 
 
-def _answer(out: Tensor, x: Tensor, level: Level, kind: Kind, maps: dict[str, Tensor]) -> Answer:
+def _answer(
+    out: Tensor, x: Tensor, level: Level, kind: Prediction, maps: dict[str, Tensor]
+) -> Answer:
     """Tell the prediction and a learned variance apart."""
     if out.shape[1:2] != (2 * x.shape[1],):
         return Answer(out, x, level, kind, maps)

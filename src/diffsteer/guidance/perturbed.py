@@ -6,8 +6,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.guidance.attention_taps import BlurQuery, Identity
-from diffsteer.guidance.base import Guidance, away, finite, named
-from diffsteer.guidance.queries import Asking, Branch, Point
+from diffsteer.guidance.base import Guidance, extrapolate, finite, named
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,9 +31,9 @@ class PAG(Guidance):
         named(self, "layer", "on")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         disturbed = Branch(self.on, edits=((self.layer, Identity()),))
-        return (yield from away(at, self.scale, Branch(self.on), disturbed))
+        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,6 +63,6 @@ class SEG(Guidance):
             )
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         disturbed = Branch(self.on, edits=((self.layer, BlurQuery(self.sigma)),))
-        return (yield from away(at, self.scale, Branch(self.on), disturbed))
+        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))

@@ -1,7 +1,7 @@
 """How a guidance asks for network evaluations, and how they are answered together.
 
 A guidance is a generator: it yields the branches that it wants to know, receives their answers in
-the same order, and returns what to add to x0. `together` runs several in lockstep, so that all that
+the same order, and returns what to add to x0. `lockstep` runs several in lockstep, so that all that
 is asked in one round is one joint question; `run` answers each distinct branch once.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.level import Level
-from diffsteer.core.prediction import Kind
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.attention_taps import Edit
 from diffsteer.guidance.row_dropout import Dropout
@@ -75,7 +75,7 @@ class Answer:
     out: Tensor
     x: Tensor
     level: Level
-    kind: Kind
+    kind: Prediction
     maps: dict[str, Tensor] = field(default_factory=dict)
     variance: Tensor | None = None
 
@@ -91,7 +91,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class GuidanceState:
     """Where a guidance is asked for its shift.
 
     Attributes:
@@ -105,7 +105,7 @@ class Point:
 
     x: Tensor
     level: Level
-    kind: Kind
+    kind: Prediction
     step: int = 0
     schedule: Schedule | None = None
     seeds: Sequence[int] | None = None
@@ -125,11 +125,11 @@ def number(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
-Asking = Generator[tuple[Branch, ...], tuple[Answer, ...], T]
+Queries = Generator[tuple[Branch, ...], tuple[Answer, ...], T]
 Evaluate = Callable[[Sequence[Branch]], Sequence[Answer]]
 
 
-def together(*askers: Asking[T]) -> Asking[list[T]]:
+def lockstep(*askers: Queries[T]) -> Queries[list[T]]:
     """Advance askers in lockstep, so that what they ask in one round is one joint question."""
     done: dict[int, T] = {}
     asked: dict[int, tuple[Branch, ...]] = {}
@@ -151,19 +151,19 @@ def together(*askers: Asking[T]) -> Asking[list[T]]:
     return [done[i] for i in range(len(askers))]
 
 
-def based(shift: Asking[Tensor]) -> Asking[tuple[Answer, Tensor]]:
+def with_conditional(shift: Queries[Tensor]) -> Queries[tuple[Answer, Tensor]]:
     """Ask for the "cond" branch and a guidance together; returns its answer and the shift."""
     found: list[Answer] = []
 
-    def base() -> Asking[Tensor]:
+    def base() -> Queries[Tensor]:
         found.extend((yield (Branch(),)))
         return found[0].x
 
-    _, moved = yield from together(base(), shift)
+    _, moved = yield from lockstep(base(), shift)
     return found[0], moved
 
 
-def run(asker: Asking[T], evaluate: Evaluate) -> T:
+def run(asker: Queries[T], evaluate: Evaluate) -> T:
     """Answer an asker; every distinct branch is evaluated once in the whole run."""
     known: dict[tuple[object, ...], tuple[Branch, Answer]] = {}
     answers: tuple[Answer, ...] | None = None
@@ -216,7 +216,7 @@ def _some(n: int, thing: str, plural: str = "s") -> str:
     return f"{n} {thing}" if n == 1 else f"{n} {thing}{plural}"
 
 
-def plan(asker: Asking[T], at: Point) -> Plan:
+def plan(asker: Queries[T], at: GuidanceState) -> Plan:
     """Count what an asker evaluates at a point, without any network."""
     rows: dict[str, int] = {}
     passes: dict[str, int] = {}
@@ -226,13 +226,13 @@ def plan(asker: Asking[T], at: Point) -> Plan:
             passes[net] = passes.get(net, 0) + 1
         for branch in branches:
             rows[branch.net] = rows.get(branch.net, 0) + 1
-        return imagined(branches, at)
+        return dry_answers(branches, at)
 
     run(asker, count)
     return Plan(rows, passes)
 
 
-def imagined(branches: Sequence[Branch], at: Point) -> list[Answer]:
+def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
     """Answers of a network that says 0 and attends to all alike."""
     flat = torch.ones(len(at.x), *at.x.shape[-2:])
     return [

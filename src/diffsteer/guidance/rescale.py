@@ -8,7 +8,7 @@ draws bright and dark images towards grey; the centred one leaves the mean where
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import require_alike, wide
+from diffsteer.core.level import require_alike, upcast
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
@@ -27,13 +27,13 @@ def rescale(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
 
     Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
     """
-    return (wide(guided) * _factor(guided, cond, phi)).to(guided.dtype)
+    return (upcast(guided) * _factor(guided, cond, phi)).to(guided.dtype)
 
 
 def rescale_centred(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
     """Scale only what differs from the mean of each sample; arguments and errors as `rescale`."""
     factor = _factor(guided, cond, phi)
-    x = wide(guided)
+    x = upcast(guided)
     mean = x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
     return (mean + (x - mean) * factor).to(guided.dtype)
 
@@ -48,8 +48,8 @@ def _factor(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
     if guided.ndim < 2:
         raise ValueError(f"shape {tuple(guided.shape)} has no samples: give (B, *D)")
     dims = tuple(range(1, guided.ndim))
-    x = wide(guided)
-    std, std_cond = (y.std(dim=dims, correction=0, keepdim=True) for y in (x, wide(cond)))
+    x = upcast(guided)
+    std, std_cond = (y.std(dim=dims, correction=0, keepdim=True) for y in (x, upcast(cond)))
     # A flat sample has no spread, but the rounding of its mean gives its std a few units.
     reach = x.amax(dim=dims, keepdim=True) - x.amin(dim=dims, keepdim=True)
     flat = reach <= 4 * torch.finfo(x.dtype).eps * x.abs().amax(dim=dims, keepdim=True)

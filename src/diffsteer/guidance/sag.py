@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from diffsteer.guidance.attention_taps import blur
 from diffsteer.guidance.base import Guidance, finite, named, whole
-from diffsteer.guidance.queries import Answer, Asking, Branch, Point
+from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +54,7 @@ class SAG(Guidance):
             raise ValueError(f"SAG: clamp={self.clamp} leaves no image: give a bound > 0")
 
     @override
-    def shift(self, at: Point) -> Asking[Tensor]:
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 0:
             return torch.zeros_like(at.x)
         (seen,) = yield (Branch(self.on, record=(self.layer,)),)

@@ -38,7 +38,7 @@ class Family:
     encoded: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
 
-    def sent(self, pipe: Any, sample: Tensor) -> Halves:
+    def conditions_in_batch(self, pipe: Any, sample: Tensor) -> Halves:
         """Which conditions the batch of this call holds.
 
         Pipelines say so, or duplicate the sample for both halves; to see that, the sample is read.

@@ -8,12 +8,12 @@ from typing import Any
 from diffsteer.hf.network import network_of
 
 PROMPTS, CLASSES = "prompt", "class_labels"
-"""Arguments of pipelines that say what pictures show."""
+"""Arguments of pipelines that say what images show."""
 NONE = 1000
 """Class that DiT pipelines send for none in particular, whatever their network has."""
 
 
-def shows(pipe: Any) -> str:
+def conditioning_argument(pipe: Any) -> str:
     """Name of the argument that says what a pipeline shows; empty where it takes none."""
     takes = inspect.signature(pipe.__call__).parameters
     if PROMPTS in takes:
@@ -21,8 +21,8 @@ def shows(pipe: Any) -> str:
     return CLASSES if CLASSES in takes and _count(pipe) else ""
 
 
-def asked(pipe: Any, texts: Sequence[str], guided: bool = False) -> dict[str, Any]:
-    """Arguments of a pipeline's call by which its pictures show texts, one each.
+def conditioning_kwargs(pipe: Any, texts: Sequence[str], guided: bool = False) -> dict[str, Any]:
+    """Arguments of a pipeline's call by which its images show texts, one each.
 
     Args:
         pipe: Of prompts, of classes (DiT), or of neither.
@@ -32,7 +32,7 @@ def asked(pipe: Any, texts: Sequence[str], guided: bool = False) -> dict[str, An
     Raises:
         ValueError: there is no such class, or the pipeline takes no texts and there are some.
     """
-    name = shows(pipe)
+    name = conditioning_argument(pipe)
     if name == PROMPTS:
         return {name: list(texts)}
     if name == CLASSES:

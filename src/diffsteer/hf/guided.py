@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import Level, wide
-from diffsteer.core.prediction import Kind
+from diffsteer.core.level import Level, upcast
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.queries import number
 from diffsteer.hf.architectures import by_sdpa, family_of, packed, size_of, unpacked
-from diffsteer.hf.network import channels, eager, told, uncompiled
-from diffsteer.hf.timed import level_at, timed
-from diffsteer.hf.timesteps import Clock, Tick
+from diffsteer.hf.network import channels, timestep_like, uncompiled, unwrap_compiled
+from diffsteer.hf.timed import level_at, timestep_schedule
+from diffsteer.hf.timesteps import SamplingStep, StepTracker
 
 Size = tuple[int, int]
 
@@ -74,36 +74,42 @@ class Guided:
     ) -> None:
         self.network, self.forward, self.guide = network, forward, guide
         self.guidance, self.max_rows = guidance, max_rows
-        self.family = family_of(eager(network))
+        self.family = family_of(unwrap_compiled(network))
         if guide is not None:
-            _check_fit(eager(network), eager(guide))
-        self._layers = self.family.layers(eager(network))
-        self._guide_layers = {} if guide is None else self.family.layers(eager(guide))
+            _check_fit(unwrap_compiled(network), unwrap_compiled(guide))
+        self._layers = self.family.layers(unwrap_compiled(network))
+        self._guide_layers = {} if guide is None else self.family.layers(unwrap_compiled(guide))
         blocks = (block for m in (network, guide) if m is not None for block in m.modules())
         compiled = any(getattr(block, "_compiled_call_impl", None) for block in blocks)
         # blocks that are compiled in place; asked for only where there are any, since it is slow
         self._eagerly = uncompiled if compiled else nullcontext
-        self._clock = Clock()
-        self._scheduler: tuple[Any, Schedule, Kind] | None = None
+        self._clock = StepTracker()
+        self._scheduler: tuple[Any, Schedule, Prediction] | None = None
         self._grid: tuple[Any, Size] | None = None
         self._seeds: tuple[int, ...] = ()
-        self._rehearsed: Any = None
+        self._dry_run_done: Any = None
         self._tapping = False
 
-    def tick(self, scheduler: Any, timestep: float | Tensor) -> Tick:
+    def tick(self, scheduler: Any, timestep: float | Tensor) -> SamplingStep:
         """Say which step the network is called for."""
-        told = self.family.flow_time if isinstance(self.reads(scheduler)[0], Flow) else 1000.0
-        return self._clock.read(timestep, scheduler, 1000.0 / told)
+        timestep_like = (
+            self.family.flow_time if isinstance(self.reads(scheduler)[0], Flow) else 1000.0
+        )
+        return self._clock.read(timestep, scheduler, 1000.0 / timestep_like)
 
-    def reads(self, scheduler: Any) -> tuple[Schedule, Kind]:
+    def reads(self, scheduler: Any) -> tuple[Schedule, Prediction]:
         """Schedule and prediction type of a scheduler."""
         config = scheduler.config
         if self._scheduler is None or self._scheduler[0] is not config:
-            self._scheduler = (config, *timed(scheduler))
+            self._scheduler = (config, *timestep_schedule(scheduler))
         return self._scheduler[1:]
 
     def __call__(
-        self, whole: Tensor, conds: Mapping[str, Callable[[], Cond]], scheduler: Any, tick: Tick
+        self,
+        whole: Tensor,
+        conds: Mapping[str, Callable[[], Cond]],
+        scheduler: Any,
+        tick: SamplingStep,
     ) -> Tensor:
         """Return the guided output for the rows of one condition, as the network would.
 
@@ -117,10 +123,10 @@ class Guided:
         level = level_at(schedule, tick.time)
         cond = conds["cond"]()
         if tick.first and self.guide is not None:
-            _check_residuals(eager(self.network), eager(self.guide), cond)
+            _check_residuals(unwrap_compiled(self.network), unwrap_compiled(self.guide), cond)
         size = self._size(whole, cond) if self.family.packed else None
         x, extra = self._split(whole, size)
-        x = wide(x)
+        x = upcast(x)
         if tick.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
         rest: list[Tensor] = []
@@ -136,31 +142,31 @@ class Guided:
         settings = self.guidance, self.max_rows, schedule, self._seeds, tick.step
         denoiser = Denoiser(nets, made, kind, *settings)
         if tick.first:
-            self._rehearse(denoiser, x)
-        base, shift = denoiser.steered(x, level)
+            self._dry_run(denoiser, x)
+        base, shift = denoiser.predict(x, level)
         assert shift is not None
-        out = (base.out + kind.push(shift, level)).to(whole.dtype)
+        out = (base.out + kind.output_shift(shift, level)).to(whole.dtype)
         if size is not None:
             return packed(out)
         if rest:  # the first rows are those of the "cond" branch, which is always asked first
             out = torch.cat([out, torch.cat(rest)[: len(out)]], dim=1)
         return out
 
-    def _rehearse(self, denoiser: Denoiser, x: Tensor) -> None:
+    def _dry_run(self, denoiser: Denoiser, x: Tensor) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first call.
 
         Once for each set of timesteps, on a small sample.
         """
         left = self._clock.left()
         known = (left, tuple(denoiser.conds))
-        if known == self._rehearsed:
+        if known == self._dry_run_done:
             return
         small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
         for step, time in left:
-            alone.at_step(step).rehearse(small, level_at(schedule, time))
-        self._rehearsed = known
+            alone.at_step(step).dry_run(small, level_at(schedule, time))
+        self._dry_run_done = known
 
     def _marked(self, said: Cond, extra: Tensor) -> Cond:
         shared = {name: Shared(said[name]) for name in self.family.shared if name in said}
@@ -185,20 +191,24 @@ class Guided:
             given[self.family.sample] = self._joined(x.to(dtype), cond["extra"], size)
             if level is not now:
                 given["timestep"] = self._told(level, given["timestep"])
-            touched = eager(module) is not module and self._tapping
-            act = eager(module).forward if touched else forward
+            touched = unwrap_compiled(module) is not module and self._tapping
+            act = unwrap_compiled(module).forward if touched else forward
             out, more = self._split(act(**given, return_dict=False)[0], size)
             if more.numel():
                 rest.append(more)
-            return wide(out)
+            return upcast(out)
 
-        patch = 2 if self.family.packed else getattr(eager(module).config, "patch_size", None) or 1
+        patch = (
+            2
+            if self.family.packed
+            else getattr(unwrap_compiled(module).config, "patch_size", None) or 1
+        )
         layers = self._layers if module is self.network else self._guide_layers
         return Network(call, layers, by_sdpa, patch, self.family.text_first, self._touched)
 
     def _split(self, whole: Tensor, size: Size | None) -> tuple[Tensor, Tensor]:
         """The sample, `(B, C, H, W)`, and channels beyond it."""
-        n = channels(eager(self.network))
+        n = channels(unwrap_compiled(self.network))
         if size is None:
             return whole[:, :n], whole[:, n:]
         return unpacked(whole[..., :n], size), whole[..., n:]
@@ -218,7 +228,7 @@ class Guided:
     def _told(self, level: Level, before: float | Tensor) -> Tensor:
         """What the network is told of another level."""
         flow = self._scheduler is not None and isinstance(self._scheduler[1], Flow)
-        return told(level.t.item() * (self.family.flow_time if flow else 1.0), before)
+        return timestep_like(level.t.item() * (self.family.flow_time if flow else 1.0), before)
 
     @contextmanager
     def _touched(self) -> Iterator[None]:

@@ -21,8 +21,7 @@ from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.network import arguments, check_free, network_of, put_back
-from diffsteer.steering import returned
+from diffsteer.hf.network import bind_arguments, check_free, network_of, put_back, returned
 
 
 class SteerGuider(BaseGuidance):  # type: ignore[misc]
@@ -142,7 +141,7 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         self.cleanup_models(denoiser)
         guided = self._guided
         assert guided is not None
-        said = arguments(denoiser, args, kwargs)
+        said = bind_arguments(denoiser, args, kwargs)
         whole, as_dict = said.pop(guided.family.sample), said.pop("return_dict", True)
         self._calls.append(said)
         if len(self._calls) < self._expected:

@@ -28,7 +28,7 @@ def network_of(pipe: Any) -> Any:
     raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
 
 
-def eager(module: Any) -> Any:
+def unwrap_compiled(module: Any) -> Any:
     """The network inside a compiled one."""
     return getattr(module, "_orig_mod", module)
 
@@ -50,9 +50,9 @@ def channels(network: Any) -> int:
     return int(given if returned == 2 * given else min(given, returned))
 
 
-def arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind_arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a call of a network's forward says, by name."""
-    signature = _signature(type(eager(network)).forward)
+    signature = _signature(type(unwrap_compiled(network)).forward)
     said: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
     said.pop("self")
     more: dict[str, Any] = said.pop("kwargs", {})
@@ -72,7 +72,7 @@ def put_back(network: Any, own: Any) -> None:
         network.__dict__.pop("forward", None)
 
 
-def told(time: float, before: float | Tensor) -> Tensor:
+def timestep_like(time: float, before: float | Tensor) -> Tensor:
     """What a network is told of another time, in the shape of what it was told.
 
     Always a floating tensor, since networks cut numbers down to whole ones.
@@ -95,3 +95,12 @@ def check_free(network: Any) -> None:
             "this network was compiled in place, which leaves no way in: use "
             "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
         )
+
+
+def returned(answer: Tensor, as_dict: bool) -> Any:
+    """An answer in the form in which a network of diffusers returns it."""
+    if not as_dict:
+        return (answer,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=answer)

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.level import Level, wide
+from diffsteer.core.level import Level, upcast
 from diffsteer.core.parse import parse
 from diffsteer.core.prediction import Eps, V
 from diffsteer.core.sampler import NAMED as NAMED_SAMPLERS
@@ -233,8 +233,8 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         i = self._position(timestep)
         now, nxt = self._levels[i : i + 2]
-        x = wide(sample)
-        x0 = self.kind.x0(x, wide(model_output), now)
+        x = upcast(sample)
+        x0 = self.kind.x0(x, upcast(model_output), now)
         if self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from diffsteer.core.prediction import X0, Eps, Kind, V, Velocity
+from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
 from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
 
 Config = Mapping[str, Any]
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Prediction] = {
     "epsilon": Eps(),
     "sample": X0(),
     "v_prediction": V(),
@@ -126,7 +126,7 @@ def schedule_of(config: Config) -> Schedule:
     return discrete_of(config)
 
 
-def trained(scheduler: Any) -> tuple[Schedule, Kind]:
+def trained(scheduler: Any) -> tuple[Schedule, Prediction]:
     """Schedule and prediction type that the network of a pipeline with this scheduler has.
 
     A shift that depends on the image size is left out.
@@ -185,7 +185,7 @@ def spacing_of(config: Config) -> str | None:
     return config.get("timestep_spacing")
 
 
-def kind_of(config: Config) -> Kind:
+def kind_of(config: Config) -> Prediction:
     """Prediction type of a config; epsilon where it says none, as in diffusers.
 
     Raises:

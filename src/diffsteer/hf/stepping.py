@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.hf.conditioning import CLASSES, shows
+from diffsteer.hf.conditioning import CLASSES, conditioning_argument
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def seeded(pipe: Any, generators: Sequence[torch.Generator]) -> Iterator[None]:
     Pipelines hand them to their scheduler, but for those of classes (DiT), which keep them.
     """
     step = pipe.scheduler.step
-    if shows(pipe) != CLASSES or "generator" not in signature(step).parameters:
+    if conditioning_argument(pipe) != CLASSES or "generator" not in signature(step).parameters:
         yield
         return
 

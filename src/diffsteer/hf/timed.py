@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import Level, wide
-from diffsteer.core.prediction import Kind
+from diffsteer.core.level import Level, upcast
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import EDM, Flow, Schedule
 from diffsteer.hf.scheduler_config import trained
 
 
-def timed(scheduler: Any) -> tuple[Schedule, Kind]:
+def timestep_schedule(scheduler: Any) -> tuple[Schedule, Prediction]:
     """Schedule on which the timesteps of a scheduler lie, and prediction type of the network.
 
     Raises:
@@ -28,11 +28,11 @@ def timed(scheduler: Any) -> tuple[Schedule, Kind]:
 
 
 def level_at(schedule: Schedule, time: Any) -> Level:
-    """Level at a timestep of a scheduler, on the schedule of `timed`."""
+    """Level at a timestep of a scheduler, on the schedule of `timestep_schedule`."""
     return schedule.at(time / 1000 if isinstance(schedule, Flow) else time)
 
 
-def predicted(scheduler: Any, out: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
+def predicted_x0(scheduler: Any, out: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
     """The x0 that an output of the network says, `(B, *D)`, in float32 or wider.
 
     Args:
@@ -42,10 +42,10 @@ def predicted(scheduler: Any, out: Tensor, timestep: float | Tensor, sample: Ten
         sample: As it holds it, `(B, *D)`, before it is scaled for the network.
 
     Raises:
-        ValueError: as `timed`, or the output does not fix x0.
+        ValueError: as `timestep_schedule`, or the output does not fix x0.
     """
-    schedule, kind = timed(scheduler)
+    schedule, kind = timestep_schedule(scheduler)
     level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
     scale = getattr(scheduler, "scale_model_input", None)
     x = sample if scale is None else scale(sample, timestep)
-    return kind.x0(wide(x), wide(out[:, : x.shape[1]]), level)
+    return kind.x0(upcast(x), upcast(out[:, : x.shape[1]]), level)

@@ -10,7 +10,7 @@ LOSSY = (torch.float16, torch.bfloat16)
 """Types that round a timestep away from the one that the scheduler means."""
 
 
-class Tick(NamedTuple):
+class SamplingStep(NamedTuple):
     """A call of the network in time.
 
     Attributes:
@@ -25,7 +25,7 @@ class Tick(NamedTuple):
     first: bool
 
 
-class Clock:
+class StepTracker:
     """Reads timesteps.
 
     Attributes:
@@ -38,7 +38,7 @@ class Clock:
         self._last: int | None = None
         self._order = 1
 
-    def read(self, given: float | Tensor, scheduler: Any, factor: float = 1.0) -> Tick:
+    def read(self, given: float | Tensor, scheduler: Any, factor: float = 1.0) -> SamplingStep:
         """Say which step a network is called for.
 
         Args:
@@ -63,7 +63,7 @@ class Clock:
                 time = self.times[place]
         first = new or self._last is None or place <= self._last
         self._last = place
-        return Tick(torch.tensor(time, dtype=torch.float64), place // self._order, first)
+        return SamplingStep(torch.tensor(time, dtype=torch.float64), place // self._order, first)
 
     def left(self) -> tuple[tuple[int, float], ...]:
         """Step and time of the last call that was read and of those after it."""

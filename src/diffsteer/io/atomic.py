@@ -15,7 +15,7 @@ PART = ".part"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside the target; it takes the target's place once it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{os.getpid()}{PART}")
@@ -39,13 +39,13 @@ def flush(folder: Path) -> None:
         os.close(handle)
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an `.npz`, in which each array has a checksum."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-class new_folder:
+class atomic_folder:
     """A folder to fill, which takes its name when all went well and vanishes when not.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reads folders and zip files of pictures as uint8 RGB, and says what it refuses or converts.
+"""Reads folders and zip files of images as uint8 RGB, and says what it refuses or converts.
 
 | what is found | what happens |
 |---|---|
@@ -34,18 +34,18 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 NOTES = frozenset({".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".npz", ".yaml"})
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**28
-"""Limits of one picture; a decoded one takes up to 4 bytes a pixel."""
+"""Limits of one image; a decoded one takes up to 4 bytes a pixel."""
 UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 """What unpacking a damaged, encrypted or unknown member raises."""
 
 
 class PictureError(ValueError):
-    """A picture that cannot be measured; the message names the file."""
+    """An image that cannot be measured; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded picture.
+    """One decoded image.
 
     Attributes:
         name: Path inside of the folder or zip file.
@@ -60,11 +60,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """All pictures of a folder, with its subfolders, or of a zip file, in the order of names.
+    """All images of a folder, with its subfolders, or of a zip file, in the order of names.
 
     Attributes:
         path: The folder or zip file.
-        names: Of the pictures, inside of it.
+        names: Of the images, inside of it.
         notes: Of the other files.
     """
 
@@ -74,11 +74,11 @@ class Pictures:
 
     @classmethod
     def at(cls, path: Path) -> "Pictures":
-        """List the pictures without decoding them.
+        """List the images without decoding them.
 
         Raises:
             FileNotFoundError: `path` does not exist.
-            PictureError: it is neither folder nor zip file, holds no picture, or something else:
+            PictureError: it is neither folder nor zip file, holds no image, or something else:
                 other files, a link to a folder, a name twice.
         """
         names = listed(path)
@@ -86,7 +86,7 @@ class Pictures:
         strange = [n for n in names if suffixes[n] not in SUFFIXES | NOTES]
         if strange:
             raise PictureError(
-                f"{path} holds {len(strange)} files that are neither pictures nor notes, as "
+                f"{path} holds {len(strange)} files that are neither images nor notes, as "
                 f"{strange[0]}: convert or remove them, so that nothing is left out unseen"
             )
         chosen = tuple(n for n in names if suffixes[n] in SUFFIXES)
@@ -103,7 +103,7 @@ class Pictures:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Picture]:
-        """Decode one picture after the other; raises PictureError at the first bad one."""
+        """Decode one image after the other; raises PictureError at the first bad one."""
         for name, data in _contents(self.path, self.names):
             yield decode(name, data)
 
@@ -120,7 +120,7 @@ class Pictures:
             yield name, said if isinstance(said, str) else None
 
     def batches(self, size: int) -> Iterator[list[Picture]]:
-        """Yield up to `size` pictures of equal height and width, in order."""
+        """Yield up to `size` images of equal height and width, in order."""
         for _, alike in groupby(self, key=lambda picture: picture.pixels.shape):
             while batch := list(islice(alike, size)):
                 yield batch
@@ -137,7 +137,7 @@ def listed(path: Path) -> list[str]:
 
 
 def stacked(batch: list[Picture]) -> Tensor:
-    """Pixels of pictures of equal size, uint8 `(N, 3, H, W)`."""
+    """Pixels of images of equal size, uint8 `(N, 3, H, W)`."""
     return torch.stack([picture.pixels for picture in batch])
 
 
@@ -153,7 +153,7 @@ def decode(name: str, data: bytes, upright: bool = False) -> Picture:
         PictureError: it is refused, or cannot be read to its end.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut pictures would count")
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut images would count")
     with _opened(name, io.BytesIO(data)) as image:
         image.load()
         if upright and _orientation(image) != 1:
@@ -163,7 +163,7 @@ def decode(name: str, data: bytes, upright: bool = False) -> Picture:
 
 
 def size_of(name: str, file: IO[bytes]) -> tuple[int, int]:
-    """Width and height of a picture as `decode` makes it upright, read from its header.
+    """Width and height of an image as `decode` makes it upright, read from its header.
 
     Raises:
         PictureError: it is refused, or has no header that can be read.
@@ -176,7 +176,7 @@ def size_of(name: str, file: IO[bytes]) -> tuple[int, int]:
 
 @contextmanager
 def _opened(name: str, file: IO[bytes]) -> Iterator[ImageFile.ImageFile]:
-    """Open a picture that is not refused; what fails meanwhile names it."""
+    """Open an image that is not refused; what fails meanwhile names it."""
     head = file.read(25)
     file.seek(0)
     try:
@@ -209,7 +209,7 @@ def _refuse(name: str, image: ImageFile.ImageFile, head: bytes) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How a picture is to be turned, 1 to 8, by EXIF; 1 is upright, and where nothing is said."""
+    """How an image is to be turned, 1 to 8, by EXIF; 1 is upright, and where nothing is said."""
     try:
         said = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,26 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsteer.generate.recipe import differences, digest
-from diffsteer.io.atomic import PART, whole, write
-from diffsteer.metrics.features import Extractor
+from diffsteer.io.atomic import PART, atomic_write, write_npz
+from diffsteer.io.hashing import differences, digest
 
 VERSION = 1
 MANIFEST = "manifest.json"
 
 
-def key_of(images: Mapping[str, Any], extractor: Extractor) -> dict[str, Any]:
-    """All that decides the features of a seed: what decides its picture, and the extractor."""
-    origin = asdict(extractor.origin)
-    return {**images, **{f"features.{name}": value for name, value in origin.items()}}
-
-
-class BrokenChunk(Exception):
+class BrokenShard(Exception):
     """A chunk file that is not as it was written."""
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
+class Shard:
     """Some measured samples.
 
     Attributes:
@@ -54,7 +47,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Folder:
+class ShardFolder:
     """Chunks of one key.
 
     Attributes:
@@ -108,7 +101,7 @@ class Folder:
         if not path.exists():
             if any(self.path.glob("chunk-*.npz")):
                 raise ValueError(f"{self.path} has samples, but no {MANIFEST}: take another folder")
-            with whole(path) as file:
+            with atomic_write(path) as file:
                 said = {"version": VERSION, "key": self.key}
                 file.write((json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
             return
@@ -135,7 +128,7 @@ class Folder:
         for path in sorted(self.path.glob("chunk-*.npz")):
             try:
                 seeds = self.read(path.name).seeds
-            except BrokenChunk as error:
+            except BrokenShard as error:
                 path.replace(path.with_suffix(".npz.broken"))
                 warnings.warn(
                     f"{path} is broken ({error}): it is set aside as {path.name}.broken and its "
@@ -152,7 +145,7 @@ class Folder:
             found[path.name] = seeds
         return found
 
-    def read(self, name: str) -> Chunk:
+    def read(self, name: str) -> Shard:
         """Read a chunk, checking all that it holds.
 
         Raises:
@@ -164,9 +157,9 @@ class Folder:
             raise ValueError(f"{self.path / name} belongs to another folder: remove it")
         seeds, features = held.pop("seeds"), torch.from_numpy(held.pop("features"))
         costs = {key: torch.from_numpy(value) for key, value in held.items()}
-        return Chunk(tuple(int(seed) for seed in seeds), features, costs)
+        return Shard(tuple(int(seed) for seed in seeds), features, costs)
 
-    def add(self, chunk: Chunk) -> str:
+    def add(self, chunk: Shard) -> str:
         """Write a chunk; returns the name of its file."""
         name = f"chunk-{min(chunk.seeds):020d}.npz"
         arrays = {
@@ -175,7 +168,7 @@ class Folder:
             "features": chunk.features.numpy(),
             **{key: value.numpy() for key, value in chunk.costs.items()},
         }
-        write(self.path / name, arrays)
+        write_npz(self.path / name, arrays)
         return name
 
 
@@ -184,7 +177,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             held = {name: arrays[name] for name in arrays.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
-        raise BrokenChunk(str(error)) from error
+        raise BrokenShard(str(error)) from error
     if missing := {"key", "seeds", "features"} - held.keys():
-        raise BrokenChunk(f"it lacks {', '.join(sorted(missing))}")
+        raise BrokenShard(f"it lacks {', '.join(sorted(missing))}")
     return held

@@ -1,4 +1,4 @@
-"""Whether a picture has the background that its prompt asks for; needs no network."""
+"""Whether an image has the background that its prompt asks for; needs no network."""
 
 from collections.abc import Mapping, Sequence
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 Images = Callable[[list[int]], Tensor]
 Score = Callable[[Tensor, list[str]], Tensor]
-"""From uint8 pictures `(N, 3, H, W)` and their prompts to a number each, `(N,)`; more is better."""
+"""From uint8 images `(N, 3, H, W)` and their prompts to a number each, `(N,)`; more is better."""
 STRIDE = 2**20
 """Least distance between candidate seeds of a sample; generators see the lower 32 bits alone."""
 
@@ -17,11 +17,11 @@ STRIDE = 2**20
 class BestOf:
     """Pictures of seeds, each the best of n by a score; costs n times the rows.
 
-    Candidate k of seed i is the picture of seed i + k `stride`, so that 0, the first, is the one
+    Candidate k of seed i is the image of seed i + k `stride`, so that 0, the first, is the one
     that there is without choosing. All differ where seeds are below 2^20 and n is up to 2000.
 
     Args:
-        images: Makes one picture a seed, such as a `Rendering`.
+        images: Makes one image a seed, such as a `Rendering`.
         score: What the best has most of.
         n: Candidates, >= 1.
         prompts: The prompt of seed i is prompts[i mod their number].
@@ -48,12 +48,12 @@ class BestOf:
         return -(-STRIDE // len(self.prompts)) * len(self.prompts)
 
     def chosen(self, seeds: Sequence[int]) -> list[int]:
-        """The seeds of the best pictures."""
+        """The seeds of the best images."""
         best, _ = self._drawn(seeds)
         return [seed + k * self.stride for seed, k in zip(seeds, best.tolist(), strict=True)]
 
     def __call__(self, seeds: Sequence[int]) -> Tensor:
-        """The best pictures, uint8 `(N, 3, H, W)`."""
+        """The best images, uint8 `(N, 3, H, W)`."""
         best, pictures = self._drawn(seeds)
         return pictures[best, torch.arange(len(seeds))]
 
@@ -68,7 +68,7 @@ class BestOf:
 
 
 def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:
-    """What a score says of pictures, `(N,)`, float64 on the CPU.
+    """What a score says of images, `(N,)`, float64 on the CPU.
 
     Raises:
         ValueError: it is not one finite number each.

@@ -1,13 +1,13 @@
-"""How far figures would move with other seeds: resampled generated pictures, in weights.
+"""How far figures would move with other seeds: resampled generated images, in weights.
 
-A resample draws as many pictures as there are, with replacement: picture i counts w_i times. The
+A resample draws as many images as there are, with replacement: image i counts w_i times. The
 same weights for two sets of the same seeds pair them, so that what the seeds have in common cancels
 in a difference. The reference stays as it is.
 
-A resample repeats pictures, which moves these figures as fewer pictures would. So its values tell
+A resample repeats images, which moves these figures as fewer images would. So its values tell
 the spread, not the place: intervals are shifted to the measured value.
 
-Recall and coverage count a ball once however often a picture in it is repeated, so that no weights
+Recall and coverage count a ball once however often an image in it is repeated, so that no weights
 give their spread: they are measured anew on disjoint parts.
 """
 
@@ -29,12 +29,12 @@ LINEAR_FROM = 512
 BLOCK = 2**23
 """Numbers in one block of kernel values: 64 MiB in float64."""
 PART, REST = 500, 1000
-"""Most generated and reference pictures in a part of which recall and coverage are measured."""
+"""Most generated and reference images in a part of which recall and coverage are measured."""
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 class Interval(NamedTuple):
-    """Where a figure at this number of pictures lies with 95 % confidence."""
+    """Where a figure at this number of images lies with 95 % confidence."""
 
     low: float
     high: float
@@ -44,10 +44,10 @@ class Interval(NamedTuple):
 
 
 def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
-    """How often each of n pictures is in each resample, `(resamples, n)`, float32.
+    """How often each of n images is in each resample, `(resamples, n)`, float32.
 
     Raises:
-        ValueError: fewer than 20 resamples, which have no 95 %, or fewer than 2 pictures.
+        ValueError: fewer than 20 resamples, which have no 95 %, or fewer than 2 images.
     """
     if resamples < 20 or n < 2:
         raise ValueError(f"{resamples} resamples of {n} pictures: give >= 20 resamples, >= 2 each")
@@ -70,7 +70,7 @@ def frechet_resampled(x: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
     and the covariance of the features times R.
 
     Args:
-        x: Features of the generated pictures, `(N, d)`.
+        x: Features of the generated images, `(N, d)`.
         reference: What they are compared with.
         w: Of `weights`, `(resamples, N)`.
     """
@@ -111,12 +111,12 @@ def _linear(x: Tensor, y: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
 
 
 def mmd_resampled(x: Tensor, y: Tensor, kernel: Kernel, w: Tensor) -> Tensor:
-    """Squared MMD of each resample, with all pictures at once, `(resamples,)`.
+    """Squared MMD of each resample, with all images at once, `(resamples,)`.
 
-    Pairs of a picture with itself are left out, so that no bias comes with repetition.
+    Pairs of an image with itself are left out, so that no bias comes with repetition.
 
     Args:
-        x: Features of the generated pictures, `(N, d)`.
+        x: Features of the generated images, `(N, d)`.
         y: Features of the reference, `(M, d)`.
         kernel: From blocks of both, `(n, d)` and `(m, d)`, to `(n, m)`.
         w: Of `weights`, `(resamples, N)`.
@@ -152,11 +152,11 @@ def score_resampled(logits: Tensor, w: Tensor) -> Tensor:
 def manifold_resampled(x: Tensor, y: Tensor, k: int, w: Tensor) -> Manifold[Tensor]:
     """Precision, recall, density and coverage of each resample, `(resamples,)` each.
 
-    Precision and density count w_i times, in balls of all pictures. Recall and coverage come from
+    Precision and density count w_i times, in balls of all images. Recall and coverage come from
     `_between`, around 0.
 
     Args:
-        x: Features of the generated pictures, `(N, d)`.
+        x: Features of the generated images, `(N, d)`.
         y: Features of the reference, `(M, d)`.
         k: Neighbour that balls reach to, as for `manifold`; 2 k + 2 <= N and M.
         w: Of `weights`, `(resamples, N)`.
@@ -172,11 +172,11 @@ def manifold_resampled(x: Tensor, y: Tensor, k: int, w: Tensor) -> Manifold[Tens
 
 
 def _between(x: Tensor, y: Tensor, k: int, times: int) -> Tensor:
-    """How recall and coverage differ between parts, at the scale of all pictures, `(2, times)`.
+    """How recall and coverage differ between parts, at the scale of all images, `(2, times)`.
 
-    Each time, two disjoint parts of s generated pictures meet the same part of the reference, of
-    the same share, so that balls hold as many pictures as they do in all. Where the figure of N
-    pictures has variance V, the difference has 2 V N / s, since halving both sets doubles V. The
+    Each time, two disjoint parts of s generated images meet the same part of the reference, of
+    the same share, so that balls hold as many images as they do in all. Where the figure of N
+    images has variance V, the difference has 2 V N / s, since halving both sets doubles V. The
     same parts serve all sets of the same sizes, which pairs them.
 
     Source: of spreads at the scale of smaller parts, Politis & Romano 1994,

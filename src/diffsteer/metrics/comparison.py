@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffsteer.generate.recipe import spelled
+from diffsteer.io.seeds import format_seeds
 from diffsteer.metrics.bootstrap import Interval, interval, weights
 from diffsteer.metrics.evaluate import compare, resampled
 from diffsteer.metrics.sampled import Sampled
 from diffsteer.metrics.statistics import Statistics
-from diffsteer.metrics.value import Figure
+from diffsteer.metrics.value import MetricValue
 
 
 class Difference(NamedTuple):
@@ -26,7 +26,7 @@ class Difference(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """What pictures cost: the median, and the quarters below and above it."""
+    """What images cost: the median, and the quarters below and above it."""
 
     median: float
     low: float
@@ -41,11 +41,11 @@ class Compared:
         name: What to call it.
         figures: Its metrics.
         differences: From the first recipe, by the name of the figure; empty for the first.
-        costs: Of one picture, by name.
+        costs: Of one image, by name.
     """
 
     name: str
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricValue, ...]
     differences: dict[str, Difference]
     costs: dict[str, Spread]
 
@@ -78,7 +78,7 @@ def compared(
     spreads = {name: resampled(run.statistics, reference, w) for name, run in runs.items()}
     found: list[Compared] = []
     for name, run in runs.items():
-        figures = compare(run.statistics, reference, spelled(seeds), spread=spreads[name])
+        figures = compare(run.statistics, reference, format_seeds(seeds), spread=spreads[name])
         first = found[0].figures if found else ()
         differences = _differences(figures, first, spreads[name], spreads[names[0]])
         costs = {cost: _spread(each) for cost, each in run.costs.items()}
@@ -87,8 +87,8 @@ def compared(
 
 
 def _differences(
-    figures: Sequence[Figure],
-    first: Sequence[Figure],
+    figures: Sequence[MetricValue],
+    first: Sequence[MetricValue],
     spread: Mapping[str, Tensor],
     spread_first: Mapping[str, Tensor],
 ) -> dict[str, Difference]:

@@ -42,9 +42,9 @@ class EfficientNetLite0(Extractor):
 
     Args:
         layer: `block10` (112 numbers, averaged over space), which still works for some hundred
-            pictures; `head` (1280 numbers), for thousands; or `logits`, for an inception score.
+            images; `head` (1280 numbers), for thousands; or `logits`, for an inception score.
         size: Side of the square that the network sees, in pixels, >= 32. It was trained at 224;
-            64 is 10 times as fast and enough for pictures of that size.
+            64 is 10 times as fast and enough for images of that size.
         device: Where it runs.
 
     Raises:
@@ -168,7 +168,7 @@ class Network(nn.Module):
 
     @override
     def forward(self, x: Tensor, layer: str = "logits") -> Tensor:
-        """Return the numbers of a layer, `(N, d)`, of pictures in [0, 255], `(N, 3, H, W)`."""
+        """Return the numbers of a layer, `(N, d)`, of images in [0, 255], `(N, 3, H, W)`."""
         x = F.relu6(self._bn0(self._conv_stem((x - 127) / 128)))
         for i, block in enumerate(self._blocks):
             x = block(x)

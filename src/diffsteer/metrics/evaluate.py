@@ -1,9 +1,9 @@
 """Figures that say what they were measured on.
 
-Every figure carries the number of pictures on both sides, seeds, extractor, layer, resize and
-weights, and an interval where features of all its pictures are kept to resample.
+Every figure carries the number of images on both sides, seeds, extractor, layer, resize and
+weights, and an interval where features of all its images are kept to resample.
 Where the reference holds features, it also carries a floor: what the metric gives for one real part
-against the rest, and for as many generated pictures in place of that part. Frechet distances and
+against the rest, and for as many generated images in place of that part. Frechet distances and
 neighbour shares move with N, so only these two compare like with like.
 """
 
@@ -41,7 +41,7 @@ from diffsteer.metrics.kernels import (
 from diffsteer.metrics.manifold import manifold
 from diffsteer.metrics.moments import Moments
 from diffsteer.metrics.statistics import Statistics
-from diffsteer.metrics.value import Figure, Floor
+from diffsteer.metrics.value import MetricValue, RealBaseline
 
 FID_WEIGHTS = "6726825d"
 """First digits of the sha256 of the published FID's Inception, as its file name has them."""
@@ -66,16 +66,16 @@ def compare(
     reference: Statistics,
     seeds: str = UNSTATED,
     spread: Mapping[str, Tensor] = MappingProxyType({}),
-) -> tuple[Figure, ...]:
+) -> tuple[MetricValue, ...]:
     """All metrics that the statistics allow, each with its floor and its interval.
 
     Frechet distances always; kernel and neighbour metrics where both sides hold features; an
     inception score alone where the features are class logits.
 
     Args:
-        fake: Of the generated pictures.
+        fake: Of the generated images.
         reference: Of the real ones.
-        seeds: Of the generated pictures, in words.
+        seeds: Of the generated images, in words.
         spread: Of `resampled`, for the intervals.
 
     Raises:
@@ -94,7 +94,7 @@ def compare(
     )
 
 
-def _within(figure: Figure, spread: Mapping[str, Tensor]) -> Interval | None:
+def _within(figure: MetricValue, spread: Mapping[str, Tensor]) -> Interval | None:
     if figure.name not in spread:
         return None
     (low, high), (least, most) = (
@@ -107,7 +107,7 @@ def _within(figure: Figure, spread: Mapping[str, Tensor]) -> Interval | None:
 def resampled(fake: Statistics, reference: Statistics, w: Tensor) -> dict[str, Tensor]:
     """Values of each resample by the name of the figure; `w` as of `bootstrap.weights`.
 
-    Left out are figures of more pictures than features are kept of, and FD-infinity.
+    Left out are figures of more images than features are kept of, and FD-infinity.
     """
     x, y, origin = fake.features, reference.features, fake.origin
     if origin.layer in LOGITS:
@@ -159,7 +159,7 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _floors(fake: Statistics, reference: Statistics) -> dict[str, Floor]:
+def _floors(fake: Statistics, reference: Statistics) -> dict[str, RealBaseline]:
     """Part of the reference, half of it or less, against the rest, by the name of the metric."""
     m = len(reference.features)
     size = min(len(fake.features), m // 2)
@@ -170,7 +170,7 @@ def _floors(fake: Statistics, reference: Statistics) -> dict[str, Floor]:
     real = _figures(_part(reference, order[:size]), rest)
     generated = _figures(_part(fake, _shuffled(len(fake.features))[:size]), rest)
     return {
-        a.name: Floor(a.value, b.value, size, m - size)
+        a.name: RealBaseline(a.value, b.value, size, m - size)
         for a, b in zip(real, generated, strict=True)
     }
 
@@ -184,49 +184,51 @@ def _part(whole: Statistics, rows: Tensor) -> Statistics:
     return Statistics(whole.origin, Gaussian.of(Moments.of(features)), len(rows), features)
 
 
-def _figures(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
+def _figures(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
     if fake.origin.layer in LOGITS:
         return _scores(fake)
     return (*_distances(fake, reference), *_overlaps(fake, reference))
 
 
-def _scores(fake: Statistics) -> tuple[Figure, ...]:
+def _scores(fake: Statistics) -> tuple[MetricValue, ...]:
     m = len(fake.features)
     splits = min(10, m)
     score = inception_score(fake.features, splits)
-    return (Figure(title("IS", fake.origin), f"{splits} splits", *score, m, None, fake.origin),)
+    return (
+        MetricValue(title("IS", fake.origin), f"{splits} splits", *score, m, None, fake.origin),
+    )
 
 
-def _distances(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
+def _distances(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
     origin, m = fake.origin, len(fake.features)
     if fake.n is None:
-        raise ValueError("the generated set does not say how many pictures it has: measure it here")
+        raise ValueError("the generated set does not say how many images it has: measure it here")
     value = frechet(fake.gaussian, reference.gaussian)
-    plain = Figure(title("FD", origin), "", value, None, fake.n, reference.n, origin)
+    plain = MetricValue(title("FD", origin), "", value, None, fake.n, reference.n, origin)
     if m < 4 * fake.features.shape[1]:
         return (plain,)
     limit = frechet_infinity(fake.features, reference.gaussian)
     name = title("FD-infinity", origin)
-    return plain, Figure(name, "15 sizes", *limit, m, reference.n, origin)
+    return plain, MetricValue(name, "15 sizes", *limit, m, reference.n, origin)
 
 
-def _overlaps(fake: Statistics, reference: Statistics) -> tuple[Figure, ...]:
+def _overlaps(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
     x, y, origin = fake.features, reference.features, fake.origin
     if min(len(x), len(y)) < LEAST:
         return ()
     figures = [_kid(x, y, origin)]
     if origin.extractor == "CLIP":
-        figures.append(Figure("CMMD", "", cmmd(x, y), None, len(x), len(y), origin))
+        figures.append(MetricValue("CMMD", "", cmmd(x, y), None, len(x), len(y), origin))
     for name, value in manifold(x, y, NEIGHBOUR)._asdict().items():
-        figures.append(Figure(name, f"k={NEIGHBOUR}", value, None, len(x), len(y), origin))
+        figures.append(MetricValue(name, f"k={NEIGHBOUR}", value, None, len(x), len(y), origin))
     return tuple(figures)
 
 
-def _kid(x: Tensor, y: Tensor, origin: Origin) -> Figure:
+def _kid(x: Tensor, y: Tensor, origin: Origin) -> MetricValue:
     size = min(1000, len(x) // 2, len(y) // 2)
     detail = f"100 subsets of {size}" + ("" if origin.extractor == "Inception" else ", scaled")
     value = kid(*_for_kid(x, y, origin), size=size)
-    return Figure(title("KID", origin), detail, *value, len(x), len(y), origin)
+    return MetricValue(title("KID", origin), detail, *value, len(x), len(y), origin)
 
 
 def _for_kid(x: Tensor, y: Tensor, origin: Origin) -> tuple[Tensor, Tensor]:

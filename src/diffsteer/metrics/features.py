@@ -1,19 +1,17 @@
-"""What turns pictures into features, and the record that keeps unlike features apart.
+"""What turns images into features, and the record that keeps unlike features apart.
 
 Figures differ between packages mostly by extractor, layer, resize and weights. So every set of
 features carries those four as its `Origin`, and comparing across origins raises.
 """
 
-import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 UNSTATED = "unstated"
@@ -27,7 +25,7 @@ class Origin:
     Attributes:
         extractor: Name of the network.
         layer: Name of the layer in it.
-        resize: How pictures reach the size that the network sees, with that size.
+        resize: How images reach the size that the network sees, with that size.
         weights: sha256 of the weights, in hex.
     """
 
@@ -58,7 +56,7 @@ class Origin:
 
 
 class Extractor(ABC):
-    """A callable from pictures to features. A class of your own is ready when it is defined."""
+    """A callable from images to features. A class of your own is ready when it is defined."""
 
     @property
     @abstractmethod
@@ -67,16 +65,16 @@ class Extractor(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """Return features `(N, d)`, float32, of uint8 pictures `(N, 3, H, W)`.
+        """Return features `(N, d)`, float32, of uint8 images `(N, 3, H, W)`.
 
         Raises:
-            ValueError: `images` are no such pictures.
+            ValueError: `images` are no such images.
         """
 
 
 @dataclass(frozen=True)
 class Custom(Extractor):
-    """Any function from uint8 pictures `(N, 3, H, W)` to features `(N, d)`, with its origin."""
+    """Any function from uint8 images `(N, 3, H, W)` to features `(N, d)`, with its origin."""
 
     function: Callable[[Tensor], Tensor]
     made: Origin
@@ -93,7 +91,7 @@ class Custom(Extractor):
 
 
 def pictures(images: Tensor) -> Tensor:
-    """Return `images` when they are uint8 RGB pictures, `(N, 3, H, W)`.
+    """Return `images` when they are uint8 RGB images, `(N, 3, H, W)`.
 
     Raises:
         ValueError: they are not.
@@ -107,7 +105,7 @@ def pictures(images: Tensor) -> Tensor:
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Resize uint8 pictures to `(N, 3, size, size)`, float32 whole numbers in [0, 255].
+    """Resize uint8 images to `(N, 3, size, size)`, float32 whole numbers in [0, 255].
 
     Antialiased bicubic as Pillow does it, clipped to [0, 255] and rounded after each axis, which
     uint8 on the CPU alone gives: so figures are the same on every device. Other aspect ratios are
@@ -125,23 +123,7 @@ def normalised(x: Tensor, mean: list[float], std: list[float]) -> Tensor:
     return (x / 255 - shift) / scale
 
 
-def device_of(name: str = "") -> str:
-    """Return `name`, or where it is empty the GPU of this process, or the CPU."""
-    if name:
-        return name
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def file_hash(path: Path) -> str:
-    """Sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_hash(net: nn.Module) -> str:
-    """Sha256 of names, dtypes, shapes and bytes of all weights, in hex: of what was loaded."""
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def key_of(images: Mapping[str, Any], extractor: Extractor) -> dict[str, Any]:
+    """All that decides the features of a seed: what decides its image, and the extractor."""
+    origin = asdict(extractor.origin)
+    return {**images, **{f"features.{name}": value for name, value in origin.items()}}

@@ -2,7 +2,7 @@
 
 With covariances S = R R^T for any R, the trace of (S1 S2)^(1/2) is the sum of the singular values
 of R1^T R2. The usual square root of the eigenvalues of S1 S2 turns an error of 1e-16 into one of
-1e-8 wherever a covariance is singular, which it is below d + 1 pictures; this does not.
+1e-8 wherever a covariance is singular, which it is below d + 1 images; this does not.
 """
 
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, moments: Moments) -> "Gaussian":
-        """Gaussian of measured moments; raises ValueError below two pictures."""
+        """Gaussian of measured moments; raises ValueError below two images."""
         return cls(moments.mean, moments.cov)
 
     @cached_property

@@ -34,10 +34,10 @@ def kid(
     Meaningless on features with large values: see `scaled`.
 
     Args:
-        fake: Features of generated pictures, `(N, d)`.
+        fake: Features of generated images, `(N, d)`.
         real: Features of the reference, `(M, d)`.
         subsets: How many subsets are averaged.
-        size: Pictures in each subset, from both sides; 2 <= size <= min(N, M).
+        size: Images in each subset, from both sides; 2 <= size <= min(N, M).
         seed: Of the subsets.
 
     Returns:
@@ -51,7 +51,7 @@ def kid(
     pair(fake, real)
     if subsets < 1 or not 2 <= size <= min(len(fake), len(real)):
         raise ValueError(
-            f"{subsets} subsets of {size} pictures cannot be drawn from {len(fake)} generated and "
+            f"{subsets} subsets of {size} images cannot be drawn from {len(fake)} generated and "
             f"{len(real)} of the reference: give size a number from 2 to the smaller of them"
         )
     rng = np.random.RandomState(seed)
@@ -157,7 +157,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estim
 
     Args:
         logits: Class logits, `(N, classes)`; the published score has Inception's 1008.
-        splits: Parts of the shuffled pictures that are scored apart, 1 <= splits <= N.
+        splits: Parts of the shuffled images that are scored apart, 1 <= splits <= N.
         seed: Of the shuffle.
 
     Returns:
@@ -170,7 +170,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estim
     """
     n = len(table(logits, "logits"))
     if not 1 <= splits <= n:
-        raise ValueError(f"{n} pictures do not make {splits} splits: give 1 to {n}")
+        raise ValueError(f"{n} images do not make {splits} splits: give 1 to {n}")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n))
     log_p = logits[order].to(F64).log_softmax(dim=1)
     scores = []
@@ -185,7 +185,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estim
 def frechet_infinity(
     fake: Tensor, reference: Gaussian, points: int = 15, seed: int = SEED
 ) -> Estimate:
-    """Frechet distance extrapolated to infinitely many generated pictures.
+    """Frechet distance extrapolated to infinitely many generated images.
 
     The bias falls as 1 / N, so a line through the distances of random subsets of growing size
     meets N = infinity at its intercept. Sizes run evenly from N / 10, or from twice the length of
@@ -193,7 +193,7 @@ def frechet_infinity(
     bias.
 
     Args:
-        fake: Features of generated pictures, `(N, d)`.
+        fake: Features of generated images, `(N, d)`.
         reference: What they are compared with.
         points: Number of sizes, >= 3.
         seed: Of the subsets.
@@ -202,15 +202,15 @@ def frechet_infinity(
         The intercept, and its standard error in the fit (optimistic: the subsets overlap).
 
     Raises:
-        ValueError: no finite table, or fewer than 4 d pictures.
+        ValueError: no finite table, or fewer than 4 d images.
 
     Source: Chong & Forsyth 2020, https://arxiv.org/abs/1911.07023.
     """
     n, d = table(fake).shape
     if points < 3 or n < 4 * d:
         raise ValueError(
-            f"{points} points on {n} pictures of {d} numbers do not fix a line: give at least 3 "
-            f"points and {4 * d} pictures, or take a layer with fewer numbers"
+            f"{points} points on {n} images of {d} numbers do not fix a line: give at least 3 "
+            f"points and {4 * d} images, or take a layer with fewer numbers"
         )
     rng = np.random.RandomState(seed)
     sizes = np.linspace(max(n // 10, 2 * d), n, points).round().astype(int)

@@ -1,6 +1,6 @@
 """Precision, recall, density and coverage from nearest neighbours, in bounded memory.
 
-Distances come in blocks of a matrix product, so that 50,000 pictures need no 10 GB matrix. Features
+Distances come in blocks of a matrix product, so that 50,000 images need no 10 GB matrix. Features
 are centred first: |x - y|^2 = |x|^2 + |y|^2 - 2 x y loses digits where the mean is large.
 """
 
@@ -22,10 +22,10 @@ class Manifold(NamedTuple, Generic[T]):
     """How two sets of features overlap, each share in [0, 1] but `density`, which is >= 0.
 
     Attributes:
-        precision: Share of generated pictures inside the reference.
-        recall: Share of reference pictures inside the generated set.
-        density: In how many reference balls a generated picture lies, over k; 1 when equal.
-        coverage: Share of reference balls that hold a generated picture.
+        precision: Share of generated images inside the reference.
+        recall: Share of reference images inside the generated set.
+        density: In how many reference balls a generated image lies, over k; 1 when equal.
+        coverage: Share of reference balls that hold a generated image.
     """
 
     precision: T
@@ -38,7 +38,7 @@ def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold[float]:
     """Overlap of two sets, each the union of balls that reach to the k-th nearest neighbour.
 
     Args:
-        fake: Features of generated pictures, `(N, d)`; float32 is enough.
+        fake: Features of generated images, `(N, d)`; float32 is enough.
         real: Features of the reference, `(M, d)`. Density and coverage were published with k = 5.
         k: Neighbour, itself not counted; 1 <= k < min(N, M).
 
@@ -61,7 +61,7 @@ def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold[float]:
 
 
 def balls(fake: Tensor, real: Tensor, k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Which pictures lie in whose balls, for some generated pictures after the other.
+    """Which images lie in whose balls, for some generated images after the other.
 
     Yields:
         Their rows, whether each is in the ball of each real one, and whether each real one is in
@@ -73,7 +73,7 @@ def balls(fake: Tensor, real: Tensor, k: int) -> Iterator[tuple[slice, Tensor, T
     fake, real = _centred(fake, real)
     if not 1 <= k < min(len(fake), len(real)):
         raise ValueError(
-            f"k={k} needs more than {k} pictures on both sides, and at least k=1: there are "
+            f"k={k} needs more than {k} images on both sides, and at least k=1: there are "
             f"{len(fake)} generated and {len(real)} of the reference"
         )
     reach_fake, reach_real = _reach(fake, k), _reach(real, k)

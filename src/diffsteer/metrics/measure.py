@@ -1,4 +1,4 @@
-"""Statistics of a stream of pictures in one pass: moments of all, features of a random part."""
+"""Statistics of a stream of images in one pass: moments of all, features of a random part."""
 
 from collections.abc import Iterable
 
@@ -18,16 +18,16 @@ KEEP = 10_000
 def measure(
     batches: Iterable[Tensor], n: int, extractor: Extractor, keep: int = KEEP
 ) -> Statistics:
-    """Measure pictures as they come.
+    """Measure images as they come.
 
     Args:
-        batches: uint8 pictures, `(N, 3, H, W)` each, `n` in all.
-        n: Number of pictures, >= 2: known ahead, so that the kept ones are a random part.
+        batches: uint8 images, `(N, 3, H, W)` each, `n` in all.
+        n: Number of images, >= 2: known ahead, so that the kept ones are a random part.
         extractor: Of the features.
-        keep: Pictures of which features are kept, for metrics other than Frechet distances.
+        keep: Images of which features are kept, for metrics other than Frechet distances.
 
     Raises:
-        ValueError: other than `n` pictures came, or the features are no finite table.
+        ValueError: other than `n` images came, or the features are no finite table.
     """
     chosen = kept(n, keep)
     moments, rows, seen = None, [], 0
@@ -41,12 +41,12 @@ def measure(
         rows.append(features[chosen[seen - len(images) : seen]].float())
     if moments is None or seen != n:
         more = " or more" if seen > n else ""
-        raise ValueError(f"{n} pictures were announced but {seen}{more} came: count them anew")
+        raise ValueError(f"{n} images were announced but {seen}{more} came: count them anew")
     return Statistics(extractor.origin, Gaussian.of(moments), n, torch.cat(rows))
 
 
 def kept(n: int, keep: int) -> Tensor:
-    """Mask of the pictures whose features are kept, `(n,)`: the same for the same n and keep."""
+    """Mask of the images whose features are kept, `(n,)`: the same for the same n and keep."""
     mask = torch.zeros(n, dtype=torch.bool)
     mask[torch.from_numpy(np.random.RandomState(0).permutation(n)[:keep])] = True
     return mask

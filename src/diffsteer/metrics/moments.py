@@ -24,14 +24,14 @@ def table(features: Tensor, name: str = "features") -> Tensor:
     if features.ndim != 2 or not features.is_floating_point() or features.shape[1] == 0:
         raise ValueError(
             f"{name} have shape {tuple(features.shape)} and dtype {features.dtype}: "
-            "give one row of floats a picture, (N, d)"
+            "give one row of floats an image, (N, d)"
         )
     low, high = features.aminmax(dim=1)  # NaN passes through; no copy of the table
     finite = low.isfinite() & high.isfinite()
     if not finite.all():
         row = int((~finite).nonzero()[0])
         raise ValueError(
-            f"{name} of picture {row} are not finite: the extractor overflowed or its weights are "
+            f"{name} of image {row} are not finite: the extractor overflowed or its weights are "
             "broken (try it in float32)"
         )
     return features
@@ -116,7 +116,7 @@ class Moments:
             ValueError: fewer than two rows were seen.
         """
         if self.n < 2:
-            raise ValueError(f"{self.n} pictures have no covariance: give at least 2")
+            raise ValueError(f"{self.n} images have no covariance: give at least 2")
         return self.scatter / (self.n - 1)
 
     def reduced(self, group: dist.ProcessGroup | None = None) -> Self:

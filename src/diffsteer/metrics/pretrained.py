@@ -13,15 +13,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffsteer.metrics.features import (
-    Extractor,
-    Origin,
-    file_hash,
-    normalised,
-    pictures,
-    resized,
-    weights_hash,
-)
+from diffsteer.io.hashing import file_hash, weights_hash
+from diffsteer.metrics.features import Extractor, Origin, normalised, pictures, resized
 
 INCEPTION_LAYERS = ("64", "192", "768", "2048", "logits_unbiased")
 

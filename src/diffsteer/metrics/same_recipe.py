@@ -1,26 +1,28 @@
-"""Finds pictures in a folder that do not belong to the others, by the recipes that they hold."""
+"""Finds images in a folder that do not belong to the others, by the recipes that they hold."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from diffsteer.generate.recipe import KEY, Recipe, differences, parsed, spelled
+from diffsteer.generate.recipe import KEY, Recipe, parsed
+from diffsteer.io.hashing import differences
 from diffsteer.io.images import PictureError, Pictures
+from diffsteer.io.seeds import format_seeds
 from diffsteer.metrics.features import UNSTATED
 
 OWN = ("prompt", "prompts")
-"""Fields in which pictures of one recipe differ; the hash of the whole recipe stands for them."""
+"""Fields in which images of one recipe differ; the hash of the whole recipe stands for them."""
 
 
 def seeds_in(found: Pictures, wanted: Recipe | None = None, mixed: bool = False) -> str:
-    """Seeds of the pictures, in words, once they are known to be of one recipe.
+    """Seeds of the images, in words, once they are known to be of one recipe.
 
     Args:
-        found: The pictures; those of other programs hold no recipe, and then none may.
+        found: The images; those of other programs hold no recipe, and then none may.
         wanted: The recipe that must have made them; None for any.
-        mixed: Allow several recipes, and pictures without one.
+        mixed: Allow several recipes, and images without one.
 
     Raises:
-        PictureError: a picture was made otherwise than the first or than `wanted`, or a seed is
+        PictureError: an image was made otherwise than the first or than `wanted`, or a seed is
             there twice; names the file and what differs.
     """
     names: dict[int, str] = {}
@@ -30,7 +32,9 @@ def seeds_in(found: Pictures, wanted: Recipe | None = None, mixed: bool = False)
         if mixed and wanted is None:
             continue
         if wanted is not None:
-            _require(name, wanted.of(said["seed"]).said if said else {}, _recipe(said), "asked")
+            _require(
+                name, wanted.for_seed(said["seed"]).said if said else {}, _recipe(said), "asked"
+            )
         now = {} if said is None else _shared(said)
         first = first or (name, now)
         _require(name, first[1], now, first[0])
@@ -38,7 +42,7 @@ def seeds_in(found: Pictures, wanted: Recipe | None = None, mixed: bool = False)
             raise PictureError(
                 f"{name} and {names[said['seed']]} both have seed {said['seed']}: remove one"
             )
-    return spelled(list(names)) if names else UNSTATED
+    return format_seeds(list(names)) if names else UNSTATED
 
 
 def _require(name: str, was: Mapping[str, Any], now: Mapping[str, Any], other: str) -> None:
@@ -47,13 +51,13 @@ def _require(name: str, was: Mapping[str, Any], now: Mapping[str, Any], other: s
     how = differences(was, now) if was and now else "one of them holds no recipe"
     whom = "the recipe asked for" if other == "asked" else other
     raise PictureError(
-        f"{name} was made otherwise than {whom}: {how}. Keep pictures of each recipe in a folder "
+        f"{name} was made otherwise than {whom}: {how}. Keep images of each recipe in a folder "
         "of its own, or count them together with --mixed"
     )
 
 
 def _shared(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What all pictures of one recipe say alike."""
+    """What all images of one recipe say alike."""
     recipe = {name: value for name, value in _recipe(said).items() if name not in OWN}
     return recipe | {"recipe": said.get("made_by"), "weights": said.get("weights")}
 

@@ -1,7 +1,7 @@
-"""Sample and measure in one pass: no picture is written, and a killed run goes on where it was.
+"""Sample and measure in one pass: no image is written, and a killed run goes on where it was.
 
-`sampled` takes any function from seeds to pictures. Under `torchrun` or `accelerate launch` every
-process takes a share of the seeds. A seed decides its picture and no process sees another's, so
+`sampled` takes any function from seeds to images. Under `torchrun` or `accelerate launch` every
+process takes a share of the seeds. A seed decides its image and no process sees another's, so
 figures do not depend on batch, processes or interruptions, up to the rounding of the network (one
 grey level in rare pixels) and of sums (1e-12 relative).
 """
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from diffsteer.io.distributed import Processes
-from diffsteer.io.shards import Chunk, Folder, key_of
-from diffsteer.metrics.features import Extractor, pictures
+from diffsteer.io.shards import Shard, ShardFolder
+from diffsteer.metrics.features import Extractor, key_of, pictures
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.measure import KEEP, kept
 from diffsteer.metrics.moments import F64, Moments, table
 from diffsteer.metrics.statistics import Statistics
 
 Images = Callable[[list[int]], Tensor]
-"""Makes one uint8 picture a seed, `(N, 3, H, W)`, each the same alone and in any batch."""
+"""Makes one uint8 image a seed, `(N, 3, H, W)`, each the same alone and in any batch."""
 Costs = Callable[[], Mapping[str, float]]
-"""What making pictures cost since the last call, by name, all pictures together."""
+"""What making images cost since the last call, by name, all images together."""
 ROWS, SECONDS = 256, 60.0
 """A chunk is written when it has so many samples, or is so old."""
 
@@ -58,22 +58,22 @@ def sampled(
     keep: int = KEEP,
     costs: Costs = dict,
 ) -> Sampled:
-    """Make pictures of seeds and measure them; call it in every process where there are several.
+    """Make images of seeds and measure them; call it in every process where there are several.
 
     Args:
-        images: Makes pictures; each process asks for its own seeds.
+        images: Makes images; each process asks for its own seeds.
         seeds: At least 2 different ones.
         extractor: Of the features.
         out: Folder, seen by all processes, where measured samples are kept and found again; None
             keeps them in memory.
-        key: All that decides the pictures of `images`, in plain values that JSON knows; needed
+        key: All that decides the images of `images`, in plain values that JSON knows; needed
             with `out`, which refuses samples of another key.
-        batch: Pictures at a time, >= 1.
-        keep: Pictures of which features are kept, for metrics other than Frechet distances.
-        costs: Tells what the last pictures cost besides seconds.
+        batch: Images at a time, >= 1.
+        keep: Images of which features are kept, for metrics other than Frechet distances.
+        costs: Tells what the last images cost besides seconds.
 
     Raises:
-        ValueError: seeds repeat, `out` holds something else or is in use, or the pictures or
+        ValueError: seeds repeat, `out` holds something else or is in use, or the images or
             features are none.
     """
     order = tuple(sorted(set(seeds)))
@@ -89,14 +89,14 @@ def sampled(
         return _joined(iter(chunks), order, extractor, keep, together)
     if key is None:
         raise ValueError(f"{out} cannot keep samples without a key: say what decides the pictures")
-    folder = Folder(out, key_of(key, extractor))
+    folder = ShardFolder(out, key_of(key, extractor))
     with filled(folder, order, make, batch) as names:
         return _joined(map(folder.read, names), order, extractor, keep, together)
 
 
 @contextmanager
 def filled(
-    folder: Folder, order: Sequence[int], make: Callable[[list[int]], Chunk], batch: int
+    folder: ShardFolder, order: Sequence[int], make: Callable[[list[int]], Shard], batch: int
 ) -> Iterator[list[str]]:
     """Add to a folder what it lacks of some seeds, and keep other programs out until closed.
 
@@ -128,7 +128,7 @@ def filled(
             yield names + sorted(done)[together.rank :: together.world]
 
 
-def _begun(folder: Folder) -> dict[str, tuple[int, ...]]:
+def _begun(folder: ShardFolder) -> dict[str, tuple[int, ...]]:
     folder.bind()
     return folder.done()
 
@@ -148,10 +148,10 @@ class _Bar:
 
 
 def _chunks(
-    make: Callable[[list[int]], Chunk], seeds: Sequence[int], batch: int, bar: _Bar
-) -> Iterator[Chunk]:
+    make: Callable[[list[int]], Shard], seeds: Sequence[int], batch: int, bar: _Bar
+) -> Iterator[Shard]:
     """Make chunks of seeds, a batch at a time; yield what has come together often enough."""
-    parts: list[Chunk] = []
+    parts: list[Shard] = []
     since = time.monotonic()
     for start in range(0, len(seeds), batch):
         parts.append(make(list(seeds[start : start + batch])))
@@ -164,19 +164,19 @@ def _chunks(
     bar.bar.close()
 
 
-def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[int]) -> Chunk:
+def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[int]) -> Shard:
     start, n = time.perf_counter(), len(seeds)
     made = pictures(images(seeds))
     spent = {"seconds": time.perf_counter() - start, **costs()}
     if len(made) != n:
-        raise ValueError(f"{len(made)} pictures came for {n} seeds: return one each, in order")
+        raise ValueError(f"{len(made)} images came for {n} seeds: return one each, in order")
     features = table(extractor(made)).to("cpu", torch.float32)
     each = {name: torch.full((n,), value / n, dtype=F64) for name, value in spent.items()}
-    return Chunk(tuple(seeds), features, each)
+    return Shard(tuple(seeds), features, each)
 
 
-def _one(parts: Sequence[Chunk]) -> Chunk:
-    return Chunk(
+def _one(parts: Sequence[Shard]) -> Shard:
+    return Shard(
         tuple(seed for part in parts for seed in part.seeds),
         torch.cat([part.features for part in parts]),
         {name: torch.cat([part.costs[name] for part in parts]) for name in parts[0].costs},
@@ -194,7 +194,7 @@ class _Share:
 
 
 def _joined(
-    chunks: Iterator[Chunk],
+    chunks: Iterator[Shard],
     order: tuple[int, ...],
     extractor: Extractor,
     keep: int,

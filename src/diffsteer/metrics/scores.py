@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.core.parse import parse, subclasses
-from diffsteer.generate.recipe import digest
+from diffsteer.io.device import device_of
+from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.metrics.best_of_n import Score
-from diffsteer.metrics.features import device_of, weights_hash
 from diffsteer.metrics.pretrained import CLIP, pretrained
 from diffsteer.models.adm import files as adm_files
 
@@ -48,20 +48,20 @@ class Scorer(ABC):
 
     @abstractmethod
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
-        """Return a number each, `(N,)`, of uint8 pictures `(N, 3, H, W)`; more is better.
+        """Return a number each, `(N,)`, of uint8 images `(N, 3, H, W)`; more is better.
 
         Raises:
-            ValueError: the weights are not what they have to be, or `pictures` no such pictures.
+            ValueError: the weights are not what they have to be, or `pictures` no such images.
         """
 
 
 @dataclass(frozen=True)
 class CLIPScore(Scorer):
-    """100 times the cosine between CLIP's embeddings of the picture and of its prompt.
+    """100 times the cosine between CLIP's embeddings of the image and of its prompt.
 
     The CLIPScore of the paper is 2.5 max(cosine, 0) of a prompt behind "A photo depicts". Neither
     is here: that order is the same where cosines are positive, and the prompt is as you wrote it.
-    Prompts are cut at the length of the text model; pictures are squashed to its square.
+    Prompts are cut at the length of the text model; images are squashed to its square.
 
     Args:
         weights: Folder or hub id of a transformers checkpoint of CLIP, with its tokenizer.
@@ -117,7 +117,7 @@ class CLIPScore(Scorer):
 
 @dataclass(frozen=True)
 class Aesthetic(Scorer):
-    """How well people would like a picture, about 1 to 10, by a linear predictor on CLIP.
+    """How well people would like an image, about 1 to 10, by a linear predictor on CLIP.
 
     That is LAION's aesthetic predictor V2, a chain of linear layers on the image embedding of unit
     length, or one of those with a single layer. Prompts do not matter. Those with ReLU between
@@ -226,7 +226,7 @@ def score_of(text: str, device: str = "") -> Score:
     """The score that a text names.
 
     Args:
-        text: Of a `Scorer`, or MODULE:FUNCTION, from uint8 pictures `(N, 3, H, W)` and their
+        text: Of a `Scorer`, or MODULE:FUNCTION, from uint8 images `(N, 3, H, W)` and their
             prompts to a number each.
         device: Where a `Scorer` runs that does not say so itself.
 

@@ -1,4 +1,4 @@
-"""How much detail a picture has, without a network."""
+"""How much detail an image has, without a network."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ def edges(pictures: Tensor) -> Tensor:
         pictures: uint8 `(N, C, H, W)`.
 
     Returns:
-        float64 `(N,)`: 0 for a flat picture, more the more and the sharper its edges; noise counts
+        float64 `(N,)`: 0 for a flat image, more the more and the sharper its edges; noise counts
         as edges.
     """
     grey = pictures.double().mean(1)

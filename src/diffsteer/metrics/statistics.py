@@ -2,8 +2,8 @@
 
 Keys `mu` and `sigma` are theirs; ours add what a reader needs to refuse a wrong comparison (`n`,
 `extractor`, `layer`, `resize`, `weights`, `version`), which they ignore, and `features` of a random
-part of the pictures, for metrics that need more than two moments. ADM's own evaluator wants more of
-a reference (`mu_s`, `sigma_s`, the pictures `arr_0`), so its files are read here, ours not there;
+part of the images, for metrics that need more than two moments. ADM's own evaluator wants more of
+a reference (`mu_s`, `sigma_s`, the images `arr_0`), so its files are read here, ours not there;
 whatever reads `mu` and `sigma` alone reads both.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsteer.io.atomic import write
+from diffsteer.io.atomic import write_npz
 from diffsteer.metrics.features import UNSTATED, Origin
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.moments import table
@@ -28,13 +28,13 @@ INCEPTION_WIDTHS = (64, 192, 768, 2048)
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What is known of a set of pictures.
+    """What is known of a set of images.
 
     Attributes:
         origin: Of the features.
         gaussian: Their mean and covariance.
-        n: Number of pictures; None where another tool's file does not say.
-        features: Of a random part of the pictures, or of all, `(m, d)`, float32; m = 0 for none.
+        n: Number of images; None where another tool's file does not say.
+        features: Of a random part of the images, or of all, `(m, d)`, float32; m = 0 for none.
     """
 
     origin: Origin
@@ -59,7 +59,7 @@ class Statistics:
         }
         if self.n is not None:
             arrays["n"] = np.array(self.n)
-        write(path, arrays)
+        write_npz(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":

@@ -11,14 +11,14 @@ RISING = ("IS", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
-class Floor:
-    """A metric where real pictures, then as many generated ones, meet the rest of the reference.
+class RealBaseline:
+    """A metric where real images, then as many generated ones, meet the rest of the reference.
 
     Attributes:
-        real: Of the real pictures; no generated set can be expected to do better.
+        real: Of the real images; no generated set can be expected to do better.
         generated: Of the generated ones in their place.
-        n: Pictures of each.
-        reference_n: Pictures in the rest.
+        n: Images of each.
+        reference_n: Images in the rest.
     """
 
     real: float
@@ -34,7 +34,7 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """One measured number with all that it depends on.
 
     Attributes:
@@ -42,10 +42,10 @@ class Figure:
         detail: What else the number depends on; empty where there is nothing.
         value: The number.
         spread: Standard deviation over subsets or splits; None where the metric has none.
-        n: Generated pictures in it.
-        reference_n: Reference pictures in it; None where the file does not say or none are used.
+        n: Generated images in it.
+        reference_n: Reference images in it; None where the file does not say or none are used.
         origin: Of the features.
-        seeds: Of the generated pictures, "0-999".
+        seeds: Of the generated images, "0-999".
         interval: Where the number would lie with other seeds, at 95 %; None where that is unknown.
         floor: The same metric, real against real; None where two real parts are not known.
     """
@@ -59,7 +59,7 @@ class Figure:
     origin: Origin
     seeds: str = UNSTATED
     interval: Interval | None = None
-    floor: Floor | None = None
+    floor: RealBaseline | None = None
 
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" +- {self.spread:.3g}"
@@ -84,10 +84,10 @@ class Figure:
         return asdict(self)
 
 
-def table(figures: Sequence[Figure]) -> str:
+def table(figures: Sequence[MetricValue]) -> str:
     """Lay figures of one origin out for a terminal, with all that they depend on.
 
-    The last two columns are the floor: the metric of some real pictures against the rest of them,
+    The last two columns are the floor: the metric of some real images against the rest of them,
     and of as many generated ones in their place.
     """
     at = figures[0].origin
@@ -111,6 +111,6 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def label(figure: Figure) -> str:
+def label(figure: MetricValue) -> str:
     """Name with what else the number depends on."""
     return f"{figure.name} ({figure.detail})" if figure.detail else figure.name

@@ -15,11 +15,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.level import Level
-from diffsteer.core.prediction import Kind
+from diffsteer.core.prediction import Prediction
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class RefineInput:
     """Where noise is refined.
 
     Attributes:
@@ -33,7 +33,7 @@ class Start:
 
     x: Tensor
     level: Level
-    kind: Kind
+    kind: Prediction
     out: Callable[[], Tensor]
     on: Callable[[bool], AbstractContextManager[None]]
 
@@ -53,10 +53,10 @@ class Head(ABC):
     rows: int = 1
 
     @abstractmethod
-    def delta(self, at: Start) -> Tensor:
+    def delta(self, at: RefineInput) -> Tensor:
         """Return the change, `(B, *D)`."""
 
-    def check(self, kind: Kind, level: Level) -> None:  # noqa: B027
+    def check(self, kind: Prediction, level: Level) -> None:  # noqa: B027
         """Say what is odd about this head for a network, before anything is trained.
 
         Raises:
@@ -72,7 +72,7 @@ class ZeroInit(Head):
     """
 
     @override
-    def delta(self, at: Start) -> Tensor:
+    def delta(self, at: RefineInput) -> Tensor:
         return at.adapted(alone=True)
 
 
@@ -83,7 +83,7 @@ class Difference(Head):
     rows = 2
 
     @override
-    def delta(self, at: Start) -> Tensor:
+    def delta(self, at: RefineInput) -> Tensor:
         return at.adapted() - at.out()
 
 
@@ -95,12 +95,12 @@ class Literal(Head):
     """
 
     @override
-    def delta(self, at: Start) -> Tensor:
+    def delta(self, at: RefineInput) -> Tensor:
         return at.adapted()
 
     @override
-    def check(self, kind: Kind, level: Level) -> None:
-        _, b = kind.row(level.alpha, level.sigma)
+    def check(self, kind: Prediction, level: Level) -> None:
+        _, b = kind.coefficients(level.alpha, level.sigma)
         if abs(b) > 0.5:
             warnings.warn(
                 f"the literal head adds the output of a network that predicts {kind!r}, which is "
@@ -118,11 +118,11 @@ class X0(Head):
     """
 
     @override
-    def delta(self, at: Start) -> Tensor:
+    def delta(self, at: RefineInput) -> Tensor:
         return float(at.level.alpha) * at.kind.x0(at.x, at.adapted(), at.level)
 
     @override
-    def check(self, kind: Kind, level: Level) -> None:
+    def check(self, kind: Prediction, level: Level) -> None:
         if level.alpha == 0:
             raise ValueError(
                 "the x0 head adds alpha x0, which is nothing at zero terminal SNR: take zero_init, "

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import wide
+from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
 from diffsteer.core.schedule import Flow
 from diffsteer.guidance.denoiser import Cond, chunks, rows_of
 from diffsteer.hf.architectures import check_halves
-from diffsteer.hf.network import arguments, check_free, eager, network_of, put_back
-from diffsteer.hf.timesteps import Clock
+from diffsteer.hf.network import bind_arguments, check_free, network_of, put_back, unwrap_compiled
+from diffsteer.hf.timesteps import StepTracker
 from diffsteer.refine.model import Model, conditions, require_prompts
-from diffsteer.refine.nlg import NLG, Rival
+from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 from diffsteer.refine.noise_registry import refined_before, remember
 from diffsteer.refine.refiner import NoiseRefiner
 
@@ -78,7 +78,7 @@ class Refining:
 
     def called(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the network's forward."""
-        said = arguments(self.network, args, kwargs)
+        said = bind_arguments(self.network, args, kwargs)
         scheduler = self.pipe.scheduler
         if scheduler.timesteps is not self._timesteps:
             self._begin(said, scheduler)
@@ -92,9 +92,9 @@ class Refining:
         self._give_back()
         model = self._model()
         factor = 1000.0 / self._family.flow_time if isinstance(model.schedule, Flow) else 1.0
-        if step := Clock().read(said["timestep"], scheduler, factor).step:
+        if step := StepTracker().read(said["timestep"], scheduler, factor).step:
             raise ValueError(
-                f"this sampling starts at step {step + 1} from a picture, and only pure noise can "
+                f"this sampling starts at step {step + 1} from an image, and only pure noise can "
                 "be refined: leave the refiner out of image to image"
             )
         start = float(getattr(scheduler, "init_noise_sigma", 1.0))
@@ -107,7 +107,7 @@ class Refining:
             )
         self._gain = _gain(scheduler)
         whole = said[self._family.sample]
-        halves = self._family.sent(self.pipe, whole)
+        halves = self._family.conditions_in_batch(self.pipe, whole)
         check_halves(whole, halves, type(self.pipe).__name__)
         size = len(whole) // len(halves)
         parts = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(halves)}
@@ -119,7 +119,7 @@ class Refining:
                     f"{self.refine!r} asks for the null prompt, which this call does not send: "
                     "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
                 )
-            noise = wide(x[parts["cond"]]) / (start * self._gain)
+            noise = upcast(x[parts["cond"]]) / (start * self._gain)
             if refined_before(self.network, noise):
                 warnings.warn(
                     "this noise was refined before: sample it without the refiner, or hand the "
@@ -171,7 +171,7 @@ class Refining:
         moved = whole.clone()
         part = moved.narrow(dim, 0, n)
         times = len(whole) // len(shift)
-        part.copy_(wide(part) + shift.repeat(times, *[1] * (shift.ndim - 1)))
+        part.copy_(upcast(part) + shift.repeat(times, *[1] * (shift.ndim - 1)))
         return moved
 
 
@@ -197,7 +197,9 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
     conds = {"cond": conditions(pipe, prompts, shape, **call)}
     if by.null:
         conds["null"] = conditions(pipe, [""] * len(prompts), shape, **call)
-    model = Model.of(pipe, eager(network_of(pipe)).forward)  # past what looks at samplings
+    model = Model.of(
+        pipe, unwrap_compiled(network_of(pipe)).forward
+    )  # past what looks at samplings
     with torch.no_grad():
         refined = by(noise, conds, model).to(noise.dtype)
     remember(pipe, noise, refined, conds["cond"])
@@ -216,10 +218,12 @@ def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[]
     """
     if isinstance(refiner, str | Path):
         if str(refiner).startswith(NLG.__name__):
-            return parse(str(refiner), Rival), _nothing
+            return parse(str(refiner), TrainingFreeRefiner), _nothing
         loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove
-    if isinstance(refiner, NoiseRefiner) and refiner.model.network is not eager(network_of(pipe)):
+    if isinstance(refiner, NoiseRefiner) and refiner.model.network is not unwrap_compiled(
+        network_of(pipe)
+    ):
         raise ValueError("this refiner was loaded for another pipeline: load it for this one")
     return refiner, _nothing
 

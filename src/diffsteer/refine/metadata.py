@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.hf.load import shipped_folder
-from diffsteer.io.atomic import whole
+from diffsteer.io.atomic import atomic_write
 from diffsteer.refine.lora import own_parameters
 from diffsteer.refine.model import Model
 
@@ -22,7 +22,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 @dataclass(frozen=True)
-class Said:
+class RefinerMetadata:
     """What `refiner.json` says.
 
     Attributes:
@@ -73,19 +73,19 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
     return {precision: digest.hexdigest() for precision, digest in found.items()}
 
 
-def write(folder: Path, said: Said, weights: Mapping[str, Tensor]) -> None:
+def write(folder: Path, said: RefinerMetadata, weights: Mapping[str, Tensor]) -> None:
     """Write both files; what says that the weights are whole comes last."""
     from safetensors.torch import save
 
     data = save({name: p.cpu().contiguous() for name, p in weights.items()})
     about = {"version": VERSION, **asdict(said), "sha256": hashlib.sha256(data).hexdigest()}
-    with whole(folder / WEIGHTS) as file:
+    with atomic_write(folder / WEIGHTS) as file:
         file.write(data)
-    with whole(folder / ABOUT) as file:
+    with atomic_write(folder / ABOUT) as file:
         file.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read(source: str | Path) -> tuple[Said, dict[str, Tensor]]:
+def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
     """Read and check both files of a folder, of a hub id, or of "pocket-refiner", which ships.
 
     Raises:
@@ -101,9 +101,9 @@ def read(source: str | Path) -> tuple[Said, dict[str, Tensor]]:
         version = table.pop("version")
         if version != VERSION:
             raise ValueError(f"it is of version {version}, this reads {VERSION}")
-        if table.keys() != {f.name for f in fields(Said)}:
+        if table.keys() != {f.name for f in fields(RefinerMetadata)}:
             raise ValueError("its entries are not those of a refiner")
-        said, data = Said(**table), weights.read_bytes()
+        said, data = RefinerMetadata(**table), weights.read_bytes()
         _check(said)
         if hashlib.sha256(data).hexdigest() != said.sha256:
             raise ValueError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
@@ -129,7 +129,7 @@ def read(source: str | Path) -> tuple[Said, dict[str, Tensor]]:
         raise ValueError(f"{about} is no refiner of ours: {error}") from error
 
 
-def _check(said: Said) -> None:
+def _check(said: RefinerMetadata) -> None:
     """Check that entries are of the kinds that `write` writes, whoever wrote them.
 
     Raises:
@@ -174,7 +174,7 @@ def found(source: str | Path) -> tuple[Path, Path]:
         ) from error
 
 
-def require(said: Said, model: Model, any_model: bool, where: str) -> None:
+def require(said: RefinerMetadata, model: Model, any_model: bool, where: str) -> None:
     """Check that a refiner was trained for a network.
 
     Raises:

@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import Level, wide
-from diffsteer.core.prediction import Kind
+from diffsteer.core.level import Level, upcast
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import Family, family_of
-from diffsteer.hf.conditioning import asked
-from diffsteer.hf.network import arguments, channels, eager, network_of, put_back, told
+from diffsteer.hf.conditioning import conditioning_kwargs
+from diffsteer.hf.network import (
+    bind_arguments,
+    channels,
+    network_of,
+    put_back,
+    timestep_like,
+    unwrap_compiled,
+)
 from diffsteer.hf.scheduler_config import trained
 
 
@@ -35,7 +42,7 @@ class Model:
     forward: Callable[..., Any]
     family: Family
     schedule: Schedule
-    kind: Kind
+    kind: Prediction
 
     @classmethod
     def of(cls, pipe: Any, forward: Callable[..., Any] | None = None) -> "Model":
@@ -44,7 +51,7 @@ class Model:
         Raises:
             ValueError: it is of no known family, or the schedule is none that we know.
         """
-        network = eager(network_of(pipe))
+        network = unwrap_compiled(network_of(pipe))
         schedule, kind = trained(pipe.scheduler)
         return cls(network, forward or network, family_of(network), schedule, kind)
 
@@ -64,13 +71,13 @@ class Model:
         said = dict(cond)
         extra = said.pop("extra", None)
         flow = self.family.flow_time if isinstance(self.schedule, Flow) else 1.0
-        said["timestep"] = told(level.t.item() * flow, said["timestep"])
+        said["timestep"] = timestep_like(level.t.item() * flow, said["timestep"])
         whole = x.to(self.network.dtype)
         if extra is not None:
             whole = torch.cat([whole, extra.to(whole)], dim=self._dim)
         said[self.family.sample] = whole
         out = self.forward(**said, return_dict=False)[0]
-        return wide(self.split(out)[0])
+        return upcast(self.split(out)[0])
 
     def split(self, whole: Tensor) -> tuple[Tensor, Tensor | None]:
         """The sample, and channels beyond it (a mask, a learned variance), or None."""
@@ -127,7 +134,7 @@ def replaced(pipe: Any, act: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
     """Let a function of its arguments, by name, stand in for the network of a pipeline."""
     network = network_of(pipe)
     before = network.__dict__.get("forward")
-    network.forward = lambda *args, **kwargs: act(arguments(network, args, kwargs))
+    network.forward = lambda *args, **kwargs: act(bind_arguments(network, args, kwargs))
     try:
         yield
     finally:
@@ -149,7 +156,12 @@ def conditions(
         ValueError: called so, the pipeline samples noise of another shape.
     """
     # some schedulers have no fewer steps than 4
-    said = {"guidance_scale": 1.0, "num_inference_steps": 4, **asked(pipe, prompts), **call}
+    said = {
+        "guidance_scale": 1.0,
+        "num_inference_steps": 4,
+        **conditioning_kwargs(pipe, prompts),
+        **call,
+    }
     with torch.no_grad():
         x, cond = first_call(pipe, **said)
     if shape is not None and x.shape[1:] != torch.Size(shape):
@@ -200,5 +212,5 @@ def require_prompts(prompts: list[str]) -> None:
     if empty or not prompts:
         what = f"prompt {empty[0]} is empty" if prompts else "there is no prompt"
         raise ValueError(
-            f"{what}: noise is refined for what the picture is to show; give a prompt for each"
+            f"{what}: noise is refined for what the image is to show; give a prompt for each"
         )

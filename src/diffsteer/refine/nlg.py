@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.level import Level, wide
+from diffsteer.core.level import Level, upcast
 from diffsteer.core.noise import Noise
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
@@ -23,7 +23,7 @@ FRESH = 0.001
 """Variance of the noise that each round adds."""
 
 
-class Rival(ABC):
+class TrainingFreeRefiner(ABC):
     """A way to better noise that needs no training; known by its text, such as "NLG(20)".
 
     Attributes:
@@ -42,7 +42,7 @@ class Rival(ABC):
 
 
 @dataclass(frozen=True)
-class NLG(Rival):
+class NLG(TrainingFreeRefiner):
     """Rounds of x - scale clip(eps_cond - eps_null), back to the norm of Gaussian noise.
 
     Clipped by element, at 0.5; after each round noise of variance 0.001 is added, drawn by a seed
@@ -79,7 +79,7 @@ class NLG(Rival):
         level = model.terminal
         if why := self.refuses(level):
             raise ValueError(f"{why}: train a NoiseRefiner")
-        x = wide(x)
+        x = upcast(x)
         draw = Noise(seeds_of(x))
         norm = x[0].numel() ** 0.5
         for _ in range(self.rounds):

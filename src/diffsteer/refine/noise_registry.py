@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from diffsteer.core.level import wide
+from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import family_of
-from diffsteer.hf.network import arguments, channels, eager, network_of
+from diffsteer.hf.network import bind_arguments, channels, network_of, unwrap_compiled
 
 KEPT = 256
 """Rows that are remembered, the latest: less than 10 MB of 512 tokens a prompt."""
@@ -49,19 +49,19 @@ class Watch:
         if pipe is None or pipe.scheduler.timesteps is self._timesteps:
             return
         self._timesteps = pipe.scheduler.timesteps
-        said, family = arguments(network, args, kwargs), family_of(eager(network))
+        said, family = bind_arguments(network, args, kwargs), family_of(unwrap_compiled(network))
         whole, text = said[family.sample], said.get("encoder_hidden_states")
-        halves = family.sent(pipe, whole)
+        halves = family.conditions_in_batch(pipe, whole)
         if text is None or len(text) != len(whole) or len(whole) % len(halves):
             return
-        x = whole.narrow(-1 if family.packed else 1, 0, channels(eager(network)))
+        x = whole.narrow(-1 if family.packed else 1, 0, channels(unwrap_compiled(network)))
         part = halves.index("cond")
         noise, text = (f(t.chunk(len(halves))[part]) for f, t in ((_noise, x), (_text, text)))
         odd = [i for i, row in enumerate(zip(noise, text, strict=True)) if self._misused(*row)]
         if odd:
             warnings.warn(
                 f"row {odd[0]} of this sampling starts from noise that was refined for another "
-                "prompt: without guidance the picture fits neither, with guidance its layout is "
+                "prompt: without guidance the image fits neither, with guidance its layout is "
                 "that of the other. Refine noise for the prompts that you sample, row by row",
                 stacklevel=2,
             )
@@ -90,7 +90,7 @@ def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
         refined: The same.
         cond: What it was refined for; of networks that read text.
     """
-    text, network = cond.get("encoder_hidden_states"), eager(network_of(pipe))
+    text, network = cond.get("encoder_hidden_states"), unwrap_compiled(network_of(pipe))
     if text is None or len(text) != len(noise):
         return
     if network not in _watches:
@@ -102,7 +102,7 @@ def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
 
 def refined_before(network: nn.Module, noise: Tensor) -> bool:
     """Whether any row of this noise is remembered of a network."""
-    watch = _watches.get(eager(network))
+    watch = _watches.get(unwrap_compiled(network))
     return watch is not None and watch.knows(noise)
 
 
@@ -110,7 +110,7 @@ def _look(network: Any, args: Any, kwargs: Any) -> None:
     """Look at a call of a network; of the module, so that networks can be pickled."""
     if torch.compiler.is_compiling():
         return
-    if watch := _watches.get(eager(network)):
+    if watch := _watches.get(unwrap_compiled(network)):
         watch.look(network, args, kwargs)
 
 
@@ -123,13 +123,13 @@ def forget(network: nn.Module) -> None:
 def _noise(x: Tensor) -> Tensor:
     """About a thousand elements of each row, of length 1."""
     flat = x.flatten(1)
-    some = wide(flat[:, :: -(-flat.shape[1] // 1024)]).cpu()
+    some = upcast(flat[:, :: -(-flat.shape[1] // 1024)]).cpu()
     return torch.nn.functional.normalize(some)
 
 
 def _text(embedded: Tensor) -> Tensor:
     """Some channels of each token, `(B, L, c)`."""
-    return wide(embedded[..., :: -(-embedded.shape[-1] // 16)]).cpu().clone()
+    return upcast(embedded[..., :: -(-embedded.shape[-1] // 16)]).cpu().clone()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffsteer.core.level import wide
+from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.refine.heads import HEADS, Start
+from diffsteer.refine.heads import HEADS, RefineInput
 from diffsteer.refine.lora import Lora
-from diffsteer.refine.metadata import Said, fingerprint, read, require, write
+from diffsteer.refine.metadata import RefinerMetadata, fingerprint, read, require, write
 from diffsteer.refine.model import Model
 from diffsteer.refine.noise_registry import forget
 
@@ -88,7 +88,7 @@ class NoiseRefiner:
             made: How it was trained, in plain values; kept beside the weights.
         """
         level = self.model.terminal
-        said = Said(
+        said = RefinerMetadata(
             head=self.name,
             rank=self.lora.rank,
             alpha=self.lora.alpha,
@@ -112,14 +112,14 @@ class NoiseRefiner:
             ValueError: the scheduler is of another schedule than when the refiner was made.
         """
         model = model or self.model
-        level, x = model.terminal, wide(x)
+        level, x = model.terminal, upcast(x)
         mine, here = ((m.kind, round(m.terminal.alpha.item(), 6)) for m in (self.model, model))
         if mine != here:
             raise ValueError(
                 f"this refiner is for the prediction type and terminal alpha {mine}, the pipeline "
                 f"samples with {here} now: give it the scheduler back that it had"
             )
-        start = Start(
+        start = RefineInput(
             x, level, model.kind, lambda: model(x, level, conds["cond"]), lambda a: self.lora.on(a)
         )
         return x + self.strength * self.head.delta(start)

@@ -1,10 +1,10 @@
-"""A comparison as one HTML page that loads nothing: tables, curves, pictures."""
+"""A comparison as one HTML page that loads nothing: tables, curves, images."""
 
 from collections.abc import Sequence
 from html import escape
 
 from diffsteer.metrics.comparison import Compared, Spread
-from diffsteer.metrics.value import Figure
+from diffsteer.metrics.value import MetricValue
 from diffsteer.report.curves import Shown, curves
 from diffsteer.report.html import document, image, table
 
@@ -26,18 +26,18 @@ def page(shown: Sequence[Shown], reference: str, notes: Sequence[str], resamples
     return document(title, sections)
 
 
-def _head(figure: Figure, reference: str, resamples: int) -> str:
+def _head(figure: MetricValue, reference: str, resamples: int) -> str:
     at, n = figure.origin, figure.reference_n
     return (
-        f"<p>N = {figure.n} pictures of each recipe, seeds {escape(figure.seeds)}, the same for "
+        f"<p>N = {figure.n} images of each recipe, seeds {escape(figure.seeds)}, the same for "
         f"all, against {escape(reference)} (N = {'unstated' if n is None else n}). Features: "
         f"{escape(at.extractor)}, layer {escape(at.layer)}, resize {escape(at.resize)}, weights "
         f"<code>{escape(at.weights[:8])}</code>.</p><p>Small print under a value: its 95 % "
         f"interval over seeds ({resamples} resamples, for this N), then the difference from the "
         "first recipe with its own interval, paired over seeds. Green: better than the first "
-        "beyond that interval; red: worse. Last, beside real: the score of as many pictures as "
+        "beyond that interval; red: worse. Last, beside real: the score of as many images as "
         "real against real has, on the same part of the reference. No recipe can be expected to do "
-        "better than real pictures.</p>"
+        "better than real images.</p>"
     )
 
 
@@ -59,7 +59,7 @@ def _figures(shown: Sequence[Shown]) -> str:
     return "<h2>Figures</h2>" + table(head, rows)
 
 
-def _cell(one: Compared, figure: Figure) -> str:
+def _cell(one: Compared, figure: MetricValue) -> str:
     within = "interval unknown" if figure.interval is None else str(figure.interval)
     text, colour = f"<b>{figure.value:.5g}</b><small>{within}</small>", ""
     if figure.name in one.differences:
@@ -72,7 +72,7 @@ def _cell(one: Compared, figure: Figure) -> str:
     return f'<td class="{colour}">{text}</td>' if colour else f"<td>{text}</td>"
 
 
-def _floor(figure: Figure) -> str:
+def _floor(figure: MetricValue) -> str:
     if figure.floor is None:
         return "unknown"
     floor = figure.floor
@@ -86,7 +86,7 @@ def _costs(shown: Sequence[Shown]) -> str:
         cells = "".join(f"<td>{_cost(one.compared.costs.get(name))}</td>" for name in names)
         rows.append(f"<tr><th>{escape(one.compared.name)}</th>{cells}</tr>")
     return (
-        "<h2>Cost of one picture</h2><p>Median, and the middle half of the pictures under it. "
+        "<h2>Cost of one image</h2><p>Median, and the middle half of the images under it. "
         "Rows are samples that a network evaluated; seconds are of sampling, without features.</p>"
         + table(["", *map(escape, names)], rows)
     )
@@ -117,7 +117,7 @@ def _grid(shown: Sequence[Shown], names: Sequence[str]) -> str:
         rows.append(f"<tr><td>seed {seed}{prompt}</td>{cells}</tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in ["", *names])
     table = f'<table class="grid"><tr>{head}</tr>{"".join(rows)}</table>'
-    return f'<h2>Pictures of the same seeds</h2><div class="wide">{table}</div>'
+    return f'<h2>Images of the same seeds</h2><div class="wide">{table}</div>'
 
 
 def _recipes(shown: Sequence[Shown]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffsteer.metrics.comparison import Compared
-from diffsteer.metrics.value import Figure
+from diffsteer.metrics.value import MetricValue
 from diffsteer.report.chart import Curve, Point, chart, legend
 
 
@@ -38,7 +38,7 @@ def curves(shown: Sequence[Shown]) -> str:
     return _sweeps(shown[0].compared.figures, groups) + _trade(shown[0].compared.figures, groups)
 
 
-def _sweeps(figures: Sequence[Figure], groups: Mapping[str, list[Shown]]) -> str:
+def _sweeps(figures: Sequence[MetricValue], groups: Mapping[str, list[Shown]]) -> str:
     def lines(name: str) -> list[Curve]:
         return [
             Curve(curve, tuple(_point(one, name) for one in every), turn)
@@ -61,7 +61,7 @@ def _sweeps(figures: Sequence[Figure], groups: Mapping[str, list[Shown]]) -> str
     )
 
 
-def _trade(figures: Sequence[Figure], groups: Mapping[str, list[Shown]]) -> str:
+def _trade(figures: Sequence[MetricValue], groups: Mapping[str, list[Shown]]) -> str:
     first = figures[0].name
     if not any(figure.name == "recall" for figure in figures):
         return ""
@@ -79,7 +79,7 @@ def _weight(one: Shown) -> float:
     return 0.0 if one.weight is None else one.weight
 
 
-def _figure(one: Shown, name: str) -> Figure:
+def _figure(one: Shown, name: str) -> MetricValue:
     return next(figure for figure in one.compared.figures if figure.name == name)
 
 

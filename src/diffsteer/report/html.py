@@ -1,4 +1,4 @@
-"""Pages that load nothing: pictures inside, style inside."""
+"""Pages that load nothing: images inside, style inside."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 THUMBNAIL = 256
-"""Most pixels of a side of the pictures in the page."""
+"""Most pixels of a side of the images in the page."""
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1300px; padding: 0 1em;
   color: #1a1a1a; background: #fff }
@@ -59,7 +59,7 @@ def table(head: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
 
 
 def image(source: Path | Any, said: str) -> str:
-    """A picture, a file or a PIL image, of at most THUMBNAIL pixels a side, with what it shows."""
+    """An image, a file or a PIL image, of at most THUMBNAIL pixels a side, with what it shows."""
     from PIL import Image
 
     opened = Image.open(source) if isinstance(source, Path) else source

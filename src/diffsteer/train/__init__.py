@@ -1,1 +1,1 @@
-"""Training: pictures with captions, in an order that can be resumed."""
+"""Training: images with captions, in an order that can be resumed."""

@@ -1,4 +1,4 @@
-"""Reads users' own pictures with captions: a folder, or webdataset tar shards.
+"""Reads users' own images with captions: a folder, or webdataset tar shards.
 
 | where | the caption of `cat.png` |
 |---|---|
@@ -14,8 +14,8 @@ Or it is a class, where one says so by `label`:
 | folder, "dataset.json" | "3", of `{"labels": [["cats/cat.png", 3], ...]}` in that file |
 | tar shard, "cls" | what member `cats/cat.cls` says |
 
-Pictures are decoded by the rules of `diffsteer.io.images`. Nothing is unpacked to disk. A
-picture without a caption is refused, and so is a caption without a picture, and a folder that
+Images are decoded by the rules of `diffsteer.io.images`. Nothing is unpacked to disk. A
+image without a caption is refused, and so is a caption without an image, and a folder that
 holds both tar files and anything else but notes: nothing is left out unseen. JSON may say "caption"
 for "text".
 """
@@ -43,7 +43,7 @@ class Folder:
     Attributes:
         path: The folder.
         captions: Name inside of the folder, and caption.
-        size: Height and width that each picture must have; None allows all.
+        size: Height and width that each image must have; None allows all.
     """
 
     path: Path
@@ -52,16 +52,16 @@ class Folder:
 
     @classmethod
     def at(cls, path: Path, size: tuple[int, int] | None = None, label: str = "") -> "Folder":
-        """List pictures and read captions, without decoding pictures.
+        """List images and read captions, without decoding images.
 
         Args:
             path: The folder.
-            size: Height and width that each picture must have; None allows all.
+            size: Height and width that each image must have; None allows all.
             label: Where its class is, "folder" or "dataset.json"; empty for captions.
 
         Raises:
             FileNotFoundError: `path` is not there.
-            ValueError: it is no folder, or a picture has no caption, or a caption no picture.
+            ValueError: it is no folder, or an image has no caption, or a caption no image.
         """
         pictures = Pictures.at(path)
         names = pictures.names
@@ -87,11 +87,11 @@ class Folder:
         return len(self.captions)
 
     def caption(self, index: int) -> str:
-        """Caption of a picture, which is not read."""
+        """Caption of an image, which is not read."""
         return self.captions[index][1]
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one picture.
+        """Decode one image.
 
         Raises:
             ValueError: it is broken, or of another size.
@@ -102,7 +102,7 @@ class Folder:
 
     @cached_property
     def contents(self) -> Contents:
-        """Sizes and digests of the pictures, whose headers are read once."""
+        """Sizes and digests of the images, whose headers are read once."""
         files = [self.path / name for name, _ in self.captions]
         places = [Place(str(file), file, 0, file.stat().st_size) for file in files]
         return Contents.of(places, captions(self))
@@ -110,12 +110,12 @@ class Folder:
 
 @dataclass(frozen=True)
 class Member:
-    """A picture in a tar file.
+    """An image in a tar file.
 
     Attributes:
         shard: The tar file.
         name: Inside of it.
-        start: Byte at which the picture starts.
+        start: Byte at which the image starts.
         length: In bytes.
         caption: What it shows.
     """
@@ -133,7 +133,7 @@ class Shards:
 
     Attributes:
         members: In the order of the files.
-        size: Height and width that each picture must have; None allows all.
+        size: Height and width that each image must have; None allows all.
     """
 
     members: tuple[Member, ...]
@@ -145,7 +145,7 @@ class Shards:
 
         Args:
             *paths: The tar files.
-            size: Height and width that each picture must have; None allows all.
+            size: Height and width that each image must have; None allows all.
             label: "cls" for classes; empty for captions.
 
         Raises:
@@ -160,11 +160,11 @@ class Shards:
         return len(self.members)
 
     def caption(self, index: int) -> str:
-        """Caption of a picture, which is not read."""
+        """Caption of an image, which is not read."""
         return self.members[index].caption
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one picture.
+        """Decode one image.
 
         Raises:
             ValueError: it is broken, or of another size.
@@ -177,17 +177,17 @@ class Shards:
 
     @cached_property
     def contents(self) -> Contents:
-        """Sizes and digests of the pictures, whose headers are read once."""
+        """Sizes and digests of the images, whose headers are read once."""
         places = [Place(f"{m.shard}: {m.name}", m.shard, m.start, m.length) for m in self.members]
         return Contents.of(places, captions(self))
 
 
 def opened(path: Path, size: tuple[int, int] | None = None, label: str = "") -> "Folder | Shards":
-    """Open a folder of pictures, one of tar files, or one tar file.
+    """Open a folder of images, one of tar files, or one tar file.
 
     Args:
         path: Where it is.
-        size: Height and width that each picture must have; None allows all.
+        size: Height and width that each image must have; None allows all.
         label: Where a class is, as in `Folder.at` and `Shards.at`; empty for captions.
 
     Raises:
@@ -227,7 +227,7 @@ def _text(name: str, data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is no UTF-8 text: {error}") from error
     if not caption:
-        raise ValueError(f"{name} is empty: write what the picture shows")
+        raise ValueError(f"{name} is empty: write what the image shows")
     return caption
 
 
@@ -256,18 +256,18 @@ def _beside(picture: Path) -> str:
 
 
 def _require_pictures(pictures: Pictures) -> None:
-    """Refuse captions of pictures that are not there."""
+    """Refuse captions of images that are not there."""
     known = {PurePosixPath(name).with_suffix("") for name in pictures.names}
     for note in map(PurePosixPath, pictures.notes):
         if note.suffix.lower() == ".txt" and note.with_suffix("") not in known:
             raise ValueError(
-                f"{pictures.path} holds {note}, a caption, and no picture {note.stem}: add the "
+                f"{pictures.path} holds {note}, a caption, and no image {note.stem}: add the "
                 "picture, or remove the caption"
             )
 
 
 def _metadata(path: Path, pictures: set[str]) -> dict[str, str]:
-    """Captions by picture of a metadata.jsonl; `pictures` are those that are there."""
+    """Captions by image of a metadata.jsonl; `pictures` are those that are there."""
     found: dict[str, str] = {}
     for number, line in enumerate(_read(path, MAX_BYTES).splitlines(), 1):
         if not line.strip():
@@ -276,10 +276,10 @@ def _metadata(path: Path, pictures: set[str]) -> dict[str, str]:
         record = _record(here, line)
         name = record.get("file_name")
         if not isinstance(name, str):
-            raise ValueError(f'{here} has no "file_name": say which picture it is about')
+            raise ValueError(f'{here} has no "file_name": say which image it is about')
         picture = _inside(here, name).as_posix()
         if picture not in pictures or picture in found:
-            reason = "has a line before it" if picture in found else "is no picture of the folder"
+            reason = "has a line before it" if picture in found else "is no image of the folder"
             raise ValueError(f"{here} is about {name}, which {reason}")
         found[picture] = _caption(here, record)
     return found
@@ -294,7 +294,7 @@ def _first(path: Path, name: str) -> str:
 
 
 def _classes(path: Path, pictures: set[str]) -> dict[str, str]:
-    """Classes by picture of a dataset.json, `{"labels": [["cat.png", 3], ...]}`."""
+    """Classes by image of a dataset.json, `{"labels": [["cat.png", 3], ...]}`."""
     rows = _record(str(path), _read(path, MAX_BYTES)).get("labels")
     found: dict[str, str] = {}
     for row in rows if isinstance(rows, list) else [rows]:
@@ -306,7 +306,7 @@ def _classes(path: Path, pictures: set[str]) -> dict[str, str]:
                     f"{path} says {str(row)[:80]}, where [picture, number of its class] should be"
                 )
         if picture not in pictures or picture in found:
-            raise ValueError(f"{path} is about {name}, which is no picture there, or there twice")
+            raise ValueError(f"{path} is about {name}, which is no image there, or there twice")
         found[picture] = str(number)
     return found
 
@@ -320,7 +320,7 @@ def _inside(where: str, name: str) -> PurePosixPath:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a tar file holds of one sample: picture, caption with its content, or something else."""
+    """What a tar file holds of one sample: image, caption with its content, or something else."""
 
     info: tarfile.TarInfo
     key: str
@@ -329,7 +329,7 @@ class _Part:
 
 
 def _scan(shard: Path, label: str) -> Iterator[Member]:
-    """Find the pictures of one tar file, each with its caption, in its order."""
+    """Find the images of one tar file, each with its caption, in its order."""
     samples: dict[str, dict[str, _Part]] = {}
     for part in _parts(shard, label):
         if part.kind in samples.setdefault(part.key, {}):
@@ -345,7 +345,7 @@ def _scan(shard: Path, label: str) -> Iterator[Member]:
             names = ", ".join(part.info.name for part in parts.values())
             raise ValueError(
                 f"{shard} has {len(pictures)} pictures for {key}, not one, among {names}: the name "
-                "of a picture is that of its caption up to the first dot, then .png, .jpg, .jpeg, "
+                "of an image is that of its caption up to the first dot, then .png, .jpg, .jpeg, "
                 ".webp or .bmp"
             )
         info = pictures[0]
@@ -369,7 +369,7 @@ def _told(label: str) -> set[str]:
 
 
 def _counts(part: _Part, label: str) -> bool:
-    """Whether a member without a picture would be left out: all but notes would."""
+    """Whether a member without an image would be left out: all but notes would."""
     return part.kind in _told(label) or PurePosixPath(part.info.name).suffix.lower() not in NOTES
 
 
@@ -377,7 +377,7 @@ def _parts(shard: Path, label: str) -> Iterator[_Part]:
     """Yield the members that are not hidden.
 
     As in webdataset, the key is the path up to the first dot of the file name; what comes after
-    says what the member is. Beside a picture, members of other kinds (".seg.png", and ".cls" where
+    says what the member is. Beside an image, members of other kinds (".seg.png", and ".cls" where
     no class is asked for) are allowed and not read.
     """
     told = _told(label)

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from diffsteer.generate.recipe import digest
-from diffsteer.io.atomic import flush, whole
+from diffsteer.io.atomic import atomic_write, flush
+from diffsteer.io.hashing import digest
 
 State = dict[str, Any]
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -133,5 +133,5 @@ class Checkpoints:
 
 def put(path: Path, data: bytes) -> None:
     """Write a file that is whole or not there."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(data)

@@ -172,7 +172,7 @@ class EDM2Task(Task):
 
     @override
     def pictures(self, how: Pictures) -> Tensor:
-        """Thirty-two pictures, of seeds 0 to 31; guided by its own null class if it has learnt one.
+        """Thirty-two images, of seeds 0 to 31; guided by its own null class if it has learnt one.
 
         Raises:
             ValueError: guidance is asked for and there is no null class.

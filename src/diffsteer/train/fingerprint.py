@@ -1,4 +1,4 @@
-"""What users' pictures are, seen without decoding them: sizes, and digests that tell of changes."""
+"""What users' images are, seen without decoding them: sizes, and digests that tell of changes."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ PIECE = 4096
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture lies.
+    """Where an image lies.
 
     Attributes:
         called: In messages.
@@ -35,13 +35,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Contents:
-    """Sizes and digests of pictures with captions.
+    """Sizes and digests of images with captions.
 
     Attributes:
-        sizes: Each width and height that there is, with what the first such picture is called.
-        said: Count of the samples, and digests of captions and of pictures in their order. That of
-            pictures takes in their lengths, all of short files, and of longer ones pieces from
-            start to end: enough for a compressed picture, and for most changes of others. Where
+        sizes: Each width and height that there is, with what the first such image is called.
+        said: Count of the samples, and digests of captions and of images in their order. That of
+            images takes in their lengths, all of short files, and of longer ones pieces from
+            start to end: enough for a compressed image, and for most changes of others. Where
             the files lie and when they were written does not matter: a copy is the same.
     """
 
@@ -50,10 +50,10 @@ class Contents:
 
     @classmethod
     def of(cls, places: Sequence[Place], captions: Sequence[str]) -> "Contents":
-        """Look at each picture.
+        """Look at each image.
 
         Raises:
-            ValueError: a header says that a picture cannot be read.
+            ValueError: a header says that an image cannot be read.
         """
         from tqdm import tqdm
 
@@ -71,7 +71,7 @@ class Contents:
         return cls(sizes, {"samples": len(places), **digests})
 
     def require(self, size: tuple[int, int] | None, side: int) -> None:
-        """Refuse pictures that make no batch, or that a network cannot take.
+        """Refuse images that make no batch, or that a network cannot take.
 
         Args:
             size: Height and width that each has to have; None for any, but the same.
@@ -97,7 +97,7 @@ class Contents:
 
 
 def require_size(name: str, found: tuple[int, int], size: tuple[int, int] | None) -> None:
-    """Refuse a picture of another size; `found` is width and height, `size` height and width."""
+    """Refuse an image of another size; `found` is width and height, `size` height and width."""
     if size is not None and found[::-1] != size:
         raise ValueError(
             f"{name} has {found[0]} x {found[1]} pixels, not {size[1]} x {size[0]}: resize it"

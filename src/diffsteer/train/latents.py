@@ -1,4 +1,4 @@
-"""Latents of all pictures of a source: encoded once, kept in a file, read row by row."""
+"""Latents of all images of a source: encoded once, kept in a file, read row by row."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffsteer.io.atomic import PART, whole
+from diffsteer.io.atomic import PART, atomic_write
 from diffsteer.train.stream import Source, bound
 
 ROWS = 64
@@ -55,7 +55,7 @@ def cached(
     """Encode a source, unless the folder holds its latents already.
 
     Args:
-        source: Where pictures come from; other pictures make other latents.
+        source: Where images come from; other images make other latents.
         folder: For the file, whose name says of what it is.
         vae: What encodes, float32; other weights make other latents.
         encode: From pixels, uint8 `(B, 3, H, W)` on the CPU, to latents `(B, C, h, w)`.
@@ -78,7 +78,7 @@ def _write(source: Source, path: Path, encode: Callable[[Tensor], Tensor]) -> No
     killed = path.parent.glob(f".latents-*{PART}")  # a run folder has one run at a time
     for old in (*path.parent.glob("latents-*.npy"), *killed):
         old.unlink()
-    with whole(path) as file:
+    with atomic_write(path) as file:
         for start in tqdm(range(0, len(source), ROWS), "encoding", unit_scale=ROWS, disable=None):
             part = range(start, min(start + ROWS, len(source)))
             rows = encode(torch.stack([source[i].pixels for i in part])).float().cpu().numpy()

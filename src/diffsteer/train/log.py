@@ -1,4 +1,4 @@
-"""What a run says while it goes: lines of metrics.jsonl, a progress bar, and grids of pictures."""
+"""What a run says while it goes: lines of metrics.jsonl, a progress bar, and grids of images."""
 
 import json
 import math
@@ -63,7 +63,7 @@ class Sums:
 
 
 def grid(pictures: Tensor, columns: int = 8) -> Tensor:
-    """Lay pictures, uint8 `(N, 3, H, W)`, out in rows: `(3, rows H, columns W)`, white between."""
+    """Lay images, uint8 `(N, 3, H, W)`, out in rows: `(3, rows H, columns W)`, white between."""
     n, channels, height, width = pictures.shape
     columns = min(columns, n)
     rows = math.ceil(n / columns)
@@ -74,7 +74,7 @@ def grid(pictures: Tensor, columns: int = 8) -> Tensor:
 
 
 def save_grid(pictures: Tensor, path: Path) -> None:
-    """Write pictures, uint8 `(N, 3, H, W)`, as one PNG, eight in a row."""
+    """Write images, uint8 `(N, 3, H, W)`, as one PNG, eight in a row."""
     from io import BytesIO
 
     from PIL import Image

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffsteer.core.ema import PowerEMA
-from diffsteer.generate.recipe import differences
+from diffsteer.io.hashing import differences
 from diffsteer.train.checkpoints import Checkpoints, put
 from diffsteer.train.log import Metrics, Sums, save_grid
 from diffsteer.train.settings import Data, Run, flat

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import Level, wide
+from diffsteer.core.level import Level, upcast
 from diffsteer.core.loss_weight import Uniform, Weight
-from diffsteer.core.prediction import Kind
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Discrete, Schedule
 
 
@@ -26,7 +26,7 @@ class Objective:
     """
 
     schedule: Schedule
-    kind: Kind
+    kind: Prediction
     weight: Weight = Uniform()
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class Objective:
             times: Of `times`, `(B,)`.
         """
         level = self.schedule.at(times.cpu())
-        out = wide(net(level.mix(x0, eps), level))
+        out = upcast(net(level.mix(x0, eps), level))
         error = (out - self.kind.target(x0, eps, level)).square().flatten(1).mean(1)
         return self.weight.at(level, self.kind).to(error) * error
 

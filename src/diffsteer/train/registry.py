@@ -14,7 +14,7 @@ from diffsteer.train.stream import Source, captions
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 
-SOURCES = '"emoji", a folder of pictures, a folder of tar files, or one tar file'
+SOURCES = '"emoji", a folder of images, a folder of tar files, or one tar file'
 TASKS = ("autoencoder", "edm2", "refiner", "text-to-image")
 
 
@@ -22,7 +22,7 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
     """Make the trainer of a run in a folder, new or found there.
 
     Raises:
-        ValueError: the task is unknown, pictures have sizes that it cannot take, or as `Trainer`.
+        ValueError: the task is unknown, images have sizes that it cannot take, or as `Trainer`.
     """
     if run.task == "refiner":
         return _refiner(run, folder, start)
@@ -70,7 +70,7 @@ def source_of(data: Data) -> Source:
 
 
 def _side(task: Task) -> int:
-    """What sides of pictures have to be multiples of: an autoencoder halves them several times."""
+    """What sides of images have to be multiples of: an autoencoder halves them several times."""
     vae = getattr(task, "vae", None)
     return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 

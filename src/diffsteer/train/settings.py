@@ -29,9 +29,9 @@ class Data:
     """What a run learns from.
 
     Attributes:
-        source: "emoji", or a folder of pictures with captions, or one of webdataset tar files.
+        source: "emoji", or a folder of images with captions, or one of webdataset tar files.
         split: Of the emoji: train, test or all.
-        size: Side in pixels that each of a user's pictures must have; 0 allows any one size of all.
+        size: Side in pixels that each of a user's images must have; 0 allows any one size of all.
             Emoji are made of this size: 64, 32 or 16; 0 is 64.
         drop: Share of captions that are left empty, for classifier-free guidance.
         label: What a caption is where a class is wanted: of emoji "group", "style" or
@@ -122,7 +122,7 @@ class Pictures:
 
     Attributes:
         every: Images between grids of samples; 0 for none.
-        prompts: One picture each, where the task has prompts.
+        prompts: One image each, where the task has prompts.
         guidance: Guidance scale.
         steps: Sampling steps.
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its caption.
+    """One image with its caption.
 
     Attributes:
         pixels: uint8 sRGB, `(3, H, W)`.
@@ -33,7 +33,7 @@ class Sample:
 class Source(Protocol):
     """Samples by index, 0 to len - 1; cheap to pickle.
 
-    One that has a method `caption(index)` too tells all captions without decoding a picture. One
+    One that has a method `caption(index)` too tells all captions without decoding an image. One
     that has `contents`, a `train.fingerprint.Contents`, tells when its samples have changed.
     """
 
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 
 def caption(source: Source, index: int) -> str:
-    """Caption of a sample, without its picture where the source can tell."""
+    """Caption of a sample, without its image where the source can tell."""
     said = getattr(source, "caption", None)
     return str(said(index)) if said else source[index].caption
 
@@ -63,7 +63,7 @@ def bound(source: Source) -> dict[str, dict[str, str | int]]:
 
 @dataclass(frozen=True)
 class Captions:
-    """The samples of a source without their pictures, which are not read.
+    """The samples of a source without their images, which are not read.
 
     Args:
         source: The source.

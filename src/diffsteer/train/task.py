@@ -30,7 +30,7 @@ class Task(nn.Module, ABC):
             alone: Calls a function on one process, before the others go on.
 
         Returns:
-            Where examples come from then: without pictures, where they are not needed any more.
+            Where examples come from then: without images, where they are not needed any more.
         """
         return source
 
@@ -44,7 +44,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def pictures(self, how: Pictures) -> Tensor:
-        """Draw pictures that show how good the networks are: uint8 `(N, 3, H, W)`."""
+        """Draw images that show how good the networks are: uint8 `(N, 3, H, W)`."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

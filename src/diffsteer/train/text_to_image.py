@@ -36,7 +36,7 @@ class TextToImageSettings:
             network learns: prediction_type, betas, rescale_betas_zero_snr.
         lora: Rank of a low-rank adaptation that is trained instead of all weights; 0 for none.
         alpha: Its scale times its rank; 0 for the rank, a scale of 1.
-        cache: Encode every picture once, before training.
+        cache: Encode every image once, before training.
         low_memory: Compute activations again in the backward pass.
     """
 
@@ -109,7 +109,7 @@ class TextToImage(Task):
     @override
     @torch.no_grad()
     def pictures(self, how: Pictures) -> Tensor:
-        """One picture for each prompt, with its number as seed."""
+        """One image for each prompt, with its number as seed."""
         generators = [torch.Generator().manual_seed(i) for i in range(len(how.prompts))]
         drawn = self.pipe(
             list(how.prompts),

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
-from diffsteer.generate.recipe import Recipe, prompts_of, seeds_of
+from diffsteer.generate.recipe import Recipe
+from diffsteer.io.seeds import parse_seeds, prompts_of
 
 if TYPE_CHECKING:
     from diffsteer.metrics.features import Extractor
@@ -28,22 +29,22 @@ def analyse(
 ) -> None:
     """Show what a refiner changes in noise, and which frequencies carry the result, on a page.
 
-    Spectra of the change and of inverted guided pictures, refined noise swapped band by band,
+    Spectra of the change and of inverted guided images, refined noise swapped band by band,
     sweeps of strength and prompt, and rivals, with intervals over seeds. Features are those of the
     extra `eval`, where it is installed.
 
     Args:
-        recipe: Model and refiner; the guidance is of the pictures that the refiner is compared
+        recipe: Model and refiner; the guidance is of the images that the refiner is compared
             with, and of them alone.
         prompts: File with one prompt a line; seed i shows prompt i mod their number. With three
             or more, prompts are swapped for one another too.
         seeds: Those that are sampled, each about 40 times: "0-15".
         count: Noises in the spectra of the change, >= 2; each costs a row of the network.
-        out: Folder for index.html, analysis.json, charts (SVG) and pictures (PNG).
+        out: Folder for index.html, analysis.json, charts (SVG) and images (PNG).
         batch: Samples at a time, >= 1.
         device: Where it runs; empty for a GPU if there is one.
-        show: Pictures of so many of the first seeds in the page.
-        score: As in `diffsteer refine targets`; judges pictures by strength, and rivals.
+        show: Images of so many of the first seeds in the page.
+        score: As in `diffsteer refine targets`; judges images by strength, and rivals.
     """
     from tqdm import tqdm
 
@@ -54,7 +55,7 @@ def analyse(
 
     if not recipe.model or recipe.prompt:
         raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")
-    recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), seeds_of(seeds)
+    recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), parse_seeds(seeds)
     judge = score_of(score, device) if score else None
     with subject(recipe, device, _extractor(device)) as studied:
         total = planned(studied, numbers, batch, show, judge is not None)
@@ -69,7 +70,7 @@ def _extractor(device: str) -> "Extractor | None":
     """The extractor that works offline, where it is installed."""
     from importlib.util import find_spec
 
+    from diffsteer.io.device import device_of
     from diffsteer.metrics.efficientnet import PACKAGE, EfficientNetLite0
-    from diffsteer.metrics.features import device_of
 
     return EfficientNetLite0(device=device_of(device)) if find_spec(PACKAGE) else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def demo(out: Path = Path("demo"), models: Path | None = None) -> None:
-    """Sample the pocket model in every way, side by side: pictures, a page, and figures.
+    """Sample the pocket model in every way, side by side: images, a page, and figures.
 
     Args:
         out: Folder for grid.png, index.html and results.json.

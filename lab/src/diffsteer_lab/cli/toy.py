@@ -18,9 +18,9 @@ def toy(
         guides: Seeds of guides, for autoguidance and for CFG; each is used with each main network.
         samples: Points that each way makes, and exact ones to compare with.
     """
-    from diffsteer.generate.recipe import seeds_of
+    from diffsteer.io.seeds import parse_seeds
 
-    mains, guided = seeds_of(seeds), seeds_of(guides)
+    mains, guided = parse_seeds(seeds), parse_seeds(guides)
     try:
         import matplotlib  # noqa: F401 the figure comes last: better to miss it now
         import tqdm  # noqa: F401

@@ -32,7 +32,7 @@ from diffsteer_lab.noise_analysis.verdict import Verdict, verdicts
 def planned(
     subject: Subject, seeds: Sequence[int], batch: int, show: int, judged: bool = False
 ) -> int:
-    """How many pictures `analyse` samples; `judged`: with a score."""
+    """How many images `analyse` samples; `judged`: with a score."""
     texts = [subject.text(seed) for seed in seeds]
     swaps = partners(texts, subject.recipe.prompts)
     guided = subject.guided * (1 + 2 * ("unrelated" in swaps))
@@ -91,8 +91,8 @@ def analyse(
         seeds: Those that are sampled, about 40 times each; >= 2, each once.
         count: Noises in the spectra of refining, of seeds 0 to count - 1; >= 2.
         batch: Samples at a time, >= 1; bounds the memory.
-        show: Pictures of so many of the first seeds are kept; >= 0.
-        score: Judges pictures in the sweep of strengths, and rivals.
+        show: Images of so many of the first seeds are kept; >= 0.
+        score: Judges images in the sweep of strengths, and rivals.
 
     Raises:
         ValueError: the numbers cannot be, or the refiner changes nothing.

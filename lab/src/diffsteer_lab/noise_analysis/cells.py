@@ -1,4 +1,4 @@
-"""Pieces of the page of an analysis: numbers in cells, pictures in grids, names in colours."""
+"""Pieces of the page of an analysis: numbers in cells, images in grids, names in colours."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffsteer.generate.recipe import numeral
+from diffsteer.io.seeds import format_number
 from diffsteer.metrics.best_of_n import STRIDE, Score, scored
 from diffsteer_lab.noise_analysis.inversion import INVERSIONS
 from diffsteer_lab.noise_analysis.record import Drawn, Record
@@ -45,7 +45,7 @@ class Case:
         fully: From `refined`, with its path.
         other: From `fresh`.
         taught: Guided, from `noise`, with its path; None without a guidance.
-        rows: Rows of each network that went into unrefined, fully refined and guided pictures.
+        rows: Rows of each network that went into unrefined, fully refined and guided images.
     """
 
     seeds: list[int]
@@ -100,7 +100,7 @@ def spectra(subject: Subject, count: int, batch: int) -> dict[str, Spectra]:
 
 
 def invert(subject: Subject, case: Case, found: dict[str, Spectra], record: Record) -> None:
-    """The noise that inversions find for the teacher's pictures, and what it becomes again."""
+    """The noise that inversions find for the teacher's images, and what it becomes again."""
     assert case.taught is not None
     target = case.taught.latents
     for name, inversion in INVERSIONS.items():
@@ -166,7 +166,7 @@ def strengths(subject: Subject, case: Case, record: Record, score: Score | None)
         x = case.noise + factor * (case.refined - case.noise)
         every[factor] = subject.draw(x, case.texts)
     for factor, got in sorted(every.items()):
-        name = numeral(factor * subject.recipe.strength)
+        name = format_number(factor * subject.recipe.strength)
         record.compare("strength: change", name, got, case.plain, case.fully)
         record.keep("strength", name, got)
         if case.taught is not None:

@@ -1,11 +1,11 @@
-"""An analysis of refined noise on disk: a page, its numbers, its charts and its pictures."""
+"""An analysis of refined noise on disk: a page, its numbers, its charts and its images."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsteer.generate.recipe import spelled
-from diffsteer.io.atomic import whole
+from diffsteer.io.atomic import atomic_write
+from diffsteer.io.seeds import format_seeds
 from diffsteer_lab.noise_analysis.analysis import Analysis
 from diffsteer_lab.noise_analysis.charts import charts
 from diffsteer_lab.noise_analysis.experiments import RANDOM
@@ -25,21 +25,21 @@ RATIOS = ("bands", "redraw", *STRENGTH, *PROMPTS, ALL, LAYOUT, TEACHER, "rivals:
 RIVALS = ("rivals: rows", "rivals: rows of the guide", "rivals: score")
 NUMBERS = ("round trip", "strength: score", "between", *RIVALS)
 GAP = 2
-"""Pixels between pictures of a sheet."""
+"""Pixels between images of a sheet."""
 
 
 def write(found: Analysis, out: Path) -> None:
     """Write `index.html`, `analysis.json`, an SVG a chart and a PNG an experiment to a folder."""
     for name, svg in charts(found).items():
-        with whole(out / f"{name}.svg") as file:
+        with atomic_write(out / f"{name}.svg") as file:
             file.write(svg.encode())
     for name, columns in found.record.pictures.items():
         if any(columns.values()):
-            with whole(out / f"{name.replace(',', '').replace(' ', '-')}.png") as file:
+            with atomic_write(out / f"{name.replace(',', '').replace(' ', '-')}.png") as file:
                 sheet([[s.image for s in each] for each in columns.values()]).save(file, "PNG")
-    with whole(out / "analysis.json") as file:
+    with atomic_write(out / "analysis.json") as file:
         file.write((json.dumps(numbers(found), indent=2, ensure_ascii=False) + "\n").encode())
-    with whole(out / "index.html") as file:
+    with atomic_write(out / "index.html") as file:
         file.write(page(found).encode())
 
 
@@ -64,7 +64,7 @@ def numbers(found: Analysis) -> dict[str, Any]:
         "recipe": found.recipe,
         "weights": found.weights,
         "refiner": found.refiner,
-        "seeds": spelled(found.seeds),
+        "seeds": format_seeds(found.seeds),
         "spectra of": found.count,
         "shape": list(found.shape),
         "verdicts": [

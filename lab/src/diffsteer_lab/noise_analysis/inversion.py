@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import Level, wide
+from diffsteer.core.level import Level, upcast
 from diffsteer.core.sampler import Denoise
 
 
@@ -84,7 +84,7 @@ class Inversion:
             levels: From most noise to least, as `grid` gives them and sampling visits them.
             denoise: The network, without guidance.
         """
-        x = wide(x0)
+        x = upcast(x0)
         for nxt, now in pairwise(reversed(levels)):
             x = self.step(x, now, nxt, denoise)
         return x

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from diffsteer.generate.recipe import spelled
+from diffsteer.io.seeds import format_seeds
 from diffsteer.metrics.best_of_n import STRIDE
 from diffsteer.report.html import document, table
 from diffsteer_lab.noise_analysis.analysis import Analysis
@@ -62,7 +62,7 @@ def _head(found: Analysis) -> str:
     moved += " of what another noise does"
     moved += ", too little to say what carries it." if first.faint else "."
     return (
-        "<p>A refiner changes the noise that sampling starts from, so that the picture without "
+        "<p>A refiner changes the noise that sampling starts from, so that the image without "
         "guidance looks like one with it. This page shows what it changes, at which spatial "
         "frequencies, and which of them carry the result. Low frequencies are the layout: light "
         "here, dark there. High ones are grain.</p>"
@@ -82,7 +82,7 @@ def _spectra(found: Analysis, drawn: Mapping[str, str]) -> str:
     pairs = ""
     if found.recipe["guidance"]:
         pairs = (
-            f" The two inversions are of the guided pictures of the {len(found.seeds)} seeds that "
+            f" The two inversions are of the guided images of the {len(found.seeds)} seeds that "
             "are sampled: the noise that would have become them without guidance."
         )
     return (
@@ -100,7 +100,7 @@ def _inversions(found: Analysis) -> str:
     errors = found.record.numbers("round trip")
     if not errors:
         return (
-            "<h2>2. Inversion</h2><p>Not measured: there is no guidance, so no guided picture to "
+            "<h2>2. Inversion</h2><p>Not measured: there is no guidance, so no guided image to "
             "invert. Name one, such as <code>--guidance &quot;CFG(6)&quot;</code>.</p>"
         )
     steps = found.recipe["steps"]
@@ -111,7 +111,7 @@ def _inversions(found: Analysis) -> str:
         for name, error in errors.items()
     ]
     return (
-        "<h2>2. Inversion</h2><p>The guided picture is taken back to noise without guidance, and "
+        "<h2>2. Inversion</h2><p>The guided image is taken back to noise without guidance, and "
         "sampled again without guidance. An exact inverse comes back to where it began. The error "
         "is the root mean square of what is lost over that of the latents.</p>"
         + table(["", "round-trip error", "rows of the network"], rows)
@@ -137,7 +137,7 @@ def _bands(found: Analysis, drawn: Mapping[str, str]) -> str:
     return (
         "<h2>3. Which band carries the result</h2>"
         "<p>Unrefined noise gets one band of refined noise and is sampled without guidance. The "
-        "numbers are squared distances to the picture from fully refined noise: 1 where the band "
+        "numbers are squared distances to the image from fully refined noise: 1 where the band "
         "carries nothing, as if nothing were refined, 0 where it carries all. In a sampler that "
         "were linear, what the tenths carry would add up to 1. Bars and brackets: 95 % intervals "
         f"over {len(found.seeds)} seeds.</p><p>{key(spaces_of(ratios))}</p>"
@@ -166,7 +166,7 @@ def _redraw(found: Analysis) -> str:
     return (
         "<h2>4. Keep a band of refined noise, draw the rest anew</h2>"
         "<p>All other frequencies come from other random noise. 1: as far from the fully refined "
-        "picture as one of that other noise; 0: the same picture. Where low radii come out near 0 "
+        "picture as one of that other noise; 0: the same image. Where low radii come out near 0 "
         "and high ones near 1, low ones decide the layout.</p>"
         + table(["kept radii", *spaces_of(ratios)], rows)
         + grid(found, "redraw")
@@ -176,10 +176,10 @@ def _redraw(found: Analysis) -> str:
 def _strength(found: Analysis, drawn: Mapping[str, str]) -> str:
     score = "" if "strength-score" in drawn else " No score was named (<code>--score</code>)."
     teacher = (
-        "The guided picture is of the same noise, unrefined. Dashed: the distance of the unrefined "
-        "picture from it; among scores, that of the guided pictures."
+        "The guided image is of the same noise, unrefined. Dashed: the distance of the unrefined "
+        "picture from it; among scores, that of the guided images."
         if found.recipe["guidance"]
-        else "Without a guidance there is no guided picture to come near to."
+        else "Without a guidance there is no guided image to come near to."
     )
     ratios = found.record.ratios("strength: change")
     return (
@@ -226,7 +226,7 @@ def _between(found: Analysis) -> str:
         "<h2>7. Between two noises</h2>"
         "<p>Noises on the arc from that of one seed to that of the next, for the first one's "
         "prompt, unrefined and refined. The paper takes gradual changes for a sign that "
-        "refining did not learn pictures by heart. "
+        "refining did not learn images by heart. "
         f"The largest step, as a share of all {len(STOPS) - 1}, in latents: {escape(said)}; "
         f"{1 / (len(STOPS) - 1):.2g} where all are alike.</p>"
         f"<h3>{UNREFINED}</h3>{grid(found, f'between, {UNREFINED}')}"
@@ -254,10 +254,10 @@ def _rivals(found: Analysis) -> str:
     return (
         "<h2>9. Rivals</h2>"
         "<p>What refining costs and brings, beside what else the same network can do. Rows of "
-        f"networks are for a picture, as counted. {NUDGED} is noise level guidance, which needs no "
+        f"networks are for an image, as counted. {NUDGED} is noise level guidance, which needs no "
         f"training; {BEST} takes that of so many Gaussian noises which the score prefers, and is "
         "then judged by the same score, which favours it. Distances are squared ones to the "
-        "guided picture of the same noise, that of the unrefined picture 1; the best of other "
+        "guided image of the same noise, that of the unrefined image 1; the best of other "
         f"noises has none.{escape(missing)}</p>" + table(head, rows) + grid(found, "rivals")
     )
 
@@ -277,7 +277,7 @@ def _settings(found: Analysis) -> str:
     return (
         f"<h2>Settings</h2><p>{listed}; {len(prompts)} prompts. The guidance is of the guided "
         "pictures alone, all others are sampled without. Seeds "
-        f"{spelled(found.seeds)}; spectra of refining: {found.count} noises. Noise of "
+        f"{format_seeds(found.seeds)}; spectra of refining: {found.count} noises. Noise of "
         f"{' x '.join(map(str, found.shape))}. {hashes}. "
         f"{RANDOM.capitalize()}: of seed + {STRIDE}.</p>"
         f"{features}<p>All numbers are in <code>analysis.json</code>.</p>"

@@ -1,4 +1,4 @@
-"""What experiments on noise find: distances between pictures, relative to others, over seeds."""
+"""What experiments on noise find: distances between images, relative to others, over seeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 THUMBNAIL = 256
-"""Most pixels of a side of pictures that are kept."""
+"""Most pixels of a side of images that are kept."""
 
 
 class Measured(NamedTuple):
@@ -43,7 +43,7 @@ def means(rows: Tensor) -> list[Measured]:
 def ratio(over: Tensor, under: Tensor) -> Measured | None:
     """Sum of `over` by that of `under`, `(N,)` each >= 0, paired over seeds.
 
-    None where `under` is 0 throughout: of pictures that do not differ at all.
+    None where `under` is 0 throughout: of images that do not differ at all.
     """
     if under.sum() == 0:
         return None
@@ -59,7 +59,7 @@ class Drawn:
     Attributes:
         latents: `(B, *D)`, float32.
         pictures: uint8, `(B, 3, H, W)`.
-        features: Of the pictures, `(B, d)`; None without an extractor.
+        features: Of the images, `(B, d)`; None without an extractor.
         path: The x0 that the network predicted at each step, like the latents; where it was asked
             for. Schedulers of second order take two steps for one.
     """
@@ -82,7 +82,7 @@ class Drawn:
 
 
 class Shown(NamedTuple):
-    """A picture of the page, and what is written under it."""
+    """An image of the page, and what is written under it."""
 
     image: "Image"
     caption: str
@@ -92,7 +92,7 @@ class Record:
     """Results of experiments, by experiment and by name within it, gathered part by part.
 
     Args:
-        show: Pictures of so many seeds are kept, of the first.
+        show: Images of so many seeds are kept, of the first.
 
     Attributes:
         pictures: Those that are kept, small.
@@ -122,7 +122,7 @@ class Record:
     def keep(
         self, experiment: str, name: str, drawn: Drawn, captions: list[str] | None = None
     ) -> None:
-        """Keep pictures of the first seeds."""
+        """Keep images of the first seeds."""
         self.keep_pictures(experiment, name, drawn.pictures, captions)
 
     def keep_pictures(
@@ -138,7 +138,7 @@ class Record:
             held.append(Shown(image, captions[i] if captions else ""))
 
     def wanted(self, experiment: str, name: str) -> int:
-        """How many more pictures are to be kept."""
+        """How many more images are to be kept."""
         return self.show - len(self.pictures.get(experiment, {}).get(name, ()))
 
     def ratios(self, experiment: str) -> dict[str, dict[str, Measured]]:

@@ -36,7 +36,7 @@ def left_out(subject: Subject, judged: bool) -> dict[str, str]:
 
 
 def more_pictures(missing: Mapping[str, str]) -> int:
-    """How many pictures of a seed `rivals` samples."""
+    """How many images of a seed `rivals` samples."""
     return (DRAWS - 1) * (BEST not in missing) + (NUDGED not in missing)
 
 
@@ -47,7 +47,7 @@ def rivals(
     score: Score | None,
     missing: Mapping[str, str],
 ) -> None:
-    """Rows of networks a picture, distance to the guided picture, and score.
+    """Rows of networks an image, distance to the guided image, and score.
 
     The best of the draws starts from other noise, so that it has no distance.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffsteer.core.noise import Noise
 from diffsteer.core.sampler import DDIM
 from diffsteer.core.spacing import grid
-from diffsteer.generate.from_noise import ended
+from diffsteer.generate.from_noise import sample_from_noise
 from diffsteer.generate.pipelines import Rows, call_of, rendering, stacked
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
@@ -21,7 +21,7 @@ from diffsteer.hf.stepping import stepping
 from diffsteer.metrics.features import Extractor
 from diffsteer.refine.hook import Refine, opened
 from diffsteer.refine.model import Model, first_call, replaced, require_prompts, sampled_on
-from diffsteer.refine.nlg import Rival
+from diffsteer.refine.nlg import TrainingFreeRefiner
 from diffsteer.train.refiner.msd import Student
 from diffsteer_lab.noise_analysis.inversion import Inversion
 from diffsteer_lab.noise_analysis.record import Drawn
@@ -49,12 +49,12 @@ class Subject:
         by: What refines, in the network of the pipeline.
         shape: Of one sample's noise.
         device: Where networks run.
-        extractor: Of features of pictures, if any.
+        extractor: Of features of images, if any.
         weights: Hash of the pipeline's weights.
         tokens: Height and width of its noise in patches, where it packs it.
 
     Attributes:
-        progress: Called with the number of pictures after each part that was sampled.
+        progress: Called with the number of images after each part that was sampled.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Subject:
 
     def text(self, seed: int) -> str:
         """The prompt of a seed."""
-        return self.recipe.of(seed).prompt
+        return self.recipe.for_seed(seed).prompt
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Noise of seeds, as the pipeline would draw it on the CPU."""
@@ -105,13 +105,15 @@ class Subject:
         for name, n in rows().items():
             self._spent[name] = self._spent.get(name, 0) + n
 
-    def refuses(self, rival: Rival) -> str:
+    def refuses(self, rival: TrainingFreeRefiner) -> str:
         """Why a rival can do nothing here; empty where it can."""
         with rendering(self._plain, self._device) as images:
             return rival.refuses(Model.of(images.pipe).terminal)
 
     @torch.no_grad()
-    def refined(self, noise: Tensor, texts: Sequence[str], rival: Rival | None = None) -> Tensor:
+    def refined(
+        self, noise: Tensor, texts: Sequence[str], rival: TrainingFreeRefiner | None = None
+    ) -> Tensor:
         """Noise refined for prompts, by what is studied, or by a rival of it in full strength."""
         by, strength = (self.by, self.recipe.strength) if rival is None else (rival, 1.0)
         with rendering(self._plain, self._device) as images:
@@ -140,7 +142,7 @@ class Subject:
         watch = seen.append if path else None
         with rendering(recipe, self._device) as images:
             x = self._inside(noise)
-            latents, output = ended(images, recipe, texts, x, shown=True, watch=watch)
+            latents, output = sample_from_noise(images, recipe, texts, x, shown=True, watch=watch)
             self._spend(images.rows)
         pictures = stacked(output)
         features = None if self.extractor is None else self.extractor(pictures).cpu()
@@ -203,7 +205,7 @@ def subject(
     Args:
         recipe: Model, refiner, prompts, and how to sample; its guidance is the teacher's.
         device: Where; empty for a GPU if there is one.
-        extractor: Of features of pictures, if any.
+        extractor: Of features of images, if any.
 
     Raises:
         FileNotFoundError: there is no refiner.

@@ -1,6 +1,6 @@
 """What the network predicts on the way: is the layout there from the first step?
 
-Source: Ahn et al. 2024, fig. 10 and 25, https://arxiv.org/abs/2412.03895, who show pictures; the
+Source: Ahn et al. 2024, fig. 10 and 25, https://arxiv.org/abs/2412.03895, who show images; the
 numbers are ours.
 """
 
@@ -45,7 +45,7 @@ def trajectory(subject: Subject, case: Case, record: Record) -> None:
 
 
 def pictures_of(way: str) -> str:
-    """Name under which the pictures of a way of sampling are kept."""
+    """Name under which the images of a way of sampling are kept."""
     return f"trajectory, {way}"
 
 

@@ -10,7 +10,7 @@ from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, pictur
 
 
 def trajectory_section(found: Analysis, drawn: Mapping[str, str]) -> str:
-    """Charts over the steps, the numbers of the first one, and pictures."""
+    """Charts over the steps, the numbers of the first one, and images."""
     left = {name: found.record.ratios(name) for name in (ALL, LAYOUT, TEACHER)}
     ways = list(left[ALL]["1"])
     head = {ALL: "to its own end", LAYOUT: "to its own end, lowest tenth", TEACHER: "to guided"}
@@ -38,4 +38,4 @@ def trajectory_section(found: Analysis, drawn: Mapping[str, str]) -> str:
 def _third(found: Analysis) -> str:
     if found.recipe["guidance"]:
         return "The third is of the distance to where guided sampling of the same noise ends."
-    return "Without a guidance there is no guided picture to compare with."
+    return "Without a guidance there is no guided image to compare with."

@@ -29,7 +29,7 @@ CAPTION = (
     "The last three panels enlarge the square."
 )
 COLOURS = 96
-"""Of the picture file, which is a third as large so."""
+"""Of the image file, which is a third as large so."""
 
 
 def draw(study: Study, main: int, guide: int, file: IO[bytes]) -> None:

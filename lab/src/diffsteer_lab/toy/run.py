@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from diffsteer.generate.recipe import spelled
-from diffsteer.io.atomic import whole
+from diffsteer.io.atomic import atomic_write
+from diffsteer.io.seeds import format_seeds
 from diffsteer_lab.toy.draw import draw
 from diffsteer_lab.toy.measure import Truth
 from diffsteer_lab.toy.report import claims, table
@@ -56,13 +56,14 @@ def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) ->
         "claims": [asdict(claim) for claim in found],
     }
     head = (
-        f"N={samples}, main networks of seeds {spelled(mains)}, guides of seeds {spelled(guides)}, "
+        f"N={samples}, main networks of seeds {format_seeds(mains)}, "
+        f"guides of seeds {format_seeds(guides)}, "
         f"{STEPS} Heun steps: median (least to most) over networks.\n"
     )
     text = "\n".join([head, table(rows), "", *(f"* {claim}" for claim in found)])
     for name, part in (("toy.json", json.dumps(said, indent=1)), ("toy.md", text)):
-        with whole(out / name) as file:
+        with atomic_write(out / name) as file:
             file.write(f"{part}\n".encode())
-    with whole(out / "toy.png") as file:
+    with atomic_write(out / "toy.png") as file:
         draw(study, mains[0], guides[0], file)
     return text

@@ -9,8 +9,8 @@ import torch
 
 from diffsteer.core.ema import PowerEMA
 from diffsteer.core.level import Level
-from diffsteer.generate.recipe import differences
 from diffsteer.guidance.queries import number
+from diffsteer.io.hashing import differences
 from diffsteer.train.checkpoints import Checkpoints
 from diffsteer_lab.toy.net import LogDensity
 from diffsteer_lab.toy.tree import branches, mixture

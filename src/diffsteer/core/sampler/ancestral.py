@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.level import Level, weighted
+from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Learned, Past, Sampler
 
@@ -43,7 +43,7 @@ class Ancestral(Sampler):
             )
         x0, said = denoise.learned(x, now)
         keep = nxt.sigma**2 * now.alpha / (now.sigma**2 * nxt.alpha)
-        mean = weighted(keep, x, nxt.alpha - keep * now.alpha, x0)
+        mean = lincomb(keep, x, nxt.alpha - keep * now.alpha, x0)
         variance = _variance(said, now, nxt, past)
         if self.classifier != 0:
             mean = mean + self.classifier * variance * denoise.gradient(x, now)

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import Level, weighted, wide
+from diffsteer.core.level import Level, lincomb, upcast
 from diffsteer.core.noise import Draw, Noise
 
 Denoise = Callable[[Tensor, Level], Tensor]
@@ -124,7 +124,7 @@ def trace(
         ValueError: the levels do not lose noise, or the denoiser returns another shape.
     """
     _check(levels)
-    x = wide(x)
+    x = upcast(x)
 
     checked: type[_Checked] = _Learned if isinstance(denoise, Learned) else _Checked
     stepped = denoise if isinstance(denoise, Stepped) else None
@@ -211,4 +211,4 @@ def _check(levels: Sequence[Level]) -> None:
 def first_order(x: Tensor, x0: Tensor, now: Level, nxt: Level) -> Tensor:
     """Exact step where x0 is constant: DDIM, and Euler for EDM and for flow; finite at zero SNR."""
     keep = nxt.sigma / now.sigma
-    return weighted(keep, x, nxt.alpha - keep * now.alpha, x0)
+    return lincomb(keep, x, nxt.alpha - keep * now.alpha, x0)

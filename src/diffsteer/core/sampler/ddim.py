@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.level import Level, weighted
+from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
 
@@ -40,7 +40,7 @@ class DDIM(Sampler):
         # Share of the variance at nxt that is drawn afresh: 1 at zero SNR, never negative.
         fresh = self.eta**2 * (1 - (nxt.ratio / now.ratio) ** 2)
         keep = nxt.sigma / now.sigma * (1 - fresh).sqrt()
-        x = weighted(keep, x, nxt.alpha - keep * now.alpha, x0)
+        x = lincomb(keep, x, nxt.alpha - keep * now.alpha, x0)
         return torch.add(x, noise(x), alpha=(nxt.sigma * fresh.sqrt()).item()), x0
 
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffsteer.core.level import Level, wide
-from diffsteer.core.prediction import X0, Eps, Kind
+from diffsteer.core.level import Level, upcast
+from diffsteer.core.prediction import X0, Eps, Prediction
 from diffsteer.core.schedule import Discrete
 from diffsteer.guidance import Clamped, Guidance
 from diffsteer.guidance.attention_taps import received
@@ -47,7 +47,7 @@ class Diffusion:
         return Discrete.linear(1e-4 * scale, 0.02 * scale, flags.diffusion_steps)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Prediction:
         """What it predicts."""
         return X0() if self.net.flags.predict_xstart else Eps()
 
@@ -64,7 +64,7 @@ class Diffusion:
 
         def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
             y = cond["y"] if flags.class_cond else None
-            return wide(self.net(x, self.times(x, level), y))
+            return upcast(self.net(x, self.times(x, level), y))
 
         layers = self.net.attention_layers()
         if not official_head_split:
@@ -127,7 +127,7 @@ class Diffusion:
         return torch.full((len(x),), level.t.item() * scale, device=x.device)
 
     def _classify(self, net: ADMClassifier, x: Tensor, level: Level, _: Cond) -> Tensor:
-        return wide(net(x, self.times(x, level)))
+        return upcast(net(x, self.times(x, level)))
 
 
 def _split_anew(heads: int, new_order: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def load(path: Path | str, flags: Flags | None = None) -> Diffusion:
 
 
 def load_classifier(path: Path | str, flags: Flags | None = None) -> ADMClassifier:
-    """Read a classifier of noisy pictures; arguments and errors as `load`."""
+    """Read a classifier of noisy images; arguments and errors as `load`."""
     state, flags = _known(Path(path), flags)
     _require(flags, classifier=True)
     check(state, flags)

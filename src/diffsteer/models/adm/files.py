@@ -11,7 +11,7 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from torch import Tensor
 
-from diffsteer.io.atomic import new_folder
+from diffsteer.io.atomic import atomic_folder
 from diffsteer.models.adm.flags import Flags
 
 State = dict[str, Tensor]
@@ -108,7 +108,7 @@ def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) ->
         "flags": asdict(flags),
         "source": {"name": source.name, "sha256": digest},
     }
-    with new_folder(out.absolute()) as part:
+    with atomic_folder(out.absolute()) as part:
         tensors = {name: value.contiguous() for name, value in state.items()}
         save_file(tensors, part / "model.safetensors")
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

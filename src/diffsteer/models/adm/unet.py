@@ -1,4 +1,4 @@
-"""The network of ADM and its classifier of noisy pictures; that of IDDPM is a case of it.
+"""The network of ADM and its classifier of noisy images; that of IDDPM is a case of it.
 
 Tensor names and shapes are those of the published checkpoints. The modules of attention compute it
 by scaled_dot_product_attention, so that guidances can read and edit it.
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         """Features of the middle, and what each stage on the way down leaves for the way up.
 
         Raises:
-            ValueError: the sides of the pictures cannot be halved that often.
+            ValueError: the sides of the images cannot be halved that often.
         """
         least = 2 ** (len(self.flags.widths) - 1)
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % least or x.shape[3] % least:
@@ -130,7 +130,7 @@ class ADM(Encoder):
         """Return the prediction, and its variance channels if it learned them.
 
         Args:
-            x: Noisy pictures, `(B, 3, H, W)`, data in [-1, 1].
+            x: Noisy images, `(B, 3, H, W)`, data in [-1, 1].
             t: Timesteps, `(B,)`.
             y: Classes, `(B,)`, if and only if it is class-conditional.
 
@@ -138,7 +138,7 @@ class ADM(Encoder):
             `(B, 3, H, W)`, or `(B, 6, H, W)`.
 
         Raises:
-            ValueError: classes are missing, not wanted, or not as many as pictures.
+            ValueError: classes are missing, not wanted, or not as many as images.
         """
         if (y is not None) != self.flags.class_cond:
             needs = "needs classes y" if self.flags.class_cond else "knows no classes"
@@ -156,7 +156,7 @@ class ADM(Encoder):
 
 
 class ADMClassifier(Encoder):
-    """The classifier of noisy pictures, for classifier guidance.
+    """The classifier of noisy images, for classifier guidance.
 
     Raises:
         ValueError: the flags are of a denoiser, or make no network.
@@ -172,7 +172,7 @@ class ADMClassifier(Encoder):
 
     @override
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return logits `(B, classes)` of noisy pictures `(B, 3, H, W)` at timesteps `(B,)`."""
+        """Return logits `(B, classes)` of noisy images `(B, 3, H, W)` at timesteps `(B,)`."""
         emb = self.embed(t)
         middle, _ = self.encode(x.to(emb.dtype), emb)
         logits: Tensor = self.out(middle)

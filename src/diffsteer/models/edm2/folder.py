@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.io.atomic import new_folder, umask
+from diffsteer.io.atomic import atomic_folder, umask
 from diffsteer.models.edm2.model import EDM2
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -57,7 +57,7 @@ class Stored:
         from safetensors.torch import save_file
 
         self.check()
-        with new_folder(folder, over) as part:
+        with atomic_folder(folder, over) as part:
             save_file(dict(self.tensors), part / WEIGHTS)
             (part / WEIGHTS).chmod(0o666 & ~umask())  # the library writes for its user alone
             content = {"format": FORMAT, "config": dict(self.config), **self.about}
@@ -111,7 +111,7 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def _check_encoder(encoder: Any, channels: int) -> None:
-    """Refuse factors from which no picture can be made."""
+    """Refuse factors from which no image can be made."""
     kind = encoder.get("kind") if isinstance(encoder, dict) else None
     if kind not in ("rgb", "vae"):
         raise ValueError(f"the encoder is {str(encoder)[:100]}: there are the kinds rgb and vae")

@@ -1,7 +1,7 @@
 """Sampling EDM2 networks as their authors did: the same random numbers and the same rounding.
 
 `Denoiser` with `Heun()` solves the same equation more exactly in float32, with any sampler and
-schedule. This loop is for who wants the published pictures.
+schedule. This loop is for who wants the published images.
 """
 
 import math

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffsteer.core.level import wide
+from diffsteer.core.level import upcast
 
 EPS = 1e-4
 """Added to a norm before dividing by it, so that zeros stay zeros."""
@@ -115,6 +115,6 @@ class MPConv(nn.Module):
     def _made(self, gain: Tensor | float, dtype: torch.dtype) -> Tensor:
         if self.training:
             with torch.no_grad():
-                self.weight.copy_(normalize_weight(wide(self.weight)))
-        w = normalize_weight(wide(self.weight))
+                self.weight.copy_(normalize_weight(upcast(self.weight)))
+        w = normalize_weight(upcast(self.weight))
         return (w * (gain / math.sqrt(w[0].numel()))).to(dtype)

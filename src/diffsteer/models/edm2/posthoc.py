@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.ema import Profile, gamma, weights
-from diffsteer.io.atomic import whole
+from diffsteer.io.atomic import atomic_write
 from diffsteer.models.edm2.folder import Stored, described
 from diffsteer.models.edm2.snapshot import read
 
@@ -178,7 +178,7 @@ def _save(path: Path, result: Stored) -> None:
         return
     from safetensors.torch import save
 
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(save(dict(result.tensors)))
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from diffsteer.core.level import Level, wide
+from diffsteer.core.level import Level, upcast
 from diffsteer.core.noise import Draw
-from diffsteer.core.prediction import Kind
+from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Sampler, trace
 
 Net = Callable[[Tensor, Level], Tensor]
@@ -37,7 +37,7 @@ class Student:
     """
 
     net: Net
-    kind: Kind
+    kind: Prediction
     levels: Sequence[Level]
     sampler: Sampler
     noise: Draw = torch.randn_like
@@ -91,7 +91,7 @@ class MSD(Gradient):
     @override
     def loss(self, refined: Tensor, target: Tensor, student: Student) -> Tensor:
         with torch.no_grad():
-            error = wide(student(refined.detach())) - target
+            error = upcast(student(refined.detach())) - target
         lead = (refined * (2 * self.slope / error.numel() * error)).sum()
         return error.square().mean() + lead - lead.detach()
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.noise import Noise
-from diffsteer.generate.from_noise import ended, noise_shape
+from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.pipelines import rendering, stacked
-from diffsteer.generate.recipe import Recipe, differences
-from diffsteer.io.shards import MANIFEST, Chunk, Folder
+from diffsteer.generate.recipe import Recipe
+from diffsteer.io.hashing import differences
+from diffsteer.io.shards import MANIFEST, Shard, ShardFolder
 from diffsteer.metrics.best_of_n import Score, scored
 from diffsteer.metrics.sampled import filled
 from diffsteer.refine.metadata import fingerprint
@@ -46,7 +47,7 @@ def make(
         out: Folder; one with other targets is refused.
         batch: Targets at a time, >= 1; changes none of them.
         device: Where; empty for a GPU if there is one.
-        score: Judges the picture of each target, so that training can leave out the worse.
+        score: Judges the image of each target, so that training can leave out the worse.
         scorer: Its name, which binds the folder too.
 
     Raises:
@@ -62,12 +63,14 @@ def make(
         networks = fingerprint(Model.of(images.pipe).network)
         said = {"networks": networks, "shape": list(shape), "score": scorer}
         key = {**images.key, **said}
-        folder = Folder(out, key)
+        folder = ShardFolder(out, key)
 
-        def chunk(part: list[int]) -> Chunk:
-            texts = [recipe.of(seed).prompt for seed in part]
+        def chunk(part: list[int]) -> Shard:
+            texts = [recipe.for_seed(seed).prompt for seed in part]
             noise = Noise(part)(torch.empty(len(part), *shape))
-            latents, output = ended(images, recipe, texts, noise, shown=score is not None)
+            latents, output = sample_from_noise(
+                images, recipe, texts, noise, shown=score is not None
+            )
             good = latents.flatten(1).isfinite().all(dim=1).tolist()
             if not all(good):
                 raise ValueError(
@@ -75,7 +78,7 @@ def make(
                     "refiner learns from that: look at its guidance, or at the precision"
                 )
             said = {} if score is None else {SCORE: scored(score, stacked(output), texts)}
-            return Chunk(tuple(part), latents.flatten(1), said)
+            return Shard(tuple(part), latents.flatten(1), said)
 
         with filled(folder, sorted(seeds), chunk, batch):
             return len(seeds)
@@ -109,7 +112,7 @@ class Targets:
             FileNotFoundError: there are none.
             ValueError: they have no score, or none is good enough.
         """
-        folder = Folder(path, _key(path))
+        folder = ShardFolder(path, _key(path))
         chunks = [folder.read(name) for name in folder.done()]
         seeds = [seed for chunk in chunks for seed in chunk.seeds]
         if not seeds:

@@ -15,12 +15,14 @@ from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
-from diffsteer.generate.from_noise import ended, noise_shape
+from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.pipelines import call_of, rendering_by, stacked
-from diffsteer.generate.recipe import Recipe, digest, prompts_of
+from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.load import network as guide_network
 from diffsteer.hf.load import pipeline
+from diffsteer.io.hashing import digest
+from diffsteer.io.seeds import prompts_of
 from diffsteer.refine.metadata import fingerprint
 from diffsteer.refine.model import conditions, require_prompts, sampled_on
 from diffsteer.refine.refiner import NoiseRefiner
@@ -215,7 +217,7 @@ class RefinerTask(Task):
     @override
     @torch.no_grad()
     def pictures(self, how: Pictures) -> Tensor:
-        """One picture for each prompt, with its number as seed."""
+        """One image for each prompt, with its number as seed."""
         texts = list(how.prompts) or self.texts[:16]
         flow = isinstance(self.refiner.model.schedule, Flow)
         sampler = "" if flow else self.settings.sampler
@@ -237,4 +239,4 @@ class RefinerTask(Task):
     def _taught(self, noise: Tensor, texts: list[str]) -> Tensor:
         """What the teacher makes of noise."""
         with rendering_by(self.pipe, self.recipe, guide=self.guide) as images:
-            return ended(images, self.recipe, texts, noise)[0].to(noise.device)
+            return sample_from_noise(images, self.recipe, texts, noise)[0].to(noise.device)

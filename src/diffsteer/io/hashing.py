@@ -1,0 +1,47 @@
+"""Hashes of plain values, and what differs between two tables of them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def digest(said: Mapping[str, Any]) -> str:
+    """Sha256, in hex, of plain values under names, in any order of the names."""
+    text = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what differs between two sets of plain values: "steps was 25 and is 50, ..."."""
+    return ", ".join(
+        f"{name} was {_short(was.get(name))} and is {_short(now.get(name))}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def file_hash(path: Path) -> str:
+    """Sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_hash(net: "nn.Module") -> str:
+    """Sha256 of names, dtypes, shapes and bytes of all weights, in hex: of what was loaded."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,130 @@
+"""Recipes: one hash, files of both kinds, prompts by seed, sweeps."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from diffsteer.generate.recipe import KEY, Recipe, read, recipe_of_png
+from diffsteer.io.hashing import differences
+from diffsteer.io.images import Pictures
+from diffsteer.io.seeds import format_seeds, parse_seeds, prompts_of
+from diffsteer.metrics.same_recipe import seeds_in
+
+CAT = Recipe("some/model", prompt="a cat", guidance="CFG({w})", sampler="UniPC()", steps=3)
+
+
+def test_every_field_is_in_the_hash() -> None:
+    others = {"sampler": "DDIM()", "spacing": "karras", "zero_snr": True, "prompt": "a dog"}
+    changed = {f.name: others.get(f.name, 7 if f.type == "int" else "x") for f in fields(Recipe)}
+    changed["steps"] = changed["width"] = changed["height"] = 7
+    hashes = {replace(CAT, **{k: v}).hash for k, v in changed.items() if k != "prompts"}
+    hashes |= {CAT.hash, replace(CAT, prompt="", prompts=("a cat", "b")).hash}
+    assert len(hashes) == len(fields(Recipe)) + 1
+    assert replace(CAT).hash == CAT.hash
+
+
+def test_a_seed_shows_its_prompt() -> None:
+    many = replace(CAT, prompt="", prompts=("a", "b", "c"))
+    assert [many.for_seed(seed).prompt for seed in (0, 4, 8)] == ["a", "b", "c"]
+    assert many.for_seed(4) == replace(CAT, prompt="b") and CAT.for_seed(4) == CAT
+
+
+def test_a_sweep_fills_the_guidance() -> None:
+    assert [r.guidance for r in CAT.sweep([1, 1.23456789])] == ["CFG(1)", "CFG(1.23456789)"]
+    assert replace(CAT, guidance="CFG(2)").sweep([1, 2]) == [replace(CAT, guidance="CFG(2)")]
+
+
+def test_json_is_read_with_prompts_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n", "utf-8")
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"model": "m", "prompts": "prompts.txt", "steps": 5}))
+    assert read(path) == Recipe("m", prompts=("a cat", "a dog"), steps=5)
+    path.write_text(json.dumps({"model": "m", "prompts": ["x", "y"]}))
+    assert read(path) == Recipe("m", prompts=("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "holds no recipe"),
+        ('{"model": "m", "step": 5}', "says step, which this version does not know; .* steps"),
+        ('{"model": "m", "steps": "5"}', "steps='5' is no int"),
+        ('{"model": "m", "zero_snr": 1}', "zero_snr=1 is no bool"),
+        ('{"model": "m", "prompts": [1]}', r"prompts=\(1,\) is no list of texts"),
+        ('{"model": "m", "prompts": 5}', "prompts=5 is no list of texts"),
+        ('{"model": "m", "prompts": null}', "prompts=None is no list of texts"),
+        ('{"model": "m", "width": -8}', "recipe.json: -8 x 0 pixels"),
+        ('{"model": "m", "steps": 0}', "recipe.json: 0 steps"),
+        ('{"model": "m", "prompt": "a", "prompts": ["b"]}', "leave one of them out"),
+    ],
+)
+def test_bad_json_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    for text, message in (("a\n\nb\n", "line 2 is empty"), ("", "it is empty")):
+        prompts.write_text(text)
+        with pytest.raises(ValueError, match=f"prompts.txt: {message}"):
+            prompts_of(prompts)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png holds no recipe"):
+        read(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"b.png is no readable picture"):
+        read(tmp_path / "b.png")
+
+
+@given(st.sets(st.integers(0, 60), min_size=1))
+def test_seeds_are_spelled_as_they_are_read(seeds: set[int]) -> None:
+    assert parse_seeds(format_seeds(list(seeds))) == sorted(seeds)
+
+
+def test_differences_are_said() -> None:
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3}) == "b was 2 and is 3"
+    assert len(differences({"a": "x" * 500}, {})) < 120
+
+
+def test_files_of_other_editors_read_the_same(tmp_path: Path) -> None:
+    """A byte order mark and CRLF; only line feeds end a prompt, not every separator of Unicode."""
+    path = tmp_path / "recipe.json"
+    path.write_bytes(b'\xef\xbb\xbf{"model": "m",\r\n"prompts": "prompts.txt"}')
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\r\na\u2028dog\x0b\x85".encode())
+    assert read(path).prompts == ("a cat", "a\u2028dog\x0b\x85")
+    (tmp_path / "prompts.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="prompts.txt is no UTF-8 text"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"seed": 3}', '{"seed": 3, "recipe": null}', '{"seed": "3", "recipe": {}}',
+     '{"seed": [3], "recipe": {}}', '{"seed": 3, "recipe": {}, "options": [1]}'],
+)  # fmt: skip
+def test_a_changed_recipe_in_a_picture_names_the_file(tmp_path: Path, text: str) -> None:
+    said = PngInfo()
+    said.add_text(KEY, text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=said)
+    with pytest.raises(ValueError, match=r"a\.png: its recipe was changed"):
+        recipe_of_png(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: its recipe was changed"):
+        seeds_in(Pictures.at(tmp_path))
+
+
+def test_ranges_that_fall_and_numbers_over_64_bits_are_no_seeds() -> None:
+    """Among other parts, a range that falls would be left out without a word."""
+    assert parse_seeds(str(2**64 - 1)) == [2**64 - 1]
+    for text in ("5-3", "5-3,7", str(2**64), f"0,{2**64}"):
+        with pytest.raises(ValueError, match="are no seeds"):
+            parse_seeds(text)

@@ -1,0 +1,132 @@
+"""Timesteps are found without reading the device, and are right."""
+
+import diffusers
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from diffsteer import CFG, PAG, SAG, AutoNoise
+from diffsteer.hf.timesteps import StepTracker
+from diffsteer.steering import steer
+
+
+def scheduler(cls=diffusers.DDIMScheduler, n=5, **more):
+    made = cls(**more)
+    made.set_timesteps(n)
+    return made
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        diffusers.DDIMScheduler,
+        diffusers.EulerDiscreteScheduler,
+        diffusers.HeunDiscreteScheduler,
+        diffusers.PNDMScheduler,
+        diffusers.UniPCMultistepScheduler,
+        diffusers.FlowMatchEulerDiscreteScheduler,
+    ],
+)
+@pytest.mark.parametrize("start", [0, 2])
+def test_views_of_the_timesteps(cls, start: int) -> None:
+    """Each is found by its place, whatever a pipeline expands, and repeated ones too."""
+    made, clock = scheduler(cls), StepTracker()
+    for i, t in enumerate(made.timesteps[start:], start):
+        tick = clock.read(t.expand(4), made)
+        assert (tick.time.item(), tick.step) == (t.item(), i // made.order)
+        assert tick.first == (i == start)
+    made.set_timesteps(7)
+    assert clock.read(made.timesteps[0], made)[1:] == (0, True)
+    assert clock.read(made.timesteps[1], made)[1:] == (1 // made.order, False)
+    assert clock.read(made.timesteps[0], made)[1:] == (0, True)  # sampled once more
+
+
+def test_other_times() -> None:
+    """Numbers, copies and what is no timestep of the scheduler are read as they are."""
+    made, clock = scheduler(), StepTracker()
+    for given in (601, 601.0, torch.tensor(601), torch.tensor([601.0, 601.0])):
+        tick = clock.read(given, made)
+        assert (tick.time.item(), tick.step) == (601.0, 1)
+    assert clock.read(torch.tensor(590), made).time == 590
+    assert clock.read(torch.tensor(0.59), made, 1000.0).time == pytest.approx(590)
+    assert clock.read(torch.tensor(602.0).bfloat16(), made).time == made.timesteps[1]
+    assert clock.read(torch.tensor(5), diffusers.DDIMScheduler(), 1.0).time == 5
+
+
+def test_an_accelerator_is_not_read() -> None:
+    """Meta tensors cannot be; the scheduler says where it is."""
+    made, clock = scheduler(diffusers.FlowMatchEulerDiscreteScheduler), StepTracker()
+    made.set_begin_index(0)
+    x = torch.zeros(1)
+    clock.read(made.timesteps[0] / 1000, made, 1000.0)
+    for i, t in enumerate(made.timesteps):
+        if i:
+            tick = clock.read(torch.empty(2, device="meta"), made, 1000.0)
+            assert (tick.time.item(), tick.step, tick.first) == (t.item(), i, False)
+        made.step(x, t, x)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would wait for an accelerator: numbers read from what the network is given.
+
+    And from all that is computed from it. Coefficients live on the CPU wherever a pipeline runs, so
+    that reading them is free.
+    """
+
+    def __init__(self, *given) -> None:
+        super().__init__()
+        self.count, self.there = 0, WeakTensorKeyDictionary()
+        self._mark(given)
+
+    def _mark(self, tree) -> None:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, torch.Tensor):
+                self.there[leaf] = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if any(x in self.there for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)):
+            self.count += any(not isinstance(x, torch.Tensor) for x in tree_leaves(out))
+            self._mark(out)
+        return out
+
+
+@pytest.mark.parametrize("which", ["sd", "dit"])
+def test_steps_do_not_wait(which: str, tmp_path, monkeypatch) -> None:
+    """Only the first step of a sampling may read anything."""
+    made = diffusers.DDIMScheduler(clip_sample=False)
+    if which == "sd":
+        pipe, total = tiny.stable_diffusion(made, tmp_path), CFG(5) + PAG(3) + SAG(0.5)
+        total = total.within(0, 1e4).over(0, 9) + PAG(1).rescaled(0.7) + AutoNoise(2)
+    else:
+        pipe, total = tiny.dit(made), CFG(5) + PAG(3, layer="transformer_blocks.1")
+
+    def counts():
+        found, network = [], network_of(pipe)
+        with steer(pipe, total):
+            steered = network.forward
+
+            def watched(*args, **kwargs):
+                with Reads(args, kwargs) as reads:
+                    out = steered(*args, **kwargs)
+                found.append(reads.count)
+                return out
+
+            network.forward = watched
+            for n in (4, 3):
+                call = {"guidance_scale": 2.0, "num_inference_steps": n, "output_type": "np"}
+                pipe(["a", "b"], **call) if which == "sd" else pipe([1, 7], **call)
+            network.forward = steered
+        return found
+
+    found = counts()
+    assert len(found) == 7 and not any(found[1:4] + found[5:])
+    monkeypatch.setattr(StepTracker, "_place", lambda *_: None)
+    assert all(counts())  # reading the timestep would have been seen
+
+
+def network_of(pipe):
+    return getattr(pipe, "unet", None) or pipe.transformer

@@ -1,0 +1,237 @@
+"""Recipes evaluated and compared from the command line's functions, on a tiny pipeline."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from diffsteer.cli.compare import compare, entries_of
+from diffsteer.cli.evaluate import evaluate, stats
+from diffsteer.cli.options import Features, Samples
+from diffsteer.cli.sample import sample
+from diffsteer.generate.pipelines import _loaded, rendering
+from diffsteer.generate.recipe import read
+
+SMALL = Features(size=32, batch=16, device="cpu")
+SEEDS = "0-23"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes with and without a place for a weight, images of one, statistics of others."""
+    folder = tmp_path_factory.mktemp("compare")
+    said = {"model": tiny.saved(folder), "prompts": ["a cat", "<b>a dog"], "steps": 2}
+    said |= {"sampler": "UniPC()"}
+    recipes = {
+        "plain": said,
+        "cfg": said | {"guidance": "CFG(3)"},
+        "sweep": said | {"guidance": "CFG({w}) + SAG(0.75)"},
+    }
+    for name, recipe in recipes.items():
+        (folder / f"{name}.json").write_text(json.dumps(recipe))
+    sample(read(folder / "cfg.json"), SEEDS, folder / "cfg", device="cpu", batch=8)
+    sample(read(folder / "plain.json"), "100-139", folder / "real", device="cpu", batch=8)
+    stats(folder / "real", folder / "real.npz", SMALL)
+    return folder
+
+
+def figures(path: Path) -> dict[str, dict[str, object]]:
+    return {figure["name"]: figure for figure in json.loads(path.read_text())["figures"]}
+
+
+def test_a_recipe_and_its_pictures_have_the_same_figures(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one pass, resumed in the middle, and from a folder of PNG files; on the real extractor.
+
+    Batches of 5 and of 8 differ by a grey level in rare pixels, which moves figures by 1e-4.
+    """
+    found = {}
+    work = tmp_path / "work"
+    for seeds in ("0-9", SEEDS):
+        samples = Samples(seeds, 5, work)
+        out = tmp_path / "recipe.json"
+        evaluate(root / "cfg.json", root / "real.npz", SMALL, samples, out=out)
+    found["recipe"] = figures(tmp_path / "recipe.json")
+    evaluate(root / "cfg", root / "real.npz", SMALL, out=tmp_path / "folder.json")
+    found["folder"] = figures(tmp_path / "folder.json")
+    (folder,) = work.iterdir()
+    assert sorted(p.name for p in folder.glob("*.npz")) == [
+        "chunk-00000000000000000000.npz",
+        "chunk-00000000000000000010.npz",
+    ]
+    for name, figure in found["recipe"].items():
+        assert figure["n"] == 24 and figure["seeds"] == SEEDS
+        assert found["folder"][name]["seeds"] == SEEDS
+        for field in ("value", "interval", "reference_n"):
+            assert figure[field] == pytest.approx(found["folder"][name][field], 1e-3, 5e-3)
+    assert f"seeds {SEEDS}" in capsys.readouterr().out
+
+
+def test_a_picture_is_a_recipe_of_its_prompt(root: Path, tmp_path: Path) -> None:
+    samples = Samples("0-7", 8, tmp_path)
+    path = root / "cfg" / "000001.png"
+    evaluate(path, root / "real.npz", SMALL, samples, out=tmp_path / "out.json")
+    assert figures(tmp_path / "out.json")["FD-EfficientNetLite0"]["n"] == 8
+    (manifest,) = tmp_path.glob("*/manifest.json")
+    key = json.loads(manifest.read_text())["key"]
+    assert key["prompt"] == "<b>a dog" and key["prompts"] == []
+
+
+def test_other_weights_under_the_same_name_are_other_pictures(root: Path, tmp_path: Path) -> None:
+    """A model that was trained on: neither its features nor its images count with the old."""
+    said = json.loads((root / "cfg.json").read_text())
+    shutil.copytree(said["model"], tmp_path / "pipe")
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(said | {"model": str(tmp_path / "pipe")}))
+    samples = Samples("0-3", 4, tmp_path / "work")
+    evaluate(recipe, root / "real.npz", SMALL, samples, resamples=0)
+    sample(read(recipe), "0", tmp_path / "png", device="cpu")
+    weights = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 64  # in the mantissa
+    weights.write_bytes(data)
+    _loaded.cache_clear()  # as in a new process
+    evaluate(recipe, root / "real.npz", SMALL, samples, resamples=0)
+    assert len(list((tmp_path / "work").iterdir())) == 2
+    with pytest.raises(ValueError, match=r"000000.png was made otherwise: weights was"):
+        sample(read(recipe), "0-1", tmp_path / "png", device="cpu")
+    sample(read(recipe), "1", tmp_path / "later", device="cpu")
+    shutil.copy(tmp_path / "later" / "000001.png", tmp_path / "png")
+    with pytest.raises(ValueError, match=r"000001.png was made .* than 000000.png: weights was"):
+        evaluate(tmp_path / "png", root / "real.npz", SMALL)
+
+
+def test_stale_pictures_are_refused_by_name(root: Path, tmp_path: Path) -> None:
+    folder, reference = tmp_path / "cfg", root / "real.npz"
+    shutil.copytree(root / "cfg", folder)
+    shutil.copy(root / "real" / "000100.png", folder)
+    with pytest.raises(
+        ValueError, match=r"000100.png was made otherwise than 000000.png: guidance was 'CFG\(3\)'"
+    ):
+        evaluate(folder, reference, SMALL)
+    (folder / "000100.png").unlink()
+    evaluate(folder, reference, SMALL, recipe=root / "cfg.json", resamples=0)
+    with pytest.raises(ValueError, match=r"000000.png was made otherwise than the recipe asked"):
+        evaluate(folder, reference, SMALL, recipe=root / "plain.json")
+    Image.new("RGB", (16, 16)).save(folder / "bare.png")
+    with pytest.raises(ValueError, match=r"bare.png was .* one of them holds no recipe"):
+        evaluate(folder, reference, SMALL)
+    evaluate(folder, reference, SMALL, mixed=True, resamples=0)
+    (folder / "bare.png").unlink()
+    shutil.copy(folder / "000003.png", folder / "again.png")
+    with pytest.raises(ValueError, match=r"again.png and 000003.png both have seed 3|both have"):
+        evaluate(folder, reference, SMALL)
+
+
+def test_another_set_of_prompts_is_another_recipe(root: Path, tmp_path: Path) -> None:
+    """The images of both sets hold equal fields but for their prompts."""
+    said = json.loads((root / "cfg.json").read_text())
+    for i, prompts in enumerate((["a cat", "a dog"], ["a cat", "a dog", "a tree"])):
+        path = tmp_path / f"{i}.json"
+        path.write_text(json.dumps(said | {"prompts": prompts}))
+        sample(read(path), str(i), tmp_path / "out", device="cpu")
+    with pytest.raises(ValueError, match=r"000001.png was made otherwise than 000000.png: recipe"):
+        evaluate(tmp_path / "out", root / "real.npz", SMALL)
+
+
+class Checked(HTMLParser):
+    """Collects what a page loads, and that every tag that opens closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img", "line", "circle", "polyline"):
+            self.open.append(tag)
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("line", "circle", "polyline"):
+            assert self.open.pop() == tag
+
+
+def test_compare_writes_a_page_that_loads_nothing(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["cfg", "sweep w=1", "sweep w=4"]
+    paths = (root / "cfg.json", root / "sweep.json")
+    for _ in range(2):  # the second time from what was measured
+        samples = Samples(SEEDS, 8, tmp_path / "work")
+        compare(paths, root / "real.npz", "1,4", SMALL, samples, tmp_path / "out", show=2)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    recipes = {recipe["name"]: recipe for recipe in report["recipes"]}
+    assert list(recipes) == names
+    rows = {name: recipe["costs"]["rows"][0] for name, recipe in recipes.items()}
+    assert rows == {"cfg": 4, "sweep w=1": 6, "sweep w=4": 6}  # 2 steps of 2 or 3 rows
+    evaluate(root / "cfg", root / "real.npz", SMALL, out=tmp_path / "folder.json")
+    apart = figures(tmp_path / "folder.json")
+    first = {figure["name"]: figure for figure in recipes["cfg"]["figures"]}
+    for name, figure in first.items():
+        assert figure["value"] == pytest.approx(apart[name]["value"], 1e-6, 1e-6)
+        assert figure["floor"]["n"] == 20 and figure["seeds"] == SEEDS
+        later = next(f for f in recipes[names[2]]["figures"] if f["name"] == name)
+        value, (low, high) = recipes[names[2]]["differences"][name]
+        assert value == pytest.approx(later["value"] - figure["value"])
+        assert low <= value <= high
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    page = Checked()
+    page.feed(html)
+    assert page.open == []
+    assert len(page.loaded) == 6 and all(u.startswith("data:image/png") for u in page.loaded)
+    assert "url(" not in html and "@import" not in html and "<script" not in html
+    assert "&lt;b&gt;a dog" in html and "<b>a dog" not in html
+    for part in ("N = 24", f"seeds {SEEDS}", "real against real", *names):
+        assert part in html
+    assert len(re.findall("<svg", html)) == 7  # six figures against weight, distance on recall
+    shown = sorted((tmp_path / "out" / "pictures" / "cfg").iterdir())
+    assert [p.name for p in shown] == ["000000.png", "000001.png"]
+    assert "less the first's" in capsys.readouterr().out
+
+
+def test_bad_comparisons(root: Path, tmp_path: Path) -> None:
+    cfg, sweep, plain = (root / f"{name}.json" for name in ("cfg", "sweep", "plain"))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(cfg.read_text()) | {"prompts": ["a tree"]}))
+    for paths, weights, message in (
+        ((cfg,), "", "one recipe is nothing to compare"),
+        ((cfg, cfg), "", "named twice"),
+        ((cfg, plain), "1,2", "no recipe has a place for --weights"),
+        ((cfg, sweep), "", "say its numbers"),
+        ((cfg, sweep), "1,x", "are no weights"),
+        ((cfg, sweep), "1,1", "names a weight twice"),
+        ((cfg, other), "", "other has other prompts than cfg"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            entries_of(paths, weights)
+    with pytest.raises(ValueError, match=r"holds \{w\}: .diffsteer compare"):
+        evaluate(sweep, root / "real.npz", SMALL, Samples("0-3", 4, tmp_path))
+
+
+def test_names_of_like_files_are_their_paths(root: Path, tmp_path: Path) -> None:
+    shutil.copy(root / "plain.json", tmp_path / "cfg.json")
+    entries = entries_of((root / "cfg.json", tmp_path / "cfg.json"), "")
+    assert [e.name for e in entries] == [str(root / "cfg.json"), str(tmp_path / "cfg.json")]
+
+
+def test_rendering_leaves_the_pipeline_as_it_was(root: Path) -> None:
+    """Sweeps take the same pipeline again: no steering, counter or scheduler stays behind."""
+    plain, cfg = read(root / "plain.json"), read(root / "cfg.json")
+    with rendering(plain, "cpu") as images:
+        before = images([0, 1])
+        assert images.rows() == {"rows": 4}
+    with rendering(cfg, "cpu") as images:
+        assert not torch.equal(images([0, 1]), before)
+        assert images.rows() == {"rows": 8} and images.rows() == {"rows": 0}
+    with rendering(plain, "cpu") as images:
+        assert torch.equal(images([0, 1]), before)
+    pipe, scheduler, _ = _loaded(plain.model, "cpu")
+    assert "forward" not in vars(pipe.unet) and type(scheduler).__name__ == "DDIMScheduler"
