@@ -11,7 +11,7 @@ from diffsteer.cli.schedule import show
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "diffsteer.cli.main", *args]
+    command = [sys.executable, "-m", "diffsteer.cli", *args]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -38,6 +38,6 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_that_are_not_there_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffsteer.hf.load.files", lambda _: tmp_path)
-    with pytest.raises(ValueError, match="holds no weights of 'pocket'"):
+    monkeypatch.setattr("diffsteer.io.extensions.entry_points", lambda **_: ())
+    with pytest.raises(ModuleNotFoundError, match="'pocket' belongs to diffsteer-lab"):
         pipeline("pocket", None)

@@ -495,7 +495,7 @@ def test_the_command(
     monkeypatch.setattr("diffsteer_lab.cli.analyse._extractor", lambda device: None)
     words = [model, "--refiner", refiner, "--prompts", prompts, "--out", out, "--device", "cpu"]
     words += ["--guidance", "CFG(3)", "--steps", 2, "--seeds", "3-4", "--count", 4, "--show", 1]
-    words += ["--score", "test_refine_analysis:brightness"]
+    words += ["--score", "test_noise_analysis:brightness"]
     run(monkeypatch, *words)
     printed = capsys.readouterr().out
     assert "Does the lowest band carry the result?" in printed and "index.html" in printed

@@ -9,10 +9,10 @@ from diffsteer_lab.emoji import BACKGROUNDS, Emoji
 
 from diffsteer.generate.pipelines import rendering
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import REFINER, network, pipeline
+from diffsteer.hf.load import network, pipeline
 from diffsteer.metrics.background import errors, nearest
 
-FOLDER = files("diffsteer") / "assets" / "pocket"
+FOLDER = files("diffsteer_lab") / "assets" / "pocket"
 NAMES = ("pocket", "pocket-eps", "pocket-guide")
 THINGS = ("grinning face", "owl", "rocket", "cat face", "alarm clock", "red apple", "man", "bus")
 PROMPTS = tuple(
@@ -66,8 +66,8 @@ def test_refined_noise_leads_where_guidance_does() -> None:
     made = {}
     for name, how in {
         "none": {},
-        "refined": {"refiner": REFINER},
-        "half": {"refiner": REFINER, "strength": 0.5},
+        "refined": {"refiner": "pocket-refiner"},
+        "half": {"refiner": "pocket-refiner", "strength": 0.5},
         "guided": {"guidance": "CFG(2)"},
     }.items():
         with rendering(replace(base, **how)) as images:
@@ -80,7 +80,7 @@ def test_refined_noise_leads_where_guidance_does() -> None:
 
 
 def test_cards_and_size() -> None:
-    for name in (*NAMES, REFINER):
+    for name in (*NAMES, "pocket-refiner"):
         card = (FOLDER / name / "README.md").read_text("utf-8")
         for word in (f"diffsteer train {name}", "Apache-2.0", "CC-BY 4.0", "320,000"):
             assert word in card, (name, word)

@@ -161,7 +161,7 @@ def test_frechet_infinity_removes_most_of_the_sample_bias() -> None:
 
 
 def test_frechet_infinity_needs_enough_pictures() -> None:
-    with pytest.raises(ValueError, match="96 pictures"):
+    with pytest.raises(ValueError, match="96 images"):
         frechet_infinity(normal(90, 24), gaussian(torch.eye(24, dtype=F64)))
 
 
@@ -229,7 +229,7 @@ def test_too_few_rows_are_refused_with_numbers() -> None:
     x, y = normal(5, 3), normal(4, 3)
     with pytest.raises(ValueError, match="5 generated and 4 of the reference"):
         kid(x, y)
-    with pytest.raises(ValueError, match="k=4 needs more than 4 pictures"):
+    with pytest.raises(ValueError, match="k=4 needs more than 4 images"):
         manifold(x, y, k=4)
     with pytest.raises(ValueError, match="5 images do not make 10 splits"):
         inception_score(x)

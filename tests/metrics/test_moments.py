@@ -104,7 +104,7 @@ def test_alone_reduction_changes_nothing() -> None:
 def test_bad_features_are_refused_by_name() -> None:
     x = features(4, 3)
     x[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="picture 2 are not finite"):
+    with pytest.raises(ValueError, match="image 2 are not finite"):
         Moments.of(x)
     with pytest.raises(ValueError, match="one row of floats"):
         Moments.of(torch.zeros(4, 3, dtype=torch.uint8))

@@ -182,9 +182,7 @@ with launched():
 def started(tmp_path: Path, processes: int) -> subprocess.Popen[bytes]:
     out, log = tmp_path / "out", tmp_path / "log"
     program = tmp_path / "program.py"
-    program.write_text(
-        PROGRAM.format(tests=str(Path(__file__).parents[1]), log=str(log), out=str(out))
-    )
+    program.write_text(PROGRAM.format(tests=str(Path(__file__).parent), log=str(log), out=str(out)))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(program)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -319,5 +319,5 @@ def test_the_command_line(models: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_the_table_is_read_whole() -> None:
-    text = (ROOT / "src/diffsteer/presets/edm2.csv").read_text("utf-8")
+    text = (ROOT / "src/diffsteer/models/edm2/presets.csv").read_text("utf-8")
     assert [row["name"] for row in csv.DictReader(text.splitlines())] == list(presets())

@@ -788,7 +788,7 @@ def test_bad_input(sd, tmp_path: Path) -> None:
         **pipe.components, requires_safety_checker=False
     )
     call = {"image": torch.rand(1, 3, 16, 16), "strength": 0.5, "num_inference_steps": 4}
-    with steer(picture, refiner=refiner), pytest.raises(ValueError, match="from a picture"):
+    with steer(picture, refiner=refiner), pytest.raises(ValueError, match="from an image"):
         picture("a cat", **call, output_type="latent")
 
 

@@ -129,7 +129,7 @@ def test_unit_latents_change_no_reconstruction() -> None:
 def killed(path: str, out: Path, after: float) -> None:
     """Start a run and kill it some seconds after its first checkpoint began to be written."""
     run = subprocess.Popen(
-        [sys.executable, "-m", "diffsteer.cli.main", "train", path, "--out", str(out)],
+        [sys.executable, "-m", "diffsteer.cli", "train", path, "--out", str(out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -207,7 +207,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
-            *("--master_port=29517", "-m", "diffsteer.cli.main"),
+            *("--master_port=29517", "-m", "diffsteer.cli"),
             *("train", path, "--out", str(out), "--set", "training.images=4"),
         ],
         check=True,

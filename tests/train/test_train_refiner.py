@@ -107,13 +107,13 @@ def test_targets_are_bound_to_every_weight_that_decides_them(
 def test_a_target_that_is_no_number_is_not_kept(
     teacher: Recipe, tmp_path: Path, monkeypatch
 ) -> None:
-    from diffsteer.refine import targets as module
+    from diffsteer.train.refiner import targets as module
 
     def broken(images: Any, recipe: Any, texts: Any, noise: Tensor, shown: bool) -> Any:
         noise[1] = float("nan")
         return noise, None
 
-    monkeypatch.setattr(module, "ended", broken)
+    monkeypatch.setattr(module, "sample_from_noise", broken)
     with pytest.raises(ValueError, match="seed 1 is not finite"):
         make(teacher, range(3), tmp_path)
     assert not list(tmp_path.glob("chunk-*"))
@@ -125,7 +125,7 @@ def test_processes_share_the_seeds(teacher: Recipe, stored: Path, tmp_path: Path
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [
         "-m",
-        "diffsteer.cli.main",
+        "diffsteer.cli",
         "refine",
         "targets",
         teacher.model,

@@ -339,7 +339,7 @@ BAD_LINES = {
     "no caption": ([NAMED[0], {"file_name": "a.png"}], "line 2 has no caption"),
     "number": ([{"file_name": "a.png", "text": 3}], "line 1 has no caption"),
     "empty": ([{"file_name": "a.png", "text": " "}], "line 1 is empty"),
-    "stranger": ([*NAMED, {"file_name": "z.png", "text": "x"}], "line 4 .*z.png.*no picture"),
+    "stranger": ([*NAMED, {"file_name": "z.png", "text": "x"}], "line 4 .*z.png.*no image"),
     "twice": ([*NAMED, NAMED[0]], r"line 4 .*sub/a\.png.*before"),
     "left out": (NAMED[1:], r"no line for sub/a\.png"),
     "up": ([{"file_name": "../a.png", "text": "x"}], r"line 1 names \.\./a\.png, which leads out"),
@@ -380,7 +380,7 @@ def test_a_caption_without_a_picture_is_refused_by_name(name: str, tmp_path: Pat
     (root / "notes.md").write_text("no caption")
     assert len(Folder.at(root)) == 3
     (root / name).write_text("a dog")
-    with pytest.raises(ValueError, match=f"holds {name}, a caption, and no picture"):
+    with pytest.raises(ValueError, match=f"holds {name}, a caption, and no image"):
         Folder.at(root)
     assert len(Folder.at(metadata(root, *NAMED))) == 3  # where captions are not beside images
 
@@ -434,7 +434,7 @@ def test_shards_are_read_in_their_order(tmp_path: Path) -> None:
 
 PAIR = {"a.png": png(3), "a.txt": b"x"}
 BAD_SHARDS = {
-    "no picture": ({"a.cls": b"1"}, {}, "holds no picture"),
+    "no image": ({"a.cls": b"1"}, {}, "holds no image"),
     "no caption": ({**PAIR, "b.png": png(1)}, {}, "no caption for b"),
     "caption alone": ({**PAIR, "b.txt": b"x"}, {}, "0 images for b"),
     "dots in the name": ({**PAIR, "d.e/x.y.png": png(1)}, {}, r"0 images for d.e/x.*x\.y\.png"),
@@ -601,7 +601,7 @@ def test_sizes_are_those_of_decoded_pictures(tmp_path: Path) -> None:
         tuple(source[i].pixels.shape[1:]) for i in range(3)
     ]
     assert pickle.loads(pickle.dumps(source)) == source
-    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "b.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"b\.jpg is no readable"):
         _ = Folder.at(tmp_path).contents
 
@@ -675,7 +675,7 @@ def test_a_class_is_the_first_folder(tmp_path: Path) -> None:
         ([["a.png", 3], ["b/c.png", 0]], ""),
         ([["a.png", 3]], "no line for b/c.png"),
         ([["a.png", 3], ["b/c.png", 0], ["a.png", 4]], "or there twice"),
-        ([["a.png", 3], ["d.png", 0]], "d.png, which is no picture"),
+        ([["a.png", 3], ["d.png", 0]], "d.png, which is no image"),
         ([["a.png", "3"]], "where .picture, number of its class."),
         ([["a.png", True]], "where .picture, number"),
         ([["a.png", -1]], "where .picture, number"),

@@ -336,7 +336,7 @@ def _scan(shard: Path, label: str) -> Iterator[Member]:
             raise ValueError(f"{shard} has {part.info.name} twice: rename one")
         samples[part.key][part.kind] = part
     if not any(kind in SUFFIXES for parts in samples.values() for kind in parts):
-        raise ValueError(f"{shard} holds no picture: give PNG, JPEG, WebP or BMP members")
+        raise ValueError(f"{shard} holds no image: give PNG, JPEG, WebP or BMP members")
     for key, parts in samples.items():
         pictures = [part.info for part in parts.values() if part.kind in SUFFIXES]
         if not pictures and not any(_counts(part, label) for part in parts.values()):
@@ -344,7 +344,7 @@ def _scan(shard: Path, label: str) -> Iterator[Member]:
         if len(pictures) != 1:
             names = ", ".join(part.info.name for part in parts.values())
             raise ValueError(
-                f"{shard} has {len(pictures)} pictures for {key}, not one, among {names}: the name "
+                f"{shard} has {len(pictures)} images for {key}, not one, among {names}: the name "
                 "of an image is that of its caption up to the first dot, then .png, .jpg, .jpeg, "
                 ".webp or .bmp"
             )
