@@ -13,7 +13,7 @@ import diffsteer
 ROOT = Path(diffsteer.__file__).parent
 LAYERS = {  # what each may import of diffsteer besides itself
     "core": set(),
-    "io": set(),
+    "io": {"core"},
     "guidance": {"core"},
     "models": {"core", "guidance", "io"},
     "hf": {"core", "guidance", "io"},

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond, rows_of
@@ -70,11 +71,11 @@ def steer(
         guidance = parse(guidance, Guidance)
     idle = not zero_snr and refiner is None
     if guidance is None and (idle or guide is not None or max_rows is not None):
-        raise ValueError(
+        raise InputError(
             'nothing to steer by: give a guidance, such as "CFG(6)", a refiner, or zero_snr=True'
         )
     if not isfinite(strength) or (refiner is None and strength != 1):
-        raise ValueError(
+        raise InputError(
             f"strength={strength} is how much of what a refiner changes is taken: give a finite "
             "number, with a refiner"
         )
@@ -153,7 +154,7 @@ class Steering:
     def _steered(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the network's forward."""
         if getattr(self.pipe, "guidance_rescale", 0):
-            raise ValueError(
+            raise InputError(
                 f"guidance_rescale={self.pipe.guidance_rescale} of the pipeline would act on top "
                 "of this guidance: leave it at 0 and write .rescaled(phi)"
             )
@@ -188,7 +189,7 @@ class Steering:
             return self._guided(whole, {"cond": lambda: said}, self.pipe.scheduler, tick)
         if self._prompts.is_null(said):
             if self._answered is None or self._answered[0] is not whole:
-                raise ValueError(
+                raise InputError(
                     f"{type(self.pipe).__name__} calls its network for the negative prompt with "
                     "another sample than for the prompt: call it with true_cfg_scale=1"
                 )
@@ -212,9 +213,9 @@ def zero_snr_scheduler(pipe: Any) -> Any:
 
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
-        raise ValueError(f"{type(pipe).__name__} has no scheduler to set to zero terminal SNR")
+        raise InputError(f"{type(pipe).__name__} has no scheduler to set to zero terminal SNR")
     if flows({"_class_name": type(scheduler).__name__, **scheduler.config}):
-        raise ValueError(
+        raise InputError(
             f"{type(scheduler).__name__} is of flow matching, which starts at zero SNR by "
             "construction: leave zero_snr out"
         )
@@ -236,7 +237,7 @@ def check_prediction(pipe: Any, guide: Any) -> None:
     if mine is None or theirs is None:
         return
     if mine != theirs:
-        raise ValueError(
+        raise InputError(
             f"the guide's scheduler says prediction_type={theirs!r}, the pipeline's {mine!r}: "
             "answers of both are subtracted, so both have to predict the same"
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.train.settings import Data
 from diffsteer.train.stream import Sample, seeded_fraction
 
@@ -121,7 +122,7 @@ class Emoji:
             ((self.size,), (64, 32, 16)),
         ):
             if not given or not set(given) <= set(known):
-                raise ValueError(f"{given} is not of the emoji data: choose from {known}")
+                raise InputError(f"{given} is not of the emoji data: choose from {known}")
 
     def __len__(self) -> int:
         return len(self._entries) * len(self.styles) * len(self.backgrounds)

@@ -9,6 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from diffsteer.cli.evaluate import agrees, known
 from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import WEIGHT, Recipe, read
 from diffsteer.io.seeds import format_number, parse_seeds
 
@@ -62,7 +63,7 @@ def compare(
 
     entries = entries_of(recipes, weights)
     if resamples < 20 or show < 0:
-        raise ValueError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
+        raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
     features = replace(features, keep=len(parse_seeds(samples.seeds)))
     extractor = features.build()
     agrees(reference, extractor)
@@ -89,7 +90,7 @@ def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:
     numbers = _numbers(weights)
     read_all = [(path, read(path)) for path in paths]
     if numbers and not any(WEIGHT in recipe.guidance for _, recipe in read_all):
-        raise ValueError(
+        raise InputError(
             f'no recipe has a place for --weights: write {WEIGHT} into a guidance, "CFG({WEIGHT})"'
         )
     alike = len({path.stem for path in paths}) == len(paths)
@@ -100,7 +101,7 @@ def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:
             entries.append(Entry(curve, curve, None, recipe))
             continue
         if not numbers:
-            raise ValueError(f"{path} has {WEIGHT} in its guidance: say its numbers, --weights 1,2")
+            raise InputError(f"{path} has {WEIGHT} in its guidance: say its numbers, --weights 1,2")
         for number, filled in zip(numbers, recipe.sweep(numbers), strict=True):
             entries.append(Entry(f"{curve} w={format_number(number)}", curve, number, filled))
     _comparable(entries)
@@ -111,22 +112,22 @@ def _numbers(text: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")] if text else []
     except ValueError as error:
-        raise ValueError(f'{text!r} are no weights: write "1,2,4"') from error
+        raise InputError(f'{text!r} are no weights: write "1,2,4"') from error
     if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{text!r} names a weight twice")
+        raise InputError(f"{text!r} names a weight twice")
     return numbers
 
 
 def _comparable(entries: list[Entry]) -> None:
     if len(entries) < 2:
-        raise ValueError("one recipe is nothing to compare: name two, or use `diffsteer evaluate`")
+        raise InputError("one recipe is nothing to compare: name two, or use `diffsteer evaluate`")
     if len({entry.name for entry in entries}) < len(entries):
-        raise ValueError("a recipe is named twice: name each once")
+        raise InputError("a recipe is named twice: name each once")
     first = entries[0]
     for entry in entries[1:]:
         said, theirs = ((e.recipe.prompt, e.recipe.prompts) for e in (first, entry))
         if said != theirs:
-            raise ValueError(
+            raise InputError(
                 f"{entry.name} has other prompts than {first.name}: images of other things do "
                 "not compare; give both the same prompts"
             )

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from diffsteer.core.errors import InputError
+
 
 def edm2(source: Positional[Path], out: Positional[Path], /) -> None:
     """Convert an official EDM2 snapshot to safetensors and JSON; nothing in it is run.
@@ -66,11 +68,11 @@ def widths_of(text: str) -> list[float]:
             *_, a, b = found
             steps = round((float(last) - b) / (b - a))
             if steps < 0 or abs(b + steps * (b - a) - float(last)) > 1e-6:
-                raise ValueError
+                raise InputError
             found += [b + (i + 1) * (b - a) for i in range(steps)]
     except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f'{text!r}: write widths as "0.05,0.1" or "0.01,0.02,...,0.25"') from error
+        raise InputError(f'{text!r}: write widths as "0.05,0.1" or "0.01,0.02,...,0.25"') from error
     found = [round(width, 3) for width in found]  # names of files have three decimals
     if len(set(found)) < len(found):
-        raise ValueError(f"{text!r} names a width twice, in three decimals")
+        raise InputError(f"{text!r} names a width twice, in three decimals")
     return found

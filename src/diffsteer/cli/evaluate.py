@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
+from diffsteer.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ def stats(
         features: How images become features.
     """
     if out.suffix != ".npz":
-        raise ValueError(f"{out} does not end in .npz, by which readers know the format")
+        raise InputError(f"{out} does not end in .npz, by which readers know the format")
     found = measured(data, features, features.build())
     found.save(out)
     print(f"{out}: N={found.n}, features of {len(found.features)} kept, {found.origin}")
@@ -76,7 +77,7 @@ def evaluate(
     from diffsteer.metrics.value import table
 
     if resamples != 0 and resamples < 20:
-        raise ValueError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
+        raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
     extractor = features.build()
     agrees(reference, extractor)
     with launched():
@@ -152,7 +153,7 @@ def _folder(
     from diffsteer.metrics.same_recipe import seeds_in
 
     if Processes.running().world > 1:
-        raise ValueError(f"{path} is no recipe: only recipes are shared by processes; start one")
+        raise InputError(f"{path} is no recipe: only recipes are shared by processes; start one")
     wanted = None if recipe is None else read(recipe)
     seeds = seeds_in(Pictures.at(path), wanted, mixed)
     return measured(path, features, extractor), seeds

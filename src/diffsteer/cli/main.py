@@ -8,6 +8,7 @@ from typing import Annotated, TextIO
 import tyro
 
 from diffsteer.cli import compare, convert, convert_adm, evaluate, refine, sample, train
+from diffsteer.core.errors import InputError
 from diffsteer.io.extensions import LAB, extension, extensions
 
 app = tyro.extras.SubcommandApp()
@@ -109,7 +110,7 @@ def main() -> None:
     try:
         _require_installed(sys.argv[1:])
         app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (InputError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"diffsteer: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from diffsteer.core.errors import InputError
+
 if TYPE_CHECKING:
     from diffsteer.generate.recipe import Recipe
     from diffsteer.metrics.features import Extractor
@@ -35,7 +37,7 @@ class Features:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.keep < 0:
-            raise ValueError(f"batch={self.batch}, keep={self.keep}: give batch >= 1 and keep >= 0")
+            raise InputError(f"batch={self.batch}, keep={self.keep}: give batch >= 1 and keep >= 0")
 
     def build(self) -> "Extractor":
         """Make the extractor.
@@ -53,7 +55,7 @@ class Features:
         try:
             made: Extractor = kinds[self.extractor](**given, device=device_of(self.device))  # type: ignore[arg-type]
         except TypeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.extractor} cannot be made from {given or 'no options'}: {error}"
             ) from error
         return made

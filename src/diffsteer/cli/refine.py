@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.seeds import parse_seeds, prompts_of
 
@@ -41,7 +42,7 @@ def targets(
     from diffsteer.train.refiner.targets import make
 
     if not recipe.model or recipe.prompt:
-        raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")
+        raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe = replace(recipe, prompts=prompts_of(prompts))
     judge = score_of(score, device) if score else None
     with launched():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate import networks, published
 from diffsteer.generate.networks import Images
 from diffsteer.generate.options import (
@@ -60,12 +61,12 @@ def sample(
 
     numbers = parse_seeds(seeds)
     if batch < 1:
-        raise ValueError(f"batch={batch} makes no picture: give at least 1")
+        raise InputError(f"batch={batch} makes no picture: give at least 1")
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
     if like is not None:
         if (recipe, seeds, network, noise) != (NOTHING_SAID, "0", NO_OPTIONS, OFFICIAL_NOISE):
-            raise ValueError(
+            raise InputError(
                 "--from repeats an image as it was: give no model, recipe or seeds, no options"
             )
         recipe, seed = recipe_of_png(like)
@@ -76,17 +77,17 @@ def sample(
         _fill(images, numbers, out, batch, preset.subdirs)
         return
     if (network, noise) != (NO_OPTIONS, OFFICIAL_NOISE):
-        raise ValueError(
+        raise InputError(
             "respacing, classifier and head split are of ADM networks, sigmas, rho and churn of "
             "EDM2: name a folder of `diffsteer convert adm` or `convert edm2` as model"
         )
     if preset != NOTHING_PUBLISHED:
         if recipe != NOTHING_SAID:
-            raise ValueError("a preset says model and recipe: give neither, nor --from")
+            raise InputError("a preset says model and recipe: give neither, nor --from")
         published.sample(preset, numbers, out, batch, device)
         return
     if not recipe.model:
-        raise ValueError("name a model (hub id or folder), or an image to repeat with --from")
+        raise InputError("name a model (hub id or folder), or an image to repeat with --from")
     _fill(rendering(recipe, device), numbers, out, batch)
 
 

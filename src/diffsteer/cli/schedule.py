@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Eps
 from diffsteer.core.schedule import EDM, NAMED, Discrete, Schedule
@@ -53,7 +54,7 @@ def load(source: str) -> tuple[Schedule, bool, str | None]:
     if source in NAMED:
         return NAMED[source](), False, None
     if not Path(source).exists():
-        raise ValueError(
+        raise InputError(
             f"{source!r} is neither a schedule ({', '.join(NAMED)}) nor a path: "
             "give scheduler_config.json or a folder that has one"
         )
@@ -67,7 +68,7 @@ def _repaired(schedule: Schedule) -> Schedule:
     if isinstance(schedule, Discrete):
         return schedule.zero_snr()
     if isinstance(schedule, EDM):
-        raise ValueError(
+        raise InputError(
             "EDM has alpha=1 at every level, so its SNR never reaches 0: raise sigma_max instead"
         )
     return schedule  # flow and continuous cosine end at zero SNR as they are
@@ -111,13 +112,13 @@ def _notes(schedule: Schedule, levels: tuple[Level, ...], eps: bool) -> list[str
 def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path) -> None:
     """Draw the schedule as curves and the visited levels as dots."""
     if not path.absolute().parent.is_dir() or path.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be written: give the path of an image in a folder there is"
         )
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError('a plot needs matplotlib: pip install "diffsteer[plot]"') from error
+        raise InputError('a plot needs matplotlib: pip install "diffsteer[plot]"') from error
     ends = schedule.first, schedule.last
     times = torch.linspace(ends[0], ends[1], 1000, dtype=torch.float64)
     if isinstance(schedule, EDM):

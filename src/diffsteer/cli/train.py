@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from diffsteer.core.errors import InputError
+
 
 def train(
     preset: Positional[str] = "",
@@ -36,7 +38,7 @@ def train(
 
     named = {"start": model, "targets": targets}
     if not preset and (model or targets or changes or out or start):
-        raise ValueError("name the preset that is to be trained; `diffsteer train` lists them")
+        raise InputError("name the preset that is to be trained; `diffsteer train` lists them")
     if not preset:
         for name, about in presets().items():
             print(f"{name:18} {about}")

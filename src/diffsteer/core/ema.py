@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 
 WIDEST = 12**-0.5
@@ -31,7 +32,7 @@ def sigma_rel(gamma: float) -> float:
         ValueError: `gamma` is below 0 or not finite.
     """
     if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma={gamma} is no exponent of an average: give a number >= 0")
+        raise InputError(f"gamma={gamma} is no exponent of an average: give a number >= 0")
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
@@ -42,7 +43,7 @@ def gamma(sigma_rel: float) -> float:
         ValueError: `sigma_rel` is not in ]0, 12^-1/2], about 0.2887.
     """
     if not 0 < sigma_rel <= WIDEST * (1 + 1e-12):
-        raise ValueError(
+        raise InputError(
             f"sigma_rel={sigma_rel} is no width of an average: it lies above 0 and reaches "
             f"{WIDEST:.4f}, the mean of all weights"
         )
@@ -69,7 +70,7 @@ def decay(count: int, batch: int, gamma: float) -> float:
         ValueError: the numbers cannot be.
     """
     if not 0 < batch <= count:
-        raise ValueError(
+        raise InputError(
             f"after a step of {batch} images {count} cannot be all so far: count includes the batch"
         )
     return math.pow(1 - batch / count, gamma + 1)
@@ -100,9 +101,9 @@ def weights(stored: Sequence[Profile], target: Profile) -> Tensor:
     stored = [(float(count), float(g)) for count, g in stored]
     for count, g in (*stored, target):
         if not (0 < count < math.inf and 0 <= g < math.inf):
-            raise ValueError(f"no average ends after {count} images with gamma={g}: both are > 0")
+            raise InputError(f"no average ends after {count} images with gamma={g}: both are > 0")
     if not stored or len(set(stored)) < len(stored):
-        raise ValueError(f"{len(stored)} averages, {len(set(stored))} different: give some, once")
+        raise InputError(f"{len(stored)} averages, {len(set(stored))} different: give some, once")
     f64 = torch.float64
     square = torch.tensor([[inner(a, b) for b in stored] for a in stored], dtype=f64)
     aim = torch.tensor([inner(a, target) for a in stored], dtype=f64)
@@ -134,10 +135,10 @@ class PowerEMA:
         self._params, self._copied = dict(listed), dict(others)
         names = {*self._params, *self._copied}
         if len(names) < len(listed) + len(others):
-            raise ValueError("a name comes twice: give each weight and each buffer once")
+            raise InputError("a name comes twice: give each weight and each buffer once")
         for name, p in listed:
             if not p.is_floating_point():
-                raise ValueError(f"{name} has dtype {p.dtype}, of which there is no average: copy")
+                raise InputError(f"{name} has dtype {p.dtype}, of which there is no average: copy")
         self._averages = [
             {name: upcast(p.detach()).clone() for name, p in listed} for _ in self.sigmas
         ]
@@ -176,12 +177,12 @@ class PowerEMA:
             ValueError: it is of other widths, or of other weights; nothing is changed then.
         """
         if list(state["sigmas"]) != list(self.sigmas):
-            raise ValueError(f"averages of widths {state['sigmas']}, not {list(self.sigmas)}")
+            raise InputError(f"averages of widths {state['sigmas']}, not {list(self.sigmas)}")
         pairs = list(zip(self._averages, state["averages"], strict=True))
         for mine, other in pairs:
             if {n: a.shape for n, a in mine.items()} != {n: a.shape for n, a in other.items()}:
                 odd = set(mine) ^ set(other) or "of other shapes"
-                raise ValueError(f"averages of another network: weights {odd}")
+                raise InputError(f"averages of another network: weights {odd}")
         for mine, other in pairs:
             for name, a in mine.items():
                 a.copy_(other[name])

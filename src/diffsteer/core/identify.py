@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Noise
 from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
@@ -47,7 +48,7 @@ def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0)
     best, second = sorted(errors, key=errors.__getitem__)[:2]
     if not errors[second] > 1.2 * errors[best]:
         said = ", ".join(f"{type(k).__name__} {e / len(SHARES):.3g}" for k, e in errors.items())
-        raise ValueError(
+        raise InputError(
             f"the output is explained by no prediction type alone; relative errors are {said}: "
             "give more samples of the network's own data, or check the schedule"
         )

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+
 
 class Level(NamedTuple):
     """One noise level, or one for each sample.
@@ -65,12 +67,12 @@ def require_alike(**tensors: Tensor) -> None:
     (first, a), *others = tensors.items()
     for name, b in others:
         if a.shape != b.shape:
-            raise ValueError(
+            raise InputError(
                 f"{first} has shape {tuple(a.shape)}, {name} {tuple(b.shape)}: give both one shape"
             )
     for name, x in tensors.items():
         if not x.is_floating_point():
-            raise ValueError(f"{name} has dtype {x.dtype}: scale pixels to floats in [-1, 1] first")
+            raise InputError(f"{name} has dtype {x.dtype}: scale pixels to floats in [-1, 1] first")
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def broadcast_like(value: Tensor, x: Tensor) -> Tensor:
     if value.ndim == 0:
         return value
     if value.shape != x.shape[:1]:
-        raise ValueError(
+        raise InputError(
             f"a level of shape {tuple(value.shape)} cannot apply to x of shape {tuple(x.shape)}: "
             "give one level for all rows (0-dim) or one a row, (B,)"
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 
@@ -109,10 +110,10 @@ def _floored(level: Level) -> Level:
 
 def _noisy(level: Level) -> Level:
     if not (level.sigma > 0).all():
-        raise ValueError("a level with sigma=0 has no loss: draw times with noise")
+        raise InputError("a level with sigma=0 has no loss: draw times with noise")
     return level
 
 
 def _positive(name: str, value: float) -> None:
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name}={value} must be a number > 0")
+        raise InputError(f"{name}={value} must be a number > 0")

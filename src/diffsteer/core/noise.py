@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+
 Draw = Callable[[Tensor], Tensor]
 """Draws unit Gaussian noise with the shape, dtype and device of its argument."""
 
@@ -26,7 +28,7 @@ class Noise:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = tuple(int(seed) for seed in seeds)
         if not self.seeds or not all(0 <= seed < 2**64 for seed in self.seeds):
-            raise ValueError(f"{self.seeds} are no seeds: give one a sample, in [0, 2^64)")
+            raise InputError(f"{self.seeds} are no seeds: give one a sample, in [0, 2^64)")
         self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class Noise:
             ValueError: `like` has another number of rows than there are seeds.
         """
         if len(like) != len(self.seeds):
-            raise ValueError(
+            raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(like)} samples: give one each"
             )
         rows = torch.stack([torch.randn(like.shape[1:], generator=g) for g in self._generators])

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoise
@@ -105,13 +106,13 @@ class Gaussians:
     def __init__(self, weights: Tensor, means: Tensor, covs: Tensor) -> None:
         groups, _, dims = means.shape
         if weights.shape != means.shape[:2] or covs.shape != (groups, dims, dims):
-            raise ValueError(
+            raise InputError(
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)} and covariances "
                 f"{tuple(covs.shape)} do not fit: give (G, M), (G, M, D) and (G, D, D)"
             )
         variances, axes = torch.linalg.eigh(covs.to(F64))
         if not (weights > 0).all() or not (variances >= 0).all():
-            raise ValueError("a mixture needs weights > 0 and covariances without variance < 0")
+            raise InputError("a mixture needs weights > 0 and covariances without variance < 0")
         self.weights, self.means = (weights / weights.sum()).to(F64), means.to(F64)
         # by axis, then group last, so that what a group shares is spread along contiguous numbers
         self._variances, self._axes = variances.T.contiguous(), axes.permute(2, 1, 0).contiguous()

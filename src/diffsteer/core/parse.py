@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from diffsteer.core.errors import InputError
+
 T = TypeVar("T")
 
 NODES = (
@@ -33,7 +35,7 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
     """
     roots: tuple[type, ...] = (kind, *parts)
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is a {type(text).__name__}, not the text of a {kind.__name__}")
+        raise InputError(f"{text!r} is a {type(text).__name__}, not the text of a {kind.__name__}")
     classes = {c.__name__: c for root in roots for c in subclasses(root)}
     known = {**classes, **(named or {})}
     tree = _checked(text, {**known, "inf": math.inf}, kind)
@@ -44,9 +46,9 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
         if isinstance(value, type):
             value = value()
     except (TypeError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{text!r}: {error}") from error
+        raise InputError(f"{text!r}: {error}") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{text!r} is a {type(value).__name__}, not a {kind.__name__}")
+        raise InputError(f"{text!r} is a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
@@ -59,18 +61,18 @@ def subclasses(kind: type) -> list[type[Any]]:
 def _checked(text: str, known: Mapping[str, object], kind: type) -> ast.Expression:
     """Parse to a tree that can name nothing but `known`."""
     if len(text) > LONGEST:
-        raise ValueError(f"a text of {len(text)} characters is no {kind.__name__}")
+        raise InputError(f"a text of {len(text)} characters is no {kind.__name__}")
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{text!r} cannot be read as a {kind.__name__}: {error}") from error
+        raise InputError(f"{text!r} cannot be read as a {kind.__name__}: {error}") from error
     for node in ast.walk(tree):
         if not isinstance(node, NODES) or not _harmless(node):
-            raise ValueError(f"{text!r}: this {type(node).__name__} is not allowed here")
+            raise InputError(f"{text!r}: this {type(node).__name__} is not allowed here")
         if isinstance(node, ast.Name) and node.id not in known:
             fit = (n for n, v in known.items() if isinstance(v, kind) or v in subclasses(kind))
             names = ", ".join(sorted(fit))
-            raise ValueError(f"{text!r}: unknown {kind.__name__} {node.id!r}; there are {names}")
+            raise InputError(f"{text!r}: unknown {kind.__name__} {node.id!r}; there are {names}")
     return tree
 
 

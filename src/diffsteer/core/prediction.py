@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, broadcast_like, lincomb, require_alike
 
 
@@ -56,14 +57,14 @@ class Prediction(ABC):
             ValueError: sigma is 0, where x is data already and says nothing about eps.
         """
         if (level.sigma == 0).any():
-            raise ValueError("x holds no noise at sigma=0, so no output can be derived from it")
+            raise InputError("x holds no noise at sigma=0, so no output can be derived from it")
         a, b = self.coefficients(level.alpha, level.sigma)
         return lincomb(b / level.sigma, x, a - b * level.alpha / level.sigma, x0)
 
     def output_shift(self, shift: Tensor, level: Level) -> Tensor:
         """Return the change of the output that moves x0 by `shift` at the same x, `(B, *D)`."""
         if (level.sigma == 0).any():
-            raise ValueError("x is data already at sigma=0, so no output can move it")
+            raise InputError("x is data already at sigma=0, so no output can move it")
         return broadcast_like(-self.det(level) / level.sigma, shift) * shift
 
     def det(self, level: Level) -> Tensor:
@@ -76,14 +77,14 @@ class Prediction(ABC):
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Weights of `x` and `out` in x0 and in eps."""
         if x.shape != out.shape:
-            raise ValueError(
+            raise InputError(
                 f"the network returned shape {tuple(out.shape)} for an input of {tuple(x.shape)}: "
                 "split off learned variances and other extra channels first"
             )
         a, b = self.coefficients(level.alpha, level.sigma)
         det = level.alpha * b - level.sigma * a
         if (det == 0).any():
-            raise ValueError(self._singular(level))
+            raise InputError(self._singular(level))
         return (b / det, -level.sigma / det), (-a / det, level.alpha / det)
 
     def _singular(self, level: Level) -> str:
@@ -166,7 +167,7 @@ class Preconditioned(Prediction):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < float("inf"):
-            raise ValueError(
+            raise InputError(
                 f"sigma_data={self.sigma_data} is no standard deviation: give a number > 0"
             )
 

@@ -14,6 +14,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
 
@@ -73,7 +74,7 @@ class Karras:
 
     def __post_init__(self) -> None:
         if not 0 < self.rho < math.inf:
-            raise ValueError(f"rho={self.rho} must be a number > 0; EDM uses 7")
+            raise InputError(f"rho={self.rho} must be a number > 0; EDM uses 7")
 
     def __call__(self, schedule: Schedule, n: int) -> Tensor:
         """Return `n` decreasing times."""
@@ -104,24 +105,24 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
         ValueError: `n` or `spacing` cannot be, or the times do not decrease to a level with noise.
     """
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
+        raise InputError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
     spacing = schedule.spacing if spacing is None else spacing
     if isinstance(spacing, str):
         if spacing not in SPACINGS:
-            raise ValueError(f"no spacing is called {spacing!r}: there are {', '.join(SPACINGS)}")
+            raise InputError(f"no spacing is called {spacing!r}: there are {', '.join(SPACINGS)}")
         spacing = SPACINGS[spacing]
     times = torch.as_tensor(spacing(schedule, n), dtype=F64)
     if times.shape != (n,):
-        raise ValueError(f"the spacing gave times of shape {tuple(times.shape)} for {n} steps")
+        raise InputError(f"the spacing gave times of shape {tuple(times.shape)} for {n} steps")
     if not (times.diff() < 0).all():
         i = int((~(times.diff() < 0)).nonzero()[0])
-        raise ValueError(
+        raise InputError(
             f"the spacing gave t={times[i]:g} and then t={times[i + 1]:g}: "
             "each must lie below the one before"
         )
     levels = tuple(Level(*level) for level in zip(*schedule.at(times), strict=True))
     if levels[-1].sigma == 0:
-        raise ValueError(f"the last of {n} levels, t={times[-1]:g}, has no noise left to remove")
+        raise InputError(f"the last of {n} levels, t={times[-1]:g}, has no noise left to remove")
     return (*levels, CLEAN)
 
 
@@ -140,14 +141,14 @@ def respaced(schedule: Discrete, text: str) -> tuple[Level, ...]:
     size = len(schedule.alphas)
     times = _strided(size, text) if text.startswith("ddim") else _sections(size, text or str(size))
     if not times:
-        raise ValueError(f"timestep_respacing={text!r} visits no timestep")
+        raise InputError(f"timestep_respacing={text!r} visits no timestep")
     found = torch.tensor(times[::-1], dtype=F64)
     return grid(schedule, len(times), lambda *_: found)
 
 
 def _count(text: str, whole: str) -> int:
     if not text.strip().isdecimal():
-        raise ValueError(f'timestep_respacing={whole!r}: write "250", "10,15,20" or "ddim25"')
+        raise InputError(f'timestep_respacing={whole!r}: write "250", "10,15,20" or "ddim25"')
     return int(text)
 
 
@@ -157,7 +158,7 @@ def _strided(size: int, text: str) -> list[int]:
     for stride in range(1, size):
         if len(range(0, size, stride)) == n:
             return list(range(0, size, stride))
-    raise ValueError(f"{text!r}: no whole stride visits {n} of {size} timesteps")
+    raise InputError(f"{text!r}: no whole stride visits {n} of {size} timesteps")
 
 
 def _sections(size: int, text: str) -> list[int]:
@@ -170,7 +171,7 @@ def _sections(size: int, text: str) -> list[int]:
     for i, count in enumerate(counts):
         length = size // len(counts) + (i < size % len(counts))
         if count > length:
-            raise ValueError(f"{text!r}: {count} steps do not fit on {length} of {size} timesteps")
+            raise InputError(f"{text!r}: {count} steps do not fit on {length} of {size} timesteps")
         stride, at = (length - 1) / (count - 1) if count > 1 else 1.0, 0.0
         for _ in range(count):
             times.append(start + round(at))
@@ -182,7 +183,7 @@ def _sections(size: int, text: str) -> list[int]:
 def _size(schedule: Discrete, n: int) -> int:
     size = len(schedule.alphas)
     if n > size:
-        raise ValueError(
+        raise InputError(
             f"{n} steps do not fit on {size} trained timesteps: take at most {size}, "
             'or a spacing between timesteps ("logsigma", Karras())'
         )
@@ -201,7 +202,7 @@ def _by_ratio(
     last = torch.tensor([schedule.last], dtype=F64)
     span = schedule.span()
     if span[0] == 0:
-        raise ValueError(
+        raise InputError(
             "the first trained level has no noise, so its sigma/alpha has no logarithm"
         )
     lo, hi = (warp(torch.tensor(r, dtype=F64)).item() for r in span)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.options import (
     NO_OPTIONS,
     OFFICIAL_NOISE,
@@ -141,10 +142,10 @@ def _require_meant(
         unused += [f"{n} without s_churn" for n in idle]
     if unused:
         kind = "EDM2" if edm2 else "ADM"
-        raise ValueError(f"{recipe.model} is an {kind} network, which takes no {unused[0]}")
+        raise InputError(f"{recipe.model} is an {kind} network, which takes no {unused[0]}")
     _require_used(recipe, options)
     if edm2 and said.models != Published.models and not _latent(recipe.model):
-        raise ValueError(
+        raise InputError(
             f"{recipe.model} samples pixels: --models, which decodes latents, is not used"
         )
 
@@ -166,16 +167,16 @@ def _require_used(recipe: Recipe, options: Options) -> None:
     nets = {getattr(part, "net", "") for part in parts}
     sampler = parse(recipe.sampler, Sampler, named=NAMED) if recipe.sampler else None
     if recipe.guide and "guide" not in nets:
-        raise ValueError(
+        raise InputError(
             f"guide={recipe.guide} does nothing with guidance={recipe.guidance!r}: give one that "
             'asks it, such as --guidance "Auto(1.7)", or no guide'
         )
     if options.official_head_split and not any(isinstance(part, SAG) for part in parts):
-        raise ValueError(
+        raise InputError(
             f"official_head_split does nothing with guidance={recipe.guidance!r}: it is of SAG"
         )
     if options.classifier and "classifier" not in nets and not getattr(sampler, "classifier", 0):
-        raise ValueError(
+        raise InputError(
             f"classifier={options.classifier} does nothing here: give --guidance "
             '"Classifier(1.0)" or --sampler "Ancestral(classifier=1.0)", or no classifier'
         )

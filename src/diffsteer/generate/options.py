@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.published import Published
 from diffsteer.generate.recipe import metadata
 
@@ -68,12 +69,12 @@ def again(picture: Path, said: Published) -> tuple[Published, Options, Noise]:
         ValueError: more is given, or the image says options that cannot be.
     """
     if said != Published(models=said.models, subdirs=said.subdirs):
-        raise ValueError("--from repeats an image as it was: give no preset, class or precision")
+        raise InputError("--from repeats an image as it was: give no preset, class or precision")
     more = (metadata(picture) or {}).get("options", {})
     kinds: dict[str, type] = {"class": int, "precision": str}
     kinds |= {f.name: type(f.default) for group in (Options, Noise) for f in fields(group)}
     if odd := [name for name, value in more.items() if type(value) is not kinds.get(name)]:
-        raise ValueError(f"{picture} was made with {odd[0]}={more[odd[0]]!r}, which cannot be here")
+        raise InputError(f"{picture} was made with {odd[0]}={more[odd[0]]!r}, which cannot be here")
 
     def of(group: type) -> dict[str, Any]:
         return {f.name: more[f.name] for f in fields(group) if f.name in more}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.hf.conditioning import conditioning_argument, conditioning_kwargs
 from diffsteer.hf.load import network, pipeline
@@ -109,9 +110,9 @@ def rendering(recipe: Recipe, device: str = "") -> Iterator[Rendering]:
         ValueError: the recipe names no model, or what cannot be.
     """
     if not recipe.model:
-        raise ValueError("the recipe names no model: give a hub id or folder")
+        raise InputError("the recipe names no model: give a hub id or folder")
     if WEIGHT in recipe.guidance:
-        raise ValueError(
+        raise InputError(
             f"{recipe.guidance!r} holds {WEIGHT}: `diffsteer compare --weights` fills it"
         )
     pipe, scheduler, weights = _loaded(recipe.model, device_of(device))
@@ -136,7 +137,7 @@ def rendering_by(
         ValueError: the recipe says what cannot be.
     """
     if not recipe.refiner and recipe.strength != 1:
-        raise ValueError(f"strength={recipe.strength} of no refiner: name one, or leave it out")
+        raise InputError(f"strength={recipe.strength} of no refiner: name one, or leave it out")
     if recipe.negative and not recipe.guidance and recipe.refiner:
         warnings.warn(
             "a negative prompt acts by guidance alone: noise is refined for the prompt, and "
@@ -206,7 +207,7 @@ def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
         return scheduler
     name = type(scheduler).__name__
     if flows({"_class_name": name, **scheduler.config}):
-        raise ValueError(
+        raise InputError(
             f"sampler={recipe.sampler!r} cannot take the place of {name}, which samples a flow: "
             'keep that with an empty sampler, --sampler ""'
         )
@@ -229,13 +230,13 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     call: dict[str, Any] = {"num_inference_steps": recipe.steps}
     call |= conditioning_kwargs(pipe, texts, bool(_guidance(recipe)))
     if recipe.negative and "negative_prompt" not in takes:
-        raise ValueError(f"{type(pipe).__name__} takes no negative prompt: leave it out")
+        raise InputError(f"{type(pipe).__name__} takes no negative prompt: leave it out")
     if recipe.negative:
         call["negative_prompt"] = [recipe.negative] * len(texts)
     if "guidance_scale" in takes:
         call["guidance_scale"] = 2.0 if _guidance(recipe) else 1.0
     if odd := recipe.size.keys() - takes:
-        raise ValueError(f"{type(pipe).__name__} takes no {', '.join(sorted(odd))}: leave it out")
+        raise InputError(f"{type(pipe).__name__} takes no {', '.join(sorted(odd))}: leave it out")
     return call | recipe.size
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_number, prompts_of
 
@@ -59,16 +60,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"{self.steps} steps sample nothing: give at least 1")
+            raise InputError(f"{self.steps} steps sample nothing: give at least 1")
         if self.prompt and self.prompts:
-            raise ValueError("a recipe has a prompt or a list of prompts: leave one of them out")
+            raise InputError("a recipe has a prompt or a list of prompts: leave one of them out")
         if not self.sampler and (self.zero_snr or self.spacing != "trailing"):
-            raise ValueError(
+            raise InputError(
                 "spacing and zero SNR belong to a sampler of ours: name one, such as "
                 '--sampler "UniPC()"'
             )
         if min(self.width, self.height) < 0:
-            raise ValueError(
+            raise InputError(
                 f"{self.width} x {self.height} pixels: give both >= 0; 0 is the size of the model"
             )
 
@@ -116,7 +117,7 @@ def read(path: Path) -> Recipe:
         recipe, _ = recipe_of_png(path)
         more = (metadata(path) or {}).get("options", {})
         if more:
-            raise ValueError(
+            raise InputError(
                 f"{path} was made with {', '.join(f'{k}={v!r}' for k, v in more.items())}, which "
                 "no recipe says: `diffsteer sample --from` repeats it; to measure such images, "
                 "sample them into a folder, with the same options"
@@ -125,7 +126,7 @@ def read(path: Path) -> Recipe:
     try:
         said = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise InputError(f"{path} is no JSON: {error}") from error
     if isinstance(said, dict) and isinstance(said.get("prompts"), str):
         said["prompts"] = prompts_of(path.parent / said["prompts"])
     return _checked(said, str(path))
@@ -139,9 +140,9 @@ def recipe_of_png(path: Path) -> tuple[Recipe, int]:
     """
     said = metadata(path)
     if said is None:
-        raise ValueError(f"{path} holds no recipe: `diffsteer sample` did not make it")
+        raise InputError(f"{path} holds no recipe: `diffsteer sample` did not make it")
     if "model" in said:
-        raise ValueError(
+        raise InputError(
             f"{path} is of preset {said['model']}: repeat it by `diffsteer sample --preset "
             f"{said['model']} --seeds {said['seed']}`, with the options that it was made with"
         )
@@ -160,7 +161,7 @@ def metadata(path: Path) -> dict[str, Any] | None:
         with Image.open(path) as picture:
             return parsed(picture.info.get(KEY), str(path))
     except OSError as error:
-        raise ValueError(f"{path} is no readable picture: {error}") from error
+        raise InputError(f"{path} is no readable picture: {error}") from error
 
 
 def parsed(text: Any, where: str) -> dict[str, Any] | None:
@@ -174,22 +175,22 @@ def parsed(text: Any, where: str) -> dict[str, Any] | None:
     try:
         said = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where}: its recipe was changed and is no JSON: {error}") from error
+        raise InputError(f"{where}: its recipe was changed and is no JSON: {error}") from error
     if not (isinstance(said, dict) and "seed" in said):
         return None
     tables = (said.get("recipe"), said.get("options", {}))
     if type(said["seed"]) is not int or not all(isinstance(table, dict) for table in tables):
-        raise ValueError(f"{where}: its recipe was changed, it has no seed or no fields any more")
+        raise InputError(f"{where}: its recipe was changed, it has no seed or no fields any more")
     return said
 
 
 def _checked(said: Any, where: str) -> Recipe:
     """Make a recipe of what a file says, naming what it cannot be."""
     if not isinstance(said, dict):
-        raise ValueError(f"{where} holds no recipe: write an object such as {{'model': ...}}")
+        raise InputError(f"{where} holds no recipe: write an object such as {{'model': ...}}")
     defaults = {field.name: field.default for field in fields(Recipe)}
     if extra := said.keys() - defaults:
-        raise ValueError(
+        raise InputError(
             f"{where} says {', '.join(sorted(extra))}, which this version does not know; "
             f"a recipe has {', '.join(defaults)}"
         )
@@ -200,8 +201,8 @@ def _checked(said: Any, where: str) -> Recipe:
         texts = all(isinstance(each, str) for each in value) if kind is tuple is type(value) else 1
         if type(value) is not kind or not texts:
             called = "list of texts" if kind is tuple else kind.__name__
-            raise ValueError(f"{where}: {name}={value!r} is no {called}")
+            raise InputError(f"{where}: {name}={value!r} is no {called}")
     try:
         return Recipe(**said)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import KEY, metadata
 from diffsteer.io.hashing import differences
 
@@ -68,7 +69,7 @@ class Numbered:
         made = {} if said is None else {name: said.get(name) for name in wanted}
         if said is None or made != wanted:
             why = f"otherwise: {differences(_level(made), _level(wanted))}"
-            raise ValueError(
+            raise InputError(
                 f"{path} was made {'not by this command' if said is None else why}. Give another "
                 "--out, or remove it"
             )
@@ -94,7 +95,7 @@ def share(seeds: Sequence[int]) -> list[int]:
     """Seeds of this process, where torchrun or accelerate launch started several."""
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not 0 <= rank < world:
-        raise ValueError(f"RANK={rank} of WORLD_SIZE={world} processes cannot be: use torchrun")
+        raise InputError(f"RANK={rank} of WORLD_SIZE={world} processes cannot be: use torchrun")
     return list(seeds[rank::world])
 
 

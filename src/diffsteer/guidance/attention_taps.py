@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
+
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Size = tuple[int, int]
 
@@ -209,7 +211,7 @@ def shape_in_tokens(tokens: int, size: Size) -> Size:
     while h * w > tokens and h * w > 1:
         h, w = -(-h // 2), -(-w // 2)
     if h * w != tokens:
-        raise ValueError(
+        raise InputError(
             f"{tokens} attention tokens are not an image of {size[0]}x{size[1]} halved some times: "
             "this layer attends to more than the image"
         )
@@ -257,7 +259,7 @@ def tapped(
         ValueError: there is no such layer, or a layer ran without scaled_dot_product_attention.
     """
     for name in taps.keys() - layers.keys():
-        raise ValueError(f"no attention layer is called {name!r}: there are {', '.join(layers)}")
+        raise InputError(f"no attention layer is called {name!r}: there are {', '.join(layers)}")
     with ExitStack() as stack:
         for name, tap in taps.items():
             stack.enter_context(using(layers[name]))
@@ -265,7 +267,7 @@ def tapped(
         yield
     for name, tap in taps.items():
         if tap.hits == 0:
-            raise ValueError(
+            raise InputError(
                 f"layer {name!r} ran without scaled_dot_product_attention, so it cannot be edited: "
                 "switch off xformers and other attention backends for this network"
             )
@@ -292,5 +294,5 @@ def matching(layers: Sequence[str], wanted: str) -> list[str]:
     found = [name for name in layers if part.search(name)]
     if not found:
         there = ", ".join(layers) or "none in this network"
-        raise ValueError(f"no attention layer is called {wanted!r}: there are {there}")
+        raise InputError(f"no attention layer is called {wanted!r}: there are {there}")
     return found

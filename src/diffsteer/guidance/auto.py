@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Noise
 from diffsteer.guidance.base import Guidance, extrapolate, finite, named
@@ -66,7 +67,7 @@ class AutoDropout(Guidance):
         finite(self, "scale", "p")
         named(self, "on")
         if not 0 < self.p < 1:
-            raise ValueError(f"AutoDropout: p={self.p} is no share to drop: give 0 < p < 1")
+            raise InputError(f"AutoDropout: p={self.p} is no share to drop: give 0 < p < 1")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -101,7 +102,7 @@ class AutoNoise(Guidance):
         finite(self, "scale", "noise")
         named(self, "on")
         if not self.noise > 0:
-            raise ValueError(f"AutoNoise: noise={self.noise} adds none: give a share > 0")
+            raise InputError(f"AutoNoise: noise={self.noise} adds none: give a share > 0")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -117,7 +118,7 @@ class AutoNoise(Guidance):
     def _raised(self, at: GuidanceState) -> Level | None:
         """The level of the noisier input, or None where there is none."""
         if at.schedule is None:
-            raise ValueError(
+            raise InputError(
                 "AutoNoise asks the network at another level: give Denoiser the schedule"
             )
         most = at.schedule.at(at.schedule.last).ratio

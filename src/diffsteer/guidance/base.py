@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries, lockstep
 from diffsteer.guidance.rescale import rescale, rescale_centred
 
@@ -130,12 +131,12 @@ def _require(
     for name in names:
         value = getattr(guidance, name)
         if not fits(value):
-            raise ValueError(f"{type(guidance).__name__}: {name}={value!r} must be {wanted}")
+            raise InputError(f"{type(guidance).__name__}: {name}={value!r} must be {wanted}")
 
 
 def _guidance(inner: object) -> None:
     if not isinstance(inner, Guidance):
-        raise ValueError(f"{inner!r} is no guidance that could be changed")
+        raise InputError(f"{inner!r} is no guidance that could be changed")
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +149,7 @@ class Sum(Guidance):
         if not isinstance(self.terms, tuple) or not all(
             isinstance(g, Guidance) for g in self.terms
         ):
-            raise ValueError(f"a sum is of guidances, not of {self.terms!r}")
+            raise InputError(f"a sum is of guidances, not of {self.terms!r}")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -199,7 +200,7 @@ class Within(Guidance):
     def __post_init__(self) -> None:
         _guidance(self.inner)
         if not 0 <= self.lo < self.hi:
-            raise ValueError(
+            raise InputError(
                 f"within({self.lo}, {self.hi}) holds no noise: give 0 <= lo < hi in sigma/alpha"
             )
 
@@ -226,7 +227,7 @@ class Over(Guidance):
         _guidance(self.inner)
         whole(self, "start", "stop")
         if not 0 <= self.start < self.stop:
-            raise ValueError(
+            raise InputError(
                 f"over({self.start}, {self.stop}) holds no step: give 0 <= start < stop"
             )
 
@@ -257,7 +258,7 @@ class Rescaled(Guidance):
     def __post_init__(self) -> None:
         _guidance(self.inner)
         if not 0 <= self.phi <= 1:
-            raise ValueError(f"phi={self.phi} is no share of rescaling: give 0 (none) to 1 (all)")
+            raise InputError(f"phi={self.phi} is no share of rescaling: give 0 (none) to 1 (all)")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -288,7 +289,7 @@ class Clamped(Guidance):
             _guidance(self.inner)
         finite(self, "limit")
         if self.limit <= 0:
-            raise ValueError(f"clamped({self.limit}) leaves no image: give a limit > 0")
+            raise InputError(f"clamped({self.limit}) leaves no image: give a limit > 0")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.guidance.base import Guidance, extrapolate, finite, whole
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
@@ -52,7 +53,7 @@ class APG(Guidance):
     def __post_init__(self) -> None:
         finite(self, "scale", "parallel")
         if not self.norm > 0:
-            raise ValueError(
+            raise InputError(
                 f"APG: norm={self.norm!r} must be > 0; inf leaves the difference as it is"
             )
 
@@ -87,7 +88,7 @@ class CFGZero(Guidance):
         finite(self, "scale")
         whole(self, "zero")
         if self.zero < 0:
-            raise ValueError(f"CFGZero: zero={self.zero} steps cannot be: give 0 or more")
+            raise InputError(f"CFGZero: zero={self.zero} steps cannot be: give 0 or more")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:

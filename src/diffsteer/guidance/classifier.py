@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, broadcast_like
 from diffsteer.guidance.base import Guidance, finite, named
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
@@ -44,7 +45,7 @@ class Classifier(Guidance):
         if self.scale == 0:
             return torch.zeros_like(at.x)
         if (at.level.alpha == 0).any():
-            raise ValueError(
+            raise InputError(
                 "at alpha=0 (zero terminal SNR) the sample says nothing about its class: "
                 "guide below it, Classifier(...).within(0, 1e3)"
             )
@@ -72,7 +73,7 @@ def class_gradient(classify: Classify) -> Classify:
 
     def gradient(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
         if cond.get("y") is None:
-            raise ValueError("classifier guidance needs classes: a condition with y, (B,)")
+            raise InputError("classifier guidance needs classes: a condition with y, (B,)")
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             y = cond["y"].clone().view(-1, 1)

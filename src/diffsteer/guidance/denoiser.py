@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
@@ -82,7 +83,7 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
-            raise ValueError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
+            raise InputError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
 
     def at_step(self, step: int) -> "Denoiser":
         """Return the denoiser of a step; a sampling asks for it, so that `.over` counts its own."""
@@ -101,7 +102,7 @@ class Denoiser:
         """
         base, shift = self.predict(x, level)
         if base.variance is None:
-            raise ValueError(
+            raise InputError(
                 f"the network returns {base.out.shape[1]} channels for {x.shape[1]}, so it learned "
                 "no variance: take DDPM, the ancestral sampler with that of the posterior; of the "
                 "command line --sampler DDPM"
@@ -115,7 +116,7 @@ class Denoiser:
     def predict(self, x: Tensor, level: Level) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
         if self.seeds is not None and len(self.seeds) != len(x):
-            raise ValueError(
+            raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
             )
         at = self._point(x, level)
@@ -160,12 +161,12 @@ class Denoiser:
 
     def _check(self, branch: Branch) -> None:
         if branch.net not in self.nets:
-            raise ValueError(
+            raise InputError(
                 f"the guidance asks for a network {branch.net!r}, there is {', '.join(self.nets)}: "
                 "give the weaker network of autoguidance as guide, others by their name"
             )
         if branch.cond not in self.conds:
-            raise ValueError(
+            raise InputError(
                 f"the guidance asks for the condition {branch.cond!r}, there is "
                 f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
                 'pipeline); SAG(..., on="cond") does without'

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_taps import BlurQuery, Identity
 from diffsteer.guidance.base import Guidance, extrapolate, finite, named
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
@@ -58,7 +59,7 @@ class SEG(Guidance):
         finite(self, "scale")
         named(self, "layer", "on")
         if not self.sigma > 0:
-            raise ValueError(
+            raise InputError(
                 f"SEG: sigma={self.sigma!r} must be > 0; inf is the mean of all queries"
             )
 

@@ -8,6 +8,7 @@ draws bright and dark images towards grey; the centred one leaves the mean where
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import require_alike, upcast
 
 
@@ -41,12 +42,12 @@ def rescale_centred(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
 def _factor(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
     """Return phi std(cond) / std(guided) + 1 - phi, `(B, 1, ...)`."""
     if not 0 <= phi <= 1:
-        raise ValueError(
+        raise InputError(
             f"phi={phi} is no share of rescaling: give 0 (none) to 1 (all); 0.7 is usual"
         )
     require_alike(guided=guided, cond=cond)
     if guided.ndim < 2:
-        raise ValueError(f"shape {tuple(guided.shape)} has no samples: give (B, *D)")
+        raise InputError(f"shape {tuple(guided.shape)} has no samples: give (B, *D)")
     dims = tuple(range(1, guided.ndim))
     x = upcast(guided)
     std, std_cond = (y.std(dim=dims, correction=0, keepdim=True) for y in (x, upcast(cond)))

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from diffsteer.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Dropout:
@@ -40,7 +42,7 @@ def dropped(parts: Sequence[tuple[slice, Dropout]], rows: int) -> Iterator[None]
     with mode:
         yield
     if not mode.hits:
-        raise ValueError(
+        raise InputError(
             "this network has no dropout layer (nothing in it called "
             "torch.nn.functional.dropout), so there is nothing to switch on: guide with input "
             "noise, or with a second network"
@@ -63,7 +65,7 @@ class _Mode(TorchFunctionMode):
         self.hits += 1
         each, left = divmod(len(x), self.rows)
         if left:
-            raise ValueError(
+            raise InputError(
                 f"a dropout layer sees {len(x)} rows in a pass of {self.rows}, so that its samples "
                 "cannot be told apart"
             )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_taps import blur
 from diffsteer.guidance.base import Guidance, finite, named, whole
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
@@ -46,12 +47,12 @@ class SAG(Guidance):
         whole(self, "kernel")
         named(self, "layer", "on")
         if self.sigma <= 0 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(
+            raise InputError(
                 f"SAG: a blur needs sigma > 0 and an odd number of taps, not sigma={self.sigma}, "
                 f"kernel={self.kernel}"
             )
         if not self.clamp > 0:
-            raise ValueError(f"SAG: clamp={self.clamp} leaves no image: give a bound > 0")
+            raise InputError(f"SAG: clamp={self.clamp} leaves no image: give a bound > 0")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
+
 Halves = tuple[str, ...]
 
 
@@ -116,7 +118,7 @@ def size_of(ids: Tensor, tokens: int) -> tuple[int, int]:
     last = ids.reshape(-1, ids.shape[-1]).amax(dim=0).tolist()
     h, w = int(last[1]) + 1, int(last[2]) + 1
     if tokens != h * w:
-        raise ValueError(
+        raise InputError(
             f"{tokens} tokens are not an image of {h}x{w}: pipelines that append tokens of another "
             "image (Kontext) cannot be steered"
         )
@@ -154,7 +156,7 @@ def family_of(network: nn.Module) -> Family:
     for cls in type(network).__mro__:
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]
-    raise ValueError(
+    raise InputError(
         f"{type(network).__name__} is no network that can be steered yet: {', '.join(FAMILIES)} are"
     )
 
@@ -169,7 +171,7 @@ def check_halves(whole: Tensor, halves: Halves, pipe: str) -> None:
     if left or not all(
         torch.equal(part, whole[:size]) for part in torch.split(whole, max(size, 1))
     ):
-        raise ValueError(
+        raise InputError(
             f"{pipe} calls its network with {len(whole)} rows that are not the same samples under "
             f"{' and '.join(halves)}: switch off what else it guides by (an image, PAG, skipped "
             "layers) while it is steered, or take the plain pipeline"

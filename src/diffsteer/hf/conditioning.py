@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from diffsteer.core.errors import InputError
 from diffsteer.hf.network import network_of
 
 PROMPTS, CLASSES = "prompt", "class_labels"
@@ -37,14 +38,14 @@ def conditioning_kwargs(pipe: Any, texts: Sequence[str], guided: bool = False) -
         return {name: list(texts)}
     if name == CLASSES:
         if guided and _count(pipe) != NONE:
-            raise ValueError(
+            raise InputError(
                 f"{type(pipe).__name__} sends class {NONE} for none in particular, which this "
                 f"network of {_count(pipe)} classes has not: sample it without guidance"
             )
         numbers = {text: _number(pipe, text.strip()) for text in set(texts)}
         return {name: [numbers[text] for text in texts]}
     if any(texts):
-        raise ValueError(f"{type(pipe).__name__} takes no prompt: leave it out")
+        raise InputError(f"{type(pipe).__name__} takes no prompt: leave it out")
     return {"batch_size": len(texts)}
 
 
@@ -65,7 +66,7 @@ def _number(pipe: Any, text: str) -> int:
         return number
     near = [] if text.lstrip("-").isdecimal() else get_close_matches(text, names, 3)
     told = ", ".join([*(repr(name) for name in near), f"a number below {count}, or nothing"])
-    raise ValueError(
+    raise InputError(
         f"{text!r} is no class of this {type(pipe).__name__}, which shows classes and takes no "
         f"other prompt: give {told}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
@@ -262,7 +263,7 @@ def _check_residuals(main: Any, guide: Any, said: Cond) -> None:
         for m in (main, guide)
     ]
     if given and layouts[0] != layouts[1]:
-        raise ValueError(
+        raise InputError(
             "the pipeline adds features of a ControlNet or adapter inside of its network, which "
             "do not fit a guide of another size: guide without it, or by a network of this size"
         )
@@ -271,14 +272,14 @@ def _check_residuals(main: Any, guide: Any, said: Cond) -> None:
 def _check_fit(main: Any, guide: Any) -> None:
     mine, theirs = ((m.config.in_channels, channels(m)) for m in (main, guide))
     if mine != theirs:
-        raise ValueError(
+        raise InputError(
             f"the guide takes {theirs[0]} channels and returns {theirs[1]}, the network {mine[0]} "
             f"and {mine[1]}: both must see the same latents"
         )
     for width in ("cross_attention_dim", "joint_attention_dim", "caption_channels"):
         widths = [getattr(m.config, width, None) for m in (main, guide)]
         if widths[0] != widths[1]:
-            raise ValueError(
+            raise InputError(
                 f"the guide reads text of width {widths[1]}, the network of width {widths[0]}: "
                 "both must take the same prompt"
             )

@@ -17,6 +17,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond
@@ -104,7 +105,7 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
             ValueError: always: the pipelines that ask so have networks of families that cannot be
                 steered.
         """
-        raise ValueError(
+        raise InputError(
             "modular pipelines that prepare inputs from the block state have networks that cannot "
             "be steered yet; those of Stable Diffusion XL and 3 can"
         )
@@ -118,7 +119,7 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
             return
         check_free(denoiser)
         if self.scheduler is None:
-            raise ValueError(
+            raise InputError(
                 "SteerGuider has to know the scheduler, which says what the network predicts: "
                 "give SteerGuider(guidance, pipe.scheduler), or set guider.scheduler"
             )

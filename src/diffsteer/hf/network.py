@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
+
 PARTS = ("unet", "transformer")
 """What pipelines call their network."""
 
@@ -25,7 +27,7 @@ def network_of(pipe: Any) -> Any:
     for name in PARTS:
         if getattr(pipe, name, None) is not None:
             return getattr(pipe, name)
-    raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
+    raise InputError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
 
 
 def unwrap_compiled(module: Any) -> Any:
@@ -89,9 +91,9 @@ def check_free(network: Any) -> None:
         ValueError: it is steered already, or calls do not pass through it.
     """
     if type(getattr(network.forward, "__self__", None)).__name__ in ("Steering", "Refining"):
-        raise ValueError("this pipeline is steered already: remove the other steering first")
+        raise InputError("this pipeline is steered already: remove the other steering first")
     if getattr(network, "_compiled_call_impl", None) is not None:
-        raise ValueError(
+        raise InputError(
             "this network was compiled in place, which leaves no way in: use "
             "pipe.unet = torch.compile(pipe.unet) instead of pipe.unet.compile()"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.guidance.denoiser import Cond
 
 KEPT = frozenset({"device", "max_sequence_length", "lora_scale"})
@@ -60,7 +61,7 @@ class Prompts:
         self._asked = True
         mine = [i for i, (_, found) in enumerate(self._seen) if found[0] is said[self.names[0]]]
         if not mine and self._prompt is None and len(self._seen) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{type(self.pipe).__name__} encoded {len(self._seen)} prompts and sent another "
                 "embedding to the network, so that its calls cannot be told apart: call it without "
                 "its own guidance (true_cfg_scale=1) and give steer(..., null=...)"
@@ -78,7 +79,7 @@ class Prompts:
             ValueError: there is no way to have it.
         """
         if "ip_adapter_image_embeds" in (said.get("joint_attention_kwargs") or {}):
-            raise ValueError(
+            raise InputError(
                 "the guidance asks for the null prompt, and this pipeline says what its image "
                 "prompt (IP-Adapter) is without one only later: guide without CFG, or without it"
             )
@@ -93,7 +94,7 @@ class Prompts:
     def _encoded(self) -> tuple[Tensor, ...]:
         """The null prompt, `(1, ...)` each."""
         if not self._seen:
-            raise ValueError(
+            raise InputError(
                 "the guidance asks for the null prompt, and this network was called without a "
                 "prompt of its pipeline: call the pipeline"
             )
@@ -102,7 +103,7 @@ class Prompts:
         if key not in self._kept:
             parts = [n for n in ("text_encoder", "text_encoder_2") if hasattr(self.pipe, n)]
             if absent := [name for name in parts if getattr(self.pipe, name) is None]:
-                raise ValueError(
+                raise InputError(
                     f"the guidance asks for the null prompt {self.null!r}, and this pipeline has "
                     f"no {absent[0]} to encode it: give the call negative_prompt_embeds, "
                     "negative_pooled_prompt_embeds and true_cfg_scale > 1"

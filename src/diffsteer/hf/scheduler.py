@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.parse import parse
 from diffsteer.core.prediction import Eps, V
@@ -107,7 +108,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         own = frozenset(cls._get_init_keys(cls)) - {"self"}
         if unknown := kwargs.keys() - own:
-            raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
+            raise InputError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
         made = cls(**{**hf_config.own_settings(config, own), **kwargs})
         return (made, {}) if return_unused_kwargs else made
 
@@ -115,20 +116,20 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         c = self.config
         zero = self.schedule.alphas[-1] == 0
         if zero and self.kind == Eps():
-            raise ValueError(
+            raise InputError(
                 "prediction_type='epsilon' with zero terminal SNR cannot be: at the last timestep "
                 "the input is pure noise and epsilon says nothing about the image. Set "
                 "prediction_type='v_prediction' if the network was trained so, or drop zero SNR"
             )
         if c.prediction_type == "flow_prediction":
-            raise ValueError("flow_prediction does not belong to a variance-preserving schedule")
+            raise InputError("flow_prediction does not belong to a variance-preserving schedule")
         if c.timestep_spacing not in SPACINGS:
-            raise ValueError(
+            raise InputError(
                 f"timestep_spacing={c.timestep_spacing!r} is not known: "
                 f"there are {', '.join(SPACINGS)}"
             )
         if self.sampler.evaluations != 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.sampler!r} evaluates the network {self.sampler.evaluations} times a step, "
                 "which a scheduler cannot ask for: take DDIM, DPMpp2M or UniPC"
             )
@@ -177,7 +178,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         elif timesteps is not None and num_inference_steps is None:
             self._levels = self._visit(torch.as_tensor(timesteps, dtype=torch.float64))
         else:
-            raise ValueError("give either num_inference_steps or timesteps")
+            raise InputError("give either num_inference_steps or timesteps")
         times = torch.stack([level.t for level in self._levels[:-1]])
         whole = bool((times == times.round()).all())
         self.timesteps = times.to(torch.int64 if whole else torch.float32).to(device)
@@ -228,7 +229,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 not the sampler's.
         """
         if eta not in (0, getattr(self.sampler, "eta", 0)):
-            raise ValueError(
+            raise InputError(
                 f"eta={eta} contradicts {self.sampler!r}: set it there, sampler='DDIM(eta={eta})'"
             )
         i = self._position(timestep)
@@ -245,7 +246,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         def denoise(*_: object) -> Tensor:
             if not answers:
-                raise ValueError(f"{self.sampler!r} asks twice a step: it needs `evaluations = 2`")
+                raise InputError(f"{self.sampler!r} asks twice a step: it needs `evaluations = 2`")
             return answers.pop()
 
         x, _ = self.sampler.step(x, now, nxt, denoise, self._past, noise)
@@ -257,14 +258,14 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _position(self, timestep: float | Tensor) -> int:
         """Index of this step; a step out of turn starts a new past."""
         if not self._levels:
-            raise ValueError("no timesteps are set: call set_timesteps(num_inference_steps) first")
+            raise InputError("no timesteps are set: call set_timesteps(num_inference_steps) first")
         expected = self._begin if self._index is None else self._index
         on_device = isinstance(timestep, Tensor) and timestep.device.type != "cpu"
         if on_device and expected is not None and expected < len(self._times):
             return expected  # reading the timestep would wait for the device
         t = float(timestep)
         if t not in self._times:
-            raise ValueError(f"timestep {t:g} is none of the {len(self._times)} that are set")
+            raise InputError(f"timestep {t:g} is none of the {len(self._times)} that are set")
         i = self._times.index(t)
         if i != self._index:
             self._past = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
 from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
 
@@ -94,16 +95,16 @@ def read(path: Path) -> Config:
     places = (path, path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json")
     found = next((p for p in places if p.is_file()), None)
     if found is None:
-        raise ValueError(
+        raise InputError(
             f"{path} holds no scheduler config: give scheduler_config.json, or a folder of a "
             "scheduler or pipeline that has one"
         )
     try:
         config = json.loads(found.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{found} is no JSON: {error}") from error
+        raise InputError(f"{found} is no JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{found} holds a {type(config).__name__}, not a scheduler config")
+        raise InputError(f"{found} holds a {type(config).__name__}, not a scheduler config")
     return config
 
 
@@ -116,7 +117,7 @@ def schedule_of(config: Config) -> Schedule:
     name = str(config.get("_class_name", ""))
     if flows(config):
         if config.get("use_dynamic_shifting"):
-            raise ValueError(
+            raise InputError(
                 "use_dynamic_shifting makes the shift depend on the image size: "
                 "give the shift itself, Flow(shift)"
             )
@@ -161,7 +162,7 @@ def discrete_of(config: Config) -> Discrete:
     betas, shape = config.get("trained_betas"), config.get("beta_schedule", "linear")
     if betas is not None:
         if len(betas) != n:
-            raise ValueError(f"{len(betas)} trained_betas do not fit num_train_timesteps={n}")
+            raise InputError(f"{len(betas)} trained_betas do not fit num_train_timesteps={n}")
         schedule = Discrete.from_betas(torch.as_tensor(betas, dtype=torch.float64))
     elif shape == "linear":
         schedule = Discrete.linear(start, end, n)
@@ -170,7 +171,7 @@ def discrete_of(config: Config) -> Discrete:
     elif shape == "squaredcos_cap_v2":
         schedule = Discrete.cosine(n)
     else:
-        raise ValueError(
+        raise InputError(
             f"beta_schedule={shape!r} is not known: linear, scaled_linear, squaredcos_cap_v2 are, "
             "and trained_betas take any other"
         )
@@ -193,7 +194,7 @@ def kind_of(config: Config) -> Prediction:
     """
     name = config.get("prediction_type", "epsilon")
     if name not in KINDS:
-        raise ValueError(f"prediction_type={name!r} is not known: there are {', '.join(KINDS)}")
+        raise InputError(f"prediction_type={name!r} is not known: there are {', '.join(KINDS)}")
     return KINDS[name]
 
 
@@ -210,9 +211,9 @@ def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
         ValueError: the config is of another sort, or asks for what cannot be honoured.
     """
     if not isinstance(config, Mapping):
-        raise ValueError(f"a config maps settings to values, {config!r} does not")
+        raise InputError(f"a config maps settings to values, {config!r} does not")
     if (name := config.get("_class_name")) in REFUSED:
-        raise ValueError(f"{name} {REFUSED[str(name)]}")
+        raise InputError(f"{name} {REFUSED[str(name)]}")
     _check_betas(config)
     settings = {k: v for k, v in config.items() if not k.startswith("_")}
     for flag, spacing in SPACING_FLAGS.items():
@@ -233,16 +234,16 @@ def _check_types(config: Config) -> None:
         value = config.get(key, types[0]())
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             names = " or ".join(t.__name__ for t in types)
-            raise ValueError(f"{key}={value!r} is a {type(value).__name__}: give {names}")
+            raise InputError(f"{key}={value!r} is a {type(value).__name__}: give {names}")
     if config.get("steps_offset", 0) < 0:
-        raise ValueError(f"steps_offset={config['steps_offset']} must be >= 0")
+        raise InputError(f"steps_offset={config['steps_offset']} must be >= 0")
     if not 0 < config.get("clip_sample_range", 1.0) < float("inf"):
-        raise ValueError(f"clip_sample_range={config['clip_sample_range']} must be > 0")
+        raise InputError(f"clip_sample_range={config['clip_sample_range']} must be > 0")
 
 
 def _check_betas(config: Config) -> None:
     if not {"beta_schedule", "beta_start"} & config.keys() and not config.get("trained_betas"):
-        raise ValueError(
+        raise InputError(
             f"{config.get('_class_name', 'the config')} has no betas: it is not a "
             "variance-preserving scheduler"
         )
@@ -250,11 +251,11 @@ def _check_betas(config: Config) -> None:
 
 def _check_foreign(key: str, value: Any) -> None:
     if key == "variance_type" and str(value).startswith("learned"):
-        raise ValueError(
+        raise InputError(
             f"variance_type={value!r}: this network also predicts its variance, "
             "which our samplers do not use"
         )
     if key not in SOLVER and value not in (None, False, OFF.get(key)):
-        raise ValueError(
+        raise InputError(
             f"{key}={value!r} cannot be honoured: sample without it or keep the old scheduler"
         )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import EDM, Flow, Schedule
@@ -19,7 +20,7 @@ def timestep_schedule(scheduler: Any) -> tuple[Schedule, Prediction]:
     """
     schedule, kind = trained(scheduler)
     if isinstance(schedule, EDM):
-        raise ValueError(
+        raise InputError(
             f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
             "trained for it cannot be steered yet"
         )

@@ -29,6 +29,8 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 NOTES = frozenset({".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".npz", ".yaml"})
@@ -39,7 +41,7 @@ UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, 
 """What unpacking a damaged, encrypted or unknown member raises."""
 
 
-class PictureError(ValueError):
+class PictureError(InputError):
     """An image that cannot be measured; the message names the file."""
 
 

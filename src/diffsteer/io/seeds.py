@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffsteer.core.errors import InputError
+
 
 def prompts_of(path: Path) -> tuple[str, ...]:
     """Read one prompt a line.
@@ -14,12 +16,12 @@ def prompts_of(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+        raise InputError(f"{path} is no UTF-8 text: {error}") from error
     lines = text.removesuffix("\n").split("\n") if text else []
     empty = [i for i, line in enumerate(lines, start=1) if not line.strip()]
     if empty or not lines:
         where = f"line {empty[0]} is empty" if empty else "it is empty"
-        raise ValueError(f"{path}: {where}; write one prompt a line")
+        raise InputError(f"{path}: {where}; write one prompt a line")
     return tuple(lines)
 
 
@@ -36,12 +38,12 @@ def parse_seeds(text: str) -> list[int]:
             low, dash, high = part.partition("-")
             first, last = int(low), int(high if dash else low)
             if not first <= last < 2**64:
-                raise ValueError
+                raise InputError
             seeds += range(first, last + 1)
     except ValueError as error:
-        raise ValueError(f'{text!r} are no seeds: write "7", "0-63" or "0-3,8"') from error
+        raise InputError(f'{text!r} are no seeds: write "7", "0-63" or "0-3,8"') from error
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{text!r} names a seed twice")
+        raise InputError(f"{text!r} names a seed twice")
     return seeds
 
 

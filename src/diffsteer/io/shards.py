@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import PART, atomic_write, write_npz
 from diffsteer.io.hashing import differences, digest
 
@@ -84,7 +85,7 @@ class ShardFolder:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} is in use: another program measures there, or a process that a "
                 "killed one left; wait for it, or end it"
             ) from error
@@ -100,7 +101,7 @@ class ShardFolder:
         path = self.path / MANIFEST
         if not path.exists():
             if any(self.path.glob("chunk-*.npz")):
-                raise ValueError(f"{self.path} has samples, but no {MANIFEST}: take another folder")
+                raise InputError(f"{self.path} has samples, but no {MANIFEST}: take another folder")
             with atomic_write(path) as file:
                 said = {"version": VERSION, "key": self.key}
                 file.write((json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
@@ -109,10 +110,10 @@ class ShardFolder:
             said = json.loads(path.read_text("utf-8"))
             was, version = said["key"], said["version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no manifest of ours: take another folder") from error
+            raise InputError(f"{path} is no manifest of ours: take another folder") from error
         if version != VERSION or digest(was) != self.digest:
             found = differences({**was, "version": version}, {**self.key, "version": VERSION})
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds samples of something else: {found}. Take another folder, or "
                 "remove this one"
             )
@@ -138,7 +139,7 @@ class ShardFolder:
                 continue
             for seed in seeds:
                 if seed in owner:
-                    raise ValueError(
+                    raise InputError(
                         f"{path} and {owner[seed]} both hold seed {seed}: remove one of them"
                     )
                 owner[seed] = path.name
@@ -154,7 +155,7 @@ class ShardFolder:
         """
         held = _arrays(self.path / name)
         if str(held.pop("key")) != self.digest:
-            raise ValueError(f"{self.path / name} belongs to another folder: remove it")
+            raise InputError(f"{self.path / name} belongs to another folder: remove it")
         seeds, features = held.pop("seeds"), torch.from_numpy(held.pop("features"))
         costs = {key: torch.from_numpy(value) for key, value in held.items()}
         return Shard(tuple(int(seed) for seed in seeds), features, costs)

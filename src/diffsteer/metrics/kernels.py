@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.frechet import Gaussian, frechet
 from diffsteer.metrics.moments import F64, Moments, pair, table
 
@@ -50,7 +51,7 @@ def kid(
     """
     pair(fake, real)
     if subsets < 1 or not 2 <= size <= min(len(fake), len(real)):
-        raise ValueError(
+        raise InputError(
             f"{subsets} subsets of {size} images cannot be drawn from {len(fake)} generated and "
             f"{len(real)} of the reference: give size a number from 2 to the smaller of them"
         )
@@ -97,7 +98,7 @@ def scaled(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     fake, real = (x.to(F64) for x in pair(fake, real))
     mean, std = real.mean(dim=0), real.var(dim=0).mean().sqrt()
     if not std > 0:
-        raise ValueError("all reference features are equal: they have no scale; check the pictures")
+        raise InputError("all reference features are equal: they have no scale; check the pictures")
     return (fake - mean) / std, (real - mean) / std
 
 
@@ -111,7 +112,7 @@ def mmd(fake: Tensor, real: Tensor, sigma: float = 10.0) -> float:
     """
     fake, real = (x.to(F64) for x in pair(fake, real))
     if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma={sigma} is no kernel width: give a number > 0; CMMD uses 10")
+        raise InputError(f"sigma={sigma} is no kernel width: give a number > 0; CMMD uses 10")
     pairs = ((fake, fake), (real, real), (fake, real))
     own_fake, own_real, cross = (_gaussian_mean(x, y, sigma) for x, y in pairs)
     return own_fake + own_real - 2 * cross
@@ -147,7 +148,7 @@ def unit(x: Tensor) -> Tensor:
     """Vectors of length 1, in float64; raises ValueError where one is 0."""
     norm = x.to(F64).norm(dim=1, keepdim=True)
     if not (norm > 0).all():
-        raise ValueError("an embedding is 0 and has no direction: the extractor is broken")
+        raise InputError("an embedding is 0 and has no direction: the extractor is broken")
     direction: Tensor = x / norm
     return direction
 
@@ -170,7 +171,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estim
     """
     n = len(table(logits, "logits"))
     if not 1 <= splits <= n:
-        raise ValueError(f"{n} images do not make {splits} splits: give 1 to {n}")
+        raise InputError(f"{n} images do not make {splits} splits: give 1 to {n}")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n))
     log_p = logits[order].to(F64).log_softmax(dim=1)
     scores = []
@@ -208,7 +209,7 @@ def frechet_infinity(
     """
     n, d = table(fake).shape
     if points < 3 or n < 4 * d:
-        raise ValueError(
+        raise InputError(
             f"{points} points on {n} images of {d} numbers do not fix a line: give at least 3 "
             f"points and {4 * d} images, or take a layer with fewer numbers"
         )

@@ -10,6 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.moments import F64, pair
 
 BLOCK = 2**23
@@ -72,7 +73,7 @@ def balls(fake: Tensor, real: Tensor, k: int) -> Iterator[tuple[slice, Tensor, T
     """
     fake, real = _centred(fake, real)
     if not 1 <= k < min(len(fake), len(real)):
-        raise ValueError(
+        raise InputError(
             f"k={k} needs more than {k} images on both sides, and at least k=1: there are "
             f"{len(fake)} generated and {len(real)} of the reference"
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.features import Extractor
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.moments import Moments, table
@@ -41,7 +42,7 @@ def measure(
         rows.append(features[chosen[seen - len(images) : seen]].float())
     if moments is None or seen != n:
         more = " or more" if seen > n else ""
-        raise ValueError(f"{n} images were announced but {seen}{more} came: count them anew")
+        raise InputError(f"{n} images were announced but {seen}{more} came: count them anew")
     return Statistics(extractor.origin, Gaussian.of(moments), n, torch.cat(rows))
 
 

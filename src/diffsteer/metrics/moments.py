@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+
 F64 = torch.float64
 
 
@@ -22,7 +24,7 @@ def table(features: Tensor, name: str = "features") -> Tensor:
         ValueError: they are not a table of floats, or a number in them is NaN or infinite.
     """
     if features.ndim != 2 or not features.is_floating_point() or features.shape[1] == 0:
-        raise ValueError(
+        raise InputError(
             f"{name} have shape {tuple(features.shape)} and dtype {features.dtype}: "
             "give one row of floats an image, (N, d)"
         )
@@ -30,7 +32,7 @@ def table(features: Tensor, name: str = "features") -> Tensor:
     finite = low.isfinite() & high.isfinite()
     if not finite.all():
         row = int((~finite).nonzero()[0])
-        raise ValueError(
+        raise InputError(
             f"{name} of image {row} are not finite: the extractor overflowed or its weights are "
             "broken (try it in float32)"
         )
@@ -46,7 +48,7 @@ def pair(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     table(fake, "generated features")
     table(real, "reference features")
     if fake.shape[1] != real.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"generated features have {fake.shape[1]} numbers, those of the reference "
             f"{real.shape[1]}: they come from different extractors or layers"
         )
@@ -96,7 +98,7 @@ class Moments:
             ValueError: their features differ in length.
         """
         if self.mean.shape != other.mean.shape:
-            raise ValueError(
+            raise InputError(
                 f"moments of {len(self.mean)} and of {len(other.mean)} numbers do not join: "
                 "they come from different extractors or layers"
             )
@@ -116,7 +118,7 @@ class Moments:
             ValueError: fewer than two rows were seen.
         """
         if self.n < 2:
-            raise ValueError(f"{self.n} images have no covariance: give at least 2")
+            raise InputError(f"{self.n} images have no covariance: give at least 2")
         return self.scatter / (self.n - 1)
 
     def reduced(self, group: dist.ProcessGroup | None = None) -> Self:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import file_hash, weights_hash
 from diffsteer.metrics.features import Extractor, Origin, normalised, pictures, resized
 
@@ -39,7 +40,7 @@ class Inception(Extractor):
 
     def __post_init__(self) -> None:
         if self.layer not in INCEPTION_LAYERS:
-            raise ValueError(
+            raise InputError(
                 f"no layer is called {self.layer!r}: there are {', '.join(INCEPTION_LAYERS)}"
             )
 
@@ -179,7 +180,7 @@ def pretrained(model: Any, weights: str) -> nn.Module:
         logging.set_verbosity(level)
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{weights} lacks {len(missing)} weights of {model.__name__} (as {missing[0]}), which "
             "would be random: give a checkpoint of this architecture"
         )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.distributed import Processes
 from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics.features import Extractor, key_of, pictures
@@ -78,7 +79,7 @@ def sampled(
     """
     order = tuple(sorted(set(seeds)))
     if len(order) < max(2, len(seeds)) or batch < 1:
-        raise ValueError(f"{len(order)} different seeds of {len(seeds)}, batch={batch}: give at "
+        raise InputError(f"{len(order)} different seeds of {len(seeds)}, batch={batch}: give at "
                          "least 2 seeds, each once, and batch >= 1")  # fmt: skip
     together = Processes.running()
     make = partial(_measured, images, extractor, costs)
@@ -88,7 +89,7 @@ def sampled(
         chunks = list(_chunks(make, todo, batch, _Bar(order, 0, together)))
         return _joined(iter(chunks), order, extractor, keep, together)
     if key is None:
-        raise ValueError(f"{out} cannot keep samples without a key: say what decides the pictures")
+        raise InputError(f"{out} cannot keep samples without a key: say what decides the pictures")
     folder = ShardFolder(out, key_of(key, extractor))
     with filled(folder, order, make, batch) as names:
         return _joined(map(folder.read, names), order, extractor, keep, together)
@@ -114,7 +115,7 @@ def filled(
     """
     together = Processes.running()
     if len(set(together.gathered(folder.digest))) > 1:
-        raise ValueError("the processes make different pictures: give all of them the same key")
+        raise InputError("the processes make different pictures: give all of them the same key")
     claim = folder.claimed(first=True) if together.rank == 0 else nullcontext()
     with claim:
         done = together.told(_begun(folder) if together.rank == 0 else None)
@@ -169,7 +170,7 @@ def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[in
     made = pictures(images(seeds))
     spent = {"seconds": time.perf_counter() - start, **costs()}
     if len(made) != n:
-        raise ValueError(f"{len(made)} images came for {n} seeds: return one each, in order")
+        raise InputError(f"{len(made)} images came for {n} seeds: return one each, in order")
     features = table(extractor(made)).to("cpu", torch.float32)
     each = {name: torch.full((n,), value / n, dtype=F64) for name, value in spent.items()}
     return Shard(tuple(seeds), features, each)
@@ -218,7 +219,7 @@ def _joined(
     moments = (moments or Moments.empty(width)).reduced(together.group)
     shares = [share for part in together.gathered(mine) for share in part]
     if moments.n != len(order):
-        raise ValueError(f"{moments.n} samples are there of {len(order)}: was the folder changed?")
+        raise InputError(f"{moments.n} samples are there of {len(order)}: was the folder changed?")
     rows = torch.cat([s.kept_rows for s in shares])[_ranks([s.kept_places for s in shares])]
     statistics = Statistics(extractor.origin, Gaussian.of(moments), moments.n, rows)
     names = set.intersection(*(set(share.costs) for share in shares))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse, subclasses
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
@@ -93,7 +94,7 @@ class CLIPScore(Scorer):
         size, end = text.config.vocab_size, text.config.eos_token_id
         end = size - 1 if end == LEGACY_END else end
         if words.eos_token_id != end:
-            raise ValueError(
+            raise InputError(
                 f"{self.weights}: the text model knows {size} tokens and ends texts at {end}, the "
                 f"tokenizer knows {len(words)} and ends them at {words.eos_token_id}, so that "
                 "embeddings would be of no prompt: give the checkpoint with its own tokenizer"
@@ -103,7 +104,7 @@ class CLIPScore(Scorer):
     @override
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         if len(pictures) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts for {len(pictures)} pictures: give one each")
+            raise InputError(f"{len(prompts)} prompts for {len(pictures)} pictures: give one each")
         text, words = self._text
         longest = text.config.max_position_embeddings
         said = words(
@@ -154,7 +155,7 @@ class Aesthetic(Scorer):
         with torch.inference_mode():
             x, first = self._image(pictures), self._layers[0].in_features
             if x.shape[1] != first:
-                raise ValueError(
+                raise InputError(
                     f"{self.weights} was trained on embeddings of {first} numbers, {self.clip} "
                     f"gives {x.shape[1]}: name its own CLIP, openai/clip-vit-large-patch14 for 768"
                 )
@@ -175,7 +176,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = load_file(path)
         return found
     except SafetensorError as error:
-        raise ValueError(f"{path} is no file of safetensors: {error}") from error
+        raise InputError(f"{path} is no file of safetensors: {error}") from error
 
 
 def _chain(state: Mapping[str, Tensor], name: str) -> nn.Sequential:
@@ -199,13 +200,13 @@ def _chain(state: Mapping[str, Tensor], name: str) -> nn.Sequential:
         and widths[-1:] == [(1,)]
     )
     if not fits:
-        raise ValueError(
+        raise InputError(
             f"{name} holds {shapes}, no linear layers of which each takes what the one before "
             "gives, the last one number: give the state dict of an aesthetic predictor"
         )
     numbers = [_number(place) for place in order]
     if any(b - a > 2 for a, b in zip(numbers, numbers[1:], strict=False)):
-        raise ValueError(
+        raise InputError(
             f"{name} has layers {', '.join(order)}: so much lies between them that they have "
             "activations, as the ReLU variants do, which are not computed here: give a linear one"
         )
@@ -244,9 +245,9 @@ def score_of(text: str, device: str = "") -> Score:
     try:
         found: Score = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--score {text}: {error}; {either}") from error
+        raise InputError(f"--score {text}: {error}; {either}") from error
     if not colon or not callable(found):
-        raise ValueError(f"--score {text} is no function: {either}")
+        raise InputError(f"--score {text} is no function: {either}")
     return found
 
 

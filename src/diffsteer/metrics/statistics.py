@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import write_npz
 from diffsteer.metrics.features import UNSTATED, Origin
 from diffsteer.metrics.frechet import Gaussian
@@ -49,7 +50,7 @@ class Statistics:
             ValueError: the name does not end in .npz, which readers go by.
         """
         if path.suffix != ".npz":
-            raise ValueError(f"{path} does not end in .npz, by which readers know the format")
+            raise InputError(f"{path} does not end in .npz, by which readers know the format")
         arrays = {
             "mu": self.gaussian.mean.numpy(),
             "sigma": self.gaussian.cov.numpy(),
@@ -74,11 +75,11 @@ class Statistics:
         try:
             arrays = np.load(path, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it is one bare array")
+                raise InputError("it is one bare array")
             with arrays:
                 return _parsed(arrays)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} is no usable file of statistics: {error} (pickles, as EDM2's, can run "
                 "code and are never read); make one with `diffsteer stats`"
             ) from error
@@ -86,20 +87,20 @@ class Statistics:
 
 def _parsed(arrays: "np.lib.npyio.NpzFile") -> Statistics:
     if not {"mu", "sigma"} <= set(arrays.files):
-        raise ValueError(f"it holds {', '.join(arrays.files) or 'nothing'}, not mu and sigma")
+        raise InputError(f"it holds {', '.join(arrays.files) or 'nothing'}, not mu and sigma")
     version = int(arrays["version"]) if "version" in arrays.files else VERSION
     if version > VERSION:
-        raise ValueError(f"it has version {version}, this program reads up to {VERSION}")
+        raise InputError(f"it has version {version}, this program reads up to {VERSION}")
     gaussian = Gaussian(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
     width = len(gaussian.mean)
     features = torch.zeros(0, width)
     if "features" in arrays.files:
         features = table(torch.from_numpy(arrays["features"]))
     if features.shape[1] != width:
-        raise ValueError(f"its mean has {width} numbers, its features have {features.shape[1]}")
+        raise InputError(f"its mean has {width} numbers, its features have {features.shape[1]}")
     n = int(arrays["n"]) if "n" in arrays.files else None
     if n is not None and n < max(2, len(features)):
-        raise ValueError(f"it says n={n} and holds features of {len(features)} pictures")
+        raise InputError(f"it says n={n} and holds features of {len(features)} pictures")
     return Statistics(_origin(arrays, width), gaussian, n, features)
 
 
@@ -107,10 +108,10 @@ def _origin(arrays: "np.lib.npyio.NpzFile", width: int) -> Origin:
     if "extractor" in arrays.files:
         names = ("extractor", "layer", "resize", "weights")
         if missing := set(names) - set(arrays.files):
-            raise ValueError(f"it names an extractor, but not {', '.join(sorted(missing))}")
+            raise InputError(f"it names an extractor, but not {', '.join(sorted(missing))}")
         return Origin(*(str(arrays[name]) for name in names))
     if width not in INCEPTION_WIDTHS:
-        raise ValueError(
+        raise InputError(
             f"it does not say which extractor made its {width} numbers, and Inception, which such "
             "files hold by convention, has 2048"
         )

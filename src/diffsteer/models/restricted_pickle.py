@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from diffsteer.core.errors import InputError
+
 MOST = 1_000_000
 """Instructions of one pickle; a published network has some ten thousand."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file is broken, or asks for what is not allowed; says which."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 
@@ -124,7 +125,7 @@ class X0(Head):
     @override
     def check(self, kind: Prediction, level: Level) -> None:
         if level.alpha == 0:
-            raise ValueError(
+            raise InputError(
                 "the x0 head adds alpha x0, which is nothing at zero terminal SNR: take zero_init, "
                 "difference or literal"
             )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
 from diffsteer.core.schedule import Flow
@@ -93,14 +94,14 @@ class Refining:
         model = self._model()
         factor = 1000.0 / self._family.flow_time if isinstance(model.schedule, Flow) else 1.0
         if step := StepTracker().read(said["timestep"], scheduler, factor).step:
-            raise ValueError(
+            raise InputError(
                 f"this sampling starts at step {step + 1} from an image, and only pure noise can "
                 "be refined: leave the refiner out of image to image"
             )
         start = float(getattr(scheduler, "init_noise_sigma", 1.0))
         takes = inspect.signature(self.pipe.__call__).parameters
         if start != 1 and not {"latents", "image"} & takes.keys():
-            raise ValueError(
+            raise InputError(
                 f"{type(self.pipe).__name__} starts from noise of size 1 where its "
                 f"{type(scheduler).__name__} means {start:.3g}, so that it samples wrongly by "
                 "itself: give it a scheduler such as DDIMScheduler"
@@ -115,7 +116,7 @@ class Refining:
             x, cond = model.cond(said)
             conds = {name: rows_of(cond, rows, len(whole)) for name, rows in parts.items()}
             if self.refine.null and "null" not in conds:
-                raise ValueError(
+                raise InputError(
                     f"{self.refine!r} asks for the null prompt, which this call does not send: "
                     "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
                 )
@@ -143,7 +144,7 @@ class Refining:
             assert self._shift is not None
             n, m = len(self._shift), len(sample)
             if m % n:
-                raise ValueError(
+                raise InputError(
                     f"{type(self.pipe).__name__} calls its network with {n} rows for {m} samples: "
                     "switch off what else it guides by (PAG) while noise is refined, or take the "
                     "plain pipeline"
@@ -192,7 +193,7 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
     check_free(network_of(pipe))
     require_prompts(prompts)
     if len(prompts) != len(noise):
-        raise ValueError(f"{len(prompts)} prompts for {len(noise)} rows of noise: give one each")
+        raise InputError(f"{len(prompts)} prompts for {len(noise)} rows of noise: give one each")
     shape = noise.shape[1:]
     conds = {"cond": conditions(pipe, prompts, shape, **call)}
     if by.null:
@@ -224,7 +225,7 @@ def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[]
     if isinstance(refiner, NoiseRefiner) and refiner.model.network is not unwrap_compiled(
         network_of(pipe)
     ):
-        raise ValueError("this refiner was loaded for another pipeline: load it for this one")
+        raise InputError("this refiner was loaded for another pipeline: load it for this one")
     return refiner, _nothing
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
 from diffsteer.hf.network import uncompiled
 
 NAME = "noise_refiner"
@@ -41,9 +42,9 @@ class Lora:
         from peft import LoraConfig, inject_adapter_in_model
 
         if rank < 1:
-            raise ValueError(f"rank={rank} adapts nothing: give at least 1")
+            raise InputError(f"rank={rank} adapts nothing: give at least 1")
         if NAME in getattr(network, "peft_config", {}):
-            raise ValueError("this network has a noise refiner already: remove it first")
+            raise InputError("this network has a noise refiner already: remove it first")
         self.network, self.output, self.rank, self.alpha = network, output, rank, alpha or rank
         names = list(_targets(network))
         for name in names:
@@ -75,7 +76,7 @@ class Lora:
         odd = sorted(mine.keys() ^ weights.keys())
         odd += [n for n in mine.keys() & weights.keys() if mine[n].shape != weights[n].shape]
         if odd:
-            raise ValueError(
+            raise InputError(
                 f"these weights do not fit {type(self.network).__name__} at rank {self.rank}: "
                 f"{odd[0]} and {len(odd) - 1} more differ"
             )
@@ -130,7 +131,7 @@ class Lora:
 
     def _check(self, name: str, layer: Any) -> None:
         if NAME not in layer.lora_A or not _holds(self.network, name, layer):
-            raise ValueError(
+            raise InputError(
                 f"the noise refiner was removed from {name} by others (unload_lora_weights "
                 "removes every adapter): load it again"
             )
@@ -139,7 +140,7 @@ class Lora:
 
 def _check_unfused(name: str, layer: Any) -> None:
     if getattr(layer, "merged", False):
-        raise ValueError(
+        raise InputError(
             f"{', '.join(layer.merged_adapters)} is fused into {name}, which hides the noise "
             "refiner: call unfuse_lora first, or fuse and unload before loading the refiner"
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
 from diffsteer.hf.load import shipped_folder
 from diffsteer.io.atomic import atomic_write
 from diffsteer.refine.lora import own_parameters
@@ -58,7 +59,7 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
         ValueError: weights are offloaded.
     """
     if away := next((name for name, p in own_parameters(network) if p.is_meta), None):
-        raise ValueError(
+        raise InputError(
             f"{away} is offloaded, so that nobody can see whether the refiner is for these "
             "weights: load the refiner first, and enable sequential offload afterwards"
         )
@@ -100,19 +101,19 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
         table = json.loads(about.read_bytes())
         version = table.pop("version")
         if version != VERSION:
-            raise ValueError(f"it is of version {version}, this reads {VERSION}")
+            raise InputError(f"it is of version {version}, this reads {VERSION}")
         if table.keys() != {f.name for f in fields(RefinerMetadata)}:
-            raise ValueError("its entries are not those of a refiner")
+            raise InputError("its entries are not those of a refiner")
         said, data = RefinerMetadata(**table), weights.read_bytes()
         _check(said)
         if hashlib.sha256(data).hexdigest() != said.sha256:
-            raise ValueError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
+            raise InputError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
         held = load(data)
         ranks = {w.shape[0] for name, w in held.items() if ".lora_A." in name and w.ndim}
         if ranks != {said.rank}:  # before an adapter of any size is made
-            raise ValueError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {said.rank}")
+            raise InputError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {said.rank}")
         if odd := [name for name, w in held.items() if not w.isfinite().all()]:
-            raise ValueError(f"{odd[0]} in {WEIGHTS} holds numbers that are not finite")
+            raise InputError(f"{odd[0]} in {WEIGHTS} holds numbers that are not finite")
         return said, held
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -126,7 +127,7 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
         RecursionError,
         SafetensorError,
     ) as error:
-        raise ValueError(f"{about} is no refiner of ours: {error}") from error
+        raise InputError(f"{about} is no refiner of ours: {error}") from error
 
 
 def _check(said: RefinerMetadata) -> None:
@@ -144,7 +145,7 @@ def _check(said: RefinerMetadata) -> None:
         "head, network, kind, sha256 or weights": not all(isinstance(t, str) for t in texts),
     }
     if wrong := [name for name, is_odd in odd.items() if is_odd]:
-        raise ValueError(f"{wrong[0]} says nothing that a refiner can have")
+        raise InputError(f"{wrong[0]} says nothing that a refiner can have")
 
 
 def found(source: str | Path) -> tuple[Path, Path]:
@@ -189,7 +190,7 @@ def require(said: RefinerMetadata, model: Model, any_model: bool, where: str) ->
     }
     for name, (trained, here) in mine.items():
         if trained != here:
-            raise ValueError(
+            raise InputError(
                 f"{where} was trained for a {name} {trained}, this pipeline has {here}: load the "
                 "model that it was trained for, with its scheduler"
             )
@@ -204,7 +205,7 @@ def require(said: RefinerMetadata, model: Model, any_model: bool, where: str) ->
             stacklevel=3,
         )
     if any(said.weights[name] != here_hashes[name] for name in shared):
-        raise ValueError(
+        raise InputError(
             f"{where} was trained for other weights of {said.network}: load that model, or, where "
             "this one is fine-tuned from it, NoiseRefiner.load(..., any_model=True)"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
@@ -126,7 +127,7 @@ def first_call(pipe: Any, **call: Any) -> tuple[Tensor, Cond]:
         return Model.of(pipe).cond(seen)
     finally:
         pipe.scheduler = scheduler
-    raise ValueError(f"{type(pipe).__name__} did not call its network: nothing can be refined")
+    raise InputError(f"{type(pipe).__name__} did not call its network: nothing can be refined")
 
 
 @contextmanager
@@ -165,7 +166,7 @@ def conditions(
     with torch.no_grad():
         x, cond = first_call(pipe, **said)
     if shape is not None and x.shape[1:] != torch.Size(shape):
-        raise ValueError(
+        raise InputError(
             f"the noise is of shape {tuple(shape)} and {type(pipe).__name__} would sample "
             f"{tuple(x.shape[1:])}, for which the network is told something else: give the height "
             "and width of the pictures"
@@ -207,10 +208,10 @@ def require_prompts(prompts: list[str]) -> None:
         ValueError: not so.
     """
     if isinstance(prompts, str):
-        raise ValueError(f"{prompts!r} is one text: give a list, one prompt a row")
+        raise InputError(f"{prompts!r} is one text: give a list, one prompt a row")
     empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
     if empty or not prompts:
         what = f"prompt {empty[0]} is empty" if prompts else "there is no prompt"
-        raise ValueError(
+        raise InputError(
             f"{what}: noise is refined for what the image is to show; give a prompt for each"
         )

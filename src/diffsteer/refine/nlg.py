@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.noise import Noise
 from diffsteer.guidance.denoiser import Cond
@@ -64,7 +65,7 @@ class NLG(TrainingFreeRefiner):
 
     def __post_init__(self) -> None:
         if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"{self.rounds} rounds: give a whole number, at least 1")
+            raise InputError(f"{self.rounds} rounds: give a whole number, at least 1")
 
     @override
     def refuses(self, level: Level) -> str:
@@ -78,7 +79,7 @@ class NLG(TrainingFreeRefiner):
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
         level = model.terminal
         if why := self.refuses(level):
-            raise ValueError(f"{why}: train a NoiseRefiner")
+            raise InputError(f"{why}: train a NoiseRefiner")
         x = upcast(x)
         draw = Noise(seeds_of(x))
         norm = x[0].numel() ** 0.5

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.refine.heads import HEADS, RefineInput
@@ -43,7 +44,7 @@ class NoiseRefiner:
 
     def __init__(self, pipe: Any, rank: int = 16, head: str = "zero_init", alpha: int = 0) -> None:
         if head not in HEADS:
-            raise ValueError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
+            raise InputError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
         self.model = Model.of(pipe)
         self.head, self.name, self.strength = HEADS[head], head, 1.0
         self.sha256 = ""
@@ -115,7 +116,7 @@ class NoiseRefiner:
         level, x = model.terminal, upcast(x)
         mine, here = ((m.kind, round(m.terminal.alpha.item(), 6)) for m in (self.model, model))
         if mine != here:
-            raise ValueError(
+            raise InputError(
                 f"this refiner is for the prediction type and terminal alpha {mine}, the pipeline "
                 f"samples with {here} now: give it the scheduler back that it had"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.train.objective import clean
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Sample, Source
@@ -123,7 +124,7 @@ def normalise(vae: Any, mean: Tensor, std: Tensor) -> None:
     """
     first, last = vae.quant_conv, vae.post_quant_conv
     if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
-        raise ValueError("this autoencoder has no 1 x 1 convolutions around its latents")
+        raise InputError("this autoencoder has no 1 x 1 convolutions around its latents")
     assert first.bias is not None and last.bias is not None
     scale = torch.cat([1 / std, torch.ones_like(std)]).to(first.weight)
     first.weight.mul_(scale[:, None, None, None])

@@ -28,6 +28,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.images import MAX_BYTES, NOTES, SUFFIXES, Pictures, decode, listed
 from diffsteer.train.fingerprint import Contents, Place, require_size
 from diffsteer.train.stream import Sample, captions
@@ -66,9 +67,9 @@ class Folder:
         pictures = Pictures.at(path)
         names = pictures.names
         if not path.is_dir():
-            raise ValueError(f"{path} is no folder: unpack it")
+            raise InputError(f"{path} is no folder: unpack it")
         if label not in ("", "folder", "dataset.json"):
-            raise ValueError(f'label={label!r} of a folder: there are "folder" and "dataset.json"')
+            raise InputError(f'label={label!r} of a folder: there are "folder" and "dataset.json"')
         listed = path / (label if label == "dataset.json" else "metadata.jsonl")
         if label == "folder":
             found = {name: _first(path, name) for name in names}
@@ -80,7 +81,7 @@ class Folder:
             _require_pictures(pictures)
             found = {name: _beside(path / name) for name in names}
         if missing := [name for name in names if name not in found]:
-            raise ValueError(f"{listed} has no line for {missing[0]}: add it")
+            raise InputError(f"{listed} has no line for {missing[0]}: add it")
         return cls(path, tuple((name, found[name]) for name in names), size)
 
     def __len__(self) -> int:
@@ -153,7 +154,7 @@ class Shards:
             ValueError: one is compressed or broken, leads out of itself, or misses a caption.
         """
         if label not in ("", "cls"):
-            raise ValueError(f'label={label!r} of tar files: there is "cls"')
+            raise InputError(f'label={label!r} of tar files: there is "cls"')
         return cls(tuple(member for path in paths for member in _scan(path, label)), size)
 
     def __len__(self) -> int:
@@ -202,7 +203,7 @@ def opened(path: Path, size: tuple[int, int] | None = None, label: str = "") -> 
     allowed = NOTES - {".txt"}
     others = [n for n in listed(path) if PurePosixPath(n).suffix.lower() not in allowed]
     if strange := [name for name in others if name not in shards]:
-        raise ValueError(
+        raise InputError(
             f"{path} holds {shards[0]}, a tar file, and {strange[0]}, which is none and would be "
             "left out: move it away, or pack it into an uncompressed tar file of this folder"
         )
@@ -217,7 +218,7 @@ def _sample(name: str, data: bytes, caption: str, size: tuple[int, int] | None) 
 
 def _read(path: Path, limit: int) -> bytes:
     if (length := path.stat().st_size) > limit:
-        raise ValueError(f"{path} has {length} bytes, over the limit of {limit}")
+        raise InputError(f"{path} has {length} bytes, over the limit of {limit}")
     return path.read_bytes()
 
 
@@ -225,9 +226,9 @@ def _text(name: str, data: bytes) -> str:
     try:
         caption = " ".join(data.decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is no UTF-8 text: {error}") from error
+        raise InputError(f"{name} is no UTF-8 text: {error}") from error
     if not caption:
-        raise ValueError(f"{name} is empty: write what the image shows")
+        raise InputError(f"{name} is empty: write what the image shows")
     return caption
 
 
@@ -235,23 +236,23 @@ def _record(name: str, data: bytes) -> dict[str, object]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON: {error}") from error
+        raise InputError(f"{name} is no JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{name} is a JSON {type(found).__name__}, not an object")
+        raise InputError(f"{name} is a JSON {type(found).__name__}, not an object")
     return found
 
 
 def _caption(name: str, record: dict[str, object]) -> str:
     found = next((record[field] for field in ("text", "caption") if field in record), None)
     if not isinstance(found, str):
-        raise ValueError(f'{name} has no caption: give it "text" or "caption", a string')
+        raise InputError(f'{name} has no caption: give it "text" or "caption", a string')
     return _text(name, found.encode())
 
 
 def _beside(picture: Path) -> str:
     path = picture.with_suffix(".txt")
     if not path.is_file():
-        raise ValueError(f"{picture} has no caption: write {path.name} or metadata.jsonl")
+        raise InputError(f"{picture} has no caption: write {path.name} or metadata.jsonl")
     return _text(str(path), _read(path, MAX_CAPTION))
 
 
@@ -260,7 +261,7 @@ def _require_pictures(pictures: Pictures) -> None:
     known = {PurePosixPath(name).with_suffix("") for name in pictures.names}
     for note in map(PurePosixPath, pictures.notes):
         if note.suffix.lower() == ".txt" and note.with_suffix("") not in known:
-            raise ValueError(
+            raise InputError(
                 f"{pictures.path} holds {note}, a caption, and no image {note.stem}: add the "
                 "picture, or remove the caption"
             )
@@ -276,11 +277,11 @@ def _metadata(path: Path, pictures: set[str]) -> dict[str, str]:
         record = _record(here, line)
         name = record.get("file_name")
         if not isinstance(name, str):
-            raise ValueError(f'{here} has no "file_name": say which image it is about')
+            raise InputError(f'{here} has no "file_name": say which image it is about')
         picture = _inside(here, name).as_posix()
         if picture not in pictures or picture in found:
             reason = "has a line before it" if picture in found else "is no image of the folder"
-            raise ValueError(f"{here} is about {name}, which {reason}")
+            raise InputError(f"{here} is about {name}, which {reason}")
         found[picture] = _caption(here, record)
     return found
 
@@ -289,7 +290,7 @@ def _first(path: Path, name: str) -> str:
     """Class of a picture: the first folder on the way to it."""
     folder, slash, _ = name.partition("/")
     if not slash:
-        raise ValueError(f"{path / name} is in no folder that names its class: move it into one")
+        raise InputError(f"{path / name} is in no folder that names its class: move it into one")
     return folder
 
 
@@ -302,11 +303,11 @@ def _classes(path: Path, pictures: set[str]) -> dict[str, str]:
             case [str(name), int(number)] if type(number) is int and number >= 0:
                 picture = _inside(str(path), name).as_posix()
             case _:
-                raise ValueError(
+                raise InputError(
                     f"{path} says {str(row)[:80]}, where [picture, number of its class] should be"
                 )
         if picture not in pictures or picture in found:
-            raise ValueError(f"{path} is about {name}, which is no image there, or there twice")
+            raise InputError(f"{path} is about {name}, which is no image there, or there twice")
         found[picture] = str(number)
     return found
 
@@ -314,7 +315,7 @@ def _classes(path: Path, pictures: set[str]) -> dict[str, str]:
 def _inside(where: str, name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{where} names {name}, which leads out of it: do not trust this file")
+        raise InputError(f"{where} names {name}, which leads out of it: do not trust this file")
     return path
 
 
@@ -333,17 +334,17 @@ def _scan(shard: Path, label: str) -> Iterator[Member]:
     samples: dict[str, dict[str, _Part]] = {}
     for part in _parts(shard, label):
         if part.kind in samples.setdefault(part.key, {}):
-            raise ValueError(f"{shard} has {part.info.name} twice: rename one")
+            raise InputError(f"{shard} has {part.info.name} twice: rename one")
         samples[part.key][part.kind] = part
     if not any(kind in SUFFIXES for parts in samples.values() for kind in parts):
-        raise ValueError(f"{shard} holds no image: give PNG, JPEG, WebP or BMP members")
+        raise InputError(f"{shard} holds no image: give PNG, JPEG, WebP or BMP members")
     for key, parts in samples.items():
         pictures = [part.info for part in parts.values() if part.kind in SUFFIXES]
         if not pictures and not any(_counts(part, label) for part in parts.values()):
             continue
         if len(pictures) != 1:
             names = ", ".join(part.info.name for part in parts.values())
-            raise ValueError(
+            raise InputError(
                 f"{shard} has {len(pictures)} images for {key}, not one, among {names}: the name "
                 "of an image is that of its caption up to the first dot, then .png, .jpg, .jpeg, "
                 ".webp or .bmp"
@@ -356,11 +357,11 @@ def _said(shard: Path, key: str, parts: dict[str, _Part], label: str) -> str:
     if part := parts.get(".cls" if label else ".txt"):
         return _text(f"{shard}: {part.info.name}", part.text)
     if label:
-        raise ValueError(f"{shard} has no class for {key}: add {key}.cls")
+        raise InputError(f"{shard} has no class for {key}: add {key}.cls")
     if part := parts.get(".json"):
         here = f"{shard}: {part.info.name}"
         return _caption(here, _record(here, part.text))
-    raise ValueError(f"{shard} has no caption for {key}: add {key}.txt or {key}.json")
+    raise InputError(f"{shard} has no caption for {key}: add {key}.txt or {key}.json")
 
 
 def _told(label: str) -> set[str]:
@@ -392,7 +393,7 @@ def _parts(shard: Path, label: str) -> Iterator[_Part]:
             continue
         limit = MAX_BYTES if kind in SUFFIXES else MAX_CAPTION
         if info.size > limit:
-            raise ValueError(f"{shard}: {info.name} has {info.size} bytes, the limit is {limit}")
+            raise InputError(f"{shard}: {info.name} has {info.size} bytes, the limit is {limit}")
         file.seek(info.offset_data)
         yield _Part(info, key, kind, b"" if kind in SUFFIXES else file.read(info.size))
 
@@ -414,4 +415,4 @@ def _members(shard: Path) -> Iterator[tuple[BinaryIO, tarfile.TarInfo]]:
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
     except tarfile.TarError as error:
-        raise ValueError(f"{shard} is broken, cut short or compressed: {error}") from error
+        raise InputError(f"{shard} is broken, cut short or compressed: {error}") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write, flush
 from diffsteer.io.hashing import digest
 
@@ -22,7 +23,7 @@ State = dict[str, Any]
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
-class BrokenCheckpoint(ValueError):
+class BrokenCheckpoint(InputError):
     """A checkpoint that is not what was written."""
 
 
@@ -87,10 +88,10 @@ class Checkpoints:
             for name, wanted in state.pop("files").items():
                 data = (folder / f"{name}.safetensors").read_bytes()
                 if hashlib.sha256(data).hexdigest() != wanted:
-                    raise ValueError(f"{name}.safetensors is not what was written")
+                    raise InputError(f"{name}.safetensors is not what was written")
                 groups[name] = load(data)
             if state.pop("sha256") != digest(state):
-                raise ValueError("state.json is not what was written")
+                raise InputError("state.json is not what was written")
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise BrokenCheckpoint(f"{folder} is broken: {error}. {self._other(images)}") from error
         return groups, state

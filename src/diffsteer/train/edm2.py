@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.loss_weight import EDMWeight
 from diffsteer.core.prediction import Preconditioned
@@ -67,10 +68,10 @@ class EDM2Settings:
 
     def __post_init__(self) -> None:
         if self.std < 0:
-            raise ValueError(f"settings.std={self.std} is no standard deviation")
+            raise InputError(f"settings.std={self.std} is no standard deviation")
         given = (bool(self.vae), bool(self.latent_mean), bool(self.latent_std))
         if len(set(given)) > 1 or not all(std > 0 for std in self.latent_std):
-            raise ValueError(
+            raise InputError(
                 "latents need all of settings.vae, settings.latent_mean and settings.latent_std, "
                 "with a number for each channel, > 0 in the last; pixels none of them"
             )
@@ -94,20 +95,20 @@ class EDM2Task(Task):
         config = dict(settings.network)
         self.classes = classes_of(captions) if config.get("label_dim") != 0 else []
         if config.setdefault("label_dim", len(self.classes)) != len(self.classes):
-            raise ValueError(
+            raise InputError(
                 f"the data has {len(self.classes)} classes, {', '.join(self.classes[:3])}, ...; "
                 f"settings.network.label_dim={config['label_dim']}: leave it out, or change "
                 "data.label"
             )
         if drop and not self.classes:
-            raise ValueError(f"data.drop={drop} of an unconditional network: leave it out")
+            raise InputError(f"data.drop={drop} of an unconditional network: leave it out")
         try:
             self.net = EDM2(**config)
         except TypeError as error:
-            raise ValueError(f"settings.network: {error}") from error
+            raise InputError(f"settings.network: {error}") from error
         channels = {self.net.shape[0], len(settings.latent_mean), len(settings.latent_std)}
         if settings.vae and len(channels) > 1:
-            raise ValueError(
+            raise InputError(
                 f"a network of {self.net.shape[0]} channels, {len(settings.latent_mean)} means and "
                 f"{len(settings.latent_std)} deviations of latents: one for each channel"
             )
@@ -129,7 +130,7 @@ class EDM2Task(Task):
             self._latents = cached(source, cache, self.vae, self._encode, alone, "[0, 1]")
         found = self._latents.shape if self._latents is not None else source[0].pixels.shape
         if tuple(found) != self.net.shape:
-            raise ValueError(f"the data has shape {tuple(found)}, the network {self.net.shape}")
+            raise InputError(f"the data has shape {tuple(found)}, the network {self.net.shape}")
         return Captions(source) if self._latents is not None else source
 
     @override
@@ -178,7 +179,7 @@ class EDM2Task(Task):
             ValueError: guidance is asked for and there is no null class.
         """
         if how.guidance != 1 and not self.drop:
-            raise ValueError(
+            raise InputError(
                 f"pictures.guidance={how.guidance} needs a null class: set data.drop, or guidance 1"
             )
         guidance = None if how.guidance == 1 else CFG(how.guidance)
@@ -249,7 +250,7 @@ def classes_of(captions: Sequence[str]) -> list[str]:
     """
     found = set(captions)
     if len(found) > 100_000:
-        raise ValueError(
+        raise InputError(
             f"{len(found)} different captions are no classes: say by data.label what a class is"
         )
     whole = all(name.isdecimal() for name in found)

@@ -9,6 +9,7 @@ from typing import IO
 
 from PIL.ContainerIO import ContainerIO
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.images import size_of
 
 PIECES = 16
@@ -85,12 +86,12 @@ class Contents:
             require_size(name, found, size)
         if others:
             found, name = others[0]
-            raise ValueError(
+            raise InputError(
                 f"{name} has {found[0]} x {found[1]} pixels and {called} {first[0]} x {first[1]}: "
                 "a batch needs one size; resize them"
             )
         if first[0] % side or first[1] % side:
-            raise ValueError(
+            raise InputError(
                 f"{called} has {first[0]} x {first[1]} pixels, and the autoencoder takes multiples "
                 f"of {side}: resize the pictures"
             )
@@ -99,7 +100,7 @@ class Contents:
 def require_size(name: str, found: tuple[int, int], size: tuple[int, int] | None) -> None:
     """Refuse an image of another size; `found` is width and height, `size` height and width."""
     if size is not None and found[::-1] != size:
-        raise ValueError(
+        raise InputError(
             f"{name} has {found[0]} x {found[1]} pixels, not {size[1]} x {size[0]}: resize it"
         )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffsteer.core.ema import PowerEMA
+from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import differences
 from diffsteer.train.checkpoints import Checkpoints, put
 from diffsteer.train.log import Metrics, Sums, save_grid
@@ -27,7 +28,7 @@ from diffsteer.train.stream import Source, Stream, bound
 from diffsteer.train.task import Examples, Task
 
 
-class NotFinite(ValueError):
+class NotFinite(InputError):
     """A loss or gradient is NaN or infinite."""
 
 
@@ -198,9 +199,9 @@ class Trainer:
         """Load a checkpoint, if there is one; return its count of images."""
         there, end = self.checkpoints.counts(), self.run.training.images
         if start is not None and start not in there:
-            raise ValueError(f"no checkpoint at {start} images: there are {there or 'none'}")
+            raise InputError(f"no checkpoint at {start} images: there are {there or 'none'}")
         if there and start is None and there[0] > end:
-            raise ValueError(
+            raise InputError(
                 f"training.images={end}, and the run has gone on to {there}, of which none is left "
                 "that is not beyond: give the count of one"
             )
@@ -236,14 +237,14 @@ class Trainer:
                 said = json.loads(path.read_bytes())
                 was = flat({"data": asdict(Data())}) | flat(said)
             except (ValueError, AttributeError) as error:
-                raise ValueError(
+                raise InputError(
                     f"{path} was changed and says no more which run this is ({error}): put it back "
                     "as it was, or give another --out"
                 ) from error
             if "contents" not in said:  # of before it was recorded
                 mine.pop("contents", None)
             if odd := differences(was, flat(mine)):
-                raise ValueError(
+                raise InputError(
                     f"{self.folder} holds another run: {odd}. Give another --out, or the settings "
                     "and the data that it began with"
                 )
@@ -326,11 +327,11 @@ class Trainer:
 def _passes(batch: int, rows: int, world: int) -> int:
     """How many passes make a step on each process."""
     if batch % world:
-        raise ValueError(f"training.batch={batch} does not divide among {world} processes")
+        raise InputError(f"training.batch={batch} does not divide among {world} processes")
     share = batch // world
     passes = -(-share // rows) if rows else 1
     if share % passes:
-        raise ValueError(
+        raise InputError(
             f"{share} images a process do not divide into {passes} passes of at most {rows} rows: "
             "choose training.rows that divides training.batch"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.loss_weight import Uniform, Weight
 from diffsteer.core.prediction import Prediction
@@ -32,7 +33,7 @@ class Objective:
     def __post_init__(self) -> None:
         last = self.schedule.at(self.schedule.last)
         if (self.kind.det(last) == 0).any():
-            raise ValueError(
+            raise InputError(
                 f"{self.kind!r} at zero terminal SNR repeats its input: train v-prediction there, "
                 "or leave out zero SNR"
             )

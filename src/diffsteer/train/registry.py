@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.extensions import extension
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.captioned_images import Folder, Shards, opened
@@ -39,7 +40,7 @@ def _refiner(run: Run, folder: Path, start: int | None) -> Trainer:
     from diffsteer.train.refiner.task import RefinerSettings, RefinerTask
 
     if run.data != Data():
-        raise ValueError("a refiner learns from settings.targets: leave [data] out")
+        raise InputError("a refiner learns from settings.targets: leave [data] out")
     torch.manual_seed(run.training.seed)
     task = RefinerTask(strict(RefinerSettings, run.settings, "settings"))
     return Trainer(run, task, task.source, folder, start)
@@ -53,14 +54,14 @@ def source_of(data: Data) -> Source:
         ValueError: a setting is of the emoji alone; or as `Emoji` and `opened`.
     """
     if not data.source:
-        raise ValueError(f"data.source is empty: name {SOURCES}")
+        raise InputError(f"data.source is empty: name {SOURCES}")
     if data.source == "emoji":
         source: Source = extension("data", data.source)(data)
         return source
     if data.group:
-        raise ValueError(f"data.group={data.group!r} is of the emoji, not of {data.source}")
+        raise InputError(f"data.group={data.group!r} is of the emoji, not of {data.source}")
     if data.split != Data.split:
-        raise ValueError(
+        raise InputError(
             f"data.split={data.split!r} is of the emoji, not of {data.source}, all of which is "
             "learnt: leave it out, and name a folder that holds the split"
         )
@@ -82,14 +83,14 @@ def _task(run: Run, source: Source) -> Task:
         settings = strict(TextToImageSettings, run.settings, "settings")
         new = settings.text is not None
         if run.pictures.every and not run.pictures.prompts:
-            raise ValueError("pictures.every has nothing to draw: give pictures.prompts as well")
+            raise InputError("pictures.every has nothing to draw: give pictures.prompts as well")
         return TextToImage(settings, captions(source) if new else [])
     if run.task == "edm2":
         if run.training.precision != "no":
-            raise ValueError(
+            raise InputError(
                 f"training.precision={run.training.precision} rounds between the layers of EDM2: "
                 'take "no"; on a GPU its blocks compute in float16 (settings.network.use_fp16)'
             )
         edm2 = strict(EDM2Settings, run.settings, "settings")
         return EDM2Task(edm2, captions(source), run.data.drop)
-    raise ValueError(f"task={run.task!r} is not known: there are {', '.join(TASKS)}")
+    raise InputError(f"task={run.task!r} is not known: there are {', '.join(TASKS)}")

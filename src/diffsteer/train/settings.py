@@ -17,6 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.extensions import extension, extensions
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if not (0 <= self.drop <= 1 and self.size >= 0):
-            raise ValueError(
+            raise InputError(
                 f"data.drop={self.drop}, data.size={self.size}: give 0 <= drop <= 1, size >= 0"
             )
 
@@ -134,7 +135,7 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.steps < 1:
-            raise ValueError(
+            raise InputError(
                 f"pictures.every={self.every}, pictures.steps={self.steps}: give every >= 0, "
                 "steps >= 1"
             )
@@ -205,15 +206,15 @@ def strict(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         ValueError: a name is unknown or missing, or a value is of another type.
     """
     if not isinstance(table, Mapping):
-        raise ValueError(f"{where} is {table!r}, not a table of settings")
+        raise InputError(f"{where} is {table!r}, not a table of settings")
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     if unknown := [name for name in table if name not in names]:
-        raise ValueError(f"{where} has no setting {unknown[0]!r}: there are {', '.join(names)}")
+        raise InputError(f"{where} has no setting {unknown[0]!r}: there are {', '.join(names)}")
     try:
         return cls(**{k: _typed(v, hints[k], f"{where}.{k}") for k, v in table.items()})
     except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
@@ -229,7 +230,7 @@ def _table(preset: str) -> dict[str, Any]:
     table = tomllib.loads(_text(preset))
     like = table.pop("like", "")
     if not isinstance(like, str) or like.endswith(".toml"):
-        raise ValueError(f"{preset}: like={like!r} is no name of a preset that ships")
+        raise InputError(f"{preset}: like={like!r} is no name of a preset that ships")
     return _over(_table(like), table) if like else table
 
 
@@ -245,7 +246,7 @@ def _text(preset: str) -> str:
     if preset.endswith(".toml"):
         return Path(preset).read_text("utf-8")
     if preset not in presets():
-        raise ValueError(
+        raise InputError(
             f"{preset!r} is no preset: there are {', '.join(presets())}, and a .toml file of your "
             "own will do"
         )
@@ -257,11 +258,11 @@ def _change(table: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     *tables, name = path.strip().split(".")
     if not equals or not name:
-        raise ValueError(f"{change!r} changes nothing: write training.images=1000")
+        raise InputError(f"{change!r} changes nothing: write training.images=1000")
     for key in tables:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise ValueError(f"{path} leads through {key}, which is no table of settings")
+            raise InputError(f"{path} leads through {key}, which is no table of settings")
     try:
         table[name] = json.loads(text)
     except ValueError:
@@ -282,7 +283,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         inner = get_args(hint)
         each = inner[0] if inner[-1] is Ellipsis else None
         if each is None and len(inner) != len(value):
-            raise ValueError(f"{where}={value!r} has {len(value)} values, not {len(inner)}")
+            raise InputError(f"{where}={value!r} has {len(value)} values, not {len(inner)}")
         return tuple(_typed(v, each or inner[i], where) for i, v in enumerate(value))
     plain = origin or hint
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
@@ -291,13 +292,13 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return value
     wanted = Mapping if plain not in (int, float, str, bool, tuple) else plain
     if not isinstance(value, wanted) or (isinstance(value, bool) and plain is not bool):
-        raise ValueError(f"{where}={value!r} is a {type(value).__name__}, not a {plain.__name__}")
+        raise InputError(f"{where}={value!r} is a {type(value).__name__}, not a {plain.__name__}")
     return value
 
 
 def _require(holds: bool, name: str, value: Any, need: str) -> None:
     if not holds:
-        raise ValueError(f"training.{name}={value!r}: give {need}")
+        raise InputError(f"training.{name}={value!r}: give {need}")
 
 
 def changed(run: Run, **training: Any) -> Run:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -109,9 +111,9 @@ class Stream:
 
     def __post_init__(self) -> None:
         if not len(self.source):
-            raise ValueError(f"{self.source} has no samples: nothing can be drawn from it")
+            raise InputError(f"{self.source} has no samples: nothing can be drawn from it")
         if not (0 <= self.drop <= 1 and self.start >= 0 and 0 <= self.rank < self.world):
-            raise ValueError(
+            raise InputError(
                 f"drop={self.drop}, start={self.start}, rank={self.rank}, world={self.world}: give "
                 "0 <= drop <= 1, start >= 0 and 0 <= rank < world"
             )

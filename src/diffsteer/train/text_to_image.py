@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.hf.load import pipeline
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
@@ -171,7 +172,7 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     if not settings.start:
-        raise ValueError(
+        raise InputError(
             "settings.start is empty: name the folder or hub id to start from, --model"
         )
     if settings.start.count("/") > 1 and not Path(settings.start).is_dir():
@@ -180,14 +181,14 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
             "(`diffsteer train` lists them), or name another folder or hub id"
         )
     if settings.text is not None and settings.unet is None:
-        raise ValueError("settings.text is of a new network: give settings.unet too, or neither")
+        raise InputError("settings.text is of a new network: give settings.unet too, or neither")
     if settings.lora and settings.unet is not None:
-        raise ValueError(
+        raise InputError(
             "settings.lora adapts the network of settings.start: leave settings.unet out"
         )
     known = inspect.signature(DDIMScheduler.__init__).parameters
     if unknown := [name for name in settings.scheduler if name not in known]:
-        raise ValueError(
+        raise InputError(
             f"settings.scheduler has no {unknown[0]!r}: there are {', '.join(list(known)[1:])}"
         )
     if settings.unet is not None and settings.text is not None:
@@ -205,7 +206,7 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     else:
         found = pipeline(settings.start, torch.float32)
         if type(found).__name__ != "StableDiffusionPipeline":
-            raise ValueError(
+            raise InputError(
                 f"{settings.start} is a {type(found).__name__}: this trains networks of "
                 "StableDiffusionPipeline, with one text encoder"
             )
@@ -234,7 +235,7 @@ def _network(config: Mapping[str, Any]) -> Any:
     try:
         return UNet2DConditionModel(**config)
     except TypeError as error:
-        raise ValueError(f"settings.unet: {error}") from error
+        raise InputError(f"settings.unet: {error}") from error
 
 
 def _add_lora(unet: nn.Module, settings: TextToImageSettings) -> None:

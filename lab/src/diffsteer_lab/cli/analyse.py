@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.seeds import parse_seeds, prompts_of
 
@@ -54,7 +55,7 @@ def analyse(
     from diffsteer_lab.noise_analysis.subject import subject
 
     if not recipe.model or recipe.prompt:
-        raise ValueError("name a model (hub id or folder), and give prompts in a file (--prompts)")
+        raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), parse_seeds(seeds)
     judge = score_of(score, device) if score else None
     with subject(recipe, device, _extractor(device)) as studied:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from diffsteer.core.errors import InputError
+
 
 def toy(
     out: Path = Path("toy"), seeds: str = "0", guides: str = "0-2", samples: int = 8192
@@ -25,7 +27,7 @@ def toy(
         import matplotlib  # noqa: F401 the figure comes last: better to miss it now
         import tqdm  # noqa: F401
     except ImportError as error:
-        raise ValueError('this needs matplotlib and tqdm: pip install "diffsteer[toy]"') from error
+        raise InputError('this needs matplotlib and tqdm: pip install "diffsteer[toy]"') from error
     from diffsteer_lab.toy.run import run
 
     print(run(out, mains, guided, samples))

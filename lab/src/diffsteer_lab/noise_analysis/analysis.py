@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.best_of_n import Score
 from diffsteer_lab.noise_analysis.experiments import (
     KEPT,
@@ -98,13 +99,13 @@ def analyse(
         ValueError: the numbers cannot be, or the refiner changes nothing.
     """
     if len(set(seeds)) < max(len(seeds), 2) or count < 2 or batch < 1 or show < 0:
-        raise ValueError(
+        raise InputError(
             f"{len(seeds)} seeds, count={count}, batch={batch}, show={show}: give at least 2 "
             "seeds, each once, and count >= 2, as intervals need; batch >= 1 and show >= 0"
         )
     found = spectra(subject, count, batch)
     if found[REFINED].size() == 0:
-        raise ValueError(
+        raise InputError(
             "this refiner leaves noise as it is, so that there is nothing to analyse: was it "
             "trained, and is its strength not 0?"
         )

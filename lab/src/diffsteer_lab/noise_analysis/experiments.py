@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.seeds import format_number
 from diffsteer.metrics.best_of_n import STRIDE, Score, scored
 from diffsteer_lab.noise_analysis.inversion import INVERSIONS
@@ -76,7 +77,7 @@ class Case:
         rows[FULLY] = subject.rows()
         gap = float(plain.apart(fully)["latents"].sum())
         if not 0 < gap < float("inf"):
-            raise ValueError(
+            raise InputError(
                 f"samples of refined and unrefined noise are {gap:g} apart: they must be finite, "
                 "and refining has to change them"
             )

@@ -20,6 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.sampler import Denoise
 
@@ -49,7 +50,7 @@ class Inversion:
 
     def __post_init__(self) -> None:
         if not 1 <= self.averaged <= self.iterations:
-            raise ValueError(
+            raise InputError(
                 f"{self.iterations} iterations, {self.averaged} averaged: give at least 1 "
                 "iteration, and average 1 to all of them"
             )
@@ -66,7 +67,7 @@ class Inversion:
         gain = (_slope(now, 1) + _slope(now, x[0].numel())) / 2
         slope = keep + fresh * gain
         if slope == 0:
-            raise ValueError(
+            raise InputError(
                 "one step from pure noise to data cannot be undone: take at least 2 steps"
             )
         guess = x * float(size / nxt.alpha.hypot(nxt.sigma))

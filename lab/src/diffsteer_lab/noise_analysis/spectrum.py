@@ -8,6 +8,7 @@ without, its upper one, but for 1, which belongs to the band that ends there.
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer_lab.noise_analysis.record import Measured, means
 
 F64 = torch.float64
@@ -32,7 +33,7 @@ def band(h: int, w: int, low: float, high: float) -> Tensor:
         ValueError: the edges are not 0 <= low <= high <= 1.
     """
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"a band from {low} to {high}: give 0 <= low <= high <= 1")
+        raise InputError(f"a band from {low} to {high}: give 0 <= low <= high <= 1")
     r = radius(h, w)
     return (r >= low) & ((r < high) | ((high == 1) & (low < 1)))
 

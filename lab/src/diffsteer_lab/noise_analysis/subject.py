@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.noise import Noise
 from diffsteer.core.sampler import DDIM
 from diffsteer.core.spacing import grid
@@ -212,7 +213,7 @@ def subject(
         ValueError: it belongs to another network, none is named, or a prompt is empty.
     """
     if not recipe.refiner:
-        raise ValueError("there is nothing to analyse: name what refines the noise, --refiner")
+        raise InputError("there is nothing to analyse: name what refines the noise, --refiner")
     require_prompts(list(recipe.prompts))
     plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
     with rendering(plain, device) as images:

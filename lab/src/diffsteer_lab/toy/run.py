@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.seeds import format_seeds
 from diffsteer_lab.toy.draw import draw
@@ -39,7 +40,7 @@ def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) ->
         ValueError: too few samples, or the folder holds networks that were trained otherwise.
     """
     if samples < LEAST:
-        raise ValueError(f"{samples} samples show nothing: give at least {LEAST}")
+        raise InputError(f"{samples} samples show nothing: give at least {LEAST}")
     study = Study(trained(out / "networks", mains, guides), Truth(samples))
     total = len(FLOORS) + len(choices(mains, guides))
     with tqdm(study.rows(mains, guides), "sampling", total, unit="row", disable=None) as bar:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from diffsteer.core.ema import PowerEMA
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance.queries import number
 from diffsteer.io.hashing import differences
@@ -76,7 +77,7 @@ class Training:
             average.update((step + 1) * self.batch, self.batch)
             advance()
         if not loss.isfinite():
-            raise ValueError(f"training ended with a loss of {loss.item()}: {self}")
+            raise InputError(f"training ended with a loss of {loss.item()}: {self}")
         net.load_state_dict(average.snapshot(0))
         return net
 
@@ -91,7 +92,7 @@ class Training:
             return None
         groups, state = checkpoints.load(checkpoints.counts()[-1])
         if odd := differences(state["training"], asdict(self)):
-            raise ValueError(f"{folder} holds another network: {odd}. Give another --out")
+            raise InputError(f"{folder} holds another network: {odd}. Give another --out")
         net = LogDensity(self.dim)
         net.load_state_dict(groups["weights"])
         return net

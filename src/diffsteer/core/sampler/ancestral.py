@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Learned, Past, Sampler
@@ -30,14 +31,14 @@ class Ancestral(Sampler):
 
     def __post_init__(self) -> None:
         if not abs(self.classifier) < float("inf"):
-            raise ValueError(f"classifier={self.classifier} must be a finite number; 0 is none")
+            raise InputError(f"classifier={self.classifier} must be a finite number; 0 is none")
 
     @override
     def step(
         self, x: Tensor, now: Level, nxt: Level, denoise: Denoise, past: Past, noise: Draw
     ) -> tuple[Tensor, Tensor]:
         if not isinstance(denoise, Learned):
-            raise ValueError(
+            raise InputError(
                 "Ancestral needs a network that learned its variance, as a Denoiser: take DDPM, "
                 "the ancestral sampler with the variance of the posterior"
             )

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, lincomb, upcast
 from diffsteer.core.noise import Draw, Noise
 
@@ -159,7 +160,7 @@ class _Learned(_Checked):
 
 def _fitting(answer: Tensor, x: Tensor) -> Tensor:
     if answer.shape != x.shape:
-        raise ValueError(f"the denoiser returned shape {tuple(answer.shape)} for {tuple(x.shape)}")
+        raise InputError(f"the denoiser returned shape {tuple(answer.shape)} for {tuple(x.shape)}")
     return answer.to(x.dtype)
 
 
@@ -192,17 +193,17 @@ def sample(
 
 def _check(levels: Sequence[Level]) -> None:
     if len(levels) < 2:
-        raise ValueError(f"{len(levels)} levels make no step: grid(schedule, n) gives n + 1")
+        raise InputError(f"{len(levels)} levels make no step: grid(schedule, n) gives n + 1")
     alpha, sigma = (torch.stack(list(c)) for c in zip(*(lv[1:] for lv in levels), strict=True))
     if alpha.ndim != 1:
-        raise ValueError("levels of a sampling are for all rows alike: give 0-dim numbers")
+        raise InputError("levels of a sampling are for all rows alike: give 0-dim numbers")
     angle = torch.atan2(sigma, alpha)
     ok = (alpha >= 0) & (sigma >= 0) & alpha.isfinite() & sigma.isfinite()
     ok[1:] &= angle.diff() < 0
     if not ok.all():
         i = int((~ok).nonzero()[0])
         before = f" after alpha={alpha[i - 1]:g}, sigma={sigma[i - 1]:g}" if i else ""
-        raise ValueError(
+        raise InputError(
             f"level {i} has alpha={alpha[i]:g}, sigma={sigma[i]:g}{before}: alpha and sigma must "
             "be finite and >= 0, and levels must lose noise at every step"
         )

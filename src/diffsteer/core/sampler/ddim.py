@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
@@ -26,7 +27,7 @@ class DDIM(Sampler):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise ValueError(
+            raise InputError(
                 f"eta={self.eta} is no share of fresh noise: give 0 (none) to 1 (ancestral)"
             )
 

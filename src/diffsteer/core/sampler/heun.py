@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
@@ -40,18 +41,18 @@ class Heun(Sampler):
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= math.sqrt(2) - 1:
-            raise ValueError(
+            raise InputError(
                 f"gamma={self.gamma} must lie in [0, 0.4142]: it is the churn of one step, "
                 "min(S_churn / steps, sqrt(2) - 1)"
             )
         if not 0 <= self.lo <= self.hi:
-            raise ValueError(
+            raise InputError(
                 f"churn between lo={self.lo} and hi={self.hi} cannot be: 0 <= lo <= hi"
             )
         if not 0 <= self.swell < math.inf:
-            raise ValueError(f"swell={self.swell} is no standard deviation: give about 1")
+            raise InputError(f"swell={self.swell} is no standard deviation: give about 1")
         if not isinstance(self.schedule, Schedule):
-            raise ValueError(f"schedule={self.schedule!r} is no schedule: give the network's")
+            raise InputError(f"schedule={self.schedule!r} is no schedule: give the network's")
 
     @override
     def step(
@@ -73,7 +74,7 @@ class Heun(Sampler):
         """Add noise to reach a level with (1 + gamma) times the sigma / alpha."""
         on = self._on(now.ratio)
         if not all(torch.isclose(a, b, rtol=1e-4) for a, b in zip(on, now, strict=True)):
-            raise ValueError(
+            raise InputError(
                 f"{self.schedule!r} holds no level t={now.t:g}, alpha={now.alpha:g}, "
                 f"sigma={now.sigma:g}: "
                 "churn needs the schedule of the levels, Heun(schedule=...)"
@@ -86,6 +87,6 @@ class Heun(Sampler):
         try:
             return self.schedule.at(self.schedule.time(ratio))
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"churn asks for a level beyond the schedule; lower `hi`: {error}"
             ) from error

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 
 F64 = torch.float64
@@ -60,7 +61,7 @@ def checked_time(t: Time, first: float, last: float) -> Tensor:
     """Check a time and make it a float64 tensor on the CPU."""
     t = torch.as_tensor(t, dtype=F64, device="cpu")
     if not ((t >= first) & (t <= last) & t.isfinite()).all():
-        raise ValueError(
+        raise InputError(
             f"time {t.tolist()} is outside of this schedule: t runs from {first:g} to {last:g}"
         )
     return t
@@ -70,5 +71,5 @@ def checked_ratio(ratio: Time) -> Tensor:
     """Check a noise-to-signal ratio and make it a float64 tensor on the CPU."""
     ratio = torch.as_tensor(ratio, dtype=F64, device="cpu")
     if not (ratio >= 0).all():
-        raise ValueError(f"sigma/alpha={ratio.tolist()} is no noise level: it must be >= 0")
+        raise InputError(f"sigma/alpha={ratio.tolist()} is no noise level: it must be >= 0")
     return ratio

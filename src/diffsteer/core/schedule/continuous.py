@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.schedule.base import Schedule, Time, checked_ratio, checked_time
 
@@ -45,7 +46,7 @@ class EDM(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
+            raise InputError(
                 f"need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
             )
 
@@ -84,7 +85,7 @@ class Flow(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.shift < math.inf:
-            raise ValueError(f"shift={self.shift} must be a number > 0; 1 is none")
+            raise InputError(f"shift={self.shift} must be a number > 0; 1 is none")
 
     @override
     def at(self, t: Time) -> Level:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.schedule.base import F64, Schedule, Time, checked_ratio, checked_time
 
@@ -37,17 +38,17 @@ class Discrete(Schedule):
     def __post_init__(self) -> None:
         a = torch.as_tensor(self.alphas).detach().to("cpu", F64)
         if a.ndim != 1 or len(a) < 2:
-            raise ValueError(f"alphas have shape {tuple(a.shape)}: give one row (N,) with N >= 2")
+            raise InputError(f"alphas have shape {tuple(a.shape)}: give one row (N,) with N >= 2")
         if not a.isfinite().all():
-            raise ValueError(f"alphas[{(~a.isfinite()).nonzero()[0].item()}] is not finite")
+            raise InputError(f"alphas[{(~a.isfinite()).nonzero()[0].item()}] is not finite")
         if not (a.diff() < 0).all():
             i = int((a.diff() >= 0).nonzero()[0])
-            raise ValueError(
+            raise InputError(
                 f"alphas must decrease, but alphas[{i}]={a[i]:g} and alphas[{i + 1}]={a[i + 1]:g}: "
                 "noise grows with t (were they given in reverse, or do betas of 1 underflow?)"
             )
         if a[-1] < 0 or a[0] > 1:
-            raise ValueError(f"alphas run from {a[0]:g} to {a[-1]:g}: they must lie in [0, 1]")
+            raise InputError(f"alphas run from {a[0]:g} to {a[-1]:g}: they must lie in [0, 1]")
         object.__setattr__(self, "alphas", a)
 
     @property
@@ -66,7 +67,7 @@ class Discrete(Schedule):
         bad = ~((b > 0) & (b <= 1))
         if b.ndim == 1 and bad.any():
             i = int(bad.nonzero()[0])
-            raise ValueError(f"betas[{i}]={b[i]:g} is no variance share: each lies in ]0, 1]")
+            raise InputError(f"betas[{i}]={b[i]:g} is no variance share: each lies in ]0, 1]")
         return cls((1 - b).cumprod(0).sqrt())
 
     @classmethod
@@ -125,7 +126,7 @@ class Discrete(Schedule):
         slack = 1e-12  # radians: what one round trip ratio -> angle may lose
         if not ((psi >= low - slack) & (psi <= high + slack)).all():
             lo, hi = (self.at(t).ratio.item() for t in (self.first, self.last))
-            raise ValueError(
+            raise InputError(
                 f"sigma/alpha={ratio.tolist()} is outside of this schedule: [{lo:g}, {hi:g}]"
             )
         psi = psi.clamp(low, high)
@@ -140,6 +141,6 @@ class Discrete(Schedule):
 
 def _check_range(start: float, end: float, n: int) -> None:
     if not (0 < start <= 1 and 0 < end <= 1 and n >= 2):
-        raise ValueError(
+        raise InputError(
             f"{n} betas from {start} to {end} make no schedule: take at least 2, each in ]0, 1]"
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.models.adm.flags import Flags
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -44,7 +45,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, new_order: bool) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
-            raise ValueError(f"{channels} channels cannot be split into {heads} attention heads")
+            raise InputError(f"{channels} channels cannot be split into {heads} attention heads")
         self.heads, self.new_order = heads, new_order
         self.norm = nn.GroupNorm(32, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import X0, Eps, Prediction
 from diffsteer.core.schedule import Discrete
@@ -108,15 +109,15 @@ class Diffusion:
         flags = self.net.flags
         if classes is None:
             if flags.class_cond or classifier is not None:
-                raise ValueError("a class-conditional network and a classifier need classes, (B,)")
+                raise InputError("a class-conditional network and a classifier need classes, (B,)")
             return
         told = [flags] if flags.class_cond else []
         told += [] if classifier is None else [classifier.flags]
         known = [each.num_classes for each in told]
         if not known:
-            raise ValueError("this network knows no classes, and there is no classifier: give none")
+            raise InputError("this network knows no classes, and there is no classifier: give none")
         if classes.ndim != 1 or not ((classes >= 0) & (classes < min(known))).all():
-            raise ValueError(
+            raise InputError(
                 f"classes={classes.tolist()}: one a sample, from 0 to {min(known) - 1}"
             )
 
@@ -177,7 +178,7 @@ def from_state(state: Mapping[str, Tensor], flags: Flags) -> ADM:
 def _require(flags: Flags, classifier: bool) -> None:
     if flags.classifier != classifier:
         is_, use = ("a classifier", "load_classifier") if flags.classifier else ("no one", "load")
-        raise ValueError(f"these are the flags of {is_} of noisy pictures: read it by {use}")
+        raise InputError(f"these are the flags of {is_} of noisy pictures: read it by {use}")
 
 
 def _filled(net: Net, state: State) -> Net:
@@ -190,7 +191,7 @@ def _known(path: Path, flags: Flags | None) -> tuple[State, Flags]:
     state, own = read(path)
     flags = flags or own or PUBLISHED.get(path.name)
     if flags is None:
-        raise ValueError(
+        raise InputError(
             f"{path}: no published checkpoint has this name, so its flags are not known; "
             f"{_guess(state)}; give flags, Flags.parse('--image_size 64 ...')"
         )
@@ -230,7 +231,7 @@ def check(state: Mapping[str, Tensor], flags: Flags) -> None:
         "of another shape": wrong,
     }
     said = [f"{len(v)} {what} ({_few(v)})" for what, v in parts.items() if v]
-    raise ValueError(f"tensors do not fit '{flags}': {'; '.join(said)}; {_guess(state)}")
+    raise InputError(f"tensors do not fit '{flags}': {'; '.join(said)}; {_guess(state)}")
 
 
 def convert(source: Path, out: Path, flags: Flags | None = None) -> Flags:

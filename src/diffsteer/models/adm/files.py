@@ -11,6 +11,7 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_folder
 from diffsteer.models.adm.flags import Flags
 
@@ -35,7 +36,7 @@ def read(path: Path) -> tuple[State, Flags | None]:
             held = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # what a broken or hostile pickle raises knows no bounds
             reason = str(error).strip().splitlines()
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be read as tensors: {_refused(reason)}. A checkpoint of this kind "
                 "holds nothing else; if it is cut short, fetch it again"
             ) from error
@@ -50,7 +51,7 @@ def _require_stored(file: BinaryIO) -> None:
             for entry in archive.infolist():
                 left -= entry.file_size
                 if entry.compress_type != ZIP_STORED or left < 0:
-                    raise ValueError(
+                    raise InputError(
                         f"its entry {entry.filename[:100]!r} unpacks {entry.compress_size} bytes "
                         f"to {entry.file_size}, but torch.save compresses nothing: refused"
                     )
@@ -65,16 +66,16 @@ def _refused(lines: list[str]) -> str:
 
 def _state(held: Any, path: Path) -> State:
     if not isinstance(held, Mapping):
-        raise ValueError(f"{path} holds a {type(held).__name__}, not tensors by name")
+        raise InputError(f"{path} holds a {type(held).__name__}, not tensors by name")
     others = [name for name, value in held.items() if not isinstance(value, Tensor)]
     if others or not held:
         inner = [n for n in others if isinstance(held[n], Mapping)]
         hint = f"; save what is under {inner[0]!r} alone" if inner else ""
         first = f"{others[0]!r} is a {type(held[others[0]]).__name__}" if others else "it is empty"
-        raise ValueError(f"{path} is no state dict of tensors by name: {first}{hint}")
+        raise InputError(f"{path} is no state dict of tensors by name: {first}{hint}")
     whole = [name for name, value in held.items() if not value.is_floating_point()]
     if whole:
-        raise ValueError(f"{path}: {whole[0]} is {held[whole[0]].dtype}, but weights are floats")
+        raise InputError(f"{path}: {whole[0]} is {held[whole[0]].dtype}, but weights are floats")
     return {str(name): value for name, value in held.items()}
 
 
@@ -85,10 +86,10 @@ def _read_folder(path: Path) -> tuple[State, Flags]:
     try:
         said = json.loads((path / "config.json").read_text("utf-8"))
         if said["format"] != FORMAT:
-            raise ValueError(f"its format is {said['format']!r}, not {FORMAT!r}")
+            raise InputError(f"its format is {said['format']!r}, not {FORMAT!r}")
         return load_file(path / "model.safetensors"), Flags.of(said["flags"])
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"{path} is no folder of `diffsteer convert adm`: {error}") from error
+        raise InputError(f"{path} is no folder of `diffsteer convert adm`: {error}") from error
 
 
 def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) -> None:
@@ -100,7 +101,7 @@ def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) ->
     from safetensors.torch import save_file
 
     if out.exists():
-        raise ValueError(f"{out} is there already: name a folder that is not")
+        raise InputError(f"{out} is there already: name a folder that is not")
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config = {

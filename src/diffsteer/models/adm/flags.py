@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from diffsteer.core.errors import InputError
+
 MULTS = {
     512: "0.5,1,1,2,2,4,4",
     256: "1,1,2,2,4,4",
@@ -85,17 +87,17 @@ class Flags:
 
     def __post_init__(self) -> None:
         if self.noise_schedule not in ("linear", "cosine"):
-            raise ValueError(f"noise_schedule={self.noise_schedule!r}: give linear or cosine")
+            raise InputError(f"noise_schedule={self.noise_schedule!r}: give linear or cosine")
         if min(self.image_size, self.num_channels, self.num_res_blocks, self.num_classes) < 1:
-            raise ValueError("image_size, num_channels, num_res_blocks, num_classes must be >= 1")
+            raise InputError("image_size, num_channels, num_res_blocks, num_classes must be >= 1")
         if self.classifier and self.num_head_channels == -1:
-            raise ValueError("the pool of a classifier needs num_head_channels; published ones: 64")
+            raise InputError("the pool of a classifier needs num_head_channels; published ones: 64")
         for channels in self.widths:
             if channels % 32:
-                raise ValueError(f"{channels} channels do not make 32 groups: take multiples of 32")
+                raise InputError(f"{channels} channels do not make 32 groups: take multiples of 32")
         for part in self.attention_resolutions.split(","):
             if not part.strip().isdigit() or int(part) < 1:
-                raise ValueError(f"attention_resolutions={self.attention_resolutions!r}: '32,16,8'")
+                raise InputError(f"attention_resolutions={self.attention_resolutions!r}: '32,16,8'")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -108,7 +110,7 @@ class Flags:
         try:
             return tuple(int(float(part) * self.num_channels) for part in text.split(","))
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"channel_mult={self.channel_mult!r} at image_size={self.image_size}: write "
                 f"multiples such as '1,2,3,4'; sizes with one of their own: {sorted(MULTS)}"
             ) from error
@@ -135,7 +137,7 @@ class Flags:
         types = {f.name: type(f.default) for f in fields(cls)}
         unknown = [name for name in said if name not in types and name not in WITHOUT_EFFECT]
         if unknown:
-            raise ValueError(f"no ADM flag is called {unknown[0]!r}: there are {', '.join(types)}")
+            raise InputError(f"no ADM flag is called {unknown[0]!r}: there are {', '.join(types)}")
         return cls(
             **{
                 name: _value(name, value, types[name])
@@ -157,11 +159,11 @@ class Flags:
         words = shlex.split(text.replace("=", " "))
         names, values = words[::2], words[1::2]
         if len(names) != len(values) or not all(name.startswith("--") for name in names):
-            raise ValueError(f"{text!r} are no flags: write --image_size 64 --class_cond True")
+            raise InputError(f"{text!r} are no flags: write --image_size 64 --class_cond True")
         said = {name[2:]: value for name, value in zip(names, values, strict=True)}
         found = cls.of(_of_classifier(said))
         if found.diffusion_steps != 1000 and "rescale_timesteps" not in said:
-            raise ValueError(
+            raise InputError(
                 f"diffusion_steps={found.diffusion_steps} without rescale_timesteps: the code of "
                 "IDDPM rescales unless told not to, that of ADM does not. Add --rescale_timesteps "
                 "True or False"
@@ -182,7 +184,7 @@ def _of_classifier(said: dict[str, str]) -> dict[str, Any]:
     if not any(name.startswith("classifier_") for name in said):
         return said
     if said.get("classifier_pool", "attention") != "attention":
-        raise ValueError(
+        raise InputError(
             f"classifier_pool={said['classifier_pool']!r}: published ones are read, attention"
         )
     unneeded = ("classifier_pool", "classifier_use_fp16")
@@ -190,7 +192,7 @@ def _of_classifier(said: dict[str, str]) -> dict[str, Any]:
     both = [n for n, name in OF_CLASSIFIERS.items() if n in said and name in said]
     if both or not _value("classifier", said.get("classifier", True), bool):
         other = OF_CLASSIFIERS[both[0]] if both else "classifier False"
-        raise ValueError(
+        raise InputError(
             f"{both[0] if both else 'flags of a classifier'} beside {other}: these are of two "
             "networks; give the flags of the one that is read"
         )
@@ -205,4 +207,4 @@ def _value(name: str, value: Any, kind: type) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return kind(text)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} is no {kind.__name__}") from error
+        raise InputError(f"{name}={value!r} is no {kind.__name__}") from error

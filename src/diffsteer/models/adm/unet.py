@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.models.adm.blocks import (
     DOUBLE,
     HALVE,
@@ -71,7 +72,7 @@ class Encoder(nn.Module):
         """
         least = 2 ** (len(self.flags.widths) - 1)
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % least or x.shape[3] % least:
-            raise ValueError(
+            raise InputError(
                 f"pictures of shape {tuple(x.shape)}: this network takes (B, 3, H, W) with sides "
                 f"that are multiples of {least}"
             )
@@ -106,7 +107,7 @@ class ADM(Encoder):
 
     def __init__(self, flags: Flags) -> None:
         if flags.classifier:
-            raise ValueError("these are flags of a classifier: build ADMClassifier")
+            raise InputError("these are flags of a classifier: build ADMClassifier")
         super().__init__(flags)
         if flags.class_cond:
             self.label_emb = nn.Embedding(flags.num_classes, 4 * flags.num_channels)
@@ -142,11 +143,11 @@ class ADM(Encoder):
         """
         if (y is not None) != self.flags.class_cond:
             needs = "needs classes y" if self.flags.class_cond else "knows no classes"
-            raise ValueError(f"this network {needs} (class_cond={self.flags.class_cond})")
+            raise InputError(f"this network {needs} (class_cond={self.flags.class_cond})")
         emb = self.embed(t)
         if y is not None:
             if y.shape != t.shape:
-                raise ValueError(f"{tuple(y.shape)} classes for {tuple(t.shape)} times: one a row")
+                raise InputError(f"{tuple(y.shape)} classes for {tuple(t.shape)} times: one a row")
             emb = emb + self.label_emb(y)
         h, left = self.encode(x.to(emb.dtype), emb)
         for stage in self.output_blocks:
@@ -164,7 +165,7 @@ class ADMClassifier(Encoder):
 
     def __init__(self, flags: Flags) -> None:
         if not flags.classifier:
-            raise ValueError("these are flags of a denoiser: build ADM")
+            raise InputError("these are flags of a denoiser: build ADM")
         super().__init__(flags)
         last, side = flags.widths[-1], flags.image_size // 2 ** (len(flags.widths) - 1)
         pool = Pool(side, last, flags.heads(last), flags.num_classes)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
 from diffsteer.models.adm.blocks import Attention, Downsample, ResBlock
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.unet import ADM
@@ -62,7 +63,7 @@ def to_unet2d(net: ADM) -> Any:
     flags = net.flags
     reason = why_not(flags)
     if reason is not None:
-        raise ValueError(f"UNet2DModel cannot express this network: {reason}")
+        raise InputError(f"UNet2DModel cannot express this network: {reason}")
     from diffusers import UNet2DModel
 
     width = flags.widths[-1]

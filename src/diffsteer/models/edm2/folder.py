@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_folder, umask
 from diffsteer.models.edm2.model import EDM2
 
@@ -80,7 +81,7 @@ class Stored:
             found = cls(content.pop("config"), tensors, content)
             found.check()
         except (ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(f"{folder} is no EDM2 network: {error}") from error
+            raise InputError(f"{folder} is no EDM2 network: {error}") from error
         return found
 
     def _fit(self, net: EDM2) -> None:
@@ -88,13 +89,13 @@ class Stored:
         have = {name: tuple(t.shape) for name, t in self.tensors.items()}
         for name in (*want, *have):
             if want.get(name) != have.get(name):
-                raise ValueError(
+                raise InputError(
                     f"{name[:100]} has shape {have.get(name)} in the file and {want.get(name)} in "
                     "the network that its config describes"
                 )
         for name, t in self.tensors.items():
             if not t.is_floating_point():
-                raise ValueError(f"{name} has dtype {t.dtype}")
+                raise InputError(f"{name} has dtype {t.dtype}")
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def described(folder: Path) -> dict[str, Any]:
     """
     content = json.loads((folder / CONFIG).read_text("utf-8"))
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise ValueError(f"{folder / CONFIG} does not say format {FORMAT!r}")
+        raise InputError(f"{folder / CONFIG} does not say format {FORMAT!r}")
     return content
 
 
@@ -114,17 +115,17 @@ def _check_encoder(encoder: Any, channels: int) -> None:
     """Refuse factors from which no image can be made."""
     kind = encoder.get("kind") if isinstance(encoder, dict) else None
     if kind not in ("rgb", "vae"):
-        raise ValueError(f"the encoder is {str(encoder)[:100]}: there are the kinds rgb and vae")
+        raise InputError(f"the encoder is {str(encoder)[:100]}: there are the kinds rgb and vae")
     for name in ("scale", "bias") if kind == "vae" else ():
         said = encoder.get(name)
         listed = isinstance(said, list | tuple) and len(said) == channels
         if not listed or not all(type(v) in (int, float) and abs(v) < 1e300 for v in said):
-            raise ValueError(
+            raise InputError(
                 f"encoder {name} is {str(said)[:100]}, where latents of {channels} channels need "
                 "as many finite numbers"
             )
         if name == "scale" and min(said) <= 0:
-            raise ValueError(f"encoder scale is {said}: it must be > 0, since it is divided by")
+            raise InputError(f"encoder scale is {said}: it must be > 0, since it is divided by")
 
 
 def _on_meta(config: Mapping[str, Any]) -> EDM2:
@@ -132,4 +133,4 @@ def _on_meta(config: Mapping[str, Any]) -> EDM2:
         with torch.device("meta"):
             return EDM2(**config)
     except TypeError as error:
-        raise ValueError(f"config of another network: {error}") from error
+        raise InputError(f"config of another network: {error}") from error

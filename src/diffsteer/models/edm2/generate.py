@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import X0
 from diffsteer.guidance import Auto, Guidance
@@ -116,13 +117,13 @@ def _lerp(main: Network, guide: Network, cond: Cond, scale: float) -> Guided:
 
 def _check(main: EDM2, guide: EDM2 | None, label: int | None) -> None:
     if label is not None and not 0 <= label < main.label_dim:
-        raise ValueError(f"class {label} of a network that knows {main.label_dim}")
+        raise InputError(f"class {label} of a network that knows {main.label_dim}")
     if guide is None:
         return
     if guide.shape != main.shape or guide.sigma_data != main.sigma_data:
-        raise ValueError(f"a guide for {guide.shape} cannot guide a network for {main.shape}")
+        raise InputError(f"a guide for {guide.shape} cannot guide a network for {main.shape}")
     if guide.label_dim not in (0, main.label_dim):
-        raise ValueError(f"a guide of {guide.label_dim} classes, a network of {main.label_dim}")
+        raise InputError(f"a guide of {guide.label_dim} classes, a network of {main.label_dim}")
 
 
 def pixels(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffsteer.core.errors import InputError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -41,9 +43,9 @@ class Loop:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(f"{self} cannot be: steps >= 1 and 0 < sigma_min < sigma_max")
+            raise InputError(f"{self} cannot be: steps >= 1 and 0 < sigma_min < sigma_max")
         if not (self.rho > 0 and self.s_churn >= 0 and 0 <= self.s_min <= self.s_max):
-            raise ValueError(f"{self} cannot be: rho > 0, s_churn >= 0 and 0 <= s_min <= s_max")
+            raise InputError(f"{self} cannot be: rho > 0, s_churn >= 0 and 0 <= s_min <= s_max")
 
     def times(self, dtype: "torch.dtype") -> "Tensor":
         """Noise levels of the steps, and 0 at the end, `(steps + 1,)`."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance.denoiser import Cond, Network
 from diffsteer.models.edm2.magnitude import MPConv, MPFourier
@@ -100,7 +101,7 @@ class EDM2(nn.Module):
         from diffsteer.models.edm2.folder import Stored
 
         if precision not in ("official-bit", "f32-clean"):
-            raise ValueError(f'precision={precision!r}: there are "official-bit" and "f32-clean"')
+            raise InputError(f'precision={precision!r}: there are "official-bit" and "f32-clean"')
         net = Stored.load(Path(folder)).network().to(device)
         return net.half() if precision == "official-bit" else net.float()
 
@@ -170,7 +171,7 @@ class EDM2(nn.Module):
     def _out(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Output of the inner network."""
         if x.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}, the network takes (B, *{self.shape})")
+            raise InputError(f"x has shape {tuple(x.shape)}, the network takes (B, *{self.shape})")
         half = self.use_fp16 and x.is_cuda and x.dtype == torch.float32
         c_in = 1 / (self.sigma_data**2 + sigma**2).sqrt()
         inner = (c_in * x).to(torch.float16 if half else x.dtype)
@@ -193,7 +194,7 @@ class EDM2(nn.Module):
         if labels is None:
             return x.new_zeros(1, self.label_dim)
         if labels.ndim != 2 or labels.shape[1] != self.label_dim:
-            raise ValueError(
+            raise InputError(
                 f"labels have shape {tuple(labels.shape)}: one-hot (B, {self.label_dim}) is wanted"
             )
         return labels.to(x)
@@ -222,7 +223,7 @@ def network(net: EDM2) -> Network:
 
     def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
         if level.alpha != 1:
-            raise ValueError(f"EDM2 knows levels of EDM(), alpha=1, not alpha={level.alpha:g}")
+            raise InputError(f"EDM2 knows levels of EDM(), alpha=1, not alpha={level.alpha:g}")
         return net.out(x, level.sigma, cond.get("labels"))
 
     layers = {n: m for n, m in net.named_modules() if isinstance(m, Block) and m.heads}
@@ -242,18 +243,18 @@ def _check(config: dict[str, Any]) -> None:
         least = 0 if name == "label_dim" else 1
         value = config[name]
         if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"EDM2: {name}={value!r} must be a whole number, {least} to {most}")
+            raise InputError(f"EDM2: {name}={value!r} must be a whole number, {least} to {most}")
     if type(config["use_fp16"]) is not bool:
-        raise ValueError(f"EDM2: use_fp16={config['use_fp16']!r} must be True or False")
+        raise InputError(f"EDM2: use_fp16={config['use_fp16']!r} must be True or False")
     for name in ("channel_mult", "attn_resolutions"):
         if not all(type(v) is int and 0 < v <= 4096 for v in config[name]):
-            raise ValueError(f"EDM2: {name}={config[name]!r} must hold whole numbers > 0")
+            raise InputError(f"EDM2: {name}={config[name]!r} must hold whole numbers > 0")
     levels, side = len(config["channel_mult"]), config["img_resolution"]
     if not 1 <= levels <= 12 or side % 2 ** (levels - 1):
-        raise ValueError(f"EDM2: {side} pixels cannot be halved {levels - 1} times")
+        raise InputError(f"EDM2: {side} pixels cannot be halved {levels - 1} times")
     for name in ("dropout", "sigma_data"):
         value = config[name]
         if type(value) not in (int, float) or not 0 <= value < (1 if name == "dropout" else 1e6):
-            raise ValueError(f"EDM2: {name}={value!r} cannot be")
+            raise InputError(f"EDM2: {name}={value!r} cannot be")
     if config["sigma_data"] == 0:
-        raise ValueError("EDM2: sigma_data=0 is no standard deviation")
+        raise InputError("EDM2: sigma_data=0 is no standard deviation")

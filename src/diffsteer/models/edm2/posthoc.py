@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.ema import Profile, gamma, weights
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write
 from diffsteer.models.edm2.folder import Stored, described
 from diffsteer.models.edm2.snapshot import read
@@ -90,7 +91,7 @@ def find(folder: Path, prefix: str) -> list[Snapshot]:
             continue
         kimg, width = int(match[1]), float(match[2])
         if (kimg, width) in found:
-            raise ValueError(f"{path.name} is there twice, in two formats: remove one")
+            raise InputError(f"{path.name} is there twice, in two formats: remove one")
         found[kimg, width] = Snapshot(path, kimg, _exact(path) or images(kimg), width)
     if not found:
         raise FileNotFoundError(
@@ -142,7 +143,7 @@ def reconstruct(
             raise FileExistsError(f"{path} is there already: remove it, or skip what is there")
         del todo[path]
     if batch < 1:
-        raise ValueError(f"batch={batch} makes nothing: give at least 1")
+        raise InputError(f"batch={batch} makes nothing: give at least 1")
     shares = {p: weights([s.profile for s in stored], (count, gamma(w))) for p, w in todo.items()}
     paths = list(todo)
     for start in range(0, len(paths), batch):
@@ -157,7 +158,7 @@ def _write(stored: Sequence[Snapshot], shares: dict[Path, Tensor], count: int) -
     for i, one in enumerate(stored):
         now = one.load()
         if last is not None and (last.config, _shapes(last)) != (now.config, _shapes(now)):
-            raise ValueError(f"{one.path} is of another network than {stored[i - 1].path}")
+            raise InputError(f"{one.path} is of another network than {stored[i - 1].path}")
         last = now
         averaged = {n: t.float() for n, t in now.tensors.items() if not _is_buffer(n, t)}
         for path, share in shares.items():

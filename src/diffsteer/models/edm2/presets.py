@@ -12,6 +12,8 @@ import csv
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
+from diffsteer.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Net:
@@ -35,7 +37,7 @@ class Net:
             ValueError: the width of its average is not recorded.
         """
         if self.ema is None:
-            raise ValueError(
+            raise InputError(
                 f"which average of edm2-{self.size} gave the published figure is not recorded "
                 "here: give its relative width, such as --ema 0.1"
             )
@@ -73,13 +75,13 @@ class Preset:
         """
         for width in (ema, guide_ema):
             if width is not None and round(width, 3) != width:
-                raise ValueError(
+                raise InputError(
                     f"relative width {width}: names of files have three decimals, such as 0.125"
                 )
         main = self.main if ema is None else replace(self.main, ema=ema)
         guide = self.guide
         if guide is None and (weight, guide_ema) != (None, None):
-            raise ValueError(f"{self.name} has no guide: it takes neither weight nor guide's ema")
+            raise InputError(f"{self.name} has no guide: it takes neither weight nor guide's ema")
         if guide is not None and guide_ema is not None:
             guide = replace(guide, ema=guide_ema)
         weight = self.weight if weight is None else weight
@@ -94,7 +96,7 @@ class Preset:
         if self.guide is None:
             return ""
         if self.weight is None:
-            raise ValueError(
+            raise InputError(
                 f"the weight of {self.name} is not recorded here: give one, such as --weight 1.4"
             )
         where = "" if self.interval is None else ".within({}, {})".format(*self.interval)
@@ -115,7 +117,7 @@ def preset(name: str) -> Preset:
     """
     known = presets()
     if name not in known:
-        raise ValueError(f"no preset is called {name!r}: there are {', '.join(known)}")
+        raise InputError(f"no preset is called {name!r}: there are {', '.join(known)}")
     return known[name]
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.models.edm2.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 
 CLIP = 256.0
@@ -113,7 +114,7 @@ class UNet(nn.Module):
         def block(side: int, kind: str, n_in: int, n_out: int, attends: bool = False) -> None:
             heads = n_out // channels_per_head if attends else 0
             if heads and n_out % heads:
-                raise ValueError(
+                raise InputError(
                     f"{n_out} channels make no {heads} heads: change channels_per_head"
                 )
             part = self.dec if decodes else self.enc

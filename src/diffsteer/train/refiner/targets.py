@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.noise import Noise
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.pipelines import rendering, stacked
@@ -55,9 +56,9 @@ def make(
     """
     require_prompts(list(recipe.prompts))
     if not recipe.guidance:
-        raise ValueError('the teacher has no guidance: give one to learn from, such as "CFG(6)"')
+        raise InputError('the teacher has no guidance: give one to learn from, such as "CFG(6)"')
     if batch < 1 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"batch={batch}: give at least 1, and each seed once")
+        raise InputError(f"batch={batch}: give at least 1, and each seed once")
     with rendering(recipe, device) as images:
         shape = noise_shape(images.pipe, recipe)
         networks = fingerprint(Model.of(images.pipe).network)
@@ -73,7 +74,7 @@ def make(
             )
             good = latents.flatten(1).isfinite().all(dim=1).tolist()
             if not all(good):
-                raise ValueError(
+                raise InputError(
                     f"the teacher's sample of seed {part[good.index(False)]} is not finite, and no "
                     "refiner learns from that: look at its guidance, or at the precision"
                 )
@@ -121,11 +122,11 @@ class Targets:
         order = torch.tensor(seeds, dtype=torch.float64).argsort()
         if least is not None:
             if any(SCORE not in chunk.costs for chunk in chunks):
-                raise ValueError(f"{path} has no scores: make the targets with --score")
+                raise InputError(f"{path} has no scores: make the targets with --score")
             score = torch.cat([chunk.costs[SCORE] for chunk in chunks])
             order = order[score[order] >= least]
             if not len(order):
-                raise ValueError(f"no target scores {least} or more: the best has {score.max():g}")
+                raise InputError(f"no target scores {least} or more: the best has {score.max():g}")
         shape = folder.key["shape"]
         assert latents.shape[1] == prod(shape)
         kept = latents[order].reshape(-1, *shape)
@@ -148,13 +149,13 @@ class Targets:
         """
         mine = self.key["networks"]
         if any(mine[name] != networks[name] for name in mine.keys() & networks.keys()):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds targets of another network than settings.start: make them with "
                 "the model that is trained"
             )
         held = {name: self.key.get(name) for name in teacher}
         if odd := differences(held, dict(teacher)):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds targets of another teacher: {odd}. Leave settings.teacher out, "
                 "or make other targets"
             )
@@ -169,5 +170,5 @@ def _key(path: Path) -> dict[str, Any]:
             f"{path} holds no targets: run `diffsteer refine targets`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / MANIFEST} is not one of targets: {error}") from error
+        raise InputError(f"{path / MANIFEST} is not one of targets: {error}") from error
     return dict(said)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Noise
 from diffsteer.core.parse import parse
@@ -72,27 +73,27 @@ class RefinerSettings:
 
     def __post_init__(self) -> None:
         if not self.start:
-            raise ValueError("settings.start is empty: name the pipeline to start from, --model")
+            raise InputError("settings.start is empty: name the pipeline to start from, --model")
         if self.gradient not in GRADIENTS:
-            raise ValueError(
+            raise InputError(
                 f"settings.gradient={self.gradient!r}: there are {', '.join(GRADIENTS)}"
             )
         if not 0 <= self.penalty < float("inf"):
-            raise ValueError(f"settings.penalty={self.penalty}: give a number >= 0")
+            raise InputError(f"settings.penalty={self.penalty}: give a number >= 0")
         if bool(self.targets) == bool(self.prompt_file):
-            raise ValueError(
+            raise InputError(
                 "a refiner learns from a folder of `diffsteer refine targets`, settings.targets "
                 "(--targets), or from a teacher that is sampled meanwhile, settings.prompt_file "
                 "and settings.teacher: give one of both"
             )
         twice = {"model", "prompt", "prompts"} & self.teacher.keys()
         if self.prompt_file and twice:
-            raise ValueError(
+            raise InputError(
                 f"settings.teacher says {', '.join(sorted(twice))}: that is said by settings.start "
                 "and settings.prompt_file"
             )
         if self.prompt_file and not self.teacher.get("guidance"):
-            raise ValueError('settings.teacher has no guidance: give one, such as "CFG(6)"')
+            raise InputError('settings.teacher has no guidance: give one, such as "CFG(6)"')
 
 
 class Stored:
