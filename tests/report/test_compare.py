@@ -150,13 +150,12 @@ class Checked(HTMLParser):
         self.loaded: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "img", "line", "circle", "polyline"):
+        if tag not in ("meta", "img"):
             self.open.append(tag)
         self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "data")]
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("line", "circle", "polyline"):
-            assert self.open.pop() == tag
+        assert self.open.pop() == tag
 
 
 def test_compare_writes_a_page_that_loads_nothing(
@@ -192,6 +191,8 @@ def test_compare_writes_a_page_that_loads_nothing(
     for part in ("N = 24", f"seeds {SEEDS}", "real against real", *names):
         assert part in html
     assert len(re.findall("<svg", html)) == 7  # six figures against weight, distance on recall
+    assert html.count('<g class="curve">') == 6 + 2  # one sweep; both on recall
+    assert html.count("guidance weight</text>") == 6 and ">recall</text>" in html
     shown = sorted((tmp_path / "out" / "pictures" / "cfg").iterdir())
     assert [p.name for p in shown] == ["000000.png", "000001.png"]
     assert "less the first's" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from diffsteer.io.seeds import format_number, parse_seeds
 if TYPE_CHECKING:
     from diffsteer.metrics.sampled import Sampled
     from diffsteer.metrics.statistics import Statistics
-    from diffsteer.report.curves import Shown
+    from diffsteer.report.compare import Result
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def compare(
         resamples: For the intervals, >= 20.
     """
     from diffsteer.io.distributed import Processes, launched
+    from diffsteer.report.plots import require_matplotlib
 
+    require_matplotlib()
     entries = entries_of(recipes, weights)
     if resamples < 20 or show < 0:
         raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
@@ -146,31 +148,30 @@ def _report(
     from diffsteer.metrics.comparison import compared
     from diffsteer.metrics.evaluate import omitted
     from diffsteer.metrics.value import table
-    from diffsteer.report.compare import page
-    from diffsteer.report.curves import Shown
+    from diffsteer.report.compare import Result, page
 
     notes = omitted(runs[entries[0].name].statistics, real)
-    shown = []
+    results = []
     for entry, one in zip(entries, compared(runs, real, resamples), strict=True):
-        pictures = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
-        shown.append(Shown(one, entry.recipe.said, entry.curve, entry.weight, pictures))
-        print(f"\n{one.name}", table(one.figures), *_lines(shown[-1]), sep="\n")
+        images = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
+        results.append(Result(one, entry.recipe.said, entry.curve, entry.weight, images))
+        print(f"\n{one.name}", table(one.figures), *_lines(results[-1]), sep="\n")
     for note in notes:
         print(f"not measured: {note}")
     content = {
         "reference": reference,
         "resamples": resamples,
-        "recipes": [_plain(one) for one in shown],
+        "recipes": [_plain(one) for one in results],
         "not measured": notes,
     }
     with atomic_write(out / "report.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     with atomic_write(out / "report.html") as file:
-        file.write(page(shown, reference["path"], notes, resamples).encode())
+        file.write(page(results, reference["path"], notes, resamples).encode())
     print(f"\n{out / 'report.html'}, {out / 'report.json'}")
 
 
-def _lines(one: "Shown") -> list[str]:
+def _lines(one: "Result") -> list[str]:
     lines = [
         f"  {name} less the first's: {value:+.5g}, 95 % {within}"
         for name, (value, within) in one.compared.differences.items()
@@ -181,11 +182,11 @@ def _lines(one: "Shown") -> list[str]:
     ]
 
 
-def _plain(one: "Shown") -> dict[str, Any]:
+def _plain(one: "Result") -> dict[str, Any]:
     return {
         "curve": one.curve,
         "weight": one.weight,
-        "recipe": dict(one.said),
-        "pictures": {seed: str(path) for seed, path in one.pictures.items()},
+        "recipe": dict(one.recipe),
+        "pictures": {seed: str(path) for seed, path in one.images.items()},
         **one.compared.json(),
     }

@@ -1,138 +1,143 @@
-"""A comparison as one HTML page that loads nothing: tables, curves, images."""
+"""Comparison of recipes as one HTML page that loads nothing: tables, curves, images."""
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from diffsteer.metrics.comparison import Compared, Spread
+from diffsteer.metrics.comparison import Compared
 from diffsteer.metrics.value import MetricValue
-from diffsteer.report.curves import Shown, curves
-from diffsteer.report.html import document, image, table
+from diffsteer.report.page import render
+from diffsteer.report.plots import Curve, Point, line_chart
 
 
-def page(shown: Sequence[Shown], reference: str, notes: Sequence[str], resamples: int) -> str:
-    """HTML of a comparison."""
-    names = [one.compared.name for one in shown]
-    title = " / ".join(names) if len(names) < 5 else f"{len(names)} recipes"
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        _head(shown[0].compared.figures[0], reference, resamples),
-        _figures(shown),
-        _costs(shown),
-        curves(shown),
-        _grid(shown, names),
-        _recipes(shown),
-        *(f"<p>Not measured: {escape(note)}.</p>" for note in notes),
-    ]
-    return document(title, sections)
+@dataclass(frozen=True)
+class Result:
+    """A compared recipe with what the page shows besides its metrics.
+
+    Attributes:
+        compared: Its metrics, differences and costs.
+        recipe: The recipe in plain values.
+        curve: Name shared by recipes that differ in a guidance weight alone.
+        weight: That weight; None where there is no sweep.
+        images: Files by seed.
+    """
+
+    compared: Compared
+    recipe: Mapping[str, object]
+    curve: str
+    weight: float | None
+    images: Mapping[int, Path]
+
+    def metric(self, name: str) -> MetricValue:
+        """Metric of a name."""
+        return next(figure for figure in self.compared.figures if figure.name == name)
 
 
-def _head(figure: MetricValue, reference: str, resamples: int) -> str:
-    at, n = figure.origin, figure.reference_n
-    return (
-        f"<p>N = {figure.n} images of each recipe, seeds {escape(figure.seeds)}, the same for "
-        f"all, against {escape(reference)} (N = {'unstated' if n is None else n}). Features: "
-        f"{escape(at.extractor)}, layer {escape(at.layer)}, resize {escape(at.resize)}, weights "
-        f"<code>{escape(at.weights[:8])}</code>.</p><p>Small print under a value: its 95 % "
-        f"interval over seeds ({resamples} resamples, for this N), then the difference from the "
-        "first recipe with its own interval, paired over seeds. Green: better than the first "
-        "beyond that interval; red: worse. Last, beside real: the score of as many images as "
-        "real against real has, on the same part of the reference. No recipe can be expected to do "
-        "better than real images.</p>"
+def page(results: Sequence[Result], reference: str, notes: Sequence[str], resamples: int) -> str:
+    """HTML of a comparison.
+
+    Args:
+        results: Recipes; the first is what the others are compared with.
+        reference: Name of the reference.
+        notes: Metrics that were not measured, and why.
+        resamples: Number of resamples of the intervals.
+    """
+    names = [result.compared.name for result in results]
+    groups = _groups(results)
+    first = results[0].compared.figures
+    swept = _curves({name: group for name, group in groups.items() if len(group) > 1}, groups)
+    traded = _curves(groups, groups)
+    settings = [{name: _plain(value) for name, value in r.recipe.items()} for r in results]
+    shared = {name for name in settings[0] if len({each[name] for each in settings}) == 1}
+    return render(
+        "compare.html",
+        title=" / ".join(names) if len(names) < 5 else f"{len(names)} recipes",
+        results=results,
+        reference=reference,
+        resamples=resamples,
+        notes=notes,
+        verdict=verdict,
+        costs=list(dict.fromkeys(name for r in results for name in r.compared.costs)),
+        swept=swept,
+        sweeps=[_sweep(figure, groups, swept) for figure in first] if swept else [],
+        traded=traded,
+        trade_off=_trade_off(first, groups, traded),
+        seeds={seed: _prompt(results[0].recipe, seed) for seed in results[0].images},
+        shared={k: v for k, v in settings[0].items() if k in shared and v},
+        differing=[name for name in settings[0] if name not in shared],
+        recipes=list(zip(results, settings, strict=True)),
     )
 
 
-def _figures(shown: Sequence[Shown]) -> str:
-    figures = shown[0].compared.figures
-    head = [""]
-    for figure in figures:
-        better = "higher" if figure.higher_is_better else "lower"
-        detail = f"{figure.detail}; " if figure.detail else ""
-        head.append(f"{escape(figure.name)}<small>{escape(detail)}{better} is better</small>")
-    rows = [
-        f"<tr><th>{escape(one.compared.name)}</th>"
-        + "".join(_cell(one.compared, figure) for figure in one.compared.figures)
-        + "</tr>"
-        for one in shown
-    ]
-    floors = "".join(f"<td>{_floor(figure)}</td>" for figure in figures)
-    rows.append(f"<tr><th>real against real</th>{floors}</tr>")
-    return "<h2>Figures</h2>" + table(head, rows)
-
-
-def _cell(one: Compared, figure: MetricValue) -> str:
-    within = "interval unknown" if figure.interval is None else str(figure.interval)
-    text, colour = f"<b>{figure.value:.5g}</b><small>{within}</small>", ""
-    if figure.name in one.differences:
-        value, (low, high) = one.differences[figure.name]
-        text += f"<small>{value:+.3g} ({low:+.3g} to {high:+.3g})</small>"
-        if low > 0 or high < 0:
-            colour = "better" if (value > 0) == figure.higher_is_better else "worse"
-    if figure.floor is not None:
-        text += f"<small>beside real: {figure.floor.generated:.4g}</small>"
-    return f'<td class="{colour}">{text}</td>' if colour else f"<td>{text}</td>"
-
-
-def _floor(figure: MetricValue) -> str:
-    if figure.floor is None:
-        return "unknown"
-    floor = figure.floor
-    return f"<b>{floor.real:.5g}</b><small>N = {floor.n} against {floor.reference_n}</small>"
-
-
-def _costs(shown: Sequence[Shown]) -> str:
-    names = list(dict.fromkeys(name for one in shown for name in one.compared.costs))
-    rows = []
-    for one in shown:
-        cells = "".join(f"<td>{_cost(one.compared.costs.get(name))}</td>" for name in names)
-        rows.append(f"<tr><th>{escape(one.compared.name)}</th>{cells}</tr>")
-    return (
-        "<h2>Cost of one image</h2><p>Median, and the middle half of the images under it. "
-        "Rows are samples that a network evaluated; seconds are of sampling, without features.</p>"
-        + table(["", *map(escape, names)], rows)
-    )
-
-
-def _cost(cost: Spread | None) -> str:
-    if cost is None:
+def verdict(compared: Compared, figure: MetricValue) -> str:
+    """CSS class of a metric: better or worse than the first recipe, or undecided."""
+    if figure.name not in compared.differences:
         return ""
-    spread = f"<small>{cost.low:.4g} to {cost.high:.4g}</small>" if cost.low < cost.high else ""
-    return f"{cost.median:.4g}{spread}"
-
-
-def _grid(shown: Sequence[Shown], names: Sequence[str]) -> str:
-    seeds = list(shown[0].pictures)
-    if not seeds:
+    value, (low, high) = compared.differences[figure.name]
+    if low <= 0 <= high:
         return ""
-    rows = []
-    for seed in seeds:
-        cells = "".join(
-            f"<td>{image(one.pictures[seed], f'{one.compared.name}, seed {seed}')}</td>"
-            for one in shown
-        )
-        said = shown[0].said
-        texts = said["prompts"] or [said["prompt"]]
-        assert isinstance(texts, Sequence)
-        text = str(texts[seed % len(texts)])
-        prompt = f"<small>{escape(text)}</small>" if text else ""
-        rows.append(f"<tr><td>seed {seed}{prompt}</td>{cells}</tr>")
-    head = "".join(f"<th>{escape(name)}</th>" for name in ["", *names])
-    table = f'<table class="grid"><tr>{head}</tr>{"".join(rows)}</table>'
-    return f'<h2>Images of the same seeds</h2><div class="wide">{table}</div>'
+    return "better" if (value > 0) == figure.higher_is_better else "worse"
 
 
-def _recipes(shown: Sequence[Shown]) -> str:
-    said = [{field: _told(value) for field, value in one.said.items()} for one in shown]
-    alike = [f for f in said[0] if len({each[f] for each in said}) == 1]
-    shared = ", ".join(f"{f} <code>{escape(said[0][f])}</code>" for f in alike if said[0][f])
-    others = [field for field in said[0] if field not in alike]
-    rows = []
-    for one, each in zip(shown, said, strict=True):
-        cells = "".join(f"<td><code>{escape(each[field])}</code></td>" for field in others)
-        rows.append(f"<tr><th>{escape(one.compared.name)}</th>{cells}</tr>")
-    return f"<h2>Recipes</h2><p>All: {shared}.</p>" + table(["", *others], rows)
+def _groups(results: Sequence[Result]) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.curve, []).append(result)
+    return {name: sorted(group, key=_weight) for name, group in groups.items()}
 
 
-def _told(value: object) -> str:
+def _weight(result: Result) -> float:
+    return 0.0 if result.weight is None else result.weight
+
+
+def _curves(
+    drawn: Mapping[str, Sequence[Result]], groups: Mapping[str, Sequence[Result]]
+) -> list[Curve]:
+    """Names and colours of groups, the same in all charts; points come with a chart."""
+    return [Curve(name, (), turn) for turn, name in enumerate(groups) if name in drawn]
+
+
+def _sweep(
+    figure: MetricValue, groups: Mapping[str, Sequence[Result]], curves: Sequence[Curve]
+) -> str:
+    """Chart of a metric against guidance weight."""
+
+    def point(result: Result) -> Point:
+        metric = result.metric(figure.name)
+        return Point(_weight(result), metric.value, None, metric.interval)
+
+    drawn = [Curve(c.name, tuple(map(point, groups[c.name])), c.turn) for c in curves]
+    floor = figure.floor.real if figure.floor and figure.floor.n == figure.n else None
+    return line_chart(figure.name, "guidance weight", figure.name, drawn, floor)
+
+
+def _trade_off(
+    figures: Sequence[MetricValue],
+    groups: Mapping[str, Sequence[Result]],
+    curves: Sequence[Curve],
+) -> str:
+    """Chart of the first metric against recall; empty without recall."""
+    name = figures[0].name
+
+    def point(result: Result) -> Point:
+        x, y = result.metric("recall"), result.metric(name)
+        label = "" if result.weight is None else f"{result.weight:g}"
+        return Point(x.value, y.value, x.interval, y.interval, label)
+
+    if not any(figure.name == "recall" for figure in figures):
+        return ""
+    drawn = [Curve(c.name, tuple(map(point, groups[c.name])), c.turn) for c in curves]
+    return line_chart(f"{name} against recall", "recall", name, drawn)
+
+
+def _prompt(recipe: Mapping[str, object], seed: int) -> str:
+    prompts = recipe["prompts"] or [recipe["prompt"]]
+    assert isinstance(prompts, Sequence)
+    return str(prompts[seed % len(prompts)])
+
+
+def _plain(value: object) -> str:
+    """Text of a recipe's field for a cell; hashes are cut, lists of prompts are counted."""
     if isinstance(value, list | tuple):
         return f"{len(value)} prompts" if value else ""
     text = str(value) if value not in (0, False) else ""
