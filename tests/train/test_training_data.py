@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diffsteer.train import captioned_images as own
-from diffsteer.train import latents
+from diffsteer.train import captions, latents, webdataset
 from diffsteer.train import stream as data
-from diffsteer.train.captioned_images import Folder, Shards
+from diffsteer.train.captioned_images import Folder, Shards, open_images
 from diffsteer.train.stream import Sample, Stream
 
 ASSETS = Path(diffsteer_lab.__file__).parent / "assets/emoji"
@@ -364,7 +363,7 @@ def test_bad_folders_are_refused_by_name(tmp_path: Path) -> None:
     (root / "a.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"a\.txt is empty"):
         Folder.at(root)
-    (root / "a.txt").write_text("x" * (own.MAX_CAPTION + 1))
+    (root / "a.txt").write_text("x" * (captions.MAX_CAPTION + 1))
     with pytest.raises(ValueError, match=r"a\.txt has 1048577 bytes"):
         Folder.at(root)
     (root / "a.txt").unlink()
@@ -479,12 +478,12 @@ def test_a_folder_of_shards_holds_nothing_else_but_notes(tmp_path: Path) -> None
         shard(tmp_path / f"{i}.tar", PAIR)
     (tmp_path / "index.json").write_text("{}")
     (tmp_path / "._0.tar").write_text("hidden")
-    assert len(own.opened(tmp_path)) == 2 and len(own.opened(tmp_path / "0.tar")) == 1
+    assert len(open_images(tmp_path)) == 2 and len(open_images(tmp_path / "0.tar")) == 1
     for name in ("2.tar.gz", "cat.png", "cat.txt", "sub/3.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(ValueError, match=f"holds 0.tar, a tar file, and {name}, which is none"):
-            own.opened(tmp_path)
+            open_images(tmp_path)
         (tmp_path / name).unlink()
 
 
@@ -492,11 +491,11 @@ def test_large_members_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = shard(tmp_path / "0.tar", PAIR)
-    monkeypatch.setattr(own, "MAX_BYTES", 20)
+    monkeypatch.setattr(webdataset, "MAX_BYTES", 20)
     with pytest.raises(ValueError, match=r"0\.tar: a\.png has .* bytes, the limit is 20"):
         Shards.at(path)
     monkeypatch.undo()
-    monkeypatch.setattr(own, "MAX_CAPTION", 0)
+    monkeypatch.setattr(webdataset, "MAX_CAPTION", 0)
     with pytest.raises(ValueError, match=r"0\.tar: a\.txt has 1 bytes, the limit is 0"):
         Shards.at(path)
 
@@ -550,7 +549,7 @@ def test_contents_change_with_pictures_and_captions_and_not_with_copies(
     tmp_path: Path, tar: bool
 ) -> None:
     def said() -> dict[str, object]:
-        return own.opened(packed(root) if tar else root).contents.said
+        return open_images(packed(root) if tar else root).fingerprint.values
 
     root = tmp_path / "set"
     root.mkdir()
@@ -597,13 +596,13 @@ def test_sizes_are_those_of_decoded_pictures(tmp_path: Path) -> None:
         Image.new("RGB", (5 + i, 3)).save(tmp_path / name, exif=exif)
         (tmp_path / name).with_suffix(".txt").write_text("x")
     source = Folder.at(tmp_path)
-    assert [s[::-1] for s in source.contents.sizes] == [
+    assert [s[::-1] for s in source.fingerprint.sizes] == [
         tuple(source[i].pixels.shape[1:]) for i in range(3)
     ]
     assert pickle.loads(pickle.dumps(source)) == source
     (tmp_path / "b.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"b\.jpg is no readable"):
-        _ = Folder.at(tmp_path).contents
+        _ = Folder.at(tmp_path).fingerprint
 
 
 SIZES = {
@@ -620,9 +619,9 @@ def test_sizes_that_cannot_be_trained_are_refused_by_name(case: str, tmp_path: P
         (tmp_path / f"{i}.png").write_bytes(png(i, width, height))
         (tmp_path / f"{i}.txt").write_text("x")
     with pytest.raises(ValueError, match=message):
-        Folder.at(tmp_path).contents.require(size, 4)
+        Folder.at(tmp_path).fingerprint.require(size, 4)
     with pytest.raises(ValueError, match=message):
-        own.opened(packed(tmp_path)).contents.require(size, 4)
+        open_images(packed(tmp_path)).fingerprint.require(size, 4)
 
 
 def test_latents_are_those_of_the_pictures_that_are_there(tmp_path: Path) -> None:
@@ -674,11 +673,11 @@ def test_a_class_is_the_first_folder(tmp_path: Path) -> None:
     [
         ([["a.png", 3], ["b/c.png", 0]], ""),
         ([["a.png", 3]], "no line for b/c.png"),
-        ([["a.png", 3], ["b/c.png", 0], ["a.png", 4]], "or there twice"),
+        ([["a.png", 3], ["b/c.png", 0], ["a.png", 4]], "a.png, which has a caption before it"),
         ([["a.png", 3], ["d.png", 0]], "d.png, which is no image"),
-        ([["a.png", "3"]], "where .picture, number of its class."),
-        ([["a.png", True]], "where .picture, number"),
-        ([["a.png", -1]], "where .picture, number"),
+        ([["a.png", "3"]], "where .image, number of its class."),
+        ([["a.png", True]], "where .image, number"),
+        ([["a.png", -1]], "where .image, number"),
         ([["../a.png", 1]], "leads out of it"),
         (None, "says None"),
     ],

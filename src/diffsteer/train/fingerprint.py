@@ -1,4 +1,4 @@
-"""What users' images are, seen without decoding them: sizes, and digests that tell of changes."""
+"""Fingerprint of users' images without decoding them: sizes, and digests that show changes."""
 
 import hashlib
 import json
@@ -17,96 +17,98 @@ PIECE = 4096
 """A file of up to their product in bytes is read whole; of a longer one, as many pieces."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an image lies.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image in a file, or in a part of one, with its caption.
 
     Attributes:
-        called: In messages.
-        file: That holds it.
-        start: Byte of the file.
+        name: For messages.
+        file: File that holds it.
+        start: First byte.
         length: In bytes.
+        caption: Text or class.
     """
 
-    called: str
-    file: Path
+    name: str
+    file: str
     start: int
     length: int
+    caption: str
 
 
 @dataclass(frozen=True)
-class Contents:
+class Fingerprint:
     """Sizes and digests of images with captions.
 
     Attributes:
-        sizes: Each width and height that there is, with what the first such image is called.
-        said: Count of the samples, and digests of captions and of images in their order. That of
-            images takes in their lengths, all of short files, and of longer ones pieces from
-            start to end: enough for a compressed image, and for most changes of others. Where
-            the files lie and when they were written does not matter: a copy is the same.
+        sizes: Each width and height that occurs, with the name of the first such image.
+        values: Count of the samples, and digests of captions and of images in their order. That of
+            images covers their lengths, all of short files, and pieces from start to end of longer
+            ones: enough for a compressed image, and for most changes of others. Neither paths nor
+            times count: a copy is the same.
     """
 
     sizes: dict[tuple[int, int], str]
-    said: dict[str, str | int]
+    values: dict[str, str | int]
 
     @classmethod
-    def of(cls, places: Sequence[Place], captions: Sequence[str]) -> "Contents":
-        """Look at each image.
+    def of(cls, entries: Sequence[Entry]) -> "Fingerprint":
+        """Read the header of each image.
 
         Raises:
-            ValueError: a header says that an image cannot be read.
+            ValueError: an image is refused by `diffsteer.io.images`.
         """
         from tqdm import tqdm
 
         sizes: dict[tuple[int, int], str] = {}
-        pictures = hashlib.sha256()
-        for place in tqdm(places, "looking at pictures", delay=2, disable=None):
-            with place.file.open("rb") as file:
-                part = ContainerIO(file, place.start, place.length)
-                sizes.setdefault(size_of(place.called, part), place.called)
-                pictures.update(f"{place.length}:".encode())
-                for piece in _pieces(part, place.length):
-                    pictures.update(piece)
-        said = hashlib.sha256(json.dumps(list(captions)).encode())
-        digests = {"captions": said.hexdigest()[:16], "pictures": pictures.hexdigest()[:16]}
-        return cls(sizes, {"samples": len(places), **digests})
+        images = hashlib.sha256()
+        for entry in tqdm(entries, "looking at images", delay=2, disable=None):
+            with Path(entry.file).open("rb") as file:
+                part = ContainerIO(file, entry.start, entry.length)
+                sizes.setdefault(size_of(entry.name, part), entry.name)
+                images.update(f"{entry.length}:".encode())
+                for piece in _pieces(part, entry.length):
+                    images.update(piece)
+        captions = hashlib.sha256(json.dumps([entry.caption for entry in entries]).encode())
+        digests = {"captions": captions.hexdigest()[:16], "pictures": images.hexdigest()[:16]}
+        return cls(sizes, {"samples": len(entries), **digests})
 
-    def require(self, size: tuple[int, int] | None, side: int) -> None:
+    def require(self, size: tuple[int, int] | None, multiple: int) -> None:
         """Refuse images that make no batch, or that a network cannot take.
 
         Args:
-            size: Height and width that each has to have; None for any, but the same.
-            side: What width and height have to be multiples of.
+            size: Height and width of every image; None for any one size.
+            multiple: Divisor of width and height.
 
         Raises:
-            ValueError: one is of another size.
+            ValueError: an image has another size.
         """
-        (first, called), *others = self.sizes.items()
-        for found, name in self.sizes.items():
-            require_size(name, found, size)
+        (first, name), *others = self.sizes.items()
+        for (width, height), other in self.sizes.items():
+            require_size(other, (width, height), size)
         if others:
-            found, name = others[0]
+            (width, height), other = others[0]
             raise InputError(
-                f"{name} has {found[0]} x {found[1]} pixels and {called} {first[0]} x {first[1]}: "
+                f"{other} has {width} x {height} pixels and {name} {first[0]} x {first[1]}: "
                 "a batch needs one size; resize them"
             )
-        if first[0] % side or first[1] % side:
+        if first[0] % multiple or first[1] % multiple:
             raise InputError(
-                f"{called} has {first[0]} x {first[1]} pixels, and the autoencoder takes multiples "
-                f"of {side}: resize the pictures"
+                f"{name} has {first[0]} x {first[1]} pixels, and the autoencoder takes multiples "
+                f"of {multiple}: resize the images"
             )
 
 
-def require_size(name: str, found: tuple[int, int], size: tuple[int, int] | None) -> None:
-    """Refuse an image of another size; `found` is width and height, `size` height and width."""
-    if size is not None and found[::-1] != size:
+def require_size(name: str, shape: tuple[int, int], size: tuple[int, int] | None) -> None:
+    """Refuse an image whose (width, height) is not `size`, (height, width)."""
+    if size is not None and shape[::-1] != size:
         raise InputError(
-            f"{name} has {found[0]} x {found[1]} pixels, not {size[1]} x {size[0]}: resize it"
+            f"{name} has {shape[0]} x {shape[1]} pixels, not {size[1]} x {size[0]}: resize it"
         )
 
 
 def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:
-    """All of a file, or pieces of it that are spread evenly, with its end."""
+    """Read a short file whole, or evenly spread pieces of a long one with its end."""
     stride = max(length // PIECES, PIECE)
     for start in (*range(0, length, stride), max(0, length - PIECE)):
         file.seek(start)

@@ -1,4 +1,4 @@
-"""Latents of all images of a source: encoded once, kept in a file, read row by row."""
+"""Latents of all images of a source: encoded once, kept in a file, read one by one."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffsteer.io.atomic import PART, atomic_write
-from diffsteer.train.stream import Source, bound
+from diffsteer.train.stream import Source, contents
 
-ROWS = 64
-"""Pictures that are encoded at a time."""
+BATCH = 64
+"""Images that are encoded at a time."""
 
 
 class Latents:
@@ -31,17 +31,17 @@ class Latents:
         return Latents, (self.path,)  # without the map of the file, which would travel as a copy
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self._rows[index].copy())
+        return torch.from_numpy(self._array[index].copy())
 
     @property
     def shape(self) -> torch.Size:
-        """Of one of them."""
-        return torch.Size(self._rows.shape[1:])
+        """Shape of one latent, `(C, h, w)`."""
+        return torch.Size(self._array.shape[1:])
 
     @cached_property
-    def _rows(self) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = np.load(self.path, mmap_mode="r")
-        return rows
+    def _array(self) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = np.load(self.path, mmap_mode="r")
+        return array
 
 
 def cached(
@@ -50,21 +50,20 @@ def cached(
     vae: nn.Module,
     encode: Callable[[Tensor], Tensor],
     alone: Callable[[Callable[[], None]], None],
-    way: str = "",
+    pixel_range: str = "",
 ) -> Latents:
     """Encode a source, unless the folder holds its latents already.
 
     Args:
-        source: Where images come from; other images make other latents.
-        folder: For the file, whose name says of what it is.
-        vae: What encodes, float32; other weights make other latents.
+        source: Images.
+        folder: Folder of the file, whose name depends on images, weights and `pixel_range`.
+        vae: Autoencoder, float32.
         encode: From pixels, uint8 `(B, 3, H, W)` on the CPU, to latents `(B, C, h, w)`.
         alone: Calls a function on one process, before the others go on.
-        way: Range of pixels that `encode` brings them to, if not [-1, 1]; another one makes other
-            latents.
+        pixel_range: Range to which `encode` scales pixels, if not [-1, 1].
     """
-    known = bound(source).get("contents", {}).get("pictures", repr(source))
-    digest = hashlib.sha256(f"{known}{way}".encode())
+    images = contents(source).get("contents", {}).get("pictures", repr(source))
+    digest = hashlib.sha256(f"{images}{pixel_range}".encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     path = folder / f"latents-{digest.hexdigest()[:32]}.npy"
@@ -75,15 +74,15 @@ def cached(
 def _write(source: Source, path: Path, encode: Callable[[Tensor], Tensor]) -> None:
     from tqdm import tqdm
 
-    killed = path.parent.glob(f".latents-*{PART}")  # a run folder has one run at a time
-    for old in (*path.parent.glob("latents-*.npy"), *killed):
+    unfinished = path.parent.glob(f".latents-*{PART}")  # a run folder has one run at a time
+    for old in (*path.parent.glob("latents-*.npy"), *unfinished):
         old.unlink()
     with atomic_write(path) as file:
-        for start in tqdm(range(0, len(source), ROWS), "encoding", unit_scale=ROWS, disable=None):
-            part = range(start, min(start + ROWS, len(source)))
-            rows = encode(torch.stack([source[i].pixels for i in part])).float().cpu().numpy()
+        for start in tqdm(range(0, len(source), BATCH), "encoding", unit_scale=BATCH, disable=None):
+            indices = range(start, min(start + BATCH, len(source)))
+            batch = encode(torch.stack([source[i].pixels for i in indices])).float().cpu().numpy()
             if not start:
-                shape = (len(source), *rows.shape[1:])
-                head = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_2_0(file, head)
-            file.write(rows.astype("<f4").tobytes())
+                shape = (len(source), *batch.shape[1:])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_2_0(file, header)
+            file.write(batch.astype("<f4").tobytes())

@@ -24,7 +24,7 @@ from diffsteer.io.hashing import differences
 from diffsteer.train.checkpoints import Checkpoints, put
 from diffsteer.train.log import Metrics, Sums, save_grid
 from diffsteer.train.settings import Data, Run, flat
-from diffsteer.train.stream import Source, Stream, bound
+from diffsteer.train.stream import Source, Stream, contents
 from diffsteer.train.task import Examples, Task
 
 
@@ -231,7 +231,7 @@ class Trainer:
 
     def _claim(self, source: Source) -> None:
         """Say what the folder holds, or check that it holds this run."""
-        path, mine = self.folder / "run.json", self.run.binds() | bound(source)
+        path, mine = self.folder / "run.json", self.run.binds() | contents(source)
         if path.exists():
             try:
                 said = json.loads(path.read_bytes())

@@ -7,7 +7,8 @@ import torch
 from diffsteer.core.errors import InputError
 from diffsteer.io.extensions import extension
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
-from diffsteer.train.captioned_images import Folder, Shards, opened
+from diffsteer.train.captioned_images import open_images
+from diffsteer.train.captions import CaptionedImages
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task
 from diffsteer.train.loop import Trainer
 from diffsteer.train.settings import Data, Run, strict
@@ -30,8 +31,8 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
     source = source_of(run.data)
     torch.manual_seed(run.training.seed)
     task = _task(run, source)
-    if isinstance(source, Folder | Shards):
-        source.contents.require(source.size, _side(task))
+    if isinstance(source, CaptionedImages):
+        source.fingerprint.require(source.size, _side(task))
     return Trainer(run, task, source, folder, start)
 
 
@@ -51,7 +52,7 @@ def source_of(data: Data) -> Source:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: a setting is of the emoji alone; or as `Emoji` and `opened`.
+        ValueError: a setting is of the emoji alone; or as `Emoji` and `open_images`.
     """
     if not data.source:
         raise InputError(f"data.source is empty: name {SOURCES}")
@@ -67,7 +68,7 @@ def source_of(data: Data) -> Source:
         )
     if not (path := Path(data.source)).exists():
         raise FileNotFoundError(f"data.source={data.source} is not there: name {SOURCES}")
-    return opened(path, (data.size, data.size) if data.size else None, data.label)
+    return open_images(path, (data.size, data.size) if data.size else None, data.label)
 
 
 def _side(task: Task) -> int:

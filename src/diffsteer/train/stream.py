@@ -1,4 +1,4 @@
-"""Pictures with captions, and the endless seeded order in which training sees them.
+"""Images with captions, and the endless seeded order in which training sees them.
 
 `diffsteer.train.captioned_images` reads users' own; other sources are extensions of the group
 "diffsteer.data", such as "emoji" of diffsteer-lab.
@@ -35,8 +35,8 @@ class Sample:
 class Source(Protocol):
     """Samples by index, 0 to len - 1; cheap to pickle.
 
-    One that has a method `caption(index)` too tells all captions without decoding an image. One
-    that has `contents`, a `train.fingerprint.Contents`, tells when its samples have changed.
+    A method `caption(index)` spares decoding an image for its caption. An attribute `fingerprint`,
+    a `train.fingerprint.Fingerprint`, shows when the samples have changed.
     """
 
     def __len__(self) -> int:
@@ -47,9 +47,9 @@ class Source(Protocol):
 
 
 def caption(source: Source, index: int) -> str:
-    """Caption of a sample, without its image where the source can tell."""
-    said = getattr(source, "caption", None)
-    return str(said(index)) if said else source[index].caption
+    """Caption of a sample, without decoding its image where the source allows it."""
+    method = getattr(source, "caption", None)
+    return str(method(index)) if method else source[index].caption
 
 
 def captions(source: Source) -> list[str]:
@@ -57,10 +57,10 @@ def captions(source: Source) -> list[str]:
     return [caption(source, index) for index in range(len(source))]
 
 
-def bound(source: Source) -> dict[str, dict[str, str | int]]:
-    """What a run that goes on has to find again, {"contents": {...}}; empty where nothing can."""
-    found = getattr(source, "contents", None)
-    return {"contents": found.said} if found else {}
+def contents(source: Source) -> dict[str, dict[str, str | int]]:
+    """Fingerprint of a source under the key "contents" of run.json; empty where there is none."""
+    fingerprint = getattr(source, "fingerprint", None)
+    return {"contents": fingerprint.values} if fingerprint else {}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from diffsteer.refine.metadata import fingerprint
 from diffsteer.refine.model import conditions, require_prompts, sampled_on
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
-from diffsteer.train.fingerprint import Contents
+from diffsteer.train.fingerprint import Fingerprint
 from diffsteer.train.refiner.msd import GRADIENTS, Student
 from diffsteer.train.refiner.targets import Targets
 from diffsteer.train.settings import Pictures, strict
@@ -101,7 +101,9 @@ class Stored:
 
     def __init__(self, targets: Targets) -> None:
         self.targets = targets
-        self.contents = _contents(targets.seeds, {"targets": targets.key, "seeds": targets.seeds})
+        self.fingerprint = _contents(
+            targets.seeds, {"targets": targets.key, "seeds": targets.seeds}
+        )
 
     def __len__(self) -> int:
         return len(self.targets.seeds)
@@ -124,7 +126,7 @@ class Online:
 
     def __init__(self, prompts: tuple[str, ...]) -> None:
         self.texts = prompts
-        self.contents = _contents(prompts, {"prompts": prompts})
+        self.fingerprint = _contents(prompts, {"prompts": prompts})
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -142,9 +144,9 @@ class Online:
         return list(self.texts)
 
 
-def _contents(samples: Sequence[Any], said: Mapping[str, Any]) -> Contents:
+def _contents(samples: Sequence[Any], said: Mapping[str, Any]) -> Fingerprint:
     """What a run that goes on has to find again."""
-    return Contents({}, {"samples": len(samples), "digest": digest(said)[:16]})
+    return Fingerprint({}, {"samples": len(samples), "digest": digest(said)[:16]})
 
 
 class RefinerTask(Task):
