@@ -180,7 +180,15 @@ def hostile(trace: Path) -> Iterator[tuple[str, bytes, str]]:
     yield "a state for a class", b"\x80\x04ccollections\nOrderedDict\n}b.", "damaged: TypeError"
     yield "a memo of 2^32", b"\x80\x04]r\xff\xff\xff\xff.", "no dictionary"
     yield "2^62 bytes", b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.", "damaged"
-    yield "2^31 digits", b"\x80\x04\x8b\xff\xff\xff\x7fabc.", "damaged"
+    yield "2^31 digits", b"\x80\x04\x8b\xff\xff\xff\x7fabc.", "LONG4 is not allowed"
+    yield (
+        "a text spread as arguments",
+        b"\x80\x04ccollections\nOrderedDict\n\x8c\x01aR.",
+        "TypeError",
+    )
+    yield "a call of a text", b"\x80\x04\x8c\x01a)R.", "damaged: TypeError"
+    yield "a class of a number", b"\x80\x04K\x01)\x81.", "damaged: TypeError"
+    yield "an item of a list", b"\x80\x04]K\x00as.", "damaged"
     yield "many lists", b"\x80\x04" + b"]" * (MOST + 9) + b".", "more than 1,000,000"
     yield "a deep list", b"\x80\x04" + b"]" * 400000 + b"a" * 399999 + b".", "no dictionary"
     pairs = b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(80))  # each holds the last twice

@@ -1,20 +1,23 @@
 """Pickles as inert data: nothing that a file names is imported, called or built.
 
-A pickle is a program. This machine runs only those of its instructions that make plain data. Where
-the program would import a name there is a `Name`, and only if it is on the reader's list; where it
-would call one there is a `Call`, with what it would have been given. What those mean the reader
-decides. Source text in a pickle stays text.
+The standard library's unpickler in Python carries out instructions of plain data only. An import
+gives a `Name`, if the caller allows it, and a call a `Call` with its arguments, for the caller to
+interpret. Source text in a pickle stays text. Time and memory are bounded by the size of the file
+and by a count of instructions.
 
-Memory is bounded by the size of the file and by `MOST` instructions, and so is time.
+The unpickler in C will not do: it allocates its memo by the largest index that a file names.
 """
 
 import mmap
+import pickle
 import pickletools
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
+
+from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 
@@ -23,24 +26,17 @@ MOST = 1_000_000
 
 
 class CheckpointError(InputError):
-    """A file is broken, or asks for what is not allowed; says which."""
-
-
-@dataclass(frozen=True)
-class Name:
-    """A global that a pickle refers to, "module.name"."""
-
-    name: str
+    """A file is broken or asks for what is not allowed; the message names it."""
 
 
 @dataclass(eq=False, repr=False)
 class Call:
-    """What a pickle would have called, and what it would then have put into the result.
+    """Record of a call that a pickle asks for, and of what it would then put into the result.
 
     Attributes:
-        name: Of the function or class.
+        name: Function or class, "module.name".
         args: Its arguments.
-        state: What the object's state would be set to.
+        state: State that the object would be given.
         items: Items that it would be given as a mapping.
     """
 
@@ -50,11 +46,30 @@ class Call:
     items: dict[Any, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Name:
+    """A global that a pickle refers to, "module.name"."""
+
+    name: str
+
+
 Allowed = Mapping[str, Callable[[tuple[Any, ...]], bool]]
 """Globals that may be named, "module.name", and whether they may be called with such arguments."""
 
-MARK = object()
-"""Where a list of arguments starts on the stack."""
+NAMES = {ord(instruction.code): instruction.name for instruction in pickletools.opcodes}
+PLAIN = (
+    *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET"),
+    *("LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES"),
+    *("BINBYTES8", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "EMPTY_LIST", "APPEND"),
+    *("APPENDS", "EMPTY_DICT", "EMPTY_SET", "GLOBAL", "STACK_GLOBAL", "BINPERSID"),
+)
+"""Instructions that are carried out as they are; GLOBAL and BINPERSID ask the methods below."""
+
+DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError),
+    *(AttributeError, struct.error, OverflowError, MemoryError),
+)
 
 
 def read_file(path: Path, allowed: Allowed) -> Any:
@@ -101,141 +116,99 @@ def read(
     Raises:
         CheckpointError: as `read_file`.
     """
-    machine = _Machine(allowed, persistent)
     try:
-        for count, (code, arg) in enumerate(_instructions(file)):
-            if count >= most:
-                raise CheckpointError(f"more than {most:,} instructions: no network needs so many")
-            if code == "STOP":
-                return machine.pop()
-            machine.run(code, arg)
-    except (IndexError, KeyError, TypeError, struct.error, OverflowError, MemoryError) as error:
+        return _Reader(file, allowed, persistent, most).load()
+    except CheckpointError:
+        raise
+    except DAMAGE as error:
         raise CheckpointError(f"the pickle is damaged: {type(error).__name__}") from error
-    raise CheckpointError("the pickle is truncated")
 
 
-def _instructions(file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    try:
-        for code, arg, _ in pickletools.genops(file):
-            yield code.name, arg
-    except ValueError as error:  # pickletools says what is truncated or unknown
-        raise CheckpointError(f"the pickle is damaged: {str(error)[:200]}") from error
+class _Instructions(dict[int, Callable[[Any], None]]):
+    """Allowed instructions by their byte, with a limit on how many are carried out."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(INSTRUCTIONS)
+        self.most, self.count = most, 0
+
+    @override
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self.count += 1
+        if self.count > self.most:
+            raise CheckpointError(f"more than {self.most:,} instructions: no network needs so many")
+        return super().__getitem__(code)
+
+    def __missing__(self, code: int) -> NoReturn:
+        if code not in NAMES:
+            raise CheckpointError(f"the pickle is damaged: no instruction has the code {code}")
+        raise CheckpointError(f"the instruction {NAMES[code]} is not allowed: refused")
 
 
-class _Machine:
-    """The stack machine of pickles, on plain data; one method an instruction."""
+class _Reader(pickle._Unpickler):
+    """The standard library's stack machine; what would import, call or build is recorded."""
 
-    def __init__(self, allowed: Allowed, persistent: Callable[[Any], Any] | None) -> None:
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        allowed: Allowed,
+        persistent: Callable[[Any], Any] | None,
+        most: int,
+    ) -> None:
+        super().__init__(file)
         self.allowed, self.persistent = allowed, persistent
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.dispatch = _Instructions(most)  # type: ignore[misc]  # per instance: it counts
 
-    def run(self, code: str, arg: Any) -> None:
-        """Carry out one instruction, if it is one of plain data."""
-        if code in PUSHES:
-            self.stack.append(arg)
-        elif code in CONSTANTS:
-            self.stack.append(CONSTANTS[code]())
-        elif code.startswith("TUPLE") and len(code) == 6:
-            self.stack.append(tuple(reversed([self.pop() for _ in range(int(code[-1]))])))
-        elif code in METHODS:
-            METHODS[code](self, arg)
-        else:
-            raise CheckpointError(f"the instruction {code} is not allowed: refused")
-
-    def pop(self, kind: type = object) -> Any:
-        value = self.stack.pop()
-        if value is MARK or not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    def marked(self) -> list[Any]:
-        """Take all above the last mark, and the mark."""
-        found: list[Any] = []
-        while (value := self.stack.pop()) is not MARK:
-            found.append(value)
-        return found[::-1]
-
-    def top(self, kind: type) -> Any:
-        """What stays on the stack and is filled."""
-        if not isinstance(self.stack[-1], kind):
-            raise TypeError
-        return self.stack[-1]
-
-    def protocol(self, arg: int) -> None:
-        if not 2 <= arg <= 5:
-            raise CheckpointError(f"pickle protocol {arg} is not read: 2 to 5 are")
-
-    def frame(self, arg: int) -> None:
-        """Pass over a hint for buffering."""
-
-    def memoize(self, arg: None) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def put(self, arg: int) -> None:
-        self.memo[arg] = self.stack[-1]
-
-    def get(self, arg: int) -> None:
-        self.stack.append(self.memo[arg])
-
-    def tuple(self, arg: None) -> None:
-        self.stack.append(tuple(self.marked()))
-
-    def append(self, arg: None) -> None:
-        value = self.pop()
-        self.top(list).append(value)
-
-    def appends(self, arg: None) -> None:
-        values = self.marked()
-        self.top(list).extend(values)
-
-    def add_items(self, arg: None) -> None:
-        values = self.marked()
-        self.top(set).update(map(_key, values))
-
-    def set_item(self, arg: None) -> None:
-        value, key = self.pop(), self.pop()
-        self.fill([key, value])
-
-    def set_items(self, arg: None) -> None:
-        self.fill(self.marked())
-
-    def fill(self, values: list[Any]) -> None:
-        items = self.stack[-1].items if isinstance(self.stack[-1], Call) else self.top(dict)
-        if len(values) % 2:
-            raise IndexError
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            items[_key(key)] = value
-
-    def named(self, arg: str) -> None:
-        self.name(*arg.split(" ", 1))
-
-    def stack_named(self, arg: None) -> None:
-        name = self.pop(str)
-        self.name(self.pop(str), name)
-
-    def name(self, module: str, name: str) -> None:
+    @override
+    def find_class(self, module: str, name: str) -> Name:
         full = f"{module}.{name}"
         if full not in self.allowed:
             raise CheckpointError(f"it asks for {full[:100]!r}, which is not allowed: refused")
-        self.stack.append(Name(full))
+        return Name(full)
 
-    def reduce(self, arg: None) -> None:
-        args, name = self.pop(tuple), self.pop(Name).name
-        if not self.allowed[name](args):
-            raise CheckpointError(f"it calls {name} as no network does: refused")
-        self.stack.append(Call(name, args))
-
-    def build(self, arg: None) -> None:
-        state, found = self.pop(), self.top(Call)
-        if found.state is not None:
-            raise CheckpointError(f"the state of a {found.name} is set twice: refused")
-        found.state = state
-
-    def outside(self, arg: None) -> None:
+    @override
+    def persistent_load(self, pid: Any) -> Any:
         if self.persistent is None:
             raise CheckpointError("it asks for a persistent id, an object outside of it: refused")
-        self.stack.append(self.persistent(self.pop()))
+        return self.persistent(pid)
+
+    def reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(args, tuple) or not isinstance(function, Name):
+            raise TypeError
+        if not self.allowed[function.name](args):
+            raise CheckpointError(f"it calls {function.name} as no network does: refused")
+        self.stack.append(Call(function.name, args))
+
+    def build(self) -> None:
+        state, call = self.stack.pop(), self.stack[-1]
+        if not isinstance(call, Call):
+            raise TypeError
+        if call.state is not None:
+            raise CheckpointError(f"the state of a {call.name} is set twice: refused")
+        call.state = state
+
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
+
+    def set_items(self) -> None:
+        self._fill(self.pop_mark())
+
+    def _fill(self, pairs: list[Any]) -> None:
+        items = self.stack[-1].items if isinstance(self.stack[-1], Call) else self.stack[-1]
+        if not isinstance(items, dict):
+            raise TypeError
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            items[_key(key)] = value
+
+    def add_items(self) -> None:
+        values = self.pop_mark()
+        if not isinstance(self.stack[-1], set):
+            raise TypeError
+        self.stack[-1].update(map(_key, values))
 
 
 def _key(value: Any) -> Any:
@@ -245,26 +218,9 @@ def _key(value: Any) -> Any:
     return value
 
 
-PUSHES = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
-}
-"""Instructions whose argument is the value."""
-
-CONSTANTS: dict[str, Callable[[], Any]] = {
-    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
-    **{"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set},
-    "MARK": lambda: MARK,
-}
-
-METHODS: dict[str, Callable[[_Machine, Any], None]] = {
-    **{"PROTO": _Machine.protocol, "FRAME": _Machine.frame, "MEMOIZE": _Machine.memoize},
-    **{"BINPUT": _Machine.put, "LONG_BINPUT": _Machine.put},
-    **{"BINGET": _Machine.get, "LONG_BINGET": _Machine.get, "TUPLE": _Machine.tuple},
-    **{"APPEND": _Machine.append, "APPENDS": _Machine.appends, "ADDITEMS": _Machine.add_items},
-    **{"SETITEM": _Machine.set_item, "SETITEMS": _Machine.set_items},
-    **{"GLOBAL": _Machine.named, "STACK_GLOBAL": _Machine.stack_named},
-    **{"REDUCE": _Machine.reduce, "NEWOBJ": _Machine.reduce, "BUILD": _Machine.build},
-    "BINPERSID": _Machine.outside,
+INSTRUCTIONS: dict[int, Callable[[Any], None]] = {
+    **{code: pickle._Unpickler.dispatch[code] for code, name in NAMES.items() if name in PLAIN},
+    **{pickle.REDUCE[0]: _Reader.reduce, pickle.NEWOBJ[0]: _Reader.reduce},
+    **{pickle.BUILD[0]: _Reader.build, pickle.ADDITEMS[0]: _Reader.add_items},
+    **{pickle.SETITEM[0]: _Reader.set_item, pickle.SETITEMS[0]: _Reader.set_items},
 }
