@@ -1,0 +1,38 @@
+"""Steer the model that ships: the same seeds without guidance and with it, side by side."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from diffsteer import CFG
+from diffsteer.hf.load import pipeline
+from diffsteer.steering import steer
+
+PROMPTS = [
+    "pear, noto style, on a red background",
+    "owl, noto style, on a black background",
+    "rocket, twemoji style, on a white background",
+]
+
+pipe = pipeline("pocket", torch.float32)
+pipe.set_progress_bar_config(disable=True)
+
+
+def images(guidance_scale: float) -> list:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    settings = {"num_inference_steps": 16, "guidance_scale": guidance_scale}
+    return pipe(PROMPTS, generator=generators, **settings).images
+
+
+rows = {"no guidance": images(1)}
+with steer(pipe, CFG(3)):
+    rows["CFG(3)"] = images(2)  # any scale above 1: the pipeline then sends the null prompt
+figure, axes = plt.subplots(2, len(PROMPTS), figsize=(9, 6.4), layout="constrained")
+for (name, row), line in zip(rows.items(), axes, strict=True):
+    for seed, (image, ax) in enumerate(zip(row, line, strict=True)):
+        ax.imshow(image)
+        ax.set(title=PROMPTS[seed].replace(", on", ",\non"), xticks=[], yticks=[])
+        ax.set_xlabel(f"{name}, seed {seed}")
+figure.savefig(Path(sys.argv[1]) / "first_steps.png", dpi=90)
