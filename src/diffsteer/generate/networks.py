@@ -3,7 +3,6 @@
 A folder is what `diffsteer convert` writes, and `diffsteer train` of EDM2.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from diffsteer.generate.options import (
 from diffsteer.generate.published import NOTHING_PUBLISHED, Decoder, Published
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.hashing import digest
+from diffsteer.io.strict import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,8 @@ def format_of(model: str) -> str:
     if not model or not path.is_file():
         return ""
     try:
-        said = json.loads(path.read_text("utf-8"))
-    except ValueError:
+        said = read_json(path)
+    except InputError:
         return ""
     found = said.get("format") if isinstance(said, dict) else ""
     return found if found in (EDM2, ADM) else ""

@@ -4,7 +4,6 @@ A recipe and a seed make one picture: `diffsteer sample` writes both into its PN
 `diffsteer evaluate` and `diffsteer compare` take recipes and seeds. Imports without torch.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_number, prompts_of
+from diffsteer.io.strict import parse_json, read_json
 
 KEY = "diffsteer"
 """Name of the text in a PNG that holds the recipe."""
@@ -123,10 +123,7 @@ def read(path: Path) -> Recipe:
                 "sample them into a folder, with the same options"
             )
         return recipe
-    try:
-        said = json.loads(path.read_text("utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
+    said = read_json(path)
     if isinstance(said, dict) and isinstance(said.get("prompts"), str):
         said["prompts"] = prompts_of(path.parent / said["prompts"])
     return _checked(said, str(path))
@@ -172,10 +169,7 @@ def parsed(text: Any, where: str) -> dict[str, Any] | None:
     """
     if not isinstance(text, str):
         return None
-    try:
-        said = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where}: its recipe was changed and is no JSON: {error}") from error
+    said = parse_json(text, f"{where}: its recipe was changed and")
     if not (isinstance(said, dict) and "seed" in said):
         return None
     tables = (said.get("recipe"), said.get("options", {}))

@@ -4,7 +4,6 @@ A config mixes what the network was trained on, which has to be honoured to the 
 settings of one particular solver, which another solver replaces.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from diffsteer.core.errors import InputError
 from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
 from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
+from diffsteer.io.strict import read_json
 
 Config = Mapping[str, Any]
 
@@ -99,10 +99,7 @@ def read(path: Path) -> Config:
             f"{path} holds no scheduler config: give scheduler_config.json, or a folder of a "
             "scheduler or pipeline that has one"
         )
-    try:
-        config = json.loads(found.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{found} is no JSON: {error}") from error
+    config = read_json(found)
     if not isinstance(config, dict):
         raise InputError(f"{found} holds a {type(config).__name__}, not a scheduler config")
     return config

@@ -13,10 +13,8 @@ An EXIF orientation is not applied to what is measured, as in other tools; for t
 """
 
 import io
-import lzma
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.strict import refused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -37,8 +36,6 @@ NOTES = frozenset({".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**28
 """Limits of one image; a decoded one takes up to 4 bytes a pixel."""
-UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
-"""What unpacking a damaged, encrypted or unknown member raises."""
 
 
 class PictureError(InputError):
@@ -237,11 +234,9 @@ def _listing(path: Path) -> list[str]:
         raise FileNotFoundError(f"no folder or zip file {path}")
     if not zipfile.is_zipfile(path):
         raise PictureError(f"{path} is neither a folder nor a zip file of pictures")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [info.filename for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise PictureError(f"{path} is no readable zip file: {error}") from error
+    damaged = refused(f"{path} is no readable zip file", error=PictureError)
+    with damaged, zipfile.ZipFile(path) as archive:
+        return [info.filename for info in archive.infolist() if not info.is_dir()]
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -265,10 +260,8 @@ def _contents(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]
     with zipfile.ZipFile(path) as archive:
         for name in names:
             _fits(name, archive.getinfo(name).file_size)
-            try:
+            with refused(f"{name} in {path} cannot be unpacked", error=PictureError):
                 data = archive.read(name)
-            except UNPACKING as error:
-                raise PictureError(f"{name} in {path} cannot be unpacked: {error}") from error
             yield name, data
 
 

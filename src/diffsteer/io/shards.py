@@ -8,8 +8,6 @@ killed run leaves is good; samples that are there are not measured again.
 import fcntl
 import json
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import PART, atomic_write, write_npz
 from diffsteer.io.hashing import differences, digest
+from diffsteer.io.strict import open_npz, read_json, refused
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -106,11 +105,9 @@ class ShardFolder:
                 said = {"version": VERSION, "key": self.key}
                 file.write((json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
             return
-        try:
-            said = json.loads(path.read_text("utf-8"))
-            was, version = said["key"], said["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no manifest of ours: take another folder") from error
+        with refused(f"{path} is no manifest of ours: take another folder"):
+            manifest = read_json(path)
+            was, version = manifest["key"], manifest["version"]
         if version != VERSION or digest(was) != self.digest:
             found = differences({**was, "version": version}, {**self.key, "version": VERSION})
             raise InputError(
@@ -174,11 +171,8 @@ class ShardFolder:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
-        raise BrokenShard(str(error)) from error
+    with refused(str(path), error=BrokenShard, absent=True), open_npz(path) as stored:
+        held = {name: stored[name] for name in stored.files}
     if missing := {"key", "seeds", "features"} - held.keys():
         raise BrokenShard(f"it lacks {', '.join(sorted(missing))}")
     return held

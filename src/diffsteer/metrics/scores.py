@@ -22,6 +22,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse, subclasses
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
+from diffsteer.io.strict import read_safetensors
 from diffsteer.metrics.best_of_n import Score
 from diffsteer.metrics.pretrained import CLIP, pretrained
 from diffsteer.models.adm import files as adm_files
@@ -169,14 +170,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise FileNotFoundError(f"{path} is no file: name the state dict of an aesthetic predictor")
     if path.suffix != ".safetensors":
         return adm_files.read(path)[0]
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found: dict[str, Tensor] = load_file(path)
-        return found
-    except SafetensorError as error:
-        raise InputError(f"{path} is no file of safetensors: {error}") from error
+    return read_safetensors(path)
 
 
 def _chain(state: Mapping[str, Tensor], name: str) -> nn.Sequential:

@@ -7,8 +7,6 @@ a reference (`mu_s`, `sigma_s`, the images `arr_0`), so its files are read here,
 whatever reads `mu` and `sigma` alone reads both.
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import write_npz
+from diffsteer.io.strict import open_npz, refused
 from diffsteer.metrics.features import UNSTATED, Origin
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.moments import table
@@ -72,17 +71,12 @@ class Statistics:
         """
         if not path.is_file():
             raise FileNotFoundError(f"no statistics file {path}: make one with `diffsteer stats`")
-        try:
-            arrays = np.load(path, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise InputError("it is one bare array")
-            with arrays:
-                return _parsed(arrays)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{path} is no usable file of statistics: {error} (pickles, as EDM2's, can run "
-                "code and are never read); make one with `diffsteer stats`"
-            ) from error
+        hint = (
+            " (pickles, as EDM2's, can run code and are never read); make one with "
+            "`diffsteer stats`"
+        )
+        with refused(f"{path} is no usable file of statistics", hint), open_npz(path) as arrays:
+            return _parsed(arrays)
 
 
 def _parsed(arrays: "np.lib.npyio.NpzFile") -> Statistics:

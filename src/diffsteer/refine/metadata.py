@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffsteer.core.errors import InputError
 from diffsteer.hf.load import shipped_folder
 from diffsteer.io.atomic import atomic_write
+from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
 from diffsteer.refine.lora import own_parameters
 from diffsteer.refine.model import Model
 
@@ -93,12 +94,9 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
         FileNotFoundError: there are none.
         ValueError: they are not what was written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     about, weights = found(source)
     try:
-        table = json.loads(about.read_bytes())
+        table = read_object(about)
         version = table.pop("version")
         if version != VERSION:
             raise InputError(f"it is of version {version}, this reads {VERSION}")
@@ -108,7 +106,7 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
         _check(said)
         if hashlib.sha256(data).hexdigest() != said.sha256:
             raise InputError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
-        held = load(data)
+        held = parse_safetensors(data, WEIGHTS)
         ranks = {w.shape[0] for name, w in held.items() if ".lora_A." in name and w.ndim}
         if ranks != {said.rank}:  # before an adapter of any size is made
             raise InputError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {said.rank}")
@@ -119,14 +117,7 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
         raise FileNotFoundError(
             f"{weights} is not there, of which {about} speaks: copy both files of the refiner"
         ) from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
+    except DAMAGE as error:
         raise InputError(f"{about} is no refiner of ours: {error}") from error
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write, flush
 from diffsteer.io.hashing import digest
+from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
 
 State = dict[str, Any]
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -79,20 +80,18 @@ class Checkpoints:
         Raises:
             BrokenCheckpoint: it is cut short or changed; says which one is whole.
         """
-        from safetensors.torch import load
-
         folder = self.path(images)
         try:
-            state = json.loads((folder / "state.json").read_bytes())
+            state = read_object(folder / "state.json")
             groups = {}
             for name, wanted in state.pop("files").items():
                 data = (folder / f"{name}.safetensors").read_bytes()
                 if hashlib.sha256(data).hexdigest() != wanted:
                     raise InputError(f"{name}.safetensors is not what was written")
-                groups[name] = load(data)
+                groups[name] = parse_safetensors(data, f"{name}.safetensors")
             if state.pop("sha256") != digest(state):
                 raise InputError("state.json is not what was written")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except DAMAGE as error:
             raise BrokenCheckpoint(f"{folder} is broken: {error}. {self._other(images)}") from error
         return groups, state
 

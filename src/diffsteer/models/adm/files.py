@@ -1,6 +1,5 @@
 """Files of ADM and IDDPM: official `.pt` state dicts, and folders of safetensors and JSON."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_folder
+from diffsteer.io.hashing import file_hash
+from diffsteer.io.strict import read_json, read_safetensors, refused
 from diffsteer.models.adm.flags import Flags
 
 State = dict[str, Tensor]
@@ -80,16 +81,11 @@ def _state(held: Any, path: Path) -> State:
 
 
 def _read_folder(path: Path) -> tuple[State, Flags]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        said = json.loads((path / "config.json").read_text("utf-8"))
-        if said["format"] != FORMAT:
-            raise InputError(f"its format is {said['format']!r}, not {FORMAT!r}")
-        return load_file(path / "model.safetensors"), Flags.of(said["flags"])
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(f"{path} is no folder of `diffsteer convert adm`: {error}") from error
+    with refused(f"{path} is no folder of `diffsteer convert adm`"):
+        config = read_json(path / "config.json")
+        if config["format"] != FORMAT:
+            raise InputError(f"its format is {config['format']!r}, not {FORMAT!r}")
+        return read_safetensors(path / "model.safetensors"), Flags.of(config["flags"])
 
 
 def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) -> None:
@@ -102,12 +98,10 @@ def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) ->
 
     if out.exists():
         raise InputError(f"{out} is there already: name a folder that is not")
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     config = {
         "format": FORMAT,
         "flags": asdict(flags),
-        "source": {"name": source.name, "sha256": digest},
+        "source": {"name": source.name, "sha256": file_hash(source)},
     }
     with atomic_folder(out.absolute()) as part:
         tensors = {name: value.contiguous() for name, value in state.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_folder, umask
+from diffsteer.io.strict import read_json, read_safetensors, refused
 from diffsteer.models.edm2.model import EDM2
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -72,17 +73,11 @@ class Stored:
             ValueError: it holds anything else.
             OSError: it cannot be read.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
+        with refused(f"{folder} is no EDM2 network"):
             content = described(folder)
-            tensors = load_file(folder / WEIGHTS)
-            found = cls(content.pop("config"), tensors, content)
-            found.check()
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise InputError(f"{folder} is no EDM2 network: {error}") from error
-        return found
+            stored = cls(content.pop("config"), read_safetensors(folder / WEIGHTS), content)
+            stored.check()
+        return stored
 
     def _fit(self, net: EDM2) -> None:
         want = {name: tuple(t.shape) for name, t in net.state_dict().items()}
@@ -105,7 +100,7 @@ def described(folder: Path) -> dict[str, Any]:
         ValueError: it is of another format.
         OSError: it cannot be read.
     """
-    content = json.loads((folder / CONFIG).read_text("utf-8"))
+    content = read_json(folder / CONFIG)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{folder / CONFIG} does not say format {FORMAT!r}")
     return content

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffsteer.core.ema import Profile, gamma, weights
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write
+from diffsteer.io.strict import read_safetensors
 from diffsteer.models.edm2.folder import Stored, described
 from diffsteer.models.edm2.snapshot import read
 
@@ -47,9 +48,7 @@ class Snapshot:
     def load(self) -> Stored:
         """Read config and tensors; a bare .safetensors has no config."""
         if self.path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return Stored({}, load_file(self.path))
+            return Stored({}, read_safetensors(self.path))
         return read(self.path) if self.path.suffix == ".pkl" else Stored.load(self.path)
 
 

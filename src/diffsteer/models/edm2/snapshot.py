@@ -1,6 +1,5 @@
 """Official EDM2 snapshots: pickles that carry source text, read without running any of it."""
 
-import hashlib
 import re
 import struct
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffsteer.io.hashing import file_hash
 from diffsteer.models import pickled_tensors as tensors
 from diffsteer.models.edm2.folder import Stored
 from diffsteer.models.restricted_pickle import Allowed, Call, CheckpointError, Name, read_file
@@ -85,15 +85,10 @@ def convert(source: Path, folder: Path) -> Stored:
         FileExistsError: the folder is there already.
     """
     found = read(source)
-    origin = {"file": source.name, "sha256": _digest(source)}
+    origin = {"file": source.name, "sha256": file_hash(source)}
     found = Stored(found.config, found.tensors, {**found.about, "source": origin})
     found.save(folder)
     return found
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Walk:

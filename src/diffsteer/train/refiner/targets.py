@@ -5,7 +5,6 @@ measuring keeps them, with latents in the place of features: bound to its recipe
 by processes, resumed after any end.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +21,7 @@ from diffsteer.generate.pipelines import rendering, stacked
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.hashing import differences
 from diffsteer.io.shards import MANIFEST, Shard, ShardFolder
+from diffsteer.io.strict import read_object, refused
 from diffsteer.metrics.best_of_n import Score, scored
 from diffsteer.metrics.sampled import filled
 from diffsteer.refine.metadata import fingerprint
@@ -162,13 +162,9 @@ class Targets:
 
 
 def _key(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads((path / MANIFEST).read_bytes())["key"]
-        _ = said["networks"], said["shape"], said["prompts"]
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} holds no targets: run `diffsteer refine targets`"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / MANIFEST} is not one of targets: {error}") from error
-    return dict(said)
+    if not (path / MANIFEST).exists():
+        raise FileNotFoundError(f"{path} holds no targets: run `diffsteer refine targets`")
+    with refused(f"{path / MANIFEST} is not one of targets"):
+        key = read_object(path / MANIFEST)["key"]
+        _ = key["networks"], key["shape"], key["prompts"]
+        return dict(key)
