@@ -14,6 +14,7 @@ from diffsteer import (
     X0,
     Ancestral,
     Cosine,
+    Denoised,
     Discrete,
     DPMpp2M,
     Eps,
@@ -47,13 +48,7 @@ class Posterior:
         self.denoise, self.said, self.slope = denoise, said, gradient
 
     def __call__(self, x, level):
-        return self.denoise(x, level)
-
-    def learned(self, x, level):
-        return self.denoise(x, level), self.said(x, level)
-
-    def gradient(self, x, level):
-        return self.slope(x, level)
+        return Denoised(self.denoise(x, level), self.said(x, level), lambda: self.slope(x, level))
 
 
 class AncestralAsDDPM(Ancestral):

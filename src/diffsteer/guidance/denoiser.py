@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
+from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.attention_taps import Score, Tap, Using, matching, tapped
@@ -85,33 +86,23 @@ class Denoiser:
         if self.max_rows is not None and self.max_rows < 1:
             raise InputError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
 
-    def at_step(self, step: int) -> "Denoiser":
-        """Return the denoiser of a step; a sampling asks for it, so that `.over` counts its own."""
-        return replace(self, step=step)
+    def at_step(self, step: int) -> Callable[[Tensor, Level], Denoised]:
+        """Return the denoiser of a sampling step, so that `.over` counts its own."""
+        return replace(self, step=step).denoised
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """Return the guided x0, `(B, *D)`."""
+        return self.denoised(x, level).x0
+
+    def denoised(self, x: Tensor, level: Level) -> Denoised:
+        """Return the guided x0, the learned variance and the gradient of a classifier, if any."""
         base, shift = self.predict(x, level)
-        return base.x0 if shift is None else base.x0 + shift
+        x0 = base.x0 if shift is None else base.x0 + shift
 
-    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Return the guided x0 and what the network learned of its variance, each `(B, *D)`.
+        def class_gradient() -> Tensor:
+            return self.evaluate([Branch(net="classifier")], self._state(x, level))[0].out
 
-        Raises:
-            ValueError: it learned none.
-        """
-        base, shift = self.predict(x, level)
-        if base.variance is None:
-            raise InputError(
-                f"the network returns {base.out.shape[1]} channels for {x.shape[1]}, so it learned "
-                "no variance: take DDPM, the ancestral sampler with that of the posterior; of the "
-                "command line --sampler DDPM"
-            )
-        return base.x0 if shift is None else base.x0 + shift, base.variance
-
-    def gradient(self, x: Tensor, level: Level) -> Tensor:
-        """Return the gradient that the network "classifier" gives, `(B, *D)`."""
-        return self.evaluate([Branch(net="classifier")], self._point(x, level))[0].out
+        return Denoised(x0, base.variance, class_gradient)
 
     def predict(self, x: Tensor, level: Level) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
@@ -119,7 +110,7 @@ class Denoiser:
             raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
             )
-        at = self._point(x, level)
+        at = self._state(x, level)
         if self.guidance is None:
             return self.evaluate([Branch()], at)[0], None
         return run(
@@ -132,7 +123,7 @@ class Denoiser:
         Raises:
             ValueError: something is not.
         """
-        at = self._point(x, level)
+        at = self._state(x, level)
 
         def check(branches: Sequence[Branch]) -> list[Answer]:
             for branch in branches:
@@ -142,7 +133,7 @@ class Denoiser:
         if self.guidance is not None:
             run(with_conditional(self.guidance.shift(at)), check)
 
-    def _point(self, x: Tensor, level: Level) -> GuidanceState:
+    def _state(self, x: Tensor, level: Level) -> GuidanceState:
         return GuidanceState(x, level, self.kind, self.step, self.schedule, self.seeds)
 
     def evaluate(self, branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:

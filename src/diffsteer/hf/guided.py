@@ -166,7 +166,7 @@ class Guided:
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
         for step, time in left:
-            alone.at_step(step).dry_run(small, level_at(schedule, time))
+            replace(alone, step=step).dry_run(small, level_at(schedule, time))
         self._dry_run_done = known
 
     def _marked(self, said: Cond, extra: Tensor) -> Cond:

@@ -3,7 +3,7 @@
 from diffsteer.core.sampler.ancestral import Ancestral
 from diffsteer.core.sampler.base import (
     Denoise,
-    Learned,
+    Denoised,
     Past,
     Sampler,
     Step,
@@ -22,10 +22,10 @@ __all__ = [
     "Ancestral",
     "DPMpp2M",
     "Denoise",
+    "Denoised",
     "Euler",
     "EulerAncestral",
     "Heun",
-    "Learned",
     "Past",
     "Sampler",
     "Step",

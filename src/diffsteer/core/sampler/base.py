@@ -24,28 +24,33 @@ Denoise = Callable[[Tensor, Level], Tensor]
 """A denoiser: the expected x0 of `x`, `(B, *D)`, at a level."""
 
 
-@runtime_checkable
-class Learned(Protocol):
-    """A denoiser that also knows the variance of its steps; what `Ancestral` asks."""
+class Denoised(NamedTuple):
+    """Prediction of a denoiser; a plain tensor means `Denoised(x0)`.
 
-    def __call__(self, x: Tensor, level: Level) -> Tensor:
-        """Return the expected x0 of `x`, `(B, *D)`."""
+    Attributes:
+        x0: Expected data, `(B, *D)`.
+        variance: Learned variance of the step, `(B, *D)`, or None: in logarithms from -1, the
+            posterior's, to 1, that of the noise which the forward process adds.
+        class_gradient: Evaluates the gradient of log p(class | x), `(B, *D)`; called only by
+            samplers that use it.
+    """
 
-    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Return x0 and the variance, from -1, the posterior's, to 1, the forward process's."""
+    x0: Tensor
+    variance: Tensor | None = None
+    class_gradient: Callable[[], Tensor] | None = None
 
-    def gradient(self, x: Tensor, level: Level) -> Tensor:
-        """Return the gradient of log p(class | x), `(B, *D)`."""
+
+AnyDenoise = Callable[[Tensor, Level], Tensor | Denoised]
 
 
 @runtime_checkable
 class Stepped(Protocol):
-    """A denoiser that may differ from step to step, such as a guided one; `trace` asks it."""
+    """A denoiser that may differ from step to step, such as a guided one."""
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """Return the expected x0 of `x`, `(B, *D)`."""
 
-    def at_step(self, step: int) -> Denoise:
+    def at_step(self, step: int) -> AnyDenoise:
         """Return the denoiser of a step, 0 for the first, for all evaluations of that step."""
 
 
@@ -94,7 +99,11 @@ class Sampler(ABC):
         """
 
     def __call__(
-        self, x: Tensor, levels: Sequence[Level], denoise: Denoise, noise: Draw = torch.randn_like
+        self,
+        x: Tensor,
+        levels: Sequence[Level],
+        denoise: AnyDenoise,
+        noise: Draw = torch.randn_like,
     ) -> Iterator[Tensor]:
         """Yield the sample after each step from `x` at `levels[0]`; stop iterating to cancel."""
         for step in trace(self, x, levels, denoise, noise):
@@ -105,7 +114,7 @@ def trace(
     sampler: Sampler,
     x: Tensor,
     levels: Sequence[Level],
-    denoise: Denoise,
+    denoise: AnyDenoise,
     noise: Draw = torch.randn_like,
 ) -> Iterator[Step]:
     """Yield every step of a sampling, for previews and progress; stop iterating to cancel.
@@ -127,45 +136,47 @@ def trace(
     _check(levels)
     x = upcast(x)
 
-    checked: type[_Checked] = _Learned if isinstance(denoise, Learned) else _Checked
     stepped = denoise if isinstance(denoise, Stepped) else None
     past: list[tuple[Level, Tensor]] = []
     for done, (now, nxt) in enumerate(pairwise(levels), start=1):
-        asked = checked(denoise if stepped is None else stepped.at_step(done - 1))
-        x, x0 = sampler.step(x, now, nxt, asked, past, noise)
+        checked = _Checked(denoise if stepped is None else stepped.at_step(done - 1))
+        x, x0 = sampler.step(x, now, nxt, checked, past, noise)
         past = [*past[-2:], (now, x0)]
         yield Step(done, nxt, x, x0)
 
 
 class _Checked:
-    """A denoiser whose answers have the shape and dtype of the sample."""
+    """A denoiser as a step calls it: its x0, in the shape and dtype of the sample."""
 
-    def __init__(self, denoise: Denoise) -> None:
+    def __init__(self, denoise: AnyDenoise) -> None:
         self.denoise = denoise
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
-        return _fitting(self.denoise(x, level), x)
+        return denoised(self.denoise, x, level).x0
 
 
-class _Learned(_Checked):
-    denoise: Learned
+def denoised(denoise: AnyDenoise, x: Tensor, level: Level) -> Denoised:
+    """Evaluate a denoiser with all that it predicts, in the shape and dtype of `x`.
 
-    def learned(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        x0, variance = self.denoise.learned(x, level)
-        return _fitting(x0, x), _fitting(variance, x)
+    Raises:
+        ValueError: the denoiser returns another shape.
+    """
+    output = (denoise.denoise if isinstance(denoise, _Checked) else denoise)(x, level)
+    x0, variance, gradient = output if isinstance(output, Denoised) else Denoised(output)
+    return Denoised(
+        like_sample(x0, x), None if variance is None else like_sample(variance, x), gradient
+    )
 
-    def gradient(self, x: Tensor, level: Level) -> Tensor:
-        return _fitting(self.denoise.gradient(x, level), x)
 
-
-def _fitting(answer: Tensor, x: Tensor) -> Tensor:
-    if answer.shape != x.shape:
-        raise InputError(f"the denoiser returned shape {tuple(answer.shape)} for {tuple(x.shape)}")
-    return answer.to(x.dtype)
+def like_sample(output: Tensor, x: Tensor) -> Tensor:
+    """Cast an output to the dtype of the sample `x`; refuse another shape."""
+    if output.shape != x.shape:
+        raise InputError(f"the denoiser returned shape {tuple(output.shape)} for {tuple(x.shape)}")
+    return output.to(x.dtype)
 
 
 def sample(
-    denoise: Denoise,
+    denoise: AnyDenoise,
     levels: Sequence[Level],
     shape: Sequence[int],
     seeds: Sequence[int],

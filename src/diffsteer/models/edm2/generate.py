@@ -99,7 +99,7 @@ def guided(
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
         level = Level(sigma.double(), one, sigma.double())
-        return denoiser.at_step(step)(x, level).to(x.dtype)
+        return denoiser.at_step(step)(x, level).x0.to(x.dtype)
 
     return denoise
 
