@@ -23,9 +23,8 @@ from diffsteer.metrics.same_recipe import seeds_in
 from diffsteer.models.adm.checkpoint import convert, load, load_classifier
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.unet import ADM, ADMClassifier
-from diffsteer.models.edm2.folder import Stored
 from diffsteer.models.edm2.generate import Loop, generate, pixels
-from diffsteer.models.edm2.model import EDM2
+from diffsteer.models.edm2.model import EDM2, Checkpoint
 from diffsteer.models.edm2.presets import preset
 
 FLAGS = (
@@ -284,7 +283,7 @@ def test_latents_are_decoded_by_what_lies_beside_and_it_counts(
     torch.manual_seed(0)
     net = EDM2(8, 4, 0, model_channels=8, channel_mult=[1], num_blocks=1, channels_per_head=8)
     encoder = {"kind": "vae", "vae_name": "x/vae", "scale": [0.1] * 4, "bias": [0.0] * 4}
-    Stored(net.config, net.state_dict(), {"encoder": encoder}).save(tmp_path / "net")
+    Checkpoint(net.config, net.state_dict(), {"encoder": encoder}).save(tmp_path / "net")
     vae = tiny.vae()
     vae.save_pretrained(tmp_path / "vae")
     run(tmp_path / "net", "--steps", 2, "--seeds", "0-1", "--out", tmp_path / "out")

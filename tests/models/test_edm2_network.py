@@ -235,7 +235,7 @@ def test_labels() -> None:
         free = small(label_dim=0)
         assert torch.equal(free(x, sigma, labels), free(x, sigma))
     for wrong in (torch.zeros(2, 9), torch.tensor([1, 2])):
-        with pytest.raises(ValueError, match=r"one-hot \(B, 10\)"):
+        with pytest.raises(ValueError, match=r"one-hot, \(B, 10\)"):
             net(x, sigma, wrong)
     with pytest.raises(ValueError, match="the network takes"):
         net(x[:, :2], sigma, labels)

@@ -102,7 +102,7 @@ def test_converts_and_loads_in_both_precisions(tiny: EDM2, tmp_path: Path) -> No
     with pytest.raises(FileExistsError, match="is there already"):
         edm2.convert(path, tmp_path / "net")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net", "snapshot.pkl"]
-    with pytest.raises(ValueError, match='"official-bit" and "f32-clean"'):
+    with pytest.raises(ValueError, match='"official-bit" or "f32-clean"'):
         EDM2.load(tmp_path / "net", "exact")
 
 
@@ -113,14 +113,14 @@ def test_a_broken_folder_says_what_is_wrong(tiny: EDM2, tmp_path: Path) -> None:
     for change, message in (
         ({"num_blocks": 2}, "has shape None in the file"),
         ({"magic": 1}, "config of another network.*magic"),
-        ({"img_resolution": -4}, "img_resolution=-4"),
+        ({"img_resolution": -4}, "img_resolution must be .*got -4"),
     ):
         changed = {**content, "config": {**content["config"], **change}}
         config.write_text(json.dumps(changed), "utf-8")
         with pytest.raises(ValueError, match=message):
             EDM2.load(tmp_path / "net")
     config.write_text("{}", "utf-8")
-    with pytest.raises(ValueError, match="does not say format"):
+    with pytest.raises(ValueError, match="must have the format"):
         EDM2.load(tmp_path / "net")
     config.write_text(json.dumps(content), "utf-8")
     (tmp_path / "net" / "model.safetensors").write_bytes(b"broken")
@@ -358,15 +358,15 @@ def test_headers_of_data_that_are_none_are_refused(content: bytes, says: str) ->
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"scale": [None]}, r"scale is \[None\], where latents of 1 channels"),
-        ({"scale": ["1.5"]}, "scale is"),
+        ({"scale": [None]}, r"scale must .*of 1 channels, got \[None\]"),
+        ({"scale": ["1.5"]}, "scale must"),
         ({"scale": 0.5}, "scale is no array"),
-        ({"scale": None}, "scale is None"),
-        ({"bias": None}, "bias is None"),
-        ({"bias": np.float32([1, 1])}, "bias is .*of 1 channels"),
-        ({"scale": np.float32([])}, "scale is"),
-        ({"scale": np.float32([0])}, "it must be > 0"),
-        ({"scale": np.float32([-1])}, "it must be > 0"),
+        ({"scale": None}, "scale must .*got None"),
+        ({"bias": None}, "bias must .*got None"),
+        ({"bias": np.float32([1, 1])}, "bias must .*of 1 channels"),
+        ({"scale": np.float32([])}, "scale must"),
+        ({"scale": np.float32([0])}, "must be > 0"),
+        ({"scale": np.float32([-1])}, "must be > 0"),
         ({"scale": np.float32([np.nan])}, "finite"),
         ({"bias": [np.inf]}, "no plain value"),
     ],
@@ -391,7 +391,7 @@ def test_factors_of_latents_are_checked_in_folders_too(tiny: EDM2, tmp_path: Pat
             EDM2.load(tmp_path / "net")
     content["config"]["use_fp16"] = "yes"
     config.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match="use_fp16='yes' must be True or False"):
+    with pytest.raises(ValueError, match="use_fp16 must be true or false, got 'yes'"):
         EDM2.load(tmp_path / "net")
 
 

@@ -151,9 +151,9 @@ def _require_meant(
 
 
 def _latent(model: str) -> bool:
-    from diffsteer.models.edm2.folder import described
+    from diffsteer.models.edm2.config import read_config
 
-    kind: object = described(Path(model)).get("encoder", {}).get("kind")
+    kind: object = read_config(Path(model)).get("encoder", {}).get("kind")
     return kind == "vae"
 
 
@@ -188,7 +188,7 @@ def _edm2(
     """Hash of the weights, what makes, and the networks whose rows count."""
     from diffsteer.core.parse import parse
     from diffsteer.guidance import Guidance
-    from diffsteer.models.edm2.folder import described
+    from diffsteer.models.edm2.config import read_config
     from diffsteer.models.edm2.generate import Loop, generate
     from diffsteer.models.edm2.model import EDM2
 
@@ -196,7 +196,7 @@ def _edm2(
     main = EDM2.load(recipe.model, precision, device)
     guide = EDM2.load(recipe.guide, precision, device) if recipe.guide else None
     folder = Path(recipe.model)
-    decode = Decoder.found(described(folder), folder, said.models, device)
+    decode = Decoder.found(read_config(folder), folder, said.models, device)
     guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
     loop = Loop(recipe.steps, **asdict(noise))
 

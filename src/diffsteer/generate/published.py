@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffsteer.generate.seed_images import Make
-    from diffsteer.models.edm2.folder import Stored
-    from diffsteer.models.edm2.model import EDM2
+    from diffsteer.models.edm2.model import EDM2, Checkpoint
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,14 @@ def _maker(said: Published, chosen: Preset, device: str) -> "tuple[Make, str]":
     return make, decode.weights(main, rest[0] if rest else None)
 
 
-def _found(models: Path, net: Net) -> "Stored":
+def _found(models: Path, net: Net) -> "Checkpoint":
     """Read a network from the folder of models."""
-    from diffsteer.models.edm2.folder import Stored
+    from diffsteer.models.edm2.model import Checkpoint
     from diffsteer.models.edm2.snapshot import read
 
     folder, pickle = models / net.stem, models / f"{net.stem}.pkl"
     if folder.is_dir():
-        return Stored.load(folder)
+        return Checkpoint.load(folder)
     if pickle.exists():
         return read(pickle)
     raise FileNotFoundError(

@@ -29,9 +29,8 @@ from diffsteer.core.loss_weight import EDMWeight
 from diffsteer.core.prediction import Preconditioned
 from diffsteer.core.schedule import EDM
 from diffsteer.guidance import CFG
-from diffsteer.models.edm2.folder import Stored
 from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
-from diffsteer.models.edm2.model import EDM2
+from diffsteer.models.edm2.model import EDM2, Checkpoint
 from diffsteer.train.latents import Latents, cached
 from diffsteer.train.objective import Objective, clean, place
 from diffsteer.train.settings import Pictures
@@ -201,9 +200,13 @@ class EDM2Task(Task):
         """Write a folder that `EDM2.load` and `diffsteer ema` read, in float16 as published."""
         own = {name.removeprefix("net."): w for name, w in weights.items()}
         stored = self._stored(own, torch.float16)
-        Stored(stored.config, stored.tensors, {**stored.about, "images": images}).save(path, True)
+        Checkpoint(stored.config, stored.tensors, {**stored.about, "images": images}).save(
+            path, True
+        )
 
-    def _stored(self, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Stored:
+    def _stored(
+        self, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Checkpoint:
         """The network with some weights in place of its own, and what is known of it."""
         tensors = {**self.net.state_dict(), **weights}
         said = self.settings
@@ -212,7 +215,7 @@ class EDM2Task(Task):
             scale, bias = self._factors()
             encoder = {"kind": "vae", "vae_name": said.vae, "scale": scale, "bias": bias}
         loss = {"P_mean": said.mean, "P_std": said.std, "sigma_data": self.net.sigma_data}
-        return Stored(
+        return Checkpoint(
             self.net.config,
             {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()},
             {"encoder": encoder, "loss": loss, "classes": self.classes},

@@ -1,6 +1,5 @@
 """Files of ADM and IDDPM: official `.pt` state dicts, and folders of safetensors and JSON."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.atomic import atomic_folder
 from diffsteer.io.hashing import file_hash
-from diffsteer.io.strict import read_json, read_safetensors, refused
+from diffsteer.io.model_folder import read_model, write_model
+from diffsteer.io.strict import refused
 from diffsteer.models.adm.flags import Flags
 
 State = dict[str, Tensor]
@@ -82,28 +81,17 @@ def _state(held: Any, path: Path) -> State:
 
 def _read_folder(path: Path) -> tuple[State, Flags]:
     with refused(f"{path} is no folder of `diffsteer convert adm`"):
-        config = read_json(path / "config.json")
-        if config["format"] != FORMAT:
-            raise InputError(f"its format is {config['format']!r}, not {FORMAT!r}")
-        return read_safetensors(path / "model.safetensors"), Flags.of(config["flags"])
+        content, state = read_model(path, FORMAT)
+        return state, Flags.of(content["flags"])
 
 
 def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) -> None:
     """Write a folder with `model.safetensors` and `config.json`, all of it or nothing.
 
     Raises:
-        ValueError: `out` is there already.
+        InputError: `out` exists already.
     """
-    from safetensors.torch import save_file
-
     if out.exists():
         raise InputError(f"{out} is there already: name a folder that is not")
-    config = {
-        "format": FORMAT,
-        "flags": asdict(flags),
-        "source": {"name": source.name, "sha256": file_hash(source)},
-    }
-    with atomic_folder(out.absolute()) as part:
-        tensors = {name: value.contiguous() for name, value in state.items()}
-        save_file(tensors, part / "model.safetensors")
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    origin = {"name": source.name, "sha256": file_hash(source)}
+    write_model(out, FORMAT, {"flags": asdict(flags), "source": origin}, state)

@@ -18,7 +18,8 @@ from diffsteer.core.ema import Profile, gamma, weights
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.strict import read_safetensors
-from diffsteer.models.edm2.folder import Stored, described
+from diffsteer.models.edm2.config import read_config
+from diffsteer.models.edm2.model import Checkpoint
 from diffsteer.models.edm2.snapshot import read
 
 SUFFIXES = ("", ".pkl", ".safetensors")
@@ -45,11 +46,11 @@ class Snapshot:
         """What `diffsteer.core.ema` calls it."""
         return self.count, gamma(self.width)
 
-    def load(self) -> Stored:
+    def load(self) -> Checkpoint:
         """Read config and tensors; a bare .safetensors has no config."""
         if self.path.suffix == ".safetensors":
-            return Stored({}, read_safetensors(self.path))
-        return read(self.path) if self.path.suffix == ".pkl" else Stored.load(self.path)
+            return Checkpoint({}, read_safetensors(self.path))
+        return read(self.path) if self.path.suffix == ".pkl" else Checkpoint.load(self.path)
 
 
 def name(prefix: str, kimg: int, width: float) -> str:
@@ -71,7 +72,7 @@ def _exact(path: Path) -> int | None:
         with safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get("images", "")
             return int(said) if said else None
-    said = described(path).get("images") if path.is_dir() else None
+    said = read_config(path).get("images") if path.is_dir() else None
     return said if isinstance(said, int) else None
 
 
@@ -169,10 +170,10 @@ def _write(stored: Sequence[Snapshot], shares: dict[Path, Tensor], count: int) -
     for path, total in sums.items():
         mixed = {n: total.get(n, t) for n, t in last.tensors.items()}
         made = {n: t.half() if t.is_floating_point() else t for n, t in mixed.items()}
-        _save(path, Stored(last.config, made, {**last.about, "images": count}))
+        _save(path, Checkpoint(last.config, made, {**last.about, "images": count}))
 
 
-def _save(path: Path, result: Stored) -> None:
+def _save(path: Path, result: Checkpoint) -> None:
     if path.suffix != ".safetensors":
         result.save(path)
         return
@@ -182,7 +183,7 @@ def _save(path: Path, result: Stored) -> None:
         file.write(save(dict(result.tensors)))
 
 
-def _shapes(stored: Stored) -> dict[str, torch.Size]:
+def _shapes(stored: Checkpoint) -> dict[str, torch.Size]:
     return {name: t.shape for name, t in stored.tensors.items()}
 
 

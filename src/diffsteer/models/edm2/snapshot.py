@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffsteer.io.hashing import file_hash
 from diffsteer.models import pickled_tensors as tensors
-from diffsteer.models.edm2.folder import Stored
+from diffsteer.models.edm2.model import Checkpoint
 from diffsteer.models.restricted_pickle import Allowed, Call, CheckpointError, Name, read_file
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -50,7 +50,7 @@ LONGEST_NAME = 100
 POSITIONAL = ("img_resolution", "img_channels", "label_dim")
 
 
-def read(path: Path) -> Stored:
+def read(path: Path) -> Checkpoint:
     """Read an official snapshot, `.pkl`.
 
     Raises:
@@ -70,14 +70,14 @@ def read(path: Path) -> Stored:
         about = {"encoder": _encoder(top.get("encoder"))}
         if (loss := top.get("loss_fn")) is not None:
             about["loss"] = _plain(_items(_state(loss, "loss_fn").get("_init_kwargs"), "loss_fn"))
-        found = Stored(config, _Walk(path.stat().st_size).state_dict(top["ema"]), about)
+        found = Checkpoint(config, _Walk(path.stat().st_size).state_dict(top["ema"]), about)
         found.check()
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return found
 
 
-def convert(source: Path, folder: Path) -> Stored:
+def convert(source: Path, folder: Path) -> Checkpoint:
     """Turn an official snapshot into a folder that `EDM2.load` reads.
 
     Raises:
@@ -86,7 +86,7 @@ def convert(source: Path, folder: Path) -> Stored:
     """
     found = read(source)
     origin = {"file": source.name, "sha256": file_hash(source)}
-    found = Stored(found.config, found.tensors, {**found.about, "source": origin})
+    found = Checkpoint(found.config, found.tensors, {**found.about, "source": origin})
     found.save(folder)
     return found
 

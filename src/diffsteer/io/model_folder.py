@@ -1,0 +1,67 @@
+"""Folder of a model: weights in `model.safetensors`, everything else in `config.json`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffsteer.core.errors import InputError
+from diffsteer.io.atomic import atomic_folder, umask
+from diffsteer.io.strict import read_object, read_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def write_model(
+    folder: Path,
+    kind: str,
+    content: Mapping[str, Any],
+    tensors: "Mapping[str, Tensor]",
+    over: bool = False,
+) -> None:
+    """Write a folder, all of it or nothing.
+
+    Args:
+        folder: Its path.
+        kind: Name of the format, which readers compare.
+        content: Plain values for `config.json`.
+        tensors: Weights by name.
+        over: Whether to replace a folder that exists.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_folder(folder.absolute(), over) as part:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, part / WEIGHTS)
+        (part / WEIGHTS).chmod(0o666 & ~umask())  # the library writes for its user alone
+        text = json.dumps({"format": kind, **content}, indent=2) + "\n"
+        (part / CONFIG).write_text(text, "utf-8")
+
+
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """Values of `config.json`, without the weights.
+
+    Raises:
+        InputError: it is not JSON or of another format.
+        OSError: it cannot be read.
+    """
+    content = read_object(folder / CONFIG)
+    name = content.pop("format", None)
+    if name != kind:
+        raise InputError(f"{folder / CONFIG} must have the format {kind!r}, got {name!r}")
+    return content
+
+
+def read_model(folder: Path, kind: str) -> "tuple[dict[str, Any], dict[str, Tensor]]":
+    """Values of `config.json`, and weights by name.
+
+    Raises:
+        InputError: as `read_config`, or the weights are not safetensors.
+        OSError: a file cannot be read.
+    """
+    return read_config(folder, kind), read_safetensors(folder / WEIGHTS)
