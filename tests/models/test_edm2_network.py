@@ -237,7 +237,7 @@ def test_labels() -> None:
     for wrong in (torch.zeros(2, 9), torch.tensor([1, 2])):
         with pytest.raises(ValueError, match=r"one-hot, \(B, 10\)"):
             net(x, sigma, wrong)
-    with pytest.raises(ValueError, match="the network takes"):
+    with pytest.raises(ValueError, match="x must have shape"):
         net(x[:, :2], sigma, labels)
 
 
