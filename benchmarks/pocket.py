@@ -465,7 +465,7 @@ def arguments() -> Iterator[argparse.Namespace]:
     parser.add_argument("--work", type=Path, default=Path("measured"))
     parser.add_argument("--batch", type=int, default=50)
     for name, (study, n) in STUDIES.items():
-        parser.add_argument(f"--{name}", type=int, default=n, help=f"pictures: {study.__doc__}")
+        parser.add_argument(f"--{name}", type=int, default=n, help=f"images: {study.__doc__}")
     with launched():
         yield parser.parse_args()
 

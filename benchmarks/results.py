@@ -24,7 +24,7 @@ def brightness_page(found: dict[str, Any]) -> list[str]:
         "## Zero terminal SNR: brightness",
         "",
         f"Mean brightness of an image, 0 to 1: mean and standard deviation over {found['n']} "
-        f"pictures, seeds {found['seeds']}, {found['steps']} steps of the model's own scheduler. "
+        f"images, seeds {found['seeds']}, {found['steps']} steps of the model's own scheduler. "
         "Data: the images of the same captions. `pocket` is `pocket-eps` fine-tuned. The last "
         f"columns are of pocket-eps / pocket. Standard error of a mean: at most {unsure:.4f}.",
         "",
@@ -186,21 +186,21 @@ def sheet_page(found: dict[str, Any]) -> list[str]:
         f"{len(prompts) - 1}, {found['steps']} steps of the model's own scheduler. The repaired "
         f"model with `{found['guidance']}`:",
         "",
-        "![pictures of the repaired model, guided](results/sheet-pocket-guided.png)",
+        "![images of the repaired model, guided](results/sheet-pocket-guided.png)",
         "",
         *(f"{i}. {'; '.join(row)}" for i, row in enumerate(rows, 1)),
         "",
         "The same without guidance:",
         "",
-        "![pictures of the repaired model, unguided](results/sheet-pocket.png)",
+        "![images of the repaired model, unguided](results/sheet-pocket.png)",
         "",
         "Without guidance as well, from refined noise (`pocket-refiner`):",
         "",
-        "![pictures of the repaired model from refined noise](results/sheet-pocket-refined.png)",
+        "![images of the repaired model from refined noise](results/sheet-pocket-refined.png)",
         "",
         f"And the flawed model with `{found['guidance']}`:",
         "",
-        "![pictures of the flawed model, guided](results/sheet-pocket-eps-guided.png)",
+        "![images of the flawed model, guided](results/sheet-pocket-eps-guided.png)",
     ]
 
 
@@ -241,7 +241,7 @@ def analysis_page(found: dict[str, Any]) -> list[str]:
         ),
         "",
         f"Root mean square of the change by element: {sizes}. Round trip through inversion without "
-        f"guidance, of the guided pictures: {trip}.",
+        f"guidance, of the guided images: {trip}.",
         "",
         "What the first step predicts, over the square of where its sampling ends, lacks "
         + "; ".join(f"{way} {told(e)}" for way, e in found["trajectory"]["1"].items())
@@ -252,11 +252,11 @@ def analysis_page(found: dict[str, Any]) -> list[str]:
         "Rows are seeds 0 to 3; unrefined, refined, then one tenth refined at a time, and bands "
         "that grow from 0:",
         "",
-        "![pictures with one band of the noise refined](results/refine-bands.png)",
+        "![images with one band of the noise refined](results/refine-bands.png)",
         "",
         "The change times 0 to 2, and guided:",
         "",
-        "![pictures by strength](results/refine-strength.png)",
+        "![images by strength](results/refine-strength.png)",
     ]
 
 

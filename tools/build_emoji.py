@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-ASSETS = ROOT / "src/diffsteer/assets/emoji"
+ASSETS = ROOT / "lab/src/diffsteer_lab/assets/emoji"
 SIZE = 64
 COLUMNS = 38
 DROPPED = {"Flags", "Symbols", "Component"}

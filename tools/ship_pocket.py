@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from diffsteer.train.settings import Run
 
-TARGET = Path(__file__).parent.parent / "src" / "diffsteer" / "assets" / "pocket"
+TARGET = Path(__file__).parent.parent / "lab/src/diffsteer_lab/assets/pocket"
 LIMIT = 45_000_000
 CHAIN = {
     "pocket": ("pocket-vae", "pocket-eps", "pocket"),
@@ -98,7 +98,7 @@ def card(name: str, runs: Path) -> str:
             *rows,
             "",
             "The weights are a power-function average over training, of relative length "
-            "sigma_rel = 0.05. Settings are in the presets, `src/diffsteer/train/presets`.",
+            "sigma_rel = 0.05. Settings are in the presets, `lab/src/diffsteer_lab/presets`.",
             "",
             LICENCE,
         ]

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from diffsteer_lab.noise_analysis.analysis import Analysis, analyse, planned
+from diffsteer_lab.noise_analysis.experiment import subject
 from diffsteer_lab.noise_analysis.experiments import (
     FULLY,
     GUIDED,
@@ -28,11 +29,10 @@ from diffsteer_lab.noise_analysis.experiments import (
 )
 from diffsteer_lab.noise_analysis.files import numbers, write
 from diffsteer_lab.noise_analysis.inversion import INVERSIONS, Inversion
-from diffsteer_lab.noise_analysis.record import Drawn, ratio
+from diffsteer_lab.noise_analysis.results import Samples, ratio
 from diffsteer_lab.noise_analysis.rivals import BEST, NUDGED
 from diffsteer_lab.noise_analysis.spectrum import TENTHS, radius, swapped
-from diffsteer_lab.noise_analysis.subject import subject
-from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, pictures_of
+from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, images_of
 from PIL import Image
 from torch import Tensor
 
@@ -94,20 +94,20 @@ class Linear:
             got = swapped(got, noise + self.recipe.strength * self.pattern(texts), low, high)
         return got
 
-    def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+    def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
         gain = 2 - radius(16, 16)
         latents = torch.fft.ifft2(torch.fft.fft2(noise) * gain).real
         self.progress(len(noise))
         self.spent += len(noise) * self.recipe.steps
         steps = self.recipe.steps
         way = tuple(latents * k / steps for k in range(1, steps + 1)) if path else ()
-        return Drawn(latents, self.decoded(latents, texts), latents.mean((2, 3)), way)
+        return Samples(latents, self.decoded(latents, texts), latents.mean((2, 3)), way)
 
     def decoded(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
         pictures = (127.5 + 20 * latents).clamp(0, 255).to(torch.uint8)
         return torch.cat([pictures, pictures[:, :1]], 1)
 
-    def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+    def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
         self.spent += len(noise) * self.recipe.steps
         drawn = self.draw(noise + self.pattern(texts), texts, path)
         return replace(drawn, path=(drawn.latents,) * len(drawn.path))
@@ -269,7 +269,7 @@ def test_the_layout_is_what_the_lowest_tenth_says() -> None:
     """A network that knows all low frequencies and no others from the first step on."""
 
     class Low(Linear):
-        def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
             drawn = super().draw(noise, texts, path)
             x = drawn.latents
             low = swapped(torch.zeros_like(x), x, 0, 0.1)
@@ -287,7 +287,7 @@ def test_pictures_on_the_way_are_those_of_the_first_seeds(whole: Analysis) -> No
     texts = [study.text(seed) for seed in range(2)]
     drawn = study.draw(study.noise(range(2)), texts, path=True)
     for found in (whole, other):
-        kept = found.record.pictures[pictures_of(UNREFINED)]
+        kept = found.record.pictures[images_of(UNREFINED)]
         assert [*kept] == ["step 1", "step 2", "end"]
         for name, x0 in zip(kept, (drawn.path[0], drawn.path[1], drawn.latents), strict=True):
             want = study.decoded(x0, texts).permute(0, 2, 3, 1).numpy()
@@ -408,7 +408,7 @@ def test_numbers_that_cannot_be() -> None:
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_samples_that_tell_nothing(value: float) -> None:
     class Broken(Linear):
-        def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+        def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
             return super().draw(noise * value, texts, path)
 
     with pytest.raises(ValueError, match=f"are {value:g} apart: they must be finite"):
@@ -425,7 +425,7 @@ def test_files(whole: Analysis, tmp_path: Path) -> None:
     assert said["bands"]["0 to 0.1"]["latents"]["value"] == latents(whole, "bands")["0 to 0.1"]
     assert "NaN" not in json.dumps(said) and said == json.loads(json.dumps(numbers(whole)))
     page = (tmp_path / "index.html").read_text("utf-8")
-    assert not re.search(r'(src|href)="(?!data:)', page) and "Not measured" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "Not measured" not in page
     assert page.count("<svg") == 12 == len([*tmp_path.glob("*.svg")])
     kept = sum(len(p) for e in whole.record.pictures.values() for p in e.values())
     assert page.count("<img") == kept + 2 * 3  # both ends and 0 to 0.1 are in two tables

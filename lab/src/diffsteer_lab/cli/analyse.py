@@ -51,8 +51,8 @@ def analyse(
 
     from diffsteer.metrics.scores import score_of
     from diffsteer_lab.noise_analysis.analysis import analyse, planned
+    from diffsteer_lab.noise_analysis.experiment import subject
     from diffsteer_lab.noise_analysis.files import write
-    from diffsteer_lab.noise_analysis.subject import subject
 
     if not recipe.model or recipe.prompt:
         raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
@@ -60,7 +60,7 @@ def analyse(
     judge = score_of(score, device) if score else None
     with subject(recipe, device, _extractor(device)) as studied:
         total = planned(studied, numbers, batch, show, judge is not None)
-        with tqdm(total=total, unit="picture", disable=None) as bar:
+        with tqdm(total=total, unit="image", disable=None) as bar:
             studied.progress = bar.update
             found = analyse(studied, numbers, count, batch, show, judge)
     write(found, out)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from diffsteer.core.errors import InputError
 from diffsteer.metrics.best_of_n import Score
+from diffsteer_lab.noise_analysis.experiment import NoiseExperiment
 from diffsteer_lab.noise_analysis.experiments import (
     KEPT,
     REFINED,
@@ -22,16 +23,15 @@ from diffsteer_lab.noise_analysis.experiments import (
     swap_bands,
     swap_prompts,
 )
-from diffsteer_lab.noise_analysis.record import Record
-from diffsteer_lab.noise_analysis.rivals import left_out, more_pictures, rivals
+from diffsteer_lab.noise_analysis.results import Results
+from diffsteer_lab.noise_analysis.rivals import extra_images, left_out, rivals
 from diffsteer_lab.noise_analysis.spectrum import Spectra
-from diffsteer_lab.noise_analysis.subject import Subject
 from diffsteer_lab.noise_analysis.trajectory import trajectory
 from diffsteer_lab.noise_analysis.verdict import Verdict, verdicts
 
 
 def planned(
-    subject: Subject, seeds: Sequence[int], batch: int, show: int, judged: bool = False
+    subject: NoiseExperiment, seeds: Sequence[int], batch: int, show: int, judged: bool = False
 ) -> int:
     """How many images `analyse` samples; `judged`: with a score."""
     texts = [subject.text(seed) for seed in seeds]
@@ -39,7 +39,7 @@ def planned(
     guided = subject.guided * (1 + 2 * ("unrelated" in swaps))
     for_prompts = 2 * len(swaps) + len(swaps.keys() - {"empty"})
     each = len(bands(*subject.shape[-2:])) + 2 * len(KEPT) + len(STRENGTHS) + for_prompts
-    each += more_pictures(left_out(subject, judged))
+    each += extra_images(left_out(subject, judged))
     return len(seeds) * (3 + guided + each) + 2 * len(STOPS) * _pairs(seeds, batch, show)
 
 
@@ -72,13 +72,13 @@ class Analysis:
     count: int
     shape: tuple[int, ...]
     spectra: dict[str, Spectra]
-    record: Record
+    record: Results
     verdicts: list[Verdict]
     left_out: dict[str, str]
 
 
 def analyse(
-    subject: Subject,
+    subject: NoiseExperiment,
     seeds: Sequence[int],
     count: int = 128,
     batch: int = 8,
@@ -109,7 +109,7 @@ def analyse(
             "this refiner leaves noise as it is, so that there is nothing to analyse: was it "
             "trained, and is its strength not 0?"
         )
-    record, missing = Record(show), left_out(subject, score is not None)
+    record, missing = Results(show), left_out(subject, score is not None)
     for part in parts(seeds, batch):
         case = Case.of(subject, part)
         if case.taught is not None:

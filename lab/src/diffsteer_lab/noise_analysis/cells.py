@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from diffsteer.report.chart import Curve, legend
 from diffsteer.report.html import image, table
+from diffsteer.report.plots import Curve
 from diffsteer_lab.noise_analysis.analysis import Analysis
 from diffsteer_lab.noise_analysis.charts import Ratios
-from diffsteer_lab.noise_analysis.record import Measured, Shown
+from diffsteer_lab.noise_analysis.results import Estimate, Thumbnail
 
 
 def key(names: Iterable[str]) -> str:
-    """Names of curves in their colours."""
-    return legend([Curve(name, (), turn) for turn, name in enumerate(names)])
+    """Legend: names of curves in their colours."""
+    curves = [Curve(name, (), turn) for turn, name in enumerate(names)]
+    return " ".join(
+        f'<span class="key"><i style="background:{c.colour}"></i>{escape(c.name)}</span>'
+        for c in curves
+    )
 
 
 def spaces_of(ratios: Ratios) -> list[str]:
@@ -20,7 +24,7 @@ def spaces_of(ratios: Ratios) -> list[str]:
     return list(dict.fromkeys(space for each in ratios.values() for space in each))
 
 
-def cell(found: Measured) -> str:
+def cell(found: Estimate) -> str:
     """A number over its interval."""
     low, high = found.interval
     return f"{found.value:.3g}<small>{low:.3g} to {high:.3g}</small>"
@@ -39,14 +43,14 @@ def side_by_side(drawn: Mapping[str, str], names: Iterable[str]) -> str:
 
 
 def grid(found: Analysis, experiment: str, names: Sequence[str] | None = None) -> str:
-    """Pictures of an experiment: a row a seed, a column a name, all of them or those named."""
+    """Images of an experiment: a row a seed, a column a name, all of them or those named."""
     return grids(found, {"": experiment}, names)
 
 
 def grids(
     found: Analysis, experiments: Mapping[str, str], names: Sequence[str] | None = None
 ) -> str:
-    """Pictures of experiments of the same columns: rows a seed, one an experiment, with a label."""
+    """Images of experiments of the same columns: rows a seed, one an experiment, with a label."""
     kept = {label: found.record.pictures.get(name, {}) for label, name in experiments.items()}
     names = list(next(iter(kept.values()))) if names is None else names
     prompts = found.recipe["prompts"]
@@ -63,6 +67,6 @@ def grids(
     return table(["", *map(escape, names)], rows, "grid") if rows else ""
 
 
-def _picture(shown: Shown, name: str) -> str:
+def _picture(shown: Thumbnail, name: str) -> str:
     caption = f"<small>{escape(shown.caption)}</small>" if shown.caption else ""
     return f"<td>{image(shown.image.copy(), f'{name} {shown.caption}')}{caption}</td>"

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from diffsteer.report.chart import Curve, Point, chart
+from diffsteer.report.plots import Curve, Point, line_chart
 from diffsteer_lab.noise_analysis.analysis import Analysis
 from diffsteer_lab.noise_analysis.experiments import GUIDED, named
-from diffsteer_lab.noise_analysis.record import Measured
+from diffsteer_lab.noise_analysis.results import Estimate
 from diffsteer_lab.noise_analysis.spectrum import BINS, REACH, TENTHS
 from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER
 
-Ratios = Mapping[str, Mapping[str, Measured]]
-"""Measured distances, by name and by space."""
+Ratios = Mapping[str, Mapping[str, Estimate]]
+"""Estimate distances, by name and by space."""
 RING = "spatial frequency (0: mean, 1: checkerboard)"
 LEFT = "distance left to fully refined"
 TRAJECTORIES = {
@@ -36,7 +36,7 @@ def _spectra(found: Analysis) -> dict[str, str]:
     bins = [(i + 0.5) * REACH / BINS for i in range(BINS)]
     density = [list(map(Point, bins, each.histogram())) for each in every]
     return {
-        name: chart(title, x, y, _curves(found.spectra, points))
+        name: line_chart(title, x, y, _curves(found.spectra, points))
         for name, title, x, y, points in (
             ("difference", "How much changes", RING, "mean |F(changed - noise)|", size),
             ("magnitude", "How much magnitudes change", RING, "mean change of |F|", magnitude),
@@ -52,27 +52,27 @@ def _bands(found: Analysis) -> dict[str, str]:
     parts = spaces(ratios, {name: x for name, x in middle.items() if name in ratios})
     whole = spaces(ratios, {name: float(name.split()[-1]) for name in growing(ratios)})
     return {
-        "tenths": chart("One tenth is refined", "middle of the tenth", LEFT, parts, 1.0),
-        "growing": chart("All below a radius is refined", "radius", LEFT, whole, 1.0),
+        "tenths": line_chart("One tenth is refined", "middle of the tenth", LEFT, parts, 1.0),
+        "growing": line_chart("All below a radius is refined", "radius", LEFT, whole, 1.0),
     }
 
 
 def _strengths(found: Analysis) -> dict[str, str]:
     made = {}
     for name, title, y, level in (
-        ("teacher", "How near to the guided picture", "distance to guided, unrefined 1", 1.0),
+        ("teacher", "How near to the guided image", "distance to guided, unrefined 1", 1.0),
         ("change", "How far it leads", "distance from unrefined, 1 at strength 1", None),
     ):
         if swept := found.record.ratios(f"strength: {name}"):
             curves = spaces(swept, {factor: float(factor) for factor in swept})
-            made[f"strength-{name}"] = chart(title, "strength", y, curves, level)
+            made[f"strength-{name}"] = line_chart(title, "strength", y, curves, level)
     scores = dict(found.record.numbers("strength: score"))
     guided = scores.pop(GUIDED, None)
     if scores:
         points = tuple(_point(float(factor), score) for factor, score in scores.items())
         level = None if guided is None else guided.value
         curve = Curve("score", points, 0)
-        made["strength-score"] = chart("Score", "strength", "mean score", [curve], level)
+        made["strength-score"] = line_chart("Score", "strength", "mean score", [curve], level)
     return made
 
 
@@ -80,7 +80,7 @@ def _trajectory(found: Analysis) -> dict[str, str]:
     made = {}
     for name, (noted, title, y) in TRAJECTORIES.items():
         if left := found.record.ratios(noted):
-            made[name] = chart(title, "step", y, spaces(left, {n: float(n) for n in left}))
+            made[name] = line_chart(title, "step", y, spaces(left, {n: float(n) for n in left}))
     return made
 
 
@@ -109,7 +109,7 @@ def _curves(names: Iterable[str], points: Sequence[Sequence[Point]]) -> list[Cur
     return [Curve(name, tuple(each), turn) for turn, (name, each) in both]
 
 
-def _point(x: float, found: Measured) -> Point:
+def _point(x: float, found: Estimate) -> Point:
     return Point(x, found.value, None, found.interval)
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.seeds import format_number
 from diffsteer.metrics.best_of_n import STRIDE, Score, scored
+from diffsteer_lab.noise_analysis.experiment import NoiseExperiment
 from diffsteer_lab.noise_analysis.inversion import INVERSIONS
-from diffsteer_lab.noise_analysis.record import Drawn, Record
+from diffsteer_lab.noise_analysis.results import Results, Samples
 from diffsteer_lab.noise_analysis.spectrum import TENTHS, Spectra, band, swapped
-from diffsteer_lab.noise_analysis.subject import Subject
 
 CUTS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 """Upper edges of bands that grow from 0."""
@@ -54,14 +54,14 @@ class Case:
     noise: Tensor
     refined: Tensor
     fresh: Tensor
-    plain: Drawn
-    fully: Drawn
-    other: Drawn
-    taught: Drawn | None
+    plain: Samples
+    fully: Samples
+    other: Samples
+    taught: Samples | None
     rows: dict[str, dict[str, float]]
 
     @classmethod
-    def of(cls, subject: Subject, seeds: Sequence[int]) -> "Case":
+    def of(cls, subject: NoiseExperiment, seeds: Sequence[int]) -> "Case":
         """Sample what serves all experiments.
 
         Raises:
@@ -90,7 +90,7 @@ class Case:
 # ------------------------------------------------------------------ spectra
 
 
-def spectra(subject: Subject, count: int, batch: int) -> dict[str, Spectra]:
+def spectra(subject: NoiseExperiment, count: int, batch: int) -> dict[str, Spectra]:
     """Spectra of what refining changes, and of the difference of unrelated noises."""
     found = {name: Spectra(*subject.shape[-2:]) for name in (RANDOM, REFINED)}
     for seeds in parts(range(count), batch):
@@ -100,7 +100,9 @@ def spectra(subject: Subject, count: int, batch: int) -> dict[str, Spectra]:
     return found
 
 
-def invert(subject: Subject, case: Case, found: dict[str, Spectra], record: Record) -> None:
+def invert(
+    subject: NoiseExperiment, case: Case, found: dict[str, Spectra], record: Results
+) -> None:
     """The noise that inversions find for the teacher's images, and what it becomes again."""
     assert case.taught is not None
     target = case.taught.latents
@@ -130,7 +132,7 @@ def bands(h: int, w: int) -> list[tuple[float, float]]:
     return found
 
 
-def swap_bands(subject: Subject, case: Case, record: Record) -> None:
+def swap_bands(subject: NoiseExperiment, case: Case, record: Results) -> None:
     """One band of refined noise in unrefined noise: how far is that from refining all of it?"""
     record.keep("bands", UNREFINED, case.plain)
     record.keep("bands", FULLY, case.fully)
@@ -141,7 +143,7 @@ def swap_bands(subject: Subject, case: Case, record: Record) -> None:
         record.keep("bands", named(low, high), got)
 
 
-def redraw(subject: Subject, case: Case, record: Record) -> None:
+def redraw(subject: NoiseExperiment, case: Case, record: Results) -> None:
     """Refined noise below a radius, or above it, and the rest drawn anew."""
     record.keep("redraw", FULLY, case.fully)
     record.keep("redraw", "all drawn anew", case.other)
@@ -160,7 +162,7 @@ def named(low: float, high: float) -> str:
 # ------------------------------------------------------------------ strength
 
 
-def strengths(subject: Subject, case: Case, record: Record, score: Score | None) -> None:
+def strengths(subject: NoiseExperiment, case: Case, record: Results, score: Score | None) -> None:
     """The change times a factor: how far it leads, how near to the teacher, how good by a score."""
     every = {0.0: case.plain, 1.0: case.fully}
     for factor in STRENGTHS:
@@ -185,7 +187,7 @@ def strengths(subject: Subject, case: Case, record: Record, score: Score | None)
 
 
 def swap_prompts(
-    subject: Subject, case: Case, record: Record, swaps: Mapping[str, list[str]]
+    subject: NoiseExperiment, case: Case, record: Results, swaps: Mapping[str, list[str]]
 ) -> None:
     """Noise refined for the case's prompts, sampled for others.
 
@@ -243,15 +245,15 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
-def interpolate(subject: Subject, seeds: Sequence[int], record: Record) -> None:
-    """Pictures of noises between those of neighbouring seeds, refined for the first's prompt.
+def interpolate(subject: NoiseExperiment, seeds: Sequence[int], record: Results) -> None:
+    """Images of noises between those of neighbouring seeds, refined for the first's prompt.
 
     Notes the largest of the steps between them as a share of all: 1 / (stops - 1) where the way
     is even, 1 where it jumps.
     """
     a, b = subject.noise(seeds), subject.noise([*seeds[1:], seeds[0]])
     texts = [subject.text(seed) for seed in seeds]
-    ways: dict[str, list[Drawn]] = {UNREFINED: [], REFINED: []}
+    ways: dict[str, list[Samples]] = {UNREFINED: [], REFINED: []}
     for stop in STOPS:
         noise = slerp(a, b, stop)
         ways[UNREFINED].append(subject.draw(noise, texts))

@@ -10,7 +10,7 @@ from diffsteer_lab.noise_analysis.analysis import Analysis
 from diffsteer_lab.noise_analysis.charts import charts
 from diffsteer_lab.noise_analysis.experiments import RANDOM
 from diffsteer_lab.noise_analysis.page import page
-from diffsteer_lab.noise_analysis.record import Measured
+from diffsteer_lab.noise_analysis.results import Estimate
 from diffsteer_lab.noise_analysis.spectrum import BINS, REACH, TENTHS
 from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER
 
@@ -90,7 +90,7 @@ def numbers(found: Analysis) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Measured):
+    if isinstance(value, Estimate):
         return {"value": value.value, "interval": list(value.interval)}
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}

@@ -166,7 +166,7 @@ def _redraw(found: Analysis) -> str:
     return (
         "<h2>4. Keep a band of refined noise, draw the rest anew</h2>"
         "<p>All other frequencies come from other random noise. 1: as far from the fully refined "
-        "picture as one of that other noise; 0: the same image. Where low radii come out near 0 "
+        "image as one of that other noise; 0: the same image. Where low radii come out near 0 "
         "and high ones near 1, low ones decide the layout.</p>"
         + table(["kept radii", *spaces_of(ratios)], rows)
         + grid(found, "redraw")
@@ -177,7 +177,7 @@ def _strength(found: Analysis, drawn: Mapping[str, str]) -> str:
     score = "" if "strength-score" in drawn else " No score was named (<code>--score</code>)."
     teacher = (
         "The guided image is of the same noise, unrefined. Dashed: the distance of the unrefined "
-        "picture from it; among scores, that of the guided images."
+        "image from it; among scores, that of the guided images."
         if found.recipe["guidance"]
         else "Without a guidance there is no guided image to come near to."
     )
@@ -212,7 +212,7 @@ def _prompts(found: Analysis) -> str:
         "<p>Similar: of the prompts, the one that shares most words with the first; unrelated: "
         "the one that shares fewest. On the left, the squared distance to what noise refined for "
         "the second prompt gives: 0 is as good as that, 1 no better than not refining, more is "
-        "worse. On the right, to the first prompt's refined picture: 0 where it is still there, 1 "
+        "worse. On the right, to the first prompt's refined image: 0 where it is still there, 1 "
         f"where no more of it is there than without refining.{missing}</p>"
         + table(head, rows)
         + grid(found, "prompts")
@@ -272,11 +272,11 @@ def _settings(found: Analysis) -> str:
         hashes += f", refiner <code>{found.refiner[:16]}</code>"
     features = "" if any("features" in v.space for v in found.verdicts) else (
         "<p>Not measured: distances of features, which need the extra <code>eval</code>, or where "
-        "pictures do not differ.</p>"
+        "images do not differ.</p>"
     )  # fmt: skip
     return (
         f"<h2>Settings</h2><p>{listed}; {len(prompts)} prompts. The guidance is of the guided "
-        "pictures alone, all others are sampled without. Seeds "
+        "images alone, all others are sampled without. Seeds "
         f"{format_seeds(found.seeds)}; spectra of refining: {found.count} noises. Noise of "
         f"{' x '.join(map(str, found.shape))}. {hashes}. "
         f"{RANDOM.capitalize()}: of seed + {STRIDE}.</p>"

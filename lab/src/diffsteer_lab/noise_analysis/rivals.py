@@ -7,16 +7,16 @@ from torch import Tensor
 
 from diffsteer.metrics.best_of_n import BestOf, Score, scored
 from diffsteer.refine.nlg import NLG
+from diffsteer_lab.noise_analysis.experiment import NoiseExperiment
 from diffsteer_lab.noise_analysis.experiments import FULLY, GUIDED, UNREFINED, Case
-from diffsteer_lab.noise_analysis.record import Drawn, Record
-from diffsteer_lab.noise_analysis.subject import Subject
+from diffsteer_lab.noise_analysis.results import Results, Samples
 
 DRAWS = 4
 MOVED = NLG()
 BEST, NUDGED = f"best of {DRAWS}", f"NLG({MOVED.rounds})"
 
 
-def left_out(subject: Subject, judged: bool) -> dict[str, str]:
+def left_out(subject: NoiseExperiment, judged: bool) -> dict[str, str]:
     """Why something is not beside the refiner, by its name.
 
     Args:
@@ -35,15 +35,15 @@ def left_out(subject: Subject, judged: bool) -> dict[str, str]:
     return found
 
 
-def more_pictures(missing: Mapping[str, str]) -> int:
+def extra_images(missing: Mapping[str, str]) -> int:
     """How many images of a seed `rivals` samples."""
     return (DRAWS - 1) * (BEST not in missing) + (NUDGED not in missing)
 
 
 def rivals(
-    subject: Subject,
+    subject: NoiseExperiment,
     case: Case,
-    record: Record,
+    record: Results,
     score: Score | None,
     missing: Mapping[str, str],
 ) -> None:
@@ -80,7 +80,7 @@ def rivals(
             record.compare("rivals: teacher", name, got, case.taught, case.plain)
 
 
-def _best(subject: Subject, case: Case, score: Score) -> Drawn:
+def _best(subject: NoiseExperiment, case: Case, score: Score) -> Samples:
     """The best of the draws, of which the first is there."""
     draws = [case.plain]
 
@@ -92,7 +92,7 @@ def _best(subject: Subject, case: Case, score: Score) -> Drawn:
     best = BestOf(images, score, DRAWS, subject.recipe.prompts)
     chosen = best.chosen(case.seeds)
     turns = [(c - s) // best.stride for c, s in zip(chosen, case.seeds, strict=True)]
-    return Drawn(
+    return Samples(
         torch.stack([draws[k].latents[i] for i, k in enumerate(turns)]),
         torch.stack([draws[k].pictures[i] for i, k in enumerate(turns)]),
     )

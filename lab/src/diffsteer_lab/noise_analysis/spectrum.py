@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer_lab.noise_analysis.record import Measured, means
+from diffsteer_lab.noise_analysis.results import Estimate, means
 
 F64 = torch.float64
 TENTHS = tuple(i / 10 for i in range(11))
@@ -111,11 +111,11 @@ class Spectra:
         self._histogram += torch.histc(gap.abs(), BINS, 0, REACH)
         self._elements += gap.numel()
 
-    def difference(self) -> list[Measured]:
+    def difference(self) -> list[Estimate]:
         """Mean |F(y - x)| in each ring."""
         return means(torch.cat(self._rows["difference"]))
 
-    def magnitude(self) -> list[Measured]:
+    def magnitude(self) -> list[Estimate]:
         """Mean | |F(y)| - |F(x)| | in each ring."""
         return means(torch.cat(self._rows["magnitude"]))
 

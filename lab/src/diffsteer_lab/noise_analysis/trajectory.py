@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffsteer_lab.noise_analysis.experiment import NoiseExperiment
 from diffsteer_lab.noise_analysis.experiments import FULLY, GUIDED, UNREFINED, Case
-from diffsteer_lab.noise_analysis.record import Record
+from diffsteer_lab.noise_analysis.results import Results
 from diffsteer_lab.noise_analysis.spectrum import TENTHS, swapped
-from diffsteer_lab.noise_analysis.subject import Subject
 
 SHOWN = (1, 2, 4, 7)
 """Steps of which predictions are shown, where they are not the last."""
@@ -20,7 +20,7 @@ END = "end"
 ALL, LAYOUT, TEACHER = "trajectory", "trajectory: layout", "trajectory: teacher"
 
 
-def trajectory(subject: Subject, case: Case, record: Record) -> None:
+def trajectory(subject: NoiseExperiment, case: Case, record: Results) -> None:
     """How far each step's prediction of x0 is from where its sampling ends.
 
     Squared distances in latents, over the square of the end: 0 where all of it is there, 1 where no
@@ -36,15 +36,15 @@ def trajectory(subject: Subject, case: Case, record: Record) -> None:
             _left(record, LAYOUT, way, step, _low(x0), _low(drawn.latents))
             if case.taught is not None:
                 _left(record, TEACHER, way, step, x0, case.taught.latents)
-        name = pictures_of(way)
+        name = images_of(way)
         for step in steps_shown(len(drawn.path)):
             if (n := min(record.wanted(name, f"step {step}"), len(case.texts))) > 0:
                 pictures = subject.decoded(drawn.path[step - 1][:n], case.texts[:n])
-                record.keep_pictures(name, f"step {step}", pictures)
+                record.keep_images(name, f"step {step}", pictures)
         record.keep(name, END, drawn)
 
 
-def pictures_of(way: str) -> str:
+def images_of(way: str) -> str:
     """Name under which the images of a way of sampling are kept."""
     return f"trajectory, {way}"
 
@@ -54,7 +54,7 @@ def steps_shown(steps: int) -> Sequence[int]:
     return [step for step in SHOWN if step < steps]
 
 
-def _left(record: Record, experiment: str, way: str, step: int, x0: Tensor, end: Tensor) -> None:
+def _left(record: Results, experiment: str, way: str, step: int, x0: Tensor, end: Tensor) -> None:
     over, under = (v.double().square().flatten(1).sum(dim=1) for v in (x0 - end, end))
     record.divide(experiment, str(step), way, over, under)
 

@@ -6,7 +6,7 @@ from diffsteer.report.html import table
 from diffsteer_lab.noise_analysis.analysis import Analysis
 from diffsteer_lab.noise_analysis.cells import cell, grids, key, side_by_side
 from diffsteer_lab.noise_analysis.charts import TRAJECTORIES
-from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, pictures_of
+from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, images_of
 
 
 def trajectory_section(found: Analysis, drawn: Mapping[str, str]) -> str:
@@ -31,7 +31,7 @@ def trajectory_section(found: Analysis, drawn: Mapping[str, str]) -> str:
         + side_by_side(drawn, TRAJECTORIES)
         + "<p>The first step:</p>"
         + table(["x0 of step 1", *(head[name] for name, each in left.items() if each)], rows)
-        + grids(found, {way: pictures_of(way) for way in ways})
+        + grids(found, {way: images_of(way) for way in ways})
     )
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from diffsteer.metrics.bootstrap import Interval
 from diffsteer_lab.noise_analysis.experiments import bands, named
-from diffsteer_lab.noise_analysis.record import Measured
+from diffsteer_lab.noise_analysis.results import Estimate
 from diffsteer_lab.noise_analysis.spectrum import TENTHS, band
 
 FAINT = 0.001
@@ -37,15 +37,15 @@ class Verdict:
     """
 
     space: str
-    moved: Measured
+    moved: Estimate
     answer: str
     band: str
-    carried: Measured
+    carried: Estimate
     energy: float
     coefficients: int
     of: int
     rival: str
-    rival_carried: Measured
+    rival_carried: Estimate
 
     def __str__(self) -> str:
         return (
@@ -65,8 +65,8 @@ class Verdict:
 
 
 def verdicts(
-    found: dict[str, dict[str, Measured]],
-    moved: dict[str, Measured],
+    found: dict[str, dict[str, Estimate]],
+    moved: dict[str, Estimate],
     energy: Sequence[float],
     h: int,
     w: int,
@@ -74,7 +74,7 @@ def verdicts(
     """A verdict for each space.
 
     Args:
-        found: Distances of bands, of `Record.ratios`.
+        found: Distances of bands, of `Results.ratios`.
         moved: Of refining all of the noise, by space.
         energy: Of the change, of `Spectra.energy`.
         h: Height of the noise.
@@ -96,12 +96,12 @@ def verdicts(
     return made
 
 
-def _carried(distance: Measured) -> Measured:
+def _carried(distance: Estimate) -> Estimate:
     low, high = distance.interval
-    return Measured(1 - distance.value, Interval(1 - high, 1 - low))
+    return Estimate(1 - distance.value, Interval(1 - high, 1 - low))
 
 
-def share(carried: Measured) -> str:
+def share(carried: Estimate) -> str:
     """A share as people read it."""
     low, high = carried.interval
     return f"{carried.value:.0%} ({low:.0%} to {high:.0%})"

@@ -18,7 +18,7 @@ THUMBNAIL = 256
 """Most pixels of a side of images that are kept."""
 
 
-class Measured(NamedTuple):
+class Estimate(NamedTuple):
     """A number over seeds, and where it would lie with other seeds, at 95 %."""
 
     value: float
@@ -33,14 +33,14 @@ def _weights(n: int) -> Tensor:
     return weights(n, RESAMPLES).double()
 
 
-def means(rows: Tensor) -> list[Measured]:
+def means(rows: Tensor) -> list[Estimate]:
     """Mean of each column over the rows, `(N, d)`, one a seed, N >= 2."""
     resampled = _weights(len(rows)) @ rows.double() / len(rows)
     values = rows.double().mean(dim=0).tolist()
-    return [Measured(v, interval(v, r)) for v, r in zip(values, resampled.mT, strict=True)]
+    return [Estimate(v, interval(v, r)) for v, r in zip(values, resampled.mT, strict=True)]
 
 
-def ratio(over: Tensor, under: Tensor) -> Measured | None:
+def ratio(over: Tensor, under: Tensor) -> Estimate | None:
     """Sum of `over` by that of `under`, `(N,)` each >= 0, paired over seeds.
 
     None where `under` is 0 throughout: of images that do not differ at all.
@@ -49,11 +49,11 @@ def ratio(over: Tensor, under: Tensor) -> Measured | None:
         return None
     value, w = float(over.sum() / under.sum()), _weights(len(over))
     w = w[w @ under > 0]
-    return Measured(value, interval(value, (w @ over) / (w @ under)))
+    return Estimate(value, interval(value, (w @ over) / (w @ under)))
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class Samples:
     """What a sampling makes of noise.
 
     Attributes:
@@ -69,7 +69,7 @@ class Drawn:
     features: Tensor | None = None
     path: tuple[Tensor, ...] = ()
 
-    def apart(self, other: "Drawn") -> dict[str, Tensor]:
+    def apart(self, other: "Samples") -> dict[str, Tensor]:
         """Mean squared differences of rows, `(B,)` in float64, by the space that they are of."""
         found = {"latents": (self.latents, other.latents)}
         found["pictures"] = (self.pictures, other.pictures)
@@ -81,14 +81,14 @@ class Drawn:
         }
 
 
-class Shown(NamedTuple):
+class Thumbnail(NamedTuple):
     """An image of the page, and what is written under it."""
 
     image: "Image"
     caption: str
 
 
-class Record:
+class Results:
     """Results of experiments, by experiment and by name within it, gathered part by part.
 
     Args:
@@ -100,11 +100,11 @@ class Record:
 
     def __init__(self, show: int) -> None:
         self.show = show
-        self.pictures: dict[str, dict[str, list[Shown]]] = {}
+        self.pictures: dict[str, dict[str, list[Thumbnail]]] = {}
         self._ratios: dict[str, dict[str, dict[str, list[tuple[Tensor, Tensor]]]]] = {}
         self._numbers: dict[str, dict[str, list[Tensor]]] = {}
 
-    def compare(self, experiment: str, name: str, got: Drawn, to: Drawn, base: Drawn) -> None:
+    def compare(self, experiment: str, name: str, got: Samples, to: Samples, base: Samples) -> None:
         """Note how far `got` is from `to`, where `base` is at 1."""
         under = base.apart(to)
         for space, over in got.apart(to).items():
@@ -120,12 +120,12 @@ class Record:
         self._numbers.setdefault(experiment, {}).setdefault(name, []).append(values)
 
     def keep(
-        self, experiment: str, name: str, drawn: Drawn, captions: list[str] | None = None
+        self, experiment: str, name: str, drawn: Samples, captions: list[str] | None = None
     ) -> None:
         """Keep images of the first seeds."""
-        self.keep_pictures(experiment, name, drawn.pictures, captions)
+        self.keep_images(experiment, name, drawn.pictures, captions)
 
-    def keep_pictures(
+    def keep_images(
         self, experiment: str, name: str, pictures: Tensor, captions: list[str] | None = None
     ) -> None:
         """Keep those of the first seeds, of uint8 `(B, 3, H, W)`."""
@@ -135,13 +135,13 @@ class Record:
         for i in range(min(self.show - len(held), len(pictures))):
             image = Image.fromarray(pictures[i].permute(1, 2, 0).cpu().numpy())
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            held.append(Shown(image, captions[i] if captions else ""))
+            held.append(Thumbnail(image, captions[i] if captions else ""))
 
     def wanted(self, experiment: str, name: str) -> int:
         """How many more images are to be kept."""
         return self.show - len(self.pictures.get(experiment, {}).get(name, ()))
 
-    def ratios(self, experiment: str) -> dict[str, dict[str, Measured]]:
+    def ratios(self, experiment: str) -> dict[str, dict[str, Estimate]]:
         """What was noted, by name and space; of `compare`, squared distances, that of `base` 1."""
         return {
             name: {
@@ -152,7 +152,7 @@ class Record:
             for name, spaces in self._ratios.get(experiment, {}).items()
         }
 
-    def numbers(self, experiment: str) -> Mapping[str, Measured]:
+    def numbers(self, experiment: str) -> Mapping[str, Estimate]:
         """Means of what `note` noted, by name."""
         return {
             name: means(torch.cat(parts)[:, None])[0]

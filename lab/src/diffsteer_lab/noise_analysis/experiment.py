@@ -25,7 +25,7 @@ from diffsteer.refine.model import Model, first_call, replaced, require_prompts,
 from diffsteer.refine.nlg import TrainingFreeRefiner
 from diffsteer.train.refiner.msd import Student
 from diffsteer_lab.noise_analysis.inversion import Inversion
-from diffsteer_lab.noise_analysis.record import Drawn
+from diffsteer_lab.noise_analysis.results import Samples
 
 
 class _Out(NamedTuple):
@@ -40,7 +40,7 @@ class _Step(NamedTuple):
     prev_sample: Tensor
 
 
-class Subject:
+class NoiseExperiment:
     """What is studied. All noise is of unit variance, float32, on the CPU, `(B, C, H, W)`.
 
     So are latents; what pipelines pack into rows of patches is packed for them alone.
@@ -130,15 +130,15 @@ class Subject:
         """What the network is told of prompts, at the size of the recipe."""
         return first_call(pipe, **call_of(pipe, self._plain, texts))[1]
 
-    def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+    def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
         """What unguided sampling makes of noise; with its path, if that is asked for."""
         return self._draw(self._plain, noise, texts, path)
 
-    def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Drawn:
+    def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
         """What guided sampling makes of noise; with its path, if that is asked for."""
         return self._draw(self._guided, noise, texts, path)
 
-    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str], path: bool) -> Drawn:
+    def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str], path: bool) -> Samples:
         seen: list[Tensor] = []
         watch = seen.append if path else None
         with rendering(recipe, self._device) as images:
@@ -149,11 +149,11 @@ class Subject:
         features = None if self.extractor is None else self.extractor(pictures).cpu()
         self.progress(len(noise))
         way = tuple(self._outside(x0) for x0 in seen)
-        return Drawn(self._outside(latents), pictures, features, way)
+        return Samples(self._outside(latents), pictures, features, way)
 
     @torch.no_grad()
     def decoded(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
-        """Pictures that the pipeline would show if its sampling ended in these latents.
+        """Images that the pipeline would show if its sampling ended in these latents.
 
         By the pipeline itself, whatever its family does to them; its network is not asked.
 
@@ -200,7 +200,7 @@ class Subject:
 @contextmanager
 def subject(
     recipe: Recipe, device: str = "", extractor: Extractor | None = None
-) -> Iterator[Subject]:
+) -> Iterator[NoiseExperiment]:
     """Load a pipeline and what refines its noise, until closed.
 
     Args:
@@ -225,6 +225,6 @@ def subject(
         by, give_back = opened(recipe.refiner, images.pipe)
         weights = images.weights
     try:
-        yield Subject(recipe, by, shape, device, extractor, weights, tokens)
+        yield NoiseExperiment(recipe, by, shape, device, extractor, weights, tokens)
     finally:
         give_back()
