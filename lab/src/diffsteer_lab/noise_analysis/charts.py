@@ -58,7 +58,7 @@ def _bands(found: Analysis) -> dict[str, str]:
 
 
 def _strengths(found: Analysis) -> dict[str, str]:
-    made = {}
+    made: dict[str, str] = {}
     for name, title, y, level in (
         ("teacher", "How near to the guided image", "distance to guided, unrefined 1", 1.0),
         ("change", "How far it leads", "distance from unrefined, 1 at strength 1", None),
@@ -77,7 +77,7 @@ def _strengths(found: Analysis) -> dict[str, str]:
 
 
 def _trajectory(found: Analysis) -> dict[str, str]:
-    made = {}
+    made: dict[str, str] = {}
     for name, (noted, title, y) in TRAJECTORIES.items():
         if left := found.record.ratios(noted):
             made[name] = line_chart(title, "step", y, spaces(left, {n: float(n) for n in left}))
