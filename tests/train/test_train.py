@@ -36,6 +36,7 @@ NETWORK = {
 SMALL = {
     "task": "autoencoder",
     "settings": {"network": NETWORK},
+    "data": {"split": "test", "group": "Activities", "size": 16},
     "training": {
         "images": 24,
         "batch": 4,
@@ -45,7 +46,7 @@ SMALL = {
         "log": 8,
     },
 }
-"""Six steps of a tiny autoencoder."""
+"""Six steps of a tiny autoencoder on a few small emoji, all of which are encoded at the end."""
 
 
 def preset(folder: Path, table: dict[str, Any] = SMALL, **training: Any) -> str:
@@ -100,7 +101,7 @@ def test_loss_falls_and_the_result_is_an_autoencoder_of_unit_latents(tmp_path: P
     assert [line["images"] for line in lines] == list(range(8, 97, 8))
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     vae = AutoencoderKL.from_pretrained(tmp_path / "run/model")
-    mean, std = latent_moments(vae, Emoji("train"), torch.device("cpu"))
+    mean, std = latent_moments(vae, Emoji("test", group="Activities", size=16), torch.device("cpu"))
     assert vae.config.scaling_factor == 1
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)  # float32 sums
     torch.testing.assert_close(std, torch.ones_like(std), atol=1e-4, rtol=0)
@@ -376,6 +377,14 @@ def test_wrong_settings_are_refused(change: str, said: str) -> None:
         Run.named("pocket-vae", change)
 
 
+def test_pictures_are_images_by_another_name() -> None:
+    run = Run.named("pocket", "images.every=8", "pictures.steps=3")
+    assert (run.pictures.every, run.pictures.steps) == (8, 3)
+    assert run.pictures.prompts == Run.named("pocket").pictures.prompts
+    with pytest.raises(ValueError, match="not a table of settings"):
+        Run.named("pocket", "images=8")
+
+
 def test_every_preset_reads() -> None:
     assert {"pocket-vae", "pocket-eps", "pocket", "pocket-guide", "zero-snr-finetune"} <= set(
         presets()
@@ -517,7 +526,7 @@ def test_what_a_preset_leaves_open_has_to_be_named(tmp_path: Path, change: str, 
 
 
 def test_wrong_data_is_refused_before_the_folder_is_claimed(tmp_path: Path) -> None:
-    path, out = preset(tmp_path), tmp_path / "run"
+    path, out = preset(tmp_path, {**SMALL, "data": {}}), tmp_path / "run"
     (tmp_path / "pictures").mkdir()
     with pytest.raises(ValueError, match="data.split='nonsense' is of the emoji, not of"):
         begun(path, out, f"data.source={tmp_path / 'pictures'}", "data.split=nonsense")

@@ -284,7 +284,7 @@ def test_labels_are_dropped_as_often_as_asked(tmp_path: Path) -> None:
 def test_latents_are_kept_and_scaled(tmp_path: Path) -> None:
     vae = tiny.vae()
     vae.save_pretrained(tmp_path / "vae")
-    source = {"size": 16, "label": "background"}
+    source = {"split": "test", "group": "Activities", "size": 16, "label": "background"}
     side = 16 // 2 ** (len(vae.config.block_out_channels) - 1)
     moments = {"latent_mean": [1.0, 2.0, -1.0, 0.5], "latent_std": [2.0, 4.0, 1.0, 0.5]}
     network = {**NETWORK, "img_channels": 4, "img_resolution": side, "channel_mult": [1]}
@@ -295,7 +295,7 @@ def test_latents_are_kept_and_scaled(tmp_path: Path) -> None:
                     "pictures.guidance=1")  # fmt: skip
     example = Examples(trainer.task, Stream(trainer.source))[0]
     assert not len(trainer.source[0].pixels)  # images are not read again
-    sample = Stream(Emoji(size=16, label="background"))[0]
+    sample = Stream(Emoji("test", group="Activities", size=16, label="background"))[0]
     with torch.no_grad():
         raw = vae.encode(sample.pixels[None] / 255).latent_dist.mean[0]
     mean, std = (torch.tensor(moments[k])[:, None, None] for k in ("latent_mean", "latent_std"))

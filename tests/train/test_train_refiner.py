@@ -227,7 +227,7 @@ def test_training_brings_unguided_samples_to_the_targets(
     model: str, stored: Path, tmp_path: Path
 ) -> None:
     """By the trainer's loss and by the pipeline with the saved refiner, which have to agree."""
-    trainer = run(tmp_path, model, stored, images=480, batch=8, rate=3e-3, checkpoint=240, log=80)
+    trainer = run(tmp_path, model, stored, images=160, batch=8, rate=6e-3, checkpoint=160, log=40)
     frozen = {n: p.clone() for n, p in trainer.task.pipe.unet.named_parameters() if "lora" not in n}
     trainer.fit()
     seen = lines_of(tmp_path / "run")
@@ -319,7 +319,8 @@ def test_a_network_of_classes_is_trained_from_the_noise_that_it_would_not_take(
     call = {"guidance_scale": 4.0, "num_inference_steps": 4, "generator": drawn}
     pipe.scheduler.config.timestep_spacing = "trailing" if sampler else "leading"
     pipe(class_labels=[207, 208, 207, 208], **call)
-    torch.testing.assert_close(found.latents, seen[-1][0][:4], atol=1e-4, rtol=1e-4)
+    rounding = 4e-6 * float(found.latents.abs().max())  # float32 at latents of a thousand
+    torch.testing.assert_close(found.latents, seen[-1][0][:4], atol=rounding, rtol=0)
 
     trainer = run(tmp_path, model, tmp_path / "targets", batch=2, images=8, checkpoint=4, log=4)
     trainer.fit()

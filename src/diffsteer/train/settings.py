@@ -1,21 +1,21 @@
-"""Settings of a training run: read from a preset, changed by the user, refused where unknown.
+"""Settings of a training run: a preset with the user's changes, checked by name and type.
 
     run = Run.named("pocket", "training.images=1000", "task.prediction=epsilon")
 
 A preset is a TOML file of `presets/`, or a user's own; its tables are the classes below and the
-settings of its task. One that says `like = "edm2-img512-xs"` is that preset but for what it sets.
+settings of its task. With `like = "edm2-img512-xs"` it takes what it does not set from that preset.
 """
 
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.extensions import extension, extensions
@@ -27,7 +27,7 @@ PRESETS = files("diffsteer") / "train" / "presets"
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from.
+    """Data of a run.
 
     Attributes:
         source: "emoji", or a folder of images with captions, or one of webdataset tar files.
@@ -35,7 +35,7 @@ class Data:
         size: Side in pixels that each of a user's images must have; 0 allows any one size of all.
             Emoji are made of this size: 64, 32 or 16; 0 is 64.
         drop: Share of captions that are left empty, for classifier-free guidance.
-        label: What a caption is where a class is wanted: of emoji "group", "style" or
+        label: Class that takes the place of the caption: of emoji "group", "style" or
             "background", of a folder "folder" or "dataset.json", of tar files "cls"; empty for the
             whole caption.
         group: Of the emoji: those of one group, such as "Smileys & Emotion"; empty for all.
@@ -57,12 +57,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """How long, how fast and in which steps; lengths are in images over all processes.
+    """Length, rate and steps of training; lengths are in images over all processes.
 
     Attributes:
-        images: Where training ends.
+        images: Count at which training ends.
         batch: Images of one step of the optimizer.
-        rows: Most images of one pass on one process; 0 for no limit. More are accumulated.
+        rows: Most images of one forward pass of a process; 0 for no limit. Larger batches are
+            accumulated.
         rate: Learning rate.
         warmup: Images over which it rises from 0.
         flat: Images after which it falls as 1 / sqrt(images); 0 for never (Karras et al. 2024,
@@ -119,7 +120,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is drawn while a run goes on; it changes no weights.
+    """Grids of samples during a run; they change no weights.
 
     Attributes:
         every: Images between grids of samples; 0 for none.
@@ -142,7 +143,7 @@ class Pictures:
 
 
 LATER = frozenset({"images", "checkpoint", "snapshot", "log", "workers", "keep"})
-"""Settings of `Training` that a run may change when it goes on: they do not touch the weights."""
+"""Settings of `Training` that a resumed run may change: they do not decide the weights."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,12 @@ class Run:
     """A training run.
 
     Attributes:
-        task: Name of what is trained, a key of `diffsteer.train.registry.TASKS`.
-        training: See `Training`.
-        data: See `Data`.
-        pictures: See `Pictures`.
-        about: What it is for, in a sentence.
-        settings: Those of the task.
+        task: Name of the task, a key of `diffsteer.train.registry.TASKS`.
+        training: Table [training].
+        data: Table [data].
+        pictures: Table [pictures], which may be named [images] as well.
+        about: Purpose, in a sentence.
+        settings: Table [settings], of the task.
     """
 
     task: str
@@ -175,19 +176,21 @@ class Run:
         table = _table(preset)
         for change in changes:
             _change(table, change)
+        if "images" in table:  # another name of [pictures]
+            _over(table, {"pictures": table.pop("images")})
         return strict(cls, table, preset)
 
     def binds(self) -> dict[str, Any]:
-        """All that decides the weights, which a run that goes on has to share."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        del found["about"], found["pictures"]
+        """Settings that decide the weights, which a resumed run has to share."""
+        table: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        del table["about"], table["pictures"]
         for name in LATER:
-            del found["training"][name]
-        return found
+            del table["training"][name]
+        return table
 
 
 def presets() -> dict[str, str]:
-    """Names of the presets that ship, and what each is for."""
+    """Names and purposes of the presets that ship."""
     return {name: tomllib.loads(text)["about"] for name, text in sorted(_texts().items())}
 
 
@@ -219,10 +222,10 @@ def strict(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     """Values of a nested table by their path, "training.rate"."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        found |= flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
-    return found
+        values |= flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
+    return values
 
 
 def _table(preset: str) -> dict[str, Any]:
@@ -270,28 +273,22 @@ def _change(table: dict[str, Any], change: str) -> None:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Check a value of TOML against a type, and make it that."""
-    origin = get_origin(hint)
-    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-        return strict(hint, value, where)
+    """Check a value of TOML against a type, and convert it."""
+    if is_dataclass(hint):
+        return strict(cast(type[Any], hint), value, where)
+    origin, inner = get_origin(hint), get_args(hint)
     if origin is UnionType:
-        if value is None:
-            return None
-        (hint,) = (h for h in get_args(hint) if h is not type(None))
-        return _typed(value, hint, where)
-    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        inner = get_args(hint)
-        each = inner[0] if inner[-1] is Ellipsis else None
-        if each is None and len(inner) != len(value):
-            raise InputError(f"{where}={value!r} has {len(value)} values, not {len(inner)}")
-        return tuple(_typed(v, each or inner[i], where) for i, v in enumerate(value))
+        (type_,) = (h for h in inner if h is not type(None))
+        return None if value is None else _typed(value, type_, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        types = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(types) != len(value):
+            raise InputError(f"{where}={value!r} has {len(value)} values, not {len(types)}")
+        return tuple(_typed(v, t, where) for v, t in zip(value, types, strict=True))
     plain = origin or hint
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+    if plain is float and type(value) is int:
         return float(value)
-    if plain is Any or (isinstance(value, dict) and plain in (dict, Mapping)):
-        return value
-    wanted = Mapping if plain not in (int, float, str, bool, tuple) else plain
-    if not isinstance(value, wanted) or (isinstance(value, bool) and plain is not bool):
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
         raise InputError(f"{where}={value!r} is a {type(value).__name__}, not a {plain.__name__}")
     return value
 
