@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there, whatever kills the process.
+"""Checkpoints that are complete or absent, whatever kills the process.
 
 A checkpoint is a folder named after the count of images: safetensors files, and `state.json` with
-all that is no tensor and the SHA-256 of each file. It is written under another name, flushed to the
-disk, and renamed last.
+the values that are no tensors and the SHA-256 of each file. It is written under another name,
+flushed to the disk, and renamed last.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: Where they are.
-        keep: How many of the latest stay, >= 1.
+        folder: Folder that holds them.
+        keep: Number of the latest that are kept, >= 1.
     """
 
     folder: Path
@@ -84,9 +84,9 @@ class Checkpoints:
         try:
             state = read_object(folder / "state.json")
             groups = {}
-            for name, wanted in state.pop("files").items():
+            for name, expected in state.pop("files").items():
                 data = (folder / f"{name}.safetensors").read_bytes()
-                if hashlib.sha256(data).hexdigest() != wanted:
+                if hashlib.sha256(data).hexdigest() != expected:
                     raise InputError(f"{name}.safetensors is not what was written")
                 groups[name] = parse_safetensors(data, f"{name}.safetensors")
             if state.pop("sha256") != digest(state):
@@ -112,8 +112,8 @@ class Checkpoints:
             data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
             digests[name] = hashlib.sha256(data).hexdigest()
             put(part / f"{name}.safetensors", data)
-        said = {**state, "files": digests, "sha256": digest(state)}
-        put(part / "state.json", json.dumps(said, indent=1).encode())
+        table = {**state, "files": digests, "sha256": digest(state)}
+        put(part / "state.json", json.dumps(table, indent=1).encode())
 
     def _sweep(self) -> None:
         """Delete what a killed process left unfinished."""

@@ -1,4 +1,4 @@
-"""What a run says while it goes: lines of metrics.jsonl, a progress bar, and grids of images."""
+"""Log of a run: lines of metrics.jsonl, a progress bar, and grids of images."""
 
 import json
 import math
@@ -26,10 +26,10 @@ class Metrics:
         kept = []
         for line in self.path.read_text("utf-8").splitlines():
             try:
-                found = json.loads(line)
+                metrics = json.loads(line)
             except ValueError:
                 break
-            if found["images"] <= images:
+            if metrics["images"] <= images:
                 kept.append(line + "\n")
         put(self.path, "".join(kept).encode())
 
@@ -40,7 +40,7 @@ class Metrics:
 
 
 class Sums:
-    """Means of losses since they were last asked for, on the device of the losses."""
+    """Means of losses since they were last taken, on the device of the losses."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -55,25 +55,41 @@ class Sums:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> tuple[dict[str, Tensor], float]:
-        """Return the means and the seconds they took, and begin anew."""
+        """Return the means and the seconds that they cover, and start again."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         seconds = time.perf_counter() - self._start
         self.__init__()  # type: ignore[misc]
         return means, seconds
 
 
-def grid(pictures: Tensor, columns: int = 8) -> Tensor:
+def progress(title: str, images: int, end: int, shown: bool) -> Any:
+    """Progress bar of a run that has done `images` of `end` images."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=title,
+        total=end,
+        initial=images,
+        unit="img",
+        unit_scale=True,
+        smoothing=0.05,
+        mininterval=1.0,
+        disable=not shown,
+    )
+
+
+def grid(images: Tensor, columns: int = 8) -> Tensor:
     """Lay images, uint8 `(N, 3, H, W)`, out in rows: `(3, rows H, columns W)`, white between."""
-    n, channels, height, width = pictures.shape
+    n, channels, height, width = images.shape
     columns = min(columns, n)
     rows = math.ceil(n / columns)
-    sheet = pictures.new_full((rows * columns, channels, height + 2, width + 2), 255)
-    sheet[:n, :, 1:-1, 1:-1] = pictures
+    sheet = images.new_full((rows * columns, channels, height + 2, width + 2), 255)
+    sheet[:n, :, 1:-1, 1:-1] = images
     table = sheet.reshape(rows, columns, *sheet.shape[1:]).permute(2, 0, 3, 1, 4)
     return table.reshape(channels, rows * (height + 2), columns * (width + 2))
 
 
-def save_grid(pictures: Tensor, path: Path) -> None:
+def save_grid(images: Tensor, path: Path) -> None:
     """Write images, uint8 `(N, 3, H, W)`, as one PNG, eight in a row."""
     from io import BytesIO
 
@@ -81,5 +97,5 @@ def save_grid(pictures: Tensor, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     file = BytesIO()
-    Image.fromarray(grid(pictures).permute(1, 2, 0).numpy()).save(file, "PNG")
+    Image.fromarray(grid(images).permute(1, 2, 0).numpy()).save(file, "PNG")
     put(path, file.getvalue())

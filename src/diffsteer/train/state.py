@@ -1,0 +1,93 @@
+"""State of a run on disk: its settings, and tensors of weights, optimizer and averages."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.ema import PowerEMA
+from diffsteer.core.errors import InputError
+from diffsteer.io.hashing import differences
+from diffsteer.train.checkpoints import Groups, put
+from diffsteer.train.settings import Data, Run, flat
+
+Parameters = Mapping[str, torch.nn.Parameter]
+
+
+def claim(folder: Path, run: Run, contents: Mapping[str, Any]) -> None:
+    """Write run.json, or check that the folder holds this run.
+
+    Args:
+        folder: Folder of the run.
+        run: Its settings.
+        contents: Fingerprint of its data, as `train.stream.contents` gives it.
+
+    Raises:
+        InputError: the folder holds another run, or run.json cannot be read.
+    """
+    path, settings = folder / "run.json", run.binds() | dict(contents)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        put(path, json.dumps(settings, indent=1).encode())
+        return
+    try:
+        stored = json.loads(path.read_bytes())
+        before = flat({"data": asdict(Data())}) | flat(stored)
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} was changed and says no more which run this is ({error}): put it back "
+            "as it was, or give another --out"
+        ) from error
+    if "contents" not in stored:  # written before fingerprints were recorded
+        settings.pop("contents", None)
+    if changes := differences(before, flat(settings)):
+        raise InputError(
+            f"{folder} holds another run: {changes}. Give another --out, or the settings "
+            "and the data that it began with"
+        )
+
+
+def pack(parameters: Parameters, optimizer: torch.optim.Optimizer, averages: PowerEMA) -> Groups:
+    """Tensors of a checkpoint by group and name."""
+    names = list(parameters)
+    moments = {
+        f"{names[i]}/{key}": value
+        for i, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+    means = {
+        f"{i}/{name}": mean
+        for i, average in enumerate(averages.state_dict()["averages"])
+        for name, mean in average.items()
+    }
+    return {"weights": dict(parameters), "optimizer": moments, "averages": means}
+
+
+def unpack(
+    groups: Groups, parameters: Parameters, optimizer: torch.optim.Optimizer, averages: PowerEMA
+) -> None:
+    """Load the tensors of a checkpoint."""
+    fill(parameters, groups["weights"])
+    state, moments = optimizer.state_dict(), groups["optimizer"]
+    for i, (name, p) in enumerate(parameters.items()):
+        # the fused optimizer takes the memory of moments and weights to be laid out alike
+        values = {
+            key: torch.empty_like(p).copy_(moments[f"{name}/{key}"])
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        state["state"][i] = {**values, "step": moments[f"{name}/step"]}
+    optimizer.load_state_dict(state)
+    widths = range(len(averages.sigmas))
+    means = [{name: groups["averages"][f"{i}/{name}"] for name in parameters} for i in widths]
+    averages.load_state_dict({"sigmas": averages.sigmas, "averages": means})
+
+
+@torch.no_grad()
+def fill(parameters: Parameters, values: Mapping[str, Tensor]) -> None:
+    """Copy values into parameters of the same names."""
+    for name, p in parameters.items():
+        p.copy_(values[name])
