@@ -26,7 +26,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer import SAG
-from diffsteer.generate.pipelines import Rendering, rendering
+from diffsteer.generate.pipelines import PipelineGenerator, open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 from diffsteer.io.atomic import atomic_write
@@ -84,18 +84,18 @@ class Bench:
 
         With a score each is the best of `DRAWS`.
         """
-        with rendering(located(recipe, self.models)) as images:
+        with open_pipeline(located(recipe, self.models)) as images:
             made, key = extractor(), {**images.key, "autocast": "bfloat16"}
             draw = half(images)
             if score is not None:
                 draw, key = BestOf(draw, score, DRAWS, recipe.prompts), {**key, "best of": DRAWS}
             out = self.work / digest(key_of(key, made))[:16]
-            found = sampled(draw, seeds, made, out, key, self.batch, len(seeds), images.rows)
+            found = sampled(draw, seeds, made, out, key, self.batch, len(seeds), images.nfe)
         rows = {k: v.median().item() for k, v in found.costs.items() if k != "seconds"}
         return found.statistics.features, rows
 
 
-def half(images: Rendering) -> Callable[[Sequence[int]], Tensor]:
+def half(images: PipelineGenerator) -> Callable[[Sequence[int]], Tensor]:
     """The same images with networks in bfloat16, as they were trained, 1.3 x as fast compiled."""
     images.pipe.unet.to(memory_format=torch.channels_last)
     for block in images.pipe.unet.modules():
@@ -133,7 +133,7 @@ def decoded(bench: Bench, samples: Sequence[int]) -> Tensor:
     """Features of real images after encoding and decoding: the best that the model could do."""
     source, parts = Emoji("train"), [samples[i : i + 50] for i in range(0, len(samples), 50)]
     found = []
-    with rendering(located(Recipe(model="pocket"), bench.models)) as images, torch.no_grad():
+    with open_pipeline(located(Recipe(model="pocket"), bench.models)) as images, torch.no_grad():
         for part in parts:
             pixels = torch.stack([source[i].pixels for i in part]) / 127.5 - 1
             z = images.pipe.vae.encode(pixels).latent_dist.mean
@@ -319,7 +319,7 @@ def sheet(bench: Bench, n: int) -> dict[str, Any]:
         "pocket-refined": replace(base, refiner="pocket-refiner"),
         "pocket-eps-guided": replace(base, model="pocket-eps", guidance="CFG(3)"),
     }.items():
-        with rendering(located(recipe, bench.models)) as images:
+        with open_pipeline(located(recipe, bench.models)) as images:
             save_grid(half(images)(range(n)), OUT / f"sheet-{name}.png")
     return {"prompts": prompts, "steps": 25, "guidance": "CFG(3)"}
 

@@ -70,6 +70,12 @@ NAMES = {
         "recalled": "diffsteer.generate.recipe:recipe_of_png",
         "seeds_of": "diffsteer.io.seeds:parse_seeds",
     },
+    "diffsteer.hf.pocket": {"pipeline": "diffsteer.hf.load:load"},
+    "diffsteer.render": {
+        "Rendering": "diffsteer.generate.pipelines:PipelineGenerator",
+        "rendering": "diffsteer.generate.pipelines:open_pipeline",
+        "rendering_by": "diffsteer.generate.pipelines:configured",
+    },
     "diffsteer.prediction": {"Kind": "diffsteer:Prediction"},
     "diffsteer.train.data": {"Emoji": "diffsteer_lab.emoji:Emoji"},
 }

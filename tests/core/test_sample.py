@@ -16,7 +16,7 @@ from diffsteer.cli.sample import sample
 from diffsteer.generate import pipelines as render
 from diffsteer.generate.recipe import Recipe, recipe_of_png
 from diffsteer.hf.conditioning import conditioning_kwargs
-from diffsteer.hf.load import pipeline
+from diffsteer.hf.load import load
 from diffsteer.io.seeds import parse_seeds
 
 CAT = Recipe(prompt="a cat", guidance="CFG(3) + SAG(0.5)", sampler="UniPC()", steps=3)
@@ -110,14 +110,14 @@ def test_guidance_sampler_and_guide_act(model: str, tmp_path: Path) -> None:
 def test_classes_are_prompts_by_name_or_number(tmp_path: Path) -> None:
     pipe, model = tiny.saved_dit(tmp_path)
     recipe = Recipe(model, prompts=("golden retriever", "208", ""), steps=2)
-    with render.rendering(recipe) as images:
+    with render.open_pipeline(recipe) as images:
         got = images([3, 1, 2])
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 1, 2)]
     call = {"num_inference_steps": 2, "guidance_scale": 1.0, "generator": generators}
     want = pipe(class_labels=[207, 208, 1000], **call)
     assert torch.equal(got, render.stacked(want))
     guided = Recipe(model, prompt="Labrador retriever", guidance="CFG(3)", steps=2)
-    with render.rendering(guided) as images:
+    with render.open_pipeline(guided) as images:
         got = images([5])
     call = {"num_inference_steps": 2, "guidance_scale": 3.0}
     want = pipe(class_labels=[208], **call, generator=[torch.Generator().manual_seed(5)])
@@ -130,14 +130,14 @@ def test_classes_are_prompts_by_name_or_number(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             sample(Recipe(model, prompt=text), "0", tmp_path / "out")
     for name in ("tench, Tinca tinca", "TENCH", " Tinca  tinca"):
-        assert conditioning_kwargs(pipeline(model, None), [name]) == {"class_labels": [0]}
+        assert conditioning_kwargs(load(model, None), [name]) == {"class_labels": [0]}
     with pytest.raises(ValueError, match="takes no height, width: leave it out"):
         sample(Recipe(model, prompt="1", width=64, height=64), "0", tmp_path / "out")
     pipe.transformer.register_to_config(num_embeds_ada_norm=10)
     with pytest.raises(ValueError, match="10 classes has not: sample it without"):
         conditioning_kwargs(pipe, ["3"], guided=True)
     noisy = Recipe(model, prompts=("207", "208"), sampler="DDIM(eta=1.0)", guidance="CFG(2)")
-    with render.rendering(replace(noisy, steps=3)) as images:
+    with render.open_pipeline(replace(noisy, steps=3)) as images:
         both = images([3, 4])
         assert torch.equal(images([3, 4]), both)
         assert (images([4]).int() - both[1:].int()).abs().max() <= 1
@@ -163,18 +163,18 @@ def test_a_guide_that_was_exchanged_is_seen_and_two_renderings_may_share_one(
     recipe = Recipe(
         model, prompt="a cat", steps=1, guidance="Auto(2)", guide=str(tmp_path / "guide")
     )
-    with render.rendering(recipe) as images:
+    with render.open_pipeline(recipe) as images:
         before = images.weights
     pipes = [tiny.stable_diffusion(diffusers.DDIMScheduler(), tmp_path) for _ in range(2)]
-    with render.rendering_by(pipes[0], recipe, guide=guide) as outer:
-        with render.rendering_by(pipes[1], recipe, guide=guide) as inner:
+    with render.configured(pipes[0], recipe, guide=guide) as outer:
+        with render.configured(pipes[1], recipe, guide=guide) as inner:
             inner([0])
         outer([0])
-        assert outer.rows()["rows of the guide"] >= 1
+        assert outer.nfe()["rows of the guide"] >= 1
     assert "forward" not in vars(guide)
     tiny._perturb(guide)
     guide.save_pretrained(tmp_path / "guide")
-    with render.rendering(recipe) as images:
+    with render.open_pipeline(recipe) as images:
         assert images.weights != before
 
 

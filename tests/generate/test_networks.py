@@ -15,7 +15,7 @@ from diffsteer.cli.evaluate import measured
 from diffsteer.cli.main import app
 from diffsteer.cli.options import Features, Samples
 from diffsteer.core.parse import parse
-from diffsteer.generate.networks import format_of
+from diffsteer.generate.options import EDM2Options, format_of
 from diffsteer.generate.recipe import Recipe, read
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.io.images import Pictures
@@ -239,7 +239,7 @@ def test_pictures_are_known_by_their_recipe_and_repeat(models: Path, tmp_path: P
     (tmp_path / "recipe.json").write_text(json.dumps(said))
     recipe = Recipe(**said)  # type: ignore[arg-type]
     run(models / "edm2", "--steps", 3, "--seeds", "0-1", "--out", tmp_path / "own")
-    assert recorded(tmp_path / "own/000000.png")["recipe"] == recipe.said
+    assert recorded(tmp_path / "own/000000.png")["recipe"] == recipe.to_dict()
     assert seeds_in(Pictures.at(tmp_path / "own"), read(tmp_path / "recipe.json")) == "0-1"
     assert read(tmp_path / "own/000001.png") == recipe
     noise = ("--s-churn", "20", "--s-max", "50", "--sigma-max", "60")
@@ -253,8 +253,10 @@ def test_pictures_are_known_by_their_recipe_and_repeat(models: Path, tmp_path: P
     ).abs().max() <= 1
     with pytest.raises(ValueError, match="class was None and is 4, precision was None"):
         seeds_in(Pictures.at(tmp_path / "classed"), recipe)
-    with pytest.raises(ValueError, match="was made with class=4, .*--from` repeats it"):
-        read(picture)
+    found = read(picture)
+    assert found.options == EDM2Options(4, "official-bit", loop := replace(loop, steps=32))
+    assert (found.steps, found.options.loop) == (3, loop)
+    assert seeds_in(Pictures.at(tmp_path / "classed"), found) == "2"
     run("--from", picture, "--out", tmp_path / "again")
     assert torch.equal(shown(tmp_path / "again/000002.png"), shown(picture))
     assert recorded(tmp_path / "again/000002.png")["options"] == recorded(picture)["options"]

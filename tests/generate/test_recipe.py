@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import KEY, Recipe, read, recipe_of_png
 from diffsteer.io.hashing import differences
 from diffsteer.io.images import Pictures
@@ -20,13 +21,17 @@ CAT = Recipe("some/model", prompt="a cat", guidance="CFG({w})", sampler="UniPC()
 
 
 def test_every_field_is_in_the_hash() -> None:
-    others = {"sampler": "DDIM()", "spacing": "karras", "zero_snr": True, "prompt": "a dog"}
+    others: dict[str, object] = {"options": ADMOptions(label=3)}
+    others |= {"sampler": "DDIM()", "spacing": "karras", "zero_snr": True, "prompt": "a dog"}
     changed = {f.name: others.get(f.name, 7 if f.type == "int" else "x") for f in fields(Recipe)}
     changed["steps"] = changed["width"] = changed["height"] = 7
     hashes = {replace(CAT, **{k: v}).hash for k, v in changed.items() if k != "prompts"}
     hashes |= {CAT.hash, replace(CAT, prompt="", prompts=("a cat", "b")).hash}
     assert len(hashes) == len(fields(Recipe)) + 1
     assert replace(CAT).hash == CAT.hash
+    assert CAT.hash == (  # as files hold it
+        "7934190590927de4a2dbefe808048437a78eaa6f1d47bfc83742361fc25812f8"
+    )
 
 
 def test_a_seed_shows_its_prompt() -> None:

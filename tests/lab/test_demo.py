@@ -8,7 +8,7 @@ from diffsteer_lab import demo
 from PIL import Image
 
 from diffsteer.cli.main import main
-from diffsteer.hf.load import pipeline
+from diffsteer.hf.load import load
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,4 +40,4 @@ def test_models_that_are_not_there_are_named(
 ) -> None:
     monkeypatch.setattr("diffsteer.io.extensions.entry_points", lambda **_: ())
     with pytest.raises(ModuleNotFoundError, match="'pocket' belongs to diffsteer-lab"):
-        pipeline("pocket", None)
+        load("pocket", None)

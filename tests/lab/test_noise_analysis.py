@@ -39,9 +39,9 @@ from torch import Tensor
 from diffsteer import Noise
 from diffsteer.cli.main import main
 from diffsteer.generate.from_noise import sample_from_noise
-from diffsteer.generate.pipelines import rendering, rendering_by
+from diffsteer.generate.pipelines import configured, open_pipeline
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import pipeline
+from diffsteer.hf.load import load
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.metrics.best_of_n import STRIDE
 from diffsteer.refine.hook import refine
@@ -464,7 +464,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def refiner(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("refiner")
-    moved(NoiseRefiner(pipeline(model, torch.float32), rank=2)).save(folder)
+    moved(NoiseRefiner(load(model, torch.float32), rank=2)).save(folder)
     return str(folder)
 
 
@@ -519,7 +519,7 @@ def test_inversion_goes_back_on_the_levels_of_the_pipeline(
     """What becomes of the noise that it finds, the pipeline's own sampling makes of it too."""
     if zero:
         kind = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-        pipe = pipeline(model, torch.float32)
+        pipe = load(model, torch.float32)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **kind)
         pipe.save_pretrained(tmp_path)
         model = str(tmp_path)
@@ -531,7 +531,7 @@ def test_inversion_goes_back_on_the_levels_of_the_pipeline(
         drawn = studied.draw(noise, texts).latents
         assert ("the noise is known" in studied.refuses(NLG())) is zero
         if not zero:  # NLG knows no noise to guide at zero SNR
-            pipe = pipeline(model, torch.float32)
+            pipe = load(model, torch.float32)
             want = refine(pipe, noise, texts, NLG(1))
             torch.testing.assert_close(studied.refined(noise, texts), want, atol=1e-5, rtol=1e-5)
     # float32 through four steps of a random network
@@ -545,7 +545,7 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Of a small Flux with a refiner; images of 16 x 32, noise of 4 x 8 x 16 in 4 x 8 patches."""
     folder = tmp_path_factory.mktemp("flux")
     tiny.flux(folder).save_pretrained(folder / "pipe")
-    moved(NoiseRefiner(pipeline(str(folder / "pipe"), torch.float32))).save(folder / "refiner")
+    moved(NoiseRefiner(load(str(folder / "pipe"), torch.float32))).save(folder / "refiner")
     names = {"model": str(folder / "pipe"), "refiner": str(folder / "refiner")}
     return Recipe(**names, prompts=PROMPTS, guidance="CFG(3)", steps=2, width=32, height=16)
 
@@ -557,7 +557,7 @@ def test_noise_is_packed_for_the_pipeline_alone(flux: Recipe) -> None:
         noise, texts = studied.noise([0, 1]), list(PROMPTS[:2])
         given: list[Tensor] = []
         plain = replace(flux, refiner="", guidance="")
-        with rendering(plain, "cpu") as images:
+        with open_pipeline(plain, "cpu") as images:
             pipe, want = images.pipe, images([0, 1])
         watch = pipe.transformer.register_forward_pre_hook(
             lambda _, args, said: given.append(said["hidden_states"]), with_kwargs=True
@@ -590,7 +590,7 @@ def test_a_model_of_classes_is_analysed(tmp_path: Path) -> None:
             "": studied.draw(noise, texts, path=True),
             "CFG(3)": studied.teach(noise, texts, path=True),
         }.items():
-            with rendering(replace(recipe, refiner="", guidance=guidance), "cpu") as images:
+            with open_pipeline(replace(recipe, refiner="", guidance=guidance), "cpu") as images:
                 # moved to noise that is there already, to rounding: a level of an image at most
                 assert (images([0, 1]).int() - drawn.pictures.int()).abs().max() <= 1
             torch.testing.assert_close(drawn.path[-1], drawn.latents, atol=1e-5, rtol=1e-5)
@@ -668,7 +668,7 @@ def test_what_is_watched_is_the_x0_that_the_network_means(
     noise = torch.randn(2, *((4, 8, 8) if scheduler else (16, 16)))
     seen: list[Tensor] = []
     meant: list[Tensor] = []
-    with replaced(pipe, oracle(pipe.scheduler, meant)), rendering_by(pipe, recipe) as images:
+    with replaced(pipe, oracle(pipe.scheduler, meant)), configured(pipe, recipe) as images:
         sample_from_noise(images, recipe, PROMPTS[:2], noise, watch=seen.append)
     assert len(seen) == len(meant) >= 4 and "step" not in vars(pipe.scheduler)
     if guidance:
@@ -700,7 +700,7 @@ def test_bad_input(
     good = [model, "--refiner", refiner, "--prompts", prompts, "--device", "cpu"]
     out = tmp_path / "out"
     other = tmp_path / "other"
-    made = pipeline(model, torch.float32)
+    made = load(model, torch.float32)
     with torch.no_grad():
         made.unet.conv_out.bias += 1
     made.save_pretrained(other)

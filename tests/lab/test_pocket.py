@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffsteer_lab.emoji import BACKGROUNDS, Emoji
 
-from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import network, pipeline
+from diffsteer.hf.load import load, network
 from diffsteer.metrics.background import errors, nearest
 
 FOLDER = files("diffsteer_lab") / "assets" / "pocket"
@@ -23,7 +23,7 @@ PROMPTS = tuple(
 
 @pytest.fixture(scope="module")
 def pictures() -> torch.Tensor:
-    with rendering(Recipe("pocket", prompts=PROMPTS, sampler="UniPC()", steps=8)) as images:
+    with open_pipeline(Recipe("pocket", prompts=PROMPTS, sampler="UniPC()", steps=8)) as images:
         return images(range(8))
 
 
@@ -37,14 +37,14 @@ def test_backgrounds_are_obeyed(pictures: torch.Tensor) -> None:
 def test_the_network_knows_its_prompt(pictures: torch.Tensor) -> None:
     """The same noise with the prompts in another order gives other images."""
     turned = Recipe("pocket", prompts=PROMPTS[1:] + PROMPTS[:1], sampler="UniPC()", steps=8)
-    with rendering(turned) as images:
+    with open_pipeline(turned) as images:
         assert (images(range(8)).int() - pictures.int()).abs().float().mean() > 30
 
 
 def test_what_ships() -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipe, flawed = (pipeline(name, torch.float32) for name in NAMES[:2])
+    pipe, flawed = (load(name, torch.float32) for name in NAMES[:2])
     assert isinstance(pipe, StableDiffusionPipeline)
     repaired = pipe.scheduler.config
     assert repaired.prediction_type == "v_prediction" and repaired.rescale_betas_zero_snr
@@ -70,9 +70,9 @@ def test_refined_noise_leads_where_guidance_does() -> None:
         "half": {"refiner": "pocket-refiner", "strength": 0.5},
         "guided": {"guidance": "CFG(2)"},
     }.items():
-        with rendering(replace(base, **how)) as images:
+        with open_pipeline(replace(base, **how)) as images:
             made[name] = images(range(8)).double()
-            rows = images.rows()["rows"] / 8
+            rows = images.nfe()["rows"] / 8
         assert rows == {"none": 8, "refined": 9, "half": 9, "guided": 16}[name]
     far = {name: float((x - made["guided"]).square().mean()) for name, x in made.items()}
     assert far["refined"] < 0.7 * far["none"]

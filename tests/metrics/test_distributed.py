@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.distributed import launched
 from diffsteer.metrics.features import Custom, Origin
@@ -25,7 +25,7 @@ SEEDS = range(13)
 
 
 def measured(recipe: Recipe, out: Path, batch: int) -> Statistics:
-    with launched(), rendering(recipe, "cpu") as images:
+    with launched(), open_pipeline(recipe, "cpu") as images:
         return sampled(images, SEEDS, PIXELS, out, images.key, batch).statistics
 
 
@@ -64,7 +64,7 @@ def test_figures_do_not_depend_on_processes(
     """
     alone = measured(recipe, tmp_path / "alone", batch=5)
     out = tmp_path / "shared"
-    with rendering(recipe, "cpu") as images:
+    with open_pipeline(recipe, "cpu") as images:
         sampled(images, SEEDS[:5], PIXELS, out, images.key)
         key = images.key
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}

@@ -17,6 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from diffsteer import parse
 from diffsteer.cli.refine import targets
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.features import normalised, resized
 from diffsteer.metrics.scores import Aesthetic, CLIPScore, Scorer, name_of, score_of
@@ -239,8 +240,7 @@ def test_targets_are_bound_to_the_weights_that_judged(clip: Path, tmp_path: Path
 
 
 def _judged(recipe: Recipe, score: CLIPScore) -> Tensor:
-    from diffsteer.generate.pipelines import rendering
 
-    with rendering(recipe, "cpu") as images:
+    with open_pipeline(recipe, "cpu") as images:
         texts = [recipe.for_seed(seed).prompt for seed in range(6)]
         return score(images(range(6)), texts)

@@ -16,8 +16,10 @@ from PIL import Image
 
 from diffsteer import EDM, Auto, Denoiser, Heun, Noise, Preconditioned, grid
 from diffsteer.cli.main import app
+from diffsteer.cli.sample import Published
+from diffsteer.cli.sample import sample as sample_command
 from diffsteer.core.parse import parse
-from diffsteer.generate.published import Decoder, Published, sample
+from diffsteer.generate.edm2 import Decoder
 from diffsteer.guidance import Guidance
 from diffsteer.models.edm2.generate import Loop, generate, guided, latents, pixels
 from diffsteer.models.edm2.model import EDM2, network
@@ -215,6 +217,11 @@ def unfolded(name: str) -> list[str]:
     return [one for part in inner.split(",") for one in unfolded(before + part + after)]
 
 
+def sample(said: Published, seeds: list[int], out: Path, batch: int, device: str) -> None:
+    text = ",".join(map(str, seeds))
+    sample_command(seeds=text, out=out, batch=batch, device=device, preset=said)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny networks under the names that presets ask for, one of them a pickle."""
@@ -233,7 +240,7 @@ def test_pictures_of_a_preset(models: Path, tmp_path: Path, capsys, monkeypatch)
         monkeypatch.setenv("RANK", rank)
         sample(said, [998, 999, 1000], tmp_path, 2, "cpu")
     printed = capsys.readouterr().out
-    assert "0 of 2 images are there" in printed and "0 of 1 images are there" in printed
+    assert "0 of 2 images were there" in printed and "0 of 1 images were there" in printed
     made = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*"))
     assert made == ["000000/000998.png", "000000/000999.png", "001000/001000.png"]
     want = pixels(generate(small(0).half(), [1000], Auto(1.7), small(1).half()))[0]
@@ -250,7 +257,7 @@ def test_pictures_of_a_preset(models: Path, tmp_path: Path, capsys, monkeypatch)
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.delenv("RANK")
     sample(said, [998, 999, 1000], tmp_path, 2, "cpu")
-    assert "3 of 3 images are there" in capsys.readouterr().out
+    assert "3 of 3 images were there" in capsys.readouterr().out
     with pytest.raises(ValueError, match="was made otherwise"):
         sample(Published(said.preset, models, weight=2.0, subdirs=True), [998], tmp_path, 1, "cpu")
 

@@ -15,7 +15,7 @@ from diffsteer.cli.compare import compare, entries_of
 from diffsteer.cli.evaluate import evaluate, stats
 from diffsteer.cli.options import Features, Samples
 from diffsteer.cli.sample import sample
-from diffsteer.generate.pipelines import _loaded, rendering
+from diffsteer.generate.pipelines import _loaded, open_pipeline
 from diffsteer.generate.recipe import read
 
 SMALL = Features(size=32, batch=16, device="cpu")
@@ -226,13 +226,13 @@ def test_names_of_like_files_are_their_paths(root: Path, tmp_path: Path) -> None
 def test_rendering_leaves_the_pipeline_as_it_was(root: Path) -> None:
     """Sweeps take the same pipeline again: no steering, counter or scheduler stays behind."""
     plain, cfg = read(root / "plain.json"), read(root / "cfg.json")
-    with rendering(plain, "cpu") as images:
+    with open_pipeline(plain, "cpu") as images:
         before = images([0, 1])
-        assert images.rows() == {"rows": 4}
-    with rendering(cfg, "cpu") as images:
+        assert images.nfe() == {"rows": 4}
+    with open_pipeline(cfg, "cpu") as images:
         assert not torch.equal(images([0, 1]), before)
-        assert images.rows() == {"rows": 8} and images.rows() == {"rows": 0}
-    with rendering(plain, "cpu") as images:
+        assert images.nfe() == {"rows": 8} and images.nfe() == {"rows": 0}
+    with open_pipeline(plain, "cpu") as images:
         assert torch.equal(images([0, 1]), before)
     pipe, scheduler, _ = _loaded(plain.model, "cpu")
     assert "forward" not in vars(pipe.unet) and type(scheduler).__name__ == "DDIMScheduler"

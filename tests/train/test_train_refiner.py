@@ -19,7 +19,7 @@ from diffsteer.cli.refine import targets
 from diffsteer.cli.sample import sample
 from diffsteer.cli.train import train
 from diffsteer.core.sampler import DDIM
-from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe, recipe_of_png
 from diffsteer.metrics import sampled as sampling
 from diffsteer.metrics.best_of_n import BestOf
@@ -57,7 +57,7 @@ def test_targets_are_the_teachers_samples_of_the_seeds(teacher: Recipe, stored: 
     found = Targets.at(stored)
     assert found.seeds == tuple(range(8)) and found.latents.shape == (8, 4, 8, 8)
     assert [found.prompt(i) for i in (0, 4, 5)] == ["a cat", "a red dog", "owl"]
-    with rendering(replace(teacher, guidance="")) as images:
+    with open_pipeline(replace(teacher, guidance="")) as images:
         noise = Noise([4, 5])(torch.empty(2, 4, 8, 8))
         want = images.pipe(
             ["a red dog", "owl"],
@@ -149,7 +149,7 @@ def brightness(pictures: Tensor, prompts: list[str]) -> Tensor:
 
 def test_a_score_leaves_out_the_worse(teacher: Recipe, tmp_path: Path, monkeypatch) -> None:
     make(teacher, range(6), tmp_path, score=brightness, scorer="brightness")
-    with rendering(teacher) as images:  # the same seeds: noise of a seed is diffusers' own
+    with open_pipeline(teacher) as images:  # the same seeds: noise of a seed is diffusers' own
         scores = brightness(images(range(6)), ["x"] * 6)
     middle = float(scores.median()) + 1e-6
     found = Targets.at(tmp_path, least=middle)
@@ -212,7 +212,7 @@ def distance(model: str, stored: Path, refiner: Path | None) -> float:
     found = Targets.at(stored)
     recipe = Recipe(model, sampler="DDIM()", steps=3)
     texts = [found.prompt(i) for i in range(8)]
-    with rendering(recipe) as images:
+    with open_pipeline(recipe) as images:
         more = {"latents": Noise(range(8))(found.latents), "output_type": "latent"}
         call = {"num_inference_steps": 3, "guidance_scale": 1.0, **more}
         if refiner is None:
@@ -285,7 +285,7 @@ def test_a_flow_of_another_size_is_trained_as_it_is_sampled(tmp_path: Path) -> N
     task = trainer.task
     assert task.pictures(Pictures(prompts=("an owl",))).shape == (1, 3, 24, 32)
     batch = {k: v[None] for k, v in task.example(0, 1, task.source[1], 0).items()}
-    with rendering(replace(teacher, guidance="", steps=3)) as images:
+    with open_pipeline(replace(teacher, guidance="", steps=3)) as images:
         latents = batch["noise"]
         call = {"height": 24, "width": 32, "num_inference_steps": 3, "guidance_scale": 1.0}
         pipe = images.pipe
@@ -327,10 +327,10 @@ def test_a_network_of_classes_is_trained_from_the_noise_that_it_would_not_take(
     assert trainer.task.pictures(Pictures()).shape == (2, 3, 16, 16)
     before = Recipe(model, prompt="208", steps=2, sampler="DDIM()")
     after = replace(before, refiner=str(tmp_path / "run/model"))
-    with rendering(before) as images:
+    with open_pipeline(before) as images:
         plain = images([1])
-    with rendering(after) as images:
-        assert not torch.equal(images([1]), plain) and images.rows() == {"rows": 3}
+    with open_pipeline(after) as images:
+        assert not torch.equal(images([1]), plain) and images.nfe() == {"rows": 3}
 
 
 def test_the_penalty_pulls_the_change_back(model: str, stored: Path, tmp_path: Path) -> None:
@@ -395,10 +395,10 @@ def test_targets_made_meanwhile(model: str, teacher: Recipe, tmp_path: Path) -> 
     task = trainer.task
     example = task.example(0, 1, task.source[1], 77)
     loss = task(**{k: v[None] for k, v in example.items()})["loss"]
-    with rendering(teacher) as images:
+    with open_pipeline(teacher) as images:
         call = {"latents": Noise([77])(torch.empty(1, 4, 8, 8)), "output_type": "latent"}
         target = images.pipe(PROMPTS[1], num_inference_steps=4, guidance_scale=2.0, **call).images
-    with rendering(replace(teacher, guidance="")) as images:
+    with open_pipeline(replace(teacher, guidance="")) as images:
         student = images.pipe(PROMPTS[1], num_inference_steps=3, guidance_scale=1.0, **call).images
     want = (target - student).square().mean()
     torch.testing.assert_close(loss, want, rtol=1e-3, atol=0)
@@ -473,7 +473,7 @@ def test_presets_are_there() -> None:
 
 
 def test_sample_with_a_refiner_says_so(model: str, tmp_path: Path, monkeypatch) -> None:
-    with rendering(Recipe(model)) as images:
+    with open_pipeline(Recipe(model)) as images:
         made = NoiseRefiner(images.pipe, rank=2)
         with torch.no_grad():
             for p in made.lora.parameters.values():
@@ -490,13 +490,16 @@ def test_sample_with_a_refiner_says_so(model: str, tmp_path: Path, monkeypatch) 
     assert a == b and len({a, c, d}) == 3
     with pytest.raises(ValueError, match="was made otherwise: .*strength"):
         sample(replace(recipe, strength=1.0), seeds="3", out=tmp_path / "a")
-    with rendering(recipe) as one, rendering(replace(recipe, refiner="", strength=1.0)) as none:
+    with (
+        open_pipeline(recipe) as one,
+        open_pipeline(replace(recipe, refiner="", strength=1.0)) as none,
+    ):
         assert one.weights != none.weights
 
 
 def test_rows_of_recipes(model: str, tmp_path: Path) -> None:
     """N + 1 with a refiner, 2 N with CFG, N + 2 rounds with noise level guidance."""
-    with rendering(Recipe(model)) as images:
+    with open_pipeline(Recipe(model)) as images:
         made = NoiseRefiner(images.pipe, rank=2)
         made.save(tmp_path / "r")
         made.remove()
@@ -508,30 +511,33 @@ def test_rows_of_recipes(model: str, tmp_path: Path) -> None:
         ({"guidance": "CFG(4)", "refiner": str(tmp_path / "r")}, 11),
         ({"refiner": "NLG(3)"}, 5 + 6),
     ):
-        with rendering(replace(recipe, **change)) as images:
+        with open_pipeline(replace(recipe, **change)) as images:
             images([0, 1])
-            assert images.rows() == {"rows": 2.0 * rows}, change
+            assert images.nfe() == {"rows": 2.0 * rows}, change
 
 
 def test_recipes_of_refiners_that_cannot_be(model: str, tmp_path: Path) -> None:
     recipe = Recipe(model, prompt="a cat", steps=2)
-    with pytest.raises(ValueError, match="of no refiner"), rendering(replace(recipe, strength=0.5)):
+    with (
+        pytest.raises(ValueError, match="of no refiner"),
+        open_pipeline(replace(recipe, strength=0.5)),
+    ):
         pass
-    with pytest.raises(FileNotFoundError), rendering(replace(recipe, refiner=str(tmp_path))):
+    with pytest.raises(FileNotFoundError), open_pipeline(replace(recipe, refiner=str(tmp_path))):
         pass
     nlg = replace(recipe, refiner="NLG(1)", negative="bad")
-    with pytest.warns(UserWarning, match="acts by guidance alone"), rendering(nlg):
+    with pytest.warns(UserWarning, match="acts by guidance alone"), open_pipeline(nlg):
         pass
     empty = replace(recipe, refiner="NLG(1)", prompt="")
-    with pytest.warns(UserWarning, match="there is no prompt"), rendering(empty):
+    with pytest.warns(UserWarning, match="there is no prompt"), open_pipeline(empty):
         pass
-    with rendering(recipe) as images:  # and the pipeline that is kept is free again
+    with open_pipeline(recipe) as images:  # and the pipeline that is kept is free again
         images([0])
 
 
 def test_best_of_n_is_the_best_of_its_candidates(model: str) -> None:
     recipe = Recipe(model, prompts=PROMPTS, steps=2)
-    with rendering(recipe) as images:
+    with open_pipeline(recipe) as images:
         best = BestOf(images, brightness, 3, PROMPTS)
         chosen = best.chosen([1, 4])
         draws = [[s + k * best.stride for s in (1, 4)] for k in range(3)]
@@ -540,9 +546,9 @@ def test_best_of_n_is_the_best_of_its_candidates(model: str) -> None:
         assert len({Noise([part[0]])(torch.empty(1, 4)).sum() for part in draws}) == 3
         assert all(recipe.for_seed(part[0]).prompt == PROMPTS[1] for part in draws)
         want = images(chosen)
-        images.rows()
+        images.nfe()
         assert torch.equal(best([1, 4]), want)
-        assert images.rows() == {"rows": 3 * 2 * 2}  # candidates, steps, images
+        assert images.nfe() == {"rows": 3 * 2 * 2}  # candidates, steps, images
         assert BestOf(images, brightness, 1, PROMPTS).chosen([1, 4]) == [1, 4]
         for score in (lambda p, t: torch.zeros(1), lambda p, t: torch.full((2,), float("nan"))):
             with pytest.raises(ValueError, match="the score gave"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import atomic_write
 from diffsteer.metrics.background import errors, nearest
@@ -170,11 +170,11 @@ def demo(out: Path, models: Path | None = None) -> None:
 def _draw(rows: Sequence[Row], models: Path | None) -> Iterator[Drawn]:
     for row in rows:
         seeds = range(len(row.recipe.prompts))
-        with rendering(located(row.recipe, models), "cpu") as images:
+        with open_pipeline(located(row.recipe, models), "cpu") as images:
             begin = time.perf_counter()
             pictures = images(seeds)
             seconds = time.perf_counter() - begin
-            costs = {name: n / len(seeds) for name, n in images.rows().items()}
+            costs = {name: n / len(seeds) for name, n in images.nfe().items()}
         yield Drawn(row, pictures, _measured(pictures, row.recipe.prompts, costs, seconds))
 
 
@@ -207,7 +207,7 @@ def _measured(
 def _write(done: Sequence[Drawn], out: Path) -> None:
     save_grid(torch.cat([drawn.pictures for drawn in done]), out / "grid.png")
     results = [
-        {"name": d.row.name, "recipe": d.row.recipe.said, "figures": d.figures} for d in done
+        {"name": d.row.name, "recipe": d.row.recipe.to_dict(), "figures": d.figures} for d in done
     ]
     with atomic_write(out / "results.json") as file:
         file.write((json.dumps(results, indent=2) + "\n").encode())

@@ -154,7 +154,7 @@ def _report(
     results = []
     for entry, one in zip(entries, compared(runs, real, resamples), strict=True):
         images = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
-        results.append(Result(one, entry.recipe.said, entry.curve, entry.weight, images))
+        results.append(Result(one, entry.recipe.to_dict(), entry.curve, entry.weight, images))
         print(f"\n{one.name}", table(one.figures), *_lines(results[-1]), sep="\n")
     for note in notes:
         print(f"not measured: {note}")

@@ -84,31 +84,21 @@ class Samples:
         show: Path | None = None,
         shown: int = 0,
     ) -> "Sampled":
-        """Make and measure the images of a recipe; in each process, where there are several.
-
-        Args:
-            recipe: What to make.
-            features: How many are kept, and where networks run.
-            extractor: Of the features.
-            show: Folder into which the first process also writes some images.
-            shown: How many, of the first seeds.
-        """
-        from diffsteer.cli.sample import render
-        from diffsteer.generate.networks import images_of
-        from diffsteer.io.distributed import Processes
-        from diffsteer.io.hashing import digest
+        """Make and measure the images of a recipe, as `metrics.sampled_recipe.measure_recipe`."""
         from diffsteer.io.seeds import parse_seeds
-        from diffsteer.metrics.features import key_of
-        from diffsteer.metrics.sampled import sampled
+        from diffsteer.metrics.sampled_recipe import measure_recipe
 
-        numbers = parse_seeds(self.seeds)
-        with images_of(recipe, features.device) as images:
-            out = self.work / digest(key_of(images.key, extractor))[:16]
-            keep, costs = features.keep, images.rows
-            found = sampled(images, numbers, extractor, out, images.key, self.at_once, keep, costs)
-            if show is not None and Processes.running().rank == 0:
-                render(images, list(found.seeds[:shown]), show, self.at_once)
-            return found
+        return measure_recipe(
+            recipe,
+            parse_seeds(self.seeds),
+            extractor,
+            self.work,
+            self.at_once,
+            features.keep,
+            features.device,
+            show,
+            shown,
+        )
 
 
 FEATURES = Features()

@@ -1,44 +1,65 @@
 """`diffsteer sample`: images whose metadata hold all that made them; importable without torch."""
 
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate import networks, published
-from diffsteer.generate.networks import Images
 from diffsteer.generate.options import (
-    NO_OPTIONS,
-    OFFICIAL_NOISE,
-    Noise,
-    Options,
-    again,
+    ADMOptions,
+    EDM2Options,
+    changed,
+    format_of,
+    options_of,
 )
-from diffsteer.generate.published import NOTHING_PUBLISHED, Published
 from diffsteer.generate.recipe import Recipe, recipe_of_png
-from diffsteer.generate.seed_images import Numbered, share
 from diffsteer.io.seeds import parse_seeds, prompts_of
+from diffsteer.models.edm2.loop_settings import Loop
 
-if TYPE_CHECKING:
-    from diffsteer.generate.pipelines import Rendering
 
-NOTHING_SAID = Recipe()
+@dataclass(frozen=True)
+class Published:
+    """A published configuration, such as edm2-img64-s-autog-fid, or how to sample a network.
+
+    Attributes:
+        preset: Its name.
+        models: Folder with its networks, as .pkl files or folders of `diffsteer convert`, and with
+            the decoder of latents; nothing is downloaded.
+        weight: Of guidance, instead of the preset's.
+        ema: Relative width of the main network's average, instead of the preset's.
+        guide_ema: The same of the guide.
+        label: Class of all images; without, each seed draws one.
+        subdirs: Sort images into folders of a thousand seeds.
+        precision: "official-bit" rounds gains as official sampling did, "f32-clean" does not; empty
+            for the first with a preset and the second without.
+    """
+
+    preset: str = ""
+    models: Path = Path("models")
+    weight: float | None = None
+    ema: float | None = None
+    guide_ema: float | None = None
+    label: Annotated[int | None, arg(name="class")] = None
+    subdirs: Annotated[bool, FlagCreatePairsOff] = False
+    precision: Literal["", "official-bit", "f32-clean"] = ""
+
+
+RECIPE, PUBLISHED, NETWORK, LOOP = Recipe(), Published(), ADMOptions(), Loop()
 
 
 def sample(
-    recipe: OmitArgPrefixes[Recipe] = NOTHING_SAID,
+    recipe: OmitArgPrefixes[Recipe] = RECIPE,
     seeds: str = "0",
     out: Path = Path("out"),
     batch: int = 4,
     device: str = "",
     prompts: Path | None = None,
     like: Annotated[Path | None, arg(name="from", metavar="PNG")] = None,
-    preset: OmitArgPrefixes[Published] = NOTHING_PUBLISHED,
-    network: OmitArgPrefixes[Options] = NO_OPTIONS,
-    noise: OmitArgPrefixes[Noise] = OFFICIAL_NOISE,
+    preset: OmitArgPrefixes[Published] = PUBLISHED,
+    network: OmitArgPrefixes[ADMOptions] = NETWORK,
+    noise: OmitArgPrefixes[Loop] = LOOP,
 ) -> None:
     """Sample images; one that is there already is not made again.
 
@@ -51,69 +72,59 @@ def sample(
         batch: Images at a time, >= 1; changes none of them.
         device: Where it runs; empty for a GPU if there is one.
         prompts: File with one prompt a line; the image of seed i shows prompt i mod their number.
-        like: Repeat this picture: its metadata hold model, recipe and seed.
+        like: Repeat this image: its metadata hold model, recipe and seed.
         preset: A published configuration, instead of model and recipe; or, where the model is a
             folder of `diffsteer convert`, its class and the like.
         network: More of such a folder of ADM.
         noise: More of such a folder of EDM2.
     """
-    from diffsteer.generate.pipelines import rendering
-
     numbers = parse_seeds(seeds)
     if batch < 1:
         raise InputError(f"batch={batch} makes no picture: give at least 1")
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
+    settings = _given(preset) | changed(network) | changed(noise)
     if like is not None:
-        if (recipe, seeds, network, noise) != (NOTHING_SAID, "0", NO_OPTIONS, OFFICIAL_NOISE):
+        settings.pop("models", None)
+        if settings or (recipe, seeds) != (RECIPE, "0"):
             raise InputError(
-                "--from repeats an image as it was: give no model, recipe or seeds, no options"
+                "--from repeats an image as it was: give no model, recipe or seeds, no preset, "
+                "no options"
             )
         recipe, seed = recipe_of_png(like)
         numbers = [seed]
-        preset, network, noise = again(like, preset)
-    if networks.format_of(recipe.model):
-        images = networks.opened(recipe, preset, network, noise, device)
-        _fill(images, numbers, out, batch, preset.subdirs)
-        return
-    if (network, noise) != (NO_OPTIONS, OFFICIAL_NOISE):
-        raise InputError(
-            "respacing, classifier and head split are of ADM networks, sigmas, rho and churn of "
-            "EDM2: name a folder of `diffsteer convert adm` or `convert edm2` as model"
-        )
-    if preset != NOTHING_PUBLISHED:
-        if recipe != NOTHING_SAID:
+        if preset.models != PUBLISHED.models:
+            options = recipe.options or options_of(recipe.model, {"models": preset.models})
+            if isinstance(options, EDM2Options):
+                recipe = replace(recipe, options=replace(options, models=preset.models))
+    elif preset.preset and not format_of(recipe.model):
+        if recipe != RECIPE:
             raise InputError("a preset says model and recipe: give neither, nor --from")
-        published.sample(preset, numbers, out, batch, device)
-        return
+        options_of("", changed(network) | changed(noise))
+        recipe = _preset_recipe(preset)
+    else:
+        recipe = replace(recipe, options=options_of(recipe.model, settings))
     if not recipe.model:
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
-    _fill(rendering(recipe, device), numbers, out, batch)
+    from diffsteer.generate.generator import open_generator
+    from diffsteer.generate.seed_images import SeedImages, share
+
+    numbers = share(numbers)
+    with open_generator(recipe, device) as generator:
+        done = SeedImages(out, generator, preset.subdirs).fill(numbers, batch)
+    print(f"{out}: {done} of {len(numbers)} images were there, {len(numbers) - done} made")
 
 
-def _fill(
-    opened: "AbstractContextManager[Rendering | Images]",
-    seeds: list[int],
-    out: Path,
-    batch: int,
-    subdirs: bool = False,
-) -> None:
-    """Make this process's share of the images, and say how many."""
-    mine = share(seeds)
-    with opened as images:
-        done = render(images, mine, out, batch, subdirs)
-    print(f"{out}: {done} of {len(mine)} images were there, {len(mine) - done} made")
+def _given(flags: Published) -> dict[str, object]:
+    """Flags that are options of a model, by the names that images hold."""
+    names = {"label": "class"}
+    given = changed(flags)
+    return {names.get(name, name): given[name] for name in given if name != "subdirs"}
 
 
-def render(
-    images: "Rendering | Images", seeds: list[int], out: Path, batch: int, subdirs: bool = False
-) -> int:
-    """Make the images of seeds, SEED.png in a folder; returns how many were there already.
+def _preset_recipe(flags: Published) -> Recipe:
+    from diffsteer.generate.edm2 import recipe_of_preset
+    from diffsteer.models.edm2.presets import preset
 
-    Raises:
-        ValueError: another recipe or model made an image that is there.
-    """
-    pictures = Numbered(out, images.decides, {"made_by": images.recipe.hash}, subdirs)
-    todo = pictures.missing(seeds)
-    pictures.fill(todo, images, batch)
-    return len(seeds) - len(todo)
+    chosen = preset(flags.preset).varied(flags.weight, flags.ema, flags.guide_ema)
+    return recipe_of_preset(chosen, flags.models, flags.label, flags.precision)

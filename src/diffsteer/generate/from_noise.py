@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.generate.pipelines import Rendering, call_of
+from diffsteer.generate.pipelines import PipelineGenerator, call_of
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
@@ -52,7 +52,7 @@ def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def sample_from_noise(
-    images: Rendering,
+    images: PipelineGenerator,
     recipe: Recipe,
     texts: Sequence[str],
     noise: Tensor,

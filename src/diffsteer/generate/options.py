@@ -1,22 +1,68 @@
-"""Options of EDM2 and ADM networks that no recipe says; importable without torch."""
+"""Sampling options of EDM2 and ADM networks; importable without torch."""
 
-import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import FlagCreatePairsOff, Suppress
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.published import Published
-from diffsteer.generate.recipe import metadata
+from diffsteer.io.strict import read_json
+from diffsteer.models.edm2.loop_settings import Loop
+
+EDM2, ADM = "diffsteer.EDM2", "diffsteer adm 1"
+"""Formats of the folders of `diffsteer convert`."""
+OFFICIAL = Loop()
 
 
 @dataclass(frozen=True)
-class Options:
+class EDM2Options:
+    """Of an EDM2 network: a folder of `diffsteer convert edm2` or `train`, or a preset.
+
+    Attributes:
+        label: Class of all images; None draws one for each seed, after the noise.
+        precision: "official-bit" rounds gains as official sampling did, "f32-clean" does not;
+            empty for the second.
+        loop: Settings of the sampler; the number of steps is the recipe's.
+        preset: Name of the published configuration that the recipe repeats; empty for none.
+        models: Folder in which to look for the decoder of latents; does not decide the images.
+    """
+
+    label: int | None = None
+    precision: Literal["", "official-bit", "f32-clean"] = ""
+    loop: Loop = OFFICIAL
+    preset: str = ""
+    models: Path = field(default=Path("models"), compare=False)
+
+    def __post_init__(self) -> None:
+        unused = [n for n in ("s_min", "s_max", "s_noise") if n in changed(self.loop)]
+        if unused and not self.loop.s_churn:
+            raise InputError(f"an EDM2 network takes no {unused[0]} without s_churn")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is not at its default, as images hold it."""
+        precision = {"precision": self.precision} if self.precision == "official-bit" else {}
+        loop = {name: value for name, value in changed(self.loop).items() if name != "steps"}
+        return _label(self.label) | precision | loop
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], where: str) -> "EDM2Options":
+        """Inverse of `to_dict`; `where` stands in errors."""
+        kinds = {f.name: float for f in fields(Loop) if f.name != "steps"}
+        own = {"class": int, "precision": str, "models": Path}
+        _check(table, {**own, **kinds}, f"{where} is an EDM2 network, which")
+        more = {name: table[name] for name in ("precision", "models") if name in table}
+        loop = Loop(**{name: table[name] for name in kinds.keys() & table})
+        return cls(table.get("class"), loop=loop, **more)
+
+
+@dataclass(frozen=True)
+class ADMOptions:
     """Of an ADM or IDDPM network, a folder of `diffsteer convert adm`.
 
     Attributes:
+        label: Class of all images; None draws one for each seed, after the noise.
         respacing: Its timesteps as the official --timestep_respacing says them, "250" or "ddim25",
             instead of steps and spacing.
         classifier: Folder of a classifier of noisy images, for "Classifier(1.0)" and
@@ -24,73 +70,71 @@ class Options:
         official_head_split: Read attention maps as the official code of SAG does.
     """
 
+    label: Annotated[int | None, Suppress] = None
     respacing: str = ""
     classifier: str = ""
     official_head_split: Annotated[bool, FlagCreatePairsOff] = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is not at its default, as images hold it."""
+        return _label(self.label) | {n: v for n, v in changed(self).items() if n != "label"}
 
-NO_OPTIONS = Options()
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Of the sampler of an EDM2 network, under the official names.
-
-    Attributes:
-        sigma_min: Least noise.
-        sigma_max: Most noise.
-        rho: Emphasis on low noise.
-        s_churn: Noise that is added, over all steps; 0 is none.
-        s_min: Add where the noise is at least this.
-        s_max: And at most this.
-        s_noise: Standard deviation of added noise.
-    """
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    s_churn: float = 0.0
-    s_min: float = 0.0
-    s_max: float = math.inf
-    s_noise: float = 1.0
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], where: str) -> "ADMOptions":
+        """Inverse of `to_dict`; `where` stands in errors."""
+        kinds = {"respacing": str, "classifier": str, "official_head_split": bool}
+        _check(table, {"class": int, **kinds}, f"{where} is an ADM network, which")
+        return cls(table.get("class"), **{name: table[name] for name in kinds if name in table})
 
 
-OFFICIAL_NOISE = Noise()
+Options = EDM2Options | ADMOptions
 
 
-def again(picture: Path, said: Published) -> tuple[Published, Options, Noise]:
-    """Options with which an image was made, to repeat it.
+def format_of(model: str) -> str:
+    """Format of a folder of `diffsteer convert`, EDM2 or ADM; empty for anything else."""
+    path = Path(model) / "config.json"
+    if not model or not path.is_file():
+        return ""
+    try:
+        config = read_json(path)
+    except InputError:
+        return ""
+    kind = config.get("format") if isinstance(config, dict) else ""
+    return kind if kind in (EDM2, ADM) else ""
 
-    Args:
-        picture: Of such a folder.
-        said: Where the decoder of latents is, and subdirs; these do not decide.
+
+def options_of(model: str, table: Mapping[str, Any]) -> Options | None:
+    """Options of a model by a table of those that are given; None where none is.
 
     Raises:
-        ValueError: more is given, or the image says options that cannot be.
+        InputError: the model does not have one of them, or one has the wrong type.
     """
-    if said != Published(models=said.models, subdirs=said.subdirs):
-        raise InputError("--from repeats an image as it was: give no preset, class or precision")
-    more = (metadata(picture) or {}).get("options", {})
-    kinds: dict[str, type] = {"class": int, "precision": str}
-    kinds |= {f.name: type(f.default) for group in (Options, Noise) for f in fields(group)}
-    if odd := [name for name, value in more.items() if type(value) is not kinds.get(name)]:
-        raise InputError(f"{picture} was made with {odd[0]}={more[odd[0]]!r}, which cannot be here")
-
-    def of(group: type) -> dict[str, Any]:
-        return {f.name: more[f.name] for f in fields(group) if f.name in more}
-
-    said = replace(said, label=more.get("class"), precision=more.get("precision", ""))
-    return said, Options(**of(Options)), Noise(**of(Noise))
+    kind = format_of(model)
+    if not table:
+        return None
+    if not kind:
+        raise InputError(
+            f"{model or 'no model'} takes no {next(iter(table))}: respacing, classifier and head "
+            "split are of ADM networks, sigmas, rho and churn of EDM2, a class of both: name a "
+            "folder of `diffsteer convert adm` or `convert edm2` as model"
+        )
+    return (EDM2Options if kind == EDM2 else ADMOptions).from_dict(table, model)
 
 
-def told(said: Published, options: Options, noise: Noise) -> dict[str, Any]:
-    """All that decides images and no recipe says, where it is not at its default."""
-    found: dict[str, Any] = {} if said.label is None else {"class": said.label}
-    if said.precision == "official-bit":
-        found["precision"] = said.precision
-    return found | changed(options) | changed(noise)
+def changed(settings: Any) -> dict[str, Any]:
+    """Fields of a dataclass that are not at their defaults."""
+    return {f.name: v for f in fields(settings) if (v := getattr(settings, f.name)) != f.default}
 
 
-def changed(group: Options | Noise) -> dict[str, Any]:
-    """Those that are not at their defaults."""
-    return {n: v for n, v in asdict(group).items() if v != getattr(type(group), n)}
+def _label(label: int | None) -> dict[str, int]:
+    return {} if label is None else {"class": label}
+
+
+def _check(table: Mapping[str, Any], kinds: Mapping[str, type], model: str) -> None:
+    for name, value in table.items():
+        if name not in kinds:
+            raise InputError(f"{model} takes no {name}")
+        kind = kinds[name]
+        number = kind is float and type(value) is int
+        if not (number or (isinstance(value, Path) if kind is Path else type(value) is kind)):
+            raise InputError(f"{model} takes no {name}={value!r}: give a {kind.__name__}")

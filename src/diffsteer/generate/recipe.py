@@ -5,13 +5,14 @@ A recipe and a seed make one picture: `diffsteer sample` writes both into its PN
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.options import ADMOptions, Options, options_of
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_number, prompts_of
 from diffsteer.io.strict import parse_json, read_json
@@ -41,6 +42,7 @@ class Recipe:
         guide: Hub id or folder of the weaker network for autoguidance, or of its pipeline.
         refiner: Hub id or folder of what refines the initial noise, or "NLG(20)"; empty for none.
         strength: Factor of what the refiner changes; 1 is as trained.
+        options: Of an EDM2 or ADM network; None for their defaults and for pipelines.
     """
 
     model: Annotated[str, Positional, arg(metavar="MODEL")] = ""
@@ -57,6 +59,7 @@ class Recipe:
     guide: str = ""
     refiner: str = ""
     strength: float = 1.0
+    options: Annotated[Options | None, Suppress] = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -68,6 +71,11 @@ class Recipe:
                 "spacing and zero SNR belong to a sampler of ours: name one, such as "
                 '--sampler "UniPC()"'
             )
+        respacing = isinstance(self.options, ADMOptions) and self.options.respacing
+        if respacing and (self.steps, self.spacing) != (Recipe.steps, Recipe.spacing):
+            raise InputError(
+                f"{self.model} takes no steps and spacing beside respacing: leave them out"
+            )
         if min(self.width, self.height) < 0:
             raise InputError(
                 f"{self.width} x {self.height} pixels: give both >= 0; 0 is the size of the model"
@@ -76,18 +84,18 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Sha256 of all that differs from the defaults, in hex."""
-        return digest(
-            {k: v for k, v in self.said.items() if getattr(self, k) != getattr(Recipe, k)}
-        )
+        table = self.to_dict()
+        table = {k: v for k, v in table.items() if getattr(self, k) != getattr(Recipe, k)}
+        return digest(table | ({"options": self.options.to_dict()} if self.options else {}))
 
-    @property
-    def said(self) -> dict[str, Any]:
-        """All of it in plain values, as JSON reads it back."""
-        return {**asdict(self), "prompts": list(self.prompts)}
+    def to_dict(self) -> dict[str, Any]:
+        """Fields in plain values, as JSON reads them back; without the options."""
+        names = (field.name for field in fields(self) if field.name != "options")
+        return {name: getattr(self, name) for name in names} | {"prompts": list(self.prompts)}
 
     @property
     def size(self) -> dict[str, int]:
-        """Width and height as a pipeline's call says them, where they are not the model's."""
+        """Width and height for a pipeline's call, where they are not the model's own."""
         return {s: getattr(self, s) for s in ("width", "height") if getattr(self, s)}
 
     def for_seed(self, seed: int) -> "Recipe":
@@ -107,96 +115,92 @@ class Recipe:
 def read(path: Path) -> Recipe:
     """Read a recipe from a JSON file, or from a PNG that `diffsteer sample` made.
 
-    In JSON, `prompts` is a list, or the name of a file with one prompt a line, beside the JSON.
+    In JSON, `prompts` is a list, or the name of a file with one prompt a line, beside the JSON;
+    `options` is a table, as PNGs hold it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no recipe, or more than this version knows, or than recipes say.
+        InputError: it holds no recipe, or fields or options that are not known.
     """
     if path.suffix.lower() == ".png":
-        recipe, _ = recipe_of_png(path)
-        more = (metadata(path) or {}).get("options", {})
-        if more:
-            raise InputError(
-                f"{path} was made with {', '.join(f'{k}={v!r}' for k, v in more.items())}, which "
-                "no recipe says: `diffsteer sample --from` repeats it; to measure such images, "
-                "sample them into a folder, with the same options"
-            )
-        return recipe
-    said = read_json(path)
-    if isinstance(said, dict) and isinstance(said.get("prompts"), str):
-        said["prompts"] = prompts_of(path.parent / said["prompts"])
-    return _checked(said, str(path))
+        return recipe_of_png(path)[0]
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise InputError(f"{path} holds no recipe: write an object such as {{'model': ...}}")
+    if isinstance(table.get("prompts"), str):
+        table["prompts"] = prompts_of(path.parent / table["prompts"])
+    options = table.pop("options", {})
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: options={options!r} is no table")
+    return _recipe_of(table, options, str(path))
 
 
 def recipe_of_png(path: Path) -> tuple[Recipe, int]:
     """Recipe and seed of an image that was made by `diffsteer sample`.
 
     Raises:
-        ValueError: the image does not hold them, or a later version wrote more than we know.
+        InputError: the image does not hold them, or fields or options that are not known.
     """
-    said = metadata(path)
-    if said is None:
+    table = metadata(path)
+    if table is None:
         raise InputError(f"{path} holds no recipe: `diffsteer sample` did not make it")
-    if "model" in said:
+    if "model" in table:
         raise InputError(
-            f"{path} is of preset {said['model']}: repeat it by `diffsteer sample --preset "
-            f"{said['model']} --seeds {said['seed']}`, with the options that it was made with"
+            f"{path} is of preset {table['model']}: repeat it by `diffsteer sample --preset "
+            f"{table['model']} --seeds {table['seed']}`, with the options that it was made with"
         )
-    return _checked(said.get("recipe"), str(path)), said["seed"]
+    return _recipe_of(table["recipe"], table.get("options", {}), str(path)), table["seed"]
 
 
 def metadata(path: Path) -> dict[str, Any] | None:
-    """What `diffsteer sample` wrote into an image; None where it wrote nothing.
+    """Metadata that `diffsteer sample` wrote into an image; None where there is none.
 
     Raises:
-        ValueError: the file is no image, or what is in it was changed.
+        InputError: the file is no image, or its metadata were changed.
     """
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            return parsed(picture.info.get(KEY), str(path))
+        with Image.open(path) as image:
+            return parsed(image.info.get(KEY), str(path))
     except OSError as error:
         raise InputError(f"{path} is no readable picture: {error}") from error
 
 
 def parsed(text: Any, where: str) -> dict[str, Any] | None:
-    """Read the text of an image, called `where` in errors; None where it holds none of ours.
+    """Read the metadata text of an image, called `where` in errors; None where it is not ours.
 
     Raises:
-        ValueError: it is no recipe and seed as `diffsteer sample` writes them.
+        InputError: it is no recipe and seed as `diffsteer sample` writes them.
     """
     if not isinstance(text, str):
         return None
-    said = parse_json(text, f"{where}: its recipe was changed and")
-    if not (isinstance(said, dict) and "seed" in said):
+    table = parse_json(text, f"{where}: its recipe was changed and")
+    if not (isinstance(table, dict) and "seed" in table):
         return None
-    tables = (said.get("recipe"), said.get("options", {}))
-    if type(said["seed"]) is not int or not all(isinstance(table, dict) for table in tables):
+    tables = (table.get("recipe"), table.get("options", {}))
+    if type(table["seed"]) is not int or not all(isinstance(each, dict) for each in tables):
         raise InputError(f"{where}: its recipe was changed, it has no seed or no fields any more")
-    return said
+    return table
 
 
-def _checked(said: Any, where: str) -> Recipe:
-    """Make a recipe of what a file says, naming what it cannot be."""
-    if not isinstance(said, dict):
-        raise InputError(f"{where} holds no recipe: write an object such as {{'model': ...}}")
-    defaults = {field.name: field.default for field in fields(Recipe)}
-    if extra := said.keys() - defaults:
+def _recipe_of(table: dict[str, Any], options: dict[str, Any], where: str) -> Recipe:
+    """Make a recipe of fields and options that come from a file."""
+    defaults = {field.name: field.default for field in fields(Recipe) if field.name != "options"}
+    if unknown := table.keys() - defaults:
         raise InputError(
-            f"{where} says {', '.join(sorted(extra))}, which this version does not know; "
+            f"{where} says {', '.join(sorted(unknown))}, which this version does not know; "
             f"a recipe has {', '.join(defaults)}"
         )
-    if isinstance(said.get("prompts"), list):
-        said = said | {"prompts": tuple(said["prompts"])}
-    for name, value in said.items():
+    if isinstance(table.get("prompts"), list):
+        table = table | {"prompts": tuple(table["prompts"])}
+    for name, value in table.items():
         kind = type(defaults[name])
-        texts = all(isinstance(each, str) for each in value) if kind is tuple is type(value) else 1
-        if type(value) is not kind or not texts:
-            called = "list of texts" if kind is tuple else kind.__name__
-            raise InputError(f"{where}: {name}={value!r} is no {called}")
+        right = type(value) is kind
+        if not right or (kind is tuple and not all(isinstance(text, str) for text in value)):
+            expected = "list of texts" if kind is tuple else kind.__name__
+            raise InputError(f"{where}: {name}={value!r} is no {expected}")
     try:
-        return Recipe(**said)
-    except ValueError as error:
+        return Recipe(**table, options=options_of(table.get("model", ""), options))
+    except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -1,94 +1,99 @@
-"""Folders of images named after their seeds, each with what made it; importable without torch."""
+"""Folders of images named after their seeds, each with what made it."""
 
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.base import Generator
 from diffsteer.generate.recipe import KEY, metadata
 from diffsteer.io.hashing import differences
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    Make = Callable[[Sequence[int]], Tensor]
-    """From seeds to images, uint8 `(B, 3, H, W)`."""
-
-
-@dataclass(frozen=True)
-class Numbered:
+@dataclass(frozen=True, eq=False)
+class SeedImages:
     """The images SEED.png of a folder.
 
     Attributes:
         out: The folder.
-        decides: From a seed to all that decides its image, in plain values: "recipe", a table,
-            and what else is to be written beside it.
-        also: Written as well, but does not decide.
+        generator: Makes them, and knows what decides them.
         subdirs: Sort images into folders of a thousand seeds.
     """
 
     out: Path
-    decides: Callable[[int], Mapping[str, Any]]
-    also: Mapping[str, Any] = field(default_factory=dict)
+    generator: Generator
     subdirs: bool = False
 
     def path(self, seed: int) -> Path:
-        """Where the image of a seed is."""
+        """Path of the image of a seed."""
         name = f"{seed:06d}.png"
         return self.out / f"{seed // 1000 * 1000:06d}" / name if self.subdirs else self.out / name
 
     def missing(self, seeds: Sequence[int]) -> list[int]:
-        """Seeds whose images are not there.
+        """Seeds that have no image yet.
 
         Raises:
-            ValueError: one is there that was made otherwise.
+            InputError: the folder holds an image of another recipe or model for one of them.
         """
         return [seed for seed in seeds if not self._made(seed)]
 
-    def fill(self, seeds: Sequence[int], make: "Make", batch: int) -> None:
-        """Make images, some at a time, and write each as soon as it is made."""
+    def fill(self, seeds: Sequence[int], batch: int) -> int:
+        """Make the images that are missing, each written as soon as its batch is made.
+
+        Args:
+            seeds: Of the images.
+            batch: Images at a time, >= 1; changes none of them.
+
+        Returns:
+            How many there were already.
+        """
         from tqdm import tqdm
 
-        self.out.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=len(seeds), unit="picture", disable=None) as bar:
-            for start in range(0, len(seeds), batch):
-                part = seeds[start : start + batch]
-                for seed, picture in zip(part, make(part), strict=True):
-                    self._save(seed, picture)
+        todo = self.missing(seeds)
+        with tqdm(total=len(todo), unit="image", disable=None) as bar:
+            for start in range(0, len(todo), batch):
+                part = todo[start : start + batch]
+                for seed, image in zip(part, self.generator(part), strict=True):
+                    self.save(seed, image)
                 bar.update(len(part))
+        return len(seeds) - len(todo)
 
     def _made(self, seed: int) -> bool:
         path = self.path(seed)
         if not path.exists():
             return False
-        said, wanted = metadata(path), self.decides(seed)
-        made = {} if said is None else {name: said.get(name) for name in wanted}
-        if said is None or made != wanted:
-            why = f"otherwise: {differences(_level(made), _level(wanted))}"
+        table, expected = metadata(path), self.generator.provenance(seed)
+        made = {} if table is None else {name: table.get(name) for name in expected}
+        if table is None or made != expected:
+            why = f"otherwise: {differences(_flat(made), _flat(expected))}"
             raise InputError(
-                f"{path} was made {'not by this command' if said is None else why}. Give another "
+                f"{path} was made {'not by this command' if table is None else why}. Give another "
                 "--out, or remove it"
             )
         return True
 
-    def _save(self, seed: int, picture: "Tensor") -> None:
+    def save(self, seed: int, image: Tensor) -> None:
+        """Write an image, uint8 `(3, H, W)`, with its metadata."""
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
         from diffsteer.io.atomic import atomic_write
 
-        used = [sys.modules.get(name) for name in ("torch", "diffusers")]
-        versions = {module.__name__: module.__version__ for module in used if module}
+        self.path(seed).parent.mkdir(parents=True, exist_ok=True)
+        modules = [sys.modules.get(name) for name in ("torch", "diffusers")]
+        versions = {module.__name__: module.__version__ for module in modules if module}
         info = PngInfo()
-        said = {**self.decides(seed), **self.also, "seed": seed, "versions": versions}
-        info.add_text(KEY, json.dumps(said))
-        image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+        table = {**self.generator.metadata(seed), "seed": seed, "versions": versions}
+        info.add_text(KEY, json.dumps(table))
+        png = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         with atomic_write(self.path(seed)) as file:
-            image.save(file, format="png", pnginfo=info)
+            png.save(file, format="png", pnginfo=info)
 
 
 def share(seeds: Sequence[int]) -> list[int]:
@@ -99,8 +104,8 @@ def share(seeds: Sequence[int]) -> list[int]:
     return list(seeds[rank::world])
 
 
-def _level(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table whose recipe and options are spread out, so that differences name their fields."""
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Spread out recipe and options of a table, so that differences name their fields."""
     inner = ("recipe", "options")
     flat = {k: v for k, v in table.items() if k not in inner}
     return {**flat, **{k: v for name in inner for k, v in (table.get(name) or {}).items()}}

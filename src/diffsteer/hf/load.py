@@ -23,7 +23,7 @@ class Shipped:
     base: Path | None = None
 
 
-def pipeline(name: str, dtype: Any) -> Any:
+def load(name: str, dtype: Any = None) -> Any:
     """Load a diffusers pipeline by hub id, folder, or name of one that ships.
 
     Args:

@@ -23,7 +23,7 @@ class BestOf:
     that there is without choosing. All differ where seeds are below 2^20 and n is up to 2000.
 
     Args:
-        images: Makes one image a seed, such as a `Rendering`.
+        images: Makes one image a seed, such as a `Generator`.
         score: What the best has most of.
         n: Candidates, >= 1.
         prompts: The prompt of seed i is prompts[i mod their number].

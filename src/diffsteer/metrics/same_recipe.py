@@ -32,9 +32,9 @@ def seeds_in(found: Pictures, wanted: Recipe | None = None, mixed: bool = False)
         if mixed and wanted is None:
             continue
         if wanted is not None:
-            _require(
-                name, wanted.for_seed(said["seed"]).said if said else {}, _recipe(said), "asked"
-            )
+            options = wanted.options.to_dict() if wanted.options else {}
+            expected = wanted.for_seed(said["seed"]).to_dict() | options if said else {}
+            _require(name, expected, _recipe(said), "asked")
         now = {} if said is None else _shared(said)
         first = first or (name, now)
         _require(name, first[1], now, first[0])

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
-from diffsteer.hf.load import pipeline
+from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import Latents, cached
@@ -204,7 +204,7 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
         text_encoder, unet = CLIPTextModel(config), _network(settings.unet)
         scheduler = DDIMScheduler(**settings.scheduler)
     else:
-        found = pipeline(settings.start, torch.float32)
+        found = load(settings.start, torch.float32)
         if type(found).__name__ != "StableDiffusionPipeline":
             raise InputError(
                 f"{settings.start} is a {type(found).__name__}: this trains networks of "

@@ -125,5 +125,5 @@ def analyse(
     moved = record.ratios("moved")[REFINED]
     answers = verdicts(record.ratios("bands"), moved, found[REFINED].energy(), *size)
     refiner = getattr(subject.by, "sha256", "")
-    about = subject.recipe.said, subject.weights, refiner, tuple(seeds), count, subject.shape
+    about = subject.recipe.to_dict(), subject.weights, refiner, tuple(seeds), count, subject.shape
     return Analysis(*about, found, record, answers, missing)

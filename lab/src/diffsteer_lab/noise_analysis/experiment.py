@@ -12,8 +12,9 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.noise import Noise
 from diffsteer.core.sampler import DDIM
 from diffsteer.core.spacing import grid
+from diffsteer.generate.base import NFECounter
 from diffsteer.generate.from_noise import sample_from_noise
-from diffsteer.generate.pipelines import Rows, call_of, rendering, stacked
+from diffsteer.generate.pipelines import call_of, open_pipeline, stacked
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import packed, size_of, unpacked
@@ -98,17 +99,17 @@ class NoiseExperiment:
         return found if self._tokens is None else unpacked(found, self._tokens)
 
     def rows(self) -> dict[str, float]:
-        """Rows that networks evaluated in refining and sampling since the last call, by network."""
+        """Network evaluations of refining and sampling since the last call, by network."""
         spent, self._spent = self._spent, {}
         return spent
 
-    def _spend(self, rows: Rows) -> None:
+    def _spend(self, rows: NFECounter) -> None:
         for name, n in rows().items():
             self._spent[name] = self._spent.get(name, 0) + n
 
     def refuses(self, rival: TrainingFreeRefiner) -> str:
         """Why a rival can do nothing here; empty where it can."""
-        with rendering(self._plain, self._device) as images:
+        with open_pipeline(self._plain, self._device) as images:
             return rival.refuses(Model.of(images.pipe).terminal)
 
     @torch.no_grad()
@@ -117,13 +118,13 @@ class NoiseExperiment:
     ) -> Tensor:
         """Noise refined for prompts, by what is studied, or by a rival of it in full strength."""
         by, strength = (self.by, self.recipe.strength) if rival is None else (rival, 1.0)
-        with rendering(self._plain, self._device) as images:
+        with open_pipeline(self._plain, self._device) as images:
             pipe = images.pipe
             conds = {"cond": self._cond(pipe, texts)}
             if by.null:
                 conds["null"] = self._cond(pipe, [""] * len(texts))
             found = by(self._inside(noise).to(pipe.device), conds, Model.of(pipe))
-            self._spend(images.rows)
+            self._spend(images.nfe)
         return torch.lerp(noise, self._outside(found), strength)
 
     def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
@@ -141,10 +142,10 @@ class NoiseExperiment:
     def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str], path: bool) -> Samples:
         seen: list[Tensor] = []
         watch = seen.append if path else None
-        with rendering(recipe, self._device) as images:
+        with open_pipeline(recipe, self._device) as images:
             x = self._inside(noise)
             latents, output = sample_from_noise(images, recipe, texts, x, shown=True, watch=watch)
-            self._spend(images.rows)
+            self._spend(images.nfe)
         pictures = stacked(output)
         features = None if self.extractor is None else self.extractor(pictures).cpu()
         self.progress(len(noise))
@@ -160,7 +161,7 @@ class NoiseExperiment:
         Returns:
             uint8, `(B, 3, H, W)`.
         """
-        with rendering(self._plain, self._device) as images:
+        with open_pipeline(self._plain, self._device) as images:
             pipe = images.pipe
             end = self._inside(latents).to(pipe.device, pipe.dtype)
             model = Model.of(pipe)
@@ -174,7 +175,7 @@ class NoiseExperiment:
             call["generator"] = [torch.Generator().manual_seed(0) for _ in texts]
             with replaced(pipe, nothing), stepping(pipe.scheduler, lambda *_, **__: _Step(end)):
                 pictures = stacked(pipe(**call))
-            self._spend(images.rows)
+            self._spend(images.nfe)
         return pictures
 
     @torch.no_grad()
@@ -185,7 +186,7 @@ class NoiseExperiment:
 
         Both on the levels of the recipe's steps from the terminal one, with the prompts.
         """
-        with rendering(self._plain, self._device) as images:
+        with open_pipeline(self._plain, self._device) as images:
             pipe = images.pipe
             model, cond = Model.of(pipe), self._cond(pipe, texts)
             schedule = sampled_on(pipe, texts[0], **self.recipe.size)
@@ -216,7 +217,7 @@ def subject(
         raise InputError("there is nothing to analyse: name what refines the noise, --refiner")
     require_prompts(list(recipe.prompts))
     plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
-    with rendering(plain, device) as images:
+    with open_pipeline(plain, device) as images:
         x, said = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))
         shape, tokens = tuple(x.shape[1:]), None
         if Model.of(images.pipe).family.packed:

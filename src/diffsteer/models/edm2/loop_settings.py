@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Suppress
 
 from diffsteer.core.errors import InputError
 
@@ -32,7 +34,7 @@ class Loop:
     Source: Karras et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00364.
     """
 
-    steps: int = 32
+    steps: Annotated[int, Suppress] = 32  # the command line has steps already
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.core.noise import Noise
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
-from diffsteer.generate.pipelines import rendering, stacked
+from diffsteer.generate.pipelines import open_pipeline, stacked
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.hashing import differences
 from diffsteer.io.shards import MANIFEST, Shard, ShardFolder
@@ -59,7 +59,7 @@ def make(
         raise InputError('the teacher has no guidance: give one to learn from, such as "CFG(6)"')
     if batch < 1 or len(set(seeds)) < len(seeds):
         raise InputError(f"batch={batch}: give at least 1, and each seed once")
-    with rendering(recipe, device) as images:
+    with open_pipeline(recipe, device) as images:
         shape = noise_shape(images.pipe, recipe)
         networks = fingerprint(Model.of(images.pipe).network)
         said = {"networks": networks, "shape": list(shape), "score": scorer}

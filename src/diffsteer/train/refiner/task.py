@@ -17,11 +17,11 @@ from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
-from diffsteer.generate.pipelines import call_of, rendering_by, stacked
+from diffsteer.generate.pipelines import call_of, configured, stacked
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.load import load
 from diffsteer.hf.load import network as guide_network
-from diffsteer.hf.load import pipeline
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import prompts_of
 from diffsteer.refine.metadata import fingerprint
@@ -155,7 +155,7 @@ class RefinerTask(Task):
     def __init__(self, settings: RefinerSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.pipe = pipeline(settings.start, torch.float32)
+        self.pipe = load(settings.start, torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         parts = {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)}
         self.parts = nn.ModuleDict(parts).requires_grad_(False).eval()
@@ -173,10 +173,10 @@ class RefinerTask(Task):
             name, dtype = self.recipe.guide, torch.float32
             guide = guide_network(name, dtype) if name else None
             self.guide = guide and guide.requires_grad_(False).eval()
-            with rendering_by(self.pipe, self.recipe, guide=self.guide):
+            with configured(self.pipe, self.recipe, guide=self.guide):
                 pass  # what it says can be done
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
-            self.source, self.teacher = Online(texts), self.recipe.said
+            self.source, self.teacher = Online(texts), self.recipe.to_dict()
             self.shape = noise_shape(self.pipe, self.recipe)
         self.texts = self.source.prompts()
         require_prompts(self.texts)
@@ -226,7 +226,7 @@ class RefinerTask(Task):
         sampler = "" if flow else self.settings.sampler
         recipe = replace(self.plain, sampler=sampler)
         generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
-        with rendering_by(self.pipe, recipe), steer(self.pipe, refiner=self.refiner):
+        with configured(self.pipe, recipe), steer(self.pipe, refiner=self.refiner):
             output = self.pipe(**call_of(self.pipe, recipe, texts), generator=generators)
         return stacked(output)
 
@@ -241,5 +241,5 @@ class RefinerTask(Task):
 
     def _taught(self, noise: Tensor, texts: list[str]) -> Tensor:
         """What the teacher makes of noise."""
-        with rendering_by(self.pipe, self.recipe, guide=self.guide) as images:
+        with configured(self.pipe, self.recipe, guide=self.guide) as images:
             return sample_from_noise(images, self.recipe, texts, noise)[0].to(noise.device)

@@ -1,0 +1,130 @@
+"""Images of ADM and IDDPM networks, in folders of `diffsteer convert adm`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level
+from diffsteer.core.parse import parse
+from diffsteer.core.sampler import NAMED, Sampler, sample
+from diffsteer.core.schedule import Discrete
+from diffsteer.core.spacing import grid, respaced
+from diffsteer.generate.base import Generator
+from diffsteer.generate.networks import guidance_of, networks_of, require_only
+from diffsteer.generate.options import ADMOptions
+from diffsteer.generate.recipe import Recipe
+from diffsteer.guidance import SAG, Guidance
+from diffsteer.io.device import device_of
+from diffsteer.io.hashing import digest, weights_hash
+from diffsteer.models.adm.checkpoint import AS_PUBLISHED, load, load_classifier
+
+
+class ADMGenerator(Generator):
+    """Makes images with any sampler of ours; opened by `open_generator`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: ADMOptions,
+        guidance: Guidance | None,
+        sampler: Sampler,
+        device: str,
+    ) -> None:
+        self._options, self._sampler, self._device = options, sampler, device
+        self._guidance = AS_PUBLISHED if guidance is None else guidance
+        self._main = load(recipe.model)
+        self._guide = load(recipe.guide) if recipe.guide else None
+        self._classifier = load_classifier(options.classifier) if options.classifier else None
+        nets = {
+            "main": self._main.net,
+            **({"guide": self._guide.net} if self._guide else {}),
+            **({"classifier": self._classifier} if self._classifier else {}),
+        }
+        weights = digest({name: weights_hash(net.to(device)) for name, net in nets.items()})
+        super().__init__(recipe, weights)
+        size = self._main.net.flags.image_size
+        self._shape = (3, size, size)
+        self._levels = _levels(self._main.schedule, recipe, options)
+
+    @torch.no_grad()
+    @override
+    def __call__(self, seeds: Sequence[int]) -> Tensor:
+        denoise = self._main.denoiser(
+            self._guidance,
+            self._classes(seeds),
+            self._classifier,
+            self._guide,
+            self._options.official_head_split,
+        )
+        *_, last = sample(denoise, self._levels, self._shape, seeds, self._sampler, self._device)
+        return ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
+
+    def _classes(self, seeds: Sequence[int]) -> Tensor | None:
+        """Class of each seed, drawn after the noise that sampling begins with."""
+        flags, label = self._main.net.flags, self._options.label
+        count = flags.num_classes if flags.class_cond else 0
+        count = count or (self._classifier.flags.num_classes if self._classifier else 0)
+        if label is not None:
+            return torch.tensor([label] * len(seeds)).to(self._device if count else "cpu")
+        if not count:
+            return None
+        classes = []
+        for seed in seeds:
+            draws = torch.Generator().manual_seed(seed)
+            torch.randn(self._shape, generator=draws)
+            classes.append(torch.randint(count, (), generator=draws))
+        return torch.stack(classes).to(self._device)
+
+    @property
+    @override
+    def key(self) -> dict[str, Any]:
+        options = self._options.to_dict()
+        return {"recipe": self.recipe.to_dict(), "options": options, "weights": self.weights}
+
+    @override
+    def provenance(self, seed: int) -> dict[str, Any]:
+        return self.key
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count the evaluations of the networks until closed."""
+        with ExitStack() as stack:
+            stack.enter_context(self.nfe.counting(self._main.net, "rows"))
+            if self._guide:
+                stack.enter_context(self.nfe.counting(self._guide.net, "rows of the guide"))
+            yield
+
+
+@contextmanager
+def open_adm(recipe: Recipe, options: ADMOptions, device: str) -> Iterator[ADMGenerator]:
+    """Load an ADM network, its guide and its classifier, and make images until closed."""
+    used = ("model", "guidance", "guide", "steps", "sampler", "spacing")
+    require_only(recipe, "ADM", used)
+    guidance = guidance_of(recipe)
+    sampler = parse(recipe.sampler or "Ancestral()", Sampler, named=NAMED)
+    if options.official_head_split and not (
+        guidance and any(isinstance(part, SAG) for part in guidance.parts())
+    ):
+        raise InputError(
+            f"official_head_split does nothing with guidance={recipe.guidance!r}: it is of SAG"
+        )
+    evaluated = "classifier" in networks_of(guidance)
+    if options.classifier and not (evaluated or getattr(sampler, "classifier", None)):
+        raise InputError(
+            f"classifier={options.classifier} does nothing here: give --guidance "
+            '"Classifier(1.0)" or --sampler "Ancestral(classifier=1.0)", or no classifier'
+        )
+    generator = ADMGenerator(recipe, options, guidance, sampler, device_of(device))
+    with generator.counting():
+        yield generator
+
+
+def _levels(schedule: Discrete, recipe: Recipe, options: ADMOptions) -> tuple[Level, ...]:
+    if options.respacing:
+        return respaced(schedule, options.respacing)
+    return grid(schedule, recipe.steps, recipe.spacing)

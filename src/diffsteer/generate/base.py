@@ -1,0 +1,77 @@
+"""The interface of what makes images from seeds, and its count of network evaluations."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.network import put_back
+
+SAMPLE = ("sample", "hidden_states")
+"""Names of the noisy sample among the arguments of networks."""
+
+
+class NFECounter:
+    """Number of network evaluations; a forward pass of a batch of n counts n."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def __call__(self) -> dict[str, float]:
+        """Evaluations since the last call: "rows", and "rows of the guide" where there is one."""
+        counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
+        return {name: float(n) for name, n in counts.items()}
+
+    @contextmanager
+    def counting(self, module: Any, name: str) -> Iterator[None]:
+        """Count the evaluations of a network, below any steering, until closed."""
+        forward, own = module.forward, module.__dict__.get("forward")
+        self._counts[name] = 0
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            x = args[0] if args else kwargs[next(n for n in SAMPLE if n in kwargs)]
+            self._counts[name] += len(x)
+            return forward(*args, **kwargs)
+
+        module.forward = counted
+        try:
+            yield
+        finally:
+            put_back(module, own)
+
+
+class Generator(ABC):
+    """Makes the images of a recipe; `open_generator` opens one.
+
+    Attributes:
+        recipe: Of the images.
+        weights: Hash of all weights as they were loaded, and of a pipeline's scheduler config:
+            another checkpoint under the same name, or another precision, makes other images.
+        nfe: Network evaluations since it was last called, by network.
+    """
+
+    def __init__(self, recipe: Recipe, weights: str) -> None:
+        self.recipe, self.weights = recipe, weights
+        self.nfe = NFECounter()
+
+    @abstractmethod
+    def __call__(self, seeds: Sequence[int]) -> Tensor:
+        """One image a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch."""
+
+    @property
+    @abstractmethod
+    def key(self) -> dict[str, Any]:
+        """All that decides the images, as JSON holds it."""
+
+    @abstractmethod
+    def provenance(self, seed: int) -> dict[str, Any]:
+        """All that decides the image of one seed, as JSON holds it."""
+
+    def metadata(self, seed: int) -> dict[str, Any]:
+        """Provenance as it is written into the image, with the hash of the whole recipe."""
+        whole = replace(self.recipe, options=None)  # options stand beside it
+        return {**self.provenance(seed), "made_by": whole.hash}

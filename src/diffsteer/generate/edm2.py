@@ -1,0 +1,188 @@
+"""Images of EDM2 networks, in folders of `diffsteer convert edm2` and `train`, and of presets."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.core.errors import InputError
+from diffsteer.generate.base import Generator
+from diffsteer.generate.networks import guidance_of, require_only
+from diffsteer.generate.options import EDM2Options
+from diffsteer.generate.recipe import Recipe
+from diffsteer.guidance import Guidance
+from diffsteer.io.device import device_of
+from diffsteer.io.hashing import digest, weights_hash
+from diffsteer.models.edm2.config import read_config
+from diffsteer.models.edm2.generate import decoded, generate, pixels
+from diffsteer.models.edm2.model import EDM2, Checkpoint
+from diffsteer.models.edm2.presets import Net, Preset
+from diffsteer.models.edm2.snapshot import read
+
+SAMPLING = {"sampler": "Heun()", "schedule": "EDM()", "steps": 32}
+"""Of all presets, as their images say it."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """From samples to bytes of images, `(B, 3, H, W)`.
+
+    Attributes:
+        encoder: How images became what the network works on, as its folder says.
+        vae: Decodes latents; None where samples are pixels.
+    """
+
+    encoder: Mapping[str, Any]
+    vae: Any = None
+
+    @classmethod
+    def found(cls, about: Mapping[str, Any], model: Path, models: Path, device: str) -> "Decoder":
+        """Look for the decoder where a run recorded it, then beside the model, then in models.
+
+        Raises:
+            FileNotFoundError: it is in none of them.
+        """
+        encoder = about.get("encoder", {})
+        if encoder.get("kind") != "vae":
+            return cls(encoder)
+        from diffusers import AutoencoderKL
+
+        recorded = Path(str(encoder.get("vae_name") or "sd-vae-ft-mse"))
+        beside = model.absolute().parent / recorded.name
+        places = list(dict.fromkeys((recorded, beside, models / recorded.name)))
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise FileNotFoundError(
+                f"{model} samples latents, and what decodes them is in none of "
+                f"{', '.join(map(str, places))}: put diffusers' AutoencoderKL folder there"
+            )
+        vae = AutoencoderKL.from_pretrained(folder).to(device).eval()
+        vae.requires_grad_(False)
+        return cls(encoder, vae)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Bytes of samples, on the CPU."""
+        if self.vae is None:
+            return pixels(x).cpu()
+        return decoded(x, self.vae, self.encoder["scale"], self.encoder["bias"])
+
+    def weights(self, main: EDM2, guide: EDM2 | None) -> str:
+        """Hash of all weights that decide images: of the networks, and its own."""
+        own = {"decoder": weights_hash(self.vae)} if self.vae is not None else {}
+        return digest({"main": weights_hash(main), "guide": guide and weights_hash(guide), **own})
+
+
+class EDM2Generator(Generator):
+    """Makes images by the official sampling loop; opened by `open_generator`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: EDM2Options,
+        guidance: Guidance | None,
+        nets: tuple[EDM2, EDM2 | None],
+        decode: Decoder,
+    ) -> None:
+        super().__init__(recipe, decode.weights(*nets))
+        self._options, self._guidance, self._decode = options, guidance, decode
+        self._main, self._guide = nets
+
+    @override
+    def __call__(self, seeds: Sequence[int]) -> Tensor:
+        loop = replace(self._options.loop, steps=self.recipe.steps)
+        main, label = self._main, self._options.label
+        return self._decode(generate(main, seeds, self._guidance, self._guide, loop, label))
+
+    @property
+    @override
+    def key(self) -> dict[str, Any]:
+        table, options, recipe = self._options.to_dict(), self._options, self.recipe
+        if not options.preset:
+            return {"recipe": recipe.to_dict(), "options": table, "weights": self.weights}
+        names = {"main": recipe.model, "guide": recipe.guide}
+        stems = {name: Path(path).name.removesuffix(".pkl") for name, path in names.items()}
+        settings: dict[str, Any] = {**stems, "guidance": recipe.guidance, "class": options.label}
+        settings |= {"precision": options.precision, **SAMPLING}
+        return {"model": options.preset, "recipe": settings, "weights": self.weights}
+
+    @override
+    def provenance(self, seed: int) -> dict[str, Any]:
+        return self.key
+
+    @override
+    def metadata(self, seed: int) -> dict[str, Any]:
+        return self.key if self._options.preset else super().metadata(seed)
+
+
+@contextmanager
+def open_edm2(recipe: Recipe, options: EDM2Options, device: str) -> Iterator[EDM2Generator]:
+    """Load an EDM2 network, its guide and its decoder, and make images until closed."""
+    require_only(recipe, "EDM2", ("model", "guidance", "guide", "steps"))
+    guidance, path, where = guidance_of(recipe), Path(recipe.model), device_of(device)
+    if not options.preset and options.models != EDM2Options.models:
+        encoder = read_config(path).get("encoder", {})
+        if encoder.get("kind") != "vae":
+            raise InputError(f"{path} samples pixels: --models, which decodes latents, is not used")
+    main, about = _network(path, options.precision, where)
+    guide = _network(Path(recipe.guide), options.precision, where)[0] if recipe.guide else None
+    decode = Decoder.found(about, path, options.models, where)
+    generator = EDM2Generator(recipe, options, guidance, (main, guide), decode)
+    with ExitStack() as stack:
+        stack.enter_context(generator.nfe.counting(main.unet, "rows"))
+        if guide is not None:
+            stack.enter_context(generator.nfe.counting(guide.unet, "rows of the guide"))
+        yield generator
+
+
+def _network(path: Path, precision: str, device: str) -> tuple[EDM2, Mapping[str, Any]]:
+    """Network of a folder or of an official .pkl, and what else is known of it."""
+    stored = read(path) if path.suffix == ".pkl" else Checkpoint.load(path)
+    net = stored.network().to(device)
+    return net.half() if precision == "official-bit" else net.float(), stored.about
+
+
+def recipe_of_preset(
+    preset: Preset, models: Path, label: int | None = None, precision: str = ""
+) -> Recipe:
+    """Recipe of a published configuration.
+
+    Args:
+        preset: The configuration.
+        models: Folder with its networks, as .pkl files or folders of `diffsteer convert`, and with
+            the decoder of latents; nothing is downloaded.
+        label: Class of all images; None draws one for each seed.
+        precision: As of `EDM2Options`; empty for "official-bit".
+
+    Raises:
+        InputError: a setting is not recorded here and has to be given.
+        FileNotFoundError: a network is not among the models.
+    """
+    options = EDM2Options(
+        label,
+        "f32-clean" if precision == "f32-clean" else "official-bit",
+        preset=preset.name,
+        models=models,
+    )
+    return Recipe(
+        str(_path(models, preset.main)),
+        guidance=preset.guidance(),
+        steps=32,
+        guide=str(_path(models, preset.guide)) if preset.guide else "",
+        options=options,
+    )
+
+
+def _path(models: Path, net: Net) -> Path:
+    folder, pickle = models / net.stem, models / f"{net.stem}.pkl"
+    if folder.is_dir():
+        return folder
+    if pickle.exists():
+        return pickle
+    raise FileNotFoundError(
+        f"neither {folder}/ nor {pickle.name} is in {models}: nothing is downloaded, as no hash of "
+        "the published files is known here; put the file there, or --models FOLDER"
+    )
