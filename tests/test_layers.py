@@ -91,3 +91,9 @@ def test_core_loads_nothing_heavy() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(getattr(diffsteer, name) is not None for name in diffsteer.__all__)
+
+
+def test_version_needs_no_torch() -> None:
+    code = "from diffsteer.cli.main import main\nsys.argv = ['diffsteer', '--version']\nmain()"
+    assert not loaded_after(code) & {"torch", *HEAVY}
+    assert diffsteer.__version__.count(".") == 2

@@ -14,4 +14,8 @@ _renamed.install()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("diffsteer")
     return _renamed.renamed(__name__, name) if name in _renamed.NAMES[__name__] else _find(name)

@@ -20,6 +20,8 @@ from .core.sampler import (
 )
 from .core.schedule import EDM, Cosine, Discrete, Flow, Schedule
 from .core.spacing import SPACINGS, Karras, grid, respaced
+from .generate.generator import open_generator
+from .generate.recipe import Recipe
 from .guidance import (
     APG,
     CFG,
@@ -40,8 +42,26 @@ from .guidance.denoiser import Denoiser, Network
 from .guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, plan, run
 from .guidance.rescale import rescale, rescale_centred
 from .guidance.row_dropout import Dropout
+from .hf.guider import SteerGuider
+from .hf.load import load
+from .hf.scheduler import SteerScheduler
+from .metrics.evaluate import compare
+from .metrics.image_sets import evaluate
+from .refine.refiner import NoiseRefiner
+from .steering import steer
+
+__version__: str
 
 __all__ = [
+    "NoiseRefiner",
+    "Recipe",
+    "SteerGuider",
+    "SteerScheduler",
+    "compare",
+    "evaluate",
+    "load",
+    "open_generator",
+    "steer",
     "APG",
     "Ancestral",
     "Answer",

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -107,6 +108,9 @@ def _require_installed(args: list[str]) -> None:
 def main() -> None:
     """Run a command; a mistake in its input ends in one line, not in a traceback."""
     warnings.showwarning = _show
+    if sys.argv[1:] == ["--version"]:
+        print(f"diffsteer {version('diffsteer')}")
+        return
     try:
         _require_installed(sys.argv[1:])
         app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")

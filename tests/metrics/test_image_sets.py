@@ -1,0 +1,23 @@
+"""Images in memory and in a folder have the same metrics."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import diffsteer
+from diffsteer.metrics.efficientnet import EfficientNetLite0
+
+
+def test_images_in_memory_and_in_a_folder_have_the_same_metrics(tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    fake, real = (torch.randint(256, (12, 3, 32, 32), generator=draws).byte() for _ in range(2))
+    for i, image in enumerate(fake):
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(tmp_path / f"{i:02}.png")
+    extractor = EfficientNetLite0(size=32)
+    memory = diffsteer.evaluate(fake, real, extractor, resamples=20)
+    folder = diffsteer.evaluate(tmp_path, real, extractor, resamples=20)
+    assert memory[0].name == "FD-EfficientNetLite0" and memory[0].interval is not None
+    for a, b in zip(memory, folder, strict=True):
+        assert (a.name, a.n) == (b.name, 12) and a.value == pytest.approx(b.value, 1e-3)
