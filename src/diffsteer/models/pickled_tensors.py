@@ -47,22 +47,22 @@ class Tensors:
         self.budget = budget
         self._storages: dict[int, tuple[bytes, Tensor]] = {}
 
-    def made(self, said: Any, name: str) -> Tensor:
+    def made(self, call: Any, name: str) -> Tensor:
         """Make one tensor, contiguous.
 
         Args:
-            said: What the pickle would have called.
+            call: What the pickle would have called.
             name: Of the tensor, for errors.
 
         Raises:
             CheckpointError: it is no tensor, or lies outside of its data.
         """
-        if isinstance(said, Call) and said.name == PARAMETER:
-            said = said.args[0]
-        if not isinstance(said, Call) or said.name != REBUILD:
+        if isinstance(call, Call) and call.name == PARAMETER:
+            call = call.args[0]
+        if not isinstance(call, Call) or call.name != REBUILD:
             raise CheckpointError(f"{name} is no tensor")
-        offset, size, stride = _shape(said.args[1:4], name)
-        flat = self._storage(said.args[0], name)
+        offset, size, stride = _shape(call.args[1:4], name)
+        flat = self._storage(call.args[0], name)
         count = math.prod(size)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if not 0 < count <= len(flat) or last >= len(flat):
@@ -72,10 +72,10 @@ class Tensors:
             raise CheckpointError(f"{name}: tensors take more than the file holds: refused")
         return torch.as_strided(flat, size, stride, offset).clone()
 
-    def _storage(self, said: Any, name: str) -> Tensor:
-        if not isinstance(said, Call) or said.name != STORAGE:
+    def _storage(self, call: Any, name: str) -> Tensor:
+        if not isinstance(call, Call) or call.name != STORAGE:
             raise CheckpointError(f"{name} has no data")
-        data = said.args[0]
+        data = call.args[0]
         if id(data) not in self._storages:
             try:
                 self._storages[id(data)] = data, storage(data)
@@ -84,9 +84,9 @@ class Tensors:
         return self._storages[id(data)][1]
 
 
-def _shape(said: tuple[Any, ...], name: str) -> tuple[int, Any, Any]:
+def _shape(call: tuple[Any, ...], name: str) -> tuple[int, Any, Any]:
     """Check offset, size and stride before anything is computed of them."""
-    offset, size, stride = said
+    offset, size, stride = call
     fits = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8
     if not fits or not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *size, *stride)):
         raise CheckpointError(
@@ -111,12 +111,12 @@ def storage(data: bytes) -> Tensor:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError("its data are not little-endian")
     names: Allowed = dict.fromkeys(DTYPES, lambda args: False)
-    held = read(file, names, _identified, HEADER)
-    if not isinstance(held, _Held):
+    storage_id = read(file, names, _storage_id, HEADER)
+    if not isinstance(storage_id, _StorageId):
         raise CheckpointError("its data are no storage")
-    if read(file, {}, most=HEADER) != [held.key]:
+    if read(file, {}, most=HEADER) != [storage_id.key]:
         raise CheckpointError("its data hold more than one storage")
-    dtype, count, start = DTYPES[held.kind], held.length, file.tell()
+    dtype, count, start = DTYPES[storage_id.kind], storage_id.length, file.tell()
     if len(data) != start + 8 + count * dtype.itemsize or count < 1:
         raise CheckpointError(f"its data are {len(data) - start} bytes for {count} numbers")
     if struct.unpack_from("<q", data, start) != (count,):
@@ -126,7 +126,7 @@ def storage(data: bytes) -> Tensor:
         return torch.frombuffer(data, dtype=dtype, offset=start + 8)
 
 
-class _Held(NamedTuple):
+class _StorageId(NamedTuple):
     """Data of a tensor: the kind of its numbers, its key, and how many there are."""
 
     kind: str
@@ -134,10 +134,10 @@ class _Held(NamedTuple):
     length: int
 
 
-def _identified(said: Any) -> _Held:
+def _storage_id(value: Any) -> _StorageId:
     """Read the persistent id of a storage."""
-    if isinstance(said, tuple) and len(said) == 6 and said[0] == "storage" and said[5] is None:
-        _, kind, key, _, count, _ = said
+    if isinstance(value, tuple) and len(value) == 6 and value[0] == "storage" and value[5] is None:
+        _, kind, key, _, count, _ = value
         if isinstance(kind, Name) and isinstance(key, str) and type(count) is int:
-            return _Held(kind.name, key, count)
+            return _StorageId(kind.name, key, count)
     raise CheckpointError("its data are no storage")

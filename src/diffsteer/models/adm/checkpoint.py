@@ -1,4 +1,4 @@
-"""ADM and IDDPM checkpoints: read safely, checked, made ready to sample from, converted."""
+"""ADM and IDDPM checkpoints: reading, conversion, and denoisers to sample with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,17 +30,17 @@ AS_PUBLISHED = Clamped()
 
 @dataclass(frozen=True, eq=False)
 class Diffusion:
-    """A network and the noise it was trained with.
+    """Network with its noise schedule and prediction type.
 
     Attributes:
-        net: The network; move it, `diffusion.net.cuda()`, where it is to run.
+        net: The network; move it to its device by `diffusion.net.cuda()`.
     """
 
     net: ADM
 
     @property
     def schedule(self) -> Discrete:
-        """Noise schedule of its training."""
+        """Noise schedule of the training."""
         flags = self.net.flags
         if flags.noise_schedule == "cosine":
             return Discrete.cosine(flags.diffusion_steps)
@@ -49,7 +49,7 @@ class Diffusion:
 
     @property
     def kind(self) -> Prediction:
-        """What it predicts."""
+        """Prediction type."""
         return X0() if self.net.flags.predict_xstart else Eps()
 
     def network(self, official_head_split: bool = False) -> Network:
@@ -85,16 +85,16 @@ class Diffusion:
         """A guided denoiser.
 
         Args:
-            guidance: End yours in `.clamped()` to keep x0 in [-1, 1], as the official code does.
+            guidance: Ends in `.clamped()` to keep x0 in [-1, 1], as the official code does.
                 Without a null class CFG has nothing to go by, and SAG works on="cond".
-            classes: One a sample, `(B,)`, for class-conditional networks and for a classifier.
+            classes: Class of each sample, `(B,)`, for class-conditional networks and classifiers.
             classifier: For `Classifier` and `Ancestral(classifier=...)`.
             guide: A weaker network of the same schedule, for `Auto`.
             official_head_split: As for `network`.
-            max_rows: Most rows of one pass.
+            max_rows: Largest batch of a forward pass.
 
         Raises:
-            ValueError: the network or the classifier needs classes, or other ones, or none.
+            InputError: classes are missing, out of range or not used.
         """
         self._check(classes, classifier)
         nets = {"main": self.network(official_head_split)}
@@ -111,18 +111,17 @@ class Diffusion:
             if flags.class_cond or classifier is not None:
                 raise InputError("a class-conditional network and a classifier need classes, (B,)")
             return
-        told = [flags] if flags.class_cond else []
-        told += [] if classifier is None else [classifier.flags]
-        known = [each.num_classes for each in told]
-        if not known:
+        counts = [flags.num_classes] if flags.class_cond else []
+        counts += [] if classifier is None else [classifier.flags.num_classes]
+        if not counts:
             raise InputError("this network knows no classes, and there is no classifier: give none")
-        if classes.ndim != 1 or not ((classes >= 0) & (classes < min(known))).all():
+        if classes.ndim != 1 or not ((classes >= 0) & (classes < min(counts))).all():
             raise InputError(
-                f"classes={classes.tolist()}: one a sample, from 0 to {min(known) - 1}"
+                f"classes={classes.tolist()}: one a sample, from 0 to {min(counts) - 1}"
             )
 
     def times(self, x: Tensor, level: Level) -> Tensor:
-        """What the network is told of a level, `(B,)`."""
+        """Timesteps for the network at a noise level, `(B,)`."""
         flags = self.net.flags
         scale = 1000 / flags.diffusion_steps if flags.rescale_timesteps else 1.0
         return torch.full((len(x),), level.t.item() * scale, device=x.device)
@@ -147,7 +146,7 @@ def load(path: Path | str, flags: Flags | None = None) -> Diffusion:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it cannot be read, is no such network, or its flags are not known.
+        InputError: it cannot be read, is no such network, or its flags are not known.
     """
     return Diffusion(from_state(*_known(Path(path), flags)))
 
@@ -163,11 +162,7 @@ def load_classifier(path: Path | str, flags: Flags | None = None) -> ADMClassifi
 
 
 def from_state(state: Mapping[str, Tensor], flags: Flags) -> ADM:
-    """Make the denoising network of a state dict.
-
-    Raises:
-        ValueError: its names or shapes are not those of the flags.
-    """
+    """Build the denoising network of a state dict."""
     _require(flags, classifier=False)
     check(state, flags)
     with torch.device("meta"):
@@ -178,7 +173,7 @@ def from_state(state: Mapping[str, Tensor], flags: Flags) -> ADM:
 def _require(flags: Flags, classifier: bool) -> None:
     if flags.classifier != classifier:
         is_, use = ("a classifier", "load_classifier") if flags.classifier else ("no one", "load")
-        raise InputError(f"these are the flags of {is_} of noisy pictures: read it by {use}")
+        raise InputError(f"these are the flags of {is_} of noisy images: read it by {use}")
 
 
 def _filled(net: Net, state: State) -> Net:
@@ -187,9 +182,9 @@ def _filled(net: Net, state: State) -> Net:
 
 
 def _known(path: Path, flags: Flags | None) -> tuple[State, Flags]:
-    """A state dict and its flags: given, of the folder, or of the file name."""
-    state, own = read(path)
-    flags = flags or own or PUBLISHED.get(path.name)
+    """State dict and its flags: given, of the folder, or of the file name."""
+    state, stored_flags = read(path)
+    flags = flags or stored_flags or PUBLISHED.get(path.name)
     if flags is None:
         raise InputError(
             f"{path}: no published checkpoint has this name, so its flags are not known; "
@@ -199,7 +194,7 @@ def _known(path: Path, flags: Flags | None) -> tuple[State, Flags]:
 
 
 def _classes(state: State) -> int:
-    """Classes of a network, by its tensors; 0 if there are none."""
+    """Number of classes by the shapes of tensors; 0 without classes."""
     for name in ("label_emb.weight", "out.2.c_proj.weight"):
         if name in state and state[name].ndim > 0:
             return len(state[name])
@@ -215,27 +210,23 @@ def shapes_of(flags: Flags) -> dict[str, tuple[int, ...]]:
 
 
 def check(state: Mapping[str, Tensor], flags: Flags) -> None:
-    """Compare names and shapes of a state dict with those of a network.
-
-    Raises:
-        ValueError: they differ; names the first few, and published networks that would fit.
-    """
-    want = shapes_of(flags)
-    have = {name: tuple(value.shape) for name, value in state.items()}
-    if have == want:
+    """Raise InputError unless names and shapes are those of the flags; says which flags fit."""
+    expected = shapes_of(flags)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if shapes == expected:
         return
-    wrong = [f"{n} is {have[n]}, not {want[n]}" for n in want if n in have and have[n] != want[n]]
+    both = [n for n in expected if n in shapes and shapes[n] != expected[n]]
     parts = {
-        "missing": [n for n in want if n not in have],
-        "unexpected": [n for n in have if n not in want],
-        "of another shape": wrong,
+        "missing": [n for n in expected if n not in shapes],
+        "unexpected": [n for n in shapes if n not in expected],
+        "of another shape": [f"{n} is {shapes[n]}, not {expected[n]}" for n in both],
     }
-    said = [f"{len(v)} {what} ({_few(v)})" for what, v in parts.items() if v]
-    raise InputError(f"tensors do not fit '{flags}': {'; '.join(said)}; {_guess(state)}")
+    faults = [f"{len(v)} {what} ({_few(v)})" for what, v in parts.items() if v]
+    raise InputError(f"tensors do not fit '{flags}': {'; '.join(faults)}; {_guess(state)}")
 
 
 def convert(source: Path, out: Path, flags: Flags | None = None) -> Flags:
-    """Write a checkpoint as safetensors and JSON; returns its flags.
+    """Write a checkpoint as safetensors and JSON, and return its flags.
 
     Args:
         source: As for `load`; a classifier too.
@@ -244,7 +235,7 @@ def convert(source: Path, out: Path, flags: Flags | None = None) -> Flags:
 
     Raises:
         OSError: there is no such file.
-        ValueError: as `load`, or `out` is there already.
+        InputError: as `load`, or `out` exists.
     """
     state, flags = _known(source, flags)
     check(state, flags)
@@ -257,11 +248,11 @@ def _few(names: list[str]) -> str:
 
 
 def _guess(state: Mapping[str, Tensor]) -> str:
-    """Which published networks have these tensors."""
-    have = {name: tuple(value.shape) for name, value in state.items()}
-    first = have.get("time_embed.0.weight", (0, 0))[-1]
-    near = {name: flags for name, flags in PUBLISHED.items() if flags.num_channels == first}
-    found = [name for name, flags in near.items() if shapes_of(flags) == have]
-    if not found:
+    """Name the published networks with these tensors."""
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    width = shapes.get("time_embed.0.weight", (0, 0))[-1]
+    near = {name: flags for name, flags in PUBLISHED.items() if flags.num_channels == width}
+    names = [name for name, flags in near.items() if shapes_of(flags) == shapes]
+    if not names:
         return "no published ADM or IDDPM network has such tensors"
-    return f"its tensors are those of {', '.join(found)}"
+    return f"its tensors are those of {', '.join(names)}"

@@ -20,37 +20,37 @@ FORMAT = "diffsteer adm 1"
 
 
 def read(path: Path) -> tuple[State, Flags | None]:
-    """Read a state dict, and the flags where the file says them.
+    """State dict, and the flags of a folder.
 
-    Only tensors are read: what else a pickle may hold is refused and never run.
+    Anything but tensors in a pickle is refused and never run.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it cannot be read, or holds anything but tensors by name.
+        InputError: it cannot be read, or holds anything but tensors by name.
     """
     if path.is_dir():
         return _read_folder(path)
     with path.open("rb") as file:
         try:
             _require_stored(file)
-            held = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # what a broken or hostile pickle raises knows no bounds
             reason = str(error).strip().splitlines()
             raise InputError(
                 f"{path} cannot be read as tensors: {_refused(reason)}. A checkpoint of this kind "
                 "holds nothing else; if it is cut short, fetch it again"
             ) from error
-    return _state(held, path), None
+    return _state(content, path), None
 
 
 def _require_stored(file: BinaryIO) -> None:
     """Refuse a zip archive that would unpack to more than it is; other files pass."""
     if file.read(4) == b"PK\x03\x04":
-        left = file.seek(0, 2)
+        budget = file.seek(0, 2)
         with ZipFile(file) as archive:
             for entry in archive.infolist():
-                left -= entry.file_size
-                if entry.compress_type != ZIP_STORED or left < 0:
+                budget -= entry.file_size
+                if entry.compress_type != ZIP_STORED or budget < 0:
                     raise InputError(
                         f"its entry {entry.filename[:100]!r} unpacks {entry.compress_size} bytes "
                         f"to {entry.file_size}, but torch.save compresses nothing: refused"
@@ -64,19 +64,23 @@ def _refused(lines: list[str]) -> str:
     return (named or lines or ["no reason given"])[0].strip()
 
 
-def _state(held: Any, path: Path) -> State:
-    if not isinstance(held, Mapping):
-        raise InputError(f"{path} holds a {type(held).__name__}, not tensors by name")
-    others = [name for name, value in held.items() if not isinstance(value, Tensor)]
-    if others or not held:
-        inner = [n for n in others if isinstance(held[n], Mapping)]
+def _state(content: Any, path: Path) -> State:
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not tensors by name")
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if others or not content:
+        inner = [n for n in others if isinstance(content[n], Mapping)]
         hint = f"; save what is under {inner[0]!r} alone" if inner else ""
-        first = f"{others[0]!r} is a {type(held[others[0]]).__name__}" if others else "it is empty"
+        first = (
+            f"{others[0]!r} is a {type(content[others[0]]).__name__}" if others else "it is empty"
+        )
         raise InputError(f"{path} is no state dict of tensors by name: {first}{hint}")
-    whole = [name for name, value in held.items() if not value.is_floating_point()]
-    if whole:
-        raise InputError(f"{path}: {whole[0]} is {held[whole[0]].dtype}, but weights are floats")
-    return {str(name): value for name, value in held.items()}
+    integers = [name for name, value in content.items() if not value.is_floating_point()]
+    if integers:
+        raise InputError(
+            f"{path}: {integers[0]} is {content[integers[0]].dtype}, but weights are floats"
+        )
+    return {str(name): value for name, value in content.items()}
 
 
 def _read_folder(path: Path) -> tuple[State, Flags]:

@@ -1,4 +1,4 @@
-"""What the official command lines say of an ADM or IDDPM network, by their own names."""
+"""Flags of official ADM and IDDPM command lines, under their own names."""
 
 import shlex
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MULTS = {
     64: "1,2,3,4",
     32: "1,2,2,2",
 }
-"""Multiples of the channels at each resolution, where nothing else is said, by image size."""
+"""Default multiples of the channels at each resolution, by image size."""
 
 WITHOUT_EFFECT = frozenset(
     {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "timestep_respacing"}
@@ -27,13 +27,13 @@ OF_CLASSIFIERS = {
     "classifier_resblock_updown": "resblock_updown",
     "classifier_use_scale_shift_norm": "use_scale_shift_norm",
 }
-"""What the official command lines call the flags of a classifier, and a network's name for it."""
+"""Official names of classifier flags, and those of the same flags of a denoiser."""
 
 CLASSIFIER = {
     **{"classifier": True, "attention_resolutions": "32,16,8"},
     **{"resblock_updown": True, "num_head_channels": 64},
 }
-"""What a classifier is unless its command line says otherwise."""
+"""Defaults of classifiers where they differ from those of denoisers."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Flags:
         num_head_channels: Channels of a head; -1 for `num_heads` heads whatever the channels.
         num_heads_upsample: Heads on the way up; -1 for `num_heads`.
         dropout: In training.
-        class_cond: Whether it is told a class.
+        class_cond: Whether it is class-conditional.
         use_scale_shift_norm: Whether time and class scale and shift the features, or only add.
         resblock_updown: Whether resolutions change in residual blocks, or by convolutions.
         use_new_attention_order: Whether query, key and value are split before heads, or after.
-        learn_sigma: Whether it returns three channels more, its variance.
-        predict_xstart: Whether it returns x0 instead of eps.
+        learn_sigma: Whether it predicts its variance in three more channels.
+        predict_xstart: Whether it predicts x0 instead of eps.
         diffusion_steps: Trained timesteps.
         noise_schedule: "linear" or "cosine".
-        rescale_timesteps: Whether it is told timesteps on the scale of 0 to 1000.
+        rescale_timesteps: Whether its timesteps are scaled to 0 to 1000.
         num_classes: Classes; 1000 in the official code.
-        classifier: Whether it is a classifier of noisy pictures: half of the network and a pool.
+        classifier: Whether it is a classifier of noisy images: the encoder and a pool.
     """
 
     image_size: int = 64
@@ -101,11 +101,7 @@ class Flags:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels at each resolution, from full down.
-
-        Raises:
-            ValueError: nothing is said, and the official code knows nothing for this size.
-        """
+        """Channels at each resolution, from full down."""
         text = self.channel_mult or MULTS.get(self.image_size, "")
         try:
             return tuple(int(float(part) * self.num_channels) for part in text.split(","))
@@ -117,7 +113,7 @@ class Flags:
 
     @property
     def rates(self) -> frozenset[int]:
-        """How often the side is divided where there is attention."""
+        """Downsampling factors at which there is attention."""
         sides = self.attention_resolutions.split(",")
         return frozenset(self.image_size // int(side) for side in sides)
 
@@ -128,23 +124,14 @@ class Flags:
         return self.num_heads_upsample if up and self.num_heads_upsample != -1 else self.num_heads
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> "Flags":
-        """Read flags by name; values may be texts.
-
-        Raises:
-            ValueError: a name is unknown, or a value cannot be.
-        """
+    def of(cls, settings: Mapping[str, Any]) -> "Flags":
+        """Read flags by name; values may be texts."""
         types = {f.name: type(f.default) for f in fields(cls)}
-        unknown = [name for name in said if name not in types and name not in WITHOUT_EFFECT]
+        unknown = [name for name in settings if name not in types and name not in WITHOUT_EFFECT]
         if unknown:
             raise InputError(f"no ADM flag is called {unknown[0]!r}: there are {', '.join(types)}")
-        return cls(
-            **{
-                name: _value(name, value, types[name])
-                for name, value in said.items()
-                if name not in WITHOUT_EFFECT
-            }
-        )
+        known = {name: value for name, value in settings.items() if name in types}
+        return cls(**{name: _value(name, value, types[name]) for name, value in known.items()})
 
     @classmethod
     def parse(cls, text: str) -> "Flags":
@@ -153,50 +140,54 @@ class Flags:
         A line with flags such as --classifier_depth describes a classifier.
 
         Raises:
-            ValueError: as `of`, the text is no such list, or it leaves open what the official codes
-                take differently.
+            InputError: a flag is unknown or invalid, or the text leaves open what the official
+                codes take differently.
         """
         words = shlex.split(text.replace("=", " "))
         names, values = words[::2], words[1::2]
         if len(names) != len(values) or not all(name.startswith("--") for name in names):
             raise InputError(f"{text!r} are no flags: write --image_size 64 --class_cond True")
-        said = {name[2:]: value for name, value in zip(names, values, strict=True)}
-        found = cls.of(_of_classifier(said))
-        if found.diffusion_steps != 1000 and "rescale_timesteps" not in said:
+        settings = {name[2:]: value for name, value in zip(names, values, strict=True)}
+        flags = cls.of(_of_classifier(settings))
+        if flags.diffusion_steps != 1000 and "rescale_timesteps" not in settings:
             raise InputError(
-                f"diffusion_steps={found.diffusion_steps} without rescale_timesteps: the code of "
+                f"diffusion_steps={flags.diffusion_steps} without rescale_timesteps: the code of "
                 "IDDPM rescales unless told not to, that of ADM does not. Add --rescale_timesteps "
                 "True or False"
             )
-        return found
+        return flags
 
     def __str__(self) -> str:
-        """Text that `parse` reads back; defaults are left out where it does not ask for them."""
-        said = {f.name: getattr(self, f.name) for f in fields(self)}
-        given = {f.name: f.default for f in fields(self)}
+        """Text that `parse` reads back, without defaults that it does not require."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        defaults = {f.name: f.default for f in fields(self)}
         if self.diffusion_steps != 1000:
-            del given["rescale_timesteps"]
-        return " ".join(f"--{n} {value}" for n, value in said.items() if value != given.get(n))
+            del defaults["rescale_timesteps"]
+        return " ".join(
+            f"--{n} {value}" for n, value in settings.items() if value != defaults.get(n)
+        )
 
 
-def _of_classifier(said: dict[str, str]) -> dict[str, Any]:
-    """Flags by a network's names, where they have those of a classifier; else as they are."""
-    if not any(name.startswith("classifier_") for name in said):
-        return said
-    if said.get("classifier_pool", "attention") != "attention":
+def _of_classifier(settings: dict[str, str]) -> dict[str, Any]:
+    """Flags of a classifier under the names of a denoiser; others unchanged."""
+    if not any(name.startswith("classifier_") for name in settings):
+        return settings
+    if settings.get("classifier_pool", "attention") != "attention":
         raise InputError(
-            f"classifier_pool={said['classifier_pool']!r}: published ones are read, attention"
+            f"classifier_pool={settings['classifier_pool']!r}: published ones are read, attention"
         )
     unneeded = ("classifier_pool", "classifier_use_fp16")
-    own = {OF_CLASSIFIERS.get(n, n): value for n, value in said.items() if n not in unneeded}
-    both = [n for n, name in OF_CLASSIFIERS.items() if n in said and name in said]
-    if both or not _value("classifier", said.get("classifier", True), bool):
+    renamed = {
+        OF_CLASSIFIERS.get(n, n): value for n, value in settings.items() if n not in unneeded
+    }
+    both = [n for n, name in OF_CLASSIFIERS.items() if n in settings and name in settings]
+    if both or not _value("classifier", settings.get("classifier", True), bool):
         other = OF_CLASSIFIERS[both[0]] if both else "classifier False"
         raise InputError(
             f"{both[0] if both else 'flags of a classifier'} beside {other}: these are of two "
             "networks; give the flags of the one that is read"
         )
-    return CLASSIFIER | own
+    return CLASSIFIER | renamed
 
 
 def _value(name: str, value: Any, kind: type) -> Any:

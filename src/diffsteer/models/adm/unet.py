@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         least = 2 ** (len(self.flags.widths) - 1)
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % least or x.shape[3] % least:
             raise InputError(
-                f"pictures of shape {tuple(x.shape)}: this network takes (B, 3, H, W) with sides "
+                f"images must have shape (B, 3, H, W), got {tuple(x.shape)}, with sides "
                 f"that are multiples of {least}"
             )
         left = []

@@ -70,11 +70,11 @@ def read(path: Path) -> Checkpoint:
         about = {"encoder": _encoder(top.get("encoder"))}
         if (loss := top.get("loss_fn")) is not None:
             about["loss"] = _plain(_items(_state(loss, "loss_fn").get("_init_kwargs"), "loss_fn"))
-        found = Checkpoint(config, _Walk(path.stat().st_size).state_dict(top["ema"]), about)
-        found.check()
+        checkpoint = Checkpoint(config, _Walk(path.stat().st_size).state_dict(top["ema"]), about)
+        checkpoint.check()
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return found
+    return checkpoint
 
 
 def convert(source: Path, folder: Path) -> Checkpoint:
@@ -84,11 +84,12 @@ def convert(source: Path, folder: Path) -> Checkpoint:
         CheckpointError: as `read`; nothing is written then.
         FileExistsError: the folder is there already.
     """
-    found = read(source)
+    checkpoint = read(source)
     origin = {"file": source.name, "sha256": file_hash(source)}
-    found = Checkpoint(found.config, found.tensors, {**found.about, "source": origin})
-    found.save(folder)
-    return found
+    about = {**checkpoint.about, "source": origin}
+    checkpoint = Checkpoint(checkpoint.config, checkpoint.tensors, about)
+    checkpoint.save(folder)
+    return checkpoint
 
 
 class _Walk:
@@ -96,7 +97,7 @@ class _Walk:
 
     def __init__(self, budget: int) -> None:
         self.tensors = tensors.Tensors(budget)
-        self.found: dict[str, Tensor] = {}
+        self.state: dict[str, Tensor] = {}
         self.parts = 0
         self.seen: set[int] = set()
 
@@ -111,29 +112,29 @@ class _Walk:
             for name, value in self._group(state, group).items():
                 if value is not None:
                     full = f"{prefix}{name}"
-                    self.found[full] = self.tensors.made(value, full[:100])
+                    self.state[full] = self.tensors.made(value, full[:100])
         for name, child in self._group(state, "_modules").items():
             if child is not None:
                 self.state_dict(child, f"{prefix}{name}.", depth + 1)
-        return self.found
+        return self.state
 
     def _group(self, state: Mapping[str, Any], group: str) -> Mapping[str, Any]:
         """Parts of a module, which are counted; absent ones too, since a file may repeat them."""
-        found = _items(state.get(group), group)
-        self.parts += len(found)
+        parts = _items(state.get(group), group)
+        self.parts += len(parts)
         if self.parts > MOST_PARTS:
             raise CheckpointError(f"more than {MOST_PARTS:,} modules and tensors: refused")
-        for name in found:
+        for name in parts:
             _require_name(name)
-        return found
+        return parts
 
 
-def _state(said: Any, what: str) -> Mapping[str, Any]:
+def _state(tree: Any, what: str) -> Mapping[str, Any]:
     """State of an object, whose source text is passed over."""
-    if isinstance(said, Call) and said.name == PERSISTENT:
-        return _items(_items(said.args[0], what).get("state"), what)
-    if isinstance(said, Call) and said.name in (MODULES, SEQUENCE):
-        return _items(said.state, what)
+    if isinstance(tree, Call) and tree.name == PERSISTENT:
+        return _items(_items(tree.args[0], what).get("state"), what)
+    if isinstance(tree, Call) and tree.name in (MODULES, SEQUENCE):
+        return _items(tree.state, what)
     raise CheckpointError(f"{what[:100]} is no module: no EDM2 snapshot")
 
 
@@ -142,19 +143,19 @@ def _require_name(name: Any) -> None:
         raise CheckpointError(f"{str(name)[:100]} is no name of a network's part: refused")
 
 
-def _items(said: Any, what: str) -> Mapping[str, Any]:
+def _items(tree: Any, what: str) -> Mapping[str, Any]:
     """Items of a dictionary of any of the allowed kinds."""
-    if isinstance(said, dict):
-        return said
-    if isinstance(said, Call) and said.name in (DICT, "collections.OrderedDict"):
-        return said.items
+    if isinstance(tree, dict):
+        return tree
+    if isinstance(tree, Call) and tree.name in (DICT, "collections.OrderedDict"):
+        return tree.items
     raise CheckpointError(f"{what[:100]} is no dictionary: no EDM2 snapshot")
 
 
-def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers, short texts and lists of numbers; refuses all else."""
-    found: dict[str, Any] = {}
-    for name, value in said.items():
+    plain: dict[str, Any] = {}
+    for name, value in mapping.items():
         _require_name(name)
         listed = isinstance(value, list | tuple) and len(value) <= 100
         for one in value if listed else [value]:
@@ -162,15 +163,15 @@ def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
             number = isinstance(one, int | float) and abs(one) < 1e300
             if not (one is None or text or number):
                 raise CheckpointError(f"{name} is no plain value: refused")
-        found[name] = list(value) if listed else value
-    return found
+        plain[name] = list(value) if listed else value
+    return plain
 
 
-def _encoder(said: Any) -> dict[str, Any]:
+def _encoder(tree: Any) -> dict[str, Any]:
     """How images become what the network works on: "rgb", or "vae" with factors by channel."""
-    if said is None:
+    if tree is None:
         return {"kind": "rgb"}
-    state = _state(said, "encoder")
+    state = _state(tree, "encoder")
     numbers = {name: state[name] for name in ("scale", "bias") if name in state}
     if not numbers:
         return {"kind": "rgb"}
@@ -179,14 +180,14 @@ def _encoder(said: Any) -> dict[str, Any]:
     return {"kind": "vae", **_plain(name), **{k: _array(v, k) for k, v in numbers.items()}}
 
 
-def _array(said: Any, name: str) -> list[float]:
+def _array(tree: Any, name: str) -> list[float]:
     """A few numbers of a numpy array, or of a list."""
-    if isinstance(said, list | tuple):
-        found: list[float] = _plain({name: said})[name]
-        return found
-    if not isinstance(said, Call) or said.name not in ARRAYS or not isinstance(said.state, tuple):
+    if isinstance(tree, list | tuple):
+        numbers: list[float] = _plain({name: tree})[name]
+        return numbers
+    if not isinstance(tree, Call) or tree.name not in ARRAYS or not isinstance(tree.state, tuple):
         raise CheckpointError(f"encoder {name} is no array")
-    *_, dtype, _, data = said.state
+    *_, dtype, _, data = tree.state
     kind = str(dtype.args[0]).strip("<=|") if isinstance(dtype, Call) and dtype.args else ""
     if kind not in NUMBERS or not isinstance(data, bytes) or len(data) > 8192:
         raise CheckpointError(f"encoder {name} is no array of numbers")
