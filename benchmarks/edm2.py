@@ -117,7 +117,7 @@ def agreement() -> None:
                 ]  # fmt: skip
                 levels, share = grid(EDM(), steps), min(churn / steps, math.sqrt(2) - 1)
                 denoiser = Denoiser(nets, conds, Preconditioned(), Auto(weight))
-                heun = Heun(gamma=share, lo=0.05, hi=50)
+                heun = Heun(gamma=share, s_min=0.05, s_max=50)
                 *_, exact = heun(levels[0].sigma * x, levels, denoiser, Noise([0, 1]))
                 same = Loop(steps, s_churn=churn, s_min=0.05, s_max=50)(
                     x, guided(good, bad, conds, Auto(weight)), partial(Noise([0, 1]), x)

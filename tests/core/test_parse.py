@@ -24,6 +24,13 @@ def test_round_trip_of_every_eta(eta: float) -> None:
     assert parse(repr(DDIM(eta)), Sampler) == DDIM(eta)
 
 
+def test_churn_by_its_names_of_the_last_version() -> None:
+    new = Heun(0.1, s_min=0.05, s_max=50.0, s_noise=1.003)
+    assert repr(new).startswith("Heun(gamma=0.1, s_min=0.05, s_max=50.0, s_noise=1.003, schedule=")
+    with pytest.warns(DeprecationWarning, match="lo is s_min now"):
+        assert parse("Heun(gamma=0.1, lo=0.05, hi=50.0, swell=1.003)", Sampler) == new
+
+
 def test_short_forms() -> None:
     assert parse("DDIM", Sampler) == DDIM()
     assert parse(" DDIM(0.5) ", Sampler) == DDIM(0.5)

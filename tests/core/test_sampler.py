@@ -337,7 +337,9 @@ def test_eps_at_zero_snr_raises(sampler: Sampler) -> None:
         last(sampler(Z, grid(SD0, 10), lambda x, lv: Eps().solve(x, x, lv)[0]))
 
 
-@pytest.mark.parametrize("sampler", [*ALL, Heun(gamma=0.2, lo=0.1, hi=10, schedule=SD0)], ids=repr)
+@pytest.mark.parametrize(
+    "sampler", [*ALL, Heun(gamma=0.2, s_min=0.1, s_max=10, schedule=SD0)], ids=repr
+)
 def test_a_seed_means_one_sample(sampler: Sampler) -> None:
     """Alone or in a batch, in any order; kernels may differ in the last bits."""
 
@@ -367,7 +369,7 @@ def test_steps_as_they_happen() -> None:
     assert [s.done for s in trace(DDIM(), Z, grid(SD0, 4), net)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("sampler", [*ALL, Heun(0.1, hi=10, schedule=SD0)], ids=repr)
+@pytest.mark.parametrize("sampler", [*ALL, Heun(0.1, s_max=10, schedule=SD0)], ids=repr)
 def test_nothing_reads_the_sample(sampler: Sampler) -> None:
     """On a meta device nothing can be read: no step waits for a device."""
     x = torch.empty(2, 3, device="meta")
@@ -426,7 +428,7 @@ def test_churn_on_a_discrete_schedule_keeps_the_distribution() -> None:
         return torch.randn(like.shape, generator=gen)
 
     x = last(
-        Heun(0.1, hi=10.0, schedule=SD0)(noise(torch.empty(n, 1)), grid(SD0, 200), data, noise)
+        Heun(0.1, s_max=10.0, schedule=SD0)(noise(torch.empty(n, 1)), grid(SD0, 200), data, noise)
     )
     assert x.mean().item() == pytest.approx(0.9, abs=0.02)  # 4 standard errors: 0.014
     assert x.std().item() == pytest.approx(0.5, rel=0.03)
@@ -436,11 +438,11 @@ def test_churn_errors() -> None:
     with pytest.raises(ValueError, match="churn needs the schedule of the levels"):
         last(Heun(0.1)(Z, grid(SD, 5), Gaussian()))
     with pytest.raises(ValueError, match="churn needs the schedule of the levels"):
-        last(Heun(0.1, hi=10, schedule=Discrete.linear())(Z, grid(SD, 5), Gaussian()))
-    for bad in ({"lo": 2, "hi": 1}, {"lo": math.nan}, {"swell": -1}, {"schedule": EDM}):
-        with pytest.raises(ValueError, match="churn between|standard deviation|no schedule"):
+        last(Heun(0.1, s_max=10, schedule=Discrete.linear())(Z, grid(SD, 5), Gaussian()))
+    for bad in ({"s_min": 2, "s_max": 1}, {"s_min": math.nan}, {"s_noise": -1}, {"schedule": EDM}):
+        with pytest.raises(ValueError, match="0 <= s_min|finite number >= 0|schedule must be"):
             Heun(0.1, **bad)
-    with pytest.raises(ValueError, match="lower `hi`"):
+    with pytest.raises(ValueError, match="lower s_max"):
         last(Heun(0.1, schedule=SD)(Z, grid(SD, 5), Gaussian()))
     with pytest.raises(ValueError, match=r"min\(S_churn / steps"):
         Heun(40)

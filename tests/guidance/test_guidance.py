@@ -1,7 +1,7 @@
 """Guidances and the engine against closed forms on Gaussians."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ from diffsteer import (
 )
 from diffsteer.core.oracle import Gaussian, Mixture
 from diffsteer.core.parse import subclasses
-from diffsteer.guidance.base import Rescaled, Within
+from diffsteer.guidance.base import Rescaled, Within, composable
 
 F64 = torch.float64
 Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]
@@ -613,3 +613,38 @@ def test_both_evaluations_of_a_step_belong_to_it() -> None:
     watched = Network(lambda x, *rest: rows.append(len(x)) or call(x, *rest))
     list(Heun()(80 * Z, levels, replace(made, nets={"main": watched})))
     assert rows == [5, 5, 10, 10, 5, 5, 5]
+
+
+@composable("halved")
+@dataclass(frozen=True, repr=False)
+class Halved(Guidance):
+    """A wrapper as a user would write it."""
+
+    inner: Guidance
+    times: int = 1
+
+    def shift(self, at):
+        return 0.5**self.times * (yield from self.inner.shift(at))
+
+
+def test_a_users_wrapper_is_a_method_in_python_and_in_texts() -> None:
+    made = CFG(3).halved(2).within(0, 5)
+    assert made == Within(Halved(CFG(3), 2), 0.0, 5.0)
+    assert repr(made) == "CFG(3).halved(times=2).within(0.0, 5.0)"
+    assert parse(repr(made), Guidance) == made
+    both = Halved(CFG(3) + PAG(1))
+    assert repr(both) == "(CFG(3) + PAG(1)).halved()" and parse(repr(both), Guidance) == both
+
+
+def test_a_chain_that_parses_prints() -> None:
+    text = "CFG(2)" + ".over(0, 9)" * 300
+    assert repr(parse(text, Guidance)) == text
+    deep = CFG(2)
+    for _ in range(3000):
+        deep = deep.over(0, 9)
+    assert repr(deep) == "CFG(2)" + ".over(0, 9)" * 3000
+
+
+def test_errors_name_the_class_and_the_field() -> None:
+    with pytest.raises(ValueError, match="^CFG: scale must be a finite number, got inf$"):
+        CFG(math.inf)

@@ -16,7 +16,8 @@ NODES = (
     *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword),
     *(ast.UnaryOp, ast.USub, ast.UAdd, ast.BinOp, ast.Add, ast.Mult, ast.Attribute),
 )
-METHODS = frozenset({"clamped", "within", "over", "rescaled"})
+METHODS: set[str] = set()
+"""Methods that a text may call, such as `within`; wrappers register theirs."""
 LONGEST = 10_000
 
 

@@ -5,15 +5,17 @@ degraded in the same way, and did not help a network that was not.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import Finite, Name, Rule
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Noise
-from diffsteer.guidance.base import Guidance, extrapolate, finite, named
+from diffsteer.guidance.base import Guidance, extrapolate
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 from diffsteer.guidance.row_dropout import Dropout
 
@@ -30,13 +32,9 @@ class Auto(Guidance):
     Source: Karras et al. 2024, eq. 3, https://arxiv.org/abs/2406.02507.
     """
 
-    scale: float
-    net: str = "guide"
-    on: str = "cond"
-
-    def __post_init__(self) -> None:
-        finite(self, "scale")
-        named(self, "net", "on")
+    scale: Finite
+    net: Name = "guide"
+    on: Name = "cond"
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -59,15 +57,9 @@ class AutoDropout(Guidance):
     Source: Karras et al. 2024, section 4, https://arxiv.org/abs/2406.02507.
     """
 
-    scale: float
-    p: float = 0.1
-    on: str = "cond"
-
-    def __post_init__(self) -> None:
-        finite(self, "scale", "p")
-        named(self, "on")
-        if not 0 < self.p < 1:
-            raise InputError(f"AutoDropout: p={self.p} is no share to drop: give 0 < p < 1")
+    scale: Finite
+    p: Annotated[Finite, Rule("a share in ]0, 1[", lambda p: 0 < p < 1)] = 0.1
+    on: Name = "cond"
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -94,15 +86,9 @@ class AutoNoise(Guidance):
     Source: Karras et al. 2024, section 4, https://arxiv.org/abs/2406.02507.
     """
 
-    scale: float
-    noise: float = 0.1
-    on: str = "cond"
-
-    def __post_init__(self) -> None:
-        finite(self, "scale", "noise")
-        named(self, "on")
-        if not self.noise > 0:
-            raise InputError(f"AutoNoise: noise={self.noise} adds none: give a share > 0")
+    scale: Finite
+    noise: Annotated[Finite, Rule("a share > 0", lambda noise: noise > 0)] = 0.1
+    on: Name = "cond"
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:

@@ -1,15 +1,22 @@
-"""What a guidance is, and how guidances combine."""
+"""Guidance: x0 of the prompt plus a shift; shifts add, scale and nest.
+
+guided x0 = x0(cond) + sum_i shift_i(x, level)
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
+from itertools import chain
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import Finite, Rule, Share, Whole, check_fields
+from diffsteer.core.parse import METHODS
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries, lockstep
 from diffsteer.guidance.rescale import rescale, rescale_centred
 
@@ -20,6 +27,12 @@ class Guidance(ABC):
     Guidances add (`CFG(5) + PAG(3)`), scale (`2 * PAG(3)`) and limit (`.within`, `.over`). Their
     text is their value: `parse(repr(g), Guidance) == g`.
     """
+
+    method: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the annotated fields."""
+        check_fields(self)
 
     @abstractmethod
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -34,8 +47,8 @@ class Guidance(ABC):
 
     def __add__(self, other: "Guidance") -> "Guidance":
         """Apply both."""
-        mine, theirs = ((g.terms if isinstance(g, Sum) else (g,)) for g in (self, other))
-        return Sum((*mine, *theirs))
+        terms = ((g.terms if isinstance(g, Sum) else (g,)) for g in (self, other))
+        return Sum(tuple(chain(*terms)))
 
     def __rmul__(self, factor: float) -> "Guidance":
         """Scale what it adds."""
@@ -68,12 +81,23 @@ class Guidance(ABC):
 
     def __repr__(self) -> str:
         """Text that `parse` reads back; fields at their defaults are left out."""
-        said = [
+        calls, core = "", self
+        while core.method and isinstance(inner := getattr(core, "inner", None), Guidance):
+            calls = f".{core.method}({', '.join(core._settings('inner'))}){calls}"
+            if isinstance(inner, Sum | Scaled):
+                return f"({inner!r}){calls}"
+            core = inner  # in a loop: a text may chain more calls than Python nests
+        return f"{core._text()}{calls}"
+
+    def _text(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._settings())})"
+
+    def _settings(self, *omitted: str) -> list[str]:
+        return [
             f"{f.name}={value!r}" if f.kw_only or f.default is not MISSING else repr(value)
             for f in fields(self)  # type: ignore[arg-type]
-            if (value := getattr(self, f.name)) != f.default
+            if f.name not in omitted and (value := getattr(self, f.name)) != f.default
         ]
-        return f"{type(self).__name__}({', '.join(said)})"
 
 
 def extrapolate(at: GuidanceState, factor: float, good: Branch, bad: Branch) -> Queries[Tensor]:
@@ -88,68 +112,41 @@ def extrapolate(at: GuidanceState, factor: float, good: Branch, bad: Branch) -> 
     return factor * (better.x0 - worse.x0)
 
 
-def finite(guidance: Guidance, *names: str) -> None:
-    """Check that the fields of a guidance are finite numbers.
+W = TypeVar("W", bound=type[Guidance])
 
-    Raises:
-        ValueError: one is not.
+
+def composable(method: str) -> Callable[[W], W]:
+    """Make a wrapper, a dataclass with a guidance `inner` first, a method of every guidance.
+
+    `@composable("smoothed") class Smoothed(Guidance)` makes `CFG(5).smoothed(2)` mean
+    `Smoothed(CFG(5), 2)`, in Python and in texts; its own text is the method's.
     """
-    _require(
-        guidance,
-        names,
-        lambda value: isinstance(value, int | float) and math.isfinite(value),
-        "a finite number",
-    )
+
+    def register(wrapper: W) -> W:
+        wrapper.method = method
+        METHODS.add(method)
+        make: Callable[..., Guidance] = wrapper
+        if not hasattr(Guidance, method):
+            setattr(Guidance, method, lambda self, *args, **kwargs: make(self, *args, **kwargs))
+        return wrapper
+
+    return register
 
 
-def named(guidance: Guidance, *names: str) -> None:
-    """Check that the fields of a guidance are names: of a layer, a network, a condition.
-
-    Raises:
-        ValueError: one is not.
-    """
-    _require(guidance, names, lambda value: isinstance(value, str) and value != "", "a name")
-
-
-def whole(guidance: Guidance, *names: str) -> None:
-    """Check that the fields of a guidance are whole numbers.
-
-    Raises:
-        ValueError: one is not.
-    """
-    _require(
-        guidance,
-        names,
-        lambda value: isinstance(value, int) and not isinstance(value, bool),
-        "a whole number",
-    )
-
-
-def _require(
-    guidance: Guidance, names: tuple[str, ...], fits: Callable[[object], bool], wanted: str
-) -> None:
-    for name in names:
-        value = getattr(guidance, name)
-        if not fits(value):
-            raise InputError(f"{type(guidance).__name__}: {name}={value!r} must be {wanted}")
-
-
-def _guidance(inner: object) -> None:
-    if not isinstance(inner, Guidance):
-        raise InputError(f"{inner!r} is no guidance that could be changed")
+Inner = Annotated[Guidance, Rule("a guidance", lambda value: isinstance(value, Guidance))]
 
 
 @dataclass(frozen=True, repr=False)
 class Sum(Guidance):
     """Several guidances, each as if alone, in as few evaluations as all of them need together."""
 
-    terms: tuple[Guidance, ...]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.terms, tuple) or not all(
-            isinstance(g, Guidance) for g in self.terms
-        ):
-            raise InputError(f"a sum is of guidances, not of {self.terms!r}")
+    terms: Annotated[
+        tuple[Guidance, ...],
+        Rule(
+            "a tuple of guidances",
+            lambda terms: isinstance(terms, tuple) and all(isinstance(g, Guidance) for g in terms),
+        ),
+    ]
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -157,7 +154,7 @@ class Sum(Guidance):
         return torch.stack(shifts).sum(dim=0)
 
     @override
-    def __repr__(self) -> str:
+    def _text(self) -> str:
         return " + ".join(map(repr, self.terms))
 
 
@@ -165,12 +162,8 @@ class Sum(Guidance):
 class Scaled(Guidance):
     """A guidance times a number; 0 costs nothing."""
 
-    inner: Guidance
-    factor: float
-
-    def __post_init__(self) -> None:
-        _guidance(self.inner)
-        finite(self, "factor")
+    inner: Inner
+    factor: Finite
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -179,10 +172,14 @@ class Scaled(Guidance):
         return self.factor * (yield from self.inner.shift(at))
 
     @override
-    def __repr__(self) -> str:
-        return f"{self.factor} * {_enclosed(self.inner)}"
+    def _text(self) -> str:
+        inner = repr(self.inner)
+        return f"{self.factor} * " + (
+            f"({inner})" if isinstance(self.inner, Sum | Scaled) else inner
+        )
 
 
+@composable("within")
 @dataclass(frozen=True, repr=False)
 class Within(Guidance):
     """A guidance in an interval of noise, lo < sigma / alpha <= hi.
@@ -193,12 +190,12 @@ class Within(Guidance):
     Source: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724.
     """
 
-    inner: Guidance
+    inner: Inner
     lo: float
     hi: float
 
     def __post_init__(self) -> None:
-        _guidance(self.inner)
+        super().__post_init__()
         if not 0 <= self.lo < self.hi:
             raise InputError(
                 f"within({self.lo}, {self.hi}) holds no noise: give 0 <= lo < hi in sigma/alpha"
@@ -210,22 +207,18 @@ class Within(Guidance):
             return torch.zeros_like(at.x)
         return (yield from self.inner.shift(at))
 
-    @override
-    def __repr__(self) -> str:
-        return f"{_enclosed(self.inner)}.within({self.lo}, {self.hi})"
 
-
+@composable("over")
 @dataclass(frozen=True, repr=False)
 class Over(Guidance):
     """A guidance in some steps, start <= step < stop."""
 
-    inner: Guidance
-    start: int
-    stop: int
+    inner: Inner
+    start: Whole
+    stop: Whole
 
     def __post_init__(self) -> None:
-        _guidance(self.inner)
-        whole(self, "start", "stop")
+        super().__post_init__()
         if not 0 <= self.start < self.stop:
             raise InputError(
                 f"over({self.start}, {self.stop}) holds no step: give 0 <= start < stop"
@@ -237,11 +230,8 @@ class Over(Guidance):
             return torch.zeros_like(at.x)
         return (yield from self.inner.shift(at))
 
-    @override
-    def __repr__(self) -> str:
-        return f"{_enclosed(self.inner)}.over({self.start}, {self.stop})"
 
-
+@composable("rescaled")
 @dataclass(frozen=True, repr=False)
 class Rescaled(Guidance):
     """A guidance whose output is brought back to the spread of the prompt alone.
@@ -251,14 +241,9 @@ class Rescaled(Guidance):
     Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
     """
 
-    inner: Guidance
-    phi: float
+    inner: Inner
+    phi: Share
     centred: bool = False
-
-    def __post_init__(self) -> None:
-        _guidance(self.inner)
-        if not 0 <= self.phi <= 1:
-            raise InputError(f"phi={self.phi} is no share of rescaling: give 0 (none) to 1 (all)")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -268,12 +253,8 @@ class Rescaled(Guidance):
         guided = at.kind.output_for_x0(at.x, cond.x0 + shift, at.level)
         return at.kind.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0
 
-    @override
-    def __repr__(self) -> str:
-        centred = ", centred=True" if self.centred else ""
-        return f"{_enclosed(self.inner)}.rescaled({self.phi}{centred})"
 
-
+@composable("clamped")
 @dataclass(frozen=True, repr=False)
 class Clamped(Guidance):
     """A guidance, or none, whose guided x0 is kept within -limit and limit.
@@ -281,15 +262,10 @@ class Clamped(Guidance):
     What is added to it is not clamped: `SAG(0.1).clamped() + Classifier(0.5)`.
     """
 
-    inner: Guidance | None = None
-    limit: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.inner is not None:
-            _guidance(self.inner)
-        finite(self, "limit")
-        if self.limit <= 0:
-            raise InputError(f"clamped({self.limit}) leaves no image: give a limit > 0")
+    inner: Annotated[
+        Guidance | None, Rule("a guidance or None", lambda g: g is None or isinstance(g, Guidance))
+    ] = None
+    limit: Annotated[Finite, Rule("a number > 0", lambda limit: limit > 0)] = 1.0
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -298,11 +274,5 @@ class Clamped(Guidance):
         return (cond.x0 + shift).clamp(-self.limit, self.limit) - cond.x0
 
     @override
-    def __repr__(self) -> str:
-        if self.inner is None:
-            return f"Clamped(limit={self.limit})"
-        return f"{_enclosed(self.inner)}.clamped({self.limit})"
-
-
-def _enclosed(inner: Guidance) -> str:
-    return f"({inner!r})" if isinstance(inner, Sum | Scaled) else repr(inner)
+    def _settings(self, *omitted: str) -> list[str]:
+        return [repr(self.limit) if omitted else f"limit={self.limit!r}"]

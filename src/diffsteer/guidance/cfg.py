@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
-from diffsteer.guidance.base import Guidance, extrapolate, finite, whole
+from diffsteer.core.fields import Count, Finite, Positive
+from diffsteer.guidance.base import Guidance, extrapolate
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
@@ -21,10 +21,7 @@ class CFG(Guidance):
     Source: Ho & Salimans 2022, eq. 6 with w = scale - 1, https://arxiv.org/abs/2207.12598.
     """
 
-    scale: float
-
-    def __post_init__(self) -> None:
-        finite(self, "scale")
+    scale: Finite
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -46,16 +43,9 @@ class APG(Guidance):
     Source: Sadat et al. 2024, https://arxiv.org/abs/2410.02416.
     """
 
-    scale: float
-    parallel: float = 0.0
-    norm: float = float("inf")
-
-    def __post_init__(self) -> None:
-        finite(self, "scale", "parallel")
-        if not self.norm > 0:
-            raise InputError(
-                f"APG: norm={self.norm!r} must be > 0; inf leaves the difference as it is"
-            )
+    scale: Finite
+    parallel: Finite = 0.0
+    norm: Positive = float("inf")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -81,14 +71,8 @@ class CFGZero(Guidance):
     Source: Fan et al. 2025, https://arxiv.org/abs/2503.18886.
     """
 
-    scale: float
-    zero: int = 1
-
-    def __post_init__(self) -> None:
-        finite(self, "scale")
-        whole(self, "zero")
-        if self.zero < 0:
-            raise InputError(f"CFGZero: zero={self.zero} steps cannot be: give 0 or more")
+    scale: Finite
+    zero: Count = 1
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:

@@ -9,8 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import Finite, Name
 from diffsteer.core.level import Level, broadcast_like
-from diffsteer.guidance.base import Guidance, finite, named
+from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
@@ -32,13 +33,9 @@ class Classifier(Guidance):
     Source: Dhariwal & Nichol 2021, eq. 14, https://arxiv.org/abs/2105.05233.
     """
 
-    scale: float
-    net: str = "classifier"
-    on: str = "cond"
-
-    def __post_init__(self) -> None:
-        finite(self, "scale")
-        named(self, "net", "on")
+    scale: Finite
+    net: Name = "classifier"
+    on: Name = "cond"
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:

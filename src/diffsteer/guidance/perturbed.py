@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.fields import Finite, Name, Positive
 from diffsteer.guidance.attention_taps import BlurQuery, Identity
-from diffsteer.guidance.base import Guidance, extrapolate, finite, named
+from diffsteer.guidance.base import Guidance, extrapolate
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
@@ -23,13 +23,9 @@ class PAG(Guidance):
     Source: Ahn et al. 2024, eq. 12, https://arxiv.org/abs/2403.17377.
     """
 
-    scale: float
-    layer: str = "mid"
-    on: str = "cond"
-
-    def __post_init__(self) -> None:
-        finite(self, "scale")
-        named(self, "layer", "on")
+    scale: Finite
+    layer: Name = "mid"
+    on: Name = "cond"
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -50,18 +46,10 @@ class SEG(Guidance):
     Source: Hong 2024, https://arxiv.org/abs/2408.00760.
     """
 
-    scale: float
-    sigma: float = float("inf")
-    layer: str = "mid"
-    on: str = "cond"
-
-    def __post_init__(self) -> None:
-        finite(self, "scale")
-        named(self, "layer", "on")
-        if not self.sigma > 0:
-            raise InputError(
-                f"SEG: sigma={self.sigma!r} must be > 0; inf is the mean of all queries"
-            )
+    scale: Finite
+    sigma: Positive = float("inf")
+    layer: Name = "mid"
+    on: Name = "cond"
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:

@@ -1,15 +1,29 @@
-"""Self-attention guidance: away from an image blurred where the network looks."""
+"""Self-attention guidance (SAG): away from an x0 blurred where the network attends most.
+
+With A_i the attention that token i receives (its mean is 1) and G the Gaussian filter,
+
+    M   = 1[A > psi]                              what the network attends to
+    x0~ = (1 - M) x0 + M G(x0)                    blurred there, and nowhere else
+    x~  = alpha x0~ + sigma eps                   noised again with the predicted eps
+    eps guided = eps(x~) + (1 + s) (eps(x) - eps(x~))
+
+The last line is the published one. With eps = (x~ - alpha x0~) / sigma and the same of eps(x~), it
+moves x0 by s (x0~ - x0(x~)), which holds for every prediction type and is what the code returns.
+
+Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.fields import Finite, Name, Positive, Rule, Whole
 from diffsteer.guidance.attention_taps import blur
-from diffsteer.guidance.base import Guidance, finite, named, whole
+from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
 
 
@@ -17,55 +31,39 @@ from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
 class SAG(Guidance):
     """Self-attention guidance; scale 0 is off and costs nothing.
 
-    What receives more than average attention in a layer is blurred out of the predicted x0, the
-    result is noised again with the predicted eps, and the prediction moves away from what the
-    network makes of it. The published rule is in eps; in x0 it is scale (blurred x0 - x0 of the
-    blurred input), which holds for every prediction type.
-
     Args:
-        scale: Strength (0.75 is usual with CFG; the official `guide_scale` is 1 + scale).
-        layer: Self-attention layer to look at, by a part of its name; the first that fits.
-        threshold: Attention received, in multiples of the average, above which a token is blurred.
-        sigma: Of the blur, in pixels of the sample, > 0.
-        kernel: Taps of the blur, odd.
+        scale: s (0.75 is usual with CFG; the official `guide_scale` is 1 + s).
+        layer: Self-attention layer that A is read from, by a part of its name; the first that fits.
+        threshold: psi, in multiples of the average.
+        sigma: Standard deviation of G, in pixels of the sample, > 0.
+        kernel: Taps of G, odd.
         clamp: Bound of the predicted x0 before it is blurred; 1 for networks of pixels in [-1, 1].
         on: The branch it works on: "null" beside CFG, "cond" without.
 
     Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
     """
 
-    scale: float
-    layer: str = "mid"
-    threshold: float = 1.0
-    sigma: float = 1.0
-    kernel: int = 9
-    on: str = "null"
-    clamp: float = float("inf")
-
-    def __post_init__(self) -> None:
-        finite(self, "scale", "threshold", "sigma")
-        whole(self, "kernel")
-        named(self, "layer", "on")
-        if self.sigma <= 0 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise InputError(
-                f"SAG: a blur needs sigma > 0 and an odd number of taps, not sigma={self.sigma}, "
-                f"kernel={self.kernel}"
-            )
-        if not self.clamp > 0:
-            raise InputError(f"SAG: clamp={self.clamp} leaves no image: give a bound > 0")
+    scale: Finite
+    layer: Name = "mid"
+    threshold: Finite = 1.0
+    sigma: Annotated[Finite, Rule("a number > 0", lambda sigma: sigma > 0)] = 1.0
+    kernel: Annotated[Whole, Rule("odd and > 0", lambda n: n > 0 and n % 2 == 1)] = 9
+    on: Name = "null"
+    clamp: Positive = float("inf")
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 0:
             return torch.zeros_like(at.x)
-        (seen,) = yield (Branch(self.on, record=(self.layer,)),)
-        blurred = self.blurred(seen)
-        (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
-        return self.scale * (blurred - worse.x0)
+        (answer,) = yield (Branch(self.on, record=(self.layer,)),)
+        blurred_x0 = self.blurred(answer)
+        noised = at.level.mix(blurred_x0, answer.eps)
+        (degraded,) = yield (Branch(self.on, x=noised),)
+        return self.scale * (blurred_x0 - degraded.x0)
 
-    def blurred(self, seen: Answer) -> Tensor:
-        """The predicted x0, `(B, C, H, W)`, blurred where the network looked."""
-        mask = (seen.maps[self.layer] > self.threshold)[:, None].to(seen.x.dtype)
-        mask = F.interpolate(mask, seen.x.shape[-2:], mode="nearest")
-        x0 = seen.x0.clamp(-self.clamp, self.clamp)
+    def blurred(self, answer: Answer) -> Tensor:
+        """Return x0~, `(B, C, H, W)`: the predicted x0, blurred where M is 1."""
+        mask = (answer.maps[self.layer] > self.threshold)[:, None].to(answer.x.dtype)
+        mask = F.interpolate(mask, answer.x.shape[-2:], mode="nearest")
+        x0 = answer.x0.clamp(-self.clamp, self.clamp)
         return torch.lerp(x0, blur(x0, self.sigma, self.kernel), mask)

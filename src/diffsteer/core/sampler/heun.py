@@ -1,7 +1,13 @@
-"""The sampler of EDM: second order, two evaluations a step, optional churn."""
+"""Heun's method in r = sigma / alpha, the sampler of EDM: d(x / alpha) = eps dr.
+
+    x' / alpha' = x / alpha + (r' - r) (eps(x, r) + eps(y', r')) / 2,    y' the Euler step
+
+With churn, r is first raised to (1 + gamma) r by fresh noise of standard deviation S_noise.
+"""
 
 import math
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,41 +30,52 @@ class Heun(Sampler):
     Args:
         gamma: Share by which sigma / alpha is raised with fresh noise before a step, in
             [0, sqrt(2) - 1]: EDM's min(S_churn / N, sqrt(2) - 1). 0 is deterministic.
-        lo: Churn where lo <= sigma / alpha <= hi (S_min).
-        hi: S_max.
-        swell: Standard deviation of the fresh noise (S_noise).
+        s_min: Churn where s_min <= sigma / alpha <= s_max.
+        s_max: See `s_min`.
+        s_noise: Standard deviation of the fresh noise.
         schedule: The network's; tells the time of a raised level.
 
     Source: Karras et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00364.
     """
 
     gamma: float = 0.0
-    lo: float = 0.0
-    hi: float = math.inf
-    swell: float = 1.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
     schedule: Schedule = field(default_factory=EDM)
+    _: KW_ONLY
+    lo: InitVar[float | None] = None
+    hi: InitVar[float | None] = None
+    swell: InitVar[float | None] = None
     evaluations = 2
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, lo: float | None, hi: float | None, swell: float | None) -> None:
+        renamed = (("lo", "s_min", lo), ("hi", "s_max", hi), ("swell", "s_noise", swell))
+        for old, new, value in renamed:
+            if value is not None:
+                warnings.warn(f"Heun: {old} is {new} now", DeprecationWarning, stacklevel=3)
+                object.__setattr__(self, new, value)
         if not 0 <= self.gamma <= math.sqrt(2) - 1:
             raise InputError(
                 f"gamma={self.gamma} must lie in [0, 0.4142]: it is the churn of one step, "
                 "min(S_churn / steps, sqrt(2) - 1)"
             )
-        if not 0 <= self.lo <= self.hi:
+        if not 0 <= self.s_min <= self.s_max:
             raise InputError(
-                f"churn between lo={self.lo} and hi={self.hi} cannot be: 0 <= lo <= hi"
+                f"Heun: s_min and s_max must be 0 <= s_min <= s_max, got {self.s_min}, {self.s_max}"
             )
-        if not 0 <= self.swell < math.inf:
-            raise InputError(f"swell={self.swell} is no standard deviation: give about 1")
+        if not 0 <= self.s_noise < math.inf:
+            raise InputError(
+                f"Heun: s_noise must be a finite number >= 0, got {self.s_noise} (about 1 is usual)"
+            )
         if not isinstance(self.schedule, Schedule):
-            raise InputError(f"schedule={self.schedule!r} is no schedule: give the network's")
+            raise InputError(f"Heun: schedule must be the network's, got {self.schedule!r}")
 
     @override
     def step(
         self, x: Tensor, now: Level, nxt: Level, denoise: Denoise, past: Past, noise: Draw
     ) -> tuple[Tensor, Tensor]:
-        if self.gamma > 0 and now.alpha > 0 and self.lo <= now.ratio <= self.hi:
+        if self.gamma > 0 and now.alpha > 0 and self.s_min <= now.ratio <= self.s_max:
             x, now = self._raised(x, now, noise)
         x0 = denoise(x, now)
         y = first_order(x, x0, now, nxt)
@@ -80,7 +97,7 @@ class Heun(Sampler):
                 "churn needs the schedule of the levels, Heun(schedule=...)"
             )
         up = self._on(now.ratio * (1 + self.gamma))
-        fresh = now.alpha * (up.ratio**2 - now.ratio**2).sqrt() * self.swell
+        fresh = now.alpha * (up.ratio**2 - now.ratio**2).sqrt() * self.s_noise
         return up.alpha / now.alpha * (x + fresh * noise(x)), up
 
     def _on(self, ratio: Tensor) -> Level:
@@ -88,5 +105,5 @@ class Heun(Sampler):
             return self.schedule.at(self.schedule.time(ratio))
         except ValueError as error:
             raise InputError(
-                f"churn asks for a level beyond the schedule; lower `hi`: {error}"
+                f"churn asks for a level beyond the schedule; lower s_max: {error}"
             ) from error
