@@ -180,7 +180,7 @@ def sheet_page(found: dict[str, Any]) -> list[str]:
     rows = [prompts[i : i + columns] for i in range(0, len(prompts), columns)]
     return [
         "",
-        "## Pictures",
+        "## Images",
         "",
         f"The first {len(prompts)} captions of a fixed shuffle of the training split, seeds 0 to "
         f"{len(prompts) - 1}, {found['steps']} steps of the model's own scheduler. The repaired "
@@ -202,6 +202,11 @@ def sheet_page(found: dict[str, Any]) -> list[str]:
         "",
         "![images of the flawed model, guided](results/sheet-pocket-eps-guided.png)",
     ]
+
+
+def _space(name: str) -> str:
+    """Name of a space of distances; files keep the word of version 0.1.0."""
+    return "images" if name == "pictures" else name
 
 
 def analysis_page(found: dict[str, Any]) -> list[str]:
@@ -231,7 +236,9 @@ def analysis_page(found: dict[str, Any]) -> list[str]:
         "",
         *(f"* {v['text']}." for v in found["verdicts"]),
         "",
-        f"| refined band | share of the change | {' | '.join(f'carried, {s}' for s in spaces)} |",
+        "| refined band | share of the change | "
+        + " | ".join(f"carried, {_space(s)}" for s in spaces)
+        + " |",
         f"|---|---|{'---|' * len(spaces)}",
         *(
             f"| {name} | {f'{energy[name]:.1%}' if name in energy else ''} | "

@@ -4,9 +4,8 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,16 +15,13 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import atomic_write
 from diffsteer.metrics.background import errors, nearest
 from diffsteer.metrics.sharpness import edges
-from diffsteer.report.html import document, image, table
+from diffsteer.report.page import render
 from diffsteer.train.log import save_grid
 from diffsteer_lab.emoji import BACKGROUNDS
 
-STYLE = """
-.rows td, .rows th { border: 0; padding: .15em .25em; text-align: left; vertical-align: middle }
-.rows th { vertical-align: bottom } .rows small { white-space: normal; line-height: 1.3 }
-.rows td:first-child { min-width: 13em } .rows td:last-child { min-width: 10em }
-.rows img { width: 104px; display: block }
-"""
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 CREDIT = (
     "The model learned from Noto Emoji (Copyright Google, Apache-2.0) and Twemoji (Copyright "
     "Twitter, Inc and other contributors, CC-BY 4.0, https://creativecommons.org/licenses/by/4.0/);"
@@ -73,8 +69,13 @@ class Row:
 GUIDANCES = tuple(
     Row(name, why, replace(BASE, prompts=PROMPTS, guidance=guidance, guide=guide))
     for name, guidance, guide, why in (
-        ("no guidance", "", "", "What the network says, and nothing else."),
-        ("CFG", "CFG(3)", "", "Away from what it says without a prompt (Ho and Salimans 2022)."),
+        ("no guidance", "", "", "The prediction of the network, unchanged."),
+        (
+            "CFG",
+            "CFG(3)",
+            "",
+            "Away from that of the null prompt (Ho and Salimans 2022).",
+        ),
         (
             "CFG, rescaled",
             "CFG(3).rescaled(0.7)",
@@ -116,7 +117,7 @@ GUIDANCES = tuple(
 ) + (
     Row(
         "refined noise",
-        "No guidance: better noise to start from, for one row (Ahn et al. 2024, NoiseRefine).",
+        "No guidance: refined initial noise, at one more NFE (Ahn et al. 2024).",
         replace(BASE, prompts=PROMPTS, refiner="pocket-refiner"),
     ),
 )
@@ -138,12 +139,19 @@ SCHEDULES = tuple(
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The images of a row, uint8 `(N, 3, H, W)`, and what can be said of them."""
+class RowSamples:
+    """The images of a row, uint8 `(N, 3, H, W)`, and their metrics by name."""
 
     row: Row
-    pictures: Tensor
-    figures: dict[str, float]
+    images: Tensor
+    metrics: dict[str, float]
+
+    @property
+    def thumbnails(self) -> "list[Image]":
+        """The images for the page."""
+        from PIL import Image
+
+        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.images]
 
 
 def demo(out: Path, models: Path | None = None) -> None:
@@ -155,27 +163,27 @@ def demo(out: Path, models: Path | None = None) -> None:
     """
     from tqdm import tqdm
 
-    done: list[Drawn] = []
+    done: list[RowSamples] = []
     rows = [*GUIDANCES, *SCHEDULES]
     with tqdm(total=len(rows), unit="row") as bar:
-        for drawn in _draw(rows, models):
-            done.append(drawn)
-            bar.set_postfix_str(drawn.row.name)
+        for samples in _sample(rows, models):
+            done.append(samples)
+            bar.set_postfix_str(samples.row.name)
             bar.update()
             _write(done, out)
             if len(done) == 1:
                 bar.write(f"{out / 'grid.png'} has its first row")
 
 
-def _draw(rows: Sequence[Row], models: Path | None) -> Iterator[Drawn]:
+def _sample(rows: Sequence[Row], models: Path | None) -> Iterator[RowSamples]:
     for row in rows:
         seeds = range(len(row.recipe.prompts))
-        with open_pipeline(located(row.recipe, models), "cpu") as images:
+        with open_pipeline(located(row.recipe, models), "cpu") as generate:
             begin = time.perf_counter()
-            pictures = images(seeds)
+            images = generate(seeds)
             seconds = time.perf_counter() - begin
-            costs = {name: n / len(seeds) for name, n in images.nfe().items()}
-        yield Drawn(row, pictures, _measured(pictures, row.recipe.prompts, costs, seconds))
+            costs = {name: n / len(seeds) for name, n in generate.nfe().items()}
+        yield RowSamples(row, images, _metrics(images, row.recipe.prompts, costs, seconds))
 
 
 def located(recipe: Recipe, models: Path | None) -> Recipe:
@@ -187,27 +195,27 @@ def located(recipe: Recipe, models: Path | None) -> Recipe:
     return replace(recipe, model=str(models / recipe.model / "model"), guide=guide, refiner=refiner)
 
 
-def _measured(
-    pictures: Tensor, prompts: Sequence[str], costs: dict[str, float], seconds: float
+def _metrics(
+    images: Tensor, prompts: Sequence[str], costs: dict[str, float], seconds: float
 ) -> dict[str, float]:
-    """Figures that a few images allow, and what one of them cost."""
+    """Metrics that a few images allow, and the cost of an image."""
     names = [prompt.split("on a ")[1].removesuffix(" background") for prompt in prompts]
-    obeyed = sum(a == b for a, b in zip(nearest(pictures, BACKGROUNDS), names, strict=True))
-    error = errors(pictures, [BACKGROUNDS[name] for name in names])
+    obeyed = sum(a == b for a, b in zip(nearest(images, BACKGROUNDS), names, strict=True))
+    error = errors(images, [BACKGROUNDS[name] for name in names])
     return {
         "backgrounds obeyed": float(obeyed),
         "of": float(len(prompts)),
         "background error": error.mean().item(),
-        "edges": edges(pictures).mean().item(),
+        "edges": edges(images).mean().item(),
         "seconds": seconds / len(prompts),
         **costs,
     }
 
 
-def _write(done: Sequence[Drawn], out: Path) -> None:
-    save_grid(torch.cat([drawn.pictures for drawn in done]), out / "grid.png")
+def _write(done: Sequence[RowSamples], out: Path) -> None:
+    save_grid(torch.cat([samples.images for samples in done]), out / "grid.png")
     results = [
-        {"name": d.row.name, "recipe": d.row.recipe.to_dict(), "figures": d.figures} for d in done
+        {"name": d.row.name, "recipe": d.row.recipe.to_dict(), "figures": d.metrics} for d in done
     ]
     with atomic_write(out / "results.json") as file:
         file.write((json.dumps(results, indent=2) + "\n").encode())
@@ -215,68 +223,26 @@ def _write(done: Sequence[Drawn], out: Path) -> None:
         file.write(_page(done).encode())
 
 
-def _page(done: Sequence[Drawn]) -> str:
-    sections = [
-        "<h1>diffsteer on the pocket model</h1>",
-        "<p>Images of 64 x 64 pixels by a Stable Diffusion of a few megabytes, which ships with "
-        "diffsteer. The images of a column have the same prompt and start from the same noise. "
-        "All of this works alike on your own pipeline.</p>",
-        "<h2>Guidance</h2>",
-        _table([d for d in done if d.row in GUIDANCES]),
-        "<h2>Zero terminal SNR</h2>",
-        "<p>Stable Diffusion's schedule ends short of pure noise, from which sampling starts "
-        "nevertheless. So all images come out with a middling brightness, and a black or a "
-        "white background with them. No guidance here, which hides half of it.</p>",
-        _table([d for d in done if d.row in SCHEDULES]),
-        "<h2>Settings</h2>",
-        f"<p>{BASE.steps} steps, seeds 0 to {len(PROMPTS) - 1}, the scheduler of the model. Rows "
-        "are samples that a network evaluated for one image, seconds are for one image on "
-        "this machine; the first row includes warming up. The error is of the corners' colour, "
-        "in grey levels of 255. "
-        f"{len(PROMPTS)} images show what a method does, at weights at which it can be seen; how "
-        "much it helps, and at which weight, is measured on thousands, with <code>diffsteer "
-        "compare</code>.</p>",
-        f"<p>{CREDIT}</p>",
-    ]
-    return document("diffsteer demo", sections, STYLE)
-
-
-def _table(rows: Sequence[Drawn]) -> str:
-    if not rows:
-        return "<p>Still to come.</p>"
-    prompts = rows[0].row.recipe.prompts
-    head = ["", *(f"<small>{escape(p)}</small>" for p in prompts), "figures"]
-    return table(head, [_line(d) for d in rows], "rows")
-
-
-def _line(drawn: Drawn) -> str:
-    from PIL import Image
-
-    row, found = drawn.row, drawn.figures
-    cells = "".join(
-        f"<td>{image(Image.fromarray(p.permute(1, 2, 0).numpy()), f'{row.name}: {text}')}</td>"
-        for p, text in zip(drawn.pictures, row.recipe.prompts, strict=True)
+def _page(done: Sequence[RowSamples]) -> str:
+    return render(
+        "demo.html",
+        package="diffsteer_lab",
+        guidances=[samples for samples in done if samples.row in GUIDANCES],
+        schedules=[samples for samples in done if samples.row in SCHEDULES],
+        steps=BASE.steps,
+        prompts=len(PROMPTS),
+        credit=CREDIT,
     )
-    guide = found.get("rows of the guide")
-    cost = f"{found['rows']:.0f} rows" + (f" + {guide:.0f} of the guide" if guide else "")
-    said = (
-        f"{found['backgrounds obeyed']:.0f} of {found['of']:.0f} backgrounds, error "
-        f"{found['background error']:.1f}<br>{cost}, {found['seconds']:.2f} s"
-    )
-    name = f"<b>{escape(row.name)}</b><small>{escape(row.why)}</small>"
-    text = row.recipe.guidance or row.recipe.refiner
-    code = f"<small><code>{escape(text)}</code></small>" if text else ""
-    return f"<tr><td>{name}{code}</td>{cells}<td><small>{said}</small></td></tr>"
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
-    """What `results.json` says, for a terminal."""
-    lines = [f"{'':20} {'backgrounds':>11} {'error':>6} {'rows':>5} {'s':>6}"]
-    for one in results:
-        found = one["figures"]
-        obeyed = f"{found['backgrounds obeyed']:.0f} of {found['of']:.0f}"
+    """The table of `results.json`, for a terminal."""
+    lines = [f"{'':20} {'backgrounds':>11} {'error':>6} {'NFE':>5} {'s':>6}"]
+    for result in results:
+        metrics = result["figures"]
+        obeyed = f"{metrics['backgrounds obeyed']:.0f} of {metrics['of']:.0f}"
         lines.append(
-            f"{one['name']:20} {obeyed:>11} {found['background error']:6.1f} "
-            f"{found['rows']:5.0f} {found['seconds']:6.2f}"
+            f"{result['name']:20} {obeyed:>11} {metrics['background error']:6.1f} "
+            f"{metrics['rows']:5.0f} {metrics['seconds']:6.2f}"
         )
     return "\n".join(lines)
