@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from torch import Tensor
 
-from diffsteer.generate.pipelines import rendering
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.background import errors
 from diffsteer.metrics.sharpness import edges
@@ -19,9 +19,9 @@ measured: list[Tensor] = []
 for guidance, line in zip(GUIDANCES, axes, strict=True):
     name = guidance or "no guidance"
     recipe = Recipe(model="pocket", prompt=PROMPT, guidance=guidance, steps=10)
-    with rendering(recipe, "cpu") as generate:
+    with open_pipeline(recipe, "cpu") as generate:
         images = generate(SEEDS)  # (6, 3, 64, 64), uint8; a seed is the same in any batch
-        evaluations = generate.rows()["rows"] / len(SEEDS)
+        evaluations = generate.nfe()["rows"] / len(SEEDS)
     measured.append(edges(images))
     error = errors(images, [RED] * len(images)).mean()
     cost = f"{evaluations:.0f} network evaluations an image"
