@@ -21,7 +21,7 @@ from tiny import stable_diffusion
 from diffsteer import Cosine, Discrete, Flow, V
 from diffsteer.train.checkpoints import BrokenCheckpoint, Checkpoints
 from diffsteer.train.loop import NotFinite
-from diffsteer.train.objective import Objective, place
+from diffsteer.train.objective import Objective, low_discrepancy
 from diffsteer.train.settings import LATER, Run, Training, presets
 
 NETWORK = {
@@ -503,7 +503,7 @@ def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, change: str,
 
 def test_every_image_has_a_time_of_its_schedule() -> None:
     """Image 14,930,351, the 36th Fibonacci number less 1, is the first rounded up to 1."""
-    u = torch.tensor(place(14_930_351))
+    u = torch.tensor(low_discrepancy(14_930_351))
     assert u == 1
     for schedule in (Discrete.linear(), Cosine(), Flow()):
         times = Objective(schedule, V()).times(u[None])

@@ -22,7 +22,7 @@ from diffsteer.models.edm2.magnitude import MPConv
 from diffsteer.models.edm2.model import EDM2
 from diffsteer.models.edm2.presets import presets as published
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task, classes_of, weighed
-from diffsteer.train.objective import place
+from diffsteer.train.objective import low_discrepancy
 from diffsteer.train.settings import Pictures, Run, presets
 from diffsteer.train.stream import Sample, Stream
 from diffsteer.train.task import Examples
@@ -110,7 +110,9 @@ def test_noise_levels_are_log_normal() -> None:
     quantiles = 0.5 + 0.5 * torch.erf(found.sort().values / math.sqrt(2))
     assert (quantiles - (torch.arange(4096) + 0.5) / 4096).abs().max() < 3 / 4096
     assert found.isfinite().all() and abs(found.std() - 1) < 0.01
-    assert min(place(i) for i in range(100_000)) > 0  # of which there is a normal quantile
+    assert (
+        min(low_discrepancy(i) for i in range(100_000)) > 0
+    )  # of which there is a normal quantile
 
 
 @pytest.mark.parametrize(

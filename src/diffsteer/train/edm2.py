@@ -32,7 +32,7 @@ from diffsteer.guidance import CFG
 from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
 from diffsteer.models.edm2.model import EDM2, Checkpoint
 from diffsteer.train.latents import Latents, cached
-from diffsteer.train.objective import Objective, clean, place
+from diffsteer.train.objective import Objective, clean, low_discrepancy
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Captions, Sample, Source
 from diffsteer.train.task import Task
@@ -127,25 +127,25 @@ class EDM2Task(Task):
     ) -> Source:
         if self.settings.vae:
             self._latents = cached(source, cache, self.vae, self._encode, alone, "[0, 1]")
-        found = self._latents.shape if self._latents is not None else source[0].pixels.shape
-        if tuple(found) != self.net.shape:
-            raise InputError(f"the data has shape {tuple(found)}, the network {self.net.shape}")
+        shape = self._latents.shape if self._latents is not None else source[0].pixels.shape
+        if tuple(shape) != self.net.shape:
+            raise InputError(f"the data has shape {tuple(shape)}, the network {self.net.shape}")
         return Captions(source) if self._latents is not None else source
 
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
         noise = torch.randn(self.net.shape, generator=torch.Generator().manual_seed(seed))
-        found = {"noise": noise, "deviate": torch.tensor(NORMAL.inv_cdf(place(number)))}
+        batch = {"noise": noise, "deviate": torch.tensor(NORMAL.inv_cdf(low_discrepancy(number)))}
         if self._latents is None:
-            found |= {"pixels": sample.pixels}
+            batch |= {"pixels": sample.pixels}
         else:
-            found |= {"latents": self._scaled(self._latents[index])}
+            batch |= {"latents": self._scaled(self._latents[index])}
         if self.classes:
             label = self._numbers[sample.caption] if sample.caption else NO_CLASS
-            found |= {"label": torch.tensor(label)}
+            batch |= {"label": torch.tensor(label)}
         if self.net.config["dropout"]:
-            found |= {"seed": torch.tensor(seed >> 1)}  # 63 bits, which a tensor holds
-        return found
+            batch |= {"seed": torch.tensor(seed >> 1)}  # 63 bits, which a tensor holds
+        return batch
 
     @override
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
@@ -198,8 +198,8 @@ class EDM2Task(Task):
     @override
     def store(self, weights: dict[str, Tensor], path: Path, images: int) -> None:
         """Write a folder that `EDM2.load` and `diffsteer ema` read, in float16 as published."""
-        own = {name.removeprefix("net."): w for name, w in weights.items()}
-        stored = self._stored(own, torch.float16)
+        tensors = {name.removeprefix("net."): w for name, w in weights.items()}
+        stored = self._stored(tensors, torch.float16)
         Checkpoint(stored.config, stored.tensors, {**stored.about, "images": images}).save(
             path, True
         )
@@ -209,12 +209,12 @@ class EDM2Task(Task):
     ) -> Checkpoint:
         """The network with some weights in place of its own, and what is known of it."""
         tensors = {**self.net.state_dict(), **weights}
-        said = self.settings
+        settings = self.settings
         encoder: dict[str, Any] = {"kind": "rgb"}
-        if said.vae:
+        if settings.vae:
             scale, bias = self._factors()
-            encoder = {"kind": "vae", "vae_name": said.vae, "scale": scale, "bias": bias}
-        loss = {"P_mean": said.mean, "P_std": said.std, "sigma_data": self.net.sigma_data}
+            encoder = {"kind": "vae", "vae_name": settings.vae, "scale": scale, "bias": bias}
+        loss = {"P_mean": settings.mean, "P_std": settings.std, "sigma_data": self.net.sigma_data}
         return Checkpoint(
             self.net.config,
             {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()},
@@ -251,10 +251,10 @@ def classes_of(captions: Sequence[str]) -> list[str]:
     Raises:
         ValueError: there are more than 100,000, so that captions are no classes.
     """
-    found = set(captions)
-    if len(found) > 100_000:
+    names = set(captions)
+    if len(names) > 100_000:
         raise InputError(
-            f"{len(found)} different captions are no classes: say by data.label what a class is"
+            f"{len(names)} different captions are no classes: say by data.label what a class is"
         )
-    whole = all(name.isdecimal() for name in found)
-    return sorted(found, key=int) if whole else sorted(found)
+    whole = all(name.isdecimal() for name in names)
+    return sorted(names, key=int) if whole else sorted(names)

@@ -1,4 +1,4 @@
-"""What a network is trained to say: any schedule, any prediction type, any weight."""
+"""Training objective: any schedule, any prediction type, any weight."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Objective:
     """Denoising error of a network.
 
     Args:
-        schedule: Levels that it is trained at.
-        kind: What it predicts.
-        weight: How much each level counts.
+        schedule: Noise levels of training.
+        kind: Prediction type.
+        weight: Loss weight of each level.
 
     Raises:
         ValueError: the network would predict noise at zero SNR, where that says nothing.
@@ -65,8 +65,8 @@ class Objective:
         return self.weight.at(level, self.kind).to(error) * error
 
 
-def place(number: int) -> float:
-    """Place in [0, 1[ of image `number`, so that those of any stretch are spread evenly.
+def low_discrepancy(number: int) -> float:
+    """Point in [0, 1[ of image `number`; those of consecutive images are spread evenly.
 
     Steps of the golden ratio: of n in a row, each of n equal parts holds about one, which makes
     losses and gradients less noisy than independent draws.

@@ -16,7 +16,7 @@ from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import Latents, cached
-from diffsteer.train.objective import Objective, clean, place
+from diffsteer.train.objective import Objective, clean, low_discrepancy
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Captions, Sample, Source
 from diffsteer.train.task import Task, plain_attention
@@ -83,16 +83,19 @@ class TextToImage(Task):
 
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
-        noise = torch.Generator().manual_seed(seed)
-        kept = self._latents
-        found = {"ids": self._ids([sample.caption])[0], "place": torch.tensor(place(number))}
-        if kept is None:
-            found |= {"pixels": sample.pixels}
+        generator = torch.Generator().manual_seed(seed)
+        latents = self._latents
+        batch = {
+            "ids": self._ids([sample.caption])[0],
+            "place": torch.tensor(low_discrepancy(number)),
+        }
+        if latents is None:
+            batch |= {"pixels": sample.pixels}
             shape = self._latent_shape(sample.pixels.shape)
         else:
-            found |= {"latents": kept[index]}
-            shape = kept.shape
-        return found | {"noise": torch.randn(shape, generator=noise)}
+            batch |= {"latents": latents[index]}
+            shape = latents.shape
+        return batch | {"noise": torch.randn(shape, generator=generator)}
 
     @override
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
@@ -204,17 +207,17 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
         text_encoder, unet = CLIPTextModel(config), _network(settings.unet)
         scheduler = DDIMScheduler(**settings.scheduler)
     else:
-        found = load(settings.start, torch.float32)
-        if type(found).__name__ != "StableDiffusionPipeline":
+        start = load(settings.start, torch.float32)
+        if type(start).__name__ != "StableDiffusionPipeline":
             raise InputError(
-                f"{settings.start} is a {type(found).__name__}: this trains networks of "
+                f"{settings.start} is a {type(start).__name__}: this trains networks of "
                 "StableDiffusionPipeline, with one text encoder"
             )
-        vae, text_encoder, tokenizer = found.vae, found.text_encoder, found.tokenizer
-        unet = found.unet
+        vae, text_encoder, tokenizer = start.vae, start.text_encoder, start.tokenizer
+        unet = start.unet
         if settings.unet is not None:
             unet = _network(settings.unet)
-        scheduler = DDIMScheduler.from_config(found.scheduler.config, **settings.scheduler)
+        scheduler = DDIMScheduler.from_config(start.scheduler.config, **settings.scheduler)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

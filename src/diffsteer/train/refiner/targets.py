@@ -1,4 +1,4 @@
-"""What a guided teacher makes of noise: made once for many seeds, or as training asks for it.
+"""Samples of a guided teacher from the noise of seeds, as targets of a refiner.
 
 Noise is not stored: that of seed i is `Noise([i])`. A folder of targets is one of chunks as
 measuring keeps them, with latents in the place of features: bound to its recipe and network, shared
@@ -28,7 +28,7 @@ from diffsteer.refine.metadata import fingerprint
 from diffsteer.refine.model import Model, require_prompts
 
 SCORE = "score"
-"""Name under which a chunk holds what a score said."""
+"""Name of the scores in a chunk."""
 
 
 def make(
@@ -62,8 +62,7 @@ def make(
     with open_pipeline(recipe, device) as images:
         shape = noise_shape(images.pipe, recipe)
         networks = fingerprint(Model.of(images.pipe).network)
-        said = {"networks": networks, "shape": list(shape), "score": scorer}
-        key = {**images.key, **said}
+        key = {**images.key, "networks": networks, "shape": list(shape), "score": scorer}
         folder = ShardFolder(out, key)
 
         def chunk(part: list[int]) -> Shard:
@@ -78,8 +77,8 @@ def make(
                     f"the teacher's sample of seed {part[good.index(False)]} is not finite, and no "
                     "refiner learns from that: look at its guidance, or at the precision"
                 )
-            said = {} if score is None else {SCORE: scored(score, stacked(output), texts)}
-            return Shard(tuple(part), latents.flatten(1), said)
+            scores = {} if score is None else {SCORE: scored(score, stacked(output), texts)}
+            return Shard(tuple(part), latents.flatten(1), scores)
 
         with filled(folder, sorted(seeds), chunk, batch):
             return len(seeds)
@@ -147,17 +146,18 @@ class Targets:
         Raises:
             ValueError: they are of another network or recipe, named with the difference.
         """
-        mine = self.key["networks"]
-        if any(mine[name] != networks[name] for name in mine.keys() & networks.keys()):
+        expected = self.key["networks"]
+        shared = expected.keys() & networks.keys()
+        if any(expected[name] != networks[name] for name in shared):
             raise InputError(
                 f"{self.path} holds targets of another network than settings.start: make them with "
                 "the model that is trained"
             )
-        held = {name: self.key.get(name) for name in teacher}
-        if odd := differences(held, dict(teacher)):
+        stored = {name: self.key.get(name) for name in teacher}
+        if changes := differences(stored, dict(teacher)):
             raise InputError(
-                f"{self.path} holds targets of another teacher: {odd}. Leave settings.teacher out, "
-                "or make other targets"
+                f"{self.path} holds targets of another teacher: {changes}. Leave settings.teacher "
+                "out, or make other targets"
             )
 
 

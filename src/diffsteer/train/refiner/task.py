@@ -1,4 +1,4 @@
-"""Training a noise refiner: its unguided samples are to be what a guided teacher makes."""
+"""Training a noise refiner: its unguided samples approach those of a guided teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -44,7 +44,7 @@ class RefinerSettings:
         start: Folder or hub id of the pipeline, or "pocket".
         targets: Folder of `diffsteer refine targets`; empty to sample the teacher while training.
         least: Leave out targets that scored less; of stored targets.
-        teacher: What a recipe says of the teacher: guidance, sampler, steps. Of stored targets it
+        teacher: Settings of its recipe: guidance, sampler, steps. Of stored targets it
             is checked and may be left out.
         prompt_file: One prompt a line; for a teacher that is sampled while training.
         rank: Of the adapter.
@@ -101,7 +101,7 @@ class Stored:
 
     def __init__(self, targets: Targets) -> None:
         self.targets = targets
-        self.fingerprint = _contents(
+        self.fingerprint = _fingerprint(
             targets.seeds, {"targets": targets.key, "seeds": targets.seeds}
         )
 
@@ -126,7 +126,7 @@ class Online:
 
     def __init__(self, prompts: tuple[str, ...]) -> None:
         self.texts = prompts
-        self.fingerprint = _contents(prompts, {"prompts": prompts})
+        self.fingerprint = _fingerprint(prompts, {"prompts": prompts})
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -144,9 +144,9 @@ class Online:
         return list(self.texts)
 
 
-def _contents(samples: Sequence[Any], said: Mapping[str, Any]) -> Fingerprint:
-    """What a run that goes on has to find again."""
-    return Fingerprint({}, {"samples": len(samples), "digest": digest(said)[:16]})
+def _fingerprint(samples: Sequence[Any], values: Mapping[str, Any]) -> Fingerprint:
+    """Fingerprint of samples, which a resumed run has to share."""
+    return Fingerprint({}, {"samples": len(samples), "digest": digest(values)[:16]})
 
 
 class RefinerTask(Task):
@@ -168,8 +168,8 @@ class RefinerTask(Task):
             self.shape = tuple(targets.key["shape"])
         else:
             texts = prompts_of(Path(settings.prompt_file))
-            said = {"model": settings.start, "prompts": texts, **settings.teacher}
-            self.recipe = strict(Recipe, said, "settings.teacher")
+            table = {"model": settings.start, "prompts": texts, **settings.teacher}
+            self.recipe = strict(Recipe, table, "settings.teacher")
             name, dtype = self.recipe.guide, torch.float32
             guide = guide_network(name, dtype) if name else None
             self.guide = guide and guide.requires_grad_(False).eval()
@@ -193,14 +193,14 @@ class RefinerTask(Task):
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
         noise = Noise([self.source.seed(index, seed)])(torch.empty(1, *self.shape))[0]
-        found = {"noise": noise, "prompt": torch.tensor(self._numbers[sample.caption])}
-        return found | {"target": sample.pixels} if len(sample.pixels) else found
+        batch = {"noise": noise, "prompt": torch.tensor(self._numbers[sample.caption])}
+        return batch | {"target": sample.pixels} if len(sample.pixels) else batch
 
     @override
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         texts = [self.texts[i] for i in batch["prompt"].tolist()]
         noise, model = batch["noise"], self.refiner.model
-        target = batch["target"] if "target" in batch else self._taught(noise, texts)
+        target = batch["target"] if "target" in batch else self._target(noise, texts)
         cond = conditions(self.pipe, texts, self.shape, **self.plain.size)
 
         def net(x: Tensor, level: Level) -> Tensor:
@@ -233,13 +233,13 @@ class RefinerTask(Task):
     @override
     def save(self, folder: Path) -> None:
         """Write the refiner, with what it learnt from."""
-        said = {k: v for k, v in asdict(self.settings).items() if k != "teacher"}
+        settings = {k: v for k, v in asdict(self.settings).items() if k != "teacher"}
         teacher = {k: v for k, v in self.teacher.items() if k != "prompts"}
         self.refiner.save(
-            folder, {**said, "teacher": teacher, "number_of_prompts": len(self.texts)}
+            folder, {**settings, "teacher": teacher, "number_of_prompts": len(self.texts)}
         )
 
-    def _taught(self, noise: Tensor, texts: list[str]) -> Tensor:
-        """What the teacher makes of noise."""
+    def _target(self, noise: Tensor, texts: list[str]) -> Tensor:
+        """Sample of the teacher from given noise."""
         with configured(self.pipe, self.recipe, guide=self.guide) as images:
             return sample_from_noise(images, self.recipe, texts, noise)[0].to(noise.device)
