@@ -61,7 +61,7 @@ def training(
     weights = list(refiner.lora.parameters.values())
     optimizer = torch.optim.AdamW(weights, 1e-6, fused=True)
     model = refiner.model
-    device = model.network.device
+    device = model.module.device
     cond = {
         "timestep": torch.tensor(999, device=device),
         "encoder_hidden_states": torch.randn(batch, WORDS, 128, device=device),
@@ -71,7 +71,7 @@ def training(
     def net(x: Tensor, level: Level) -> Tensor:
         return model(x, level, cond)
 
-    student = Student(net, model.kind, grid(model.schedule, n, "trailing"), DDIM())
+    student = Student(net, model.prediction, grid(model.schedule, n, "trailing"), DDIM())
 
     def forward() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):

@@ -3,31 +3,28 @@
     with steer(pipe, CFG(6).rescaled(0.7) + PAG(3)):
         image = pipe("a cat").images[0]
 
-The network's `forward` is wrapped. A pipeline that guides sends both halves in one batch, or calls
-the network for each, and computes null + s (cond - null); both halves are answered with the guided
+The network's `forward` is replaced. A pipeline that guides sends both conditions in one batch, or
+calls the network for each, and computes null + s (cond - null); both are answered with the guided
 prediction, so that this sum returns it whatever s is. Image to image, inpainting, ControlNet and
 adapters come along.
 """
 
 from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.denoiser import Cond, rows_of
-from diffsteer.hf.architectures import Halves, check_halves
+from diffsteer.hf.architectures import family_of
+from diffsteer.hf.call import BatchedConditions, CallReader, NetworkCall, SeparateConditions
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.network import bind_arguments, check_free, network_of, put_back, returned
+from diffsteer.hf.hooks import SteersNetwork, replaced
+from diffsteer.hf.network import check_free, network_of, unwrap_compiled
 from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.scheduler_config import flows
-from diffsteer.hf.timesteps import SamplingStep
 
 if TYPE_CHECKING:
     from diffsteer.refine.hook import Refine
@@ -76,7 +73,7 @@ def steer(
         )
     if not isfinite(strength) or (refiner is None and strength != 1):
         raise InputError(
-            f"strength={strength} is how much of what a refiner changes is taken: give a finite "
+            f"strength={strength} is the factor of what a refiner changes: give a finite "
             "number, with a refiner"
         )
     steering = Steering(pipe, guidance, guide, max_rows, null, zero_snr)
@@ -89,7 +86,7 @@ def steer(
     return steering
 
 
-class Steering:
+class Steering(SteersNetwork):
     """A pipeline being steered; made by `steer`."""
 
     def __init__(
@@ -101,49 +98,51 @@ class Steering:
         null: str,
         zero_snr: bool,
     ) -> None:
-        self.pipe, self.guidance = pipe, guidance
-        self._undo: list[Callable[[], None]] = []
-        self._prompts: Prompts | None = None
-        self._answered: tuple[Tensor, Tensor] | None = None
-        self._sent: tuple[int, Halves] = (0, ())
-        self._said_by_pipe = hasattr(type(pipe), "do_classifier_free_guidance")
+        self.pipe, self.guidance, self._max_rows = pipe, guidance, max_rows
+        self._before_call: list[Callable[[NetworkCall], NetworkCall]] = []
+        self._guided: Guided | None = None
+        self._replaced = ExitStack()
         scheduler = zero_snr_scheduler(pipe) if zero_snr else None
         if guidance is not None:
-            self._wrap(guidance, guide, max_rows, null)
+            second = None if guide is None else network_of(guide)
+            check_free(network_of(pipe))
+            check_prediction(pipe, guide)
+            self._guided = Guided(network_of(pipe), guidance, second, max_rows)
+            self._replace_forward(null)
         if scheduler is not None:
-            self._undo.append(partial(setattr, pipe, "scheduler", pipe.scheduler))
-            pipe.scheduler = scheduler
+            self._replaced.enter_context(replaced(pipe, "scheduler", scheduler))
 
     def refine_by(self, refiner: "Refine | str | Path", strength: float) -> None:
         """Refine the noise of every sampling from now on."""
-        from diffsteer.refine.hook import Refining, opened
+        from diffsteer.refine.hook import RefineHook, opened
 
-        network = network_of(self.pipe)
-        if self.guidance is None:
-            check_free(network)
-        forward, most = None, None
-        if self.guidance is not None:
-            forward, most = self._guided.forward, self._guided.max_rows
+        if self._guided is None:
+            check_free(network_of(self.pipe))
         refine, give_back = opened(refiner, self.pipe)
-        self._undo.append(give_back)
-        self._undo.append(Refining(self.pipe, refine, forward, strength, most).remove)
+        self._replaced.callback(give_back)
+        if self._guided is None:
+            self._replace_forward(null="")
+        hook = RefineHook(self.pipe, refine, strength, self._max_rows)
+        self._before_call.append(self._replaced.enter_context(hook))
 
-    def _wrap(self, guidance: Guidance, guide: Any, max_rows: int | None, null: str) -> None:
-        network = self.network = network_of(self.pipe)
-        check_free(network)
-        second = None if guide is None else network_of(guide)
-        check_prediction(self.pipe, guide)
-        self._guided = Guided(network, network.forward, guidance, second, max_rows)
-        if self._guided.family.encoded and hasattr(self.pipe, "encode_prompt"):
-            self._prompts = Prompts(self.pipe, null, self._guided.family.encoded)
-            self._undo.append(self._prompts.remove)
-        self._undo.append(partial(put_back, network, network.__dict__.get("forward")))
-        network.forward = self._steered
+    def _replace_forward(self, null: str) -> None:
+        network = network_of(self.pipe)
+        self._forward = network.forward
+        self._reader = self._call_reader(network, null)
+        self._replaced.enter_context(replaced(network, "forward", self.forward))
+
+    def _call_reader(self, network: Any, null: str) -> CallReader:
+        """Reader of the pattern in which the pipeline calls its network."""
+        encoded = family_of(unwrap_compiled(network)).encoded
+        if self._guided is None or not encoded or not hasattr(self.pipe, "encode_prompt"):
+            return BatchedConditions(self.pipe, network, network.forward)
+        prompts = Prompts(self.pipe, null, encoded)
+        self._replaced.enter_context(replaced(self.pipe, "encode_prompt", prompts.encode))
+        return SeparateConditions(self.pipe, network, network.forward, prompts)
 
     def remove(self) -> None:
         """Give the pipeline back as it was."""
-        while self._undo:
-            self._undo.pop()()
+        self._replaced.close()
 
     def __enter__(self) -> "Steering":
         return self
@@ -151,60 +150,25 @@ class Steering:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _steered(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the network's forward."""
-        if getattr(self.pipe, "guidance_rescale", 0):
+        if self._guided is not None and getattr(self.pipe, "guidance_rescale", None):
             raise InputError(
                 f"guidance_rescale={self.pipe.guidance_rescale} of the pipeline would act on top "
                 "of this guidance: leave it at 0 and write .rescaled(phi)"
             )
-        said = bind_arguments(self.network, args, kwargs)
-        whole, as_dict = said.pop(self._guided.family.sample), said.pop("return_dict", True)
-        tick = self._guided.tick(self.pipe.scheduler, said["timestep"])
-        if self._guided.family.encoded:
-            answer = self._apart(whole, said, tick)
-        else:
-            answer = self._together(whole, said, tick)
-        return returned(answer, as_dict)
-
-    def _together(self, whole: Tensor, said: Cond, tick: SamplingStep) -> Tensor:
-        """Answer a call that holds all conditions that there are."""
-        new = tick.first or len(whole) != self._sent[0]
-        if new or self._said_by_pipe:
-            self._sent = (len(whole), self._guided.family.conditions_in_batch(self.pipe, whole))
-        halves = self._sent[1]
-        if new:
-            check_halves(whole, halves, type(self.pipe).__name__)
-        size = len(whole) // len(halves)
-        parts = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(halves)}
-        conds: dict[str, Callable[[], Cond]] = {
-            name: partial(rows_of, said, rows, len(whole)) for name, rows in parts.items()
-        }
-        half = self._guided(whole[parts["cond"]], conds, self.pipe.scheduler, tick)
-        return torch.cat([half] * len(halves))
-
-    def _apart(self, whole: Tensor, said: Cond, tick: SamplingStep) -> Tensor:
-        """Answer a call for one of the prompts; what the first was answered serves the second."""
-        if self._prompts is None:
-            return self._guided(whole, {"cond": lambda: said}, self.pipe.scheduler, tick)
-        if self._prompts.is_null(said):
-            if self._answered is None or self._answered[0] is not whole:
-                raise InputError(
-                    f"{type(self.pipe).__name__} calls its network for the negative prompt with "
-                    "another sample than for the prompt: call it with true_cfg_scale=1"
-                )
-            return self._answered[1]
-        conds: dict[str, Callable[[], Cond]] = {
-            "cond": lambda: said,
-            "null": partial(self._prompts.null_of, said, len(whole)),
-        }
-        answer = self._guided(whole, conds, self.pipe.scheduler, tick)
-        self._answered = (whole, answer)
-        return answer
+        call = self._reader.read(self.pipe.scheduler, args, kwargs)
+        if call.pending is not None:
+            return call.reply(call.pending)
+        for hook in self._before_call:
+            call = hook(call)
+        if self._guided is None:
+            return self._forward(**call.forwarded())
+        return call.reply(self._guided(call))
 
 
 def zero_snr_scheduler(pipe: Any) -> Any:
-    """Our scheduler with the settings of the pipeline's, at zero terminal SNR.
+    """Scheduler of ours with the settings of the pipeline's, at zero terminal SNR.
 
     Raises:
         ValueError: the network has zero SNR already, or cannot have it.
@@ -225,19 +189,19 @@ def zero_snr_scheduler(pipe: Any) -> Any:
 
 
 def check_prediction(pipe: Any, guide: Any) -> None:
-    """Check that a guide that says what it predicts predicts the same as the network.
+    """Check that a guide with a scheduler has the prediction type of the pipeline.
 
     Raises:
         ValueError: it does not.
     """
-    mine, theirs = (
+    own, other = (
         None if scheduler is None else scheduler.config.get("prediction_type", "epsilon")
         for scheduler in (getattr(p, "scheduler", None) for p in (pipe, guide))
     )
-    if mine is None or theirs is None:
+    if own is None or other is None:
         return
-    if mine != theirs:
+    if own != other:
         raise InputError(
-            f"the guide's scheduler says prediction_type={theirs!r}, the pipeline's {mine!r}: "
+            f"the guide's scheduler says prediction_type={other!r}, the pipeline's {own!r}: "
             "answers of both are subtracted, so both have to predict the same"
         )

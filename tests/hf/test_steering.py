@@ -133,7 +133,7 @@ def test_sag_for_v_is_the_eps_rule_which_diffusers_misses(sd) -> None:
     pipe.unet.forward = lambda *a, **k: outs.append((k["sample"], forward(*a, **k))) or outs[-1][1]
     with steer(pipe, SAG(s, on="cond")) as handle:
         got = every_step(pipe, scale=1.0)
-        schedule, _ = handle._guided.reads(pipe.scheduler)
+        schedule = handle._reader.network(pipe.scheduler).schedule
     (x, (v,)), (x_bar, (v_bar,)) = outs[:2]
     level = schedule.at(pipe.scheduler.timesteps[0])
     e, e_bar = V().solve(x, v, level)[1], V().solve(x_bar, v_bar, level)[1]
@@ -228,7 +228,7 @@ def test_input_noise_tells_the_network(sd, t) -> None:
     text = torch.randn(2, 16, 32)
     with torch.no_grad(), steer(pipe, AutoNoise(3, noise=0.5)) as handle:
         got = pipe.unet(START, t, text).sample
-        schedule, _ = handle._guided.reads(pipe.scheduler)
+        schedule = handle._reader.network(pipe.scheduler).schedule
     del pipe.unet.forward
     now = schedule.at(500)
     level = schedule.at(schedule.time(1.5 * now.ratio))

@@ -42,10 +42,10 @@ from diffsteer.generate.from_noise import sample_from_noise
 from diffsteer.generate.pipelines import configured, open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.load import load
+from diffsteer.hf.network import network_replaced
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.metrics.best_of_n import STRIDE
 from diffsteer.refine.hook import refine
-from diffsteer.refine.model import replaced
 from diffsteer.refine.nlg import NLG
 from diffsteer.refine.refiner import NoiseRefiner
 
@@ -668,7 +668,7 @@ def test_what_is_watched_is_the_x0_that_the_network_means(
     noise = torch.randn(2, *((4, 8, 8) if scheduler else (16, 16)))
     seen: list[Tensor] = []
     meant: list[Tensor] = []
-    with replaced(pipe, oracle(pipe.scheduler, meant)), configured(pipe, recipe) as images:
+    with network_replaced(pipe, oracle(pipe.scheduler, meant)), configured(pipe, recipe) as images:
         sample_from_noise(images, recipe, PROMPTS[:2], noise, watch=seen.append)
     assert len(seen) == len(meant) >= 4 and "step" not in vars(pipe.scheduler)
     if guidance:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
-from diffsteer.hf.network import network_of
-from diffsteer.refine import noise_registry as watch
+from diffsteer.hf.first_call import conditions, first_call
+from diffsteer.hf.network import PipelineNetwork, network_of
+from diffsteer.refine import noise_registry
 from diffsteer.refine.heads import HEADS
 from diffsteer.refine.hook import refine
-from diffsteer.refine.model import Model, conditions, first_call
 from diffsteer.refine.nlg import NLG
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
@@ -89,7 +89,7 @@ class Instead:
     def __init__(self, other: Tensor) -> None:
         self.other, self.seen = other, []
 
-    def __call__(self, x: Tensor, conds: Mapping[str, Any], model: Model) -> Tensor:
+    def __call__(self, x: Tensor, conds: Mapping[str, Any], model: PipelineNetwork) -> Tensor:
         self.seen.append(x)
         return self.other
 
@@ -335,7 +335,7 @@ def test_what_is_remembered_is_small_and_no_part_of_the_network(sd) -> None:
     """It can be copied, pickled and compiled as before, and of other lengths no text differs."""
     pipe = sd()
     noise = refine(pipe, START, PROMPTS, moved(NoiseRefiner(pipe)))
-    (held,) = (w for n, w in watch._watches.items() if n is pipe.unet)
+    (held,) = (w for n, w in noise_registry._registries.items() if n is pipe.unet)
     sizes = [t.untyped_storage().nbytes() for row in held._rows for t in row]
     assert len(held._rows) == 2 and max(sizes) <= 2 * max(16 * 16, 4 * 8 * 8) * 4
     again = pickle.loads(pickle.dumps(pipe.unet))
@@ -370,14 +370,14 @@ def test_steering_warns_of_noise_of_another_prompt_too(sd) -> None:
 def test_heads_are_what_they_say(sd, kind: str, head: str) -> None:
     """By the network's own outputs: before training, U - U, x + U and x + alpha x0(U)."""
     pipe = sd(kind)
-    model, cond = Model.of(pipe), conditions(pipe, PROMPTS)
+    model, cond = PipelineNetwork.of(pipe), conditions(pipe, PROMPTS)
     level = model.terminal
     with torch.no_grad():
         out = model(START, level, cond)
     expected = {
         "difference": torch.zeros_like(START),
         "literal": out,
-        "x0": float(level.alpha) * model.kind.x0(START, out, level),
+        "x0": float(level.alpha) * model.prediction.x0(START, out, level),
     }[head]
     got = refine(pipe, START, PROMPTS, NoiseRefiner(pipe, head=head)) - START
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
@@ -484,7 +484,7 @@ def test_without_gradients_the_adapter_is_in_the_weights(folder: Path, name: str
     pipe, call = families(folder)[name]
     lora = moved(NoiseRefiner(pipe, rank=2, alpha=3)).lora
     x, cond = first_call(pipe, **call, generator=torch.Generator().manual_seed(0))
-    model, seen = Model.of(pipe), []
+    model, seen = PipelineNetwork.of(pipe), []
     for module in lora.layers.values():
         module.lora_A["noise_refiner"].register_forward_hook(lambda m, *_: seen.append(m))
     for alone in (False, True):
@@ -903,7 +903,7 @@ def test_nlg_is_its_formula(sd) -> None:
     from diffsteer.hf.guided import seeds_of
 
     pipe = sd()
-    model = Model.of(pipe)
+    model = PipelineNetwork.of(pipe)
     conds = {"cond": conditions(pipe, PROMPTS), "null": conditions(pipe, ["", ""])}
     got = refine(pipe, START, PROMPTS, NLG(rounds=1, scale=2.0))
     with torch.no_grad():

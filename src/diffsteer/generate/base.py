@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.network import put_back
+from diffsteer.hf.hooks import replaced
 
 SAMPLE = ("sample", "hidden_states")
 """Names of the noisy sample among the arguments of networks."""
@@ -29,7 +29,7 @@ class NFECounter:
     @contextmanager
     def counting(self, module: Any, name: str) -> Iterator[None]:
         """Count the evaluations of a network, below any steering, until closed."""
-        forward, own = module.forward, module.__dict__.get("forward")
+        forward = module.forward
         self._counts[name] = 0
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -37,11 +37,8 @@ class NFECounter:
             self._counts[name] += len(x)
             return forward(*args, **kwargs)
 
-        module.forward = counted
-        try:
+        with replaced(module, "forward", counted):
             yield
-        finally:
-            put_back(module, own)
 
 
 class Generator(ABC):

@@ -1,6 +1,6 @@
 """Where a pipeline's sampling ends that starts from noise that is given."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from diffsteer.generate.pipelines import PipelineGenerator, call_of
 from diffsteer.generate.recipe import Recipe
-from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.conditioning import seeded
+from diffsteer.hf.first_call import first_call
 from diffsteer.hf.guided import seeds_of
-from diffsteer.hf.stepping import seeded, stepping
-from diffsteer.hf.timed import predicted_x0
-from diffsteer.refine.hook import Refining
-from diffsteer.refine.model import Model, first_call
+from diffsteer.hf.hooks import replaced
+from diffsteer.hf.timesteps import predicted_x0
+from diffsteer.refine.hook import started_from
 
 
 def noise_shape(pipe: Any, recipe: Recipe) -> tuple[int, ...]:
@@ -25,29 +25,14 @@ def noise_shape(pipe: Any, recipe: Recipe) -> tuple[int, ...]:
     return tuple(x.shape[1:])
 
 
-class _Given:
-    """Refines any noise to this."""
-
-    null = False
-
-    def __init__(self, noise: Tensor) -> None:
-        self.noise = noise
-
-    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
-        return self.noise.to(x)
-
-
 @contextmanager
 def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
     """Let a pipeline start from noise, `(B, *D)`; gives what its call has to say for it."""
     if "latents" in signature(pipe.__call__).parameters:
         yield {"latents": noise.to(pipe.device, pipe.dtype)}
         return
-    given = Refining(pipe, _Given(noise))  # a pipeline that draws its noise itself: DiT
-    try:
+    with started_from(pipe, noise):  # a pipeline that draws its noise itself: DiT
         yield {}
-    finally:
-        given.remove()
 
 
 @torch.no_grad()
@@ -89,7 +74,7 @@ def sample_from_noise(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
     with (
         seeded(pipe, generators),
-        stepping(pipe.scheduler, watched),
+        replaced(pipe.scheduler, "step", watched),
         _starting(pipe, noise) as start,
     ):
         call |= {"generator": generators, "output_type": "pil" if shown else "latent"}

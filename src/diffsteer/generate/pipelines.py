@@ -18,11 +18,10 @@ from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.generate.base import Generator
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import Guidance
-from diffsteer.hf.conditioning import conditioning_argument, conditioning_kwargs
+from diffsteer.hf.conditioning import conditioning_argument, conditioning_kwargs, seeded
 from diffsteer.hf.load import load, network
 from diffsteer.hf.network import network_of
 from diffsteer.hf.scheduler_config import flows
-from diffsteer.hf.stepping import seeded
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.refine.hook import opened

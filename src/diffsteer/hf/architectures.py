@@ -40,6 +40,11 @@ class Family:
     encoded: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
 
+    @property
+    def channel_dim(self) -> int:
+        """Dimension of the sample that holds its channels."""
+        return -1 if self.packed else 1
+
     def conditions_in_batch(self, pipe: Any, sample: Tensor) -> Halves:
         """Which conditions the batch of this call holds.
 

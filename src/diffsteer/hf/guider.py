@@ -8,11 +8,11 @@ as few passes as `steer` takes, and with a second network and second questions, 
 guiders of diffusers have no place.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from typing_extensions import override
@@ -20,9 +20,10 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.call import NotedCalls
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.network import bind_arguments, check_free, network_of, put_back, returned
+from diffsteer.hf.hooks import replaced
+from diffsteer.hf.network import check_free, network_of
 
 
 class SteerGuider(BaseGuidance):  # type: ignore[misc]
@@ -63,10 +64,9 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         self.guidance = parse(guidance, Guidance) if isinstance(guidance, str) else guidance
         self.register_to_config(guidance=repr(self.guidance), max_rows=max_rows)
         self.scheduler, self.guide, self.max_rows = scheduler, guide, max_rows
-        self._guided: Guided | None = None
-        self._undo: Callable[[], None] | None = None
-        self._expected = 1
-        self._calls: list[dict[str, Any]] = []
+        self._steered: tuple[NotedCalls, Guided] | None = None
+        self._replaced = ExitStack()
+        self._conditions = 1
 
     @override
     def new(self, **kwargs: Any) -> "SteerGuider":
@@ -92,9 +92,11 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """Split what the pipeline has into the prompt's inputs and, if it has them, the null's."""
         pairs = [v for v in data.values() if isinstance(v, tuple) and v[0] is not None]
-        there = self._enabled and pairs and all(null is not None for _, null in pairs)
-        self._expected, self._calls = 2 if there else 1, []
-        names = self._input_predictions[: self._expected]
+        both = self._enabled and pairs and all(null is not None for _, null in pairs)
+        self._conditions = 2 if both else 1
+        if self._steered is not None:
+            self._steered[0].expect(self._conditions)
+        names = self._input_predictions[: self._conditions]
         return [self._prepare_batch(data, i, name) for i, name in enumerate(names)]
 
     @override
@@ -123,36 +125,27 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
                 "SteerGuider has to know the scheduler, which says what the network predicts: "
                 "give SteerGuider(guidance, pipe.scheduler), or set guider.scheduler"
             )
-        if self._guided is None or self._guided.network is not denoiser:
+        if self._steered is None or self._steered[0].module is not denoiser:
             guide = None if self.guide is None else network_of(self.guide)
-            self._guided = Guided(denoiser, denoiser.forward, self.guidance, guide, self.max_rows)
-        self._guided.forward = denoiser.forward
-        self._undo = partial(put_back, denoiser, denoiser.__dict__.get("forward"))
-        denoiser.forward = partial(self._called, denoiser)
+            guided = Guided(denoiser, self.guidance, guide, self.max_rows)
+            self._steered = NotedCalls(denoiser, denoiser.forward), guided
+            self._steered[0].expect(self._conditions)
+        self._steered[0].forward = denoiser.forward
+        forward = partial(self._forward, denoiser, *self._steered)
+        self._replaced.enter_context(replaced(denoiser, "forward", forward))
 
     @override
     def cleanup_models(self, denoiser: Any) -> None:
         """Give the network its forward back."""
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+        self._replaced.close()
 
-    def _called(self, denoiser: Any, *args: Any, **kwargs: Any) -> Any:
+    def _forward(
+        self, denoiser: Any, reader: NotedCalls, guided: Guided, *args: Any, **kwargs: Any
+    ) -> Any:
         """Stand in for one call of the network's forward."""
         self.cleanup_models(denoiser)
-        guided = self._guided
-        assert guided is not None
-        said = bind_arguments(denoiser, args, kwargs)
-        whole, as_dict = said.pop(guided.family.sample), said.pop("return_dict", True)
-        self._calls.append(said)
-        if len(self._calls) < self._expected:
-            return returned(torch.zeros_like(whole), as_dict)
-        conds: dict[str, Callable[[], Cond]] = {
-            name: partial(dict, call)
-            for name, call in zip(("cond", "null"), self._calls, strict=False)
-        }
-        tick = guided.tick(self.scheduler, said["timestep"])
-        return returned(guided(whole, conds, self.scheduler, tick), as_dict)
+        call = reader.read(self.scheduler, args, kwargs)
+        return call.reply(guided(call) if call.pending is None else call.pending)
 
     @override
     def __call__(self, data: list[Any]) -> GuiderOutput:

@@ -1,9 +1,10 @@
-"""The network of a diffusers pipeline: where it is, what it is told, how to stand in for it."""
+"""The network of a diffusers pipeline: where it is, and how it is called."""
 
 import inspect
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level, upcast
+from diffsteer.core.prediction import Prediction
+from diffsteer.core.schedule import Schedule
+from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.architectures import Family, family_of
+from diffsteer.hf.hooks import Replaced, SteersNetwork, replaced
+from diffsteer.hf.protocols import NetworkLike, SchedulerLike
+from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 
 PARTS = ("unet", "transformer")
 """What pipelines call their network."""
@@ -43,22 +52,20 @@ def uncompiled() -> AbstractContextManager[Any]:
     return stance
 
 
-def channels(network: Any) -> int:
+def channels(network: NetworkLike) -> int:
     """Channels of the sample: what the network returns, less a learned variance."""
-    given, returned = (
-        network.config.in_channels,
-        network.config.out_channels or network.config.in_channels,
-    )
-    return int(given if returned == 2 * given else min(given, returned))
+    takes = network.config.in_channels
+    returns = network.config.out_channels or takes
+    return int(takes if returns == 2 * takes else min(takes, returns))
 
 
 def bind_arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a call of a network's forward says, by name."""
+    """Arguments of a call of a network's forward, by name."""
     signature = _signature(type(unwrap_compiled(network)).forward)
-    said: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
-    said.pop("self")
-    more: dict[str, Any] = said.pop("kwargs", {})
-    return said | more
+    arguments: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
+    arguments.pop("self")
+    more: dict[str, Any] = arguments.pop("kwargs", {})
+    return arguments | more
 
 
 @cache
@@ -66,31 +73,13 @@ def _signature(forward: Hashable) -> inspect.Signature:
     return inspect.signature(forward)  # type: ignore[arg-type]
 
 
-def put_back(network: Any, own: Any) -> None:
-    """Give a network the forward that it had of its own, or that of its class."""
-    if own is not None:
-        network.forward = own
-    else:
-        network.__dict__.pop("forward", None)
-
-
-def timestep_like(time: float, before: float | Tensor) -> Tensor:
-    """What a network is told of another time, in the shape of what it was told.
-
-    Always a floating tensor, since networks cut numbers down to whole ones.
-    """
-    like = torch.as_tensor(before)
-    dtype = like.dtype if like.is_floating_point() else torch.float32
-    return torch.full_like(like, time, dtype=dtype)
-
-
 def check_free(network: Any) -> None:
-    """Check that the forward of a network can be wrapped.
+    """Check that the forward of a network can be replaced.
 
     Raises:
         ValueError: it is steered already, or calls do not pass through it.
     """
-    if type(getattr(network.forward, "__self__", None)).__name__ in ("Steering", "Refining"):
+    if isinstance(getattr(network.forward, "__self__", None), SteersNetwork):
         raise InputError("this pipeline is steered already: remove the other steering first")
     if getattr(network, "_compiled_call_impl", None) is not None:
         raise InputError(
@@ -99,10 +88,112 @@ def check_free(network: Any) -> None:
         )
 
 
-def returned(answer: Tensor, as_dict: bool) -> Any:
-    """An answer in the form in which a network of diffusers returns it."""
-    if not as_dict:
-        return (answer,)
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+def network_replaced(pipe: Any, answer: Callable[[dict[str, Any]], Any]) -> Replaced:
+    """Let a function of its arguments, by name, stand in for the network of a pipeline."""
+    network = network_of(pipe)
 
-    return Transformer2DModelOutput(sample=answer)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return answer(bind_arguments(network, args, kwargs))
+
+    return replaced(network, "forward", forward)
+
+
+EXTRA = "extra"
+"""Name, in a condition, of channels or tokens that go with the sample and are not denoised."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """An argument that is the same for all rows, though its first dimension may be as long."""
+
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineNetwork:
+    """A pipeline's network with all that is needed to call it.
+
+    Attributes:
+        module: The network itself, not compiled.
+        forward: Evaluates it; that of the network where nothing is wrapped around it.
+        family: Of the network.
+        schedule: On which the scheduler's timesteps lie.
+        prediction: Prediction type.
+    """
+
+    module: Any
+    forward: Callable[..., Any]
+    family: Family
+    schedule: Schedule
+    prediction: Prediction
+
+    @classmethod
+    def of(cls, pipe: Any, forward: Callable[..., Any] | None = None) -> "PipelineNetwork":
+        """Network of a pipeline of diffusers, called past any steering where `forward` is given.
+
+        Raises:
+            ValueError: the network is of no known family, or the schedule cannot be steered.
+        """
+        return cls.on(pipe.scheduler, network_of(pipe), forward)
+
+    @classmethod
+    def on(
+        cls, scheduler: SchedulerLike, network: Any, forward: Callable[..., Any] | None = None
+    ) -> "PipelineNetwork":
+        """Network that a scheduler samples; see `of`."""
+        module = unwrap_compiled(network)
+        return cls(module, forward or module, family_of(module), *timestep_schedule(scheduler))
+
+    @property
+    def terminal(self) -> Level:
+        """The noisiest level that the network knows, where sampling starts."""
+        return self.schedule.at(self.schedule.last)
+
+    def __call__(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
+        """Output for a sample at a level, in the shape of `x` and float32 or wider.
+
+        Args:
+            x: The sample, `(B, C, H, W)`, or packed, as the network takes it.
+            level: 0-dim; what the network is told comes from it.
+            cond: All other arguments, as `condition` gives them.
+        """
+        return self.split(self.evaluate(x, cond, self.module.dtype, level))[0]
+
+    def evaluate(
+        self, x: Tensor, cond: Cond, dtype: torch.dtype, level: Level | None = None
+    ) -> Tensor:
+        """Whole output, with a learned variance beside the sample's channels.
+
+        Args:
+            x: As for a call.
+            cond: As for a call.
+            dtype: Of the sample that the network is given.
+            level: Where it is evaluated; None for the timestep of the condition.
+        """
+        arguments = {
+            name: value.value if isinstance(value, Shared) else value
+            for name, value in cond.items()
+            if name != EXTRA
+        }
+        if level is not None:
+            arguments["timestep"] = timestep_like(
+                level, self.schedule, self.family.flow_time, arguments["timestep"]
+            )
+        inputs = x.to(dtype)
+        if (extra := cond.get(EXTRA)) is not None:
+            inputs = torch.cat([inputs, extra.to(inputs)], dim=self.family.channel_dim)
+        arguments[self.family.sample] = inputs
+        return upcast(self.forward(**arguments, return_dict=False)[0])
+
+    def split(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The sample, and channels beyond it (a mask, a learned variance), or None."""
+        n, dim = channels(self.module), self.family.channel_dim
+        if inputs.shape[dim] == n:
+            return inputs, None
+        return inputs.narrow(dim, 0, n), inputs.narrow(dim, n, inputs.shape[dim] - n)
+
+    def condition(self, arguments: Cond, extra: Tensor | None = None) -> Cond:
+        """Condition of a call's arguments, the sample left out, with channels beyond it."""
+        cond = {k: v for k, v in arguments.items() if k not in (self.family.sample, "return_dict")}
+        cond |= {name: Shared(cond[name]) for name in self.family.shared if name in cond}
+        return cond if extra is None else {**cond, EXTRA: extra}

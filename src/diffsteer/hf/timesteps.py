@@ -1,4 +1,8 @@
-"""Where a pipeline is in its sampling, without waiting for the device that holds its timesteps."""
+"""Timesteps of a diffusers scheduler: their levels, their steps, and what a network is told there.
+
+A sampling begins where the scheduler has new timesteps. The step of a call is found without waiting
+for the device that holds them.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,18 +10,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level, upcast
+from diffsteer.core.prediction import Prediction
+from diffsteer.core.schedule import EDM, Flow, Schedule
+from diffsteer.hf.protocols import SchedulerLike
+from diffsteer.hf.scheduler_config import trained
+
 LOSSY = (torch.float16, torch.bfloat16)
 """Types that round a timestep away from the one that the scheduler means."""
+FLOW_TIMESTEPS = 1000.0
+"""Timestep of a flow's scheduler at the noisy end, t = 1."""
 
 
 class SamplingStep(NamedTuple):
-    """A call of the network in time.
+    """Time of a call of the network.
 
     Attributes:
         time: Timestep of the scheduler, 0-dim, float64, on the CPU.
         step: Index of the sampling step; of the nearest one where it is none of the scheduler's.
             Schedulers of second order call the network twice a step.
-        first: Whether a sampling begins here.
+        first: Whether timesteps are new, or time does not go on.
     """
 
     time: Tensor
@@ -26,10 +39,10 @@ class SamplingStep(NamedTuple):
 
 
 class StepTracker:
-    """Reads timesteps.
+    """Follows a scheduler through samplings.
 
     Attributes:
-        times: Those of the scheduler, copied to the CPU once a sampling.
+        times: Its timesteps, copied to the CPU once a sampling.
     """
 
     def __init__(self) -> None:
@@ -38,8 +51,19 @@ class StepTracker:
         self._last: int | None = None
         self._order = 1
 
-    def read(self, given: float | Tensor, scheduler: Any, factor: float = 1.0) -> SamplingStep:
-        """Say which step a network is called for.
+    def follow(self, scheduler: SchedulerLike) -> bool:
+        """Take over a scheduler's timesteps and return whether they are new: a sampling begins."""
+        if scheduler.timesteps is self.timesteps:
+            return False
+        self.timesteps, self._last = scheduler.timesteps, None
+        self.times = scheduler.timesteps.double().tolist()
+        self._order = getattr(scheduler, "order", 1)
+        return True
+
+    def read(
+        self, given: float | Tensor, scheduler: SchedulerLike, factor: float = 1.0
+    ) -> SamplingStep:
+        """Step that a network is called for.
 
         Args:
             given: What it is told, 0-dim or `(B,)`. It is read where it lies on the CPU, or where
@@ -47,42 +71,104 @@ class StepTracker:
             scheduler: A diffusers scheduler.
             factor: From what the network is told to the scheduler's timesteps.
         """
-        new = scheduler.timesteps is not self.timesteps
-        if new:
-            self.timesteps = scheduler.timesteps
-            self.times = self.timesteps.double().tolist()
-            self._order = getattr(scheduler, "order", 1)
-        place = self._place(given, scheduler)
-        if place is not None:
-            time = self.times[place]
+        self.follow(scheduler)
+        index = self._place(given, scheduler)
+        if index is not None:
+            time = self.times[index]
         else:
             value = given.flatten()[0] if isinstance(given, Tensor) else given
             time = float(value) * factor
-            place = min(range(len(self.times)), key=lambda i: abs(self.times[i] - time), default=0)
+            index = min(range(len(self.times)), key=lambda i: abs(self.times[i] - time), default=0)
             if isinstance(given, Tensor) and given.dtype in LOSSY and self.times:
-                time = self.times[place]
-        first = new or self._last is None or place <= self._last
-        self._last = place
-        return SamplingStep(torch.tensor(time, dtype=torch.float64), place // self._order, first)
+                time = self.times[index]
+        first = self._last is None or index <= self._last
+        self._last = index
+        return SamplingStep(torch.tensor(time, dtype=torch.float64), index // self._order, first)
 
-    def left(self) -> tuple[tuple[int, float], ...]:
-        """Step and time of the last call that was read and of those after it."""
+    def remaining(self) -> tuple[tuple[int, float], ...]:
+        """Step and timestep of the last call that was read and of those after it."""
         start = self._last or 0
         return tuple((i // self._order, t) for i, t in enumerate(self.times[start:], start))
 
-    def _place(self, given: float | Tensor, scheduler: Any) -> int | None:
+    def _place(self, given: float | Tensor, scheduler: SchedulerLike) -> int | None:
         """Index of a timestep that is a view of the scheduler's, or that the scheduler says."""
-        all_of = self.timesteps
-        if not isinstance(given, Tensor) or all_of is None:
+        timesteps = self.timesteps
+        if not isinstance(given, Tensor) or timesteps is None:
             return None
-        if not all_of.is_meta and given.dtype == all_of.dtype:
-            start, size = all_of.data_ptr(), all_of.element_size()
-            place, off = divmod(given.data_ptr() - start, size * (all_of.stride(0) or 1))
-            if off == 0 and 0 <= place < len(self.times) and _same_storage(given, all_of):
-                return place
-        said = None if given.device.type == "cpu" else getattr(scheduler, "step_index", None)
-        return said if said is not None and said < len(self.times) else None
+        if not timesteps.is_meta and given.dtype == timesteps.dtype:
+            # a view starts a whole number of elements after the tensor that it is a view of
+            start, size = timesteps.data_ptr(), timesteps.element_size()
+            index, offset = divmod(given.data_ptr() - start, size * (timesteps.stride(0) or 1))
+            if offset == 0 and 0 <= index < len(self.times) and _same_storage(given, timesteps):
+                return index
+        step_index = None if given.device.type == "cpu" else getattr(scheduler, "step_index", None)
+        return step_index if step_index is not None and step_index < len(self.times) else None
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def timestep_schedule(scheduler: SchedulerLike) -> tuple[Schedule, Prediction]:
+    """Schedule on which the timesteps of a scheduler lie, and prediction type of the network.
+
+    Raises:
+        ValueError: the scheduler is one of EDM.
+    """
+    schedule, prediction = trained(scheduler)
+    if isinstance(schedule, EDM):
+        raise InputError(
+            f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
+            "trained for it cannot be steered yet"
+        )
+    # the timesteps of a flow are shifted already
+    return Flow() if isinstance(schedule, Flow) else schedule, prediction
+
+
+def level_at(schedule: Schedule, timestep: Any) -> Level:
+    """Noise level of a scheduler timestep, on the schedule of `timestep_schedule`."""
+    return schedule.at(timestep / FLOW_TIMESTEPS if isinstance(schedule, Flow) else timestep)
+
+
+def timestep_factor(schedule: Schedule, flow_time: float) -> float:
+    """Factor from what a network is told to the scheduler's timestep.
+
+    Args:
+        schedule: As `timestep_schedule` gives it.
+        flow_time: What the network is told at the noisy end of a flow.
+    """
+    return FLOW_TIMESTEPS / flow_time if isinstance(schedule, Flow) else 1.0
+
+
+def timestep_like(
+    level: Level, schedule: Schedule, flow_time: float, like: float | Tensor
+) -> Tensor:
+    """What a network is told at a level, in the shape of what it was told before.
+
+    Always a floating tensor, since networks round whole numbers down.
+    """
+    like = torch.as_tensor(like)
+    time = level.t.item() * (flow_time if isinstance(schedule, Flow) else 1.0)
+    dtype = like.dtype if like.is_floating_point() else torch.float32
+    return torch.full_like(like, time, dtype=dtype)
+
+
+def predicted_x0(
+    scheduler: SchedulerLike, out: Tensor, timestep: float | Tensor, sample: Tensor
+) -> Tensor:
+    """The x0 that a network's output predicts, `(B, *D)`, in float32 or wider.
+
+    Args:
+        scheduler: Of diffusers, about to step.
+        out: Output that it is given, guidance included; channels beyond the sample's are left out.
+        timestep: As it is given.
+        sample: As it holds it, `(B, *D)`, before it is scaled for the network.
+
+    Raises:
+        ValueError: as `timestep_schedule`, or the output does not fix x0.
+    """
+    schedule, prediction = timestep_schedule(scheduler)
+    level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
+    scale = getattr(scheduler, "scale_model_input", None)
+    x = sample if scale is None else scale(sample, timestep)
+    return prediction.x0(upcast(x), upcast(out[:, : x.shape[1]]), level)

@@ -7,23 +7,24 @@ before, with the condition that the pipeline sends, which no other place of a pi
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
-from diffsteer.core.schedule import Flow
 from diffsteer.guidance.denoiser import Cond, chunks, rows_of
-from diffsteer.hf.architectures import check_halves
-from diffsteer.hf.network import bind_arguments, check_free, network_of, put_back, unwrap_compiled
-from diffsteer.hf.timesteps import StepTracker
-from diffsteer.refine.model import Model, conditions, require_prompts
+from diffsteer.hf.call import BatchedConditions, NetworkCall
+from diffsteer.hf.first_call import conditions, require_prompts
+from diffsteer.hf.hooks import replaced
+from diffsteer.hf.network import PipelineNetwork, check_free, network_of, unwrap_compiled
 from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 from diffsteer.refine.noise_registry import refined_before, remember
 from diffsteer.refine.refiner import NoiseRefiner
@@ -38,142 +39,136 @@ class Refine(Protocol):
 
     null: bool
 
-    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
         """Return refined noise, in the shape of `x`."""
 
 
-class Refining:
-    """A pipeline whose noise is refined, until `remove`.
+class RefineHook(AbstractContextManager["RefineHook"]):
+    """Moves the noise of every sampling to what it is refined to; a hook of network calls.
 
     Args:
         pipe: A pipeline of a known family.
-        refine: What refines.
-        forward: How it calls the network; past the guidance that steers the pipeline.
+        refine: Refines.
         strength: Factor of the change, whoever makes it.
         max_rows: Most rows of noise that are refined in one pass.
     """
 
     def __init__(
-        self,
-        pipe: Any,
-        refine: Refine,
-        forward: Callable[..., Any] | None = None,
-        strength: float = 1.0,
-        max_rows: int | None = None,
+        self, pipe: Any, refine: Refine, strength: float = 1.0, max_rows: int | None = None
     ) -> None:
-        self.pipe, self.refine, self.network = pipe, refine, network_of(pipe)
+        self.pipe, self.refine = pipe, refine
         self.strength, self.max_rows = strength, max_rows
-        self._own = self.network.__dict__.get("forward")
-        self._inner: Callable[..., Any] = self.network.forward
-        self._model = partial(Model.of, pipe, forward or self._inner)
-        self._family = self._model().family
-        self._timesteps: Tensor | None = None
         self._shift: Tensor | None = None
-        self._give_back: Callable[[], None] = _nothing
-        self.network.forward = self.called
+        self._scale = 1.0
+        self._replaced = ExitStack()
 
-    def remove(self) -> None:
-        """Give the pipeline back as it was."""
-        self._give_back()
-        put_back(self.network, self._own)
+    @override
+    def __exit__(self, *_: object) -> None:
+        """Leave a sampling that was broken off."""
+        self._release()
 
-    def called(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the network's forward."""
-        said = bind_arguments(self.network, args, kwargs)
-        scheduler = self.pipe.scheduler
-        if scheduler.timesteps is not self._timesteps:
-            self._begin(said, scheduler)
-        if self._shift is not None:
-            name = self._family.sample
-            said[name] = self._moved(said[name], self._gain * self._shift)
-        return self._inner(**said)
+    def __call__(self, call: NetworkCall) -> NetworkCall:
+        """Return the call with the refined sample, in the first step of a sampling."""
+        if call.starts:
+            self._release()
+            size, self._scale = self._start(call)
+            with torch.no_grad():
+                self._shift = size * self._change(call, size * self._scale)
+            step = self._first_step(self._shift, call.scheduler.step)
+            self._replaced.enter_context(replaced(call.scheduler, "step", step))
+        return call if self._shift is None else call.moved(self._scale * self._shift)
 
-    def _begin(self, said: dict[str, Any], scheduler: Any) -> None:
-        """Refine the noise of a sampling that starts with this call."""
-        self._give_back()
-        model = self._model()
-        factor = 1000.0 / self._family.flow_time if isinstance(model.schedule, Flow) else 1.0
-        if step := StepTracker().read(said["timestep"], scheduler, factor).step:
+    def _release(self) -> None:
+        self._shift = None
+        self._replaced.close()
+
+    def _start(self, call: NetworkCall) -> tuple[float, float]:
+        """Size of the noise and factor by which it is scaled for the network.
+
+        Raises:
+            ValueError: the sampling does not start from noise of that size.
+        """
+        if step := call.step.step:
             raise InputError(
                 f"this sampling starts at step {step + 1} from an image, and only pure noise can "
                 "be refined: leave the refiner out of image to image"
             )
-        start = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        scheduler: Any = call.scheduler
+        size = float(getattr(scheduler, "init_noise_sigma", 1.0))
         takes = inspect.signature(self.pipe.__call__).parameters
-        if start != 1 and not {"latents", "image"} & takes.keys():
+        if size != 1 and not {"latents", "image"} & takes.keys():
             raise InputError(
                 f"{type(self.pipe).__name__} starts from noise of size 1 where its "
-                f"{type(scheduler).__name__} means {start:.3g}, so that it samples wrongly by "
+                f"{type(scheduler).__name__} means {size:.3g}, so that it samples wrongly by "
                 "itself: give it a scheduler such as DDIMScheduler"
             )
-        self._gain = _gain(scheduler)
-        whole = said[self._family.sample]
-        halves = self._family.conditions_in_batch(self.pipe, whole)
-        check_halves(whole, halves, type(self.pipe).__name__)
-        size = len(whole) // len(halves)
-        parts = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(halves)}
-        with torch.no_grad():
-            x, cond = model.cond(said)
-            conds = {name: rows_of(cond, rows, len(whole)) for name, rows in parts.items()}
-            if self.refine.null and "null" not in conds:
-                raise InputError(
-                    f"{self.refine!r} asks for the null prompt, which this call does not send: "
-                    "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
-                )
-            noise = upcast(x[parts["cond"]]) / (start * self._gain)
-            if refined_before(self.network, noise):
-                warnings.warn(
-                    "this noise was refined before: sample it without the refiner, or hand the "
-                    "pipeline the noise as it was drawn",
-                    stacklevel=2,
-                )
-            refined = [
-                self.refine(noise[part], rows_of(conds, part, size), model)
-                for part in chunks(size, self.max_rows)
-            ]
-            self._shift = start * self.strength * (torch.cat(refined) - noise)
-        self._timesteps = scheduler.timesteps
-        self._watch(scheduler)
+        scale = getattr(scheduler, "scale_model_input", None)
+        return size, 1.0 if scale is None else float(scale(torch.ones(1), scheduler.timesteps[0]))
 
-    def _watch(self, scheduler: Any) -> None:
-        """Give the scheduler's next step the refined sample, and let the rest of them be."""
-        own, step = scheduler.__dict__.get("step"), scheduler.step
+    def _change(self, call: NetworkCall, size: float) -> Tensor:
+        """Change of the unit noise of a call, `(B, *D)`."""
+        conds = {name: call.conds[name] for name in call.names}
+        if self.refine.null and "null" not in conds:
+            raise InputError(
+                f"{self.refine!r} asks for the null prompt, which this call does not send: "
+                "call the pipeline with guidance_scale > 1, steered by CFG(1) for no guidance"
+            )
+        noise = upcast(call.sample) / size
+        if refined_before(call.network.module, noise):
+            warnings.warn(
+                "this noise was refined before: sample it without the refiner, or hand the "
+                "pipeline the noise as it was drawn",
+                stacklevel=2,
+            )
+        refined = [
+            self.refine(noise[rows], rows_of(conds, rows, len(noise)), call.network)
+            for rows in chunks(len(noise), self.max_rows)
+        ]
+        return self.strength * (torch.cat(refined) - noise)
+
+    def _first_step(self, shift: Tensor, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Step of a scheduler from the refined sample, which then is as it was."""
 
         @wraps(step)  # pipelines look at its signature for whether to send generators
         def first(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
-            assert self._shift is not None
-            n, m = len(self._shift), len(sample)
-            if m % n:
+            copies, rest = divmod(len(sample), len(shift))
+            if rest:
                 raise InputError(
-                    f"{type(self.pipe).__name__} calls its network with {n} rows for {m} samples: "
-                    "switch off what else it guides by (PAG) while noise is refined, or take the "
-                    "plain pipeline"
+                    f"{type(self.pipe).__name__} calls its network with {len(shift)} rows for "
+                    f"{len(sample)} samples: switch off what else it guides by (PAG) while noise "
+                    "is refined, or take the plain pipeline"
                 )
-            sample = self._moved(sample, self._shift)
-            self._give_back()
-            return step(model_output, timestep, sample, *args, **kw)
+            moved = upcast(sample) + shift.repeat(copies, *[1] * (shift.ndim - 1))
+            self._release()
+            return step(model_output, timestep, moved.to(sample.dtype), *args, **kw)
 
-        def give_back() -> None:
-            self._shift, self._give_back = None, _nothing
-            if scheduler.__dict__.get("step") is not first:
-                return  # whoever watched before took it back already
-            del scheduler.step
-            if own is not None:
-                scheduler.step = own
+        return first
 
-        self._give_back = give_back
-        scheduler.step = first
 
-    def _moved(self, whole: Tensor, shift: Tensor) -> Tensor:
-        """Move the channels of a sample that are denoised, in each half of the batch."""
-        n, dim = shift.shape[1], 1
-        if self._family.packed:
-            n, dim = shift.shape[-1], -1
-        moved = whole.clone()
-        part = moved.narrow(dim, 0, n)
-        times = len(whole) // len(shift)
-        part.copy_(upcast(part) + shift.repeat(times, *[1] * (shift.ndim - 1)))
-        return moved
+class _Given:
+    """Refines any noise to this."""
+
+    null = False
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
+        return self.noise.to(x)
+
+
+@contextmanager
+def started_from(pipe: Any, noise: Tensor) -> Iterator[None]:
+    """Let a pipeline that draws its noise itself start from noise, `(B, *D)`."""
+    network = network_of(pipe)
+    inner = network.forward
+    reader = BatchedConditions(pipe, network, inner)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return inner(**hook(reader.read(pipe.scheduler, args, kwargs)).forwarded())
+
+    with RefineHook(pipe, _Given(noise)) as hook, replaced(network, "forward", forward):
+        yield
 
 
 def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any) -> Tensor:
@@ -198,17 +193,16 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
     conds = {"cond": conditions(pipe, prompts, shape, **call)}
     if by.null:
         conds["null"] = conditions(pipe, [""] * len(prompts), shape, **call)
-    model = Model.of(
-        pipe, unwrap_compiled(network_of(pipe)).forward
-    )  # past what looks at samplings
+    # past the noise registry, which looks at samplings
+    network = PipelineNetwork.of(pipe, unwrap_compiled(network_of(pipe)).forward)
     with torch.no_grad():
-        refined = by(noise, conds, model).to(noise.dtype)
+        refined = by(noise, conds, network).to(noise.dtype)
     remember(pipe, noise, refined, conds["cond"])
     return refined
 
 
 def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[], None]]:
-    """Make what refines, and what takes it out of the pipeline again where it was put there here.
+    """Open what refines, and return a function that takes out what was put into the pipeline here.
 
     Args:
         refiner: Folder, hub id, text of an `NLG`, or what refines itself.
@@ -222,17 +216,10 @@ def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[]
             return parse(str(refiner), TrainingFreeRefiner), _nothing
         loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove
-    if isinstance(refiner, NoiseRefiner) and refiner.model.network is not unwrap_compiled(
-        network_of(pipe)
-    ):
+    network = unwrap_compiled(network_of(pipe))
+    if isinstance(refiner, NoiseRefiner) and refiner.model.module is not network:
         raise InputError("this refiner was loaded for another pipeline: load it for this one")
     return refiner, _nothing
-
-
-def _gain(scheduler: Any) -> float:
-    """Factor by which a scheduler scales the sample before the network sees it at the start."""
-    scale = getattr(scheduler, "scale_model_input", None)
-    return 1.0 if scale is None else float(scale(torch.ones(1), scheduler.timesteps[0]))
 
 
 def _nothing() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.load import shipped_folder
+from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
 from diffsteer.refine.lora import own_parameters
-from diffsteer.refine.model import Model
 
 WEIGHTS, ABOUT = "refiner.safetensors", "refiner.json"
 VERSION = 1
@@ -166,7 +166,7 @@ def found(source: str | Path) -> tuple[Path, Path]:
         ) from error
 
 
-def require(said: RefinerMetadata, model: Model, any_model: bool, where: str) -> None:
+def require(said: RefinerMetadata, model: PipelineNetwork, any_model: bool, where: str) -> None:
     """Check that a refiner was trained for a network.
 
     Raises:
@@ -174,8 +174,8 @@ def require(said: RefinerMetadata, model: Model, any_model: bool, where: str) ->
     """
     level = model.terminal
     mine = {
-        "network": (said.network, type(model.network).__name__),
-        "prediction type": (said.kind, repr(model.kind)),
+        "network": (said.network, type(model.module).__name__),
+        "prediction type": (said.kind, repr(model.prediction)),
         "terminal timestep": (said.terminal["t"], level.t.item()),
         "terminal alpha": (round(said.terminal["alpha"], 6), round(level.alpha.item(), 6)),
     }
@@ -187,7 +187,7 @@ def require(said: RefinerMetadata, model: Model, any_model: bool, where: str) ->
             )
     if any_model:
         return
-    here_hashes = fingerprint(model.network)
+    here_hashes = fingerprint(model.module)
     shared = said.weights.keys() & here_hashes.keys()
     if not shared:
         warnings.warn(

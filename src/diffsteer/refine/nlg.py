@@ -16,7 +16,7 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.core.noise import Noise
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
-from diffsteer.refine.model import Model
+from diffsteer.hf.network import PipelineNetwork
 
 CLIP = 0.5
 """Greatest change of an element in a round, before the scale."""
@@ -38,7 +38,7 @@ class TrainingFreeRefiner(ABC):
         return ""
 
     @abstractmethod
-    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
         """Return better noise, in the shape of `x`."""
 
 
@@ -76,7 +76,7 @@ class NLG(TrainingFreeRefiner):
         return known if level.alpha == 0 else ""
 
     @override
-    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model) -> Tensor:
+    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
         level = model.terminal
         if why := self.refuses(level):
             raise InputError(f"{why}: train a NoiseRefiner")
@@ -85,7 +85,7 @@ class NLG(TrainingFreeRefiner):
         norm = x[0].numel() ** 0.5
         for _ in range(self.rounds):
             cond, null = (
-                model.kind.solve(x, model(x, level, conds[name]), level)[1]
+                model.prediction.solve(x, model(x, level, conds[name]), level)[1]
                 for name in ("cond", "null")
             )
             x = x - self.scale * (cond - null).clamp(-CLIP, CLIP)

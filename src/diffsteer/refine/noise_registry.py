@@ -1,4 +1,4 @@
-"""Notice where noise that was refined for one prompt is sampled for another.
+"""Registry of refined noise, which warns where it is sampled for another prompt.
 
 Refined noise that the user holds may start any sampling. What it was refined for is known to
 nothing but the call that made it, so that is remembered, as a few numbers of each row, and the
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.architectures import family_of
-from diffsteer.hf.network import bind_arguments, channels, network_of, unwrap_compiled
+from diffsteer.hf.call import BatchedConditions
+from diffsteer.hf.network import network_of, unwrap_compiled
+from diffsteer.hf.timesteps import StepTracker
 
 KEPT = 256
 """Rows that are remembered, the latest: less than 10 MB of 512 tokens a prompt."""
@@ -26,12 +27,12 @@ SAME_TEXT = 0.1
 """Greatest change of a token, over the size of tokens, that rounding makes in an encoder."""
 
 
-class Watch:
-    """Rows of refined noise and what each is for."""
+class Registry:
+    """Rows of refined noise of a network and the text that each is for."""
 
     def __init__(self, pipe: Any) -> None:
         self._rows: deque[tuple[Tensor, Tensor]] = deque(maxlen=KEPT)
-        self._pipe, self._timesteps = ref(pipe), None
+        self._pipe, self._tracker = ref(pipe), StepTracker()
         self.remove = network_of(pipe).register_forward_pre_hook(_look, with_kwargs=True).remove
 
     def add(self, pipe: Any, noise: Tensor, text: Tensor) -> None:
@@ -46,21 +47,20 @@ class Watch:
     def look(self, network: Any, args: Any, kwargs: Any) -> None:
         """Warn where this call begins a sampling of remembered rows for other texts."""
         pipe = self._pipe()
-        if pipe is None or pipe.scheduler.timesteps is self._timesteps:
+        if pipe is None or not self._tracker.follow(pipe.scheduler):
             return
-        self._timesteps = pipe.scheduler.timesteps
-        said, family = bind_arguments(network, args, kwargs), family_of(unwrap_compiled(network))
-        whole, text = said[family.sample], said.get("encoder_hidden_states")
-        halves = family.conditions_in_batch(pipe, whole)
-        if text is None or len(text) != len(whole) or len(whole) % len(halves):
+        call = BatchedConditions(pipe, network, network.forward).read(pipe.scheduler, args, kwargs)
+        try:
+            text, noise = call.conds["cond"].get("encoder_hidden_states"), call.sample
+        except ValueError:
+            return  # conditions that cannot be told apart
+        if text is None or len(text) != len(noise):
             return
-        x = whole.narrow(-1 if family.packed else 1, 0, channels(unwrap_compiled(network)))
-        part = halves.index("cond")
-        noise, text = (f(t.chunk(len(halves))[part]) for f, t in ((_noise, x), (_text, text)))
-        odd = [i for i, row in enumerate(zip(noise, text, strict=True)) if self._misused(*row)]
-        if odd:
+        rows = zip(_noise(noise), _text(text), strict=True)
+        misused = [i for i, row in enumerate(rows) if self._misused(*row)]
+        if misused:
             warnings.warn(
-                f"row {odd[0]} of this sampling starts from noise that was refined for another "
+                f"row {misused[0]} of this sampling starts from noise that was refined for another "
                 "prompt: without guidance the image fits neither, with guidance its layout is "
                 "that of the other. Refine noise for the prompts that you sample, row by row",
                 stacklevel=2,
@@ -72,11 +72,11 @@ class Watch:
         return bool(texts) and not any(_same(t, text) for t in texts)
 
     def _texts(self, noise: Tensor) -> list[Tensor]:
-        """What a row was refined for; nothing where it is not remembered."""
+        """Texts that a row was refined for; none where it is not remembered."""
         return [t for n, t in self._rows if n.shape == noise.shape and n @ noise > SAME_NOISE]
 
 
-_watches: WeakKeyDictionary[nn.Module, Watch] = WeakKeyDictionary()
+_registries: WeakKeyDictionary[nn.Module, Registry] = WeakKeyDictionary()
 
 
 def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
@@ -93,31 +93,31 @@ def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
     text, network = cond.get("encoder_hidden_states"), unwrap_compiled(network_of(pipe))
     if text is None or len(text) != len(noise):
         return
-    if network not in _watches:
-        _watches[network] = Watch(pipe)
+    if network not in _registries:
+        _registries[network] = Registry(pipe)
     before, after = _noise(noise), _noise(refined)
     changed = (before * after).sum(1) <= SAME_NOISE
-    _watches[network].add(pipe, after[changed], _text(text)[changed])
+    _registries[network].add(pipe, after[changed], _text(text)[changed])
 
 
 def refined_before(network: nn.Module, noise: Tensor) -> bool:
     """Whether any row of this noise is remembered of a network."""
-    watch = _watches.get(unwrap_compiled(network))
-    return watch is not None and watch.knows(noise)
+    registry = _registries.get(unwrap_compiled(network))
+    return registry is not None and registry.knows(noise)
 
 
 def _look(network: Any, args: Any, kwargs: Any) -> None:
     """Look at a call of a network; of the module, so that networks can be pickled."""
     if torch.compiler.is_compiling():
         return
-    if watch := _watches.get(unwrap_compiled(network)):
-        watch.look(network, args, kwargs)
+    if registry := _registries.get(unwrap_compiled(network)):
+        registry.look(network, args, kwargs)
 
 
 def forget(network: nn.Module) -> None:
     """Forget what was remembered of a network, and look at it no more."""
-    if watch := _watches.pop(network, None):
-        watch.remove()
+    if registry := _registries.pop(network, None):
+        registry.remove()
 
 
 def _noise(x: Tensor) -> Tensor:

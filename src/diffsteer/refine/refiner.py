@@ -16,10 +16,10 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
+from diffsteer.hf.network import PipelineNetwork
 from diffsteer.refine.heads import HEADS, RefineInput
 from diffsteer.refine.lora import Lora
 from diffsteer.refine.metadata import RefinerMetadata, fingerprint, read, require, write
-from diffsteer.refine.model import Model
 from diffsteer.refine.noise_registry import forget
 
 
@@ -45,11 +45,11 @@ class NoiseRefiner:
     def __init__(self, pipe: Any, rank: int = 16, head: str = "zero_init", alpha: int = 0) -> None:
         if head not in HEADS:
             raise InputError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
-        self.model = Model.of(pipe)
+        self.model = PipelineNetwork.of(pipe)
         self.head, self.name, self.strength = HEADS[head], head, 1.0
         self.sha256 = ""
-        self.head.check(self.model.kind, self.model.terminal)
-        self.lora = Lora(self.model.network, rank, self.model.family.output, alpha)
+        self.head.check(self.model.prediction, self.model.terminal)
+        self.lora = Lora(self.model.module, rank, self.model.family.output, alpha)
 
     @classmethod
     def load(
@@ -68,15 +68,15 @@ class NoiseRefiner:
             FileNotFoundError: there is no refiner.
             ValueError: it is broken, or was trained for another network.
         """
-        said, weights = read(source)
-        require(said, Model.of(pipe), any_model, str(source))
-        made = cls(pipe, said.rank, said.head, said.alpha)
+        metadata, weights = read(source)
+        require(metadata, PipelineNetwork.of(pipe), any_model, str(source))
+        made = cls(pipe, metadata.rank, metadata.head, metadata.alpha)
         try:
             made.lora.load(weights)
         except ValueError:
             made.remove()
             raise
-        made.strength, made.sha256 = strength, said.sha256
+        made.strength, made.sha256 = strength, metadata.sha256
         for p in made.lora.parameters.values():
             p.requires_grad_(False)
         return made
@@ -89,19 +89,21 @@ class NoiseRefiner:
             made: How it was trained, in plain values; kept beside the weights.
         """
         level = self.model.terminal
-        said = RefinerMetadata(
+        metadata = RefinerMetadata(
             head=self.name,
             rank=self.lora.rank,
             alpha=self.lora.alpha,
-            network=type(self.model.network).__name__,
-            weights=fingerprint(self.model.network),
-            kind=repr(self.model.kind),
+            network=type(self.model.module).__name__,
+            weights=fingerprint(self.model.module),
+            kind=repr(self.model.prediction),
             terminal={"t": level.t.item(), "alpha": level.alpha.item()},
             made=dict(made or {}),
         )
-        write(folder, said, {name: p.detach() for name, p in self.lora.parameters.items()})
+        write(folder, metadata, {name: p.detach() for name, p in self.lora.parameters.items()})
 
-    def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: Model | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork | None = None
+    ) -> Tensor:
         """Return refined noise, `(B, *D)`, float32 or wider; rows do not see each other.
 
         Args:
@@ -114,18 +116,22 @@ class NoiseRefiner:
         """
         model = model or self.model
         level, x = model.terminal, upcast(x)
-        mine, here = ((m.kind, round(m.terminal.alpha.item(), 6)) for m in (self.model, model))
-        if mine != here:
+        own, here = ((m.prediction, round(m.terminal.alpha.item(), 6)) for m in (self.model, model))
+        if own != here:
             raise InputError(
-                f"this refiner is for the prediction type and terminal alpha {mine}, the pipeline "
+                f"this refiner is for the prediction type and terminal alpha {own}, the pipeline "
                 f"samples with {here} now: give it the scheduler back that it had"
             )
         start = RefineInput(
-            x, level, model.kind, lambda: model(x, level, conds["cond"]), lambda a: self.lora.on(a)
+            x,
+            level,
+            model.prediction,
+            lambda: model(x, level, conds["cond"]),
+            lambda a: self.lora.on(a),
         )
         return x + self.strength * self.head.delta(start)
 
     def remove(self) -> None:
         """Take the adapter out of the network, which is then as it was."""
         self.lora.remove()
-        forget(self.model.network)
+        forget(self.model.module)

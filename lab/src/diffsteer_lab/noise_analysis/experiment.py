@@ -18,11 +18,11 @@ from diffsteer.generate.pipelines import call_of, open_pipeline, stacked
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import packed, size_of, unpacked
-from diffsteer.hf.network import channels
-from diffsteer.hf.stepping import stepping
+from diffsteer.hf.first_call import first_call, require_prompts, sampled_on
+from diffsteer.hf.hooks import replaced
+from diffsteer.hf.network import PipelineNetwork, channels, network_replaced
 from diffsteer.metrics.features import Extractor
 from diffsteer.refine.hook import Refine, opened
-from diffsteer.refine.model import Model, first_call, replaced, require_prompts, sampled_on
 from diffsteer.refine.nlg import TrainingFreeRefiner
 from diffsteer.train.refiner.msd import Student
 from diffsteer_lab.noise_analysis.inversion import Inversion
@@ -110,7 +110,7 @@ class NoiseExperiment:
     def refuses(self, rival: TrainingFreeRefiner) -> str:
         """Why a rival can do nothing here; empty where it can."""
         with open_pipeline(self._plain, self._device) as images:
-            return rival.refuses(Model.of(images.pipe).terminal)
+            return rival.refuses(PipelineNetwork.of(images.pipe).terminal)
 
     @torch.no_grad()
     def refined(
@@ -123,7 +123,7 @@ class NoiseExperiment:
             conds = {"cond": self._cond(pipe, texts)}
             if by.null:
                 conds["null"] = self._cond(pipe, [""] * len(texts))
-            found = by(self._inside(noise).to(pipe.device), conds, Model.of(pipe))
+            found = by(self._inside(noise).to(pipe.device), conds, PipelineNetwork.of(pipe))
             self._spend(images.nfe)
         return torch.lerp(noise, self._outside(found), strength)
 
@@ -164,16 +164,18 @@ class NoiseExperiment:
         with open_pipeline(self._plain, self._device) as images:
             pipe = images.pipe
             end = self._inside(latents).to(pipe.device, pipe.dtype)
-            model = Model.of(pipe)
+            model = PipelineNetwork.of(pipe)
 
             def nothing(said: dict[str, Any]) -> _Out:
-                x, n = model.cond(said)[0], channels(model.network)
-                times = (model.network.config.out_channels or n) // n  # twice with a variance
+                n = channels(model.module)
+                x = model.split(said[model.family.sample])[0]
+                times = (model.module.config.out_channels or n) // n  # twice with a variance
                 return _Out(torch.cat([torch.zeros_like(x)] * times, dim=1))
 
             call = call_of(pipe, self._plain, texts)
             call["generator"] = [torch.Generator().manual_seed(0) for _ in texts]
-            with replaced(pipe, nothing), stepping(pipe.scheduler, lambda *_, **__: _Step(end)):
+            step = replaced(pipe.scheduler, "step", lambda *_, **__: _Step(end))
+            with network_replaced(pipe, nothing), step:
                 pictures = stacked(pipe(**call))
             self._spend(images.nfe)
         return pictures
@@ -188,10 +190,10 @@ class NoiseExperiment:
         """
         with open_pipeline(self._plain, self._device) as images:
             pipe = images.pipe
-            model, cond = Model.of(pipe), self._cond(pipe, texts)
+            model, cond = PipelineNetwork.of(pipe), self._cond(pipe, texts)
             schedule = sampled_on(pipe, texts[0], **self.recipe.size)
             levels = grid(schedule, self.recipe.steps, "trailing")
-            student = Student(lambda x, at: model(x, at, cond), model.kind, levels, DDIM())
+            student = Student(lambda x, at: model(x, at, cond), model.prediction, levels, DDIM())
             size = float(levels[0].alpha.hypot(levels[0].sigma))
             x = self._inside(latents).to(pipe.device)
             noise = inversion(x, levels, student.denoised) / size
@@ -220,8 +222,8 @@ def subject(
     with open_pipeline(plain, device) as images:
         x, said = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))
         shape, tokens = tuple(x.shape[1:]), None
-        if Model.of(images.pipe).family.packed:
-            tokens = size_of(said["img_ids"], shape[0])
+        if PipelineNetwork.of(images.pipe).family.packed:
+            tokens = size_of(said["img_ids"].value, shape[0])
             shape = tuple(unpacked(torch.empty(1, *shape), tokens).shape[1:])
         by, give_back = opened(recipe.refiner, images.pipe)
         weights = images.weights

@@ -19,13 +19,14 @@ from diffsteer.core.noise import Noise
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.pipelines import open_pipeline, stacked
 from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.first_call import require_prompts
+from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.io.hashing import differences
 from diffsteer.io.shards import MANIFEST, Shard, ShardFolder
 from diffsteer.io.strict import read_object, refused
 from diffsteer.metrics.best_of_n import Score, scored
 from diffsteer.metrics.sampled import filled
 from diffsteer.refine.metadata import fingerprint
-from diffsteer.refine.model import Model, require_prompts
 
 SCORE = "score"
 """Name of the scores in a chunk."""
@@ -61,7 +62,7 @@ def make(
         raise InputError(f"batch={batch}: give at least 1, and each seed once")
     with open_pipeline(recipe, device) as images:
         shape = noise_shape(images.pipe, recipe)
-        networks = fingerprint(Model.of(images.pipe).network)
+        networks = fingerprint(unwrap_compiled(network_of(images.pipe)))
         key = {**images.key, "networks": networks, "shape": list(shape), "score": scorer}
         folder = ShardFolder(out, key)
 

@@ -19,13 +19,13 @@ from diffsteer.core.spacing import grid
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.pipelines import call_of, configured, stacked
 from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.first_call import conditions, require_prompts, sampled_on
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.load import load
 from diffsteer.hf.load import network as guide_network
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import prompts_of
 from diffsteer.refine.metadata import fingerprint
-from diffsteer.refine.model import conditions, require_prompts, sampled_on
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
 from diffsteer.train.fingerprint import Fingerprint
@@ -163,7 +163,7 @@ class RefinerTask(Task):
         if settings.targets:
             targets = Targets.at(Path(settings.targets), settings.least)
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
-            targets.require(fingerprint(self.refiner.model.network), settings.teacher)
+            targets.require(fingerprint(self.refiner.model.module), settings.teacher)
             self.source, self.teacher = Stored(targets), targets.key
             self.shape = tuple(targets.key["shape"])
         else:
@@ -186,7 +186,7 @@ class RefinerTask(Task):
         self.plain = Recipe(settings.start, steps=settings.steps, width=width, height=height)
         schedule = sampled_on(self.pipe, self.texts[0], **self.plain.size)
         self.levels = grid(schedule, settings.steps, "trailing")
-        network = self.refiner.model.network
+        network = self.refiner.model.module
         if not torch.cuda.is_available() and type(network).__name__ == "UNet2DConditionModel":
             plain_attention(network)
 
@@ -207,7 +207,7 @@ class RefinerTask(Task):
             return model(x, level, cond)
 
         refined = self.refiner(noise, {"cond": cond})
-        student = Student(net, model.kind, self.levels, self.sampler, Noise(seeds_of(noise)))
+        student = Student(net, model.prediction, self.levels, self.sampler, Noise(seeds_of(noise)))
         distance = GRADIENTS[self.settings.gradient].loss(refined, target, student)
         change = (refined - noise).square().mean()
         loss = distance + self.settings.penalty * change

@@ -1,0 +1,293 @@
+"""One call of a pipeline's network: read once, replied to once.
+
+Pipelines call their network in patterns, each with a `CallReader` of its own:
+
+A. `BatchedConditions`: one call holds all conditions in its batch (Stable Diffusion, SD3, PixArt).
+B. One call for each condition and step. `SeparateConditions` knows both prompts at the first of
+   them, by watching the pipeline encode them (Flux), so that the answer serves the second.
+C. `NotedCalls`: a guider announces how many calls a step has (modular pipelines).
+
+A reader for pattern B without watched prompts fits in as well: the answer to all calls of a step
+but the last is a buffer, handed out as `NetworkCall.pending`; the last call has all conditions, and
+`CallReader.answered` writes the guided output into the buffers in place.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level, upcast
+from diffsteer.guidance.denoiser import Cond, rows_of
+from diffsteer.hf.architectures import check_halves, family_of
+from diffsteer.hf.network import PipelineNetwork, bind_arguments, unwrap_compiled
+from diffsteer.hf.null_prompt import Prompts
+from diffsteer.hf.protocols import SchedulerLike
+from diffsteer.hf.timesteps import SamplingStep, StepTracker, level_at, timestep_factor
+
+CondMakers = Mapping[str, Callable[[], Cond]]
+"""Conditions by name, each made when it is first asked for."""
+
+
+class Conds(Mapping[str, Cond]):
+    """Conditions by name, each made when it is first asked for and kept."""
+
+    def __init__(self, makers: CondMakers) -> None:
+        self._makers, self._made = makers, dict[str, Cond]()
+
+    @override
+    def __getitem__(self, name: str) -> Cond:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    @override
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    @override
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkCall:
+    """A call of a pipeline's network.
+
+    Attributes:
+        reader: Reads this pipeline's calls.
+        scheduler: The pipeline's.
+        inputs: Argument with the sample, as sent: all conditions of the batch, extra channels.
+        arguments: All other arguments by name.
+        starts: Whether the scheduler has new timesteps: the first call of a sampling.
+        return_dict: Form of the reply.
+        pending: Answer to give without evaluating anything; None where this call is evaluated.
+    """
+
+    reader: "CallReader"
+    scheduler: SchedulerLike
+    inputs: Tensor
+    arguments: Cond
+    starts: bool
+    return_dict: bool = True
+    pending: Tensor | None = None
+
+    @cached_property
+    def network(self) -> PipelineNetwork:
+        """The network, with what the scheduler says of it."""
+        return self.reader.network(self.scheduler)
+
+    @cached_property
+    def step(self) -> SamplingStep:
+        """Step of the sampling and timestep."""
+        network = self.network
+        factor = timestep_factor(network.schedule, network.family.flow_time)
+        return self.reader.tracker.read(self.arguments["timestep"], self.scheduler, factor)
+
+    @cached_property
+    def level(self) -> Level:
+        """Noise level of the sample."""
+        return level_at(self.network.schedule, self.step.time)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Conditions that the batch holds, in order."""
+        return self.reader.names(self)
+
+    @property
+    def sample(self) -> Tensor:
+        """Noisy sample of one condition, `(B, *D)`, as the network takes it, in its dtype."""
+        return self.network.split(self.inputs[self.rows("cond")])[0]
+
+    @cached_property
+    def conds(self) -> Mapping[str, Cond]:
+        """Conditions by name: "cond" and, where the pipeline has one, "null"."""
+        extra = self.network.split(self.inputs[self.rows("cond")])[1]
+        make = self.network.condition
+        makers = self.reader.conditions(self).items()
+        return Conds({name: partial(_made, make, arguments, extra) for name, arguments in makers})
+
+    def rows(self, name: str) -> slice:
+        """Rows of the batch that belong to a condition."""
+        size, place = len(self.inputs) // len(self.names), self.names.index(name)
+        return slice(place * size, (place + 1) * size)
+
+    def moved(self, shift: Tensor) -> "NetworkCall":
+        """This call with another sample under each condition: `shift`, `(B, *D)`, is added."""
+        family = self.reader.family
+        inputs = self.inputs.clone()
+        sample = inputs.narrow(family.channel_dim, 0, shift.shape[family.channel_dim])
+        copies = len(inputs) // len(shift)
+        sample.copy_(upcast(sample) + shift.repeat(copies, *[1] * (shift.ndim - 1)))
+        made = replace(self, inputs=inputs)
+        read = {k: v for k, v in vars(self).items() if k in ("network", "step", "level", "names")}
+        vars(made).update(read)  # a step is read once
+        return made
+
+    def forwarded(self) -> dict[str, Any]:
+        """Arguments by name with which this call is passed on."""
+        sample = {self.reader.family.sample: self.inputs}
+        return {**self.arguments, **sample, "return_dict": self.return_dict}
+
+    def reply(self, out: Tensor) -> Any:
+        """Answer the pipeline: `out`, `(B, *D)`, under each condition, as its network would."""
+        out = out.to(self.inputs.dtype)
+        if self.pending is None:
+            self.reader.answered(self, out)
+            out = torch.cat([out] * len(self.names)) if len(self.names) > 1 else out
+        if not self.return_dict:
+            return (out,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=out)
+
+
+def _made(
+    condition: Callable[[Cond, Tensor | None], Cond],
+    arguments: Callable[[], Cond],
+    extra: Tensor | None,
+) -> Cond:
+    return condition(arguments(), extra)
+
+
+class CallReader(ABC):
+    """Reads the calls of one network, in one pattern.
+
+    Args:
+        module: The network, maybe compiled.
+        forward: Its forward as it was before it was replaced; may be set anew.
+
+    Raises:
+        ValueError: the network is of no known family.
+    """
+
+    def __init__(self, module: Any, forward: Callable[..., Any]) -> None:
+        self.module, self.forward = module, forward
+        self.family = family_of(unwrap_compiled(module))
+        self.tracker = StepTracker()
+        self._network: tuple[Any, PipelineNetwork] | None = None
+
+    def read(
+        self, scheduler: SchedulerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> NetworkCall:
+        """Read a call of the network."""
+        arguments = bind_arguments(self.module, args, kwargs)
+        inputs, return_dict = arguments.pop(self.family.sample), arguments.pop("return_dict", True)
+        starts, pending = self.tracker.follow(scheduler), self.pending(inputs, arguments)
+        return NetworkCall(self, scheduler, inputs, arguments, starts, return_dict, pending)
+
+    def network(self, scheduler: SchedulerLike) -> PipelineNetwork:
+        """The network with what a scheduler says of it; read once for each config."""
+        config = scheduler.config
+        if self._network is None or self._network[0] is not config:
+            network = PipelineNetwork.on(scheduler, self.module, self.forward)
+            self._network = (config, network)
+        return replace(self._network[1], forward=self.forward)
+
+    def names(self, call: NetworkCall) -> tuple[str, ...]:
+        """Conditions that the batch of a call holds, in order."""
+        return ("cond",)
+
+    @abstractmethod
+    def conditions(self, call: NetworkCall) -> CondMakers:
+        """Arguments besides the sample for each condition."""
+
+    def pending(self, inputs: Tensor, arguments: Cond) -> Tensor | None:
+        """Answer to a call that is not evaluated, else None."""
+        return None
+
+    def answered(self, call: NetworkCall, out: Tensor) -> None:  # noqa: B027
+        """Take note of an answer, `(B, *D)`, before it is returned."""
+
+
+class BatchedConditions(CallReader):
+    """Calls whose batch holds all conditions."""
+
+    def __init__(self, pipe: Any, module: Any, forward: Callable[..., Any]) -> None:
+        super().__init__(module, forward)
+        self._pipe = pipe
+        self._batch: tuple[int, tuple[str, ...]] = (0, ())
+        self._declared = hasattr(type(pipe), "do_classifier_free_guidance")
+
+    @override
+    def names(self, call: NetworkCall) -> tuple[str, ...]:
+        size = len(call.inputs)
+        new = call.step.first or size != self._batch[0]
+        if new or self._declared:
+            self._batch = (size, self.family.conditions_in_batch(self._pipe, call.inputs))
+        if new:
+            check_halves(call.inputs, self._batch[1], type(self._pipe).__name__)
+        return self._batch[1]
+
+    @override
+    def conditions(self, call: NetworkCall) -> CondMakers:
+        size, arguments = len(call.inputs), call.arguments
+        return {name: partial(rows_of, arguments, call.rows(name), size) for name in call.names}
+
+
+class SeparateConditions(CallReader):
+    """One call for each prompt, both known at the first by `prompts`."""
+
+    def __init__(
+        self, pipe: Any, module: Any, forward: Callable[..., Any], prompts: Prompts
+    ) -> None:
+        super().__init__(module, forward)
+        self._pipe, self._prompts = pipe, prompts
+        self._inputs: Tensor | None = None
+        self._answer: Tensor | None = None
+
+    @override
+    def pending(self, inputs: Tensor, arguments: Cond) -> Tensor | None:
+        if self._prompts.is_null(arguments):
+            if self._answer is None or self._inputs is not inputs:
+                raise InputError(
+                    f"{type(self._pipe).__name__} calls its network for the negative prompt with "
+                    "another sample than for the prompt: call it with true_cfg_scale=1"
+                )
+            return self._answer
+        self._inputs, self._answer = inputs, None
+        return None
+
+    @override
+    def conditions(self, call: NetworkCall) -> CondMakers:
+        arguments, size = call.arguments, len(call.inputs)
+        return {
+            "cond": lambda: arguments,
+            "null": partial(self._prompts.null_of, arguments, size),
+        }
+
+    @override
+    def answered(self, call: NetworkCall, out: Tensor) -> None:
+        self._answer = out
+
+
+class NotedCalls(CallReader):
+    """Calls for one condition each, of an announced number, of which the last is evaluated."""
+
+    def __init__(self, module: Any, forward: Callable[..., Any]) -> None:
+        super().__init__(module, forward)
+        self._expected, self._calls = 1, list[Cond]()
+
+    def expect(self, calls: int) -> None:
+        """Begin a step of so many calls: of the prompt and, if there are two, the null prompt."""
+        self._expected, self._calls = calls, []
+
+    @override
+    def pending(self, inputs: Tensor, arguments: Cond) -> Tensor | None:
+        self._calls.append(arguments)
+        return torch.zeros_like(inputs) if len(self._calls) < self._expected else None
+
+    @override
+    def conditions(self, call: NetworkCall) -> CondMakers:
+        calls = zip(("cond", "null"), self._calls, strict=False)
+        return {name: partial(dict, arguments) for name, arguments in calls}
