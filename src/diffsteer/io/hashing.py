@@ -30,6 +30,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
+def bytes_hash(data: bytes) -> str:
+    """Sha256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """Sha256 of a file, in hex."""
     with path.open("rb") as file:

@@ -1,14 +1,14 @@
-"""Features of samples on disk, bound to all that made them.
+"""Arrays of seeds on disk, bound to all that made them: features, latents of targets, costs.
 
-A folder holds `manifest.json` with a key (recipe, weights, extractor) and chunk files with seeds
-and features. A chunk is there whole or not at all, and every array in it has a checksum. What a
-killed run leaves is good; samples that are there are not measured again.
+A folder holds `manifest.json` with a key (recipe, weights, extractor) and shard files with seeds
+and arrays. A shard is there whole or not at all, and every array in it has a checksum. What a
+killed run leaves is good; seeds that are there are not computed again.
 """
 
 import fcntl
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,31 +28,37 @@ MANIFEST = "manifest.json"
 
 
 class BrokenShard(Exception):
-    """A chunk file that is not as it was written."""
+    """A shard file that is not as it was written."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Some measured samples.
+    """Results of some seeds.
 
     Attributes:
-        seeds: One each.
-        features: `(N, d)`, float32.
-        costs: What each took, by name, `(N,)`: seconds, rows of the network.
+        seeds: N seeds.
+        arrays: Results by name, `(N, ...)`, such as "features" and "seconds".
     """
 
     seeds: tuple[int, ...]
-    features: Tensor
-    costs: dict[str, Tensor]
+    arrays: dict[str, Tensor]
+
+    @classmethod
+    def joined(cls, shards: "Sequence[Shard]") -> "Shard":
+        """One shard of several with the same names."""
+        arrays = {
+            name: torch.cat([shard.arrays[name] for shard in shards]) for name in shards[0].arrays
+        }
+        return cls(tuple(seed for shard in shards for seed in shard.seeds), arrays)
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Chunks of one key.
+    """Shards of one key.
 
     Attributes:
-        path: Where.
-        key: All that decides the features of a seed, in plain values.
+        path: The folder.
+        key: All that decides the results of a seed, in plain values.
     """
 
     path: Path
@@ -60,7 +66,7 @@ class ShardFolder:
 
     @property
     def digest(self) -> str:
-        """Hash of the key, which every chunk carries."""
+        """Hash of the key, which every shard carries."""
         return digest(self.key)
 
     @contextmanager
@@ -102,26 +108,26 @@ class ShardFolder:
             if any(self.path.glob("chunk-*.npz")):
                 raise InputError(f"{self.path} has samples, but no {MANIFEST}: take another folder")
             with atomic_write(path) as file:
-                said = {"version": VERSION, "key": self.key}
-                file.write((json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
+                manifest = {"version": VERSION, "key": self.key}
+                file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
             return
         with refused(f"{path} is no manifest of ours: take another folder"):
             manifest = read_json(path)
             was, version = manifest["key"], manifest["version"]
         if version != VERSION or digest(was) != self.digest:
-            found = differences({**was, "version": version}, {**self.key, "version": VERSION})
+            changes = differences({**was, "version": version}, {**self.key, "version": VERSION})
             raise InputError(
-                f"{self.path} holds samples of something else: {found}. Take another folder, or "
+                f"{self.path} holds samples of something else: {changes}. Take another folder, or "
                 "remove this one"
             )
 
     def done(self) -> dict[str, tuple[int, ...]]:
-        """Seeds of every chunk by the name of its file; a broken file is set aside, with a warning.
+        """Seeds of every shard by the name of its file; a broken file is set aside, with a warning.
 
         Raises:
             ValueError: a file belongs to another key, or a seed is there twice.
         """
-        found: dict[str, tuple[int, ...]] = {}
+        done: dict[str, tuple[int, ...]] = {}
         owner: dict[int, str] = {}
         for path in sorted(self.path.glob("chunk-*.npz")):
             try:
@@ -140,39 +146,37 @@ class ShardFolder:
                         f"{path} and {owner[seed]} both hold seed {seed}: remove one of them"
                     )
                 owner[seed] = path.name
-            found[path.name] = seeds
-        return found
+            done[path.name] = seeds
+        return done
 
     def read(self, name: str) -> Shard:
-        """Read a chunk, checking all that it holds.
+        """Read a shard and check all that it holds.
 
         Raises:
-            BrokenChunk: it cannot be read, or a checksum is wrong.
+            BrokenShard: it cannot be read, or a checksum is wrong.
             ValueError: it belongs to another key.
         """
-        held = _arrays(self.path / name)
-        if str(held.pop("key")) != self.digest:
+        arrays = _arrays(self.path / name)
+        if str(arrays.pop("key")) != self.digest:
             raise InputError(f"{self.path / name} belongs to another folder: remove it")
-        seeds, features = held.pop("seeds"), torch.from_numpy(held.pop("features"))
-        costs = {key: torch.from_numpy(value) for key, value in held.items()}
-        return Shard(tuple(int(seed) for seed in seeds), features, costs)
+        seeds = tuple(int(seed) for seed in arrays.pop("seeds"))
+        return Shard(seeds, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    def add(self, chunk: Shard) -> str:
-        """Write a chunk; returns the name of its file."""
-        name = f"chunk-{min(chunk.seeds):020d}.npz"
+    def add(self, shard: Shard) -> str:
+        """Write a shard and return the name of its file."""
+        name = f"chunk-{min(shard.seeds):020d}.npz"
         arrays = {
             "key": np.array(self.digest),
-            "seeds": np.array(chunk.seeds, dtype=np.uint64),
-            "features": chunk.features.numpy(),
-            **{key: value.numpy() for key, value in chunk.costs.items()},
+            "seeds": np.array(shard.seeds, dtype=np.uint64),
+            **{name: array.numpy() for name, array in shard.arrays.items()},
         }
         write_npz(self.path / name, arrays)
         return name
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with refused(str(path), error=BrokenShard, absent=True), open_npz(path) as stored:
-        held = {name: stored[name] for name in stored.files}
-    if missing := {"key", "seeds", "features"} - held.keys():
+    with refused("it cannot be read", error=BrokenShard, absent=True), open_npz(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if missing := {"key", "seeds", "features"} - arrays.keys():
         raise BrokenShard(f"it lacks {', '.join(sorted(missing))}")
-    return held
+    return arrays

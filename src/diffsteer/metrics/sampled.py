@@ -30,6 +30,8 @@ Images = Callable[[list[int]], Tensor]
 """Makes one uint8 image a seed, `(N, 3, H, W)`, each the same alone and in any batch."""
 Costs = Callable[[], Mapping[str, float]]
 """What making images cost since the last call, by name, all images together."""
+FEATURES = "features"
+"""Name of the features in a shard; its other arrays are costs."""
 ROWS, SECONDS = 256, 60.0
 """A chunk is written when it has so many samples, or is so old."""
 
@@ -160,7 +162,7 @@ def _chunks(
         last = start + batch >= len(seeds)
         held = sum(len(part.seeds) for part in parts)
         if last or held >= ROWS or time.monotonic() - since >= SECONDS:
-            yield _one(parts)
+            yield Shard.joined(parts)
             parts, since = [], time.monotonic()
     bar.bar.close()
 
@@ -173,15 +175,7 @@ def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[in
         raise InputError(f"{len(made)} images came for {n} seeds: return one each, in order")
     features = table(extractor(made)).to("cpu", torch.float32)
     each = {name: torch.full((n,), value / n, dtype=F64) for name, value in spent.items()}
-    return Shard(tuple(seeds), features, each)
-
-
-def _one(parts: Sequence[Shard]) -> Shard:
-    return Shard(
-        tuple(seed for part in parts for seed in part.seeds),
-        torch.cat([part.features for part in parts]),
-        {name: torch.cat([part.costs[name] for part in parts]) for name in parts[0].costs},
-    )
+    return Shard(tuple(seeds), {FEATURES: features, **each})
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,33 +189,33 @@ class _Share:
 
 
 def _joined(
-    chunks: Iterator[Shard],
+    shards: Iterator[Shard],
     order: tuple[int, ...],
     extractor: Extractor,
     keep: int,
     together: Processes,
 ) -> Sampled:
-    """Join the chunks of all processes, in the order of the seeds."""
+    """Join the shards of all processes, in the order of the seeds."""
     at = {seed: i for i, seed in enumerate(order)}
     chosen = kept(len(order), keep)
-    moments, mine = None, list[_Share]()
-    for chunk in chunks:
-        asked = [i for i, seed in enumerate(chunk.seeds) if seed in at]
-        places = torch.tensor([at[chunk.seeds[i]] for i in asked], dtype=torch.long)
-        features = chunk.features[asked]
+    moments, own = None, list[_Share]()
+    for shard in shards:
+        rows = [i for i, seed in enumerate(shard.seeds) if seed in at]
+        places = torch.tensor([at[shard.seeds[i]] for i in rows], dtype=torch.long)
+        arrays = {name: array[rows] for name, array in shard.arrays.items()}
+        features = arrays.pop(FEATURES)
         part = Moments.of(features)
         moments = part if moments is None else moments + part
         stays = chosen[places]
-        costs = {name: value[asked] for name, value in chunk.costs.items()}
-        mine.append(_Share(places, costs, places[stays], features[stays]))
+        own.append(_Share(places, arrays, places[stays], features[stays]))
     widths = together.gathered(None if moments is None else len(moments.mean))
     width = next(w for w in widths if w is not None)
     moments = (moments or Moments.empty(width)).reduced(together.group)
-    shares = [share for part in together.gathered(mine) for share in part]
+    shares = [share for part in together.gathered(own) for share in part]
     if moments.n != len(order):
         raise InputError(f"{moments.n} samples are there of {len(order)}: was the folder changed?")
-    rows = torch.cat([s.kept_rows for s in shares])[_ranks([s.kept_places for s in shares])]
-    statistics = Statistics(extractor.origin, Gaussian.of(moments), moments.n, rows)
+    features = torch.cat([s.kept_rows for s in shares])[_ranks([s.kept_places for s in shares])]
+    statistics = Statistics(extractor.origin, Gaussian.of(moments), moments.n, features)
     names = set.intersection(*(set(share.costs) for share in shares))
     turn = _ranks([s.places for s in shares])
     costs = {name: torch.cat([s.costs[name] for s in shares])[turn] for name in sorted(names)}

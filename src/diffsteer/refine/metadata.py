@@ -15,6 +15,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
+from diffsteer.io.hashing import bytes_hash
 from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
 from diffsteer.refine.lora import own_parameters
 
@@ -80,7 +81,7 @@ def write(folder: Path, said: RefinerMetadata, weights: Mapping[str, Tensor]) ->
     from safetensors.torch import save
 
     data = save({name: p.cpu().contiguous() for name, p in weights.items()})
-    about = {"version": VERSION, **asdict(said), "sha256": hashlib.sha256(data).hexdigest()}
+    about = {"version": VERSION, **asdict(said), "sha256": bytes_hash(data)}
     with atomic_write(folder / WEIGHTS) as file:
         file.write(data)
     with atomic_write(folder / ABOUT) as file:
@@ -104,7 +105,7 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
             raise InputError("its entries are not those of a refiner")
         said, data = RefinerMetadata(**table), weights.read_bytes()
         _check(said)
-        if hashlib.sha256(data).hexdigest() != said.sha256:
+        if bytes_hash(data) != said.sha256:
             raise InputError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
         held = parse_safetensors(data, WEIGHTS)
         ranks = {w.shape[0] for name, w in held.items() if ".lora_A." in name and w.ndim}

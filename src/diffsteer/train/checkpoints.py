@@ -5,7 +5,6 @@ the values that are no tensors and the SHA-256 of each file. It is written under
 flushed to the disk, and renamed last.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write, flush
-from diffsteer.io.hashing import digest
+from diffsteer.io.hashing import bytes_hash, digest
 from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
 
 State = dict[str, Any]
@@ -86,7 +85,7 @@ class Checkpoints:
             groups = {}
             for name, expected in state.pop("files").items():
                 data = (folder / f"{name}.safetensors").read_bytes()
-                if hashlib.sha256(data).hexdigest() != expected:
+                if bytes_hash(data) != expected:
                     raise InputError(f"{name}.safetensors is not what was written")
                 groups[name] = parse_safetensors(data, f"{name}.safetensors")
             if state.pop("sha256") != digest(state):
@@ -110,7 +109,7 @@ class Checkpoints:
         digests = {}
         for name, tensors in groups.items():
             data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-            digests[name] = hashlib.sha256(data).hexdigest()
+            digests[name] = bytes_hash(data)
             put(part / f"{name}.safetensors", data)
         table = {**state, "files": digests, "sha256": digest(state)}
         put(part / "state.json", json.dumps(table, indent=1).encode())

@@ -28,8 +28,8 @@ from diffsteer.metrics.best_of_n import Score, scored
 from diffsteer.metrics.sampled import filled
 from diffsteer.refine.metadata import fingerprint
 
-SCORE = "score"
-"""Name of the scores in a chunk."""
+LATENTS, SCORE = "features", "score"
+"""Names of the arrays of a shard; latents are stored as the features of an evaluation are."""
 
 
 def make(
@@ -78,8 +78,10 @@ def make(
                     f"the teacher's sample of seed {part[good.index(False)]} is not finite, and no "
                     "refiner learns from that: look at its guidance, or at the precision"
                 )
-            scores = {} if score is None else {SCORE: scored(score, stacked(output), texts)}
-            return Shard(tuple(part), latents.flatten(1), scores)
+            arrays = {LATENTS: latents.flatten(1)}
+            if score is not None:
+                arrays[SCORE] = scored(score, stacked(output), texts)
+            return Shard(tuple(part), arrays)
 
         with filled(folder, sorted(seeds), chunk, batch):
             return len(seeds)
@@ -114,16 +116,16 @@ class Targets:
             ValueError: they have no score, or none is good enough.
         """
         folder = ShardFolder(path, _key(path))
-        chunks = [folder.read(name) for name in folder.done()]
-        seeds = [seed for chunk in chunks for seed in chunk.seeds]
+        shards = [folder.read(name) for name in folder.done()]
+        seeds = [seed for shard in shards for seed in shard.seeds]
         if not seeds:
             raise FileNotFoundError(f"{path} holds no targets yet: run `diffsteer refine targets`")
-        latents = torch.cat([chunk.features for chunk in chunks])
+        latents = torch.cat([shard.arrays[LATENTS] for shard in shards])
         order = torch.tensor(seeds, dtype=torch.float64).argsort()
         if least is not None:
-            if any(SCORE not in chunk.costs for chunk in chunks):
+            if any(SCORE not in shard.arrays for shard in shards):
                 raise InputError(f"{path} has no scores: make the targets with --score")
-            score = torch.cat([chunk.costs[SCORE] for chunk in chunks])
+            score = torch.cat([shard.arrays[SCORE] for shard in shards])
             order = order[score[order] >= least]
             if not len(order):
                 raise InputError(f"no target scores {least} or more: the best has {score.max():g}")
