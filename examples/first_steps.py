@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from diffsteer import CFG
-from diffsteer.hf.load import pipeline
+from diffsteer.hf.load import load
 from diffsteer.steering import steer
 
 PROMPTS = [
@@ -16,7 +16,7 @@ PROMPTS = [
     "rocket, twemoji style, on a white background",
 ]
 
-pipe = pipeline("pocket", torch.float32)
+pipe = load("pocket", torch.float32)
 pipe.set_progress_bar_config(disable=True)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer import Branch, Guidance, GuidanceState, Queries
-from diffsteer.hf.load import pipeline
+from diffsteer.hf.load import load
 from diffsteer.steering import steer
 
 
@@ -26,7 +26,7 @@ class Unsharp(Guidance):
         return self.scale * (cond.x0 - blurred)
 
 
-pipe = pipeline("pocket", torch.float32)
+pipe = load("pocket", torch.float32)
 pipe.set_progress_bar_config(disable=True)
 guidances = "CFG(2)", "CFG(2) + Unsharp(0.4).within(0.0, 2.0)", "CFG(2) + Unsharp(1.0)"
 figure, axes = plt.subplots(1, len(guidances), figsize=(10, 3.7), layout="constrained")

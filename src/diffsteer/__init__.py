@@ -18,4 +18,6 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("diffsteer")
-    return _renamed.renamed(__name__, name) if name in _renamed.NAMES[__name__] else _find(name)
+    if name in _renamed.NAMES[__name__] or f"{__name__}.{name}" in _renamed.MODULES:
+        return _renamed.renamed(__name__, name)
+    return _find(name)

@@ -25,6 +25,7 @@ MODULES = {
     "diffsteer.eval": "diffsteer.metrics",
     "diffsteer.eval.features": "diffsteer.metrics.features",
     "diffsteer.eval.sampling": "diffsteer.metrics.sampled",
+    "diffsteer.hf.adm": "diffsteer.models.adm.unet2d",
     "diffsteer.hf.guiders": "diffsteer.hf.guider",
     "diffsteer.hf.pocket": "diffsteer.hf.load",
     "diffsteer.hf.steer": "diffsteer.steering",
@@ -88,6 +89,8 @@ def renamed(module: str, name: str) -> Any:
     Raises:
         AttributeError: there was none.
     """
+    if f"{module}.{name}" in MODULES:
+        return importlib.import_module(f"{module}.{name}")
     if name not in NAMES.get(module, {}):
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     where, _, new = NAMES[module][name].partition(":")

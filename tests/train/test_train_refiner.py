@@ -262,7 +262,7 @@ def test_the_task_learns_by_the_gradient_that_it_says(
 
     def denoise(x: Tensor, level: Any) -> Tensor:
         out = model_(x, level, cond["cond"])
-        return model_.kind.x0(x, out.detach() if gradient == "msd" else out, level)
+        return model_.prediction.x0(x, out.detach() if gradient == "msd" else out, level)
 
     *_, end = DDIM()(x, levels, denoise)
     if gradient == "msd":  # unit slope: without the chain's own, which is 1 / alpha for eps

@@ -1,26 +1,32 @@
 """Prediction types: what a network outputs, as one row of a 2 x 2 system.
 
     x   = alpha x0 + sigma eps
-    out = a x0     + b eps          (a, b) = row(alpha, sigma)
+    out = a x0     + b eps          (a, b) = coefficients(alpha, sigma)
 
 Cramer's rule gives every conversion, the same row is the training target, and the determinant
 det = alpha b - sigma a says where the output does not fix x0: for Eps at alpha = 0, nowhere else
 that a network is asked.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import deprecated, override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, broadcast_like, lincomb, require_alike
 
 
 class Prediction(ABC):
-    """What a network outputs: out = a x0 + b eps."""
+    """What a network outputs: out = a x0 + b eps. Define `coefficients`."""
+
+    def __init_subclass__(cls) -> None:
+        if "row" in vars(cls):  # the name of version 0.1.0
+            warnings.warn(f"{cls.__name__}.row is coefficients now", DeprecationWarning, 2)
+            cls.coefficients = vars(cls)["row"]  # type: ignore[method-assign]
 
     @abstractmethod
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +72,11 @@ class Prediction(ABC):
         if (level.sigma == 0).any():
             raise InputError("x is data already at sigma=0, so no output can move it")
         return broadcast_like(-self.det(level) / level.sigma, shift) * shift
+
+    @deprecated("express is output_for_x0 now")
+    def express(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
+        """Return `output_for_x0`; the name of version 0.1.0."""
+        return self.output_for_x0(x, x0, level)
 
     def det(self, level: Level) -> Tensor:
         """Determinant alpha b - sigma a, in the shape of the level; 0 where out fixes nothing."""
