@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffsteer.core.errors import InputError
 from diffsteer.hf.network import PARTS
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -32,12 +33,14 @@ def load(name: str, dtype: Any = None) -> Any:
 
     Raises:
         OSError: there is none.
+        InputError: it is malformed.
         ModuleNotFoundError: it is one that ships, and is not installed.
     """
     from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
     if (model := shipped(name)) is None:
-        return DiffusionPipeline.from_pretrained(name, dtype=dtype)
+        with _readable(name):
+            return DiffusionPipeline.from_pretrained(name, dtype=dtype)
     parts: dict[str, Any] = {}
     with _quiet():
         if model.base:
@@ -54,16 +57,18 @@ def network(name: str, dtype: Any) -> Any:
 
     Raises:
         OSError: there is none.
+        InputError: it is malformed.
         ModuleNotFoundError: it is one that ships, and is not installed.
     """
     from diffusers import AutoModel, DiffusionPipeline
 
     place = str(shipped_folder(name))
     inside: dict[str, str] = {}
-    with suppress(OSError):  # a network has no index of a pipeline
-        index = DiffusionPipeline.load_config(place)
-        inside = next(({"subfolder": part} for part in PARTS if part in index), {})
-    return AutoModel.from_pretrained(place, dtype=dtype, **inside)
+    with _readable(name):
+        with suppress(OSError):  # a network has no index of a pipeline
+            index = DiffusionPipeline.load_config(place)
+            inside = next(({"subfolder": part} for part in PARTS if part in index), {})
+        return AutoModel.from_pretrained(place, dtype=dtype, **inside)
 
 
 def shipped(name: str) -> Shipped | None:
@@ -82,6 +87,18 @@ def shipped_folder(name: str) -> Path | str:
     """Folder of a model that ships, or `name` itself; raises as `shipped`."""
     model = shipped(name)
     return name if model is None else model.folder
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what diffusers raises for a malformed name or damaged file into one error."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise InputError(
+            f"{name!r} cannot be loaded as a model of diffusers ({error}): give a folder that "
+            "save_pretrained wrote, a hub id NAME/MODEL, or the name of a model that ships"
+        ) from error
 
 
 @contextmanager

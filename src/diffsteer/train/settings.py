@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.extensions import extension, extensions
+from diffsteer.io.strict import refused
 
 T = TypeVar("T")
 
@@ -230,7 +231,9 @@ def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 def _table(preset: str) -> dict[str, Any]:
     """Tables of a preset, over those of the one that it is like."""
-    table = tomllib.loads(_text(preset))
+    text = _text(preset)
+    with refused(f"{preset} is no preset in TOML"):
+        table = tomllib.loads(text)
     like = table.pop("like", "")
     if not isinstance(like, str) or like.endswith(".toml"):
         raise InputError(f"{preset}: like={like!r} is no name of a preset that ships")
@@ -247,7 +250,8 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(preset: str) -> str:
     if preset.endswith(".toml"):
-        return Path(preset).read_text("utf-8")
+        with refused(f"{preset} cannot be read"):
+            return Path(preset).read_text("utf-8")
     if preset not in presets():
         raise InputError(
             f"{preset!r} is no preset: there are {', '.join(presets())}, and a .toml file of your "
