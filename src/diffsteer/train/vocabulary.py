@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+SUFFIX = "</w>"
+"""Ends the last token of a word."""
 
 
 def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
@@ -23,7 +25,8 @@ def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
     from transformers import CLIPTokenizer
 
     seen = Counter(captions)
-    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learned = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX, unk_token=END))
     learned.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     learned.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -31,18 +34,22 @@ def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    final = sorted({piece[-1] + SUFFIX for caption in seen for piece in _pieces(learned, caption)})
     learned.train_from_iterator(
         sorted(seen),
         trainers.BpeTrainer(
             vocab_size=words - 2,
             min_frequency=1,
             show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            end_of_word_suffix="</w>",
+            initial_alphabet=alphabet,
+            special_tokens=final,  # else numbered in the order of a hash table, new in each process
+            end_of_word_suffix=SUFFIX,
         ),
     )
     model = json.loads(learned.to_str())["model"]
-    tokens = [*sorted(model["vocab"], key=model["vocab"].__getitem__), START, END]
+    learned_tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)[len(final) :]
+    single, merged = learned_tokens[: len(alphabet)], learned_tokens[len(alphabet) :]
+    tokens = [*single, *final, *merged, START, END]
     vocab = {token: i for i, token in enumerate(tokens)}
     with TemporaryDirectory() as folder:
         vocab_file, merges_file = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
@@ -52,6 +59,12 @@ def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
         spoken = CLIPTokenizer(str(vocab_file), str(merges_file))
         longest = max(len(ids) for ids in spoken(sorted(seen)).input_ids)
         return CLIPTokenizer(str(vocab_file), str(merges_file), model_max_length=longest)
+
+
+def _pieces(tokenizer: Any, caption: str) -> list[str]:
+    """Words of a caption as the trainer sees them, in the letters of its alphabet."""
+    text = tokenizer.normalizer.normalize_str(caption)
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _words() -> Any:
