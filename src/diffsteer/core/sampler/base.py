@@ -152,7 +152,8 @@ class _Checked:
         self.denoise = denoise
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
-        return denoised(self.denoise, x, level).x0
+        output = self.denoise(x, level)
+        return like_sample(output.x0 if isinstance(output, Denoised) else output, x)
 
 
 def denoised(denoise: AnyDenoise, x: Tensor, level: Level) -> Denoised:
