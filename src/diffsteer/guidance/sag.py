@@ -8,7 +8,9 @@ With A_i the attention that token i receives (its mean is 1) and G the Gaussian 
     eps guided = eps(x~) + (1 + s) (eps(x) - eps(x~))
 
 The last line is the published one. With eps = (x~ - alpha x0~) / sigma and the same of eps(x~), it
-moves x0 by s (x0~ - x0(x~)), which holds for every prediction type and is what the code returns.
+moves x0 by s (x0~ - x0(x~)), which holds for every prediction type and is what the code returns:
+away from x0(x~), since eps and x0 have opposite signs at fixed x. At alpha = 0 the published form
+says nothing, and x~ is x.
 
 Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
 """
