@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsteer.cli.main import main
+from diffsteer.cli.main import app, main
 
 
 @pytest.fixture
@@ -38,3 +38,19 @@ def test_one_line(
         main()
     assert "\n" not in str(stop.value)
     assert not list(folder.glob("*.part")) and not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("diffusers.models", "hf"), ("matplotlib", "plot"), ("unknown", "")]
+)
+def test_a_package_that_is_missing_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+) -> None:
+    def missing(*args: object, **kwargs: object) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(app, "cli", missing)
+    monkeypatch.setattr("sys.argv", ["diffsteer", "plan", "CFG(2)"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (f'"diffsteer[{extra}]"' in str(stop.value)) == bool(extra)

@@ -105,6 +105,23 @@ def _require_installed(args: list[str]) -> None:
             extension("commands", name)
 
 
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "diffusers", "peft", "PIL", "tqdm", "transformers"), "hf"),
+    "matplotlib": "plot",
+}
+"""Extra that installs a package, by the name under which that is imported."""
+
+
+def _hint(module: str | None) -> str:
+    """Say which extra installs a package that an import did not find."""
+    extra = EXTRAS.get((module or "").partition(".")[0])
+    return (
+        ""
+        if extra is None
+        else (f': pip install "diffsteer[{extra}]", or `pip install -e ".[{extra}]"` in a clone')
+    )
+
+
 def main() -> None:
     """Run a command; a mistake in its input ends in one line, not in a traceback."""
     warnings.showwarning = _show
@@ -114,7 +131,9 @@ def main() -> None:
     try:
         _require_installed(sys.argv[1:])
         app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
-    except (InputError, OSError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        sys.exit(f"diffsteer: {error}{_hint(error.name)}")
+    except (InputError, OSError) as error:
         sys.exit(f"diffsteer: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
