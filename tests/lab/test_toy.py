@@ -348,6 +348,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         role: replace(SHORT, classes=how.classes, steps=3, batch=32)
         for role, how in study.NETS.items()
     }
+    monkeypatch.setattr("diffsteer_lab.toy.run.STEPS", 3)  # first: it imports the true number
     monkeypatch.setattr(study, "NETS", nets)
     monkeypatch.setattr(study, "STEPS", 3)
     monkeypatch.setattr("diffsteer_lab.toy.draw.CELLS", 20)
