@@ -72,8 +72,7 @@ def evaluate(
     """
     from diffsteer.io.atomic import atomic_write
     from diffsteer.io.distributed import Processes, launched
-    from diffsteer.metrics.bootstrap import weights
-    from diffsteer.metrics.evaluate import compare, omitted, resampled
+    from diffsteer.metrics.evaluate import compare, omitted, spreads
     from diffsteer.metrics.value import table
 
     if resamples != 0 and resamples < 20:
@@ -88,10 +87,8 @@ def evaluate(
         if Processes.running().rank > 0:
             return
     real, digest = known(reference, features, extractor)
-    spread = {}
-    if resamples and len(fake.features) > 1:
-        spread = resampled(fake, real, weights(len(fake.features), resamples))
-    figures, notes = compare(fake, real, seeds, spread), omitted(fake, real)
+    figures = compare(fake, real, seeds, spreads(fake, real, resamples))
+    notes = omitted(fake, real)
     print(f"{pictures} against {reference}", table(figures), sep="\n")
     for note in notes:
         print(f"not measured: {note}")

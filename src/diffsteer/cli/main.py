@@ -76,9 +76,9 @@ app.command(converters, name="convert", help="Convert published checkpoints to s
 refining = tyro.extras.SubcommandApp()
 refining.command(refine.targets)
 groups = {"": app, "refine": refining}
-for name in extensions("commands"):
+for name, point in extensions("commands").items():
     group, _, command = name.rpartition(" ")
-    groups[group].command(extension("commands", name), name=command)
+    groups[group].command(point.load(), name=command)
 app.command(refining, name="refine", help="Noise refiners: what they learn from, what they do.")
 
 

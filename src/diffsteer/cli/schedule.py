@@ -12,6 +12,7 @@ from diffsteer.core.prediction import Eps
 from diffsteer.core.schedule import EDM, NAMED, Discrete, Schedule
 from diffsteer.core.spacing import grid
 from diffsteer.hf.scheduler_config import kind_of, read, schedule_of, spacing_of
+from diffsteer.io.atomic import atomic_write
 
 FAINT = 1e-3
 """alpha below which what is left of the image at the start cannot be seen in samples."""
@@ -143,9 +144,8 @@ def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path)
             axes.set_xscale("log")
             left.set_yscale("log")
     figure.suptitle(title, fontsize=10)
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format=path.suffix.lstrip(".") or "png", dpi=120)
-    part.replace(path)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
 
 
 def _stacked(levels: tuple[Level, ...]) -> Level:

@@ -127,8 +127,7 @@ class NetworkCall:
         family = self.reader.family
         inputs = self.inputs.clone()
         sample = inputs.narrow(family.channel_dim, 0, shift.shape[family.channel_dim])
-        copies = len(inputs) // len(shift)
-        sample.copy_(upcast(sample) + shift.repeat(copies, *[1] * (shift.ndim - 1)))
+        sample.copy_(shifted(sample, shift))
         made = replace(self, inputs=inputs)
         read = {k: v for k, v in vars(self).items() if k in ("network", "step", "level", "names")}
         vars(made).update(read)  # a step is read once
@@ -150,6 +149,12 @@ class NetworkCall:
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=out)
+
+
+def shifted(sample: Tensor, shift: Tensor) -> Tensor:
+    """Sample, `(n B, *D)`, with `shift`, `(B, *D)`, added to each of its n parts, in its dtype."""
+    copies = len(sample) // len(shift)
+    return (upcast(sample) + shift.repeat(copies, *[1] * (shift.ndim - 1))).to(sample.dtype)
 
 
 def _made(

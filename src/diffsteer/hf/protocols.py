@@ -23,16 +23,6 @@ class SchedulerLike(Protocol):
         """Step from `(model_output, timestep, sample)`."""
 
 
-class PipelineLike(Protocol):
-    """A pipeline; its network is in `unet` or `transformer`."""
-
-    scheduler: Any
-
-    @property
-    def __call__(self) -> Callable[..., Any]:
-        """Sample."""
-
-
 class NetworkLike(Protocol):
     """A denoising network, with `forward(sample, timestep, ...)`.
 

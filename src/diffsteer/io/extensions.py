@@ -1,6 +1,6 @@
 """What other distributions add to diffsteer, by entry points: commands, models, data, presets."""
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 LAB = {
@@ -11,9 +11,13 @@ LAB = {
 """What diffsteer-lab adds, so that an error can say which package is missing."""
 
 
-def extensions(group: str) -> tuple[str, ...]:
-    """Names of all installed extensions of a group, sorted."""
-    return tuple(sorted({point.name for point in entry_points(group=f"diffsteer.{group}")}))
+def extensions(group: str) -> dict[str, EntryPoint]:
+    """All installed extensions of a group, in the order of their names.
+
+    Each call looks through all distributions that are installed.
+    """
+    points = {point.name: point for point in entry_points(group=f"diffsteer.{group}")}
+    return dict(sorted(points.items()))
 
 
 def extension(group: str, name: str) -> Any:
@@ -26,8 +30,9 @@ def extension(group: str, name: str) -> Any:
     Raises:
         ModuleNotFoundError: no installed distribution adds it.
     """
-    for point in entry_points(group=f"diffsteer.{group}", name=name):
-        return point.load()
+    points = extensions(group)
+    if name in points:
+        return points[name].load()
     where = "diffsteer-lab" if name in LAB.get(group, ()) else "no package that we know"
     raise ModuleNotFoundError(
         f"{name!r} belongs to {where}, which is not installed: pip install diffsteer-lab, or "

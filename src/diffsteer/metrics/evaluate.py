@@ -24,6 +24,7 @@ from diffsteer.metrics.bootstrap import (
     manifold_resampled,
     mmd_resampled,
     score_resampled,
+    weights,
 )
 from diffsteer.metrics.features import UNSTATED, Origin
 from diffsteer.metrics.frechet import Gaussian, frechet
@@ -103,6 +104,15 @@ def _within(figure: MetricValue, spread: Mapping[str, Tensor]) -> Interval | Non
         possible(figure.name),
     )
     return Interval(max(low, least), min(high, most))
+
+
+def spreads(fake: Statistics, reference: Statistics, resamples: int) -> dict[str, Tensor]:
+    """Metrics of resampled images by name, as `compare` takes them.
+
+    Empty for 0 resamples, and where the features of fewer than 2 images are kept.
+    """
+    n = len(fake.features)
+    return resampled(fake, reference, weights(n, resamples)) if resamples and n > 1 else {}
 
 
 def resampled(fake: Statistics, reference: Statistics, w: Tensor) -> dict[str, Tensor]:

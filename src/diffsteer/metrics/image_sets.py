@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from diffsteer.io.images import Pictures, stacked
-from diffsteer.metrics.bootstrap import weights
 from diffsteer.metrics.efficientnet import EfficientNetLite0
-from diffsteer.metrics.evaluate import compare, resampled
+from diffsteer.metrics.evaluate import compare, spreads
 from diffsteer.metrics.features import Extractor
 from diffsteer.metrics.measure import measure
 from diffsteer.metrics.statistics import Statistics
@@ -38,10 +37,7 @@ def evaluate(
     """
     extractor = extractor or EfficientNetLite0()
     fake, real = (_statistics(side, extractor) for side in (images, reference))
-    spread = {}
-    if resamples and len(fake.features) > 1:
-        spread = resampled(fake, real, weights(len(fake.features), resamples))
-    return compare(fake, real, spread=spread)
+    return compare(fake, real, spread=spreads(fake, real, resamples))
 
 
 def _statistics(images: Tensor | Path | str, extractor: Extractor) -> Statistics:

@@ -21,7 +21,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
 from diffsteer.guidance.denoiser import Cond, chunks, rows_of
-from diffsteer.hf.call import BatchedConditions, NetworkCall
+from diffsteer.hf.call import BatchedConditions, NetworkCall, shifted
 from diffsteer.hf.first_call import conditions, require_prompts
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.network import PipelineNetwork, check_free, network_of, unwrap_compiled
@@ -131,16 +131,15 @@ class RefineHook(AbstractContextManager["RefineHook"]):
 
         @wraps(step)  # pipelines look at its signature for whether to send generators
         def first(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
-            copies, rest = divmod(len(sample), len(shift))
-            if rest:
+            if len(sample) % len(shift):
                 raise InputError(
                     f"{type(self.pipe).__name__} calls its network with {len(shift)} rows for "
                     f"{len(sample)} samples: switch off what else it guides by (PAG) while noise "
                     "is refined, or take the plain pipeline"
                 )
-            moved = upcast(sample) + shift.repeat(copies, *[1] * (shift.ndim - 1))
+            moved = shifted(sample, shift)
             self._release()
-            return step(model_output, timestep, moved.to(sample.dtype), *args, **kw)
+            return step(model_output, timestep, moved, *args, **kw)
 
         return first
 

@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.extensions import extension, extensions
+from diffsteer.io.extensions import extensions
 from diffsteer.io.strict import refused
 
 T = TypeVar("T")
@@ -198,7 +198,7 @@ def presets() -> dict[str, str]:
 @cache
 def _texts() -> dict[str, str]:
     """Presets of this distribution and of extensions, by name."""
-    folders = [PRESETS, *(files(extension("presets", name)) for name in extensions("presets"))]
+    folders = [PRESETS, *(files(point.load()) for point in extensions("presets").values())]
     paths = (path for folder in folders for path in folder.iterdir())
     return {p.name[:-5]: p.read_text("utf-8") for p in paths if p.name.endswith(".toml")}
 

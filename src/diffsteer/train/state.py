@@ -12,6 +12,7 @@ from torch import Tensor
 from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import differences
+from diffsteer.io.strict import read_json
 from diffsteer.train.checkpoints import Groups, put
 from diffsteer.train.settings import Data, Run, flat
 
@@ -35,7 +36,7 @@ def claim(folder: Path, run: Run, contents: Mapping[str, Any]) -> None:
         put(path, json.dumps(settings, indent=1).encode())
         return
     try:
-        stored = json.loads(path.read_bytes())
+        stored = read_json(path)
         before = flat({"data": asdict(Data())}) | flat(stored)
     except (ValueError, AttributeError) as error:
         raise InputError(
