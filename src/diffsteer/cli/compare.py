@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from diffsteer.cli.evaluate import agrees, known
+from diffsteer.cli.evaluate import known
 from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import WEIGHT, Recipe, read
@@ -60,6 +60,7 @@ def compare(
         resamples: For the intervals, >= 20.
     """
     from diffsteer.io.distributed import Processes, launched
+    from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib
 
     require_matplotlib()
@@ -68,7 +69,7 @@ def compare(
         raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
     features = replace(features, keep=len(parse_seeds(samples.seeds)))
     extractor = features.build()
-    agrees(reference, extractor)
+    require_comparable(reference, extractor)
     runs = {}
     with launched():
         for entry in entries:

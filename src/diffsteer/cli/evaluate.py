@@ -6,7 +6,6 @@ The command line reads its options from the types and docstrings here.
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,6 @@ from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
 from diffsteer.core.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffsteer.io.images import Pictures
     from diffsteer.metrics.features import Extractor
     from diffsteer.metrics.statistics import Statistics
 
@@ -73,12 +69,13 @@ def evaluate(
     from diffsteer.io.atomic import atomic_write
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.evaluate import compare, omitted, spreads
+    from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.metrics.value import table
 
     if resamples != 0 and resamples < 20:
         raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
     extractor = features.build()
-    agrees(reference, extractor)
+    require_comparable(reference, extractor)
     with launched():
         if pictures.suffix.lower() in RECIPES and pictures.is_file():
             fake, seeds = _recipe(pictures, features, samples, extractor)
@@ -103,32 +100,14 @@ def evaluate(
             file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def agrees(reference: Path, extractor: "Extractor") -> None:
-    """Check, before any work, that a reference has images, or features of this extractor.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it has none.
-    """
-    from diffsteer.io.images import Pictures
-    from diffsteer.metrics.statistics import Statistics
-
-    if reference.suffix != ".npz":
-        Pictures.at(reference)
-    else:
-        extractor.origin.require(Statistics.load(reference).origin, "the pictures", str(reference))
-
-
 def known(
     reference: Path, features: Features, extractor: "Extractor"
 ) -> tuple["Statistics", str | None]:
     """Statistics of the reference, and the hash of its file where it is one."""
     from diffsteer.io.hashing import file_hash
-    from diffsteer.metrics.statistics import Statistics
 
-    if reference.suffix == ".npz":
-        return Statistics.load(reference), file_hash(reference)
-    return measured(reference, features, extractor), None
+    hashed = file_hash(reference) if reference.suffix == ".npz" else None
+    return measured(reference, features, extractor), hashed
 
 
 def _recipe(
@@ -157,28 +136,12 @@ def _folder(
 
 
 def measured(path: Path, features: Features, extractor: "Extractor") -> "Statistics":
-    """Statistics of a folder or zip file; says on stderr what the files hold."""
-    from diffsteer.io.images import Pictures
-    from diffsteer.metrics.measure import measure
+    """Statistics of a folder, zip or statistics file; says on stderr what image files hold."""
+    from diffsteer.metrics.image_sets import statistics_of
 
-    found, kinds = Pictures.at(path), Counter[str]()
-    stream = _stream(found, features.batch, kinds)
-    result = measure(stream, len(found), extractor, features.keep)
-    held = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-    print(f"{path}: {held}; all measured as RGB, transparency on white", file=sys.stderr)
+    kinds = Counter[str]()
+    result = statistics_of(path, extractor, features.batch, features.keep, kinds)
+    if kinds:
+        contents = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        print(f"{path}: {contents}; all measured as RGB, transparency on white", file=sys.stderr)
     return result
-
-
-def _stream(found: "Pictures", batch: int, kinds: Counter[str]) -> Iterator["Tensor"]:
-    """Yield batches with a progress bar, counting what the files hold."""
-    from tqdm import tqdm
-
-    from diffsteer.io.images import stacked
-
-    with tqdm(total=len(found), unit="picture", desc=found.path.name, disable=None) as bar:
-        for pictures in found.batches(batch):
-            for picture in pictures:
-                height, width = picture.pixels.shape[1:]
-                kinds[f"{picture.found} {width}x{height}"] += 1
-            yield stacked(pictures)
-            bar.update(len(pictures))
