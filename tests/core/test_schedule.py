@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffsteer import EDM, Cosine, Discrete, Flow, grid
+from diffsteer import EDM, Cosine, Discrete, Flow, Level, grid
 
 F64 = torch.float64
 DISCRETE = {
@@ -108,11 +108,12 @@ def test_continuous_ends_are_exact() -> None:
 
 def test_flow_shift() -> None:
     """Esser et al. 2024, eq. 23; what the network sees is sigma."""
-    u = torch.linspace(0, 1, 11, dtype=F64)
-    level = Flow(3.0).at(u)
+    u = torch.linspace(1, 0, 11, dtype=F64)[:-1]
+    level = Level(*map(torch.stack, zip(*grid(Flow(3.0), 10)[:-1], strict=True)))
     torch.testing.assert_close(level.t, 3 * u / (1 + 2 * u))
     torch.testing.assert_close(level.sigma, level.t)
     torch.testing.assert_close(level.alpha, 1 - level.t)
+    assert Flow(3.0).at(0.75) == Flow().at(0.75)  # a shift moves nodes, not levels
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from diffsteer import (
     Ancestral,
     Discrete,
     Eps,
+    Flow,
     Prediction,
     Sampler,
     Schedule,
@@ -30,6 +31,8 @@ SCHEDULES: dict[str, Schedule] = {
     "sd": Discrete.scaled_linear(),
     "sd zero": Discrete.scaled_linear().zero_snr(),
     "cosine zero": Discrete.cosine(n=50).zero_snr(),
+    "shifted flow": Flow(3.0),
+    "flow to data": Flow(0.3),
 }
 schedules = st.sampled_from(sorted(SCHEDULES)).map(SCHEDULES.__getitem__)
 shares = st.floats(0, 1)
@@ -37,7 +40,7 @@ shares = st.floats(0, 1)
 
 def level_at(schedule: Schedule, share: float):
     """A level of the trained range, up to the ends."""
-    return schedule.at(schedule.first + share * (schedule.last - schedule.first))
+    return schedule.at(schedule.share(torch.tensor(share)))
 
 
 @given(schedules, shares, shares)
@@ -46,6 +49,16 @@ def test_noise_grows_with_time(schedule: Schedule, s: float, t: float) -> None:
     assert torch.isfinite(torch.stack(list(hi))).all()
     assert 0 <= hi.alpha <= lo.alpha <= 1 + 1e-15 and 0 <= lo.sigma <= hi.sigma
     assert lo.ratio <= hi.ratio
+
+
+@given(schedules, shares, st.sampled_from(sorted(SPACINGS)), st.integers(1, 12))
+def test_a_time_means_one_level(schedule: Schedule, share: float, spacing: str, n: int) -> None:
+    """`Schedule.at`, `Schedule.time` and `Level.t` speak of the same time, ends included."""
+    ends = [schedule.at(schedule.first), schedule.at(schedule.last)]
+    for level in (level_at(schedule, share), *ends, *grid(schedule, n, spacing)[:-1]):
+        torch.testing.assert_close(schedule.at(level.t), level, rtol=1e-12, atol=1e-12)
+        assert schedule.time(level.ratio).item() == pytest.approx(level.t.item(), rel=1e-8)
+        assert schedule.first <= level.t + 1e-12 and level.t <= schedule.last
 
 
 @given(schedules, shares)

@@ -39,7 +39,7 @@ def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0)
     noise = Noise(range(seed, seed + len(x0)))
     errors: dict[Prediction, float] = dict.fromkeys((Eps(), X0(), V(), Velocity()), 0.0)
     for share in SHARES:
-        level = schedule.at(schedule.first + share * (schedule.last - schedule.first))
+        level = schedule.at(schedule.share(torch.tensor(share)))
         eps = noise(x0)
         out = network(level.mix(x0, eps), level)
         for kind in errors:

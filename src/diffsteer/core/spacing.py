@@ -27,7 +27,7 @@ def trailing(schedule: Schedule, n: int) -> Tensor:
     if isinstance(schedule, Discrete):
         size = _size(schedule, n)
         return _whole([Fraction(size * (n - i), n) for i in range(n)])
-    return torch.arange(n, 0, -1, dtype=F64) * schedule.last / n
+    return schedule.shifted(torch.arange(n, 0, -1, dtype=F64) * schedule.last / n)
 
 
 def leading(schedule: Schedule, n: int) -> Tensor:
@@ -35,10 +35,7 @@ def leading(schedule: Schedule, n: int) -> Tensor:
     if isinstance(schedule, Discrete):
         stride = _size(schedule, n) // n
         return torch.arange(n - 1, -1, -1, dtype=F64) * stride
-    return (
-        schedule.first
-        + torch.arange(n - 1, -1, -1, dtype=F64) * (schedule.last - schedule.first) / n
-    )
+    return schedule.share(torch.arange(n - 1, -1, -1, dtype=F64) / n)
 
 
 def linspace(schedule: Schedule, n: int) -> Tensor:
@@ -47,7 +44,7 @@ def linspace(schedule: Schedule, n: int) -> Tensor:
     if isinstance(schedule, Discrete):
         size = _size(schedule, n)
         return _whole([size - Fraction((size - 1) * i, span) for i in range(n)])
-    return torch.linspace(schedule.last, schedule.first, n, dtype=F64)
+    return schedule.share(torch.linspace(1, 0, n, dtype=F64))
 
 
 def logsigma(schedule: Schedule, n: int) -> Tensor:

@@ -43,10 +43,10 @@ class Objective:
 
         In float32 the greatest of many places is rounded to 1, which is taken for the last time.
         """
-        first, last = self.schedule.first, self.schedule.last
         if isinstance(self.schedule, Discrete):
-            return (first + u.double() * (last - first + 1)).floor().clamp(max=last)
-        return first + u.double() * (last - first)
+            last = self.schedule.last
+            return (u.double() * (last + 1)).floor().clamp(max=last)
+        return self.schedule.share(u)
 
     def losses(
         self, net: Callable[[Tensor, Level], Tensor], x0: Tensor, eps: Tensor, times: Tensor

@@ -20,10 +20,12 @@ Time = Tensor | float
 class Schedule(ABC):
     """A map from time to level: define `at` and `time`, and the range where it is not ]0, 1].
 
+    `t` is what the network is given, everywhere: `at(level.t)` is the level itself.
+
     Attributes:
         first: Least noisy time that the network was trained on.
         last: Noisiest time, where sampling starts.
-        unit: Time between neighbouring trained levels.
+        unit: Time between neighbouring trained levels, before `shifted`.
         spacing: Name of the spacing that suits it, where none is asked for.
     """
 
@@ -48,13 +50,28 @@ class Schedule(ABC):
             ValueError: the schedule has no such level.
         """
 
+    def shifted(self, u: Tensor) -> Tensor:
+        """Times that even times `u` become; the same ones unless the schedule has a shift."""
+        return u
+
+    def share(self, share: Tensor) -> Tensor:
+        """Times at shares of the trained range, 0 at `first` and 1 at `last`, in float64."""
+        return between(self.first, self.last, share)
+
     def span(self) -> tuple[float, float]:
         """Least and greatest finite sigma / alpha of the trained levels, the range of ratio nodes.
 
         At zero SNR the greatest is that of the level before the last.
         """
-        top = self.last if self.at(self.last).alpha > 0 else self.last - self.unit
+        top = torch.tensor(self.last, dtype=F64)
+        if self.at(top).alpha == 0:
+            top = self.shifted(top - self.unit)
         return self.at(self.first).ratio.item(), self.at(top).ratio.item()
+
+
+def between(first: float, last: float, share: Tensor) -> Tensor:
+    """Point at a share of the way from `first` to `last`, in float64; exact at both ends."""
+    return (first + share.double() * (last - first)).clamp(max=last)
 
 
 def checked_time(t: Time, first: float, last: float) -> Tensor:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
-from diffsteer.core.schedule.base import Schedule, Time, checked_ratio, checked_time
+from diffsteer.core.schedule.base import Schedule, Time, between, checked_ratio, checked_time
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,24 @@ class Flow(Schedule):
         if not 0 < self.shift < math.inf:
             raise InputError(f"shift={self.shift} must be a number > 0; 1 is none")
 
+    @property
+    def first(self) -> float:  # type: ignore[override]
+        """Least noisy time: the even time 1e-3, shifted."""
+        return self.share(torch.tensor(0.0)).item()
+
     @override
     def at(self, t: Time) -> Level:
-        """Level at the unshifted time `t` in [0, 1]; its own `t` is shifted, as the network's."""
-        u = checked_time(t, 0, 1)
-        t = self.shift * u / (1 + (self.shift - 1) * u)
-        return Level(t, (1 - u) / (1 + (self.shift - 1) * u), t)
+        t = checked_time(t, 0, 1)
+        return Level(t, 1 - t, t)
 
     @override
     def time(self, ratio: Time) -> Tensor:
-        """Unshifted time with this ratio: sigma / alpha = shift u / (1 - u)."""
-        return 1 / (1 + self.shift / checked_ratio(ratio))
+        return 1 / (1 + 1 / checked_ratio(ratio))
+
+    @override
+    def shifted(self, u: Tensor) -> Tensor:
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    @override
+    def share(self, share: Tensor) -> Tensor:
+        return self.shifted(between(1e-3, 1.0, share))
