@@ -19,28 +19,101 @@ def scheduler(cls=diffusers.DDIMScheduler, n=5, **more):
     return made
 
 
+CALLS = {
+    "DDIMScheduler": [1] * 6,
+    "EulerDiscreteScheduler": [1] * 6,
+    "UniPCMultistepScheduler": [1] * 6,
+    "DEISMultistepScheduler": [1] * 6,
+    "DPMSolverSinglestepScheduler": [1] * 6,
+    "HeunDiscreteScheduler": [2] * 5 + [1],
+    "KDPM2DiscreteScheduler": [2] * 5 + [1],
+    "KDPM2AncestralDiscreteScheduler": [2] * 5 + [1],
+    "PNDMScheduler": [4] * 3 + [1] * 3,
+    "PNDMScheduler skip_prk_steps": [2] + [1] * 5,
+    "FlowMatchEulerDiscreteScheduler": [1] * 6,
+    "FlowMatchHeunDiscreteScheduler": [2] * 5 + [1],
+}
+"""Calls of the network in each of 6 steps, by scheduler."""
+
+
+def steps_of(calls) -> list[int]:
+    return [step for step, n in enumerate(calls) for _ in range(n)]
+
+
+@pytest.mark.parametrize("as_sent", ["view", "number", "float32", "bfloat16", "meta"])
+@pytest.mark.parametrize("name", CALLS)
+def test_steps_are_those_of_the_scheduler(name: str, as_sent: str) -> None:
+    """In whatever form the network gets the timestep, and in the next sampling as well."""
+    cls, *flags = name.split()
+    made, tracker = scheduler(getattr(diffusers, cls), **dict.fromkeys(flags, True)), StepTracker()
+    counts = hasattr(made, "step_index") or cls == "PNDMScheduler"
+    x = torch.zeros(1, 4, 2, 2)
+    for _ in range(2):
+        made.set_timesteps(6)
+        assert len(made.timesteps) == sum(CALLS[name])
+        for i, (t, step) in enumerate(zip(made.timesteps, steps_of(CALLS[name]), strict=True)):
+            given = {
+                "view": t.expand(4),
+                "number": t.item() / 1000,
+                "float32": t.float().expand(4) / 1000,
+                "bfloat16": t.expand(4).bfloat16() / 1000,
+                "meta": torch.empty(4, device="meta") if i and counts else t / 1000,
+            }[as_sent]
+            read = tracker.read(given, made, 1.0 if as_sent == "view" else 1000.0)
+            assert (read.time.item(), read.step, read.first) == (t.item(), step, i == 0)
+            assert [step for step, _ in tracker.remaining()] == steps_of(CALLS[name])[i:]
+            made.step(x, t, x)
+
+
 @pytest.mark.parametrize(
-    "cls",
+    ("name", "start", "steps"),
     [
-        diffusers.DDIMScheduler,
-        diffusers.EulerDiscreteScheduler,
-        diffusers.HeunDiscreteScheduler,
-        diffusers.PNDMScheduler,
-        diffusers.UniPCMultistepScheduler,
-        diffusers.FlowMatchEulerDiscreteScheduler,
+        ("DDIMScheduler", 3, [3, 4, 5]),
+        ("HeunDiscreteScheduler", 6, [3, 3, 4, 4, 5]),
+        ("KDPM2AncestralDiscreteScheduler", 6, [3, 3, 4, 4, 5]),
+        ("PNDMScheduler skip_prk_steps", 3, [3, 3, 4, 5]),
     ],
 )
-@pytest.mark.parametrize("start", [0, 2])
-def test_views_of_the_timesteps(cls, start: int) -> None:
+def test_steps_from_the_middle(name: str, start: int, steps: list[int]) -> None:
+    """Image to image leaves steps out; PNDM evaluates its first one twice wherever it begins."""
+    cls, *flags = name.split()
+    made, tracker = scheduler(getattr(diffusers, cls), **dict.fromkeys(flags, True)), StepTracker()
+    made.set_timesteps(6)
+    for as_sent in (lambda t: t, lambda t: t.item() / 1000):
+        if hasattr(made, "set_begin_index"):
+            made.set_timesteps(6)
+            made.set_begin_index(start)
+        read, x = [], torch.zeros(1, 4, 2, 2)
+        for t in made.timesteps[start:]:
+            given = as_sent(t)
+            read.append(tracker.read(given, made, 1000.0 if given is not t else 1.0).step)
+            made.step(x, t, x)
+        assert read == steps
+        made.set_timesteps(6)
+
+
+def test_steps_in_a_pipeline(tmp_path) -> None:
+    """`.over(0, 2)` guides the first two steps, however many calls these have."""
+    pipe, rows = tiny.stable_diffusion(scheduler(), tmp_path), []
+    pipe.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    for name in ("PNDMScheduler", "PNDMScheduler skip_prk_steps", "KDPM2AncestralDiscreteScheduler"):
+        cls, *flags = name.split()
+        pipe.scheduler = getattr(diffusers, cls)(**dict.fromkeys(flags, True), beta_end=0.012)
+        with steer(pipe, CFG(5).over(0, 2)):
+            pipe("a cat", guidance_scale=2.0, num_inference_steps=6, output_type="latent")
+        assert rows == [2 if step < 2 else 1 for step in steps_of(CALLS[name])], name
+        rows.clear()
+
+
+def test_views_of_the_timesteps() -> None:
     """Each is found by its place, whatever a pipeline expands, and repeated ones too."""
-    made, clock = scheduler(cls), StepTracker()
-    for i, t in enumerate(made.timesteps[start:], start):
+    made, clock = scheduler(diffusers.HeunDiscreteScheduler), StepTracker()
+    for i, t in enumerate(made.timesteps[2:], 2):
         tick = clock.read(t.expand(4), made)
-        assert (tick.time.item(), tick.step) == (t.item(), i // made.order)
-        assert tick.first == (i == start)
+        assert (tick.time.item(), tick.step, tick.first) == (t.item(), i // 2, i == 2)
     made.set_timesteps(7)
     assert clock.read(made.timesteps[0], made)[1:] == (0, True)
-    assert clock.read(made.timesteps[1], made)[1:] == (1 // made.order, False)
+    assert clock.read(made.timesteps[1], made)[1:] == (0, False)
     assert clock.read(made.timesteps[0], made)[1:] == (0, True)  # sampled once more
 
 
@@ -124,7 +197,7 @@ def test_steps_do_not_wait(which: str, tmp_path, monkeypatch) -> None:
 
     found = counts()
     assert len(found) == 7 and not any(found[1:4] + found[5:])
-    monkeypatch.setattr(StepTracker, "_place", lambda *_: None)
+    monkeypatch.setattr(StepTracker, "_viewed", lambda *_: None)
     assert all(counts())  # reading the timestep would have been seen
 
 

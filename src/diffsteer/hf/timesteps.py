@@ -28,8 +28,7 @@ class SamplingStep(NamedTuple):
 
     Attributes:
         time: Timestep of the scheduler, 0-dim, float64, on the CPU.
-        step: Index of the sampling step; of the nearest one where it is none of the scheduler's.
-            Schedulers of second order call the network twice a step.
+        step: Index of the sampling step, as the scheduler counts: the calls of one step share it.
         first: Whether timesteps are new, or time does not go on.
     """
 
@@ -43,13 +42,15 @@ class StepTracker:
 
     Attributes:
         times: Its timesteps, copied to the CPU once a sampling.
+        start: Index of the timestep that the sampling began at; not 0 in image to image.
     """
 
     def __init__(self) -> None:
         self.timesteps: Tensor | None = None
         self.times: Sequence[float] = ()
         self._last: int | None = None
-        self._order = 1
+        self.start = 0
+        self._steps: Sequence[int] = ()
 
     def follow(self, scheduler: SchedulerLike) -> bool:
         """Take over a scheduler's timesteps and return whether they are new: a sampling begins."""
@@ -57,7 +58,6 @@ class StepTracker:
             return False
         self.timesteps, self._last = scheduler.timesteps, None
         self.times = scheduler.timesteps.double().tolist()
-        self._order = getattr(scheduler, "order", 1)
         return True
 
     def read(
@@ -72,37 +72,80 @@ class StepTracker:
             factor: From what the network is told to the scheduler's timesteps.
         """
         self.follow(scheduler)
-        index = self._place(given, scheduler)
-        if index is not None:
-            time = self.times[index]
+        index = self._viewed(given)
+        if index is None:
+            index, time = self._matched(given, self._counted(scheduler), factor)
         else:
-            value = given.flatten()[0] if isinstance(given, Tensor) else given
-            time = float(value) * factor
-            index = min(range(len(self.times)), key=lambda i: abs(self.times[i] - time), default=0)
-            if isinstance(given, Tensor) and given.dtype in LOSSY and self.times:
-                time = self.times[index]
+            time = self.times[index]
+        if self._last is None or index < self._last:
+            self.start, self._steps = index, _steps(scheduler, len(self.times), index)
         first = self._last is None or index <= self._last
         self._last = index
-        return SamplingStep(torch.tensor(time, dtype=torch.float64), index // self._order, first)
+        step = self._steps[index] if self._steps else 0
+        return SamplingStep(torch.tensor(time, dtype=torch.float64), step, first)
 
     def remaining(self) -> tuple[tuple[int, float], ...]:
         """Step and timestep of the last call that was read and of those after it."""
         start = self._last or 0
-        return tuple((i // self._order, t) for i, t in enumerate(self.times[start:], start))
+        return tuple(zip(self._steps[start:], self.times[start:], strict=True))
 
-    def _place(self, given: float | Tensor, scheduler: SchedulerLike) -> int | None:
-        """Index of a timestep that is a view of the scheduler's, or that the scheduler says."""
+    def _viewed(self, given: float | Tensor) -> int | None:
+        """Index of a timestep that is a view of the scheduler's."""
         timesteps = self.timesteps
         if not isinstance(given, Tensor) or timesteps is None:
             return None
-        if not timesteps.is_meta and given.dtype == timesteps.dtype:
-            # a view starts a whole number of elements after the tensor that it is a view of
-            start, size = timesteps.data_ptr(), timesteps.element_size()
-            index, offset = divmod(given.data_ptr() - start, size * (timesteps.stride(0) or 1))
-            if offset == 0 and 0 <= index < len(self.times) and _same_storage(given, timesteps):
-                return index
-        step_index = None if given.device.type == "cpu" else getattr(scheduler, "step_index", None)
-        return step_index if step_index is not None and step_index < len(self.times) else None
+        if timesteps.is_meta or given.dtype != timesteps.dtype:
+            return None
+        # a view starts a whole number of elements after the tensor that it is a view of
+        start, size = timesteps.data_ptr(), timesteps.element_size()
+        index, offset = divmod(given.data_ptr() - start, size * (timesteps.stride(0) or 1))
+        inside = offset == 0 and 0 <= index < len(self.times)
+        return index if inside and _same_storage(given, timesteps) else None
+
+    def _counted(self, scheduler: SchedulerLike) -> int | None:
+        """Index of the timestep that the scheduler expects next, where it says so."""
+        index = getattr(scheduler, "step_index", None)
+        if index is None:
+            index = getattr(scheduler, "begin_index", None)
+        if index is None and self._last is not None and hasattr(scheduler, "counter"):  # PNDM
+            index = self.start + scheduler.counter
+        return index if index is not None and index < len(self.times) else None
+
+    def _matched(
+        self, given: float | Tensor, counted: int | None, factor: float
+    ) -> tuple[int, float]:
+        """Index of the timestep nearest to what the network is told, and what that means.
+
+        Of timesteps that are equal within rounding it is the one that the scheduler counts.
+        """
+        eps = torch.finfo(torch.float32).eps
+        if isinstance(given, Tensor):
+            if given.device.type != "cpu" and counted is not None:
+                return counted, self.times[counted]
+            eps = torch.finfo(given.dtype).eps if given.dtype in LOSSY else eps
+            given = float(given.flatten()[0])
+        time = given * factor
+        if not self.times:
+            return 0, time
+        gaps = [abs(known - time) for known in self.times]
+        reach = 4 * eps * abs(time)
+        index = gaps.index(min(gaps))
+        if counted is not None and gaps[counted] <= reach:
+            index = counted
+        return index, self.times[index] if gaps[index] <= reach else time
+
+
+def _steps(scheduler: SchedulerLike, calls: int, start: int) -> Sequence[int]:
+    """Step of each timestep of a sampling that begins at `start`.
+
+    PNDM's Runge-Kutta steps take four calls each; without them, its first step takes two.
+    """
+    timesteps = getattr(scheduler, "prk_timesteps", None)
+    if timesteps is None:
+        return [i // getattr(scheduler, "order", 1) for i in range(calls)]
+    if runge_kutta := len(timesteps):
+        return [i // 4 if i < runge_kutta else i - runge_kutta * 3 // 4 for i in range(calls)]
+    return [i - (i > start) for i in range(calls)]
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:

@@ -88,7 +88,7 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         Raises:
             ValueError: the sampling does not start from noise of that size.
         """
-        if step := call.step.step:
+        if (step := call.step.step) or call.reader.tracker.start:
             raise InputError(
                 f"this sampling starts at step {step + 1} from an image, and only pure noise can "
                 "be refined: leave the refiner out of image to image"
