@@ -147,11 +147,12 @@ def _report(
 ) -> None:
     from diffsteer.io.atomic import atomic_write
     from diffsteer.metrics.comparison import compared
-    from diffsteer.metrics.evaluate import omitted
+    from diffsteer.metrics.evaluate import cautions, omitted
     from diffsteer.metrics.value import table
     from diffsteer.report.compare import Result, page
 
-    notes = omitted(runs[entries[0].name].statistics, real)
+    first = runs[entries[0].name].statistics
+    notes, cautioned = omitted(first, real), cautions(first, real)
     results = []
     for entry, one in zip(entries, compared(runs, real, resamples), strict=True):
         images = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
@@ -159,16 +160,19 @@ def _report(
         print(f"\n{one.name}", table(one.figures), *_lines(results[-1]), sep="\n")
     for note in notes:
         print(f"not measured: {note}")
+    for note in cautioned:
+        print(f"too few images for {note}")
     content = {
         "reference": reference,
         "resamples": resamples,
         "recipes": [_plain(one) for one in results],
         "not measured": notes,
+        "too few images": cautioned,
     }
     with atomic_write(out / "report.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     with atomic_write(out / "report.html") as file:
-        file.write(page(results, reference["path"], notes, resamples).encode())
+        file.write(page(results, reference["path"], notes, cautioned, resamples).encode())
     print(f"\n{out / 'report.html'}, {out / 'report.json'}")
 
 

@@ -68,7 +68,7 @@ def evaluate(
     """
     from diffsteer.io.atomic import atomic_write
     from diffsteer.io.distributed import Processes, launched
-    from diffsteer.metrics.evaluate import compare, omitted, spreads
+    from diffsteer.metrics.evaluate import cautions, compare, omitted, spreads
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.metrics.value import table
 
@@ -89,12 +89,15 @@ def evaluate(
     print(f"{pictures} against {reference}", table(figures), sep="\n")
     for note in notes:
         print(f"not measured: {note}")
+    for note in (cautioned := cautions(fake, real)):
+        print(f"too few images for {note}")
     if out is not None:
         content = {
             "pictures": str(pictures),
             "reference": {"path": str(reference), "sha256": digest},
             "figures": [figure.json() for figure in figures],
             "not measured": notes,
+            "too few images": cautioned,
         }
         with atomic_write(out) as file:
             file.write((json.dumps(content, indent=2) + "\n").encode())

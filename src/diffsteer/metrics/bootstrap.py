@@ -58,10 +58,13 @@ def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
 
 
 def interval(value: float, resampled: Tensor) -> Interval:
-    """Spread of resampled values about their mean, laid around the measured value."""
+    """Spread of resampled values about their mean, laid around the measured value, which it holds.
+
+    Few images make resamples so skewed that both quantiles lie on one side of the mean.
+    """
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=F64)
     low, high = (resampled.to(F64) - resampled.to(F64).mean()).quantile(ends).tolist()
-    return Interval(value + low, value + high)
+    return Interval(value + min(low, 0.0), value + max(high, 0.0))
 
 
 def frechet_resampled(x: Tensor, reference: Gaussian, w: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ NEIGHBOUR = 3
 LOGITS = ("logits", "logits_unbiased")
 LEAST = 8
 """Fewest features on a side for kernel and neighbour metrics; halves must have as many."""
+FEW, SPLIT = 100, 10
+"""Images below which a share is rough, and least images of a split of an inception score."""
 SHARES = ("precision", "recall", "coverage")
 
 
@@ -128,7 +130,8 @@ def resampled(fake: Statistics, reference: Statistics, w: Tensor) -> dict[str, T
         found[title("FD", origin)] = frechet_resampled(x, reference.gaussian, w)
     if min(len(x), len(y)) < LEAST:
         return found
-    found[title("KID", origin)] = mmd_resampled(*_for_kid(x, y, origin), cubic, w)
+    if _kernel_fits(y, origin):
+        found[title("KID", origin)] = mmd_resampled(*_for_kid(x, y, origin), cubic, w)
     if origin.extractor == "CLIP":
 
         def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -155,6 +158,8 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
         for name, s in sides.items()
         if len(s.features) < LEAST and s.origin.layer not in LOGITS
     ]
+    if len(reference.features) > 0 and not _kernel_fits(reference.features, reference.origin):
+        notes.append("KID: all features of the reference are equal, so that they have no scale")
     if len(reference.features) == 0:
         notes.append(
             "real against real: a floor cannot be had from mean and covariance alone, which is all "
@@ -166,6 +171,28 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
         notes.append(
             f"interval of the Frechet distance: features of {len(fake.features)} of {fake.n} "
             "pictures are kept; keep all"
+        )
+    return tuple(notes)
+
+
+def cautions(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
+    """Which figures of `compare` mean little with so few images, and why."""
+    n, d = len(fake.features), len(fake.gaussian.mean)
+    if fake.origin.layer in LOGITS:
+        part = n // _splits(n)
+        return (f"IS: {part} images of a split cannot show more than {part} of {d} classes",) * (
+            part < d
+        )
+    notes = []
+    if (least := min(x.n or d + 1 for x in (fake, reference))) <= d:
+        notes.append(
+            f"Frechet distance: {least} images leave a covariance of {d} numbers singular, and the "
+            "distance is mostly bias: compare it at equal N alone, with its floor"
+        )
+    if LEAST <= (least := min(n, len(reference.features))) < FEW:
+        notes.append(
+            f"precision, recall, density, coverage: shares of {least} images are rough, and an "
+            "interval of no width says only that all resamples agree"
         )
     return tuple(notes)
 
@@ -203,11 +230,19 @@ def _figures(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]
 
 def _scores(fake: Statistics) -> tuple[MetricValue, ...]:
     m = len(fake.features)
-    splits = min(10, m)
+    splits = _splits(m)
     score = inception_score(fake.features, splits)
     return (
         MetricValue(title("IS", fake.origin), f"{splits} splits", *score, m, None, fake.origin),
     )
+
+
+def _splits(n: int) -> int:
+    """Number of splits of an inception score: 10, as published, or fewer of 10 images each.
+
+    A split of one image scores 1 whatever the image.
+    """
+    return max(1, min(10, n // SPLIT))
 
 
 def _distances(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
@@ -220,14 +255,15 @@ def _distances(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ..
         return (plain,)
     limit = frechet_infinity(fake.features, reference.gaussian)
     name = title("FD-infinity", origin)
-    return plain, MetricValue(name, "15 sizes", *limit, m, reference.n, origin)
+    detail = "15 sizes" if limit.value >= 0 else "15 sizes; below 0 by the error of the fit"
+    return plain, MetricValue(name, detail, *limit, m, reference.n, origin)
 
 
 def _overlaps(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
     x, y, origin = fake.features, reference.features, fake.origin
     if min(len(x), len(y)) < LEAST:
         return ()
-    figures = [_kid(x, y, origin)]
+    figures = [_kid(x, y, origin)] if _kernel_fits(y, origin) else []
     if origin.extractor == "CLIP":
         figures.append(MetricValue("CMMD", "", cmmd(x, y), None, len(x), len(y), origin))
     for name, value in manifold(x, y, NEIGHBOUR)._asdict().items():
@@ -240,6 +276,11 @@ def _kid(x: Tensor, y: Tensor, origin: Origin) -> MetricValue:
     detail = f"100 subsets of {size}" + ("" if origin.extractor == "Inception" else ", scaled")
     value = kid(*_for_kid(x, y, origin), size=size)
     return MetricValue(title("KID", origin), detail, *value, len(x), len(y), origin)
+
+
+def _kernel_fits(y: Tensor, origin: Origin) -> bool:
+    """Whether reference features have a scale, which all but Inception's, raw ones, need."""
+    return origin.extractor == "Inception" or not bool((y == y[:1]).all())
 
 
 def _for_kid(x: Tensor, y: Tensor, origin: Origin) -> tuple[Tensor, Tensor]:

@@ -80,8 +80,6 @@ class Gaussian:
 def frechet(a: Gaussian, b: Gaussian) -> float:
     """Squared Frechet (2-Wasserstein) distance; 0 for equal Gaussians, symmetric.
 
-    Rounding may leave it below 0 by 1e-15 of the traces.
-
     Raises:
         ValueError: the features differ in length, or a covariance is none.
 
@@ -95,4 +93,4 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     gap = (a.mean - b.mean).square().sum()
     spread = a.root.square().sum() + b.root.square().sum()
     overlap = torch.linalg.svdvals(a.root.mT @ b.root).sum()
-    return float(gap + spread - 2 * overlap)
+    return max(0.0, float(gap + spread - 2 * overlap))  # rounding: 1e-15 of the traces

@@ -180,7 +180,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estim
         log_q = part.logsumexp(dim=0) - np.log(len(part))
         scores.append((part.exp() * (part - log_q)).sum(dim=1).mean().exp())
     every = torch.stack(scores)
-    return Estimate(every.mean().item(), every.std(correction=0).item())
+    return Estimate(max(1.0, every.mean().item()), every.std(correction=0).item())
 
 
 def frechet_infinity(
@@ -200,7 +200,8 @@ def frechet_infinity(
         seed: Of the subsets.
 
     Returns:
-        The intercept, and its standard error in the fit (optimistic: the subsets overlap).
+        The intercept, which may lie below 0 near equality, and its standard error in the fit
+        (optimistic: the subsets overlap).
 
     Raises:
         ValueError: no finite table, or fewer than 4 d images.

@@ -69,7 +69,7 @@ def balls(fake: Tensor, real: Tensor, k: int) -> Iterator[tuple[slice, Tensor, T
         theirs, `(rows, M)`.
 
     Raises:
-        ValueError: no finite tables of one width, or too few rows for `k`.
+        ValueError: no finite tables of one width, too large numbers, or too few rows for `k`.
     """
     fake, real = _centred(fake, real)
     if not 1 <= k < min(len(fake), len(real)):
@@ -86,7 +86,10 @@ def _centred(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     pair(fake, real)
     wide = torch.promote_types(torch.promote_types(fake.dtype, real.dtype), torch.float32)
     mean = real.to(wide).mean(dim=0)
-    return fake.to(wide) - mean, real.to(wide) - mean
+    centred = fake.to(wide) - mean, real.to(wide) - mean
+    if not all(_square_norm(x).isfinite().all() for x in centred):
+        raise InputError(f"squared distances of the features overflow {wide}: scale them down")
+    return centred
 
 
 def _reach(x: Tensor, k: int) -> Tensor:

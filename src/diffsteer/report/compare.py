@@ -33,13 +33,20 @@ class Result:
         return next(figure for figure in self.compared.figures if figure.name == name)
 
 
-def page(results: Sequence[Result], reference: str, notes: Sequence[str], resamples: int) -> str:
+def page(
+    results: Sequence[Result],
+    reference: str,
+    notes: Sequence[str],
+    cautions: Sequence[str],
+    resamples: int,
+) -> str:
     """HTML of a comparison.
 
     Args:
         results: Recipes; the first is what the others are compared with.
         reference: Name of the reference.
         notes: Metrics that were not measured, and why.
+        cautions: Metrics that mean little with so few images, and why.
         resamples: Number of resamples of the intervals.
     """
     names = [result.compared.name for result in results]
@@ -56,6 +63,7 @@ def page(results: Sequence[Result], reference: str, notes: Sequence[str], resamp
         reference=reference,
         resamples=resamples,
         notes=notes,
+        cautions=cautions,
         verdict=verdict,
         costs=list(dict.fromkeys(name for r in results for name in r.compared.costs)),
         swept=swept,
