@@ -668,8 +668,8 @@ def test_what_is_watched_is_the_x0_that_the_network_means(
     noise = torch.randn(2, *((4, 8, 8) if scheduler else (16, 16)))
     seen: list[Tensor] = []
     meant: list[Tensor] = []
-    with network_replaced(pipe, oracle(pipe.scheduler, meant)), configured(pipe, recipe) as images:
-        sample_from_noise(images, recipe, PROMPTS[:2], noise, watch=seen.append)
+    with network_replaced(pipe, oracle(pipe.scheduler, meant)), configured(pipe, recipe):
+        sample_from_noise(pipe, recipe, PROMPTS[:2], noise, watch=seen.append)
     assert len(seen) == len(meant) >= 4 and "step" not in vars(pipe.scheduler)
     if guidance:
         halves = [each.chunk(2) for each in meant]

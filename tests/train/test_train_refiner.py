@@ -104,19 +104,18 @@ def test_targets_are_bound_to_every_weight_that_decides_them(
         make(teacher, range(9), stored)
 
 
-def test_a_target_that_is_no_number_is_not_kept(
+def test_a_target_that_is_no_number_is_not_kept_and_those_before_it_are(
     teacher: Recipe, tmp_path: Path, monkeypatch
 ) -> None:
     from diffsteer.train.refiner import targets as module
 
-    def broken(images: Any, recipe: Any, texts: Any, noise: Tensor, shown: bool) -> Any:
-        noise[1] = float("nan")
-        return noise, None
+    def broken(seeds: list[int]) -> Any:
+        return lambda x: Noise(seeds)(x) * (1e38 if 1 in seeds else 1)
 
-    monkeypatch.setattr(module, "sample_from_noise", broken)
-    with pytest.raises(ValueError, match="seed 1 is not finite"):
-        make(teacher, range(3), tmp_path)
-    assert not list(tmp_path.glob("chunk-*"))
+    monkeypatch.setattr(module, "Noise", broken)
+    with pytest.raises(ValueError, match="seeds 1 are not finite"):
+        make(teacher, range(3), tmp_path, batch=1)
+    assert Targets.at(tmp_path).seeds == (0,)
 
 
 def test_processes_share_the_seeds(teacher: Recipe, stored: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler, sample
 from diffsteer.core.schedule import Discrete
 from diffsteer.core.spacing import grid, respaced
-from diffsteer.generate.base import Generator
+from diffsteer.generate.base import Generator, require_finite
 from diffsteer.generate.networks import guidance_of, networks_of, require_only
 from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import Recipe
@@ -62,7 +62,8 @@ class ADMGenerator(Generator):
             self._options.official_head_split,
         )
         *_, last = sample(denoise, self._levels, self._shape, seeds, self._sampler, self._device)
-        return ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
+        images = ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
+        return require_finite(seeds, images, last.x)
 
     def _classes(self, seeds: Sequence[int]) -> Tensor | None:
         """Class of each seed, drawn after the noise that sampling begins with."""

@@ -1,18 +1,61 @@
 """The interface of what makes images from seeds, and its count of network evaluations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.hooks import replaced
+from diffsteer.io.seeds import format_seeds
 
 SAMPLE = ("sample", "hidden_states")
 """Names of the noisy sample among the arguments of networks."""
+
+
+class NotFinite(InputError):
+    """Samples of some seeds hold NaN or infinity, which as bytes would be black images.
+
+    Attributes:
+        seeds: Those seeds.
+        images: Of the other seeds, uint8 `(3, H, W)`.
+    """
+
+    def __init__(self, seeds: Sequence[int], images: Mapping[int, Tensor]) -> None:
+        super().__init__(
+            f"samples of seeds {format_seeds(seeds)} are not finite and are left out: lower the "
+            "weight of the guidance or the strength of the refiner, or take float32; where all "
+            "seeds fail, look at the weights of the model"
+        )
+        self.seeds, self.images = tuple(seeds), dict(images)
+
+
+def require_finite(seeds: Sequence[int], images: Tensor, *stages: Tensor) -> Tensor:
+    """Return images where all that they were made from is finite.
+
+    Args:
+        seeds: Of the images.
+        images: One a seed, `(N, ...)`.
+        stages: Samples, decoded images: `(k N, ...)` with row i of seed i mod N; of another number
+            of rows, one that is not finite refuses all.
+
+    Raises:
+        NotFinite: a stage is not; it holds the images of the other seeds.
+    """
+    n = len(seeds)
+    finite = torch.ones(n, dtype=torch.bool)
+    for stage in stages:
+        rows = stage.detach().flatten(1).isfinite().all(dim=1).cpu()
+        finite &= rows.view(-1, n).all(dim=0) if len(rows) % n == 0 else rows.all()
+    if finite.all():
+        return images
+    good = {seed: images[i] for i, seed in enumerate(seeds) if finite[i]}
+    raise NotFinite([seed for seed in seeds if seed not in good], good)
 
 
 class NFECounter:
@@ -57,7 +100,11 @@ class Generator(ABC):
 
     @abstractmethod
     def __call__(self, seeds: Sequence[int]) -> Tensor:
-        """One image a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch."""
+        """One image a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.
+
+        Raises:
+            NotFinite: the sample of a seed is not finite.
+        """
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.base import Generator
+from diffsteer.generate.base import Generator, require_finite
 from diffsteer.generate.networks import guidance_of, require_only
 from diffsteer.generate.options import EDM2Options
 from diffsteer.generate.recipe import Recipe
@@ -18,7 +18,7 @@ from diffsteer.guidance import Guidance
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.models.edm2.config import read_config
-from diffsteer.models.edm2.generate import decoded, generate, pixels
+from diffsteer.models.edm2.generate import decode_latents, decoded_bytes, generate, pixels
 from diffsteer.models.edm2.model import EDM2, Checkpoint
 from diffsteer.models.edm2.presets import Net, Preset
 from diffsteer.models.edm2.snapshot import read
@@ -64,11 +64,12 @@ class Decoder:
         vae.requires_grad_(False)
         return cls(encoder, vae)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Bytes of samples, on the CPU."""
+    def __call__(self, seeds: Sequence[int], x: Tensor) -> Tensor:
+        """Bytes of the samples of seeds, on the CPU."""
         if self.vae is None:
-            return pixels(x).cpu()
-        return decoded(x, self.vae, self.encoder["scale"], self.encoder["bias"])
+            return require_finite(seeds, pixels(x).cpu(), x)
+        floats = decode_latents(x, self.vae, self.encoder["scale"], self.encoder["bias"])
+        return require_finite(seeds, decoded_bytes(floats), x, floats)
 
     def weights(self, main: EDM2, guide: EDM2 | None) -> str:
         """Hash of all weights that decide images: of the networks, and its own."""
@@ -95,7 +96,7 @@ class EDM2Generator(Generator):
     def __call__(self, seeds: Sequence[int]) -> Tensor:
         loop = replace(self._options.loop, steps=self.recipe.steps)
         main, label = self._main, self._options.label
-        return self._decode(generate(main, seeds, self._guidance, self._guide, loop, label))
+        return self._decode(seeds, generate(main, seeds, self._guidance, self._guide, loop, label))
 
     @property
     @override

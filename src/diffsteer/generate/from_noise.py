@@ -1,4 +1,4 @@
-"""Where a pipeline's sampling ends that starts from noise that is given."""
+"""Sample a pipeline from given noise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.generate.pipelines import PipelineGenerator, call_of
+from diffsteer.generate.base import require_finite
+from diffsteer.generate.pipelines import call_of, images_of
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.conditioning import seeded
 from diffsteer.hf.first_call import first_call
@@ -37,26 +38,30 @@ def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def sample_from_noise(
-    images: PipelineGenerator,
+    pipe: Any,
     recipe: Recipe,
     texts: Sequence[str],
     noise: Tensor,
+    seeds: Sequence[int] = (),
     shown: bool = False,
     watch: Callable[[Tensor], Any] | None = None,
-) -> tuple[Tensor, Any]:
-    """Where a sampling from noise ends: latents `(B, *D)`, float32 on the CPU, and its output.
+) -> tuple[Tensor, Tensor | None]:
+    """Latents in which a sampling from noise ends, `(B, *D)`, float32 on the CPU, and its images.
 
     Args:
-        images: The pipeline, set up.
+        pipe: The pipeline, set up.
         recipe: As it was set up.
         texts: A prompt each.
         noise: Unit Gaussian noise, `(B, *D)`; fresh noise of ancestral samplers follows from it.
-        shown: Whether the output has to hold images.
+        seeds: Of the noise, for errors.
+        shown: Whether to decode images, uint8 `(B, 3, H, W)`; None without.
         watch: Called in each step with the x0 that the network predicts, guided where the sampling
             is, like the latents.
+
+    Raises:
+        NotFinite: latents or an image are not.
     """
-    pipe = images.pipe
-    found: list[Tensor] = []
+    last: list[Tensor] = []
     step = pipe.scheduler.step
 
     @wraps(step)  # pipelines look at its signature for whether to send generators
@@ -67,16 +72,17 @@ def sample_from_noise(
             x0 = predicted_x0(pipe.scheduler, model_output, timestep, sample)
             watch(x0[: len(noise)].to("cpu", torch.float32))
         out = step(model_output, timestep, sample, *args, **kwargs)
-        found[:] = [out[0]]
+        last[:] = [out[0]]
         return out
 
-    call = call_of(pipe, recipe, texts)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
     with (
         seeded(pipe, generators),
         replaced(pipe.scheduler, "step", watched),
         _starting(pipe, noise) as start,
     ):
-        call |= {"generator": generators, "output_type": "pil" if shown else "latent"}
-        output = pipe(**call, **start)
-    return found[0][: len(noise)].to("cpu", torch.float32), output  # DiT steps both halves
+        call = {**call_of(pipe, recipe, texts), "generator": generators, **start}
+        seeds = seeds or seeds_of(noise)
+        images = images_of(pipe, seeds, call) if shown else pipe(**call, output_type="latent")
+    latents = last[0][: len(noise)].to("cpu", torch.float32)  # DiT steps both halves
+    return require_finite(seeds, latents, latents), images if shown else None

@@ -2,9 +2,10 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
-from diffsteer.generate.base import Generator
+from diffsteer.generate.base import Generator, require_finite
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import Guidance
 from diffsteer.hf.conditioning import conditioning_argument, conditioning_kwargs, seeded
+from diffsteer.hf.hooks import replaced
 from diffsteer.hf.load import load, network
 from diffsteer.hf.network import network_of
 from diffsteer.hf.scheduler_config import flows
@@ -54,7 +56,7 @@ class PipelineGenerator(Generator):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         kwargs = call_of(self.pipe, self.recipe, prompts)
         with seeded(self.pipe, generators):
-            return stacked(self.pipe(**kwargs, generator=generators))
+            return images_of(self.pipe, seeds, {**kwargs, "generator": generators})
 
 
 @contextmanager
@@ -209,7 +211,50 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     return call | recipe.size
 
 
-def stacked(output: Any) -> Tensor:
-    """Images of a pipeline's output, uint8 `(N, 3, H, W)`."""
-    arrays = [np.array(image.convert("RGB")) for image in output.images]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tensor:
+    """Images of one call of a pipeline, uint8 `(N, 3, H, W)`, as many and as large as it asks for.
+
+    Args:
+        pipe: The pipeline.
+        seeds: Of the images, for errors.
+        call: Its arguments, but for the output type.
+
+    Raises:
+        NotFinite: the last sample of a seed, or what it is decoded to, is not.
+        InputError: the pipeline gives images of another number or size.
+    """
+    last: deque[Tensor] = deque(maxlen=1)
+    decoded: deque[Tensor] = deque()
+    with ExitStack() as stack:
+        stack.enter_context(_results(pipe.scheduler, "step", last))
+        if hasattr(vae := getattr(pipe, "vae", None), "decode"):
+            stack.enter_context(_results(vae, "decode", decoded))
+        output = pipe(**call, output_type="np").images
+    floats = [*last, torch.from_numpy(output)] + ([torch.cat([*decoded])] if decoded else [])
+    pil = pipe.numpy_to_pil(np.nan_to_num(output))
+    pixels = np.stack([np.array(image.convert("RGB")) for image in pil])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    size = {"height": images.shape[2], "width": images.shape[3]}
+    if len(images) != len(seeds) or any(call.get(name, n) != n for name, n in size.items()):
+        wanted = ", ".join(f"{name} {call[name]}" for name in size if name in call)
+        raise InputError(
+            f"{type(pipe).__name__} gave {len(images)} images of {size['width']} x "
+            f"{size['height']} pixels for {len(seeds)} of {wanted or 'its own size'}: give "
+            "both width and height, as multiples that it takes"
+        )
+    return require_finite(seeds, images, *floats)
+
+
+@contextmanager
+def _results(owner: Any, name: str, results: deque[Tensor]) -> Iterator[None]:
+    """Append the tensors that a method of a scheduler or autoencoder returns, until closed."""
+    method = getattr(owner, name)
+
+    @wraps(method)  # pipelines look at the signature of `step` for whether to send generators
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        out = method(*args, **kwargs)
+        results.append(out[0])
+        return out
+
+    with replaced(owner, name, watched):
+        yield

@@ -11,9 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.base import Generator
+from diffsteer.generate.base import Generator, NotFinite
 from diffsteer.generate.recipe import KEY, metadata
 from diffsteer.io.hashing import differences
+
+HOPELESS = 8
+"""Samples of which none is finite, after which no more are tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +55,29 @@ class SeedImages:
 
         Returns:
             How many there were already.
+
+        Raises:
+            NotFinite: samples of some seeds are not finite. The other images are written, unless
+                none of the first HOPELESS is finite.
         """
         from tqdm import tqdm
 
-        todo = self.missing(seeds)
+        todo, refused = self.missing(seeds), list[int]()
         with tqdm(total=len(todo), unit="image", disable=None) as bar:
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]
-                for seed, image in zip(part, self.generator(part), strict=True):
+                try:
+                    images = dict(zip(part, self.generator(part), strict=True))
+                except NotFinite as error:
+                    images = error.images
+                    refused += error.seeds
+                for seed, image in images.items():
                     self.save(seed, image)
                 bar.update(len(part))
+                if HOPELESS <= len(refused) == start + len(part):
+                    break
+        if refused:
+            raise NotFinite(refused, {})
         return len(seeds) - len(todo)
 
     def _made(self, seed: int) -> bool:

@@ -157,7 +157,12 @@ def _chunks(
     parts: list[Shard] = []
     since = time.monotonic()
     for start in range(0, len(seeds), batch):
-        parts.append(make(list(seeds[start : start + batch])))
+        try:
+            parts.append(make(list(seeds[start : start + batch])))
+        except BaseException:
+            if parts:
+                yield Shard.joined(parts)  # what is there is kept
+            raise
         bar.update(len(parts[-1].seeds))
         last = start + batch >= len(seeds)
         held = sum(len(part.seeds) for part in parts)

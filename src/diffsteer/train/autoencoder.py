@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.base import require_finite
 from diffsteer.train.objective import clean
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Sample, Source
@@ -87,7 +88,8 @@ class Autoencoder(Task):
         picks = [self.source[i * step % len(self.source)].pixels for i in range(32)]
         x = torch.stack(picks)
         latents = self.vae.encode(clean(x).to(self.device)).latent_dist.mean
-        back = pixels(self.vae.decode(latents).sample)
+        decoded = self.vae.decode(latents).sample
+        back = require_finite(range(32), pixels(decoded), decoded)
         pairs = torch.stack([x.reshape(4, 8, *x.shape[1:]), back.reshape(4, 8, *x.shape[1:])], 1)
         return pairs.flatten(0, 2)
 

@@ -28,6 +28,7 @@ from diffsteer.core.level import Level
 from diffsteer.core.loss_weight import EDMWeight
 from diffsteer.core.prediction import Preconditioned
 from diffsteer.core.schedule import EDM
+from diffsteer.generate.base import require_finite
 from diffsteer.guidance import CFG
 from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
 from diffsteer.models.edm2.model import EDM2, Checkpoint
@@ -186,9 +187,9 @@ class EDM2Task(Task):
             drawn = generate(self.net, range(32), guidance, loop=Loop(how.steps))
         finally:
             self.net.train()
-        if not self.settings.vae:
-            return pixels(drawn).cpu()
-        return decoded(drawn, self.vae, *self._factors())
+        vae = self.settings.vae
+        images = decoded(drawn, self.vae, *self._factors()) if vae else pixels(drawn).cpu()
+        return require_finite(range(32), images, drawn)
 
     @override
     def save(self, folder: Path) -> None:

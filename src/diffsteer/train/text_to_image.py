@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
+from diffsteer.generate.base import require_finite
 from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.train.autoencoder import pixels
@@ -122,7 +123,7 @@ class TextToImage(Task):
             generator=generators,
             output_type="pt",
         ).images
-        return pixels(drawn * 2 - 1)
+        return require_finite(range(len(drawn)), pixels(drawn * 2 - 1), drawn)
 
     @override
     def save(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from diffsteer.core.sampler import DDIM
 from diffsteer.core.spacing import grid
 from diffsteer.generate.base import NFECounter
 from diffsteer.generate.from_noise import sample_from_noise
-from diffsteer.generate.pipelines import call_of, open_pipeline, stacked
+from diffsteer.generate.pipelines import call_of, images_of, open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import packed, size_of, unpacked
@@ -144,9 +144,11 @@ class NoiseExperiment:
         watch = seen.append if path else None
         with open_pipeline(recipe, self._device) as images:
             x = self._inside(noise)
-            latents, output = sample_from_noise(images, recipe, texts, x, shown=True, watch=watch)
+            latents, pictures = sample_from_noise(
+                images.pipe, recipe, texts, x, shown=True, watch=watch
+            )
             self._spend(images.nfe)
-        pictures = stacked(output)
+        assert pictures is not None
         features = None if self.extractor is None else self.extractor(pictures).cpu()
         self.progress(len(noise))
         way = tuple(self._outside(x0) for x0 in seen)
@@ -176,7 +178,7 @@ class NoiseExperiment:
             call["generator"] = [torch.Generator().manual_seed(0) for _ in texts]
             step = replaced(pipe.scheduler, "step", lambda *_, **__: _Step(end))
             with network_replaced(pipe, nothing), step:
-                pictures = stacked(pipe(**call))
+                pictures = images_of(pipe, range(len(texts)), call)
             self._spend(images.nfe)
         return pictures
 

@@ -150,8 +150,18 @@ def encoded(shown: Tensor, vae: Any) -> Tensor:
 
 
 @torch.no_grad()
-def decoded(x: Tensor, vae: Any, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
-    """Bytes of latent samples, `(B, 3, H, W)` on the CPU; truncated as in official sampling."""
+def decode_latents(x: Tensor, vae: Any, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
+    """Images of latent samples, `(B, 3, H, W)`, about [0, 1]."""
     raw = latents(x, scale, bias).to(vae.dtype)
     rows = [vae.decode(row[None]).sample for row in raw]  # one at a time, so that batches agree
-    return (torch.cat(rows).clamp(0, 1) * 255).to(torch.uint8).cpu()
+    return torch.cat(rows)
+
+
+def decoded_bytes(images: Tensor) -> Tensor:
+    """Bytes of decoded images on the CPU; truncated as in official sampling."""
+    return (images.clamp(0, 1) * 255).to(torch.uint8).cpu()
+
+
+def decoded(x: Tensor, vae: Any, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
+    """Bytes of latent samples, `(B, 3, H, W)` on the CPU."""
+    return decoded_bytes(decode_latents(x, vae, scale, bias))

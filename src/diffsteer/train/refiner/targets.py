@@ -17,7 +17,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.core.noise import Noise
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
-from diffsteer.generate.pipelines import open_pipeline, stacked
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.first_call import require_prompts
 from diffsteer.hf.network import network_of, unwrap_compiled
@@ -69,18 +69,12 @@ def make(
         def chunk(part: list[int]) -> Shard:
             texts = [recipe.for_seed(seed).prompt for seed in part]
             noise = Noise(part)(torch.empty(len(part), *shape))
-            latents, output = sample_from_noise(
-                images, recipe, texts, noise, shown=score is not None
+            latents, shown = sample_from_noise(
+                images.pipe, recipe, texts, noise, part, shown=score is not None
             )
-            good = latents.flatten(1).isfinite().all(dim=1).tolist()
-            if not all(good):
-                raise InputError(
-                    f"the teacher's sample of seed {part[good.index(False)]} is not finite, and no "
-                    "refiner learns from that: look at its guidance, or at the precision"
-                )
             arrays = {LATENTS: latents.flatten(1)}
-            if score is not None:
-                arrays[SCORE] = scored(score, stacked(output), texts)
+            if score is not None and shown is not None:
+                arrays[SCORE] = scored(score, shown, texts)
             return Shard(tuple(part), arrays)
 
         with filled(folder, sorted(seeds), chunk, batch):

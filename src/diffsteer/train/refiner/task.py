@@ -17,7 +17,7 @@ from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
-from diffsteer.generate.pipelines import call_of, configured, stacked
+from diffsteer.generate.pipelines import call_of, configured, images_of
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.first_call import conditions, require_prompts, sampled_on
 from diffsteer.hf.guided import seeds_of
@@ -227,8 +227,8 @@ class RefinerTask(Task):
         recipe = replace(self.plain, sampler=sampler)
         generators = [torch.Generator().manual_seed(i) for i in range(len(texts))]
         with configured(self.pipe, recipe), steer(self.pipe, refiner=self.refiner):
-            output = self.pipe(**call_of(self.pipe, recipe, texts), generator=generators)
-        return stacked(output)
+            call = {**call_of(self.pipe, recipe, texts), "generator": generators}
+            return images_of(self.pipe, range(len(texts)), call)
 
     @override
     def save(self, folder: Path) -> None:
@@ -241,5 +241,5 @@ class RefinerTask(Task):
 
     def _target(self, noise: Tensor, texts: list[str]) -> Tensor:
         """Sample of the teacher from given noise."""
-        with configured(self.pipe, self.recipe, guide=self.guide) as images:
-            return sample_from_noise(images, self.recipe, texts, noise)[0].to(noise.device)
+        with configured(self.pipe, self.recipe, guide=self.guide):
+            return sample_from_noise(self.pipe, self.recipe, texts, noise)[0].to(noise.device)
