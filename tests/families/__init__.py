@@ -1,0 +1,11 @@
+"""Tiny pipelines of all model families of diffusers, and how each calls its network."""
+
+from families import (
+    tiny_image_separate,
+    tiny_image_separate_b,
+    tiny_video_images,
+    tiny_video_separate,
+)
+
+KINDS = (tiny_image_separate, tiny_image_separate_b, tiny_video_separate, tiny_video_images)
+FAMILIES = tuple(family for kind in KINDS for family in kind.FAMILIES)

@@ -1,0 +1,127 @@
+"""Facts of how a family calls its network, measured on a record of its calls."""
+
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from families.calls import Record, Step
+
+Layout = Callable[[Tensor], Tensor]
+TIMES: dict[str, Callable[[Step], float]] = {
+    "t": lambda step: step.t,
+    "t - 1": lambda step: step.t - 1,
+    "t / 1000": lambda step: step.t / 1000,
+    "1 - t / 1000": lambda step: 1 - step.t / 1000,
+    "1000 - t": lambda step: 1000 - step.t,
+    "sigma": lambda step: step.sigma,
+    "1 - sigma": lambda step: 1 - step.sigma,
+    "sigma / (sigma + 1)": lambda step: step.sigma / (step.sigma + 1),
+}
+
+
+def time(record: Record) -> str:
+    """Argument that carries the time, and its formula from the scheduler's timestep."""
+    names = [n for n, v in record.calls[0].kwargs.items() if _numeric(v)]
+    for formula, value in TIMES.items():
+        for name in sorted(names, key=lambda n: "time" not in n):
+            if all(_is(c.kwargs[name], value(record.steps[c.step])) for c in record.calls):
+                return f"{name} = {formula}"
+    return "unknown"
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() > 0)
+
+
+def _is(value: Any, expected: float) -> bool:
+    value = torch.as_tensor(value, dtype=torch.float64)
+    return bool((value - expected).abs().max() <= 1e-4 * max(abs(expected), 1e-3))
+
+
+def output(record: Record) -> str:
+    """Factor between the network's output and what `scheduler.step` is given, and the layout."""
+    factor, layout, _ = _relation(record)
+    return " ".join(filter(None, (factor and f"{factor:+.4g}", layout)))
+
+
+def _relation(record: Record) -> tuple[float | None, str, Layout]:
+    out, step = record.first_calls()[0].out.double(), record.first_step()
+    target = step.output.double()
+    for name, layout in _layouts(out, target):
+        (factor,), residual = _fit([layout(out)], target)
+        if residual < 1e-4:
+            return factor, name, layout
+    for name, layout in _layouts(out, target):
+        _, residual = _fit([layout(out), step.sample.double()], target)
+        if residual < 1e-4:
+            return None, f"affine in sample {name}".strip(), layout
+    return None, "unknown", lambda x: x
+
+
+def _fit(terms: list[Tensor], target: Tensor) -> tuple[list[float], float]:
+    """Weights of the terms whose sum is closest to the target, and the relative residual."""
+    if any(term.numel() != target.numel() for term in terms):
+        return [], float("inf")
+    columns = torch.stack([term.flatten() for term in terms], 1)
+    weights = torch.linalg.lstsq(columns, target.flatten()[:, None], driver="gelsd").solution
+    residual = (columns @ weights).flatten() - target.flatten()
+    return weights.flatten().tolist(), float(residual.abs().max() / target.abs().max())
+
+
+def _layouts(out: Tensor, target: Tensor) -> Iterator[tuple[str, Layout]]:
+    """Ways to bring a network's output into the shape of the scheduler's."""
+    shape = target.shape
+    if out.shape == shape:
+        yield "", lambda x: x
+    if out.ndim == target.ndim:
+        for order in permutations(range(1, out.ndim)):
+            if out.permute(0, *order).shape == shape:
+                yield f"axes {(0, *order)}", lambda x, o=order: x.permute(0, *o)
+        for axis in range(1, out.ndim):
+            size, width = out.shape[axis], shape[axis]
+            if size > width and out.narrow(axis, 0, width).shape == shape:
+                yield f"first {width} of axis {axis}", lambda x, a=axis, w=width: x.narrow(a, 0, w)
+                yield f"last {width} of axis {axis}", lambda x, a=axis, w=width: x.narrow(a, -w, w)
+    if out.numel() == target.numel():
+        yield "reshaped", lambda x: x.reshape(shape)
+        for swapped in (out.mT, target.mT) if out.ndim > 1 and target.ndim > 1 else ():
+            if swapped.numel() == target.numel():
+                yield "transposed", lambda x: x.mT.reshape(shape)
+
+
+def batches(record: Record) -> tuple[int, ...]:
+    """Conditions in the batch of each call of the first step."""
+    size = len(record.steps[-1].sample)
+    return tuple(len(next(iter(call.kwargs.values()))) // size for call in record.first_calls())
+
+
+def contexts(record: Record) -> tuple[str | None, ...]:
+    names = tuple(call.context for call in record.first_calls())
+    return names if any(names) else ()
+
+
+def components(record: Record) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(call.component for call in record.calls))
+    return names if len(names) > 1 else ()
+
+
+def conditions(plain: Record, guided: Record) -> list[Tensor]:
+    """The prediction for each condition of the first guided step, in the scheduler's layout."""
+    _, _, layout = _relation(plain)
+    pairs = zip(guided.first_calls(), batches(guided), strict=True)
+    return [layout(out) for call, size in pairs for out in call.out.double().chunk(size)]
+
+
+def weights(plain: Record, guided: Record) -> tuple[float, ...] | None:
+    """Weights of the conditions in the guided output; None where it is no linear combination."""
+    factor, _, _ = _relation(plain)
+    outputs, step = conditions(plain, guided), guided.first_step()
+    terms = outputs if factor else [*outputs, step.sample.double()]
+    values, residual = _fit(terms, step.output.double())
+    if residual > 1e-4:
+        return None
+    total = sum(values[: len(outputs)])
+    return tuple(round(value / total, 3) for value in values[: len(outputs)])

@@ -1,0 +1,85 @@
+"""Tiny pipelines of all families sample, depend on all inputs, and call as their table says."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from families import FAMILIES, measure
+from families.calls import Call, Record, first, recorded
+from families.parts import BATCHES, WEIGHTS, TinyFamily
+
+ALL = [pytest.param(f, id=f.name, marks=[pytest.mark.slow] if f.slow else []) for f in FAMILIES]
+each = pytest.mark.parametrize("family", ALL)
+guidable = pytest.mark.parametrize("family", [p for p in ALL if p.values[0].guided])
+
+
+def sampled(family: TinyFamily, **more: Any) -> tuple[Tensor, Record]:
+    pipe = family.build()
+    with recorded(pipe, family.network) as record:
+        more = family.guided(pipe) if more.pop("guided", False) else {}
+        out = pipe(**family.kwargs(pipe) | more)
+    return first(out), record
+
+
+@cache
+def plain(family: TinyFamily) -> tuple[Tensor, Record]:
+    return sampled(family)
+
+
+@cache
+def guided(family: TinyFamily) -> tuple[Tensor, Record]:
+    return sampled(family, guided=True)
+
+
+def moved(value: Any) -> Any:
+    """Another value of an argument."""
+    if isinstance(value, list | tuple):
+        return type(value)(moved(v) for v in value)
+    if isinstance(value, Tensor):
+        return (value * 0.7 + 0.1).to(value.dtype)
+    return value * 0.7 + 0.1
+
+
+def change(call: Call, name: str) -> float:
+    other = call.again(**{name: moved(call.kwargs[name])})
+    return float((other - call.out).abs().max())
+
+
+@each
+def test_samples(family: TinyFamily) -> None:
+    sample, _ = plain(family)
+    assert sample.isfinite().all()
+    assert sample.std() > 1e-2
+    assert torch.equal(sample, sampled(family)[0])
+
+
+@each
+def test_output_depends_on_sample_and_time(family: TinyFamily) -> None:
+    _, record = plain(family)
+    call = record.calls[0]
+    assert change(call, next(iter(call.kwargs))) > 1e-3
+    assert change(call, family.time.split(" = ")[0]) > 1e-3
+
+
+@each
+def test_calls(family: TinyFamily) -> None:
+    _, record = plain(family)
+    assert measure.time(record) == family.time
+    assert measure.output(record) == family.output
+
+
+@guidable
+def test_guidance(family: TinyFamily) -> None:
+    sample, record = guided(family)
+    assert sample.isfinite().all()
+    assert (sample - plain(family)[0]).abs().max() > 1e-3
+    outputs = measure.conditions(plain(family)[1], record)
+    assert all((outputs[0] - other).abs().max() > 1e-3 for other in outputs[1:])
+    assert measure.batches(record) == (family.batches or BATCHES[family.pattern])
+    assert measure.contexts(record) == family.contexts
+    assert measure.components(record) == family.components
+    expected = WEIGHTS[family.pattern] if family.weights == () else family.weights
+    assert measure.weights(plain(family)[1], record) == pytest.approx(expected, abs=1e-2)
