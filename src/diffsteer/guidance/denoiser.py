@@ -66,7 +66,8 @@ class Denoiser:
         guidance: Any sum of guidances, or None.
         max_rows: Most rows of one pass, where memory is short.
         schedule: What the networks were trained on, for guidances that ask them at other levels.
-        seeds: One for each sample, for guidances that draw; without, its place in the batch.
+        seeds: One for each sample, for guidances that draw; None for those of `sample`, and outside
+            of it for the places in the batch.
         step: Index of the sampling step, for guidances of some steps, `.over`.
 
     Raises:
@@ -89,6 +90,10 @@ class Denoiser:
     def at_step(self, step: int) -> Callable[[Tensor, Level], Denoised]:
         """Return the denoiser of a sampling step, so that `.over` counts its own."""
         return replace(self, step=step).denoised
+
+    def for_seeds(self, seeds: Sequence[int]) -> "Denoiser":
+        """Return the denoiser with these seeds, unless it has some."""
+        return self if self.seeds is not None else replace(self, seeds=tuple(seeds))
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """Return the guided x0, `(B, *D)`."""

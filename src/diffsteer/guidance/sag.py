@@ -65,7 +65,7 @@ class SAG(Guidance):
 
     def blurred(self, answer: Answer) -> Tensor:
         """Return x0~, `(B, C, H, W)`: the predicted x0, blurred where M is 1."""
-        mask = (answer.maps[self.layer] > self.threshold)[:, None].to(answer.x.dtype)
+        mask = (answer.maps[self.layer] > self.threshold)[:, None].to(answer.x0.dtype)
         mask = F.interpolate(mask, answer.x.shape[-2:], mode="nearest")
         x0 = answer.x0.clamp(-self.clamp, self.clamp)
         return torch.lerp(x0, blur(x0, self.sigma, self.kernel), mask)

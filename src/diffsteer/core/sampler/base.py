@@ -54,6 +54,14 @@ class Stepped(Protocol):
         """Return the denoiser of a step, 0 for the first, for all evaluations of that step."""
 
 
+@runtime_checkable
+class Seeded(Protocol):
+    """A denoiser that draws, such as one guided by random dropout."""
+
+    def for_seeds(self, seeds: Sequence[int]) -> AnyDenoise:
+        """Return the denoiser that draws by these seeds, one for each sample."""
+
+
 Past = Sequence[tuple[Level, Tensor]]
 """The levels so far and what was predicted there, the latest at the end."""
 
@@ -199,6 +207,8 @@ def sample(
     """
     _check(levels)
     noise = Noise(seeds)
+    if isinstance(denoise, Seeded):
+        denoise = denoise.for_seeds(noise.seeds)
     start = noise(torch.empty(len(noise.seeds), *shape, device=device))
     return trace(sampler, levels[0].sigma * start, levels, denoise, noise)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import X0
+from diffsteer.core.schedule import EDM
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.models.edm2.loop_settings import Guided
@@ -57,7 +58,8 @@ def generate(
         ValueError: the networks do not work on the same data, or there is no such class.
     """
     _check(main, guide, label)
-    draws = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    seeds = [seed % 2**32 for seed in seeds]
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
     device = main.unet.out_gain.device
 
     def noise(dtype: torch.dtype = dtype) -> Tensor:
@@ -71,16 +73,21 @@ def generate(
         drawn = drawn if label is None else torch.full_like(drawn, label)
         labels = F.one_hot(drawn, main.label_dim).float().to(device)
         conds = {"cond": {"labels": labels}, "null": {"labels": torch.zeros_like(labels)}}
-    return loop(start, guided(main, guide, conds, guidance), noise)
+    return loop(start, guided(main, guide, conds, guidance, seeds), noise)
 
 
 def guided(
-    main: EDM2, guide: EDM2 | None, conds: Mapping[str, Cond], guidance: Guidance | None
+    main: EDM2,
+    guide: EDM2 | None,
+    conds: Mapping[str, Cond],
+    guidance: Guidance | None,
+    seeds: Sequence[int] | None = None,
 ) -> Guided:
     """A guided denoiser for `Loop`, in the dtype of its x.
 
     Each network's denoised x is rounded to the dtype that the network computes in, and `Auto` alone
-    is one `torch.lerp`, as in official sampling; other guidances are computed in float64.
+    is one `torch.lerp`, as in official sampling; other guidances are computed in float64, and draw
+    by `seeds`.
     """
 
     def called(net: EDM2) -> Network:
@@ -93,13 +100,14 @@ def guided(
     nets = {"main": called(main)}
     if guide is not None:
         nets["guide"] = nets["main"] if guide is main else called(guide)
-    denoiser, one = Denoiser(nets, conds, X0(), guidance), torch.ones((), dtype=torch.float64)
+    denoiser = Denoiser(nets, conds, X0(), guidance, schedule=EDM(), seeds=seeds)
+    one = torch.ones((), dtype=torch.float64)
     if isinstance(guidance, Auto) and guidance == Auto(guidance.scale) and guide is not None:
         return _lerp(nets["main"], nets["guide"], conds["cond"], guidance.scale)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
         level = Level(sigma.double(), one, sigma.double())
-        return denoiser.at_step(step)(x, level).x0.to(x.dtype)
+        return denoiser.at_step(step)(x.double(), level).x0.to(x.dtype)
 
     return denoise
 

@@ -1,0 +1,120 @@
+"""Every guidance on EDM2 and ADM networks: in each dtype, and alike in any batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import random_weights
+from torch import Tensor
+
+from diffsteer import (
+    DDIM,
+    EDM,
+    Ancestral,
+    Denoiser,
+    Discrete,
+    Guidance,
+    Preconditioned,
+    grid,
+    parse,
+    sample,
+)
+from diffsteer.models.adm.checkpoint import Diffusion
+from diffsteer.models.adm.flags import Flags
+from diffsteer.models.adm.unet import ADM, ADMClassifier
+from diffsteer.models.edm2.generate import Loop, generate
+from diffsteer.models.edm2.model import EDM2, network
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+CONDITIONAL = (
+    *("Auto(2)", "AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2)", "Clamped(limit=0.4)"),
+    *("PAG(1, 'L')", "SEG(1, layer='L')", "SEG(1, layer='L', sigma=2.0)"),
+    "SAG(0.5, 'L', on='cond')",
+    "SAG(0.5, 'L', on='cond', clamp=1.0).rescaled(0.7) + 0.5 * PAG(2, 'L').over(0, 1)",
+)
+WITH_NULL = (
+    *("CFG(3)", "APG(4, parallel=0.5, norm=2)", "CFGZero(3, zero=1)", "CFG(6).rescaled(0.7)"),
+    *("CFG(6).rescaled(0.5, centred=True).clamped(0.5)", "CFG(3).within(0.3, 5)"),
+    *("SAG(0.5, 'L')", "CFG(3).over(0, 1) + 0.5 * Auto(2) + SAG(0.5, 'L') + PAG(1, 'L')"),
+)
+TINY = Flags(
+    image_size=16,
+    num_channels=32,
+    num_res_blocks=1,
+    channel_mult="1,1",
+    attention_resolutions="8",
+    class_cond=True,
+    learn_sigma=True,
+    dropout=0.1,
+    num_classes=10,
+)
+CLASSES = torch.tensor([3, 7])
+
+
+def guidance(text: str, layer: str) -> Guidance:
+    return parse(text.replace("'L'", repr(layer)), Guidance)
+
+
+def edm2(seed: int, dtype: torch.dtype) -> EDM2:
+    torch.manual_seed(seed)
+    net = EDM2(8, 3, 10, 16, [1, 2], 1, [4], 16, logvar_channels=8, dropout=0.1).eval()
+    for name, p in net.named_parameters():
+        if name.endswith("_gain"):
+            p.data.fill_(1)
+    return net.to(dtype)
+
+
+def adm(dtype: torch.dtype) -> Diffusion:
+    torch.manual_seed(0)
+    return Diffusion(random_weights(ADM(TINY)).to(dtype).eval())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_on_edm2(dtype: torch.dtype) -> None:
+    """In official sampling of both dtypes, and as a denoiser of samples of any dtype."""
+    nets, labels = [edm2(seed, dtype) for seed in (0, 1)], torch.eye(10)[CLASSES]
+    conds = {"cond": {"labels": labels}, "null": {"labels": 0 * labels}}
+    both = {"main": network(nets[0]), "guide": network(nets[1])}
+    x, levels = torch.randn(2, 3, 8, 8), grid(EDM(), 2)
+    for text in CONDITIONAL + WITH_NULL:
+        guided = guidance(text, "4x4_in0")
+        for wide in DTYPES[:2]:
+            made = generate(nets[0], [0, 1], guided, nets[1], Loop(1), 3, wide)
+            assert made.dtype == wide and made.isfinite().all(), text
+        denoise = Denoiser(both, conds, Preconditioned(), guided, schedule=EDM())
+        for given in DTYPES:
+            assert denoise(x.to(given), levels[1]).isfinite().all(), (text, given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_on_adm(dtype: torch.dtype) -> None:
+    net = adm(dtype)
+    judge = random_weights(ADMClassifier(replace(TINY, classifier=True, num_head_channels=16)))
+    x, levels = torch.randn(2, 3, 16, 16), grid(net.schedule, 2)
+    for text in (*CONDITIONAL, "Classifier(2)"):
+        denoise = net.denoiser(guidance(text, "mid"), CLASSES, judge.to(dtype), net)
+        for given in DTYPES:
+            assert denoise(x.to(given), levels[1]).isfinite().all(), (text, given)
+    *_, last = sample(denoise, levels, (3, 16, 16), [0, 1], Ancestral(classifier=1.0))
+    assert last.x.dtype == torch.float32 and last.x.isfinite().all()
+
+
+DRAWS = ("AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2) + 0.5 * AutoNoise(2)")
+
+
+@pytest.mark.parametrize("text", DRAWS)
+def test_a_sample_depends_on_its_seed_and_not_on_its_place(text: str) -> None:
+    """Guidances that draw draw by the seed, in official sampling and in `sample`."""
+    main, net, levels = edm2(0, torch.float64), adm(torch.float64), grid(Discrete.linear(), 2)
+
+    def official(seeds: list[int]) -> Tensor:
+        return generate(main, seeds, parse(text, Guidance), None, Loop(2), 3, torch.float64)
+
+    def sampled(seeds: list[int]) -> Tensor:
+        denoise = net.denoiser(parse(text, Guidance), CLASSES[:1].repeat(len(seeds)))
+        *_, last = sample(denoise, levels, (3, 16, 16), seeds, DDIM())
+        return last.x
+
+    for draw in (official, sampled):
+        torch.testing.assert_close(draw([4, 9])[1:], draw([9]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(draw([9, 4]), draw([4, 9]).flip(0), rtol=1e-5, atol=1e-5)
