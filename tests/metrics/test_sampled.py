@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffsteer.io.atomic import owned
 from diffsteer.io.shards import ShardFolder
 from diffsteer.metrics import sampled as sampling
 from diffsteer.metrics.features import Custom, Origin
@@ -139,7 +140,7 @@ def test_a_broken_chunk_is_named_set_aside_and_measured_again(tmp_path: Path, ha
 
 def test_two_programs_in_one_folder_are_refused(tmp_path: Path) -> None:
     with (
-        ShardFolder(tmp_path, KEY).claimed(first=True),
+        owned(tmp_path),
         pytest.raises(ValueError, match="is in use: another program"),
     ):
         sampled(noise, range(4), MEAN, tmp_path, KEY)
@@ -194,7 +195,7 @@ def measured(tmp_path: Path) -> int:
 
 
 def free(folder: Path) -> bool:
-    with suppress(ValueError), ShardFolder(folder, KEY).claimed(first=True):
+    with suppress(ValueError), owned(folder):
         return True
     return False
 

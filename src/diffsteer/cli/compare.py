@@ -59,6 +59,7 @@ def compare(
         show: Images of each recipe in the page, of the first seeds.
         resamples: For the intervals, >= 20.
     """
+    from diffsteer.io.atomic import owned
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib
@@ -72,16 +73,19 @@ def compare(
     require_comparable(reference, extractor)
     runs = {}
     with launched():
-        for entry in entries:
-            if Processes.running().rank == 0:
-                print(f"{entry.name}: {entry.recipe.guidance or 'no guidance'}", flush=True)
-            runs[entry.name] = samples.measure(
-                entry.recipe, features, extractor, entry.folder(out), show
-            )
-        if Processes.running().rank > 0:
-            return
-    real, digest = known(reference, features, extractor)
-    _report(entries, runs, real, {"path": str(reference), "sha256": digest}, out, show, resamples)
+        processes = Processes.running()
+        with owned(out, processes.rank, processes.world):
+            for entry in entries:
+                if processes.rank == 0:
+                    print(f"{entry.name}: {entry.recipe.guidance or 'no guidance'}", flush=True)
+                runs[entry.name] = samples.measure(
+                    entry.recipe, features, extractor, entry.folder(out), show
+                )
+            if processes.rank > 0:
+                return
+            real, digest = known(reference, features, extractor)
+            source = {"path": str(reference), "sha256": digest}
+            _report(entries, runs, real, source, out, show, resamples)
 
 
 def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:

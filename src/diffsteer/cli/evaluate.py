@@ -6,6 +6,7 @@ The command line reads its options from the types and docstrings here.
 import json
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,11 @@ def stats(
     """
     if out.suffix != ".npz":
         raise InputError(f"{out} does not end in .npz, by which readers know the format")
-    found = measured(data, features, features.build())
-    found.save(out)
+    from diffsteer.io.atomic import owned_file
+
+    with owned_file(out):
+        found = measured(data, features, features.build())
+        found.save(out)
     print(f"{out}: N={found.n}, features of {len(found.features)} kept, {found.origin}")
 
 
@@ -66,7 +70,7 @@ def evaluate(
         resamples: For the intervals; 0 for none.
         out: JSON file for the figures.
     """
-    from diffsteer.io.atomic import atomic_write
+    from diffsteer.io.atomic import atomic_write, owned_file
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.evaluate import cautions, compare, omitted, spreads
     from diffsteer.metrics.image_sets import require_comparable
@@ -76,31 +80,34 @@ def evaluate(
         raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
     extractor = features.build()
     require_comparable(reference, extractor)
-    with launched():
+    with launched(), ExitStack() as stack:
+        first = Processes.running().rank == 0
+        if first and out is not None:
+            stack.enter_context(owned_file(out))
         if pictures.suffix.lower() in RECIPES and pictures.is_file():
             fake, seeds = _recipe(pictures, features, samples, extractor)
         else:
             fake, seeds = _folder(pictures, features, extractor, recipe, mixed)
-        if Processes.running().rank > 0:
+        if not first:
             return
-    real, digest = known(reference, features, extractor)
-    figures = compare(fake, real, seeds, spreads(fake, real, resamples))
-    notes = omitted(fake, real)
-    print(f"{pictures} against {reference}", table(figures), sep="\n")
-    for note in notes:
-        print(f"not measured: {note}")
-    for note in (cautioned := cautions(fake, real)):
-        print(f"too few images for {note}")
-    if out is not None:
-        content = {
-            "pictures": str(pictures),
-            "reference": {"path": str(reference), "sha256": digest},
-            "figures": [figure.json() for figure in figures],
-            "not measured": notes,
-            "too few images": cautioned,
-        }
-        with atomic_write(out) as file:
-            file.write((json.dumps(content, indent=2) + "\n").encode())
+        real, digest = known(reference, features, extractor)
+        figures = compare(fake, real, seeds, spreads(fake, real, resamples))
+        notes = omitted(fake, real)
+        print(f"{pictures} against {reference}", table(figures), sep="\n")
+        for note in notes:
+            print(f"not measured: {note}")
+        for note in (cautioned := cautions(fake, real)):
+            print(f"too few images for {note}")
+        if out is not None:
+            content = {
+                "pictures": str(pictures),
+                "reference": {"path": str(reference), "sha256": digest},
+                "figures": [figure.json() for figure in figures],
+                "not measured": notes,
+                "too few images": cautioned,
+            }
+            with atomic_write(out) as file:
+                file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def known(

@@ -59,7 +59,20 @@ class SeedImages:
         Raises:
             NotFinite: samples of some seeds are not finite. The other images are written, unless
                 none of the first HOPELESS is finite.
+            InputError: another program makes images there, or images were removed meanwhile.
         """
+        from diffsteer.io.atomic import owned
+
+        with owned(self.out, *launch()):
+            done = self._fill(seeds, batch)
+            if lost := [seed for seed in seeds if not self.path(seed).exists()]:
+                raise InputError(
+                    f"{self.out} lacks {len(lost)} of {len(seeds)} images, the first of them of "
+                    f"seed {lost[0]}: they were removed meanwhile; start again, which makes them"
+                )
+        return done
+
+    def _fill(self, seeds: Sequence[int], batch: int) -> int:
         from tqdm import tqdm
 
         todo, refused = self.missing(seeds), list[int]()
@@ -112,11 +125,17 @@ class SeedImages:
             png.save(file, format="png", pnginfo=info)
 
 
-def share(seeds: Sequence[int]) -> list[int]:
-    """Seeds of this process, where torchrun or accelerate launch started several."""
+def launch() -> tuple[int, int]:
+    """Number of this process and of all, where torchrun or accelerate launch started several."""
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not 0 <= rank < world:
         raise InputError(f"RANK={rank} of WORLD_SIZE={world} processes cannot be: use torchrun")
+    return rank, world
+
+
+def share(seeds: Sequence[int]) -> list[int]:
+    """Seeds of this process."""
+    rank, world = launch()
     return list(seeds[rank::world])
 
 

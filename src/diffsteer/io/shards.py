@@ -5,21 +5,19 @@ and arrays. A shard is there whole or not at all, and every array in it has a ch
 killed run leaves is good; seeds that are there are not computed again.
 """
 
-import fcntl
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.atomic import PART, atomic_write, write_npz
+from diffsteer.io.atomic import atomic_write, write_npz
 from diffsteer.io.hashing import differences, digest
 from diffsteer.io.strict import open_npz, read_json, refused
 
@@ -69,40 +67,12 @@ class ShardFolder:
         """Hash of the key, which every shard carries."""
         return digest(self.key)
 
-    @contextmanager
-    def claimed(self, first: bool) -> Iterator[None]:
-        """Keep other programs out until closed, however this one ends.
-
-        Args:
-            first: Whether this is the first of its processes, which must come before the others.
-
-        Raises:
-            ValueError: another program, or a process that a killed one left, is at work here.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as file:
-            if first:
-                self._alone(file)
-            fcntl.flock(file, fcntl.LOCK_SH)
-            yield
-
-    def _alone(self, file: IO[str]) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{self.path} is in use: another program measures there, or a process that a "
-                "killed one left; wait for it, or end it"
-            ) from error
-
     def bind(self) -> None:
-        """Write the manifest, or check the one that is there; drop drafts of a killed program.
+        """Write the manifest, or check the one that is there.
 
         Raises:
             ValueError: the folder holds samples of another key, named with the difference.
         """
-        for draft in self.path.glob(f".*{PART}"):
-            draft.unlink()
         path = self.path / MANIFEST
         if not path.exists():
             if any(self.path.glob("chunk-*.npz")):
@@ -162,8 +132,18 @@ class ShardFolder:
         seeds = tuple(int(seed) for seed in arrays.pop("seeds"))
         return Shard(seeds, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
+    def require(self, *names: str) -> None:
+        """Refuse to go on in a folder of which somebody removed the manifest or a shard."""
+        for name in (MANIFEST, *names):
+            if not (self.path / name).exists():
+                raise InputError(
+                    f"{self.path / name} was removed meanwhile: start again, which makes what is "
+                    "missing"
+                )
+
     def add(self, shard: Shard) -> str:
         """Write a shard and return the name of its file."""
+        self.require()
         name = f"chunk-{min(shard.seeds):020d}.npz"
         arrays = {
             "key": np.array(self.digest),

@@ -8,7 +8,7 @@ grey level in rare pixels) and of sums (1e-12 relative).
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.atomic import owned
 from diffsteer.io.distributed import Processes
 from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics.features import Extractor, key_of, pictures
@@ -118,17 +119,17 @@ def filled(
     together = Processes.running()
     if len(set(together.gathered(folder.digest))) > 1:
         raise InputError("the processes make different pictures: give all of them the same key")
-    claim = folder.claimed(first=True) if together.rank == 0 else nullcontext()
-    with claim:
+    with owned(folder.path, together.rank, together.world):
         done = together.told(_begun(folder) if together.rank == 0 else None)
         assert done is not None
-        with folder.claimed(first=False):
-            there = {seed for held in done.values() for seed in held}
-            left = [seed for seed in order if seed not in there]
-            bar = _Bar(order, len(order) - len(left), together)
-            mine = left[together.rank :: together.world]
-            names = [folder.add(chunk) for chunk in _chunks(make, mine, batch, bar)]
-            yield names + sorted(done)[together.rank :: together.world]
+        there = {seed for held in done.values() for seed in held}
+        left = [seed for seed in order if seed not in there]
+        bar = _Bar(order, len(order) - len(left), together)
+        mine = left[together.rank :: together.world]
+        names = [folder.add(chunk) for chunk in _chunks(make, mine, batch, bar)]
+        names += sorted(done)[together.rank :: together.world]
+        folder.require(*names)
+        yield names
 
 
 def _begun(folder: ShardFolder) -> dict[str, tuple[int, ...]]:

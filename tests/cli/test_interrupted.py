@@ -1,0 +1,187 @@
+"""Commands that end early: one owner a folder, work before its record, nothing lost.
+
+`dies` ends a command before its k-th write takes its name, which covers every moment between
+writes. `python -m pytest -m slow tests/cli/test_interrupted.py` kills each command at 20 random
+moments by kill -9 as well (minutes).
+"""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from diffsteer.cli.main import app
+from diffsteer.core.errors import InputError
+from diffsteer.io.atomic import InUse, owned, owned_file
+
+SAMPLING = "--guidance CFG(2) --steps 2 --sampler DDIM()"
+MEASURED = "--reference real.npz --size 32 --keep 8 --seeds 0-3 --at-once 2 --work out/work"
+COMMANDS = {
+    "sample": f"sample model --prompt cat {SAMPLING} --seeds 0-3 --batch 2 --out out",
+    "stats": "stats real --size 32 --keep 8 --out out/real.npz",
+    "evaluate": f"evaluate recipe.json {MEASURED} --resamples 0 --out out/figures.json",
+    "compare": f"compare recipe.json other.json {MEASURED} --resamples 20 --show 1 --out out",
+    "targets": f"refine targets model {SAMPLING} --prompts prompts.txt --seeds 0-3 --batch 2 "
+    "--out out",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs of the commands, named as they name them."""
+    folder = tmp_path_factory.mktemp("commands")
+    Path(tiny.saved(folder)).rename(folder / "model")
+    rng = np.random.RandomState(0)
+    (folder / "real").mkdir()
+    for i in range(8):
+        image = rng.randint(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / f"real/{i}.png")
+    (folder / "prompts.txt").write_text("a cat\na dog")
+    for name, guidance in (("recipe", "CFG(2)"), ("other", "")):
+        table = {"model": "model", "prompt": "cat", "guidance": guidance, "steps": 2}
+        (folder / f"{name}.json").write_text(json.dumps({**table, "sampler": "DDIM()"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> dict[str, dict[str, Any]]:
+    """What commands leave that nothing disturbed."""
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("diffsteer.metrics.sampled.ROWS", 2)
+        run(COMMANDS["stats"].replace("out/", ""))
+        for name, command in COMMANDS.items():
+            run(command)
+            results[name] = contents(folder / "out")
+    return results
+
+
+@pytest.fixture(autouse=True)
+def here(folder: Path, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("diffsteer.metrics.sampled.ROWS", 2)
+
+
+def run(command: str) -> None:
+    app.cli(prog="diffsteer", args=command.split())
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Files of a folder, which is removed, without what a clock decides."""
+    files = {p.relative_to(out).as_posix(): content(p) for p in out.rglob("*") if p.is_file()}
+    shutil.rmtree(out)
+    return files
+
+
+def content(path: Path) -> Any:
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: arrays[name].tolist() for name in arrays if name != "seconds"}
+    return None if path.stem == "report" else path.read_bytes()
+
+
+class Dead(BaseException):
+    pass
+
+
+@contextmanager
+def dies(at: int) -> Iterator[None]:
+    """End before write number `at`, without any clean-up."""
+    replace, writes = Path.replace, list[Path]()
+
+    def counted(path: Path, target: Path) -> Path:
+        writes.append(path)
+        if len(writes) > at:
+            raise Dead
+        return replace(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", counted)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        yield
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_died_at_any_write_is_made_whole_by_the_same_command(
+    folder: Path, whole: dict[str, Any], name: str
+) -> None:
+    for at in range(100):
+        try:
+            with dies(at):
+                run(COMMANDS[name])
+        except Dead:
+            run(COMMANDS[name])
+            assert contents(folder / "out") == whole[name], at
+        else:
+            break
+    shutil.rmtree(folder / "out")
+    assert 0 < at < 99
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_another_program_writes_is_refused_before_work(folder: Path, name: str) -> None:
+    files = {"stats": "real.npz", "evaluate": "figures.json"}
+    hold = owned_file(folder / "out" / files[name]) if name in files else owned(folder / "out")
+    with hold, pytest.raises(InUse, match="is in use: another program"):
+        run(COMMANDS[name])
+    shutil.rmtree(folder / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ["sample", "targets", "evaluate"])
+@pytest.mark.parametrize("lost", ["file", "folder"])
+def test_what_is_removed_meanwhile_is_missed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any], name: str, lost: str
+) -> None:
+    """After the second write: of the first file, or of everything; the next run makes it again."""
+    from diffsteer.io import atomic
+
+    flush, writes = atomic.flush, list[Path]()
+
+    def harmed(path: Path) -> None:
+        flush(path)
+        writes.append(path)
+        if len(writes) == 2:
+            first = sorted(p for p in path.iterdir() if p.suffix in (".png", ".npz"))[0]
+            first.unlink() if lost == "file" else shutil.rmtree(path)
+
+    monkeypatch.setattr(atomic, "flush", harmed)
+    with pytest.raises(InputError, match="meanwhile.* start again, which makes"):
+        run(COMMANDS[name])
+    run(COMMANDS[name])
+    assert contents(folder / "out") == whole[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_at_random_moments_is_made_whole_by_the_same_command(
+    folder: Path, whole: dict[str, Any], name: str
+) -> None:
+    code = "from diffsteer.metrics import sampled; sampled.ROWS = 2\n"
+    code += "from diffsteer.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *COMMANDS[name].split()]
+    draw, begun = random.Random(name), time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    length = time.monotonic() - begun
+    shutil.rmtree(folder / "out")
+    killed = 0
+    for _ in range(20):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(length * draw.uniform(0.3, 1))
+        process.kill()
+        killed += process.wait() != 0
+        subprocess.run(command, check=True, capture_output=True)
+        assert contents(folder / "out") == whole[name]
+    print(f"{name}: {killed} of 20 killed in the {length:.1f} s of a run")
