@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffsteer_lab import demo
 from PIL import Image
 
 from diffsteer.cli.main import main
 from diffsteer.hf.load import load
+from diffsteer.io.sheet import GAP, LABEL, LINE
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +31,9 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [g for g in guide if g] == [2]
     assert rows["refined noise"] == 3
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (8 * (64 + 2), len(rows) * (64 + 2))
+        assert grid.width == LABEL + 8 * (64 + 2 * GAP)
+        assert grid.height > len(rows) * (64 + 2 * GAP) + 2 * LINE  # two lines of prompts
+        assert np.asarray(grid.convert("L"))[:, :LABEL].min() < 100
     page = (tmp_path / "index.html").read_text("utf-8")
     assert page.count("<img") == 8 * len(rows)
     assert 'src="http' not in page and "Still to come" not in page

@@ -14,7 +14,8 @@ import pytest
 import tiny
 import torch
 from diffsteer_lab.noise_analysis.analysis import Analysis, analyse, planned
-from diffsteer_lab.noise_analysis.experiment import subject
+from diffsteer_lab.noise_analysis.baselines import BEST, NUDGED
+from diffsteer_lab.noise_analysis.experiment import noise_experiment
 from diffsteer_lab.noise_analysis.experiments import (
     FULLY,
     GUIDED,
@@ -22,15 +23,14 @@ from diffsteer_lab.noise_analysis.experiments import (
     RANDOM,
     REFINED,
     UNREFINED,
+    band_name,
     bands,
-    named,
     partners,
     slerp,
 )
 from diffsteer_lab.noise_analysis.files import numbers, write
 from diffsteer_lab.noise_analysis.inversion import INVERSIONS, Inversion
 from diffsteer_lab.noise_analysis.results import Samples, ratio
-from diffsteer_lab.noise_analysis.rivals import BEST, NUDGED
 from diffsteer_lab.noise_analysis.spectrum import TENTHS, radius, swapped
 from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, images_of
 from PIL import Image
@@ -44,6 +44,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.load import load
 from diffsteer.hf.network import network_replaced
 from diffsteer.hf.scheduler import SteerScheduler
+from diffsteer.io.sheet import GAP, LABEL, LINE
 from diffsteer.metrics.best_of_n import STRIDE
 from diffsteer.refine.hook import refine
 from diffsteer.refine.nlg import NLG
@@ -69,7 +70,7 @@ class Linear:
     def progress(self, n: int) -> None:
         self.pictures += n
 
-    def rows(self) -> dict[str, float]:
+    def nfe(self) -> dict[str, float]:
         spent, self.spent = self.spent, 0.0
         return {"rows": spent}
 
@@ -122,7 +123,7 @@ def studied(*changed: tuple[float, float], **more: Any) -> Analysis:
 
 
 def latents(found: Analysis, experiment: str) -> dict[str, float]:
-    return {n: s["latents"].value for n, s in found.record.ratios(experiment).items()}
+    return {n: s["latents"].value for n, s in found.results.ratios(experiment).items()}
 
 
 def brightness(pictures: Tensor, texts: list[str]) -> Tensor:
@@ -150,7 +151,7 @@ def test_bands_carry_their_share_of_the_energy(whole: Analysis) -> None:
         held = (radius(16, 16) >= low) & ((radius(16, 16) < high) | (high == 1))
         share = float(energy[..., held].sum() / energy.sum())
         assert left == pytest.approx(1 - share, abs=1e-12)
-    tenths = [found[named(*edges)] for edges in pairwise(TENTHS)]
+    tenths = [found[band_name(*edges)] for edges in pairwise(TENTHS)]
     assert sum(1 - left for left in tenths) == pytest.approx(1, abs=1e-12)
 
 
@@ -203,7 +204,7 @@ def test_redrawing_keeps_what_it_says(whole: Analysis) -> None:
     """Bands that are kept below and above a radius: their distances add up to 1, by Parseval."""
     found = latents(whole, "redraw")
     for cut in KEPT:
-        pair = found[named(0, cut)], found[named(cut, 1)]
+        pair = found[band_name(0, cut)], found[band_name(cut, 1)]
         assert sum(pair) == pytest.approx(1, abs=1e-12) and pair[0] > pair[1] * (cut < 0.5)
 
 
@@ -214,7 +215,7 @@ def test_strength_scales_the_distance_by_its_square(whole: Analysis) -> None:
     for name in change:
         assert change[name] == pytest.approx(float(name) ** 2, abs=1e-12)
         assert teacher[name] == pytest.approx((1 - float(name)) ** 2, abs=1e-12)
-    scores = whole.record.numbers("strength: score")
+    scores = whole.results.numbers("strength: score")
     assert [*scores] == [*change, GUIDED] and scores["1"].value == scores[GUIDED].value
     swept = analyse(Linear((0.0, 1.0), strength=0.5), range(2), 4, 2, 0)
     assert [*latents(swept, "strength: change")] == [f"{float(n) / 2:g}" for n in change]
@@ -239,7 +240,7 @@ def test_inversion_pairs(whole: Analysis) -> None:
     study = Linear()
     patterns = [study.pattern([study.text(s) for s in range(n)]) for n in (12, 6, 6)]
     assert sizes[1:] == pytest.approx([float(p.square().mean().sqrt()) for p in patterns])
-    errors = whole.record.numbers("round trip")
+    errors = whole.results.numbers("round trip")
     wanted = [0.1 / inversion.iterations for inversion in INVERSIONS.values()]
     assert [e.value for e in errors.values()] == pytest.approx(wanted)
 
@@ -251,7 +252,7 @@ def test_predictions_on_the_way_to_their_end_and_to_the_guided_one(whole: Analys
         for k in range(1, 5)
     }
     for experiment in (ALL, LAYOUT):
-        found = whole.record.ratios(experiment)
+        found = whole.results.ratios(experiment)
         assert [*found] == ["1", "2", "3", "4"]
         for step, by_way in known.items():
             got = {way: value.value for way, value in found[step].items()}
@@ -259,7 +260,7 @@ def test_predictions_on_the_way_to_their_end_and_to_the_guided_one(whole: Analys
     study = Linear((0.0, 1.0))
     texts = [study.text(seed) for seed in range(6)]
     plain, end = (f(study.noise(range(6)), texts).latents for f in (study.draw, study.teach))
-    for step, by_way in whole.record.ratios(TEACHER).items():
+    for step, by_way in whole.results.ratios(TEACHER).items():
         left = (plain * int(step) / 4 - end).square().sum() / end.square().sum()
         want = known[step] | {UNREFINED: float(left)}
         assert {w: v.value for w, v in by_way.items()} == pytest.approx(want, abs=1e-12)
@@ -275,9 +276,9 @@ def test_the_layout_is_what_the_lowest_tenth_says() -> None:
             low = swapped(torch.zeros_like(x), x, 0, 0.1)
             return replace(drawn, path=(low,) * len(drawn.path))
 
-    record = analyse(Low((0.0, 1.0)), range(2), 4, 2, 0).record
-    assert record.ratios(LAYOUT)["1"][FULLY].value == pytest.approx(0, abs=1e-12)
-    assert 0.8 < record.ratios(ALL)["1"][FULLY].value < 1
+    results = analyse(Low((0.0, 1.0)), range(2), 4, 2, 0).results
+    assert results.ratios(LAYOUT)["1"][FULLY].value == pytest.approx(0, abs=1e-12)
+    assert 0.8 < results.ratios(ALL)["1"][FULLY].value < 1
 
 
 def test_pictures_on_the_way_are_those_of_the_first_seeds(whole: Analysis) -> None:
@@ -287,7 +288,7 @@ def test_pictures_on_the_way_are_those_of_the_first_seeds(whole: Analysis) -> No
     texts = [study.text(seed) for seed in range(2)]
     drawn = study.draw(study.noise(range(2)), texts, path=True)
     for found in (whole, other):
-        kept = found.record.pictures[images_of(UNREFINED)]
+        kept = found.results.images[images_of(UNREFINED)]
         assert [*kept] == ["step 1", "step 2", "end"]
         for name, x0 in zip(kept, (drawn.path[0], drawn.path[1], drawn.latents), strict=True):
             want = study.decoded(x0, texts).permute(0, 2, 3, 1).numpy()
@@ -299,9 +300,9 @@ def test_rivals_are_where_they_are_known_to_be(whole: Analysis) -> None:
     found = latents(whole, "rivals: teacher")
     known = {UNREFINED: 1.0, FULLY: 0.0, GUIDED: 0.0, NUDGED: 0.25}
     assert found == pytest.approx(known, abs=1e-12)
-    rows = {name: n.value for name, n in whole.record.numbers("rivals: rows").items()}
+    rows = {name: n.value for name, n in whole.results.numbers("rivals: rows").items()}
     assert rows == {UNREFINED: 4, FULLY: 5, GUIDED: 8, NUDGED: 4 + 40, BEST: 16}
-    assert whole.left_out == {} and not whole.record.numbers("rivals: rows of the guide")
+    assert whole.left_out == {} and not whole.results.numbers("rivals: rows of the guide")
 
 
 def test_the_best_of_the_draws_is_the_greatest_of_each_seed(whole: Analysis) -> None:
@@ -309,15 +310,15 @@ def test_the_best_of_the_draws_is_the_greatest_of_each_seed(whole: Analysis) -> 
     every = []
     for k in range(4):  # four prompts, so that candidates are 2^20 apart
         seeds = [seed + k * 2**20 for seed in range(6)]
-        every.append(study.draw(study.noise(seeds), PROMPTS).pictures)
+        every.append(study.draw(study.noise(seeds), PROMPTS).images)
     scores = torch.stack([brightness(pictures, [""] * 6) for pictures in every])
-    found = whole.record.numbers("rivals: score")
+    found = whole.results.numbers("rivals: score")
     assert found[BEST].value == pytest.approx(float(scores.amax(0).mean()), rel=1e-12)
     assert found[BEST].value > max(float(draw.mean()) for draw in scores)
     assert len({*scores.argmax(0).tolist()}) > 1  # not one draw of all
     for name, factor in ((UNREFINED, "0"), (FULLY, "1"), (GUIDED, GUIDED)):
-        assert found[name] == whole.record.numbers("strength: score")[factor]
-    for i, shown in enumerate(whole.record.pictures["rivals"][BEST]):
+        assert found[name] == whole.results.numbers("strength: score")[factor]
+    for i, shown in enumerate(whole.results.images["rivals"][BEST]):
         want = every[int(scores[:, i].argmax())][i].permute(1, 2, 0).numpy()
         assert (np.asarray(shown.image) == want).all()
 
@@ -345,7 +346,7 @@ def test_a_rival_that_can_do_nothing_is_left_out_and_says_why(tmp_path: Path) ->
 
 def test_parts_change_nothing(whole: Analysis) -> None:
     other = analyse(Linear((0.0, 1.0)), range(6), count=12, batch=1, show=2, score=brightness)
-    a, b = (each.record.numbers("rivals: score") for each in (whole, other))
+    a, b = (each.results.numbers("rivals: score") for each in (whole, other))
     assert {n: x.value for n, x in a.items()} == {n: pytest.approx(b[n].value) for n in b}
     for experiment in ("bands", "redraw", "prompts: layout", "strength: teacher"):
         a, b = latents(whole, experiment), latents(other, experiment)
@@ -372,7 +373,7 @@ def test_slerp_keeps_the_size_and_meets_its_ends() -> None:
 
 
 def test_way_between_noises_is_even_for_a_linear_sampler(whole: Analysis) -> None:
-    even = whole.record.numbers("between")
+    even = whole.results.numbers("between")
     assert even[UNREFINED].value == pytest.approx(0.25, abs=0.01)
     assert even[REFINED].value == pytest.approx(even[UNREFINED].value, abs=1e-9)
 
@@ -427,7 +428,7 @@ def test_files(whole: Analysis, tmp_path: Path) -> None:
     page = (tmp_path / "index.html").read_text("utf-8")
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "Not measured" not in page
     assert page.count("<svg") == 12 == len([*tmp_path.glob("*.svg")])
-    kept = sum(len(p) for e in whole.record.pictures.values() for p in e.values())
+    kept = sum(len(p) for e in whole.results.images.values() for p in e.values())
     assert page.count("<img") == kept + 2 * 3  # both ends and 0 to 0.1 are in two tables
     assert said["rivals: rows"]["best of 4"] == {"value": 16, "interval": [16, 16]}
     assert said["rivals: teacher"][NUDGED]["latents"]["value"] == pytest.approx(0.25)
@@ -436,7 +437,10 @@ def test_files(whole: Analysis, tmp_path: Path) -> None:
     assert row.startswith("<td>16</td><td></td><td></td><td></td>") and f"<td>{score:.3g}" in row
     for name in ("bands", "redraw", "strength", "prompts", "trajectory, guided", "rivals"):
         with Image.open(tmp_path / f"{name.replace(', ', '-')}.png") as sheet:
-            assert sheet.size == (18 * len(whole.record.pictures[name]), 18 * 2)
+            columns, pixels = whole.results.images[name], np.asarray(sheet.convert("L"))
+            assert sheet.width > 18 * len(columns) and sheet.height >= 18 * 2
+            for label in (pixels[: LINE + GAP], pixels[:, :LABEL]):  # of columns, of rows
+                assert label.min() < 100
 
 
 def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
@@ -524,7 +528,7 @@ def test_inversion_goes_back_on_the_levels_of_the_pipeline(
         pipe.save_pretrained(tmp_path)
         model = str(tmp_path)
     recipe = Recipe(model, prompts=PROMPTS, sampler="DDIM()", steps=4, refiner="NLG(1)")
-    with subject(recipe, "cpu") as studied:
+    with noise_experiment(recipe, "cpu") as studied:
         texts = list(PROMPTS[:2])
         target = studied.draw(studied.noise([0, 1]), texts).latents
         noise, again = studied.inverted(target, texts, Inversion(9))
@@ -552,7 +556,7 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def test_noise_is_packed_for_the_pipeline_alone(flux: Recipe) -> None:
     """It gets what it would draw and pack itself, and gives images of the same size."""
-    with subject(flux, "cpu") as studied:
+    with noise_experiment(flux, "cpu") as studied:
         assert studied.shape == (4, 8, 16)
         noise, texts = studied.noise([0, 1]), list(PROMPTS[:2])
         given: list[Tensor] = []
@@ -565,7 +569,7 @@ def test_noise_is_packed_for_the_pipeline_alone(flux: Recipe) -> None:
         drawn = studied.draw(noise, texts, path=True)
         watch.remove()
         assert torch.equal(given[0], pipe._pack_latents(noise, 2, 4, 8, 16))
-        assert torch.equal(drawn.pictures, want)
+        assert torch.equal(drawn.images, want)
         assert torch.equal(studied.decoded(drawn.latents, texts), want)
         torch.testing.assert_close(drawn.path[-1], drawn.latents)  # Euler's last step goes to x0
         assert drawn.latents.shape == noise.shape and len(drawn.path) == 2
@@ -584,7 +588,7 @@ def test_a_model_of_classes_is_analysed(tmp_path: Path) -> None:
     moved(NoiseRefiner(pipe)).save(tmp_path / "refiner")
     names = {"model": model, "refiner": str(tmp_path / "refiner"), "guidance": "CFG(3)"}
     recipe = Recipe(**names, prompts=("golden retriever", "208"), sampler="DDIM()", steps=2)
-    with subject(recipe, "cpu") as studied:
+    with noise_experiment(recipe, "cpu") as studied:
         noise, texts = studied.noise([0, 1]), list(recipe.prompts)
         for guidance, drawn in {
             "": studied.draw(noise, texts, path=True),
@@ -592,23 +596,23 @@ def test_a_model_of_classes_is_analysed(tmp_path: Path) -> None:
         }.items():
             with open_pipeline(replace(recipe, refiner="", guidance=guidance), "cpu") as images:
                 # moved to noise that is there already, to rounding: a level of an image at most
-                assert (images([0, 1]).int() - drawn.pictures.int()).abs().max() <= 1
+                assert (images([0, 1]).int() - drawn.images.int()).abs().max() <= 1
             torch.testing.assert_close(drawn.path[-1], drawn.latents, atol=1e-5, rtol=1e-5)
-            assert torch.equal(studied.decoded(drawn.latents, texts), drawn.pictures)
+            assert torch.equal(studied.decoded(drawn.latents, texts), drawn.images)
         found = analyse(studied, [0, 1], 2, 2, 1)
         write(found, tmp_path / "page")
     assert found.shape == (4, 8, 8)
 
 
 def test_flux_is_analysed(flux: Recipe, tmp_path: Path) -> None:
-    with subject(flux, "cpu") as studied:
+    with noise_experiment(flux, "cpu") as studied:
         made = []
         studied.progress = made.append
         found = analyse(studied, [0, 1], 2, 2, 1)
         assert sum(made) == planned(studied, [0, 1], 2, 1)
     assert found.shape == (4, 8, 16) and found.verdicts[0].of == 8 * 16
-    assert {*found.record.numbers("round trip")} == {*INVERSIONS}
-    assert found.record.ratios(ALL)["2"][GUIDED].value < 1e-9
+    assert {*found.results.numbers("round trip")} == {*INVERSIONS}
+    assert found.results.ratios(ALL)["2"][GUIDED].value < 1e-9
     write(found, tmp_path)
     assert "Noise of 4 x 8 x 16" in (tmp_path / "index.html").read_text("utf-8")
 
@@ -617,7 +621,7 @@ def test_a_sampler_of_ours_on_a_flow_says_what_to_do(flux: Recipe) -> None:
     """It is the default of the command, which everyone with a Flux meets."""
     with (
         pytest.raises(ValueError, match='FlowMatchEulerDiscreteScheduler.*--sampler ""'),
-        subject(replace(flux, sampler="DDIM()"), "cpu"),
+        noise_experiment(replace(flux, sampler="DDIM()"), "cpu"),
     ):
         pass
 
@@ -682,13 +686,13 @@ def test_what_is_watched_is_the_x0_that_the_network_means(
 
 def test_pictures_of_latents_are_the_pipelines_own_and_cost_no_rows(model: str) -> None:
     recipe = Recipe(model, prompts=PROMPTS, sampler="DDIM()", steps=3, refiner="NLG(1)")
-    with subject(recipe, "cpu") as studied:
+    with noise_experiment(recipe, "cpu") as studied:
         texts = list(PROMPTS[:2])
         drawn = studied.draw(studied.noise([0, 1]), texts, path=True)
-        studied.rows()
-        assert torch.equal(studied.decoded(drawn.latents, texts), drawn.pictures)
-        assert not torch.equal(studied.decoded(drawn.path[0], texts), drawn.pictures)
-        assert not sum(studied.rows().values())
+        studied.nfe()
+        assert torch.equal(studied.decoded(drawn.latents, texts), drawn.images)
+        assert not torch.equal(studied.decoded(drawn.path[0], texts), drawn.images)
+        assert not sum(studied.nfe().values())
     assert len(drawn.path) == 3
     torch.testing.assert_close(drawn.path[-1], drawn.latents)  # the last step goes to x0
 

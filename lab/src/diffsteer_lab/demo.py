@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import atomic_write
+from diffsteer.io.sheet import sheet
 from diffsteer.metrics.background import errors, nearest
 from diffsteer.metrics.sharpness import edges
 from diffsteer.report.page import render
-from diffsteer.train.log import save_grid
 from diffsteer_lab.emoji import BACKGROUNDS
 
 if TYPE_CHECKING:
@@ -213,7 +212,8 @@ def _metrics(
 
 
 def _write(done: Sequence[RowSamples], out: Path) -> None:
-    save_grid(torch.cat([samples.images for samples in done]), out / "grid.png")
+    with atomic_write(out / "grid.png") as file:
+        _grid(done).save(file, "PNG")
     results = [
         {"name": d.row.name, "recipe": d.row.recipe.to_dict(), "figures": d.metrics} for d in done
     ]
@@ -221,6 +221,29 @@ def _write(done: Sequence[RowSamples], out: Path) -> None:
         file.write((json.dumps(results, indent=2) + "\n").encode())
     with atomic_write(out / "index.html") as file:
         file.write(_page(done).encode())
+
+
+def _grid(done: Sequence[RowSamples]) -> "Image":
+    """Images of all rows, those of the same prompts under one line of labels."""
+    from PIL import Image
+
+    sheets = [
+        sheet([s.thumbnails for s in group], prompts, [s.row.name for s in group])
+        for prompts, group in _by_prompts(done).items()
+    ]
+    whole = Image.new("RGB", (sheets[0].width, sum(each.height for each in sheets)), "white")
+    top = 0
+    for each in sheets:
+        whole.paste(each, (0, top))
+        top += each.height
+    return whole
+
+
+def _by_prompts(done: Sequence[RowSamples]) -> dict[tuple[str, ...], list[RowSamples]]:
+    groups: dict[tuple[str, ...], list[RowSamples]] = {}
+    for samples in done:
+        groups.setdefault(samples.row.recipe.prompts, []).append(samples)
+    return groups
 
 
 def _page(done: Sequence[RowSamples]) -> str:

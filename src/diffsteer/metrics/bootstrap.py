@@ -44,6 +44,16 @@ class Interval(NamedTuple):
         return f"{self.low:.4g} to {self.high:.4g}"
 
 
+class Estimate(NamedTuple):
+    """A value and its interval."""
+
+    value: float
+    interval: Interval
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.interval.low:.3g} to {self.interval.high:.3g})"
+
+
 def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
     """How often each of n images is in each resample, `(resamples, n)`, float32.
 

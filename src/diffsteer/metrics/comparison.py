@@ -12,22 +12,15 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.seeds import format_seeds
-from diffsteer.metrics.bootstrap import Interval, interval, weights
+from diffsteer.metrics.bootstrap import Estimate, interval, weights
 from diffsteer.metrics.evaluate import compare, resampled
 from diffsteer.metrics.sampled import Sampled
 from diffsteer.metrics.statistics import Statistics
 from diffsteer.metrics.value import MetricValue
 
 
-class Difference(NamedTuple):
-    """A figure less that of the first recipe, with the interval of the difference."""
-
-    value: float
-    interval: Interval
-
-
-class Spread(NamedTuple):
-    """What images cost: the median, and the quarters below and above it."""
+class Quartiles(NamedTuple):
+    """Median, and the quarters below and above it."""
 
     median: float
     low: float
@@ -47,8 +40,8 @@ class Compared:
 
     name: str
     figures: tuple[MetricValue, ...]
-    differences: dict[str, Difference]
-    costs: dict[str, Spread]
+    differences: dict[str, Estimate]
+    costs: dict[str, Quartiles]
 
     def json(self) -> dict[str, object]:
         """Everything in plain types."""
@@ -82,7 +75,7 @@ def compared(
         figures = compare(run.statistics, reference, format_seeds(seeds), spread=spreads[name])
         first = found[0].figures if found else ()
         differences = _differences(figures, first, spreads[name], spreads[names[0]])
-        costs = {cost: _spread(each) for cost, each in run.costs.items()}
+        costs = {cost: _quartiles(each) for cost, each in run.costs.items()}
         found.append(Compared(name, figures, differences, costs))
     return tuple(found)
 
@@ -92,18 +85,18 @@ def _differences(
     first: Sequence[MetricValue],
     spread: Mapping[str, Tensor],
     spread_first: Mapping[str, Tensor],
-) -> dict[str, Difference]:
+) -> dict[str, Estimate]:
     was = {figure.name: figure.value for figure in first}
     found = {}
     for figure in figures:
         name = figure.name
         if name in was and name in spread:
             value = figure.value - was[name]
-            found[name] = Difference(value, interval(value, spread[name] - spread_first[name]))
+            found[name] = Estimate(value, interval(value, spread[name] - spread_first[name]))
     return found
 
 
-def _spread(costs: Tensor) -> Spread:
+def _quartiles(costs: Tensor) -> Quartiles:
     quarters = torch.tensor([0.25, 0.5, 0.75], dtype=costs.dtype)
     low, median, high = costs.quantile(quarters).tolist()
-    return Spread(median, low, high)
+    return Quartiles(median, low, high)

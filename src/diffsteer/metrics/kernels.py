@@ -20,8 +20,8 @@ BLOCK = 2**23
 """Numbers in one block of kernel values or gathered features: 64 MiB in float64."""
 
 
-class Estimate(NamedTuple):
-    """A figure and how far it spreads: the standard deviation that its function documents."""
+class ValueAndSpread(NamedTuple):
+    """A value and the standard deviation that its function documents."""
 
     value: float
     spread: float
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 def kid(
     fake: Tensor, real: Tensor, subsets: int = 100, size: int = 1000, seed: int = SEED
-) -> Estimate:
+) -> ValueAndSpread:
     """Kernel distance with the kernel (x y / d + 1)^3, unbiased; may lie below 0 near equality.
 
     Meaningless on features with large values: see `scaled`.
@@ -66,7 +66,7 @@ def kid(
         x, y = (torch.stack(side) for side in zip(*picks[start : start + together], strict=True))
         values.append(_cubic_mmd(fake[x], real[y]))
     every = torch.cat(values)
-    return Estimate(every.mean().item(), every.std(correction=0).item())
+    return ValueAndSpread(every.mean().item(), every.std(correction=0).item())
 
 
 def _cubic_mmd(x: Tensor, y: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def unit(x: Tensor) -> Tensor:
     return direction
 
 
-def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estimate:
+def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> ValueAndSpread:
     """Exponential of the mean KL divergence between a picture's classes and those of all.
 
     Args:
@@ -180,12 +180,12 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Estim
         log_q = part.logsumexp(dim=0) - np.log(len(part))
         scores.append((part.exp() * (part - log_q)).sum(dim=1).mean().exp())
     every = torch.stack(scores)
-    return Estimate(max(1.0, every.mean().item()), every.std(correction=0).item())
+    return ValueAndSpread(max(1.0, every.mean().item()), every.std(correction=0).item())
 
 
 def frechet_infinity(
     fake: Tensor, reference: Gaussian, points: int = 15, seed: int = SEED
-) -> Estimate:
+) -> ValueAndSpread:
     """Frechet distance extrapolated to infinitely many generated images.
 
     The bias falls as 1 / N, so a line through the distances of random subsets of growing size
@@ -219,4 +219,4 @@ def frechet_infinity(
     subsets = [fake[torch.from_numpy(rng.choice(n, size, replace=False))] for size in sizes]
     distances = [frechet(Gaussian.of(Moments.of(x)), reference) for x in subsets]
     line, errors = np.polyfit(1 / sizes, distances, 1, cov=True)
-    return Estimate(float(line[1]), float(errors[1, 1] ** 0.5))
+    return ValueAndSpread(float(line[1]), float(errors[1, 1] ** 0.5))

@@ -51,14 +51,14 @@ def analyse(
 
     from diffsteer.metrics.scores import score_of
     from diffsteer_lab.noise_analysis.analysis import analyse, planned
-    from diffsteer_lab.noise_analysis.experiment import subject
+    from diffsteer_lab.noise_analysis.experiment import noise_experiment
     from diffsteer_lab.noise_analysis.files import write
 
     if not recipe.model or recipe.prompt:
         raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), parse_seeds(seeds)
     judge = score_of(score, device) if score else None
-    with subject(recipe, device, _extractor(device)) as studied:
+    with noise_experiment(recipe, device, _extractor(device)) as studied:
         total = planned(studied, numbers, batch, show, judge is not None)
         with tqdm(total=total, unit="image", disable=None) as bar:
             studied.progress = bar.update

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from diffsteer.core.errors import InputError
 from diffsteer.metrics.best_of_n import Score
+from diffsteer_lab.noise_analysis.baselines import compare_baselines, extra_images, left_out
 from diffsteer_lab.noise_analysis.experiment import NoiseExperiment
 from diffsteer_lab.noise_analysis.experiments import (
     KEPT,
@@ -24,22 +25,21 @@ from diffsteer_lab.noise_analysis.experiments import (
     swap_prompts,
 )
 from diffsteer_lab.noise_analysis.results import Results
-from diffsteer_lab.noise_analysis.rivals import extra_images, left_out, rivals
 from diffsteer_lab.noise_analysis.spectrum import Spectra
-from diffsteer_lab.noise_analysis.trajectory import trajectory
+from diffsteer_lab.noise_analysis.trajectory import note_trajectory
 from diffsteer_lab.noise_analysis.verdict import Verdict, verdicts
 
 
 def planned(
-    subject: NoiseExperiment, seeds: Sequence[int], batch: int, show: int, judged: bool = False
+    experiment: NoiseExperiment, seeds: Sequence[int], batch: int, show: int, judged: bool = False
 ) -> int:
     """How many images `analyse` samples; `judged`: with a score."""
-    texts = [subject.text(seed) for seed in seeds]
-    swaps = partners(texts, subject.recipe.prompts)
-    guided = subject.guided * (1 + 2 * ("unrelated" in swaps))
+    texts = [experiment.text(seed) for seed in seeds]
+    swaps = partners(texts, experiment.recipe.prompts)
+    guided = experiment.guided * (1 + 2 * ("unrelated" in swaps))
     for_prompts = 2 * len(swaps) + len(swaps.keys() - {"empty"})
-    each = len(bands(*subject.shape[-2:])) + 2 * len(KEPT) + len(STRENGTHS) + for_prompts
-    each += extra_images(left_out(subject, judged))
+    each = len(bands(*experiment.shape[-2:])) + 2 * len(KEPT) + len(STRENGTHS) + for_prompts
+    each += extra_images(left_out(experiment, judged))
     return len(seeds) * (3 + guided + each) + 2 * len(STOPS) * _pairs(seeds, batch, show)
 
 
@@ -50,19 +50,19 @@ def _pairs(seeds: Sequence[int], batch: int, show: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """All that was found.
+    """Results of all experiments.
 
     Attributes:
-        recipe: Of what is studied, in plain values.
+        recipe: Model, refiner and sampling, in plain values.
         weights: Hash of the pipeline's weights.
         refiner: Hash of the refiner's; empty where it has none.
         seeds: Those that were sampled.
         count: How many noises are in the spectra of refining.
         shape: Of one sample's noise.
         spectra: By the name of what is compared with the noise.
-        record: Of the experiments.
+        results: Of the experiments.
         verdicts: One a space.
-        left_out: What is not beside the refiner, and why.
+        left_out: Baselines that are not beside the refiner, and why.
     """
 
     recipe: dict[str, object]
@@ -72,13 +72,19 @@ class Analysis:
     count: int
     shape: tuple[int, ...]
     spectra: dict[str, Spectra]
-    record: Results
+    results: Results
     verdicts: list[Verdict]
     left_out: dict[str, str]
 
+    def prompt(self, seed: int) -> str:
+        """Prompt of a seed."""
+        prompts = self.recipe["prompts"]
+        assert isinstance(prompts, Sequence)
+        return str(prompts[seed % len(prompts)])
+
 
 def analyse(
-    subject: NoiseExperiment,
+    experiment: NoiseExperiment,
     seeds: Sequence[int],
     count: int = 128,
     batch: int = 8,
@@ -88,12 +94,12 @@ def analyse(
     """Run every experiment.
 
     Args:
-        subject: What is studied.
+        experiment: Pipeline and refiner.
         seeds: Those that are sampled, about 40 times each; >= 2, each once.
         count: Noises in the spectra of refining, of seeds 0 to count - 1; >= 2.
         batch: Samples at a time, >= 1; bounds the memory.
         show: Images of so many of the first seeds are kept; >= 0.
-        score: Judges images in the sweep of strengths, and rivals.
+        score: Judges images in the sweep of strengths, and baselines.
 
     Raises:
         ValueError: the numbers cannot be, or the refiner changes nothing.
@@ -103,27 +109,28 @@ def analyse(
             f"{len(seeds)} seeds, count={count}, batch={batch}, show={show}: give at least 2 "
             "seeds, each once, and count >= 2, as intervals need; batch >= 1 and show >= 0"
         )
-    found = spectra(subject, count, batch)
-    if found[REFINED].size() == 0:
+    noise_spectra = spectra(experiment, count, batch)
+    if noise_spectra[REFINED].size() == 0:
         raise InputError(
             "this refiner leaves noise as it is, so that there is nothing to analyse: was it "
             "trained, and is its strength not 0?"
         )
-    record, missing = Results(show), left_out(subject, score is not None)
+    results, missing = Results(show), left_out(experiment, score is not None)
     for part in parts(seeds, batch):
-        case = Case.of(subject, part)
-        if case.taught is not None:
-            invert(subject, case, found, record)
-        swap_bands(subject, case, record)
-        redraw(subject, case, record)
-        strengths(subject, case, record, score)
-        swap_prompts(subject, case, record, partners(case.texts, subject.recipe.prompts))
-        trajectory(subject, case, record)
-        rivals(subject, case, record, score, missing)
-    interpolate(subject, seeds[: _pairs(seeds, batch, show)], record)
-    size = subject.shape[-2:]
-    moved = record.ratios("moved")[REFINED]
-    answers = verdicts(record.ratios("bands"), moved, found[REFINED].energy(), *size)
-    refiner = getattr(subject.by, "sha256", "")
-    about = subject.recipe.to_dict(), subject.weights, refiner, tuple(seeds), count, subject.shape
-    return Analysis(*about, found, record, answers, missing)
+        case = Case.of(experiment, part)
+        if case.guided is not None:
+            invert(experiment, case, noise_spectra, results)
+        swap_bands(experiment, case, results)
+        redraw(experiment, case, results)
+        strengths(experiment, case, results, score)
+        swap_prompts(experiment, case, results, partners(case.texts, experiment.recipe.prompts))
+        note_trajectory(experiment, case, results)
+        compare_baselines(experiment, case, results, score, missing)
+    interpolate(experiment, seeds[: _pairs(seeds, batch, show)], results)
+    size = experiment.shape[-2:]
+    moved = results.ratios("moved")[REFINED]
+    answers = verdicts(results.ratios("bands"), moved, noise_spectra[REFINED].energy(), *size)
+    refiner = getattr(experiment.by, "sha256", "")
+    recipe, weights, shape = experiment.recipe.to_dict(), experiment.weights, experiment.shape
+    about = recipe, weights, refiner, tuple(seeds), count, shape
+    return Analysis(*about, noise_spectra, results, answers, missing)

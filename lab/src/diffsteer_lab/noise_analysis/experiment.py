@@ -42,13 +42,14 @@ class _Step(NamedTuple):
 
 
 class NoiseExperiment:
-    """What is studied. All noise is of unit variance, float32, on the CPU, `(B, C, H, W)`.
+    """A pipeline and its refiner.
 
-    So are latents; what pipelines pack into rows of patches is packed for them alone.
+    Noise is of unit variance, float32, on the CPU, `(B, C, H, W)`, and so are latents; they are
+    packed into rows of patches for pipelines that do so alone.
 
     Args:
-        recipe: Of it, refiner and guidance included.
-        by: What refines, in the network of the pipeline.
+        recipe: Model, refiner and guidance.
+        by: The refiner, in the network of the pipeline.
         shape: Of one sample's noise.
         device: Where networks run.
         extractor: Of features of images, if any.
@@ -95,48 +96,48 @@ class NoiseExperiment:
 
     def _outside(self, x: Tensor) -> Tensor:
         """As we have it, on the CPU."""
-        found = x.to("cpu", torch.float32)
-        return found if self._tokens is None else unpacked(found, self._tokens)
+        x = x.to("cpu", torch.float32)
+        return x if self._tokens is None else unpacked(x, self._tokens)
 
-    def rows(self) -> dict[str, float]:
+    def nfe(self) -> dict[str, float]:
         """Network evaluations of refining and sampling since the last call, by network."""
         spent, self._spent = self._spent, {}
         return spent
 
-    def _spend(self, rows: NFECounter) -> None:
-        for name, n in rows().items():
+    def _spend(self, counter: NFECounter) -> None:
+        for name, n in counter().items():
             self._spent[name] = self._spent.get(name, 0) + n
 
-    def refuses(self, rival: TrainingFreeRefiner) -> str:
-        """Why a rival can do nothing here; empty where it can."""
+    def refuses(self, baseline: TrainingFreeRefiner) -> str:
+        """Reason why a baseline can do nothing here; empty where it can."""
         with open_pipeline(self._plain, self._device) as images:
-            return rival.refuses(PipelineNetwork.of(images.pipe).terminal)
+            return baseline.refuses(PipelineNetwork.of(images.pipe).terminal)
 
     @torch.no_grad()
     def refined(
-        self, noise: Tensor, texts: Sequence[str], rival: TrainingFreeRefiner | None = None
+        self, noise: Tensor, texts: Sequence[str], baseline: TrainingFreeRefiner | None = None
     ) -> Tensor:
-        """Noise refined for prompts, by what is studied, or by a rival of it in full strength."""
-        by, strength = (self.by, self.recipe.strength) if rival is None else (rival, 1.0)
+        """Noise refined for prompts, by the refiner, or by a baseline in full strength."""
+        by, strength = (self.by, self.recipe.strength) if baseline is None else (baseline, 1.0)
         with open_pipeline(self._plain, self._device) as images:
             pipe = images.pipe
             conds = {"cond": self._cond(pipe, texts)}
             if by.null:
                 conds["null"] = self._cond(pipe, [""] * len(texts))
-            found = by(self._inside(noise).to(pipe.device), conds, PipelineNetwork.of(pipe))
+            refined = by(self._inside(noise).to(pipe.device), conds, PipelineNetwork.of(pipe))
             self._spend(images.nfe)
-        return torch.lerp(noise, self._outside(found), strength)
+        return torch.lerp(noise, self._outside(refined), strength)
 
     def _cond(self, pipe: Any, texts: Sequence[str]) -> Cond:
-        """What the network is told of prompts, at the size of the recipe."""
+        """Conditioning of prompts, at the size of the recipe."""
         return first_call(pipe, **call_of(pipe, self._plain, texts))[1]
 
     def draw(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
-        """What unguided sampling makes of noise; with its path, if that is asked for."""
+        """Sample noise without guidance; `path` keeps the predicted x0 of each step."""
         return self._draw(self._plain, noise, texts, path)
 
     def teach(self, noise: Tensor, texts: Sequence[str], path: bool = False) -> Samples:
-        """What guided sampling makes of noise; with its path, if that is asked for."""
+        """Sample noise with guidance; `path` keeps the predicted x0 of each step."""
         return self._draw(self._guided, noise, texts, path)
 
     def _draw(self, recipe: Recipe, noise: Tensor, texts: Sequence[str], path: bool) -> Samples:
@@ -168,9 +169,9 @@ class NoiseExperiment:
             end = self._inside(latents).to(pipe.device, pipe.dtype)
             model = PipelineNetwork.of(pipe)
 
-            def nothing(said: dict[str, Any]) -> _Out:
+            def nothing(arguments: dict[str, Any]) -> _Out:
                 n = channels(model.module)
-                x = model.split(said[model.family.sample])[0]
+                x = model.split(arguments[model.family.sample])[0]
                 times = (model.module.config.out_channels or n) // n  # twice with a variance
                 return _Out(torch.cat([torch.zeros_like(x)] * times, dim=1))
 
@@ -203,7 +204,7 @@ class NoiseExperiment:
 
 
 @contextmanager
-def subject(
+def noise_experiment(
     recipe: Recipe, device: str = "", extractor: Extractor | None = None
 ) -> Iterator[NoiseExperiment]:
     """Load a pipeline and what refines its noise, until closed.
@@ -222,10 +223,10 @@ def subject(
     require_prompts(list(recipe.prompts))
     plain = replace(recipe, refiner="", strength=1.0, guidance="", guide="")
     with open_pipeline(plain, device) as images:
-        x, said = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))
+        x, arguments = first_call(images.pipe, **call_of(images.pipe, plain, plain.prompts[:1]))
         shape, tokens = tuple(x.shape[1:]), None
         if PipelineNetwork.of(images.pipe).family.packed:
-            tokens = size_of(said["img_ids"].value, shape[0])
+            tokens = size_of(arguments["img_ids"].value, shape[0])
             shape = tuple(unpacked(torch.empty(1, *shape), tokens).shape[1:])
         by, give_back = opened(recipe.refiner, images.pipe)
         weights = images.weights

@@ -1,4 +1,4 @@
-"""Experiments on refined noise, each of which writes what it finds into a record.
+"""Experiments on refined noise, each of which writes what it finds into `Results`.
 
 Source: Ahn et al. 2024, sec. 3.1 and appendix E, https://arxiv.org/abs/2412.03895; distances are
 ours.
@@ -45,8 +45,8 @@ class Case:
         plain: Sampled from `noise`, with its path.
         fully: From `refined`, with its path.
         other: From `fresh`.
-        taught: Guided, from `noise`, with its path; None without a guidance.
-        rows: Rows of each network that went into unrefined, fully refined and guided images.
+        guided: Guided, from `noise`, with its path; None without a guidance.
+        nfe: Network evaluations, by network, of unrefined, fully refined and guided images.
     """
 
     seeds: list[int]
@@ -57,104 +57,106 @@ class Case:
     plain: Samples
     fully: Samples
     other: Samples
-    taught: Samples | None
-    rows: dict[str, dict[str, float]]
+    guided: Samples | None
+    nfe: dict[str, dict[str, float]]
 
     @classmethod
-    def of(cls, subject: NoiseExperiment, seeds: Sequence[int]) -> "Case":
+    def of(cls, experiment: NoiseExperiment, seeds: Sequence[int]) -> "Case":
         """Sample what serves all experiments.
 
         Raises:
             ValueError: samples are not finite, or refining changes none of them.
         """
-        texts = [subject.text(seed) for seed in seeds]
-        noise, fresh = subject.noise(seeds), subject.noise([seed + STRIDE for seed in seeds])
-        subject.rows()
-        plain = subject.draw(noise, texts, path=True)
-        rows = {UNREFINED: subject.rows()}
-        refined = subject.refined(noise, texts)
-        fully = subject.draw(refined, texts, path=True)
-        rows[FULLY] = subject.rows()
+        texts = [experiment.text(seed) for seed in seeds]
+        noise, fresh = experiment.noise(seeds), experiment.noise([seed + STRIDE for seed in seeds])
+        experiment.nfe()
+        plain = experiment.draw(noise, texts, path=True)
+        rows = {UNREFINED: experiment.nfe()}
+        refined = experiment.refined(noise, texts)
+        fully = experiment.draw(refined, texts, path=True)
+        rows[FULLY] = experiment.nfe()
         gap = float(plain.apart(fully)["latents"].sum())
         if not 0 < gap < float("inf"):
             raise InputError(
                 f"samples of refined and unrefined noise are {gap:g} apart: they must be finite, "
                 "and refining has to change them"
             )
-        taught = subject.teach(noise, texts, path=True) if subject.guided else None
-        rows[GUIDED] = subject.rows()
-        other = subject.draw(fresh, texts)
-        return cls(list(seeds), texts, noise, refined, fresh, plain, fully, other, taught, rows)
+        guided = experiment.teach(noise, texts, path=True) if experiment.guided else None
+        rows[GUIDED] = experiment.nfe()
+        other = experiment.draw(fresh, texts)
+        return cls(list(seeds), texts, noise, refined, fresh, plain, fully, other, guided, rows)
 
 
 # ------------------------------------------------------------------ spectra
 
 
-def spectra(subject: NoiseExperiment, count: int, batch: int) -> dict[str, Spectra]:
+def spectra(experiment: NoiseExperiment, count: int, batch: int) -> dict[str, Spectra]:
     """Spectra of what refining changes, and of the difference of unrelated noises."""
-    found = {name: Spectra(*subject.shape[-2:]) for name in (RANDOM, REFINED)}
+    noise_spectra = {name: Spectra(*experiment.shape[-2:]) for name in (RANDOM, REFINED)}
     for seeds in parts(range(count), batch):
-        noise = subject.noise(seeds)
-        found[RANDOM].add(noise, subject.noise([seed + STRIDE for seed in seeds]))
-        found[REFINED].add(noise, subject.refined(noise, [subject.text(s) for s in seeds]))
-    return found
+        noise = experiment.noise(seeds)
+        noise_spectra[RANDOM].add(noise, experiment.noise([seed + STRIDE for seed in seeds]))
+        noise_spectra[REFINED].add(
+            noise, experiment.refined(noise, [experiment.text(s) for s in seeds])
+        )
+    return noise_spectra
 
 
 def invert(
-    subject: NoiseExperiment, case: Case, found: dict[str, Spectra], record: Results
+    experiment: NoiseExperiment, case: Case, noise_spectra: dict[str, Spectra], results: Results
 ) -> None:
     """The noise that inversions find for the teacher's images, and what it becomes again."""
-    assert case.taught is not None
-    target = case.taught.latents
+    assert case.guided is not None
+    target = case.guided.latents
     for name, inversion in INVERSIONS.items():
-        noise, again = subject.inverted(target, case.texts, inversion)
-        found.setdefault(name, Spectra(*subject.shape[-2:])).add(case.noise, noise)
+        noise, again = experiment.inverted(target, case.texts, inversion)
+        noise_spectra.setdefault(name, Spectra(*experiment.shape[-2:])).add(case.noise, noise)
         error = (again - target).double().square().flatten(1).sum(1)
         error /= target.double().square().flatten(1).sum(1)
-        record.note("round trip", name, error.sqrt())
+        results.note("round trip", name, error.sqrt())
 
 
 # ------------------------------------------------------------------ bands
 
 
 def bands(h: int, w: int) -> list[tuple[float, float]]:
-    """Tenths of the radius and bands that grow from 0; those that hold what one before does, not.
+    """Tenths of the radius and bands that grow from 0; each set of frequencies once.
 
     On small noise many edges lie between the same frequencies.
     """
-    found: list[tuple[float, float]] = []
-    seen = [torch.zeros(h, w, dtype=torch.bool)]
+    distinct: list[tuple[float, float]] = []
+    insides = [torch.zeros(h, w, dtype=torch.bool)]
     for low, high in (*pairwise(TENTHS), *((0.0, cut) for cut in CUTS)):
-        held = band(h, w, low, high)
-        if not any(torch.equal(held, each) for each in seen):
-            seen.append(held)
-            found.append((low, high))
-    return found
+        inside = band(h, w, low, high)
+        if not any(torch.equal(inside, each) for each in insides):
+            insides.append(inside)
+            distinct.append((low, high))
+    return distinct
 
 
-def swap_bands(subject: NoiseExperiment, case: Case, record: Results) -> None:
+def swap_bands(experiment: NoiseExperiment, case: Case, results: Results) -> None:
     """One band of refined noise in unrefined noise: how far is that from refining all of it?"""
-    record.keep("bands", UNREFINED, case.plain)
-    record.keep("bands", FULLY, case.fully)
-    record.compare("moved", REFINED, case.fully, case.plain, case.other)
-    for low, high in bands(*subject.shape[-2:]):
-        got = subject.draw(swapped(case.noise, case.refined, low, high), case.texts)
-        record.compare("bands", named(low, high), got, case.fully, case.plain)
-        record.keep("bands", named(low, high), got)
+    results.keep("bands", UNREFINED, case.plain.images)
+    results.keep("bands", FULLY, case.fully.images)
+    results.compare("moved", REFINED, case.fully, case.plain, case.other)
+    for low, high in bands(*experiment.shape[-2:]):
+        got = experiment.draw(swapped(case.noise, case.refined, low, high), case.texts)
+        results.compare("bands", band_name(low, high), got, case.fully, case.plain)
+        results.keep("bands", band_name(low, high), got.images)
 
 
-def redraw(subject: NoiseExperiment, case: Case, record: Results) -> None:
+def redraw(experiment: NoiseExperiment, case: Case, results: Results) -> None:
     """Refined noise below a radius, or above it, and the rest drawn anew."""
-    record.keep("redraw", FULLY, case.fully)
-    record.keep("redraw", "all drawn anew", case.other)
+    results.keep("redraw", FULLY, case.fully.images)
+    results.keep("redraw", "all drawn anew", case.other.images)
     for cut in KEPT:
         for low, high in ((0.0, cut), (cut, 1.0)):
-            got = subject.draw(swapped(case.fresh, case.refined, low, high), case.texts)
-            record.compare("redraw", named(low, high), got, case.fully, case.other)
-            record.keep("redraw", named(low, high), got)
+            got = experiment.draw(swapped(case.fresh, case.refined, low, high), case.texts)
+            results.compare("redraw", band_name(low, high), got, case.fully, case.other)
+            results.keep("redraw", band_name(low, high), got.images)
 
 
-def named(low: float, high: float) -> str:
+def band_name(low: float, high: float) -> str:
     """Name of a band."""
     return f"{low:g} to {high:g}"
 
@@ -162,55 +164,57 @@ def named(low: float, high: float) -> str:
 # ------------------------------------------------------------------ strength
 
 
-def strengths(subject: NoiseExperiment, case: Case, record: Results, score: Score | None) -> None:
+def strengths(
+    experiment: NoiseExperiment, case: Case, results: Results, score: Score | None
+) -> None:
     """The change times a factor: how far it leads, how near to the teacher, how good by a score."""
     every = {0.0: case.plain, 1.0: case.fully}
     for factor in STRENGTHS:
         x = case.noise + factor * (case.refined - case.noise)
-        every[factor] = subject.draw(x, case.texts)
+        every[factor] = experiment.draw(x, case.texts)
     for factor, got in sorted(every.items()):
-        name = format_number(factor * subject.recipe.strength)
-        record.compare("strength: change", name, got, case.plain, case.fully)
-        record.keep("strength", name, got)
-        if case.taught is not None:
-            record.compare("strength: teacher", name, got, case.taught, case.plain)
+        name = format_number(factor * experiment.recipe.strength)
+        results.compare("strength: change", name, got, case.plain, case.fully)
+        results.keep("strength", name, got.images)
+        if case.guided is not None:
+            results.compare("strength: teacher", name, got, case.guided, case.plain)
         if score is not None:
-            record.note("strength: score", name, scored(score, got.pictures, case.texts))
-    if case.taught is not None:
-        record.keep("strength", GUIDED, case.taught)
+            results.note("strength: score", name, scored(score, got.images, case.texts))
+    if case.guided is not None:
+        results.keep("strength", GUIDED, case.guided.images)
         if score is not None:
-            value = scored(score, case.taught.pictures, case.texts)
-            record.note("strength: score", GUIDED, value)
+            value = scored(score, case.guided.images, case.texts)
+            results.note("strength: score", GUIDED, value)
 
 
 # ------------------------------------------------------------------ prompts
 
 
 def swap_prompts(
-    subject: NoiseExperiment, case: Case, record: Results, swaps: Mapping[str, list[str]]
+    experiment: NoiseExperiment, case: Case, results: Results, swaps: Mapping[str, list[str]]
 ) -> None:
     """Noise refined for the case's prompts, sampled for others.
 
     Args:
-        subject: What is studied.
+        experiment: Pipeline and refiner.
         case: Of it.
-        record: Of results.
+        results: They are noted here.
         swaps: By the name of how they are chosen, other prompts; an empty one is refined for by
             nobody, so that there is nothing right to compare with.
     """
-    record.keep("prompts", "same", case.fully)
+    results.keep("prompts", "same", case.fully.images)
     for name, texts in swaps.items():
-        got, plain = (subject.draw(x, texts) for x in (case.refined, case.noise))
-        record.compare("prompts: layout", name, got, case.fully, plain)
-        record.keep("prompts", name, got, texts)
+        got, plain = (experiment.draw(x, texts) for x in (case.refined, case.noise))
+        results.compare("prompts: layout", name, got, case.fully, plain)
+        results.keep("prompts", name, got.images, texts)
         if all(texts):
-            right = subject.draw(subject.refined(case.noise, texts), texts)
-            record.compare("prompts: result", name, got, right, plain)
-            record.keep("prompts", f"{name}, refined for it", right, texts)
-        if name == "unrelated" and subject.guided:
-            led, base = (subject.teach(x, texts) for x in (case.refined, case.noise))
-            record.compare("prompts: layout", f"{name}, {GUIDED}", led, case.fully, base)
-            record.keep("prompts", f"{name}, {GUIDED}", led, texts)
+            right = experiment.draw(experiment.refined(case.noise, texts), texts)
+            results.compare("prompts: result", name, got, right, plain)
+            results.keep("prompts", f"{name}, refined for it", right.images, texts)
+        if name == "unrelated" and experiment.guided:
+            led, base = (experiment.teach(x, texts) for x in (case.refined, case.noise))
+            results.compare("prompts: layout", f"{name}, {GUIDED}", led, case.fully, base)
+            results.keep("prompts", f"{name}, {GUIDED}", led.images, texts)
 
 
 def partners(texts: Sequence[str], prompts: Sequence[str]) -> dict[str, list[str]]:
@@ -224,15 +228,15 @@ def partners(texts: Sequence[str], prompts: Sequence[str]) -> dict[str, list[str
         return len(words[a] & words[b]) / max(len(words[a] | words[b]), 1)
 
     others = {text: [p for p in dict.fromkeys(prompts) if p != text] for text in set(texts)}
-    found = {"empty": [""] * len(texts)}
+    swaps = {"empty": [""] * len(texts)}
     if all(len(each) > 1 for each in others.values()):
         near = {text: max(each, key=lambda p: alike(text, p)) for text, each in others.items()}
         far = {text: min(each, key=lambda p: alike(text, p)) for text, each in others.items()}
-        found = {
+        swaps = {
             "similar": [near[text] for text in texts],
             "unrelated": [far[text] for text in texts],
-        } | found
-    return found
+        } | swaps
+    return swaps
 
 
 # ------------------------------------------------------------------ between two noises
@@ -245,24 +249,24 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
-def interpolate(subject: NoiseExperiment, seeds: Sequence[int], record: Results) -> None:
+def interpolate(experiment: NoiseExperiment, seeds: Sequence[int], results: Results) -> None:
     """Images of noises between those of neighbouring seeds, refined for the first's prompt.
 
     Notes the largest of the steps between them as a share of all: 1 / (stops - 1) where the way
     is even, 1 where it jumps.
     """
-    a, b = subject.noise(seeds), subject.noise([*seeds[1:], seeds[0]])
-    texts = [subject.text(seed) for seed in seeds]
+    a, b = experiment.noise(seeds), experiment.noise([*seeds[1:], seeds[0]])
+    texts = [experiment.text(seed) for seed in seeds]
     ways: dict[str, list[Samples]] = {UNREFINED: [], REFINED: []}
     for stop in STOPS:
         noise = slerp(a, b, stop)
-        ways[UNREFINED].append(subject.draw(noise, texts))
-        ways[REFINED].append(subject.draw(subject.refined(noise, texts), texts))
+        ways[UNREFINED].append(experiment.draw(noise, texts))
+        ways[REFINED].append(experiment.draw(experiment.refined(noise, texts), texts))
     for name, way in ways.items():
         steps = torch.stack([p.apart(q)["latents"].sqrt() for p, q in pairwise(way)])
-        record.note("between", name, steps.amax(0) / steps.sum(0))
+        results.note("between", name, steps.amax(0) / steps.sum(0))
         for stop, drawn in zip(STOPS, way, strict=True):
-            record.keep(f"between, {name}", f"{stop:g}", drawn)
+            results.keep(f"between, {name}", f"{stop:g}", drawn.images)
 
 
 def parts(seeds: Sequence[int], batch: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
-"""What experiments on noise find: distances between images, relative to others, over seeds."""
+"""Results of experiments on noise as tidy rows: distances relative to others, over seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from diffsteer.metrics.bootstrap import Interval, interval, weights
+from diffsteer.metrics.bootstrap import Estimate, Interval, interval, weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 THUMBNAIL = 256
 """Most pixels of a side of images that are kept."""
-
-
-class Estimate(NamedTuple):
-    """A number over seeds, and where it would lie with other seeds, at 95 %."""
-
-    value: float
-    interval: Interval
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.interval.low:.3g} to {self.interval.high:.3g})"
 
 
 @lru_cache(maxsize=4)
@@ -41,7 +31,7 @@ def means(rows: Tensor) -> list[Estimate]:
 
 
 def ratio(over: Tensor, under: Tensor) -> Estimate | None:
-    """Sum of `over` by that of `under`, `(N,)` each >= 0, paired over seeds.
+    """Sum of `over` by that of `under`, `(N,)` each, `under` >= 0, paired over seeds.
 
     None where `under` is 0 throughout: of images that do not differ at all.
     """
@@ -49,60 +39,81 @@ def ratio(over: Tensor, under: Tensor) -> Estimate | None:
         return None
     value, w = float(over.sum() / under.sum()), _weights(len(over))
     w = w[w @ under > 0]
-    return Estimate(value, interval(value, (w @ over) / (w @ under)))
+    low, high = interval(value, (w @ over) / (w @ under))
+    return Estimate(value, Interval(max(low, 0.0) if bool((over >= 0).all()) else low, high))
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What a sampling makes of noise.
+    """Samples of some seeds.
 
     Attributes:
         latents: `(B, *D)`, float32.
-        pictures: uint8, `(B, 3, H, W)`.
+        images: uint8, `(B, 3, H, W)`.
         features: Of the images, `(B, d)`; None without an extractor.
         path: The x0 that the network predicted at each step, like the latents; where it was asked
             for. Schedulers of second order take two steps for one.
     """
 
     latents: Tensor
-    pictures: Tensor
+    images: Tensor
     features: Tensor | None = None
     path: tuple[Tensor, ...] = ()
 
     def apart(self, other: "Samples") -> dict[str, Tensor]:
-        """Mean squared differences of rows, `(B,)` in float64, by the space that they are of."""
-        found = {"latents": (self.latents, other.latents)}
-        found["pictures"] = (self.pictures, other.pictures)
+        """Mean squared differences, `(B,)` in float64, by space: latents, pictures, features."""
+        pairs = {"latents": (self.latents, other.latents), "pictures": (self.images, other.images)}
         if self.features is not None and other.features is not None:
-            found["features"] = (self.features, other.features)
+            pairs["features"] = (self.features, other.features)
         return {
             space: (a.double() - b.double()).square().flatten(1).mean(dim=1).cpu()
-            for space, (a, b) in found.items()
+            for space, (a, b) in pairs.items()
         }
 
 
 class Thumbnail(NamedTuple):
-    """An image of the page, and what is written under it."""
+    """Small image of the page with its caption."""
 
     image: "Image"
     caption: str
 
 
-class Results:
-    """Results of experiments, by experiment and by name within it, gathered part by part.
-
-    Args:
-        show: Images of so many seeds are kept, of the first.
+class Row(NamedTuple):
+    """Two numbers a seed, `(B,)`, whose ratio of sums is of interest.
 
     Attributes:
-        pictures: Those that are kept, small.
+        experiment: Its name.
+        name: What was varied in it.
+        space: Of the distance; empty for a number that is no distance.
+        over: Numerators.
+        under: Denominators >= 0; ones where the mean of `over` is of interest.
+    """
+
+    experiment: str
+    name: str
+    space: str
+    over: Tensor
+    under: Tensor
+
+
+def _over_all(rows: Sequence[Row]) -> Estimate | None:
+    return ratio(torch.cat([r.over for r in rows]), torch.cat([r.under for r in rows]))
+
+
+class Results:
+    """Tidy rows of all experiments, gathered part by part, and images of the first seeds.
+
+    Args:
+        show: Number of seeds of which images are kept.
+
+    Attributes:
+        images: Those that are kept, small, by experiment and name.
     """
 
     def __init__(self, show: int) -> None:
         self.show = show
-        self.pictures: dict[str, dict[str, list[Thumbnail]]] = {}
-        self._ratios: dict[str, dict[str, dict[str, list[tuple[Tensor, Tensor]]]]] = {}
-        self._numbers: dict[str, dict[str, list[Tensor]]] = {}
+        self.images: dict[str, dict[str, list[Thumbnail]]] = {}
+        self._rows: list[Row] = []
 
     def compare(self, experiment: str, name: str, got: Samples, to: Samples, base: Samples) -> None:
         """Note how far `got` is from `to`, where `base` is at 1."""
@@ -111,50 +122,44 @@ class Results:
             self.divide(experiment, name, space, over, under[space])
 
     def divide(self, experiment: str, name: str, space: str, over: Tensor, under: Tensor) -> None:
-        """Note two numbers each, `(B,)` >= 0, of which the ratio of sums is to be known."""
-        found = self._ratios.setdefault(experiment, {}).setdefault(name, {})
-        found.setdefault(space, []).append((over, under))
+        """Note two numbers a seed, of which the ratio of sums is of interest."""
+        self._rows.append(Row(experiment, name, space, over.double(), under.double()))
 
     def note(self, experiment: str, name: str, values: Tensor) -> None:
-        """Note a number each, `(B,)`."""
-        self._numbers.setdefault(experiment, {}).setdefault(name, []).append(values)
+        """Note a number a seed, of which the mean is of interest."""
+        self.divide(experiment, name, "", values, torch.ones_like(values))
 
     def keep(
-        self, experiment: str, name: str, drawn: Samples, captions: list[str] | None = None
-    ) -> None:
-        """Keep images of the first seeds."""
-        self.keep_images(experiment, name, drawn.pictures, captions)
-
-    def keep_images(
-        self, experiment: str, name: str, pictures: Tensor, captions: list[str] | None = None
+        self, experiment: str, name: str, images: Tensor, captions: Sequence[str] = ()
     ) -> None:
         """Keep those of the first seeds, of uint8 `(B, 3, H, W)`."""
         from PIL import Image
 
-        held = self.pictures.setdefault(experiment, {}).setdefault(name, [])
-        for i in range(min(self.show - len(held), len(pictures))):
-            image = Image.fromarray(pictures[i].permute(1, 2, 0).cpu().numpy())
+        kept = self.images.setdefault(experiment, {}).setdefault(name, [])
+        for i in range(min(self.show - len(kept), len(images))):
+            image = Image.fromarray(images[i].permute(1, 2, 0).cpu().numpy())
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            held.append(Thumbnail(image, captions[i] if captions else ""))
+            kept.append(Thumbnail(image, captions[i] if captions else ""))
 
     def wanted(self, experiment: str, name: str) -> int:
-        """How many more images are to be kept."""
-        return self.show - len(self.pictures.get(experiment, {}).get(name, ()))
+        """Number of images that are still to be kept."""
+        return self.show - len(self.images.get(experiment, {}).get(name, ()))
 
     def ratios(self, experiment: str) -> dict[str, dict[str, Estimate]]:
-        """What was noted, by name and space; of `compare`, squared distances, that of `base` 1."""
+        """Estimates by name and space; of `compare`, squared distances where `base` is at 1."""
+        parts: dict[str, dict[str, list[Row]]] = {}
+        for row in self._rows:
+            if row.experiment == experiment:
+                parts.setdefault(row.name, {}).setdefault(row.space, []).append(row)
         return {
             name: {
-                space: found
-                for space, parts in spaces.items()
-                if (found := ratio(*(torch.cat(side) for side in zip(*parts, strict=True))))
+                space: estimate
+                for space, rows in spaces.items()
+                if (estimate := _over_all(rows)) is not None
             }
-            for name, spaces in self._ratios.get(experiment, {}).items()
+            for name, spaces in parts.items()
         }
 
-    def numbers(self, experiment: str) -> Mapping[str, Estimate]:
+    def numbers(self, experiment: str) -> dict[str, Estimate]:
         """Means of what `note` noted, by name."""
-        return {
-            name: means(torch.cat(parts)[:, None])[0]
-            for name, parts in self._numbers.get(experiment, {}).items()
-        }
+        return {name: spaces[""] for name, spaces in self.ratios(experiment).items()}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer_lab.noise_analysis.results import Estimate, means
+from diffsteer.metrics.bootstrap import Estimate
+from diffsteer_lab.noise_analysis.results import means
 
 F64 = torch.float64
 TENTHS = tuple(i / 10 for i in range(11))
@@ -22,8 +23,8 @@ def radius(h: int, w: int) -> Tensor:
     """Radius of each frequency, `(h, w)` as `fft2` lays them out, float64 in [0, 1]."""
     y, x = torch.fft.fftfreq(h, dtype=F64), torch.fft.fftfreq(w, dtype=F64)
     squares = y[:, None].square() + x.square()
-    found: Tensor = (squares / squares.max().clamp(min=1e-300)).sqrt()
-    return found
+    relative: Tensor = (squares / squares.max().clamp(min=1e-300)).sqrt()
+    return relative
 
 
 def band(h: int, w: int, low: float, high: float) -> Tensor:
@@ -45,16 +46,16 @@ def swapped(x: Tensor, other: Tensor, low: float, high: float) -> Tensor:
 
     Source: Ahn et al. 2024, appendix E.2, https://arxiv.org/abs/2412.03895.
     """
-    held = band(x.shape[-2], x.shape[-1], low, high).to(x.device)
-    change = torch.fft.fft2(other.to(F64) - x.to(F64)) * held
-    found: Tensor = (x.to(F64) + torch.fft.ifft2(change).real).to(x.dtype)
-    return found
+    inside = band(x.shape[-2], x.shape[-1], low, high).to(x.device)
+    change = torch.fft.fft2(other.to(F64) - x.to(F64)) * inside
+    mixed: Tensor = (x.to(F64) + torch.fft.ifft2(change).real).to(x.dtype)
+    return mixed
 
 
 def magnitudes(x: Tensor) -> Tensor:
     """Absolute values of the transform, `(B, C, H, W)`, float64; orthonormal: it keeps energy."""
-    found: Tensor = torch.fft.fft2(x.to(F64), norm="ortho").abs()
-    return found
+    magnitude: Tensor = torch.fft.fft2(x.to(F64), norm="ortho").abs()
+    return magnitude
 
 
 def counts(h: int, w: int, edges: tuple[float, ...]) -> Tensor:

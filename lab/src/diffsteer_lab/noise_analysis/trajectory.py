@@ -20,7 +20,7 @@ END = "end"
 ALL, LAYOUT, TEACHER = "trajectory", "trajectory: layout", "trajectory: teacher"
 
 
-def trajectory(subject: NoiseExperiment, case: Case, record: Results) -> None:
+def note_trajectory(experiment: NoiseExperiment, case: Case, results: Results) -> None:
     """How far each step's prediction of x0 is from where its sampling ends.
 
     Squared distances in latents, over the square of the end: 0 where all of it is there, 1 where no
@@ -28,20 +28,20 @@ def trajectory(subject: NoiseExperiment, case: Case, record: Results) -> None:
     which is the layout, and the distance from where guided sampling ends.
     """
     ways = {UNREFINED: case.plain, FULLY: case.fully}
-    if case.taught is not None:
-        ways[GUIDED] = case.taught
+    if case.guided is not None:
+        ways[GUIDED] = case.guided
     for way, drawn in ways.items():
         for step, x0 in enumerate(drawn.path, 1):
-            _left(record, ALL, way, step, x0, drawn.latents)
-            _left(record, LAYOUT, way, step, _low(x0), _low(drawn.latents))
-            if case.taught is not None:
-                _left(record, TEACHER, way, step, x0, case.taught.latents)
+            _left(results, ALL, way, step, x0, drawn.latents)
+            _left(results, LAYOUT, way, step, _low(x0), _low(drawn.latents))
+            if case.guided is not None:
+                _left(results, TEACHER, way, step, x0, case.guided.latents)
         name = images_of(way)
         for step in steps_shown(len(drawn.path)):
-            if (n := min(record.wanted(name, f"step {step}"), len(case.texts))) > 0:
-                pictures = subject.decoded(drawn.path[step - 1][:n], case.texts[:n])
-                record.keep_images(name, f"step {step}", pictures)
-        record.keep(name, END, drawn)
+            if (n := min(results.wanted(name, f"step {step}"), len(case.texts))) > 0:
+                images = experiment.decoded(drawn.path[step - 1][:n], case.texts[:n])
+                results.keep(name, f"step {step}", images)
+        results.keep(name, END, drawn.images)
 
 
 def images_of(way: str) -> str:
@@ -54,9 +54,9 @@ def steps_shown(steps: int) -> Sequence[int]:
     return [step for step in SHOWN if step < steps]
 
 
-def _left(record: Results, experiment: str, way: str, step: int, x0: Tensor, end: Tensor) -> None:
+def _left(results: Results, experiment: str, way: str, step: int, x0: Tensor, end: Tensor) -> None:
     over, under = (v.double().square().flatten(1).sum(dim=1) for v in (x0 - end, end))
-    record.divide(experiment, str(step), way, over, under)
+    results.divide(experiment, str(step), way, over, under)
 
 
 def _low(x: Tensor) -> Tensor:

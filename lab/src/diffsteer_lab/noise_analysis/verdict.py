@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from diffsteer.metrics.bootstrap import Interval
-from diffsteer_lab.noise_analysis.experiments import bands, named
-from diffsteer_lab.noise_analysis.results import Estimate
+from diffsteer.metrics.bootstrap import Estimate, Interval
+from diffsteer_lab.noise_analysis.experiments import band_name, bands
 from diffsteer_lab.noise_analysis.spectrum import TENTHS, band
 
 FAINT = 0.001
@@ -65,7 +64,7 @@ class Verdict:
 
 
 def verdicts(
-    found: dict[str, dict[str, Estimate]],
+    ratios: dict[str, dict[str, Estimate]],
     moved: dict[str, Estimate],
     energy: Sequence[float],
     h: int,
@@ -74,23 +73,23 @@ def verdicts(
     """A verdict for each space.
 
     Args:
-        found: Distances of bands, of `Results.ratios`.
+        ratios: Distances of bands, of `Results.ratios`.
         moved: Of refining all of the noise, by space.
         energy: Of the change, of `Spectra.energy`.
         h: Height of the noise.
         w: Its width.
     """
     tenths = [(low, high) for low, high in bands(h, w) if (low, high) in set(pairwise(TENTHS))]
-    names = [named(*edges) for edges in tenths]
-    held = int(band(h, w, *tenths[0]).sum())
-    spaces = [s for s in moved if all(s in found[name] for name in names)]
+    names = [band_name(*edges) for edges in tenths]
+    coefficients = int(band(h, w, *tenths[0]).sum())
+    spaces = [s for s in moved if all(s in ratios[name] for name in names)]
     made = []
     for space in spaces:
-        first, *others = (_carried(found[name][space]) for name in names)
+        first, *others = (_carried(ratios[name][space]) for name in names)
         best = max(range(len(others)), key=lambda i: others[i].value)
         low, high = first.interval
         answer = "yes" if low > 0.5 else "no" if high < 0.5 else "undecided"
-        about = names[0], first, energy[0], held, h * w, names[1 + best], others[best]
+        about = names[0], first, energy[0], coefficients, h * w, names[1 + best], others[best]
         verdict = Verdict(space, moved[space], answer, *about)
         made.append(replace(verdict, answer="undecided") if verdict.faint else verdict)
     return made
