@@ -11,6 +11,8 @@ adapters come along.
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import deepcopy
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,10 @@ from diffsteer.guidance import Guidance
 from diffsteer.hf.architectures import family_of
 from diffsteer.hf.call import BatchedConditions, CallReader, NetworkCall, SeparateConditions
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.hooks import SteersNetwork, replaced
-from diffsteer.hf.network import check_free, network_of, unwrap_compiled
+from diffsteer.hf.hooks import plain_forward, replaced
+from diffsteer.hf.network import PARTS, check_free, claimed, network_of, unwrap_compiled
 from diffsteer.hf.null_prompt import Prompts
+from diffsteer.hf.runs import Runs
 from diffsteer.hf.scheduler_config import flows
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ def steer(
     return steering
 
 
-class Steering(SteersNetwork):
+class Steering:
     """A pipeline being steered; made by `steer`."""
 
     def __init__(
@@ -109,8 +112,12 @@ class Steering(SteersNetwork):
             check_prediction(pipe, guide)
             self._guided = Guided(network_of(pipe), guidance, second, max_rows)
             self._replace_forward(null)
+        parts = {name: part for name in PARTS if (part := getattr(pipe, name, None)) is not None}
         if scheduler is not None:
             self._replaced.enter_context(replaced(pipe, "scheduler", scheduler))
+            parts["scheduler"] = scheduler
+        self._runs = Runs(pipe, parts)
+        self._replaced.enter_context(replaced(pipe, "progress_bar", self._runs.begin))
 
     def refine_by(self, refiner: "Refine | str | Path", strength: float) -> None:
         """Refine the noise of every sampling from now on."""
@@ -127,7 +134,8 @@ class Steering(SteersNetwork):
 
     def _replace_forward(self, null: str) -> None:
         network = network_of(self.pipe)
-        self._forward = network.forward
+        self._replaced.enter_context(claimed(network))
+        self._forward = plain_forward(network)
         self._reader = self._call_reader(network, null)
         self._replaced.enter_context(replaced(network, "forward", self.forward))
 
@@ -135,10 +143,10 @@ class Steering(SteersNetwork):
         """Reader of the pattern in which the pipeline calls its network."""
         encoded = family_of(unwrap_compiled(network)).encoded
         if self._guided is None or not encoded or not hasattr(self.pipe, "encode_prompt"):
-            return BatchedConditions(self.pipe, network, network.forward)
+            return BatchedConditions(self.pipe, network, self._forward)
         prompts = Prompts(self.pipe, null, encoded)
         self._replaced.enter_context(replaced(self.pipe, "encode_prompt", prompts.encode))
-        return SeparateConditions(self.pipe, network, network.forward, prompts)
+        return SeparateConditions(self.pipe, network, self._forward, prompts)
 
     def remove(self) -> None:
         """Give the pipeline back as it was."""
@@ -152,6 +160,7 @@ class Steering(SteersNetwork):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the network's forward."""
+        self._runs.check()
         if self._guided is not None and getattr(self.pipe, "guidance_rescale", None):
             raise InputError(
                 f"guidance_rescale={self.pipe.guidance_rescale} of the pipeline would act on top "
@@ -183,9 +192,11 @@ def zero_snr_scheduler(pipe: Any) -> Any:
             f"{type(scheduler).__name__} is of flow matching, which starts at zero SNR by "
             "construction: leave zero_snr out"
         )
-    return SteerScheduler.from_config(
+    made = SteerScheduler.from_config(
         scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
+    made.__deepcopy__ = partial(deepcopy, scheduler)  # copies of the pipeline have its own
+    return made
 
 
 def check_prediction(pipe: Any, guide: Any) -> None:

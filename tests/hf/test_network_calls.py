@@ -1,7 +1,5 @@
 """Calls of pipelines that cannot be steered, or not as one might think, are told apart."""
 
-import copy
-
 import diffusers
 import pytest
 import tiny
@@ -142,24 +140,6 @@ def test_networks_without_attention() -> None:
     )
     with steer(pipe, PAG(3)), pytest.raises(ValueError, match="there are none in this network"):
         pipe(num_inference_steps=2)
-
-
-def test_a_copy_of_a_steered_pipeline_is_steered(sd) -> None:
-    pipe, guide = sd(), sd()
-    with steer(pipe, CFG(5) + PAG(2) + Auto(2), guide=guide):
-        other = copy.deepcopy(pipe)
-        want = sampled(pipe)
-    assert torch.equal(sampled(other), want) and not torch.equal(sampled(pipe), want)
-
-
-def test_steps_of_second_order_schedulers(sd) -> None:
-    """Heun asks twice a step but for the last; step 1 is its third and fourth call."""
-    pipe = sd()
-    pipe.scheduler = diffusers.HeunDiscreteScheduler(**SD)
-    sizes = counted(pipe.unet)
-    with steer(pipe, CFG(5).over(1, 2)):
-        sampled(pipe, num_inference_steps=3)
-    assert sizes == [2, 2, 4, 4, 2]
 
 
 def test_schedulers_of_edm(sd) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.io.seeds import format_seeds
 
 SAMPLE = ("sample", "hidden_states")
@@ -72,7 +72,7 @@ class NFECounter:
     @contextmanager
     def counting(self, module: Any, name: str) -> Iterator[None]:
         """Count the evaluations of a network, below any steering, until closed."""
-        forward = module.forward
+        forward = plain_forward(module)
         self._counts[name] = 0
 
         def counted(*args: Any, **kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
 from diffsteer.hf.call import NotedCalls
 from diffsteer.hf.guided import Guided
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import check_free, network_of
 
 
@@ -128,9 +128,9 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         if self._steered is None or self._steered[0].module is not denoiser:
             guide = None if self.guide is None else network_of(self.guide)
             guided = Guided(denoiser, self.guidance, guide, self.max_rows)
-            self._steered = NotedCalls(denoiser, denoiser.forward), guided
+            self._steered = NotedCalls(denoiser, plain_forward(denoiser)), guided
             self._steered[0].expect(self._conditions)
-        self._steered[0].forward = denoiser.forward
+        self._steered[0].forward = plain_forward(denoiser)
         forward = partial(self._forward, denoiser, *self._steered)
         self._replaced.enter_context(replaced(denoiser, "forward", forward))
 

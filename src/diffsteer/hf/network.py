@@ -2,11 +2,12 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import Family, family_of
-from diffsteer.hf.hooks import Replaced, SteersNetwork, replaced
+from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.protocols import NetworkLike, SchedulerLike
 from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 
@@ -73,13 +74,25 @@ def _signature(forward: Hashable) -> inspect.Signature:
     return inspect.signature(forward)  # type: ignore[arg-type]
 
 
+_steered: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def claimed(network: Any) -> Iterator[None]:
+    """Mark a network as steered until exit."""
+    check_free(network)
+    _steered.add(unwrap_compiled(network))
+    yield
+    _steered.discard(unwrap_compiled(network))
+
+
 def check_free(network: Any) -> None:
     """Check that the forward of a network can be replaced.
 
     Raises:
         ValueError: it is steered already, or calls do not pass through it.
     """
-    if isinstance(getattr(network.forward, "__self__", None), SteersNetwork):
+    if unwrap_compiled(network) in _steered:
         raise InputError("this pipeline is steered already: remove the other steering first")
     if getattr(network, "_compiled_call_impl", None) is not None:
         raise InputError(

@@ -23,7 +23,7 @@ from diffsteer.core.parse import parse
 from diffsteer.guidance.denoiser import Cond, chunks, rows_of
 from diffsteer.hf.call import BatchedConditions, NetworkCall, shifted
 from diffsteer.hf.first_call import conditions, require_prompts
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import PipelineNetwork, check_free, network_of, unwrap_compiled
 from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 from diffsteer.refine.noise_registry import refined_before, remember
@@ -160,7 +160,7 @@ class _Given:
 def started_from(pipe: Any, noise: Tensor) -> Iterator[None]:
     """Let a pipeline that draws its noise itself start from noise, `(B, *D)`."""
     network = network_of(pipe)
-    inner = network.forward
+    inner = plain_forward(network)
     reader = BatchedConditions(pipe, network, inner)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

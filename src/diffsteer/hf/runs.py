@@ -1,0 +1,96 @@
+"""Runs of a steered pipeline: of this one, of the network that is steered, and one at a time.
+
+Every pipeline of diffusers asks for a progress bar before its loop, and leaves it after.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from threading import get_ident
+from types import FrameType
+from typing import Any, NoReturn
+from weakref import ref
+
+from diffsteer.core.errors import InputError
+
+
+class Run:
+    """A sampling, in the place of the pipeline's progress bar."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar, self.thread = bar, get_ident()
+        self.ended = self.crossed = False
+
+    def __enter__(self) -> Any:
+        return self.bar.__enter__()
+
+    def __exit__(self, *error: object) -> Any:
+        self.ended = True
+        return self.bar.__exit__(*error)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.bar
+        finally:
+            self.ended = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bar, name)
+
+
+class Runs:
+    """Follows the runs of a pipeline while it is steered.
+
+    Args:
+        pipe: The pipeline, whose method `progress_bar` is replaced by `begin`.
+        parts: Its components that must stay while it is steered, by name.
+    """
+
+    def __init__(self, pipe: Any, parts: dict[str, Any]) -> None:
+        self.pipe, self.parts = pipe, parts
+        self._progress_bar: Callable[..., Any] = pipe.progress_bar
+        self._run: Callable[[], Run | None] = lambda: None
+
+    def begin(self, *args: Any, **kwargs: Any) -> Run:
+        """Begin a run: the progress bar of the pipeline."""
+        for name, part in self.parts.items():
+            if getattr(self.pipe, name) is not part:
+                raise InputError(
+                    f"{name} of this pipeline was replaced while it was steered, and the new one "
+                    "is not: remove the steering, then steer again"
+                )
+        if (other := self._run()) and not other.ended and other.thread != get_ident():
+            other.crossed = True
+            _refuse_threads()
+        run = Run(self._progress_bar(*args, **kwargs))
+        self._run = ref(run)
+        return run
+
+    def check(self) -> None:
+        """Check that a call of the network is one of the current run, or of none."""
+        run = self._run()
+        if run is not None and not run.ended:
+            if run.crossed or run.thread != get_ident():
+                _refuse_threads()
+        elif (other := _calling_pipeline()) not in (None, self.pipe):
+            raise InputError(
+                f"{type(other).__name__} shares its network with the {type(self.pipe).__name__} "
+                "that is steered: steer the pipeline that you call"
+            )
+
+
+def _refuse_threads() -> NoReturn:
+    raise InputError(
+        "two threads sample with one steered pipeline at once, and share its scheduler: let them "
+        "take turns, or give each a pipeline of its own"
+    )
+
+
+def _calling_pipeline() -> Any:
+    """The pipeline of diffusers that called what runs now, if one did."""
+    from diffusers import DiffusionPipeline
+
+    frame: FrameType | None = sys._getframe(1)
+    while frame := frame and frame.f_back:
+        if isinstance(caller := frame.f_locals.get("self"), DiffusionPipeline):
+            return caller
+    return None
