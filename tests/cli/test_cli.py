@@ -1,8 +1,10 @@
 """The command line as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,16 @@ def test_mistakes_end_in_one_line() -> None:
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.startswith("diffsteer: 'nowhere' is neither a schedule (sd, linear,")
     assert done.stderr.count("\n") == 1
+
+
+def test_modules_that_docs_run_are_programs() -> None:
+    """`-m diffsteer.cli.main` imports, does nothing and ends in success."""
+    root = Path(__file__).parents[2]
+    pages = [*root.glob("docs/*.md"), root / "README.md", *root.glob("src/diffsteer/cli/*.py")]
+    names = {n for page in pages for n in re.findall(r"-m (diffsteer[\w.]*)", page.read_text())}
+    assert names
+    for name in names:
+        assert find_spec(f"{name}.__main__"), name
 
 
 def config(folder: Path, **settings) -> Path:

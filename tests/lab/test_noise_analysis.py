@@ -330,7 +330,7 @@ def test_what_is_analysed_is_no_rival_of_itself(tmp_path: Path) -> None:
         found = analyse(study, range(2), 4, 2, 0)
         assert (NUDGED in latents(found, "rivals: teacher")) is listed
         assert ("as fully refined" in found.left_out.get(NUDGED, "")) is not listed
-        assert study.pictures == planned(study, range(2), 2, 0)
+        assert study.pictures == planned(study, range(2), 4, 2, 0)
 
 
 def test_a_rival_that_can_do_nothing_is_left_out_and_says_why(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_rival_that_can_do_nothing_is_left_out_and_says_why(tmp_path: Path) ->
     assert "Left out: NLG(20), since the noise is &lt;known&gt; there." in page
     said = json.loads((tmp_path / "analysis.json").read_text("utf-8"))
     assert [*said["left out"]] == [BEST, NUDGED] and NUDGED not in said["rivals: rows"]
-    assert study.pictures == planned(study, range(2), 2, 0)
+    assert study.pictures == planned(study, range(2), 4, 2, 0)
 
 
 def test_parts_change_nothing(whole: Analysis) -> None:
@@ -360,7 +360,7 @@ def test_planned_is_what_is_sampled() -> None:
         for score in (None, brightness):
             study.pictures = 0
             analyse(study, range(5), 4, 2, 1, score)
-            assert study.pictures == planned(study, range(5), 2, 1, score is not None)
+            assert study.pictures == planned(study, range(5), 4, 2, 1, score is not None)
 
 
 def test_slerp_keeps_the_size_and_meets_its_ends() -> None:
@@ -501,7 +501,10 @@ def test_the_command(
     words += ["--guidance", "CFG(3)", "--steps", 2, "--seeds", "3-4", "--count", 4, "--show", 1]
     words += ["--score", "test_noise_analysis:brightness"]
     run(monkeypatch, *words)
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    assert progress.startswith(f"opening {model}\n")
+    assert "4 noises to refine, then 1" in progress
+    assert re.search(r"\d+/\d+ \[", progress)  # a bar, though no terminal is there
     assert "Does the lowest band carry the result?" in printed and "index.html" in printed
     said = json.loads((out / "analysis.json").read_text("utf-8"))
     assert said["recipe"]["refiner"] == refiner and said["seeds"] == "3-4"
@@ -609,7 +612,7 @@ def test_flux_is_analysed(flux: Recipe, tmp_path: Path) -> None:
         made = []
         studied.progress = made.append
         found = analyse(studied, [0, 1], 2, 2, 1)
-        assert sum(made) == planned(studied, [0, 1], 2, 1)
+        assert sum(made) == planned(studied, [0, 1], 2, 2, 1)
     assert found.shape == (4, 8, 16) and found.verdicts[0].of == 8 * 16
     assert {*found.results.numbers("round trip")} == {*INVERSIONS}
     assert found.results.ratios(ALL)["2"][GUIDED].value < 1e-9

@@ -23,7 +23,7 @@ def train(
 ) -> None:
     """Train a preset; without one, list them. Started again, it goes on from its last checkpoint.
 
-    Run it on several GPUs or machines with `accelerate launch -m diffsteer.cli.main train ...`.
+    Run it on several GPUs or machines with `accelerate launch -m diffsteer.cli train ...`.
 
     Args:
         preset: Name of a preset, or a TOML file like one.

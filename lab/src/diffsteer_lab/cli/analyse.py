@@ -1,5 +1,6 @@
 """`diffsteer refine analyse`; importable without torch."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from diffsteer.metrics.features import Extractor
 
 AS_TRAINED = Recipe(sampler="DDIM()", steps=10)
-"""How the student of `diffsteer train refiner` samples, where its settings do not say otherwise."""
+"""Sampling of the student of `diffsteer train refiner` by default."""
+LOG_SECONDS = 5.0
+"""Seconds between lines of progress where no terminal shows them."""
 
 
 def analyse(
@@ -47,6 +50,10 @@ def analyse(
         show: Images of so many of the first seeds in the page.
         score: As in `diffsteer refine targets`; judges images by strength, and rivals.
     """
+    if not recipe.model or recipe.prompt:
+        raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
+    recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), parse_seeds(seeds)
+    print(f"opening {recipe.model}", file=sys.stderr, flush=True)
     from tqdm import tqdm
 
     from diffsteer.metrics.scores import score_of
@@ -54,17 +61,21 @@ def analyse(
     from diffsteer_lab.noise_analysis.experiment import noise_experiment
     from diffsteer_lab.noise_analysis.files import write
 
-    if not recipe.model or recipe.prompt:
-        raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
-    recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), parse_seeds(seeds)
     judge = score_of(score, device) if score else None
-    with noise_experiment(recipe, device, _extractor(device)) as studied:
-        total = planned(studied, numbers, batch, show, judge is not None)
-        with tqdm(total=total, unit="image", disable=None) as bar:
-            studied.progress = bar.update
-            found = analyse(studied, numbers, count, batch, show, judge)
-    write(found, out)
-    print(*found.verdicts, out / "index.html", sep="\n")
+    with noise_experiment(recipe, device, _extractor(device)) as experiment:
+        total = planned(experiment, numbers, count, batch, show, judge is not None)
+        print(
+            f"{count} noises to refine, then {total - count} images of {recipe.steps} steps, of "
+            f"{len(numbers)} seeds: fewer --seeds cost less, and give wider intervals",
+            file=sys.stderr,
+            flush=True,
+        )
+        pause = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+        with tqdm(total=total, unit="image", mininterval=pause, maxinterval=pause) as bar:
+            experiment.progress = bar.update
+            analysis = analyse(experiment, numbers, count, batch, show, judge)
+    write(analysis, out)
+    print(*analysis.verdicts, out / "index.html", sep="\n")
 
 
 def _extractor(device: str) -> "Extractor | None":

@@ -31,20 +31,29 @@ from diffsteer_lab.noise_analysis.verdict import Verdict, verdicts
 
 
 def planned(
-    experiment: NoiseExperiment, seeds: Sequence[int], batch: int, show: int, judged: bool = False
+    experiment: NoiseExperiment,
+    seeds: Sequence[int],
+    count: int,
+    batch: int,
+    show: int,
+    judged: bool = False,
 ) -> int:
-    """How many images `analyse` samples; `judged`: with a score."""
+    """Number of noises that `analyse` refines for spectra and of images that it samples.
+
+    Arguments are those of `analyse`; `judged` is whether there is a score.
+    """
     texts = [experiment.text(seed) for seed in seeds]
     swaps = partners(texts, experiment.recipe.prompts)
     guided = experiment.guided * (1 + 2 * ("unrelated" in swaps))
     for_prompts = 2 * len(swaps) + len(swaps.keys() - {"empty"})
     each = len(bands(*experiment.shape[-2:])) + 2 * len(KEPT) + len(STRENGTHS) + for_prompts
     each += extra_images(left_out(experiment, judged))
-    return len(seeds) * (3 + guided + each) + 2 * len(STOPS) * _pairs(seeds, batch, show)
+    images = len(seeds) * (3 + guided + each) + 2 * len(STOPS) * _pairs(seeds, batch, show)
+    return count + images
 
 
 def _pairs(seeds: Sequence[int], batch: int, show: int) -> int:
-    """How many ways between noises are shown."""
+    """Number of pairs of noises between which samples are drawn."""
     return len(seeds[: max(min(show, batch), 2)])
 
 

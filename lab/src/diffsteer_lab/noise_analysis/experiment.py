@@ -57,7 +57,7 @@ class NoiseExperiment:
         tokens: Height and width of its noise in patches, where it packs it.
 
     Attributes:
-        progress: Called with the number of images after each part that was sampled.
+        progress: Called with the number of images or noises of each part that is done.
     """
 
     def __init__(

@@ -99,6 +99,7 @@ def spectra(experiment: NoiseExperiment, count: int, batch: int) -> dict[str, Sp
         noise_spectra[REFINED].add(
             noise, experiment.refined(noise, [experiment.text(s) for s in seeds])
         )
+        experiment.progress(len(seeds))
     return noise_spectra
 
 
