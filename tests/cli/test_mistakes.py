@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train binary.toml", "binary.toml cannot be read"),
         ("train absent.toml", "absent.toml"),
         ("train fast-model", "'fast-model' is no preset: there are "),
-        ("sample a/b/c --prompt x", "'a/b/c' cannot be loaded as a model of diffusers"),
+        ("sample a/b/c --prompt x", "no model 'a/b/c': there is no such folder"),
         ("sample model --prompt x", "'model' cannot be loaded as a model of diffusers"),
         ("sample pocket --device cudas", "device='cudas' cannot be used here"),
         ("sample pocket --device meta:-1", "device='meta:-1' cannot be used here"),

@@ -15,6 +15,7 @@ from diffsteer.generate.networks import guidance_of, require_only
 from diffsteer.generate.options import EDM2Options
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Guidance
+from diffsteer.hf.load import complete_weights
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.models.edm2.config import read_config
@@ -60,7 +61,8 @@ class Decoder:
                 f"{model} samples latents, and what decodes them is in none of "
                 f"{', '.join(map(str, places))}: put diffusers' AutoencoderKL folder there"
             )
-        vae = AutoencoderKL.from_pretrained(folder).to(device).eval()
+        with complete_weights(bar=False):
+            vae = AutoencoderKL.from_pretrained(folder).to(device).eval()
         vae.requires_grad_(False)
         return cls(encoder, vae)
 

@@ -229,7 +229,12 @@ def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tenso
         stack.enter_context(_results(pipe.scheduler, "step", last))
         if hasattr(vae := getattr(pipe, "vae", None), "decode"):
             stack.enter_context(_results(vae, "decode", decoded))
-        output = pipe(**call, output_type="np").images
+        try:
+            output = pipe(**call, output_type="np").images
+        except InputError:
+            raise
+        except ValueError as error:  # such as of a size that is no multiple of 8
+            raise InputError(f"{type(pipe).__name__} refuses this call: {error}") from error
     floats = [*last, torch.from_numpy(output)] + ([torch.cat([*decoded])] if decoded else [])
     pil = pipe.numpy_to_pil(np.nan_to_num(output))
     pixels = np.stack([np.array(image.convert("RGB")) for image in pil])

@@ -170,7 +170,20 @@ def _check_residuals(main: Any, guide: Any, cond: Cond) -> None:
         )
 
 
+CONDITIONED = (
+    *("addition_embed_type", "class_embed_type", "num_class_embeds", "num_embeds_ada_norm"),
+    *("encoder_hid_dim", "projection_class_embeddings_input_dim", "pooled_projection_dim"),
+    *("time_cond_proj_dim", "guidance_embeds"),
+)
+"""What the configurations of networks say of the conditions that they take."""
+
+
 def _check_fit(main: Any, guide: Any) -> None:
+    if family_of(main) != family_of(guide):
+        raise InputError(
+            f"a guide of {type(guide).__name__} does not take what a {type(main).__name__} is "
+            "called with: give a network of the same architecture"
+        )
     sizes, others = ((m.config.in_channels, channels(m)) for m in (main, guide))
     if sizes != others:
         raise InputError(
@@ -183,4 +196,11 @@ def _check_fit(main: Any, guide: Any) -> None:
             raise InputError(
                 f"the guide reads text of width {widths[1]}, the network of width {widths[0]}: "
                 "both must take the same prompt"
+            )
+    for name in CONDITIONED:
+        own, other = (getattr(m.config, name, None) for m in (main, guide))
+        if own != other:
+            raise InputError(
+                f"the guide has {name}={other!r}, the network {own!r}: both must take the same "
+                "conditions"
             )

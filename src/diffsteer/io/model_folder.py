@@ -1,18 +1,51 @@
 """Folder of a model: weights in `model.safetensors`, everything else in `config.json`."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.atomic import atomic_folder, umask
+from diffsteer.io.extensions import LAB, extensions
 from diffsteer.io.strict import read_object, read_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = "model_index.json"
+"""Of a pipeline of diffusers."""
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def require_model(name: str, files: tuple[str, ...]) -> None:
+    """Check, before a library or the hub is asked, that a name can be that of a model.
+
+    Args:
+        name: Of a model that ships, a folder, or a hub id NAME/MODEL.
+        files: One of which a folder has to hold.
+
+    Raises:
+        FileNotFoundError: it is none of these.
+        InputError: it is a file, or a folder without a model.
+    """
+    path, ships = Path(name), (*LAB["models"], *extensions("models"))
+    if path.is_dir() and not any((path / file).is_file() for file in files):
+        inner = next((p.parent for file in files for p in path.glob(f"*/{file}")), None)
+        hint = "one that save_pretrained or `diffsteer convert` wrote" if inner is None else inner
+        raise InputError(f"{name} is a folder without {' or '.join(files)}: give {hint}")
+    if path.is_file():
+        raise InputError(
+            f"{name} is a file, and models are folders: load it by from_single_file of diffusers, "
+            "and give the folder that its save_pretrained writes"
+        )
+    if not (path.exists() or name in ships or HUB_ID.fullmatch(name)):
+        raise FileNotFoundError(
+            f"no model {name!r}{did_you_mean(name, ships)}: there is no such folder, a hub id is "
+            f"NAME/MODEL, and those that ship are {', '.join(dict.fromkeys(ships))}"
+        )
 
 
 def write_model(

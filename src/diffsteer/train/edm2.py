@@ -30,6 +30,7 @@ from diffsteer.core.prediction import Preconditioned
 from diffsteer.core.schedule import EDM
 from diffsteer.generate.base import require_finite
 from diffsteer.guidance import CFG
+from diffsteer.hf.load import complete_weights
 from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
 from diffsteer.models.edm2.model import EDM2, Checkpoint
 from diffsteer.train.latents import Latents, cached
@@ -119,7 +120,8 @@ class EDM2Task(Task):
         if settings.vae:
             from diffusers import AutoencoderKL
 
-            self.vae: Any = AutoencoderKL.from_pretrained(settings.vae).float().eval()
+            with complete_weights(bar=False):
+                self.vae: Any = AutoencoderKL.from_pretrained(settings.vae).float().eval()
             self.vae.requires_grad_(False)
 
     @override

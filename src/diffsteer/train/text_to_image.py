@@ -13,7 +13,7 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.generate.base import require_finite
-from diffsteer.hf.load import load
+from diffsteer.hf.load import complete_weights, load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import Latents, cached
@@ -196,7 +196,8 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
             f"settings.scheduler has no {unknown[0]!r}: there are {', '.join(list(known)[1:])}"
         )
     if settings.unet is not None and settings.text is not None:
-        vae = AutoencoderKL.from_pretrained(settings.start)
+        with complete_weights(bar=False):
+            vae = AutoencoderKL.from_pretrained(settings.start)
         tokenizer = tokenizer_for(captions)
         ends = {"bos_token_id", "eos_token_id", "pad_token_id"}
         config = CLIPTextConfig(
