@@ -19,8 +19,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffsteer import CFG, EDM, Auto, Denoiser, Guidance, Heun, Noise, Preconditioned, grid
-from diffsteer.core.noise import Draw
+from diffsteer import CFG, EDM, Auto, Guidance, Heun, Preconditioned, grid
+from diffsteer.core.noise import Draw, Noise
+from diffsteer.guidance import Denoiser
 from diffsteer.models.edm2.generate import Loop, guided
 from diffsteer.models.edm2.model import EDM2, network
 

@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from diffsteer import Branch, Guidance, GuidanceState, Queries
+from diffsteer import Guidance
+from diffsteer.guidance import Branch, GuidanceState, Queries
 from diffsteer.hf.load import load
 from diffsteer.steering import steer
 

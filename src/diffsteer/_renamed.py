@@ -54,18 +54,27 @@ MODULES = {
     "diffsteer.train.own": "diffsteer.train.captioned_images",
     "diffsteer.weight": "diffsteer.core.loss_weight",
 }
+_GUIDANCE = (
+    *("Answer", "Branch", "Denoiser", "GuidanceState", "Network", "Plan", "Queries"),
+    *("class_gradient", "lockstep", "rescale", "rescale_centred", "run"),
+)
+_QUERIES = {
+    "Asking": "diffsteer.guidance:Queries",
+    "Point": "diffsteer.guidance:GuidanceState",
+    "together": "diffsteer.guidance:lockstep",
+}
 NAMES = {
     "diffsteer": {
-        "Asking": "diffsteer:Queries",
+        **{name: f"diffsteer.guidance:{name}" for name in _GUIDANCE},
+        **_QUERIES,
+        "CLEAN": "diffsteer.core.level:CLEAN",
+        "Denoised": "diffsteer.core.sampler:Denoised",
         "Kind": "diffsteer:Prediction",
-        "Point": "diffsteer:GuidanceState",
-        "together": "diffsteer:lockstep",
+        "Noise": "diffsteer.core.noise:Noise",
+        "Step": "diffsteer.core.sampler:Step",
+        "trace": "diffsteer.core.sampler:trace",
     },
-    "diffsteer.branch": {
-        "Asking": "diffsteer:Queries",
-        "Point": "diffsteer:GuidanceState",
-        "together": "diffsteer:lockstep",
-    },
+    "diffsteer.branch": _QUERIES,
     "diffsteer.recipe": {
         "digest": "diffsteer.io.hashing:digest",
         "recalled": "diffsteer.generate.recipe:recipe_of_png",
@@ -77,6 +86,7 @@ NAMES = {
         "rendering": "diffsteer.generate.pipelines:open_pipeline",
         "rendering_by": "diffsteer.generate.pipelines:configured",
     },
+    "diffsteer.oracle": {"Gaussians": "diffsteer_lab.toy.mixture:Gaussians"},
     "diffsteer.prediction": {"Kind": "diffsteer:Prediction"},
     "diffsteer.train.data": {"Emoji": "diffsteer_lab.emoji:Emoji"},
 }

@@ -739,7 +739,8 @@ def test_pictures(name: str, here: Path) -> None:
     assert (Path("again") / old[-1]).exists()
     for path in Path("again").rglob("*.png"):
         was = folder / path.relative_to("again")
-        assert abs(pixels(path) - pixels(was)).max() <= 1
+        if name != "ddim":  # 0.1.0 drew the noise of AutoNoise by the place in the batch
+            assert abs(pixels(path) - pixels(was)).max() <= 1
         known = said(was)
         if "--prompts" in options:
             del known["made_by"]  # the hash of all prompts, of which --from knows one

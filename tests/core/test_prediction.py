@@ -3,19 +3,8 @@
 import pytest
 import torch
 
-from diffsteer import (
-    CLEAN,
-    EDM,
-    X0,
-    Cosine,
-    Discrete,
-    Eps,
-    Flow,
-    Level,
-    Preconditioned,
-    V,
-    Velocity,
-)
+from diffsteer import EDM, X0, Cosine, Discrete, Eps, Flow, Level, Preconditioned, V, Velocity
+from diffsteer.core.level import CLEAN
 
 F64 = torch.float64
 KINDS = [Eps(), X0(), V(), Velocity(), Preconditioned(0.5), Preconditioned(1.0)]

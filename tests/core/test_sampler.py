@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from diffsteer import (
-    CLEAN,
     DDIM,
     DDPM,
     EDM,
     X0,
     Ancestral,
     Cosine,
-    Denoised,
     Discrete,
     DPMpp2M,
     Eps,
@@ -23,17 +21,18 @@ from diffsteer import (
     Heun,
     Karras,
     Level,
-    Noise,
     Sampler,
     UniPC,
     V,
     Velocity,
     grid,
     sample,
-    trace,
 )
+from diffsteer.core.level import CLEAN
+from diffsteer.core.noise import Noise
 from diffsteer.core.oracle import Bright, Gaussian, Mixture, antithetic, as_network
 from diffsteer.core.parse import subclasses
+from diffsteer.core.sampler import Denoised, trace
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from diffsteer import CLEAN, EDM, SPACINGS, Cosine, Discrete, Flow, Karras, grid, respaced
+from diffsteer import EDM, SPACINGS, Cosine, Discrete, Flow, Karras, grid, respaced
+from diffsteer.core.level import CLEAN
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()

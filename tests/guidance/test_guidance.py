@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+import diffsteer
 from diffsteer import (
     APG,
     CFG,
@@ -16,39 +17,41 @@ from diffsteer import (
     SAG,
     SEG,
     X0,
-    Answer,
     Auto,
     AutoDropout,
     AutoNoise,
-    Branch,
     CFGZero,
     Clamped,
     Classifier,
     Cosine,
-    Denoiser,
     Discrete,
     DPMpp2M,
     Eps,
     Flow,
     Guidance,
-    GuidanceState,
     Heun,
     Karras,
-    Network,
     Preconditioned,
     UniPC,
     V,
     Velocity,
-    class_gradient,
     grid,
-    lockstep,
     parse,
     plan,
-    rescale,
-    run,
 )
 from diffsteer.core.oracle import Gaussian, Mixture
 from diffsteer.core.parse import subclasses
+from diffsteer.guidance import (
+    Answer,
+    Branch,
+    Denoiser,
+    GuidanceState,
+    Network,
+    class_gradient,
+    lockstep,
+    rescale,
+    run,
+)
 from diffsteer.guidance.base import Rescaled, Within, composable
 
 F64 = torch.float64
@@ -209,7 +212,7 @@ def test_guidance_in_an_interval() -> None:
 def parts(at, **means):
     """A denoiser on images whose every condition is a Gaussian of another mean."""
     oracles = {name: Gaussian(m, 0.5) for name, m in means.items()}
-    return denoiser(None, at.kind, oracles, len(at.x)), oracles
+    return denoiser(None, at.prediction, oracles, len(at.x)), oracles
 
 
 @pytest.mark.parametrize("kind", [V(), Velocity()], ids=repr)
@@ -231,10 +234,13 @@ def test_rescaled_is_algorithm_2_in_the_networks_space() -> None:
     base, oracles = parts(at, cond=1.0, null=0.2)
     got = run(CFG(7.5).rescaled(0.7).shift(at), lambda bs: base.evaluate(bs, at))
     c, n = (
-        at.kind.output_for_x0(at.x, oracles[k](at.x, at.level), at.level) for k in ("cond", "null")
+        at.prediction.output_for_x0(at.x, oracles[k](at.x, at.level), at.level)
+        for k in ("cond", "null")
     )
     v = rescale(n + 7.5 * (c - n), c, 0.7)
-    torch.testing.assert_close(got + oracles["cond"](at.x, at.level), at.kind.x0(at.x, v, at.level))
+    torch.testing.assert_close(
+        got + oracles["cond"](at.x, at.level), at.prediction.x0(at.x, v, at.level)
+    )
 
 
 def test_apg_is_cfg_less_its_parallel_part() -> None:
@@ -255,16 +261,17 @@ def test_cfg_zero() -> None:
     """The null output is scaled to fit; in the first steps the flow stands still."""
     at = point(Velocity(), Flow(), 0.6)
     base, oracles = parts(at, cond=1.0, null=0.2)
-    later = GuidanceState(at.x, at.level, at.kind, step=1)
+    later = GuidanceState(at.x, at.level, at.prediction, step=1)
 
     def guided(where):
         shift = run(CFGZero(3).shift(where), lambda bs: base.evaluate(bs, where))
         x0 = oracles["cond"](at.x, at.level) + shift
-        return at.kind.output_for_x0(at.x, x0, at.level)
+        return at.prediction.output_for_x0(at.x, x0, at.level)
 
     torch.testing.assert_close(guided(at), torch.zeros_like(at.x), atol=1e-9, rtol=0)
     c, n = (
-        at.kind.output_for_x0(at.x, oracles[k](at.x, at.level), at.level) for k in ("cond", "null")
+        at.prediction.output_for_x0(at.x, oracles[k](at.x, at.level), at.level)
+        for k in ("cond", "null")
     )
     s = ((c * n).sum((1, 2, 3)) / (n * n).sum((1, 2, 3)))[:, None, None, None]
     torch.testing.assert_close(guided(later), s * n + 3 * (c - s * n))
@@ -415,7 +422,7 @@ def test_together_in_lockstep() -> None:
     def evaluate(branches):
         rounds.append([b.cond for b in branches])
         at = point()
-        return [Answer(at.x, at.x, at.level, at.kind, {b.cond: at.x}) for b in branches]
+        return [Answer(at.x, at.x, at.level, at.prediction, {b.cond: at.x}) for b in branches]
 
     short, long, none = run(lockstep(asker("a"), asker("bac"), asker("")), evaluate)
     assert rounds == [["a", "b"], ["c"]]  # the second "a" is known from the first round
@@ -435,7 +442,7 @@ def test_a_branch_is_asked_again_for_what_it_did_not_record() -> None:
     def evaluate(branches):
         asked.extend(b.record for b in branches)
         maps = [dict.fromkeys(b.record, at.x) for b in branches]
-        return [Answer(at.x, at.x, at.level, at.kind, found) for found in maps]
+        return [Answer(at.x, at.x, at.level, at.prediction, found) for found in maps]
 
     seen, again = run(asker(), evaluate)
     assert list(seen) == ["mid"] and again is seen and asked == [(), ("mid",)]
@@ -445,14 +452,14 @@ def test_a_branch_is_asked_again_for_what_it_did_not_record() -> None:
 def test_max_rows_splits_without_a_difference(max_rows) -> None:
     at = point(batch=3)
     oracles = {"cond": Gaussian(1.0), "null": Gaussian(0.2), "guide": Gaussian(-0.3)}
-    whole = denoiser(CFG(4) + Auto(2), at.kind, oracles, 3)
+    whole = denoiser(CFG(4) + Auto(2), at.prediction, oracles, 3)
     sizes = []
 
     def counted(net):
         return Network(lambda x, level, cond: sizes.append(len(x)) or net.call(x, level, cond))
 
     nets = {name: counted(net) for name, net in whole.nets.items()}
-    split = Denoiser(nets, whole.conds, at.kind, whole.guidance, max_rows)
+    split = Denoiser(nets, whole.conds, at.prediction, whole.guidance, max_rows)
     torch.testing.assert_close(split(at.x, at.level), whole(at.x, at.level), atol=1e-12, rtol=0)
     assert sum(sizes) == 9 and max(sizes) <= (max_rows or 6)
 
@@ -466,7 +473,7 @@ def test_conditions_of_other_length_run_apart() -> None:
         return cond["text"].mean(dim=1)[:, None, None, None] * x
 
     conds = {"cond": {"text": torch.ones(2, 7)}, "null": {"text": torch.zeros(2, 5)}}
-    Denoiser({"main": Network(call)}, conds, at.kind, CFG(3))(at.x, at.level)
+    Denoiser({"main": Network(call)}, conds, at.prediction, CFG(3))(at.x, at.level)
     assert calls == [2, 2]
 
 
@@ -576,15 +583,17 @@ def test_texts_that_are_no_guidance(text: str) -> None:
 
 def test_what_is_not_there() -> None:
     at = point()
-    alone = Denoiser({"main": Network(lambda x, level, cond: x)}, {"cond": {}}, at.kind, CFG(3))
+    alone = Denoiser(
+        {"main": Network(lambda x, level, cond: x)}, {"cond": {}}, at.prediction, CFG(3)
+    )
     with pytest.raises(ValueError, match="asks for the condition 'null', there is cond"):
         alone(at.x, at.level)
     for guidance, says in ((Auto(2), "asks for a network 'guide'"), (PAG(2), "no attention layer")):
-        broken = Denoiser(alone.nets, {"cond": {}, "null": {}}, at.kind, guidance)
+        broken = Denoiser(alone.nets, {"cond": {}, "null": {}}, at.prediction, guidance)
         with pytest.raises(ValueError, match=says):
             broken(at.x, at.level)
     with pytest.raises(ValueError, match="max_rows=0"):
-        Denoiser(alone.nets, {}, at.kind, None, 0)
+        Denoiser(alone.nets, {}, at.prediction, None, 0)
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DDPM, DPMpp2M(), UniPC()], ids=repr)
@@ -648,3 +657,14 @@ def test_a_chain_that_parses_prints() -> None:
 def test_errors_name_the_class_and_the_field() -> None:
     with pytest.raises(ValueError, match="^CFG: scale must be a finite number, got inf$"):
         CFG(math.inf)
+
+
+def test_names_of_the_last_version() -> None:
+    """`kind` is `prediction`, and plumbing is in `diffsteer.guidance`; both work with a warning."""
+    with pytest.warns(DeprecationWarning, match="Denoiser: kind is prediction now"):
+        made = Denoiser({}, {}, kind=V())
+    with pytest.warns(DeprecationWarning, match="kind is prediction now"):
+        assert made.kind == made.prediction == V()
+    assert replace(made, prediction=Eps()).prediction == Eps()
+    with pytest.warns(DeprecationWarning, match=r"Denoiser is diffsteer.guidance.Denoiser now"):
+        assert diffsteer.Denoiser is Denoiser

@@ -16,10 +16,10 @@ from diffsteer import (
     Schedule,
     Weight,
     grid,
-    trace,
 )
 from diffsteer.core.oracle import Gaussian, as_network
 from diffsteer.core.parse import subclasses
+from diffsteer.core.sampler import trace
 
 F64 = torch.float64
 SAMPLERS = {c.__name__: c for c in subclasses(Sampler) if c is not Ancestral}

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from diffsteer import DDIM, X0, Discrete, V, Velocity, grid, rescale, rescale_centred
+from diffsteer import DDIM, X0, Discrete, V, Velocity, grid
 from diffsteer.core.oracle import Gaussian
+from diffsteer.guidance import rescale, rescale_centred
 
 BOTH = pytest.mark.parametrize("act", [rescale, rescale_centred])
 

@@ -10,8 +10,10 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import DDIM, DDPM, Discrete, DPMpp2M, Noise, Sampler, UniPC, V, grid, trace
+from diffsteer import DDIM, DDPM, Discrete, DPMpp2M, Sampler, UniPC, V, grid
+from diffsteer.core.noise import Noise
 from diffsteer.core.oracle import Bright, Gaussian, antithetic
+from diffsteer.core.sampler import trace
 from diffsteer.hf.scheduler import SteerScheduler
 
 F64 = torch.float64

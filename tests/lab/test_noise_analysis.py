@@ -36,8 +36,8 @@ from diffsteer_lab.noise_analysis.trajectory import ALL, LAYOUT, TEACHER, images
 from PIL import Image
 from torch import Tensor
 
-from diffsteer import Noise
 from diffsteer.cli.main import main
+from diffsteer.core.noise import Noise
 from diffsteer.generate.from_noise import sample_from_noise
 from diffsteer.generate.pipelines import configured, open_pipeline
 from diffsteer.generate.recipe import Recipe

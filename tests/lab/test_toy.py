@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffsteer_lab.toy import study
 from diffsteer_lab.toy.measure import Figures, Truth
+from diffsteer_lab.toy.mixture import Gaussians
 from diffsteer_lab.toy.net import LogDensity, network
 from diffsteer_lab.toy.report import claims, table
 from diffsteer_lab.toy.study import AUTO, CFG, PLAIN, TRUNCATED, WAYS, Row, Study
@@ -17,10 +18,11 @@ from diffsteer_lab.toy.training import Training
 from diffsteer_lab.toy.tree import branches, cells, mixture
 from torch import Tensor
 
-from diffsteer import EDM, Cosine, Denoiser, Eps, Level
+from diffsteer import EDM, Cosine, Eps, Level
 from diffsteer.cli.main import main
 from diffsteer.core.level import CLEAN
-from diffsteer.core.oracle import Gaussian, Gaussians
+from diffsteer.core.oracle import Gaussian
+from diffsteer.guidance import Denoiser
 
 F64 = torch.float64
 LEVELS = [EDM().at(s) for s in (0.002, 0.1, 5.0)] + [Cosine().at(t) for t in (0.3, 0.9)]
@@ -106,7 +108,7 @@ def test_levels_of_single_points_and_parts(monkeypatch: pytest.MonkeyPatch) -> N
     together = exact.score(x, Level(sigma, torch.ones(7, dtype=F64), sigma))
     alone = torch.cat([exact.score(x[i : i + 1], EDM().at(s)) for i, s in enumerate(sigma)])
     torch.testing.assert_close(together, alone, atol=1e-9, rtol=1e-12)
-    monkeypatch.setattr("diffsteer.core.oracle.BLOCK", 3 * 1016)
+    monkeypatch.setattr("diffsteer_lab.toy.mixture.BLOCK", 3 * 1016)
     parts = exact.score(x, Level(sigma, torch.ones([], dtype=F64), sigma))
     torch.testing.assert_close(parts, alone, atol=1e-9, rtol=1e-12)
 

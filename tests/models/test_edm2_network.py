@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffsteer import CFG, EDM, PAG, Auto, Denoiser, Preconditioned, grid
+from diffsteer import CFG, EDM, PAG, Auto, Preconditioned, grid
+from diffsteer.guidance import Denoiser
 from diffsteer.models.edm2.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from diffsteer.models.edm2.model import EDM2, network
 

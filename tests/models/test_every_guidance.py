@@ -7,18 +7,8 @@ import torch
 from tiny import random_weights
 from torch import Tensor
 
-from diffsteer import (
-    DDIM,
-    EDM,
-    Ancestral,
-    Denoiser,
-    Discrete,
-    Guidance,
-    Preconditioned,
-    grid,
-    parse,
-    sample,
-)
+from diffsteer import DDIM, EDM, Ancestral, Discrete, Guidance, Preconditioned, grid, parse, sample
+from diffsteer.guidance import Denoiser
 from diffsteer.models.adm.checkpoint import Diffusion
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.unet import ADM, ADMClassifier

@@ -14,13 +14,14 @@ import tiny
 import torch
 from PIL import Image
 
-from diffsteer import EDM, Auto, Denoiser, Heun, Noise, Preconditioned, grid
+from diffsteer import EDM, Auto, Heun, Preconditioned, grid
 from diffsteer.cli.main import app
 from diffsteer.cli.sample import Published
 from diffsteer.cli.sample import sample as sample_command
+from diffsteer.core.noise import Noise
 from diffsteer.core.parse import parse
 from diffsteer.generate.edm2 import Decoder
-from diffsteer.guidance import Guidance
+from diffsteer.guidance import Denoiser, Guidance
 from diffsteer.models.edm2.generate import Loop, generate, guided, latents, pixels
 from diffsteer.models.edm2.model import EDM2, network
 from diffsteer.models.edm2.presets import Net, Preset, preset, presets

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffsteer import Noise, grid
+from diffsteer import grid
 from diffsteer.cli.refine import targets
 from diffsteer.cli.sample import sample
 from diffsteer.cli.train import train
+from diffsteer.core.noise import Noise
 from diffsteer.core.sampler import DDIM
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe, recipe_of_png

@@ -29,12 +29,12 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
     steered = parse(guidance, Guidance)
     source, _, own = load(schedule)
     spacing = spacing or own or source.spacing
-    kind = Velocity() if isinstance(source, Flow) else V()
+    prediction = Velocity() if isinstance(source, Flow) else V()
     x = torch.zeros(1, 4, 8, 8)
     levels = grid(source, steps, spacing)[:-1]
     costs = []
     for i, level in enumerate(levels):
-        at = GuidanceState(x, level, kind, i, source)
+        at = GuidanceState(x, level, prediction, i, source)
         costs.append(planned(with_conditional(steered.shift(at)), at))
     lines = [f"{steered!r} on {schedule}, {steps} steps, {spacing}:"]
     for cost, run in groupby(range(steps), key=lambda i: costs[i]):

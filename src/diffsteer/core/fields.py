@@ -1,11 +1,14 @@
 """Field types of value objects that are checked once, by `check_fields` in `__post_init__`."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from diffsteer.core.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,34 @@ def check_fields(value: object) -> None:
         for rule in getattr(hint, "__metadata__", ()):
             if isinstance(rule, Rule) and not rule.holds(given := getattr(value, name)):
                 raise InputError(f"{cls.__name__}: {name} must be {rule.expected}, got {given!r}")
+
+
+def renamed_fields(**names: str) -> Callable[[type[T]], type[T]]:
+    """Let a class take and show fields under old names as well, with a `DeprecationWarning`.
+
+    Args:
+        names: From old names to new ones.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        init = cls.__init__
+
+        def warned(old: str) -> str:
+            message = f"{cls.__name__}: {old} is {names[old]} now"
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
+            return names[old]
+
+        def __init__(self: T, *args: Any, **kwargs: Any) -> None:
+            for old in names.keys() & kwargs.keys():
+                kwargs[warned(old)] = kwargs.pop(old)
+            init(self, *args, **kwargs)
+
+        def alias(old: str) -> property:
+            return property(lambda self: getattr(self, warned(old)))
+
+        cls.__init__ = __init__  # type: ignore[assignment, method-assign]
+        for old in names:
+            setattr(cls, old, alias(old))
+        return cls
+
+    return decorate

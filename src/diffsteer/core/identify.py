@@ -42,9 +42,9 @@ def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0)
         level = schedule.at(schedule.share(torch.tensor(share)))
         eps = noise(x0)
         out = network(level.mix(x0, eps), level)
-        for kind in errors:
-            target = kind.target(x0, eps, level)
-            errors[kind] += ((out - target).square().mean() / target.square().mean()).item()
+        for prediction in errors:
+            target = prediction.target(x0, eps, level)
+            errors[prediction] += ((out - target).square().mean() / target.square().mean()).item()
     best, second = sorted(errors, key=errors.__getitem__)[:2]
     if not errors[second] > 1.2 * errors[best]:
         said = ", ".join(f"{type(k).__name__} {e / len(SHARES):.3g}" for k, e in errors.items())

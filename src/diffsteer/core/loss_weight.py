@@ -24,7 +24,7 @@ class Weight(ABC):
     """How much the squared error at a level counts."""
 
     @abstractmethod
-    def at(self, level: Level, kind: Prediction) -> Tensor:
+    def at(self, level: Level, prediction: Prediction) -> Tensor:
         """Weight of the mean squared error of the network's output, of the shape of `level.alpha`.
 
         Raises:
@@ -37,7 +37,7 @@ class Uniform(Weight):
     """Every level the same, in the output's own space; lambda_t = 1 of Lin et al. 2023 with V."""
 
     @override
-    def at(self, level: Level, kind: Prediction) -> Tensor:
+    def at(self, level: Level, prediction: Prediction) -> Tensor:
         return torch.ones_like(_noisy(level).alpha)
 
 
@@ -57,9 +57,9 @@ class MinSNR(Weight):
         _positive("gamma", self.gamma)
 
     @override
-    def at(self, level: Level, kind: Prediction) -> Tensor:
+    def at(self, level: Level, prediction: Prediction) -> Tensor:
         level = _floored(_noisy(level))
-        return level.snr.clamp(max=self.gamma) * _gain(level, kind)
+        return level.snr.clamp(max=self.gamma) * _gain(level, prediction)
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class SoftMinSNR(Weight):
         _positive("gamma", self.gamma)
 
     @override
-    def at(self, level: Level, kind: Prediction) -> Tensor:
+    def at(self, level: Level, prediction: Prediction) -> Tensor:
         level = _floored(_noisy(level))
-        return self.gamma / (1 + self.gamma / level.snr) * _gain(level, kind)
+        return self.gamma / (1 + self.gamma / level.snr) * _gain(level, prediction)
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class EDMWeight(Weight):
         _positive("sigma_data", self.sigma_data)
 
     @override
-    def at(self, level: Level, kind: Prediction) -> Tensor:
+    def at(self, level: Level, prediction: Prediction) -> Tensor:
         level = _floored(_noisy(level))
-        return (level.snr + self.sigma_data**-2) * _gain(level, kind)
+        return (level.snr + self.sigma_data**-2) * _gain(level, prediction)
 
 
-def _gain(level: Level, kind: Prediction) -> Tensor:
+def _gain(level: Level, prediction: Prediction) -> Tensor:
     """Squared error of x0 for one of the output."""
-    return (level.sigma / kind.det(level)) ** 2
+    return (level.sigma / prediction.det(level)) ** 2
 
 
 def _floored(level: Level) -> Level:

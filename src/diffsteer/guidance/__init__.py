@@ -1,10 +1,15 @@
 """Ways to steer a prediction. Importing the package registers all of them for `parse`."""
 
+from diffsteer.guidance.attention_taps import BlurQuery, Edit, Identity
 from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
 from diffsteer.guidance.base import Clamped, Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
-from diffsteer.guidance.classifier import Classifier
+from diffsteer.guidance.classifier import Classifier, class_gradient
+from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.perturbed import PAG, SEG
+from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
+from diffsteer.guidance.rescale import rescale, rescale_centred
+from diffsteer.guidance.row_dropout import Dropout
 from diffsteer.guidance.sag import SAG
 
 __all__ = [
@@ -20,4 +25,20 @@ __all__ = [
     "Clamped",
     "Classifier",
     "Guidance",
+    "Answer",
+    "Branch",
+    "GuidanceState",
+    "Plan",
+    "Queries",
+    "lockstep",
+    "run",
+    "Denoiser",
+    "Network",
+    "BlurQuery",
+    "Edit",
+    "Identity",
+    "Dropout",
+    "class_gradient",
+    "rescale",
+    "rescale_centred",
 ]

@@ -250,8 +250,8 @@ class Rescaled(Guidance):
         shift = yield from self.inner.shift(at)
         (cond,) = yield (Branch(),)
         act = rescale_centred if self.centred else rescale
-        guided = at.kind.output_for_x0(at.x, cond.x0 + shift, at.level)
-        return at.kind.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0
+        guided = at.prediction.output_for_x0(at.x, cond.x0 + shift, at.level)
+        return at.prediction.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0
 
 
 @composable("clamped")

@@ -85,7 +85,7 @@ class CFGZero(Guidance):
             cond, null = yield Branch(), Branch(cond="null")
             base = _share(cond.out, null.out) * null.out
             guided = base + self.scale * (cond.out - base)
-        return at.kind.x0(at.x, guided, at.level) - cond.x0
+        return at.prediction.x0(at.x, guided, at.level) - cond.x0
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
-from diffsteer.guidance import Guidance
 from diffsteer.guidance.attention_taps import Score, Tap, Using, matching, tapped
+from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import (
     Answer,
     Branch,
@@ -53,6 +54,7 @@ class Network:
     score: Score | None = None
 
 
+@renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
 class Denoiser:
     """A guided network as a function (x, level) -> x0, for any sampler.
@@ -62,7 +64,7 @@ class Denoiser:
     Args:
         nets: Networks by name; "main", "guide" for autoguidance, "classifier" for its guidance.
         conds: Conditions by name; "cond", and "null" for CFG.
-        kind: What the networks predict.
+        prediction: What the networks predict.
         guidance: Any sum of guidances, or None.
         max_rows: Most rows of one pass, where memory is short.
         schedule: What the networks were trained on, for guidances that ask them at other levels.
@@ -76,7 +78,7 @@ class Denoiser:
 
     nets: Mapping[str, Network]
     conds: Mapping[str, Cond]
-    kind: Prediction
+    prediction: Prediction
     guidance: Guidance | None = None
     max_rows: int | None = None
     schedule: Schedule | None = None
@@ -139,7 +141,7 @@ class Denoiser:
             run(with_conditional(self.guidance.shift(at)), check)
 
     def _state(self, x: Tensor, level: Level) -> GuidanceState:
-        return GuidanceState(x, level, self.kind, self.step, self.schedule, self.seeds)
+        return GuidanceState(x, level, self.prediction, self.step, self.schedule, self.seeds)
 
     def evaluate(self, branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
         """Answer every branch, those that stack in one pass."""
@@ -191,7 +193,7 @@ class Denoiser:
                 outs.append(net.call(x[rows], level, part))
         found = torch.split(_stacked(outs), size)
         return [
-            _answer(out, given, level, at.kind, {n: _stacked(m) for n, m in seen.items()})
+            _answer(out, given, level, at.prediction, {n: _stacked(m) for n, m in seen.items()})
             for out, given, seen in zip(found, inputs, maps, strict=True)
         ]
 
@@ -234,13 +236,13 @@ def _within(rows: slice, i: int, size: int) -> slice:
 
 
 def _answer(
-    out: Tensor, x: Tensor, level: Level, kind: Prediction, maps: dict[str, Tensor]
+    out: Tensor, x: Tensor, level: Level, prediction: Prediction, maps: dict[str, Tensor]
 ) -> Answer:
     """Tell the prediction and a learned variance apart."""
     if out.shape[1:2] != (2 * x.shape[1],):
-        return Answer(out, x, level, kind, maps)
+        return Answer(out, x, level, prediction, maps)
     half, variance = out.chunk(2, dim=1)
-    return Answer(half, x, level, kind, maps, variance)
+    return Answer(half, x, level, prediction, maps, variance)
 
 
 def chunks(rows: int, most: int | None) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
@@ -58,6 +59,7 @@ class Branch:
         return None if self.level is None else self.level.t.item()
 
 
+@renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What the network said of a branch.
@@ -66,7 +68,7 @@ class Answer:
         out: Its output, `(B, *D)`.
         x: The input it was asked for.
         level: The level of the input.
-        kind: What the output predicts.
+        prediction: What the output predicts.
         maps: Attention scores of the recorded layers, `(B, h, w)`, with mean 1.
         variance: What it says of its variance where it learned one, else None, `(B, *D)`: from -1,
             the posterior's, to 1, that of the noise added, in logarithms.
@@ -75,21 +77,22 @@ class Answer:
     out: Tensor
     x: Tensor
     level: Level
-    kind: Prediction
+    prediction: Prediction
     maps: dict[str, Tensor] = field(default_factory=dict)
     variance: Tensor | None = None
 
     @cached_property
     def x0(self) -> Tensor:
         """The denoised sample."""
-        return self.kind.x0(self.x, self.out, self.level)
+        return self.prediction.x0(self.x, self.out, self.level)
 
     @cached_property
     def eps(self) -> Tensor:
         """The noise in the sample."""
-        return self.kind.solve(self.x, self.out, self.level)[1]
+        return self.prediction.solve(self.x, self.out, self.level)[1]
 
 
+@renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
 class GuidanceState:
     """Where a guidance is asked for its shift.
@@ -97,7 +100,7 @@ class GuidanceState:
     Attributes:
         x: The sample, `(B, *D)`.
         level: Its level, 0-dim.
-        kind: What the network predicts.
+        prediction: What the network predicts.
         step: Index of the sampling step, 0 for the first.
         schedule: What the network was trained on, for guidances that ask it at other levels.
         seeds: One for each sample, for guidances that draw; without, its place in the batch.
@@ -105,7 +108,7 @@ class GuidanceState:
 
     x: Tensor
     level: Level
-    kind: Prediction
+    prediction: Prediction
     step: int = 0
     schedule: Schedule | None = None
     seeds: Sequence[int] | None = None
@@ -240,7 +243,7 @@ def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
             torch.zeros_like(at.x),
             at.x,
             branch.level or at.level,
-            at.kind,
+            at.prediction,
             dict.fromkeys(branch.record, flat),
         )
         for branch in branches

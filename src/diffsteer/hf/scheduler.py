@@ -75,7 +75,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler: str = "DDIM()",
     ) -> None:
         self.schedule = hf_config.discrete_of(self.config)
-        self.kind = hf_config.kind_of(self.config)
+        self.prediction = hf_config.kind_of(self.config)
         self.sampler = parse(sampler, Sampler, Schedule, named=NAMED_SAMPLERS)
         self._refuse_contradictions()
         self.register_to_config(_use_default_values=[])  # other classes would not honour those
@@ -115,7 +115,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _refuse_contradictions(self) -> None:
         c = self.config
         zero = self.schedule.alphas[-1] == 0
-        if zero and self.kind == Eps():
+        if zero and self.prediction == Eps():
             raise InputError(
                 "prediction_type='epsilon' with zero terminal SNR cannot be: at the last timestep "
                 "the input is pure noise and epsilon says nothing about the image. Set "
@@ -235,7 +235,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         i = self._position(timestep)
         now, nxt = self._levels[i : i + 2]
         x = upcast(sample)
-        x0 = self.kind.x0(x, upcast(model_output), now)
+        x0 = self.prediction.x0(x, upcast(model_output), now)
         if self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 

@@ -26,7 +26,7 @@ class RefineInput:
     Attributes:
         x: Unit Gaussian noise, `(B, *D)`.
         level: The terminal level.
-        kind: What the network predicts.
+        prediction: What the network predicts.
         out: Calls the network with it, `(B, *D)`.
         on: Context in which the adapter is used; given True, the last layer returns the adapter's
             part alone.
@@ -34,7 +34,7 @@ class RefineInput:
 
     x: Tensor
     level: Level
-    kind: Prediction
+    prediction: Prediction
     out: Callable[[], Tensor]
     on: Callable[[bool], AbstractContextManager[None]]
 
@@ -57,7 +57,7 @@ class Head(ABC):
     def delta(self, at: RefineInput) -> Tensor:
         """Return the change, `(B, *D)`."""
 
-    def check(self, kind: Prediction, level: Level) -> None:  # noqa: B027
+    def check(self, prediction: Prediction, level: Level) -> None:  # noqa: B027
         """Say what is odd about this head for a network, before anything is trained.
 
         Raises:
@@ -100,13 +100,13 @@ class Literal(Head):
         return at.adapted()
 
     @override
-    def check(self, kind: Prediction, level: Level) -> None:
-        _, b = kind.coefficients(level.alpha, level.sigma)
+    def check(self, prediction: Prediction, level: Level) -> None:
+        _, b = prediction.coefficients(level.alpha, level.sigma)
         if abs(b) > 0.5:
             warnings.warn(
-                f"the literal head adds the output of a network that predicts {kind!r}, which is "
-                f"{b:.3g} times the noise itself at the terminal level: refined noise starts at "
-                f"{1 + b:.3g} times its size. Take zero_init or difference",
+                f"the literal head adds the output of a network that predicts {prediction!r}, "
+                f"which is {b:.3g} times the noise itself at the terminal level: refined noise "
+                f"starts at {1 + b:.3g} times its size. Take zero_init or difference",
                 stacklevel=3,
             )
 
@@ -120,10 +120,10 @@ class X0(Head):
 
     @override
     def delta(self, at: RefineInput) -> Tensor:
-        return float(at.level.alpha) * at.kind.x0(at.x, at.adapted(), at.level)
+        return float(at.level.alpha) * at.prediction.x0(at.x, at.adapted(), at.level)
 
     @override
-    def check(self, kind: Prediction, level: Level) -> None:
+    def check(self, prediction: Prediction, level: Level) -> None:
         if level.alpha == 0:
             raise InputError(
                 "the x0 head adds alpha x0, which is nothing at zero terminal SNR: take zero_init, "

@@ -19,7 +19,7 @@ class Objective:
 
     Args:
         schedule: Noise levels of training.
-        kind: Prediction type.
+        prediction: Prediction type.
         weight: Loss weight of each level.
 
     Raises:
@@ -27,15 +27,15 @@ class Objective:
     """
 
     schedule: Schedule
-    kind: Prediction
+    prediction: Prediction
     weight: Weight = Uniform()
 
     def __post_init__(self) -> None:
         last = self.schedule.at(self.schedule.last)
-        if (self.kind.det(last) == 0).any():
+        if (self.prediction.det(last) == 0).any():
             raise InputError(
-                f"{self.kind!r} at zero terminal SNR repeats its input: train v-prediction there, "
-                "or leave out zero SNR"
+                f"{self.prediction!r} at zero terminal SNR repeats its input: train v-prediction "
+                "there, or leave out zero SNR"
             )
 
     def times(self, u: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class Objective:
         """
         level = self.schedule.at(times.cpu())
         out = upcast(net(level.mix(x0, eps), level))
-        error = (out - self.kind.target(x0, eps, level)).square().flatten(1).mean(1)
-        return self.weight.at(level, self.kind).to(error) * error
+        error = (out - self.prediction.target(x0, eps, level)).square().flatten(1).mean(1)
+        return self.weight.at(level, self.prediction).to(error) * error
 
 
 def low_discrepancy(number: int) -> float:

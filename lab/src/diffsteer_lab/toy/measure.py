@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.level import CLEAN
-from diffsteer.core.oracle import F64
 from diffsteer.metrics.manifold import manifold
+from diffsteer_lab.toy.mixture import F64
 from diffsteer_lab.toy.tree import branches, cells, mixture
 
 OUTSIDE = 0.01

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsteer.core.oracle import Gaussians
+from diffsteer_lab.toy.mixture import Gaussians
 
 DEPTH = 6
 """Of the twigs; the trunk has 0."""

@@ -6,20 +6,21 @@ With churn, r is first raised to (1 + gamma) r by fresh noise of standard deviat
 """
 
 import math
-import warnings
-from dataclasses import KW_ONLY, InitVar, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
 from diffsteer.core.schedule import EDM, Schedule
 
 
+@renamed_fields(lo="s_min", hi="s_max", swell="s_noise")
 @dataclass(frozen=True)
 class Heun(Sampler):
     """Trapezoidal rule in sigma / alpha with optional churn: the sampler of EDM, second order.
@@ -43,18 +44,9 @@ class Heun(Sampler):
     s_max: float = math.inf
     s_noise: float = 1.0
     schedule: Schedule = field(default_factory=EDM)
-    _: KW_ONLY
-    lo: InitVar[float | None] = None
-    hi: InitVar[float | None] = None
-    swell: InitVar[float | None] = None
     evaluations = 2
 
-    def __post_init__(self, lo: float | None, hi: float | None, swell: float | None) -> None:
-        renamed = (("lo", "s_min", lo), ("hi", "s_max", hi), ("swell", "s_noise", swell))
-        for old, new, value in renamed:
-            if value is not None:
-                warnings.warn(f"Heun: {old} is {new} now", DeprecationWarning, stacklevel=3)
-                object.__setattr__(self, new, value)
+    def __post_init__(self) -> None:
         if not 0 <= self.gamma <= math.sqrt(2) - 1:
             raise InputError(
                 f"gamma={self.gamma} must lie in [0, 0.4142]: it is the churn of one step, "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import X0, Eps, Prediction
 from diffsteer.core.schedule import Discrete
@@ -28,6 +29,7 @@ AS_PUBLISHED = Clamped()
 """Keeps x0 in [-1, 1], as the official code does at every step."""
 
 
+@renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
 class Diffusion:
     """Network with its noise schedule and prediction type.
@@ -48,7 +50,7 @@ class Diffusion:
         return Discrete.linear(1e-4 * scale, 0.02 * scale, flags.diffusion_steps)
 
     @property
-    def kind(self) -> Prediction:
+    def prediction(self) -> Prediction:
         """Prediction type."""
         return X0() if self.net.flags.predict_xstart else Eps()
 
@@ -103,7 +105,7 @@ class Diffusion:
         if guide is not None:
             nets["guide"] = guide.network(official_head_split)
         cond = {} if classes is None else {"y": classes}
-        return Denoiser(nets, {"cond": cond}, self.kind, guidance, max_rows, self.schedule)
+        return Denoiser(nets, {"cond": cond}, self.prediction, guidance, max_rows, self.schedule)
 
     def _check(self, classes: Tensor | None, classifier: ADMClassifier | None) -> None:
         flags = self.net.flags

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.noise import Draw
 from diffsteer.core.prediction import Prediction
@@ -24,20 +25,21 @@ from diffsteer.core.sampler import Sampler, trace
 Net = Callable[[Tensor, Level], Tensor]
 
 
+@renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
 class Student:
     """An unguided sampling from unit noise.
 
     Attributes:
         net: From a sample and a level to the network's output, both `(B, *D)`.
-        kind: What it predicts.
+        prediction: What it predicts.
         levels: From the terminal level to CLEAN, as `grid` gives them.
         sampler: How to step.
         noise: Source of fresh noise of ancestral samplers.
     """
 
     net: Net
-    kind: Prediction
+    prediction: Prediction
     levels: Sequence[Level]
     sampler: Sampler
     noise: Draw = torch.randn_like
@@ -54,7 +56,7 @@ class Student:
 
     def denoised(self, x: Tensor, level: Level) -> Tensor:
         """Return the x0 that the network makes of `x`, `(B, *D)`, at a level."""
-        return self.kind.x0(x, self.net(x, level), level)
+        return self.prediction.x0(x, self.net(x, level), level)
 
     def slope(self) -> float:
         """Derivative A of the result by the noise where outputs are held fixed.
