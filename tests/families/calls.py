@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -84,6 +85,7 @@ def recorded(pipe: Any, network: str) -> Iterator[Record]:
 def _record_calls(stack: ExitStack, record: Record, name: str, part: Any, contexts: Any) -> None:
     forward, signature = part.forward, inspect.signature(part.forward)
 
+    @wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
         names = dict(signature.bind(*args, **kwargs).arguments)
         names |= names.pop("kwargs", {})
@@ -111,6 +113,7 @@ def _record_steps(stack: ExitStack, record: Record, scheduler: Any) -> None:
     """Patch the class: some pipelines copy their scheduler."""
     original, signature = scheduler.step, inspect.signature(scheduler.step)
 
+    @wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         names = signature.bind(self, *args, **kwargs).arguments
         output, t, sample = list(names.values())[1:4]

@@ -132,3 +132,30 @@ def image_processor() -> Any:
 
     size = {"shortest_edge": 32}
     return CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32})
+
+
+def qwen3_vl(layers: int = 1, width: int = WIDTH, kind: str = "Qwen3VLModel") -> Any:
+    """A Qwen 3 VL of the given number of layers."""
+    import transformers
+
+    text = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+    return randomised(getattr(transformers, kind)(config))

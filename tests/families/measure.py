@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from families.calls import Record, Step
+from families.calls import Call, Record, Step
 
 Layout = Callable[[Tensor], Tensor]
 TIMES: dict[str, Callable[[Step], float]] = {
@@ -33,7 +33,8 @@ def time(record: Record) -> str:
 
 
 def _numeric(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() > 0)
+    tensor = isinstance(value, Tensor) and value.numel() > 0 and not value.is_complex()
+    return tensor or isinstance(value, int | float)
 
 
 def _is(value: Any, expected: float) -> bool:
@@ -72,30 +73,31 @@ def _fit(terms: list[Tensor], target: Tensor) -> tuple[list[float], float]:
 
 
 def _layouts(out: Tensor, target: Tensor) -> Iterator[tuple[str, Layout]]:
-    """Ways to bring a network's output into the shape of the scheduler's."""
-    shape = target.shape
-    if out.shape == shape:
-        yield "", lambda x: x
-    if out.ndim == target.ndim:
-        for order in permutations(range(1, out.ndim)):
-            if out.permute(0, *order).shape == shape:
-                yield f"axes {(0, *order)}", lambda x, o=order: x.permute(0, *o)
-        for axis in range(1, out.ndim):
-            size, width = out.shape[axis], shape[axis]
-            if size > width and out.narrow(axis, 0, width).shape == shape:
-                yield f"first {width} of axis {axis}", lambda x, a=axis, w=width: x.narrow(a, 0, w)
-                yield f"last {width} of axis {axis}", lambda x, a=axis, w=width: x.narrow(a, -w, w)
+    """Ways to bring a network's output into the shape of what the scheduler is given."""
+    shape, same = target.shape, tuple(range(out.ndim))
     if out.numel() == target.numel():
-        yield "reshaped", lambda x: x.reshape(shape)
-        for swapped in (out.mT, target.mT) if out.ndim > 1 and target.ndim > 1 else ():
-            if swapped.numel() == target.numel():
-                yield "transposed", lambda x: x.mT.reshape(shape)
+        for order in sorted((0, *rest) for rest in permutations(same[1:])):
+            names = ("" if order == same else f"axes {order}"), _reshaped(out, order, shape)
+            yield " ".join(filter(None, names)), lambda x, o=order: x.permute(o).reshape(shape)
+    for axis in same[1:] if out.ndim == target.ndim else ():
+        width = shape[axis]
+        if width < out.shape[axis] and out.narrow(axis, 0, width).shape == shape:
+            yield f"first {width} of axis {axis}", lambda x, a=axis, w=width: x.narrow(a, 0, w)
+            yield f"last {width} of axis {axis}", lambda x, a=axis, w=width: x.narrow(a, -w, w)
 
 
-def batches(record: Record) -> tuple[int, ...]:
-    """Conditions in the batch of each call of the first step."""
-    size = len(record.steps[-1].sample)
-    return tuple(len(next(iter(call.kwargs.values()))) // size for call in record.first_calls())
+def _reshaped(out: Tensor, order: tuple[int, ...], shape: torch.Size) -> str:
+    return "" if out.permute(order).shape == shape else "reshaped"
+
+
+def batches(plain: Record, guided: Record) -> tuple[int, ...]:
+    """Conditions in the batch of each call of the first guided step."""
+    size = _rows(plain.calls[0])
+    return tuple(_rows(call) // size for call in guided.first_calls())
+
+
+def _rows(call: Call) -> int:
+    return len(next(iter(call.kwargs.values())))
 
 
 def contexts(record: Record) -> tuple[str | None, ...]:
@@ -111,7 +113,7 @@ def components(record: Record) -> tuple[str, ...]:
 def conditions(plain: Record, guided: Record) -> list[Tensor]:
     """The prediction for each condition of the first guided step, in the scheduler's layout."""
     _, _, layout = _relation(plain)
-    pairs = zip(guided.first_calls(), batches(guided), strict=True)
+    pairs = zip(guided.first_calls(), batches(plain, guided), strict=True)
     return [layout(out) for call, size in pairs for out in call.out.double().chunk(size)]
 
 
@@ -119,8 +121,9 @@ def weights(plain: Record, guided: Record) -> tuple[float, ...] | None:
     """Weights of the conditions in the guided output; None where it is no linear combination."""
     factor, _, _ = _relation(plain)
     outputs, step = conditions(plain, guided), guided.first_step()
-    terms = outputs if factor else [*outputs, step.sample.double()]
-    values, residual = _fit(terms, step.output.double())
+    size = len(plain.steps[-1].sample)
+    terms = outputs if factor else [*outputs, step.sample[:size].double()]
+    values, residual = _fit(terms, step.output[:size].double())
     if residual > 1e-4:
         return None
     total = sum(values[: len(outputs)])

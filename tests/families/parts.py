@@ -12,8 +12,8 @@ from torch import Tensor
 Options = Callable[[Any], dict[str, Any]]
 
 
-BATCHES = {"A": (2,), "B": (1, 1), "D": (1, 1), "E": (1,)}
-WEIGHTS = {"A": (-3.0, 4.0), "B": (4.0, -3.0), "D": (4.0, -3.0)}
+BATCHES = {"A": (2,), "B": (1, 1), "C": (1, 1), "D": (1, 1), "E": (1,)}
+WEIGHTS = {"A": (-3.0, 4.0), "B": (4.0, -3.0), "C": (4.0, -3.0), "D": (4.0, -3.0)}
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,23 @@ def wan_vae(**more: Any) -> Any:
         "latents_std": [1.0] * 4,
     }
     return network("AutoencoderKLWan", 2, **settings | more)
+
+
+def prompt(seed: int, prefix: str = "", length: int = 5, mask: str = "") -> dict[str, Any]:
+    """The arguments of one prompt as an embedding of 16 channels, with a mask where named."""
+    kwargs = {f"{prefix}prompt_embeds": embeds(seed, 1, length, 16)}
+    return kwargs | ({prefix + mask: torch.ones(1, length, dtype=torch.long)} if mask else {})
+
+
+def kl_vae(channels: int = 4, blocks: int = 4, **more: Any) -> Any:
+    """An autoencoder of images: 8x8 pixels where it has four blocks."""
+    settings = {
+        "block_out_channels": (8,) * blocks,
+        "down_block_types": ("DownEncoderBlock2D",) * blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * blocks,
+        "layers_per_block": 1,
+        "latent_channels": channels,
+        "norm_num_groups": 4,
+        "shift_factor": 0.1,
+    }
+    return network("AutoencoderKL", 2, **settings | more)

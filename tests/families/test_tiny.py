@@ -16,22 +16,24 @@ each = pytest.mark.parametrize("family", ALL)
 guidable = pytest.mark.parametrize("family", [p for p in ALL if p.values[0].guided])
 
 
-def sampled(family: TinyFamily, **more: Any) -> tuple[Tensor, Record]:
-    pipe = family.build()
+@cache
+def built(family: TinyFamily) -> Any:
+    return family.build()
+
+
+def sampled(family: TinyFamily, guided: bool = False) -> tuple[Tensor, Record]:
+    pipe = built(family)
+    kwargs = family.kwargs(pipe)
+    if guided and family.guided:
+        kwargs |= family.guided(pipe)
     with recorded(pipe, family.network) as record:
-        more = family.guided(pipe) if more.pop("guided", False) else {}
-        out = pipe(**family.kwargs(pipe) | more)
+        out = pipe(**kwargs)
     return first(out), record
 
 
 @cache
 def plain(family: TinyFamily) -> tuple[Tensor, Record]:
     return sampled(family)
-
-
-@cache
-def guided(family: TinyFamily) -> tuple[Tensor, Record]:
-    return sampled(family, guided=True)
 
 
 def moved(value: Any) -> Any:
@@ -73,12 +75,12 @@ def test_calls(family: TinyFamily) -> None:
 
 @guidable
 def test_guidance(family: TinyFamily) -> None:
-    sample, record = guided(family)
+    sample, record = sampled(family, guided=True)
     assert sample.isfinite().all()
     assert (sample - plain(family)[0]).abs().max() > 1e-3
     outputs = measure.conditions(plain(family)[1], record)
     assert all((outputs[0] - other).abs().max() > 1e-3 for other in outputs[1:])
-    assert measure.batches(record) == (family.batches or BATCHES[family.pattern])
+    assert measure.batches(plain(family)[1], record) == (family.batches or BATCHES[family.pattern])
     assert measure.contexts(record) == family.contexts
     assert measure.components(record) == family.components
     expected = WEIGHTS[family.pattern] if family.weights == () else family.weights
