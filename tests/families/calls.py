@@ -72,9 +72,10 @@ def first(out: Any) -> Tensor:
 def recorded(pipe: Any, network: str) -> Iterator[Record]:
     """Record the calls of all networks of the class name, and the scheduler's steps."""
     record, contexts = Record(), [None]
-    schedulers = {type(p) for p in pipe.components.values() if hasattr(p, "set_timesteps")}
+    parts = vars(pipe)  # `pipe.components` misses a part whose argument has a default
+    schedulers = {type(part) for part in parts.values() if hasattr(part, "set_timesteps")}
     with ExitStack() as stack:
-        for name, part in pipe.components.items():
+        for name, part in parts.items():
             if type(part).__name__ == network:
                 _record_calls(stack, record, name, part, contexts)
         for scheduler in schedulers:

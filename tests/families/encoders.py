@@ -159,3 +159,22 @@ def qwen3_vl(layers: int = 1, width: int = WIDTH, kind: str = "Qwen3VLModel") ->
     }
     config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
     return randomised(getattr(transformers, kind)(config))
+
+
+def clip_text(kind: str = "CLIPTextModelWithProjection") -> Any:
+    """A CLIP text encoder of 16 tokens."""
+    import transformers
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=3,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return randomised(getattr(transformers, kind)(config))

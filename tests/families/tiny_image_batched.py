@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import diffusers
-import tiny
 import torch
 
 from families.parts import TinyFamily, embeds, flow, kl_vae, network, pipeline, prompt, sampling
@@ -189,44 +188,7 @@ def hidream_prompt(seed: int, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def sd3_prompt(seed: int, prefix: str = "") -> dict[str, Any]:
-    return {
-        f"{prefix}prompt_embeds": embeds(seed, 1, 5, 32),
-        f"{prefix}pooled_prompt_embeds": embeds(seed, 1, 32),
-    }
-
-
 FAMILIES = (
-    TinyFamily(
-        "SD3Transformer2DModel",
-        "StableDiffusion3Pipeline",
-        "A",
-        lambda: tiny.sd3(flow()),
-        lambda _: sampling(height=16, width=16, guidance_scale=1.0) | sd3_prompt(1),
-        lambda _: {"guidance_scale": 4.0} | sd3_prompt(2, "negative_"),
-    ),
-    TinyFamily(
-        "PixArtTransformer2DModel",
-        "PixArtAlphaPipeline",
-        "A",
-        lambda: tiny.pixart(diffusers.DDIMScheduler(clip_sample=False)),
-        lambda _: (
-            kwargs(_, MASK, SMALL | {"height": 16, "width": 16}, negative_prompt=None)
-            | {"prompt_embeds": embeds(1, 1, 5, 32)}
-        ),
-        lambda _: cfg(_, "prompt_attention_mask") | {"negative_prompt_embeds": embeds(2, 1, 5, 32)},
-        output="+1 first 4 of axis 1",
-    ),
-    TinyFamily(
-        "DiTTransformer2DModel",
-        "DiTPipeline",
-        "A",
-        lambda: tiny.dit(diffusers.DDIMScheduler(clip_sample=False)),
-        lambda _: sampling(output_type="np", guidance_scale=1.0, class_labels=[1]),
-        lambda _: {"guidance_scale": 4.0},
-        output="+1 first 4 of axis 1",
-        weights=(4.0, -3.0),
-    ),
     TinyFamily(
         "AuraFlowTransformer2DModel",
         "AuraFlowPipeline",
