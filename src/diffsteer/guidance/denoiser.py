@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import renamed_fields
-from diffsteer.core.level import Level
+from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
@@ -61,6 +62,9 @@ class Denoiser:
 
     Branches of one network whose inputs have equal shapes are stacked into one pass.
 
+    Networks are given samples in the dtype of x and may answer in any. Guidances see both in
+    float32, or in float64 where x is; x0 comes back in the dtype of x.
+
     Args:
         nets: Networks by name; "main", "guide" for autoguidance, "classifier" for its guidance.
         conds: Conditions by name; "cond", and "null" for CFG.
@@ -107,9 +111,10 @@ class Denoiser:
         x0 = base.x0 if shift is None else base.x0 + shift
 
         def class_gradient() -> Tensor:
-            return self.evaluate([Branch(net="classifier")], self._state(x, level))[0].out
+            at = self._state(x, level)
+            return self.evaluate([Branch(net="classifier")], at, x.dtype)[0].out
 
-        return Denoised(x0, base.variance, class_gradient)
+        return Denoised(x0.to(x.dtype), base.variance, class_gradient)
 
     def predict(self, x: Tensor, level: Level) -> tuple[Answer, Tensor | None]:
         """Return the answer of the "cond" branch and what the guidance adds to its x0."""
@@ -117,12 +122,10 @@ class Denoiser:
             raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
             )
-        at = self._state(x, level)
+        at, evaluate = self._state(x, level), partial(self.evaluate, dtype=x.dtype)
         if self.guidance is None:
-            return self.evaluate([Branch()], at)[0], None
-        return run(
-            with_conditional(self.guidance.shift(at)), lambda branches: self.evaluate(branches, at)
-        )
+            return evaluate([Branch()], at=at)[0], None
+        return run(with_conditional(self.guidance.shift(at)), partial(evaluate, at=at))
 
     def dry_run(self, x: Tensor, level: Level) -> None:
         """Check that all is there that the guidance asks for at a level, without any network.
@@ -141,10 +144,13 @@ class Denoiser:
             run(with_conditional(self.guidance.shift(at)), check)
 
     def _state(self, x: Tensor, level: Level) -> GuidanceState:
+        x = upcast(x)
         return GuidanceState(x, level, self.prediction, self.step, self.schedule, self.seeds)
 
-    def evaluate(self, branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
-        """Answer every branch, those that stack in one pass."""
+    def evaluate(
+        self, branches: Sequence[Branch], at: GuidanceState, dtype: torch.dtype | None = None
+    ) -> list[Answer]:
+        """Answer every branch, those that stack in one pass; samples are given in `dtype`."""
         for branch in branches:
             self._check(branch)
         groups: dict[Any, list[int]] = {}
@@ -154,7 +160,7 @@ class Denoiser:
         found: dict[int, Answer] = {}
         for members in groups.values():
             group = [branches[i] for i in members]
-            found |= zip(members, self._pass(self.nets[group[0].net], group, at), strict=True)
+            found |= zip(members, self._pass(group, at, dtype or at.x.dtype), strict=True)
         return [found[i] for i in range(len(branches))]
 
     def _check(self, branch: Branch) -> None:
@@ -173,10 +179,11 @@ class Denoiser:
         for layer in (*(name for name, _ in branch.edits), *branch.record):
             matching(list(self.nets[branch.net].layers), layer)
 
-    def _pass(self, net: Network, group: list[Branch], at: GuidanceState) -> list[Answer]:
+    def _pass(self, group: list[Branch], at: GuidanceState, dtype: torch.dtype) -> list[Answer]:
         """Evaluate branches of one network and level whose conditions have equal shapes."""
+        net = self.nets[group[0].net]
         size, level = len(at.x), group[0].level or at.level
-        inputs = [at.x if branch.x is None else branch.x for branch in group]
+        inputs = [(at.x if branch.x is None else branch.x).to(dtype) for branch in group]
         x, cond = _stacked(inputs), _joined([self.conds[b.cond] for b in group], size)
         maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
         tokens = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
@@ -191,10 +198,11 @@ class Denoiser:
                     stack.enter_context(dropped(drops, rows.stop - rows.start))
                 stack.enter_context(tapped(net.layers, taps, tokens, net.using, net.text_first))
                 outs.append(net.call(x[rows], level, part))
-        found = torch.split(_stacked(outs), size)
+        found = torch.split(_stacked(outs).to(at.x.dtype), size)
+        seen = [{name: _stacked(m) for name, m in recorded.items()} for recorded in maps]
         return [
-            _answer(out, given, level, at.prediction, {n: _stacked(m) for n, m in seen.items()})
-            for out, given, seen in zip(found, inputs, maps, strict=True)
+            _answer(out, upcast(x), level, at.prediction, scores)
+            for out, x, scores in zip(found, inputs, seen, strict=True)
         ]
 
 
