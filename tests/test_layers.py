@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +71,19 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_core_needs_torch_only(path: Path) -> None:
     third_party = {n.split(".")[0] for n in imports(path)} - set(sys.stdlib_module_names)
     assert third_party <= {"torch", "diffsteer", "typing_extensions"}
+
+
+def test_a_class_is_abstract_or_final() -> None:
+    """Nothing of ours inherits from a class that can be made; errors are caught by their base."""
+    files = [p.relative_to(ROOT.parent).with_suffix("") for p in FILES if p.stem != "__main__"]
+    names = [".".join(p.parts).removesuffix(".__init__") for p in files]
+    modules = [importlib.import_module(name) for name in names]
+    ours = {c for m in modules for c in vars(m).values() if inspect.isclass(c)}
+    ours = {c for c in ours if c.__module__.startswith("diffsteer.")}
+    for c in ours:
+        for base in set(c.__mro__[1:]) & ours:
+            interface = inspect.isabstract(base) or getattr(base, "_is_protocol", False)
+            assert interface or issubclass(base, Exception), f"{c} inherits from {base}"
 
 
 def loaded_after(code: str) -> set[str]:

@@ -7,6 +7,9 @@ Source: Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672; Dhariwal & Nic
 app. H, https://arxiv.org/abs/2105.05233.
 """
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -27,7 +30,7 @@ from diffsteer.models.adm.blocks import (
 from diffsteer.models.adm.flags import Flags
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """What a denoiser and a classifier have in common: the way down and the middle."""
 
     def __init__(self, flags: Flags) -> None:
@@ -57,6 +60,11 @@ class Encoder(nn.Module):
                 ResBlock(last, last, flags),
             ]
         )
+
+    @abstractmethod
+    @override
+    def forward(self, *args: Any) -> Tensor:
+        """Evaluate the network."""
 
     def _attention(self, width: int, depth: int, up: bool = False) -> list[nn.Module]:
         flags = self.flags
