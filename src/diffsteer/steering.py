@@ -24,6 +24,7 @@ from diffsteer.hf.architectures import family_of
 from diffsteer.hf.call import BatchedConditions, CallReader, NetworkCall, SeparateConditions
 from diffsteer.hf.guided import Guided
 from diffsteer.hf.hooks import plain_forward, replaced
+from diffsteer.hf.layout import FirstStep
 from diffsteer.hf.network import PARTS, check_free, claimed, network_of, unwrap_compiled
 from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.runs import Runs
@@ -105,6 +106,7 @@ class Steering:
         self._before_call: list[Callable[[NetworkCall], NetworkCall]] = []
         self._guided: Guided | None = None
         self._replaced = ExitStack()
+        self._first = self._replaced.enter_context(FirstStep())
         scheduler = zero_snr_scheduler(pipe) if zero_snr else None
         if guidance is not None:
             second = None if guide is None else network_of(guide)
@@ -155,8 +157,8 @@ class Steering:
     def __enter__(self) -> "Steering":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.remove()
+    def __exit__(self, *error: Any) -> None:
+        self._replaced.__exit__(*error)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the network's forward."""
@@ -169,11 +171,15 @@ class Steering:
         call = self._reader.read(self.pipe.scheduler, args, kwargs)
         if call.pending is not None:
             return call.reply(call.pending)
+        if self._guided is None:
+            return self._forward(**self._hooked(call).forwarded())
+        guided = self._guided
+        return self._first.answer(call, lambda call: guided(self._hooked(call)))
+
+    def _hooked(self, call: NetworkCall) -> NetworkCall:
         for hook in self._before_call:
             call = hook(call)
-        if self._guided is None:
-            return self._forward(**call.forwarded())
-        return call.reply(self._guided(call))
+        return call
 
 
 def zero_snr_scheduler(pipe: Any) -> Any:

@@ -27,7 +27,7 @@ class Family:
         flow_time: What it is told at the noisy end of a flow.
         encoded: Arguments that the pipeline's `encode_prompt` returns, in order, where the pipeline
             never sends the null prompt in the same call.
-        shared: Arguments without a row for each sample.
+        null_class: Class of the null condition where the scheduler steps both halves (DiT).
     """
 
     sample: str
@@ -38,43 +38,43 @@ class Family:
     packed: bool = False
     flow_time: float = 1000.0
     encoded: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
+    null_class: int | None = None
 
     @property
     def channel_dim(self) -> int:
         """Dimension of the sample that holds its channels."""
         return -1 if self.packed else 1
 
-    def conditions_in_batch(self, pipe: Any, sample: Tensor) -> Halves:
-        """Which conditions the batch of this call holds.
 
-        Pipelines say so, or duplicate the sample for both halves; to see that, the sample is read.
-        """
-        guides = len(self.halves) > 1 and getattr(pipe, "do_classifier_free_guidance", None)
-        if guides is None and len(sample) % 2 == 0:
-            a, b = sample.chunk(2)
-            guides = torch.equal(a, b)
-        return self.halves if guides else ("cond",)
+OTHER_TOKENS = frozenset(
+    {
+        "AnimateDiffTransformer3D",
+        "GatedSelfAttentionDense",
+        "TemporalBasicTransformerBlock",
+        "TransformerTemporalModel",
+    }
+)
+"""Modules inside of which tokens are not those of one image: grounded objects (GLIGEN), frames."""
 
 
 def image_attention(network: nn.Module) -> dict[str, nn.Module]:
     """Modules of diffusers that compute attention of the image to itself, by name."""
     return {
         name: module
-        for name, module in network.named_modules()
-        if hasattr(module, "to_q")
-        and hasattr(module, "processor")
-        and not getattr(module, "is_cross_attention", False)
+        for name, module in joint_attention(network).items()
+        if not getattr(module, "is_cross_attention", False)
         and getattr(module, "added_kv_proj_dim", None) is None
     }
 
 
 def joint_attention(network: nn.Module) -> dict[str, nn.Module]:
     """Modules that compute attention of image and text to each other, by name."""
+    modules = dict(network.named_modules())
+    others = tuple(f"{n}." for n, m in modules.items() if type(m).__name__ in OTHER_TOKENS)
     return {
         name: module
-        for name, module in network.named_modules()
-        if hasattr(module, "to_q") and hasattr(module, "processor")
+        for name, module in modules.items()
+        if hasattr(module, "to_q") and hasattr(module, "processor") and not name.startswith(others)
     }
 
 
@@ -134,7 +134,7 @@ FAMILIES: Mapping[str, Family] = {
     "UNet2DConditionModel": Family("sample", ("null", "cond"), image_attention, "conv_out"),
     "UNet2DModel": Family("sample", ("cond",), image_attention, "conv_out"),
     "DiTTransformer2DModel": Family(
-        "hidden_states", ("cond", "null"), image_attention, "proj_out_2"
+        "hidden_states", ("cond", "null"), image_attention, "proj_out_2", null_class=1000
     ),
     "PixArtTransformer2DModel": Family("hidden_states", ("null", "cond"), image_attention),
     "SD3Transformer2DModel": Family("hidden_states", ("null", "cond"), joint_attention),
@@ -146,7 +146,6 @@ FAMILIES: Mapping[str, Family] = {
         packed=True,
         flow_time=1.0,
         encoded=("encoder_hidden_states", "pooled_projections", "txt_ids"),
-        shared=("txt_ids", "img_ids"),
     ),
 }
 """Families by the class of their network."""
@@ -166,18 +165,93 @@ def family_of(network: nn.Module) -> Family:
     )
 
 
-def check_halves(whole: Tensor, halves: Halves, pipe: str) -> None:
-    """Check that a batch holds the same samples once for each condition.
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions that a batch holds.
+
+    Attributes:
+        names: In order.
+        interleaved: Whether each sample comes under all conditions in turn, not all samples.
+    """
+
+    names: Halves
+    interleaved: bool = False
+
+    def rows(self, name: str, size: int) -> slice:
+        """Rows of a condition in a batch of `size`."""
+        place, each = self.names.index(name), size // len(self.names)
+        if self.interleaved:
+            return slice(place, None, len(self.names))
+        return slice(place * each, (place + 1) * each)
+
+    def repeated(self, out: Tensor) -> Tensor:
+        """The batch that holds `out` under each condition."""
+        if self.interleaved:
+            return out.repeat_interleave(len(self.names), dim=0)
+        return torch.cat([out] * len(self.names)) if len(self.names) > 1 else out
+
+    def repeats(self, inputs: Tensor) -> bool:
+        """Whether a batch holds the same samples under each condition."""
+        if len(inputs) % len(self.names):
+            return False
+        parts = [inputs[self.rows(name, len(inputs))] for name in self.names]
+        return all(torch.equal(part, parts[0]) for part in parts[1:])
+
+
+ALONE = Conditions(("cond",))
+"""One condition."""
+
+
+def conditions_in_batch(
+    pipe: Any, family: Family, inputs: Tensor, arguments: Mapping[str, Any]
+) -> Conditions:
+    """Conditions that the batch of a call holds; reads the sample.
 
     Raises:
-        ValueError: it does not: the pipeline stacks other conditions, or calls for one alone.
+        ValueError: it holds others than those that the family has.
     """
-    size, left = divmod(len(whole), len(halves))
-    if left or not all(
-        torch.equal(part, whole[:size]) for part in torch.split(whole, max(size, 1))
-    ):
+    halves = family.halves
+    if len(halves) == 1:
+        return ALONE
+    guides = _declared(pipe)
+    doubled = [c for c in (Conditions(halves), Conditions(halves, True)) if c.repeats(inputs)]
+    if guides is None:
+        guides = bool(doubled)
+        if doubled and family.null_class is not None:
+            labels = arguments["class_labels"][doubled[0].rows("null", len(inputs))]
+            guides = bool((labels == family.null_class).all())
+    threefold = Conditions(("", "", "")).repeats(inputs) and not guides and _declared(pipe) is None
+    if threefold or (guides and not doubled):
         raise InputError(
-            f"{pipe} calls its network with {len(whole)} rows that are not the same samples under "
-            f"{' and '.join(halves)}: switch off what else it guides by (an image, PAG, skipped "
-            "layers) while it is steered, or take the plain pipeline"
+            f"{type(pipe).__name__} calls its network with {len(inputs)} rows that are not the "
+            f"same samples under {' and '.join(halves)}: switch off what else it guides by (an "
+            "image, PAG, skipped layers) while it is steered, or take the plain pipeline"
         )
+    return doubled[0] if guides else ALONE
+
+
+def check_processors(pipe: Any, network: nn.Module) -> None:
+    """Check that no attention processor counts the rows of its pipeline's batch.
+
+    Raises:
+        ValueError: one does, of a pipeline that guides by attention itself.
+    """
+    for module in network.modules():
+        kind = type(getattr(module, "processor", None))
+        if kind.__module__.startswith("diffusers.pipelines.") or kind.__name__.startswith("PAG"):
+            raise InputError(
+                f"{type(pipe).__name__} has put {kind.__name__} into its network, which looks at "
+                "attention of the rows that the pipeline sends: take the plain pipeline"
+            )
+
+
+def _declared(pipe: Any) -> bool | None:
+    """Whether a pipeline says that it guides; None where it says nothing, or always the same."""
+    declared: Any = getattr(type(pipe), "do_classifier_free_guidance", None)
+    if not isinstance(declared, property):
+        return None
+    reads: Any = declared.fget
+    if not reads.__code__.co_names:
+        return None
+    guides: bool | None = getattr(pipe, "do_classifier_free_guidance", None)
+    return guides

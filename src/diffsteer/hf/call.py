@@ -25,8 +25,20 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.guidance.denoiser import Cond, rows_of
-from diffsteer.hf.architectures import check_halves, family_of
-from diffsteer.hf.network import PipelineNetwork, bind_arguments, unwrap_compiled
+from diffsteer.hf.architectures import (
+    ALONE,
+    Conditions,
+    check_processors,
+    conditions_in_batch,
+    family_of,
+)
+from diffsteer.hf.network import (
+    PipelineNetwork,
+    Place,
+    bind_arguments,
+    unwrap_compiled,
+    with_shared,
+)
 from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.protocols import SchedulerLike
 from diffsteer.hf.timesteps import SamplingStep, StepTracker, level_at, timestep_factor
@@ -99,10 +111,20 @@ class NetworkCall:
         """Noise level of the sample."""
         return level_at(self.network.schedule, self.step.time)
 
+    @property
+    def placed(self) -> bool:
+        """Whether it is certain which channels are the noisy sample."""
+        return self.reader.place is not None or self.network.place.certain
+
     @cached_property
-    def names(self) -> tuple[str, ...]:
+    def batch(self) -> Conditions:
         """Conditions that the batch holds, in order."""
-        return self.reader.names(self)
+        return self.reader.batch(self)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of these conditions."""
+        return self.batch.names
 
     @property
     def sample(self) -> Tensor:
@@ -112,25 +134,26 @@ class NetworkCall:
     @cached_property
     def conds(self) -> Mapping[str, Cond]:
         """Conditions by name: "cond" and, where the pipeline has one, "null"."""
-        extra = self.network.split(self.inputs[self.rows("cond")])[1]
-        make = self.network.condition
+        inputs, make = self.inputs[self.rows("cond")], self.network.condition
         makers = self.reader.conditions(self).items()
-        return Conds({name: partial(_made, make, arguments, extra) for name, arguments in makers})
+        return Conds({name: partial(_made, make, arguments, inputs) for name, arguments in makers})
 
     def rows(self, name: str) -> slice:
         """Rows of the batch that belong to a condition."""
-        size, place = len(self.inputs) // len(self.names), self.names.index(name)
-        return slice(place * size, (place + 1) * size)
+        return self.batch.rows(name, len(self.inputs))
 
     def moved(self, shift: Tensor) -> "NetworkCall":
         """This call with another sample under each condition: `shift`, `(B, *D)`, is added."""
-        family = self.reader.family
         inputs = self.inputs.clone()
-        sample = inputs.narrow(family.channel_dim, 0, shift.shape[family.channel_dim])
-        sample.copy_(shifted(sample, shift))
-        made = replace(self, inputs=inputs)
-        read = {k: v for k, v in vars(self).items() if k in ("network", "step", "level", "names")}
-        vars(made).update(read)  # a step is read once
+        for name in self.names:
+            sample = self.network.split(inputs[self.rows(name)])[0]
+            sample.copy_(shifted(sample, shift))
+        return self.changed(inputs=inputs)
+
+    def changed(self, **changes: Any) -> "NetworkCall":
+        """This call with other attributes; a step and a batch are read once."""
+        made = replace(self, **changes)
+        vars(made).update({k: v for k, v in vars(self).items() if k in ("step", "level", "batch")})
         return made
 
     def forwarded(self) -> dict[str, Any]:
@@ -143,7 +166,7 @@ class NetworkCall:
         out = out.to(self.inputs.dtype)
         if self.pending is None:
             self.reader.answered(self, out)
-            out = torch.cat([out] * len(self.names)) if len(self.names) > 1 else out
+            out = self.batch.repeated(out)
         if not self.return_dict:
             return (out,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -158,11 +181,9 @@ def shifted(sample: Tensor, shift: Tensor) -> Tensor:
 
 
 def _made(
-    condition: Callable[[Cond, Tensor | None], Cond],
-    arguments: Callable[[], Cond],
-    extra: Tensor | None,
+    condition: Callable[[Cond, Tensor], Cond], arguments: Callable[[], Cond], inputs: Tensor
 ) -> Cond:
-    return condition(arguments(), extra)
+    return condition(arguments(), inputs)
 
 
 class CallReader(ABC):
@@ -172,15 +193,21 @@ class CallReader(ABC):
         module: The network, maybe compiled.
         forward: Its forward as it was before it was replaced; may be set anew.
 
+    Attributes:
+        owner: Class that errors name: the pipeline's, or the network's.
+        place: Place of the noisy sample in the input, once the scheduler's own told.
+
     Raises:
         ValueError: the network is of no known family.
     """
 
     def __init__(self, module: Any, forward: Callable[..., Any]) -> None:
         self.module, self.forward = module, forward
+        self.owner = type(module).__name__
         self.family = family_of(unwrap_compiled(module))
         self.tracker = StepTracker()
         self._network: tuple[Any, PipelineNetwork] | None = None
+        self.place: Place | None = None
 
     def read(
         self, scheduler: SchedulerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -197,11 +224,12 @@ class CallReader(ABC):
         if self._network is None or self._network[0] is not config:
             network = PipelineNetwork.on(scheduler, self.module, self.forward)
             self._network = (config, network)
-        return replace(self._network[1], forward=self.forward)
+        network = self._network[1]
+        return replace(network, forward=self.forward, place=self.place or network.place)
 
-    def names(self, call: NetworkCall) -> tuple[str, ...]:
+    def batch(self, call: NetworkCall) -> Conditions:
         """Conditions that the batch of a call holds, in order."""
-        return ("cond",)
+        return ALONE
 
     @abstractmethod
     def conditions(self, call: NetworkCall) -> CondMakers:
@@ -220,23 +248,22 @@ class BatchedConditions(CallReader):
 
     def __init__(self, pipe: Any, module: Any, forward: Callable[..., Any]) -> None:
         super().__init__(module, forward)
-        self._pipe = pipe
-        self._batch: tuple[int, tuple[str, ...]] = (0, ())
-        self._declared = hasattr(type(pipe), "do_classifier_free_guidance")
+        self._pipe, self.owner = pipe, type(pipe).__name__
+        self._batch: tuple[int, Conditions] = (0, ALONE)
 
     @override
-    def names(self, call: NetworkCall) -> tuple[str, ...]:
+    def batch(self, call: NetworkCall) -> Conditions:
         size = len(call.inputs)
-        new = call.step.first or size != self._batch[0]
-        if new or self._declared:
-            self._batch = (size, self.family.conditions_in_batch(self._pipe, call.inputs))
-        if new:
-            check_halves(call.inputs, self._batch[1], type(self._pipe).__name__)
+        if call.step.first or size != self._batch[0]:
+            read = conditions_in_batch(self._pipe, self.family, call.inputs, call.arguments)
+            check_processors(self._pipe, unwrap_compiled(self.module))
+            self._batch = (size, read)
         return self._batch[1]
 
     @override
     def conditions(self, call: NetworkCall) -> CondMakers:
-        size, arguments = len(call.inputs), call.arguments
+        size = len(call.inputs)
+        arguments = with_shared(unwrap_compiled(self.module), call.arguments, size)
         return {name: partial(rows_of, arguments, call.rows(name), size) for name in call.names}
 
 
@@ -247,7 +274,7 @@ class SeparateConditions(CallReader):
         self, pipe: Any, module: Any, forward: Callable[..., Any], prompts: Prompts
     ) -> None:
         super().__init__(module, forward)
-        self._pipe, self._prompts = pipe, prompts
+        self.owner, self._prompts = type(pipe).__name__, prompts
         self._inputs: Tensor | None = None
         self._answer: Tensor | None = None
 
@@ -256,7 +283,7 @@ class SeparateConditions(CallReader):
         if self._prompts.is_null(arguments):
             if self._answer is None or self._inputs is not inputs:
                 raise InputError(
-                    f"{type(self._pipe).__name__} calls its network for the negative prompt with "
+                    f"{self.owner} calls its network for the negative prompt with "
                     "another sample than for the prompt: call it with true_cfg_scale=1"
                 )
             return self._answer

@@ -42,8 +42,8 @@ def first_call(pipe: Any, **call: Any) -> tuple[Tensor, Cond]:
                 pipe(**call)
         except _Reached:
             network = PipelineNetwork.of(pipe)
-            x, extra = network.split(first[network.family.sample])
-            return x, network.condition(first, extra)
+            inputs = first[network.family.sample]
+            return network.split(inputs)[0], network.condition(first, inputs)
     raise InputError(f"{type(pipe).__name__} did not call its network: nothing can be refined")
 
 

@@ -15,7 +15,7 @@ from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.queries import number
 from diffsteer.hf.architectures import by_sdpa, family_of, packed, size_of, unpacked
 from diffsteer.hf.call import NetworkCall
-from diffsteer.hf.network import PipelineNetwork, channels, uncompiled, unwrap_compiled
+from diffsteer.hf.network import PipelineNetwork, place_of, uncompiled, unwrap_compiled
 from diffsteer.hf.timesteps import level_at
 
 Size = tuple[int, int]
@@ -50,7 +50,6 @@ class Guided:
         self._eagerly = uncompiled if compiled else nullcontext
         self._size: tuple[Any, Size] | None = None
         self._seeds: tuple[int, ...] = ()
-        self._dry_run_done: Any = None
         self._tapping = False
 
     def __call__(self, call: NetworkCall) -> Tensor:
@@ -87,17 +86,15 @@ class Guided:
     def _dry_run(self, denoiser: Denoiser, x: Tensor, steps: tuple[tuple[int, float], ...]) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first call.
 
-        Once for each set of timesteps, on a small sample.
+        On a small sample. At each level the output has to fix x0, whether a guidance acts or not.
         """
-        key = (steps, tuple(denoiser.conds))
-        if key == self._dry_run_done:
-            return
         small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
         for step, time in steps:
-            replace(alone, step=step).dry_run(small, level_at(schedule, time))
-        self._dry_run_done = key
+            level = level_at(schedule, time)
+            denoiser.kind.x0(small, small, level)
+            replace(alone, step=step).dry_run(small, level)
 
     def _net(
         self,
@@ -119,7 +116,7 @@ class Guided:
             other = None if level is now else level
             if size is None:
                 return chosen.evaluate(x, cond, dtype, other)
-            return unpacked(chosen.split(chosen.evaluate(packed(x), cond, dtype, other))[0], size)
+            return unpacked(chosen.evaluate(packed(x), cond, dtype, other), size)
 
         patch = 2 if self.family.packed else getattr(network.module.config, "patch_size", None) or 1
         layers = self._layers if module is self.module else self._guide_layers
@@ -184,7 +181,7 @@ def _check_fit(main: Any, guide: Any) -> None:
             f"a guide of {type(guide).__name__} does not take what a {type(main).__name__} is "
             "called with: give a network of the same architecture"
         )
-    sizes, others = ((m.config.in_channels, channels(m)) for m in (main, guide))
+    sizes, others = ((m.config.in_channels, place_of(m).size) for m in (main, guide))
     if sizes != others:
         raise InputError(
             f"the guide takes {others[0]} channels and returns {others[1]}, the network {sizes[0]} "

@@ -2,11 +2,11 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -53,11 +53,33 @@ def uncompiled() -> AbstractContextManager[Any]:
     return stance
 
 
-def channels(network: NetworkLike) -> int:
-    """Channels of the sample: what the network returns, less a learned variance."""
+class Place(NamedTuple):
+    """Channels of a network's input that are the noisy sample, a run of them.
+
+    Attributes:
+        start: The first; channels before and after are conditioning.
+        size: How many.
+        certain: Whether nothing else can be meant; else the scheduler's sample has to tell.
+    """
+
+    start: int
+    size: int
+    certain: bool = True
+
+
+def place_of(network: NetworkLike, learned: bool = False) -> Place:
+    """Place of the sample as far as channels tell: those returned, less a learned variance.
+
+    Args:
+        network: The network.
+        learned: Whether the scheduler takes a learned variance.
+    """
     takes = network.config.in_channels
     returns = network.config.out_channels or takes
-    return int(takes if returns == 2 * takes else min(takes, returns))
+    if returns == 2 * takes:
+        return Place(0, takes)
+    size = returns // 2 if learned else min(takes, returns)
+    return Place(0, size, size == takes)
 
 
 def bind_arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +144,67 @@ class Shared:
     value: Any
 
 
+PER_SAMPLE = frozenset({"gligen", "ip_adapter_image_embeds", "ip_hidden_states"})
+"""Attention arguments with a row for each sample."""
+SHARED = frozenset({"ip_adapter_masks", "img_ids", "txt_ids"})
+"""Arguments without a row for each sample: one for each adapter, or token."""
+
+
+def with_shared(network: Any, arguments: Cond, rows: int) -> Cond:
+    """Arguments of a call of so many rows, `Shared` where they have no row for each.
+
+    What diffusers' own forward takes has a row for each sample, or one for all, but for what
+    `SHARED` names. Attention arguments go to processors of any kind: only `PER_SAMPLE` has rows.
+
+    Raises:
+        ValueError: an argument can be read either way, or has rows of another number.
+    """
+    bases = (c for c in type(network).__mro__ if c.__module__.startswith("diffusers."))
+    own: Any = next(bases, type(network))
+    known = _signature(own.forward).parameters
+    marked: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name.endswith("attention_kwargs") and isinstance(value, Mapping):
+            marked[name] = {k: _shared(k, v, rows, k in PER_SAMPLE) for k, v in value.items()}
+        else:
+            marked[name] = _shared(name, value, rows, name in known)
+    return marked
+
+
+def _shared(name: str, value: Any, rows: int, per_sample: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _shared(k, v, rows, per_sample) for k, v in value.items()}
+    if isinstance(value, list | tuple) and name not in SHARED:
+        return type(value)(_shared(name, v, rows, per_sample) for v in value)
+    if name in SHARED and not isinstance(value, Shared):
+        return Shared(value)
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if len(value) == 1 < rows:
+        return Shared(value)
+    if per_sample and len(value) != rows:
+        raise InputError(
+            f"{name} has {len(value)} rows in a call of {rows}: give one for each sample, or one"
+        )
+    if not per_sample and len(value) == rows > 1:
+        raise InputError(
+            f"{name} of shape {tuple(value.shape)} may hold a row for each of {rows} rows of this "
+            "call, or be the same for all: give it another first dimension"
+        )
+    return value if per_sample else Shared(value)
+
+
+def without_shared(tree: Any) -> Any:
+    """Arguments as the network takes them."""
+    if isinstance(tree, Shared):
+        return tree.value
+    if isinstance(tree, Mapping):
+        return {key: without_shared(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(without_shared(value) for value in tree)
+    return tree
+
+
 @dataclass(frozen=True, eq=False)
 class PipelineNetwork:
     """A pipeline's network with all that is needed to call it.
@@ -132,6 +215,7 @@ class PipelineNetwork:
         family: Of the network.
         schedule: On which the scheduler's timesteps lie.
         prediction: Prediction type.
+        place: Of the noisy sample in the input.
     """
 
     module: Any
@@ -139,6 +223,7 @@ class PipelineNetwork:
     family: Family
     schedule: Schedule
     prediction: Prediction
+    place: Place
 
     @classmethod
     def of(cls, pipe: Any, forward: Callable[..., Any] | None = None) -> "PipelineNetwork":
@@ -155,7 +240,9 @@ class PipelineNetwork:
     ) -> "PipelineNetwork":
         """Network that a scheduler samples; see `of`."""
         module = unwrap_compiled(network)
-        return cls(module, forward or module, family_of(module), *timestep_schedule(scheduler))
+        learned = str(scheduler.config.get("variance_type")).startswith("learned")
+        settings = *timestep_schedule(scheduler), place_of(module, learned)
+        return cls(module, forward or module, family_of(module), *settings)
 
     @property
     def terminal(self) -> Level:
@@ -170,7 +257,8 @@ class PipelineNetwork:
             level: 0-dim; what the network is told comes from it.
             cond: All other arguments, as `condition` gives them.
         """
-        return self.split(self.evaluate(x, cond, self.module.dtype, level))[0]
+        out = self.evaluate(x, cond, self.module.dtype, level)
+        return out.narrow(self.family.channel_dim, 0, self.place.size)
 
     def evaluate(
         self, x: Tensor, cond: Cond, dtype: torch.dtype, level: Level | None = None
@@ -183,30 +271,42 @@ class PipelineNetwork:
             dtype: Of the sample that the network is given.
             level: Where it is evaluated; None for the timestep of the condition.
         """
-        arguments = {
-            name: value.value if isinstance(value, Shared) else value
-            for name, value in cond.items()
-            if name != EXTRA
-        }
+        arguments = without_shared({name: v for name, v in cond.items() if name != EXTRA})
         if level is not None:
             arguments["timestep"] = timestep_like(
                 level, self.schedule, self.family.flow_time, arguments["timestep"]
             )
         inputs = x.to(dtype)
-        if (extra := cond.get(EXTRA)) is not None:
-            inputs = torch.cat([inputs, extra.to(inputs)], dim=self.family.channel_dim)
+        if extra := cond.get(EXTRA):
+            before, after = (part.to(inputs) for part in extra)
+            inputs = torch.cat([before, inputs, after], dim=self.family.channel_dim)
         arguments[self.family.sample] = inputs
         return upcast(self.forward(**arguments, return_dict=False)[0])
 
-    def split(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The sample, and channels beyond it (a mask, a learned variance), or None."""
-        n, dim = channels(self.module), self.family.channel_dim
-        if inputs.shape[dim] == n:
-            return inputs, None
-        return inputs.narrow(dim, 0, n), inputs.narrow(dim, n, inputs.shape[dim] - n)
+    def noise_like_output(self, inputs: Tensor) -> Tensor:
+        """Noise in the shape and dtype of the output for an input."""
+        shape, config = list(inputs.shape), self.module.config
+        shape[self.family.channel_dim] = config.out_channels or config.in_channels
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(inputs)
 
-    def condition(self, arguments: Cond, extra: Tensor | None = None) -> Cond:
-        """Condition of a call's arguments, the sample left out, with channels beyond it."""
+    def split(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The sample, and the channels before and after it, or None where there are none."""
+        (start, size, _), dim = self.place, self.family.channel_dim
+        left = inputs.shape[dim] - start - size
+        if not start and not left:
+            return inputs, None
+        before, sample, after = torch.split(inputs, [start, size, left], dim=dim)
+        return sample, (before, after)
+
+    def condition(self, arguments: Cond, inputs: Tensor) -> Cond:
+        """Condition of a call's arguments: all but the sample, channels beyond it included.
+
+        Args:
+            arguments: By name.
+            inputs: The sample with such channels, `(B, C, *space)`, as many rows as samples.
+        """
         cond = {k: v for k, v in arguments.items() if k not in (self.family.sample, "return_dict")}
-        cond |= {name: Shared(cond[name]) for name in self.family.shared if name in cond}
+        cond = dict(with_shared(self.module, cond, len(inputs)))
+        extra = self.split(inputs)[1]
         return cond if extra is None else {**cond, EXTRA: extra}

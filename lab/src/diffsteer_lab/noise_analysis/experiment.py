@@ -20,7 +20,7 @@ from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import packed, size_of, unpacked
 from diffsteer.hf.first_call import first_call, require_prompts, sampled_on
 from diffsteer.hf.hooks import replaced
-from diffsteer.hf.network import PipelineNetwork, channels, network_replaced
+from diffsteer.hf.network import PipelineNetwork, network_replaced
 from diffsteer.metrics.features import Extractor
 from diffsteer.refine.hook import Refine, opened
 from diffsteer.refine.nlg import TrainingFreeRefiner
@@ -170,7 +170,7 @@ class NoiseExperiment:
             model = PipelineNetwork.of(pipe)
 
             def nothing(arguments: dict[str, Any]) -> _Out:
-                n = channels(model.module)
+                n = model.place.size
                 x = model.split(arguments[model.family.sample])[0]
                 times = (model.module.config.out_channels or n) // n  # twice with a variance
                 return _Out(torch.cat([torch.zeros_like(x)] * times, dim=1))

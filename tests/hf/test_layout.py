@@ -1,0 +1,145 @@
+"""Which part of a call is the noisy sample, and which arguments have a row for each."""
+
+import diffusers
+import pytest
+import tiny
+import torch
+import zoo
+
+from diffsteer.core.errors import InputError
+from diffsteer.hf.network import Shared, with_shared
+from diffsteer.steering import steer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pipe")
+
+
+def made(name, folder, dtype=torch.float32):
+    pipe = zoo.CASES[name][0](folder / name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(dtype)
+
+
+def inputs_of(network):
+    """What the network is evaluated on, by its first layer."""
+    seen = []
+    network.conv_in.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["MarigoldDepthPipeline", "MarigoldIntrinsicsPipeline"])
+@pytest.mark.parametrize("guidance", ['SAG(0.5, on="cond")', "AutoNoise(2)"])
+def test_image_latents_before_the_noisy_ones_stay(folder, name, guidance) -> None:
+    """Marigold puts the image first: it is the same in every evaluation, the rest is not."""
+    pipe = made(name, folder)
+    call = zoo.CASES[name][1](1.0, 2)
+    call["image"] = call["image"].float()
+    plain = inputs_of(pipe.unet)
+    zoo.steps_of(pipe, call)
+    image = plain[0][:, :4]
+    plain.clear()
+    with steer(pipe, guidance):
+        zoo.steps_of(pipe, call)
+    assert len(plain) == 4 and all(torch.equal(x[:, :4], image) for x in plain)
+    noisy = [x[:, 4:] for x in plain]
+    assert all(not torch.equal(a, b) for a, b in zip(noisy, noisy[1:], strict=False))
+
+
+class ImageFirst(diffusers.StableDiffusionPipeline):
+    """A pipeline of nobody's that puts two channels before the latents and one after."""
+
+    def __call__(self, latents, num_inference_steps, generator, sign=1.0):
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            around = latents[:, :2].roll(1, dims=0), latents[:, :1] * 0 + 0.5
+            x = torch.cat([around[0], latents, around[1]], dim=1)
+            out = self.unet(x, t, latents.new_zeros(len(latents), 4, 32)).sample
+            latents = self.scheduler.step(sign * out, t, latents).prev_sample
+
+
+def test_places_that_no_pipeline_of_diffusers_has(folder) -> None:
+    pipe = tiny.stable_diffusion(zoo.ddim(), folder, "StableDiffusionPipeline")
+    parts = pipe.components | {"unet": zoo.unet(7)}
+    pipe = ImageFirst(**parts, requires_safety_checker=False)
+    call = {"latents": zoo.noise(2, 4, 8, 8).float()}
+    want = zoo.steps_of(pipe, call)
+    with steer(pipe, "AutoNoise(1)"):
+        torch.testing.assert_close(zoo.steps_of(pipe, call), want, atol=1e-4, rtol=1e-4)
+    seen = inputs_of(pipe.unet)
+    with steer(pipe, "PAG(2)"), pytest.raises(InputError, match="does not give its scheduler"):
+        zoo.steps_of(pipe, call | {"sign": -1.0})
+    assert not seen
+
+
+def test_an_output_that_is_never_stepped_from(folder) -> None:
+    """Noise stands for the answer until the scheduler tells which channels are the sample."""
+    pipe = tiny.stable_diffusion(zoo.ddim(), folder, "StableDiffusionPipeline")
+    pipe.unet = zoo.unet(9)
+    x, words = torch.randn(1, 9, 8, 8), torch.randn(1, 4, 32)
+    with pytest.raises(InputError, match="not scheduler.step"), steer(pipe, "PAG(2)"):
+        pipe.unet(x, 500, words)
+    with pytest.raises(ZeroDivisionError), steer(pipe, "PAG(2)"):
+        pipe.unet(x, 500, words)
+        raise ZeroDivisionError
+    assert "forward" not in vars(pipe.unet) and "step" not in vars(pipe.scheduler)
+
+
+def test_the_same_noise_twice_is_no_guidance(folder) -> None:
+    """A pipeline that does not say whether it guides: what it steps tells."""
+    pipe = made("PixArtAlphaPipeline", folder)
+    call = {k: v.float() if torch.is_tensor(v) else v for k, v in zoo._pixart_call(1.0, 2).items()}
+    call["latents"] = call["latents"][:1].repeat(2, 1, 1, 1)
+    with steer(pipe, "PAG(2, layer='transformer_blocks.1')"), pytest.raises(InputError):
+        zoo.steps_of(pipe, call)
+    pipe = made("StableDiffusionPipeline", folder)
+    call = {"prompt": zoo.PROMPTS[:2], "guidance_scale": 1.0, "latents": call["latents"]}
+    want = zoo.steps_of(pipe, call)
+    with steer(pipe, "PAG(0)"):
+        torch.testing.assert_close(zoo.steps_of(pipe, call), want, atol=1e-4, rtol=1e-4)
+
+
+def test_arguments_with_a_row_for_each_sample() -> None:
+    """By what the network takes them for; what its processors take is theirs alone."""
+    x = torch.zeros(2, 3)
+    cond = {"encoder_hidden_states": x, "timestep": x[0, :1], "class_labels": None}
+    cond |= {"added_cond_kwargs": {"image_embeds": [x, x]}, "mid_block_additional_residual": x[:1]}
+    kwargs = {"ip_adapter_masks": x, "gligen": {"boxes": x}, "scale": 0.3, "bias": x[:1]}
+    got = with_shared(zoo.unet(), cond | {"cross_attention_kwargs": kwargs}, 2)
+    shared = {k for k, v in (got | got["cross_attention_kwargs"]).items() if isinstance(v, Shared)}
+    assert shared == {"timestep", "mid_block_additional_residual", "ip_adapter_masks", "bias"}
+    with pytest.raises(InputError, match="bias of shape .2, 3. may hold a row"):
+        with_shared(zoo.unet(), {"cross_attention_kwargs": {"bias": x}}, 2)
+    with pytest.raises(InputError, match="image_embeds has 2 rows in a call of 4"):
+        with_shared(zoo.unet(), {"added_cond_kwargs": {"image_embeds": [x]}}, 4)
+
+
+@pytest.mark.parametrize("guidance", ["CFG(5).over(1, 4)", "CFG(5).within(0, 1)", "AutoNoise(2)"])
+def test_epsilon_at_zero_terminal_snr(folder, guidance) -> None:
+    """Refused at the first call, also where the guidance acts later or never."""
+    pipe = made("StableDiffusionPipeline", folder)
+    seen, call = inputs_of(pipe.unet), zoo.CASES["StableDiffusionPipeline"][1](5.0, 2)
+    call["latents"] = call["latents"].float()
+    with steer(pipe, guidance):
+        zoo.steps_of(pipe, call)
+        seen.clear()
+        pipe.scheduler = zoo.ddim(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        with pytest.raises(InputError, match="does not fix x0 at alpha=0"):
+            zoo.steps_of(pipe, call)
+    assert not seen
+
+
+def test_layers_of_grounded_objects_and_of_frames() -> None:
+    """Attention of other tokens than those of one image is left out."""
+    from diffusers.models.attention import GatedSelfAttentionDense
+    from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+
+    from diffsteer.hf.architectures import image_attention
+
+    network = zoo.unet(attention_type="gated")
+    assert any(isinstance(m, GatedSelfAttentionDense) for m in network.modules())
+    names = image_attention(network)
+    assert names and not any("fuser" in name for name in names)
+    network.mid_block.add_module("temporal", TransformerTemporalModel(4, 16, in_channels=64))
+    assert image_attention(network).keys() == names.keys()
