@@ -104,8 +104,10 @@ def claimed(network: Any) -> Iterator[None]:
     """Mark a network as steered until exit."""
     check_free(network)
     _steered.add(unwrap_compiled(network))
-    yield
-    _steered.discard(unwrap_compiled(network))
+    try:
+        yield
+    finally:
+        _steered.discard(unwrap_compiled(network))
 
 
 def check_free(network: Any) -> None:
