@@ -93,7 +93,7 @@ class Guided:
         alone = replace(denoiser, seeds=None)
         for step, time in steps:
             level = level_at(schedule, time)
-            denoiser.kind.x0(small, small, level)
+            denoiser.prediction.x0(small, small, level)
             replace(alone, step=step).dry_run(small, level)
 
     def _net(
