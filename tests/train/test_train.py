@@ -269,7 +269,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     trainer = begun(path, out)
     with torch.no_grad():
         next(iter(trainer.trained.values())).fill_(float("nan"))
-    with pytest.raises(NotFinite, match="the checkpoint at 8 is good"):
+    with pytest.raises(NotFinite, match="the checkpoint at 8 images is whole"):
         trainer.fit()
     assert trainer.checkpoints.counts() == [8]
 
@@ -342,7 +342,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "no checkpoint could be written at 16 images" in done.stderr.splitlines()[-1]
-    assert "the one at 8 is whole" in done.stderr
+    assert "the checkpoint at 8 images is whole" in done.stderr
     assert Checkpoints(out / "checkpoints").counts() == [8]
     assert not list((out / "checkpoints").glob(".*"))
 

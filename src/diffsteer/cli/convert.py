@@ -30,7 +30,7 @@ def ema(
     /,
     out: Path,
     std: str = "0.010,0.015,...,0.250",
-    kimg: int | None = None,
+    kimg: float | None = None,
     prefix: str = "network-snapshot",
     outprefix: str = "phema",
     batch: int = 8,

@@ -57,7 +57,25 @@ def train(
         )
     trainer = begin(run, folder, start)
     if trainer.first:
-        print(f"{folder}: {trainer.images} of {run.training.images} images are done")
-    trainer.fit()
+        print(f"{folder}: {trainer.images} of {how.end} images are done; {trainer.about()}")
+        warn_of_bf16(how.precision, trainer.accelerator.device.type)
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        if trainer.first:
+            print(f"{trainer.checkpoints.last()}: the same command resumes there", file=sys.stderr)
+        raise
     if trainer.first:
         print(f"{folder / 'model'} holds the result")
+
+
+def warn_of_bf16(precision: str, device: str) -> None:
+    """Measure bfloat16 on a CPU, where it may be far slower than float32."""
+    from diffsteer.io.device import bf16_slowdown
+
+    if (precision, device) == ("bf16", "cpu") and (ratio := bf16_slowdown()) > 2:
+        print(
+            f"warning: bf16 is {ratio:.0f} times slower than float32 on this CPU: a run with "
+            "--set training.precision=no, in another --out, is faster",
+            file=sys.stderr,
+        )

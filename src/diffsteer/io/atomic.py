@@ -21,7 +21,8 @@ from diffsteer.core.errors import InputError
 
 PART = ".part"
 """Ends the names of drafts."""
-LOCK = ".lock"
+LOCK = ".owner"
+"""Name of the lock of a folder, and end of that of a file; `.lock` was that of version 0.1."""
 
 _held: set[Path] = set()
 """Lock files of this process: the kernel's locks keep out other processes only."""
@@ -200,6 +201,13 @@ def _sweep(folder: Path) -> None:
             else:
                 with _locked(draft, draft):
                     draft.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, which loses its name first: it is never there in part."""
+    draft = folder.with_name(f".{folder.name}{PART}")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(folder.replace(draft))
 
 
 def _restore(draft: Path) -> None:

@@ -1,8 +1,7 @@
 """Checkpoints that are complete or absent, whatever kills the process.
 
 A checkpoint is a folder named after the count of images: safetensors files, and `state.json` with
-the values that are no tensors and the SHA-256 of each file. It is written under another name,
-flushed to the disk, and renamed last.
+the values that are no tensors and the SHA-256 of each file.
 """
 
 import json
@@ -15,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.atomic import atomic_write, flush
+from diffsteer.io.atomic import atomic_folder, atomic_write, remove_folder
 from diffsteer.io.hashing import bytes_hash, digest
 from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
 
@@ -45,33 +44,33 @@ class Checkpoints:
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
+    def last(self) -> str:
+        """Say which checkpoint a run that ends now resumes from."""
+        counts = self.counts()
+        return f"the checkpoint at {counts[-1]} images is whole" if counts else "no checkpoint yet"
+
     def path(self, images: int) -> Path:
         """Folder of the checkpoint at a count."""
         return self.folder / f"{images:010d}"
 
     def save(self, images: int, groups: Groups, state: State) -> None:
-        """Write a checkpoint, then delete those that are not kept.
+        """Write a checkpoint, then delete those that are not kept."""
+        from safetensors.torch import save
 
-        Raises:
-            OSError: there is no room, or no permission; those before it are as they were.
-        """
-        self._sweep()
-        part = self.folder / f".{images:010d}.part"
-        try:
-            self._write(part, groups, state)
-            if self.path(images).exists():
-                shutil.rmtree(self.path(images))
-            part.rename(self.path(images))
-            flush(self.folder)
-        except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
-            last = f"the one at {self.counts()[-1]} is whole" if self.counts() else "there is none"
-            raise OSError(
-                f"no checkpoint could be written at {images} images ({error}); {last}: make room "
-                "and start again, it goes on from there"
-            ) from error
+        with atomic_folder(self.path(images), over=True) as part:
+            digests = {}
+            for name, tensors in groups.items():
+                data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+                digests[name] = bytes_hash(data)
+                put(part / f"{name}.safetensors", data)
+            table = {**state, "files": digests, "sha256": digest(state)}
+            put(part / "state.json", json.dumps(table, indent=1).encode())
+        self.prune()
+
+    def prune(self) -> None:
+        """Delete those that are not kept; each is whole or under the name of a draft."""
         for old in self.counts()[: -self.keep]:
-            shutil.rmtree(self.path(old))
+            remove_folder(self.path(old))
 
     def load(self, images: int) -> tuple[dict[str, dict[str, Tensor]], State]:
         """Read a checkpoint and check it.
@@ -101,24 +100,6 @@ class Checkpoints:
                 aside = self.folder / f"{count:010d}.aside"
                 shutil.rmtree(aside, ignore_errors=True)
                 self.path(count).rename(aside)
-
-    def _write(self, part: Path, groups: Groups, state: State) -> None:
-        from safetensors.torch import save
-
-        part.mkdir(parents=True)
-        digests = {}
-        for name, tensors in groups.items():
-            data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-            digests[name] = bytes_hash(data)
-            put(part / f"{name}.safetensors", data)
-        table = {**state, "files": digests, "sha256": digest(state)}
-        put(part / "state.json", json.dumps(table, indent=1).encode())
-
-    def _sweep(self) -> None:
-        """Delete what a killed process left unfinished."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob(".*.part"):
-            shutil.rmtree(part)
 
     def _other(self, images: int) -> str:
         for count in reversed([c for c in self.counts() if c < images]):

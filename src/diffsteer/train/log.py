@@ -78,6 +78,14 @@ def progress(title: str, images: int, end: int, shown: bool) -> Any:
     )
 
 
+def forecast(rate: float, images: int) -> str:
+    """Say when so many images at so many per second will be done."""
+    hours = images / rate / 3600
+    left = f"{hours / 24:.1f} days" if hours > 48 else f"{hours:.1f} hours"
+    left = left if hours > 1 else f"{hours * 60:.1f} minutes"
+    return f"about {rate:.3g} images per second: ends in {left}"
+
+
 def grid(images: Tensor, columns: int = 8) -> Tensor:
     """Lay images, uint8 `(N, 3, H, W)`, out in rows: `(3, rows H, columns W)`, white between."""
     n, channels, height, width = images.shape

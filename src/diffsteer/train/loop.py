@@ -2,12 +2,15 @@
 
 A run is a folder: `run.json` (its settings), `checkpoints/`, `metrics.jsonl`, `pictures/`,
 `averages/` and, at the end, `model/`. Started again, it resumes bit-exactly from its latest
-checkpoint: every image has its own seed, so there is no other state.
+checkpoint: every image has its own seed, so there is no other state. A checkpoint is written last:
+it says that everything before it is there.
 """
 
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,12 +21,17 @@ from torch.utils.data import DataLoader
 
 from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
+from diffsteer.io.atomic import atomic_folder, owned
+from diffsteer.models.edm2 import posthoc
 from diffsteer.train.checkpoints import Checkpoints
-from diffsteer.train.log import Metrics, Sums, progress, save_grid
+from diffsteer.train.log import Metrics, Sums, forecast, progress, save_grid
 from diffsteer.train.settings import Run
 from diffsteer.train.state import claim, fill, pack, unpack
 from diffsteer.train.stream import Source, Stream, contents
 from diffsteer.train.task import Examples, Task
+
+Passes = list[dict[str, Tensor]]
+"""A process's share of a step, in passes."""
 
 
 class NotFinite(InputError):
@@ -70,10 +78,13 @@ class Trainer:
             fused=True,
         )
         self.averages = PowerEMA(self.trained.items(), training.averages)
-        self._alone(lambda: claim(folder, run, contents(source)))
-        self.images = self._reported = self._resume(start)
-        with self.accelerator.autocast():
-            self.source = task.prepare(source, folder, self._alone)
+        with ExitStack() as stack:
+            stack.enter_context(owned(folder, self.accelerator.process_index, self.world))
+            self._alone(lambda: claim(folder, run, contents(source)))
+            self.images = self._reported = self._resume(start)
+            with self.accelerator.autocast():
+                self.source = task.prepare(source, folder, self._alone)
+            self._owner = stack.pop_all()
         self.model = self.accelerator.prepare_model(task)
         self._interrupted = self._stop = False
 
@@ -82,35 +93,38 @@ class Trainer:
         """Whether this process writes files."""
         return bool(self.accelerator.is_main_process)
 
+    def about(self) -> str:
+        """Say in a line what is trained, and how."""
+        training = self.run.training
+        weights = sum(p.numel() for p in self.trained.values())
+        precision = "float32" if training.precision == "no" else training.precision
+        return (
+            f"{self.run.task} of {weights / 1e6:.3g} M weights in batches of {training.batch}, "
+            f"learning rate {training.rate:g}, {precision} on {self.accelerator.device.type}"
+        )
+
     def fit(self) -> None:
         """Train to the end, then write the result to `model/`."""
         training, sums = self.run.training, Sums()
-        with self._progress() as bar, self._signals():
-            for passes in self._batches():
-                if self.images >= training.images:
-                    break
-                sums.add(self._step(passes))
-                self.images += training.batch
-                self.averages.update(self.images, training.batch)
-                bar.update(training.batch)
-                interrupted, ends = (
-                    self._interrupted and self.world == 1,
-                    self.images >= training.images,
-                )
-                writes = (training.checkpoint, training.snapshot, self.run.pictures.every)
-                if interrupted or ends or any(map(self._due, (training.log, *writes))):
-                    self._report(sums, bar)  # nothing is written of networks that are lost
-                if ends or self._stop or self._due(training.checkpoint):
-                    self._alone(self._save)
-                if self._due(training.snapshot):
-                    self._alone(self._snapshot)
-                if self._due(self.run.pictures.every):
-                    self._alone(self._draw)
-                if self._stop:
-                    raise KeyboardInterrupt
-        self._alone(self._finish)
+        bar = progress(self.folder.name, self.images, training.end, shown=self.first)
+        batches = self._timed(self._batches(), bar)
+        with self._owner, bar:
+            with self._signals():
+                while self.images < training.end:
+                    sums.add(self._step(next(batches)))
+                    self.images += training.batch
+                    self.averages.update(self.images, training.batch)
+                    bar.update(training.batch)
+                    every = (training.log, training.checkpoint, training.snapshot)
+                    due = any(map(self._due, (*every, self.run.pictures.every)))
+                    if due or self._ended or (self._interrupted and self.world == 1):
+                        self._report(sums, bar)  # nothing is written of networks that are lost
+                        self._alone(self._write)
+                    if self._stop:
+                        raise KeyboardInterrupt
+            self._alone(self._finish)
 
-    def _step(self, passes: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _step(self, passes: Passes) -> dict[str, Tensor]:
         """Take one step of the optimizer; return losses and the norm of the gradient."""
         training, last = self.run.training, len(passes) - 1
         means: dict[str, Tensor] = {}
@@ -129,12 +143,8 @@ class Trainer:
         self.optimizer.zero_grad()
         return means
 
-    def _progress(self) -> Any:
-        title, end = self.folder.name, self.run.training.images
-        return progress(title, self.images, end, shown=self.first)
-
-    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
-        """Yield this process's share of each step, in passes."""
+    def _batches(self) -> Iterator[Passes]:
+        """Yield this process's share of each step."""
         training = self.run.training
         stream = Stream(
             self.source,
@@ -155,6 +165,18 @@ class Trainer:
         while True:
             yield [next(loader) for _ in range(self.passes)]
 
+    def _timed(self, batches: Iterator[Passes], bar: Any) -> Iterator[Passes]:
+        """Pass batches on; say after the second step, the first that is no slower, when it ends."""
+        for i, passes in enumerate(batches):
+            if i in (1, 2) and self.accelerator.device.type != "cpu":
+                torch.accelerator.synchronize()
+            if i == 1:
+                start = time.perf_counter()
+            elif i == 2 and self.first:
+                rate = self.run.training.batch / (time.perf_counter() - start)
+                bar.write(forecast(rate, self.run.training.end - self.images), file=sys.stderr)
+            yield passes
+
     def _report(self, sums: Sums, bar: Any) -> None:
         """Write means of the losses; stop where one, or a weight, is not finite.
 
@@ -171,10 +193,9 @@ class Trainer:
         values_by_name = {**line, "a weight": sizes.sum().item()}
         lost = [name for name, value in values_by_name.items() if not abs(value) < float("inf")]
         if lost:
-            counts = self.checkpoints.counts()
             raise NotFinite(
                 f"{lost[0]} is {values_by_name[lost[0]]} before {self.images} images; "
-                f"{f'the checkpoint at {counts[-1]} is good' if counts else 'no checkpoint yet'}. "
+                f"{self.checkpoints.last()}. "
                 f"A lower training.rate (it is {self.run.training.rate}) or training.clip (it is "
                 f"{self.run.training.clip}) makes another run: give another --out"
             )
@@ -191,13 +212,29 @@ class Trainer:
             bool(every) and self.images // every > (self.images - self.run.training.batch) // every
         )
 
-    def _save(self) -> None:
-        groups = pack(self.trained, self.optimizer, self.averages)
-        self.checkpoints.save(self.images, groups, {"images": self.images})
+    @property
+    def _ended(self) -> bool:
+        return self.images >= self.run.training.end
+
+    def _write(self) -> None:
+        """Write what is due, the checkpoint last."""
+        try:
+            if self._due(self.run.training.snapshot):
+                self._snapshot()
+            if self._due(self.run.pictures.every):
+                self._draw()
+            if self._ended or self._stop or self._due(self.run.training.checkpoint):
+                groups = pack(self.trained, self.optimizer, self.averages)
+                self.checkpoints.save(self.images, groups, {"images": self.images})
+        except OSError as error:
+            raise OSError(
+                f"no checkpoint could be written at {self.images} images ({error}); "
+                f"{self.checkpoints.last()}: make room and start again, it goes on from there"
+            ) from error
 
     def _resume(self, start: int | None) -> int:
         """Load a checkpoint, if there is one; return its count of images."""
-        counts, end = self.checkpoints.counts(), self.run.training.images
+        counts, end = self.checkpoints.counts(), self.run.training.end
         if start is not None and start not in counts:
             raise InputError(f"no checkpoint at {start} images: there are {counts or 'none'}")
         if counts and start is None and counts[0] > end:
@@ -207,29 +244,35 @@ class Trainer:
             )
         images = start or max((count for count in counts if count <= end), default=0)
         groups = self.checkpoints.load(images)[0] if images else {}
-        self._alone(lambda: self.metrics.rewind(images))
-        if start is not None:
-            self._alone(lambda: self.checkpoints.set_aside(start))
-        if not images:
-            return 0
-        unpack(groups, self.trained, self.optimizer, self.averages)
+        self._alone(lambda: self._go_back(images, start is not None))
+        if images:
+            unpack(groups, self.trained, self.optimizer, self.averages)
         return images
 
+    def _go_back(self, images: int, drop: bool) -> None:
+        """Take away what a run that resumes at a count writes again."""
+        if drop:
+            self.checkpoints.set_aside(images)
+        self.checkpoints.prune()
+        self.metrics.rewind(images)
+
     def _snapshot(self) -> None:
+        """Write the averages, which `diffsteer ema` reads."""
+        training = self.run.training
+        apart = max(1, training.snapshot // training.batch) * training.batch
+        kimg = self.images // 1000 if apart >= 1000 else self.images / 1000
         for i, sigma in enumerate(self.averages.sigmas):
-            path = self.folder / f"averages/network-snapshot-{self.images // 1000:07d}-{sigma:.3f}"
+            path = self.folder / "averages" / posthoc.name("network-snapshot", kimg, sigma)
             self.task.store(self.averages.snapshot(i), path, self.images)
 
     def _draw(self) -> None:
+        path = self.folder / "pictures" / f"{self.images:010d}.png"
         with self._averaged():
-            save_grid(
-                self.task.pictures(self.run.pictures),
-                self.folder / "pictures" / f"{self.images:010d}.png",
-            )
+            save_grid(self.task.pictures(self.run.pictures), path)
 
     def _finish(self) -> None:
-        with self._averaged():
-            self.task.save(self.folder / "model")
+        with self._averaged(), atomic_folder(self.folder / "model", over=True) as draft:
+            self.task.save(draft)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -262,6 +305,12 @@ class Trainer:
 
         def stop(number: int, frame: FrameType | None) -> None:
             self._interrupted = True
+            when = "this step" if self.world == 1 else "the next line of metrics.jsonl"
+            if self.first:
+                print(
+                    f"\nending after {when}, with a checkpoint; once more ends at once, without",
+                    file=sys.stderr,
+                )
             for s, handler in before.items():
                 signal.signal(s, handler)
 

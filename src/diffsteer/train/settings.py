@@ -61,12 +61,12 @@ class Training:
     """Length, rate and steps of training; lengths are in images over all processes.
 
     Attributes:
-        images: Count at which training ends.
+        images: Count at which training ends, with the whole of its last batch.
         batch: Images of one step of the optimizer.
         rows: Most images of one forward pass of a process; 0 for no limit. Larger batches are
             accumulated.
         rate: Learning rate.
-        warmup: Images over which it rises from 0.
+        warmup: Images over which it rises from 0; the first batch has 0, as published.
         flat: Images after which it falls as 1 / sqrt(images); 0 for never (Karras et al. 2024,
             eq. 67, https://arxiv.org/abs/2312.02696).
         betas: Of Adam.
@@ -112,9 +112,18 @@ class Training:
         _require(self.precision in ("no", "bf16"), "precision", self.precision, '"no" or "bf16"')
         _require(self.keep in self.averages, "keep", self.keep, f"one of {self.averages}")
 
+    @property
+    def end(self) -> int:
+        """Count of images after the last batch."""
+        return -(-self.images // self.batch) * self.batch
+
     def rate_at(self, images: int) -> float:
-        """Learning rate of the step after `images` images."""
-        rise = min(1.0, (images + self.batch) / self.warmup) if self.warmup else 1.0
+        """Learning rate of the step after `images` images, 0 in the first of a warm-up.
+
+        Source: Karras et al. 2024, https://arxiv.org/abs/2312.02696, with their constants in
+        images: sqrt(flat / max(images, flat)) min(images / warmup, 1).
+        """
+        rise = min(1.0, images / self.warmup) if self.warmup else 1.0
         fall = max(1.0, images / self.flat) ** -0.5 if self.flat else 1.0
         return self.rate * rise * fall
 

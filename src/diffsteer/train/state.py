@@ -13,7 +13,7 @@ from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import differences
 from diffsteer.io.strict import read_json
-from diffsteer.train.checkpoints import Groups, put
+from diffsteer.train.checkpoints import Checkpoints, Groups, put
 from diffsteer.train.settings import Data, Run, flat
 
 Parameters = Mapping[str, torch.nn.Parameter]
@@ -32,7 +32,11 @@ def claim(folder: Path, run: Run, contents: Mapping[str, Any]) -> None:
     """
     path, settings = folder / "run.json", run.binds() | dict(contents)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        if Checkpoints(folder / "checkpoints").counts():
+            raise InputError(
+                f"{folder} has checkpoints, but no run.json, which says what they are of: put it "
+                "back, or give another --out"
+            )
         put(path, json.dumps(settings, indent=1).encode())
         return
     try:

@@ -1,7 +1,8 @@
 """Averages of any length from a folder of snapshots.
 
 Snapshots are named as users of EDM2 know them, PREFIX-KIMG-WIDTH: thousands of training images in
-seven digits or more, relative width of the average in three decimals. They are official pickles
+seven digits or more (and three decimals, of runs whose snapshots are less than a thousand apart),
+relative width of the average in three decimals. They are official pickles
 (.pkl), folders of ours, or bare .safetensors of any network.
 """
 
@@ -37,7 +38,7 @@ class Snapshot:
     """
 
     path: Path
-    kimg: int
+    kimg: float
     count: int
     width: float
 
@@ -53,15 +54,18 @@ class Snapshot:
         return read(self.path) if self.path.suffix == ".pkl" else Checkpoint.load(self.path)
 
 
-def name(prefix: str, kimg: int, width: float) -> str:
-    """Name of a snapshot without suffix: "phema-2147483-0.130"."""
-    return f"{prefix}-{kimg:07d}-{width:.3f}"
+def name(prefix: str, kimg: float, width: float) -> str:
+    """Name of a snapshot without suffix: "phema-2147483-0.130", or "phema-0000002.500-0.130"."""
+    thousands = f"{int(kimg):07d}" if kimg == int(kimg) else f"{kimg:011.3f}"
+    return f"{prefix}-{thousands}-{width:.3f}"
 
 
-def images(kimg: int) -> int:
+def images(kimg: float) -> int:
     """Training images of a snapshot from its name's thousands: whole steps of 1024, if any fit."""
+    if kimg != int(kimg):
+        return round(kimg * 1000)
     count = math.ceil(kimg * 1000 / 1024) * 1024
-    return count if count // 1000 == kimg else kimg * 1000
+    return count if count // 1000 == kimg else int(kimg) * 1000
 
 
 def _exact(path: Path) -> int | None:
@@ -83,13 +87,13 @@ def find(folder: Path, prefix: str) -> list[Snapshot]:
         FileNotFoundError: there is no such folder, or no snapshot in it.
         ValueError: one is there in two formats.
     """
-    pattern = re.compile(rf"{re.escape(prefix)}-(\d{{7,}})-(0\.\d{{3}})")
-    found: dict[tuple[int, float], Snapshot] = {}
+    pattern = re.compile(rf"{re.escape(prefix)}-(\d{{7,}}(?:\.\d{{3}})?)-(0\.\d{{3}})")
+    found: dict[tuple[float, float], Snapshot] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = pattern.fullmatch(path.stem if path.suffix in SUFFIXES[1:] else path.name)
-        if match is None or int(match[1]) == 0:
+        if match is None or float(match[1]) == 0:
             continue
-        kimg, width = int(match[1]), float(match[2])
+        kimg, width = float(match[1]), float(match[2])
         if (kimg, width) in found:
             raise InputError(f"{path.name} is there twice, in two formats: remove one")
         found[kimg, width] = Snapshot(path, kimg, _exact(path) or images(kimg), width)
@@ -104,7 +108,7 @@ def reconstruct(
     folder: Path,
     out: Path,
     widths: Sequence[float],
-    kimg: int | None = None,
+    kimg: float | None = None,
     prefix: str = "network-snapshot",
     out_prefix: str = "phema",
     batch: int = 8,
@@ -134,8 +138,8 @@ def reconstruct(
     end = stored[-1].kimg if kimg is None else kimg
     count = max((one.count for one in stored if one.kimg == end), default=0)
     if not count:
-        times = ", ".join(map(str, sorted({one.kimg for one in stored})))
-        raise FileNotFoundError(f"no snapshot at {end} thousand images: there are {times}")
+        times = ", ".join(f"{kimg:.10g}" for kimg in sorted({one.kimg for one in stored}))
+        raise FileNotFoundError(f"no snapshot at {end:.10g} thousand images: there are {times}")
     suffix = ".safetensors" if stored[-1].path.suffix == ".safetensors" else ""
     todo = {out / (name(out_prefix, end, width) + suffix): width for width in widths}
     for path in [path for path in todo if path.exists()]:
