@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffsteer import DDIM, EDM, DPMpp2M, Heun, Sampler, Schedule, UniPC, parse
+from diffsteer import DDIM, EDM, DPMpp2M, Guidance, Heun, Sampler, Schedule, UniPC, parse
+from diffsteer.core.errors import InputError
 from diffsteer.core.sampler import NAMED
 
 
@@ -63,11 +64,61 @@ def test_short_forms() -> None:
         "DDPM()",
         5,
         f"DDIM(eta=0.{'0' * 20_000})",
+        "DDIM(eta=True)",
+        f"DDIM(eta={'4' * 400})",
+        f"DDIM(eta=0x{'f' * 5000})",
+        "DDIM(eta=0j)",
+        "DDIM(eta=0*inf)",
+        "Heun(gamma=0.1, s_max=None)",
+        "Heun(schedule=Heun())",
+        "DDIM(\ud800)",
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse(text, Sampler, named=NAMED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CFG(" + "4" * 400 + ")",
+        "CFG(1e999)",
+        "CFG(True)",
+        "CFG('5')",
+        "CFG(0*inf)",
+        "True * CFG(2)",
+        "'2' * CFG(2)",
+        "inf * CFG(2)",
+        "CFG(2).within('0.3')",
+        "CFG(2).over(0.5, 2)",
+        "CFG(2).over(0, " + "9" * 30 + ")",
+        "CFG(2).rescaled(0.7, 1)",
+        "CFG(2).rescaled(0.7, centred='x')",
+        "SAG(1, kernel=True)",
+        "SAG(1, layer=3)",
+        "CFG(2)" + ".over(0, 9)" * 800,
+        "CFG(2)" * 9,
+        "(" * 60 + "CFG(2)" + ")" * 60,
+        "2 * (" * 150 + "CFG(2)" + ")" * 150,
+        "CFG(2)" + " + CFG(2)" * 900,
+        "Clamped(" * 100 + ")" * 100,
+        "-" * 900 + "1 * CFG(2)",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_guidance_texts_have_bounds(text: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse(text, Guidance)
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+
+
+def test_what_parses_can_be_printed_and_parsed_again() -> None:
+    for text in ("CFG(2)" + ".over(0, 9)" * 300, "CFG(2)" + " + PAG(1)" * 100,
+                 "2.0 * (" * 45 + "2.0 * CFG(2)" + ")" * 45):  # fmt: skip
+        value = parse(text, Guidance)
+        assert repr(value) == text and parse(repr(value), Guidance) == value
+        assert len(list(value.parts())) > 40 and hash(value)
 
 
 @given(st.text(max_size=60))

@@ -1,6 +1,8 @@
 """Recipes: one hash, files of both kinds, prompts by seed, sweeps."""
 
 import json
+import zlib
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import KEY, Recipe, read, recipe_of_png
 from diffsteer.io.hashing import differences
@@ -58,13 +61,13 @@ def test_json_is_read_with_prompts_from_a_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "is no JSON"),
-        ("[1]", "holds no recipe"),
-        ('{"model": "m", "step": 5}', "says step, which this version does not know; .* steps"),
-        ('{"model": "m", "steps": "5"}', "steps='5' is no int"),
-        ('{"model": "m", "zero_snr": 1}', "zero_snr=1 is no bool"),
-        ('{"model": "m", "prompts": [1]}', r"prompts=\(1,\) is no list of texts"),
-        ('{"model": "m", "prompts": 5}', "prompts=5 is no list of texts"),
-        ('{"model": "m", "prompts": null}', "prompts=None is no list of texts"),
+        ("[1]", "holds a JSON list, not an object"),
+        ('{"model": "m", "step": 5}', "has no setting 'step': there are .* steps"),
+        ('{"model": "m", "steps": "5"}', "steps must be a whole number, got '5'"),
+        ('{"model": "m", "zero_snr": 1}', "zero_snr must be True or False, got 1"),
+        ('{"model": "m", "prompts": [1]}', "prompts must be a text, got 1"),
+        ('{"model": "m", "prompts": 5}', "prompts must be a list, got 5"),
+        ('{"model": "m", "prompts": null}', "prompts must be a list, got None"),
         ('{"model": "m", "width": -8}', "recipe.json: -8 x 0 pixels"),
         ('{"model": "m", "steps": 0}', "recipe.json: 0 steps"),
         ('{"model": "m", "prompt": "a", "prompts": ["b"]}', "leave one of them out"),
@@ -130,6 +133,35 @@ def test_a_changed_recipe_in_a_picture_names_the_file(tmp_path: Path, text: str)
 def test_ranges_that_fall_and_numbers_over_64_bits_are_no_seeds() -> None:
     """Among other parts, a range that falls would be left out without a word."""
     assert parse_seeds(str(2**64 - 1)) == [2**64 - 1]
-    for text in ("5-3", "5-3,7", str(2**64), f"0,{2**64}"):
-        with pytest.raises(ValueError, match="are no seeds"):
+    for text in ("5-3", "5-3,7", str(2**64), f"0,{2**64}", "9" * 5000, "-1", ""):
+        with pytest.raises(InputError, match="are no seeds"):
             parse_seeds(text)
+    for text in (f"0-{2**64 - 1}", "0-2999999,4000000-6999999"):
+        with pytest.raises(InputError, match="take at most 5000000 at a time"):
+            parse_seeds(text)
+
+
+def test_numbers_of_json_serve_for_floats_and_truth_values_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text('{"model": "m", "strength": 1}')
+    assert read(path) == Recipe("m", strength=1.0) and type(read(path).strength) is float
+    path.write_text('{"model": "m", "strength": true}')
+    with pytest.raises(InputError, match="strength must be a number, got True"):
+        read(path)
+    path.write_text('{"model": "m", "steps": 5.0}')
+    with pytest.raises(InputError, match=r"steps must be a whole number, got 5\.0"):
+        read(path)
+
+
+@pytest.mark.parametrize("width", [100_000, 2**31 - 1])
+@pytest.mark.parametrize("read_one", [read, recipe_of_png])
+def test_a_png_that_claims_a_vast_size_is_refused(
+    tmp_path: Path, width: int, read_one: Callable[[Path], object]
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:24] = width.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.png is too large"):
+        read_one(tmp_path / "a.png")

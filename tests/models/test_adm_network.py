@@ -122,7 +122,7 @@ def test_iddpm_says_whether_timesteps_are_rescaled() -> None:
         ("--noise_schedule sqrt", "give linear or cosine"),
         ("--attention_resolutions x", "attention_resolutions='x'"),
         ("--classifier True", "needs num_head_channels"),
-        ("--num_res_blocks 0", "must be >= 1"),
+        ("--num_res_blocks 0", "num_res_blocks must be a whole number in \\[1, 64\\], got 0"),
         ("--classifier_pool adaptive", "classifier_pool='adaptive'"),
         ("--classifier_depth 4 --num_res_blocks 3", "classifier_depth beside num_res_blocks"),
         ("--classifier False --classifier_depth 4", "of two networks"),

@@ -334,7 +334,7 @@ def test_metadata_names_pictures_in_any_order(tmp_path: Path) -> None:
 BAD_LINES = {
     "no JSON": (["{"], "jsonl line 1 is no JSON"),
     "deep": (["[" * 100_000], "jsonl line 1 is no JSON"),
-    "a list": ([[1]], "line 1 is a JSON list"),
+    "a list": ([[1]], "line 1 holds a JSON list"),
     "no file name": ([*NAMED, {"text": "x"}], 'line 4 has no "file_name"'),
     "no caption": ([NAMED[0], {"file_name": "a.png"}], "line 2 has no caption"),
     "number": ([{"file_name": "a.png", "text": 3}], "line 1 has no caption"),

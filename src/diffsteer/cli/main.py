@@ -134,6 +134,6 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"diffsteer: {error}{_hint(error.name)}")
     except (InputError, OSError) as error:
-        sys.exit(f"diffsteer: {error}")
+        sys.exit(f"diffsteer: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)

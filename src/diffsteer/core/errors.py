@@ -1,7 +1,8 @@
-"""The error that a user can act on; imports the standard library alone."""
+"""The error that a user can act on, and values as it shows them."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
 
 
 class InputError(ValueError):
@@ -16,3 +17,16 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     lower = {known.lower(): known for known in names}
     close = get_close_matches(name.lower(), lower, 1)
     return f", did you mean {lower[close[0]]!r}?" if close else ""
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlong, _SHORT.maxlevel = 80, 3
+
+
+def brief(value: object) -> str:
+    """Text of a value from a user or file, however long or deep it is."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a number of thousands of digits, or a `__repr__` that fails
+        return f"a {type(value).__name__}"

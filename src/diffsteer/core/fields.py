@@ -1,12 +1,14 @@
 """Field types of value objects that are checked once, by `check_fields` in `__post_init__`."""
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, TypeGuard, TypeVar, get_type_hints
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 
 T = TypeVar("T")
 
@@ -20,13 +22,19 @@ class Rule:
 
 
 def is_number(value: object) -> bool:
-    """Accept whole and floating-point numbers."""
-    return isinstance(value, int | float)
+    """Accept whole numbers that a float can hold and floating-point numbers, not bool."""
+    return isinstance(value, float) or (is_whole(value) and abs(value) <= sys.float_info.max)
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Accept whole numbers, not bool."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def between(least: int, most: int) -> Rule:
+    """Rule of whole numbers in [least, most]."""
+    expected = f"a whole number in [{least}, {most}]"
+    return Rule(expected, lambda value: is_whole(value) and least <= value <= most)
 
 
 Finite = Annotated[float, Rule("a finite number", lambda v: is_number(v) and math.isfinite(v))]
@@ -37,17 +45,41 @@ Count = Annotated[int, Rule("a whole number >= 0", lambda v: is_whole(v) and v >
 Name = Annotated[str, Rule("a name", lambda v: isinstance(v, str) and v != "")]
 
 
-def check_fields(value: object) -> None:
-    """Check every field of `value` whose annotation carries a `Rule`."""
-    cls = type(value)
+PLAIN = {
+    float: Rule("a number", is_number),
+    int: Rule("a whole number", is_whole),
+    bool: Rule("True or False", lambda v: isinstance(v, bool)),
+    str: Rule("a text", lambda v: isinstance(v, str)),
+}
+"""Rules of annotations that carry none."""
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
     try:
-        hints = get_type_hints(cls, include_extras=True)
+        return get_type_hints(cls, include_extras=True)
     except NameError:  # postponed annotations of names that exist for type checkers only
-        hints = cls.__annotations__
-    for name, hint in hints.items():
-        for rule in getattr(hint, "__metadata__", ()):
-            if isinstance(rule, Rule) and not rule.holds(given := getattr(value, name)):
-                raise InputError(f"{cls.__name__}: {name} must be {rule.expected}, got {given!r}")
+        return cls.__annotations__
+
+
+def check_fields(value: object) -> None:
+    """Check every field of `value` whose annotation is plain or carries a `Rule`."""
+    cls = type(value)
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes types for unhashable
+    for field in fields(value):  # type: ignore[arg-type]
+        hint, given = hints[field.name], getattr(value, field.name)
+        for rule in getattr(hint, "__metadata__", (PLAIN.get(hint),)):
+            if isinstance(rule, Rule) and not rule.holds(given):
+                raise InputError(
+                    f"{cls.__name__}: {field.name} must be {rule.expected}, got {brief(given)}"
+                )
+
+
+def as_float(value: object, name: str) -> float:
+    """Convert a number, and refuse texts and truth values."""
+    if not is_number(value):
+        raise InputError(f"{name} must be a number, got {brief(value)}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def renamed_fields(**names: str) -> Callable[[type[T]], type[T]]:

@@ -5,10 +5,12 @@ That holds for values of numbers, texts and other such values: for all that ship
 
 import ast
 import math
+import warnings
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, TypeVar
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 
 T = TypeVar("T")
 
@@ -18,7 +20,10 @@ NODES = (
 )
 METHODS: set[str] = set()
 """Methods that a text may call, such as `within`; wrappers register theirs."""
-LONGEST = 10_000
+LONGEST, LARGEST = 10_000, 2**63
+"""Characters of a text, and size of a whole number in it."""
+INNERMOST, DEEPEST = 50, 700
+"""Parentheses in each other, and levels of its tree: two for each method in a chain of them."""
 
 
 def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None = None) -> T:
@@ -36,20 +41,18 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
     """
     roots: tuple[type, ...] = (kind, *parts)
     if not isinstance(text, str):
-        raise InputError(f"{text!r} is a {type(text).__name__}, not the text of a {kind.__name__}")
+        raise InputError(f"{brief(text)} is a {type(text).__name__}, not text of a {kind.__name__}")
     classes = {c.__name__: c for root in roots for c in subclasses(root)}
     known = {**classes, **(named or {})}
-    tree = _checked(text, {**known, "inf": math.inf}, kind)
     try:
-        value = eval(
-            compile(tree, "<text>", "eval"), {"__builtins__": {}}, {"inf": math.inf, **known}
-        )
+        code = _compiled(text, {**known, "inf": math.inf}, kind)
+        value = eval(code, {"__builtins__": {}}, {"inf": math.inf, **known})
         if isinstance(value, type):
             value = value()
-    except (TypeError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise InputError(f"{text!r}: {error}") from error
+    except Exception as error:  # the text is all that was run
+        raise InputError(f"{brief(text)}: {error or type(error).__name__}") from error
     if not isinstance(value, kind):
-        raise InputError(f"{text!r} is a {type(value).__name__}, not a {kind.__name__}")
+        raise InputError(f"{brief(text)} is a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
@@ -59,26 +62,42 @@ def subclasses(kind: type) -> list[type[Any]]:
     return [d for c in below for d in (c, *subclasses(c))]
 
 
-def _checked(text: str, known: Mapping[str, object], kind: type) -> ast.Expression:
-    """Parse to a tree that can name nothing but `known`."""
-    if len(text) > LONGEST:
-        raise InputError(f"a text of {len(text)} characters is no {kind.__name__}")
-    try:
+def _compiled(text: str, known: Mapping[str, object], kind: type) -> Any:
+    """Compile a text that can name nothing but `known`."""
+    inner = max(accumulate((c == "(") - (c == ")") for c in text), default=0)
+    if len(text) > LONGEST or inner > INNERMOST:
+        raise InputError(
+            f"it has {len(text)} characters and {inner} parentheses in each other: a "
+            f"{kind.__name__} has at most {LONGEST} and {INNERMOST}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # of escapes that are none
         tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{text!r} cannot be read as a {kind.__name__}: {error}") from error
-    for node in ast.walk(tree):
-        if not isinstance(node, NODES) or not _harmless(node):
-            raise InputError(f"{text!r}: this {type(node).__name__} is not allowed here")
-        if isinstance(node, ast.Name) and node.id not in known:
-            fit = (n for n, v in known.items() if isinstance(v, kind) or v in subclasses(kind))
-            names = ", ".join(sorted(fit))
-            raise InputError(f"{text!r}: unknown {kind.__name__} {node.id!r}; there are {names}")
-    return tree
+        level: list[ast.AST] = [tree]
+        for _ in range(DEEPEST):
+            for node in level:
+                _require_harmless(node, known, kind)
+            level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if level:
+            raise InputError("it is nested too deeply")
+        return compile(tree, "<text>", "eval")
+
+
+def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) -> None:
+    if not isinstance(node, NODES) or not _harmless(node):
+        raise InputError(f"this {type(node).__name__} is not allowed here")
+    if isinstance(node, ast.Name) and node.id not in known:
+        fit = (n for n, v in known.items() if isinstance(v, kind) or v in subclasses(kind))
+        names = ", ".join(sorted(fit))
+        raise InputError(f"unknown {kind.__name__} {brief(node.id)}; there are {names}")
 
 
 def _harmless(node: ast.AST) -> bool:
     """Refuse attributes but for known methods, and literals in sums but for a factor in front."""
+    if isinstance(node, ast.Constant):
+        plain = type(node.value) in (str, float, bool, type(None))
+        return plain or (type(node.value) is int and node.value < LARGEST)
     if isinstance(node, ast.Attribute):
         return node.attr in METHODS
     if isinstance(node, ast.Call):

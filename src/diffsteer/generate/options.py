@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Suppress
 
-from diffsteer.core.errors import InputError
-from diffsteer.io.strict import read_json
+from diffsteer.core.errors import InputError, brief
+from diffsteer.io.strict import from_table, read_object
 from diffsteer.models.edm2.loop_settings import Loop
 
 EDM2, ADM = "diffsteer.EDM2", "diffsteer adm 1"
@@ -49,12 +49,13 @@ class EDM2Options:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], where: str) -> "EDM2Options":
         """Inverse of `to_dict`; `where` stands in errors."""
-        kinds = {f.name: float for f in fields(Loop) if f.name != "steps"}
-        own = {"class": int, "precision": str, "models": Path}
-        _check(table, {**own, **kinds}, f"{where} is an EDM2 network, which")
-        more = {name: table[name] for name in ("precision", "models") if name in table}
-        loop = Loop(**{name: table[name] for name in kinds.keys() & table})
-        return cls(table.get("class"), loop=loop, **more)
+        where = f"{where} is an EDM2 network, which"
+        names = {f.name for f in fields(Loop) if f.name != "steps"}
+        loop = from_table(Loop, {n: v for n, v in table.items() if n in names}, where)
+        rest = {n: v for n, v in table.items() if n not in names}
+        return from_table(
+            cls, _fields(rest, ("precision", "models"), where) | {"loop": loop}, where
+        )
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class ADMOptions:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], where: str) -> "ADMOptions":
         """Inverse of `to_dict`; `where` stands in errors."""
-        kinds = {"respacing": str, "classifier": str, "official_head_split": bool}
-        _check(table, {"class": int, **kinds}, f"{where} is an ADM network, which")
-        return cls(table.get("class"), **{name: table[name] for name in kinds if name in table})
+        where = f"{where} is an ADM network, which"
+        names = ("respacing", "classifier", "official_head_split")
+        return from_table(cls, _fields(table, names, where), where)
 
 
 Options = EDM2Options | ADMOptions
@@ -96,10 +97,9 @@ def format_of(model: str) -> str:
     if not model or not path.is_file():
         return ""
     try:
-        config = read_json(path)
+        kind = read_object(path).get("format")
     except InputError:
         return ""
-    kind = config.get("format") if isinstance(config, dict) else ""
     return kind if kind in (EDM2, ADM) else ""
 
 
@@ -130,11 +130,8 @@ def _label(label: int | None) -> dict[str, int]:
     return {} if label is None else {"class": label}
 
 
-def _check(table: Mapping[str, Any], kinds: Mapping[str, type], model: str) -> None:
-    for name, value in table.items():
-        if name not in kinds:
-            raise InputError(f"{model} takes no {name}")
-        kind = kinds[name]
-        number = kind is float and type(value) is int
-        if not (number or (isinstance(value, Path) if kind is Path else type(value) is kind)):
-            raise InputError(f"{model} takes no {name}={value!r}: give a {kind.__name__}")
+def _fields(table: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict[str, Any]:
+    """Options under the names of their fields; they are known, and `class` is one."""
+    if unknown := table.keys() - {"class", *names}:
+        raise InputError(f"{where} takes no {brief(min(unknown))}")
+    return {{"class": "label"}.get(name, name): value for name, value in table.items()}

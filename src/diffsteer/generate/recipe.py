@@ -11,11 +11,18 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.generate.options import ADMOptions, Options, options_of
 from diffsteer.io.hashing import digest
-from diffsteer.io.seeds import format_number, prompts_of
-from diffsteer.io.strict import parse_json, read_json
+from diffsteer.io.seeds import format_number, is_seed, prompts_of
+from diffsteer.io.strict import (
+    from_table,
+    inner_path,
+    parse_json,
+    read_bytes,
+    read_object,
+    refused,
+)
 
 KEY = "diffsteer"
 """Name of the text in a PNG that holds the recipe."""
@@ -115,8 +122,8 @@ class Recipe:
 def read(path: Path) -> Recipe:
     """Read a recipe from a JSON file, or from a PNG that `diffsteer sample` made.
 
-    In JSON, `prompts` is a list, or the name of a file with one prompt a line, beside the JSON;
-    `options` is a table, as PNGs hold it.
+    In JSON, `prompts` is a list, or the name of a file with one prompt a line, beside the JSON or
+    in a folder there; `options` is a table, as PNGs hold it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,15 +131,10 @@ def read(path: Path) -> Recipe:
     """
     if path.suffix.lower() == ".png":
         return recipe_of_png(path)[0]
-    table = read_json(path)
-    if not isinstance(table, dict):
-        raise InputError(f"{path} holds no recipe: write an object such as {{'model': ...}}")
-    if isinstance(table.get("prompts"), str):
-        table["prompts"] = prompts_of(path.parent / table["prompts"])
-    options = table.pop("options", {})
-    if not isinstance(options, dict):
-        raise InputError(f"{path}: options={options!r} is no table")
-    return _recipe_of(table, options, str(path))
+    table = read_object(path)
+    if isinstance(name := table.get("prompts"), str):
+        table["prompts"] = prompts_of(path.parent / inner_path(str(path), name))
+    return _recipe_of(table, table.pop("options", {}), str(path))
 
 
 def recipe_of_png(path: Path) -> tuple[Recipe, int]:
@@ -158,13 +160,9 @@ def metadata(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: the file is no image, or its metadata were changed.
     """
-    from PIL import Image
+    from diffsteer.io.images import MAX_BYTES, text_of
 
-    try:
-        with Image.open(path) as image:
-            return parsed(image.info.get(KEY), str(path))
-    except OSError as error:
-        raise InputError(f"{path} is no readable picture: {error}") from error
+    return parsed(text_of(str(path), read_bytes(path, MAX_BYTES), KEY), str(path))
 
 
 def parsed(text: Any, where: str) -> dict[str, Any] | None:
@@ -179,28 +177,15 @@ def parsed(text: Any, where: str) -> dict[str, Any] | None:
     if not (isinstance(table, dict) and "seed" in table):
         return None
     tables = (table.get("recipe"), table.get("options", {}))
-    if type(table["seed"]) is not int or not all(isinstance(each, dict) for each in tables):
+    if not is_seed(table["seed"]) or not all(isinstance(each, dict) for each in tables):
         raise InputError(f"{where}: its recipe was changed, it has no seed or no fields any more")
     return table
 
 
-def _recipe_of(table: dict[str, Any], options: dict[str, Any], where: str) -> Recipe:
+def _recipe_of(table: dict[str, Any], options: Any, where: str) -> Recipe:
     """Make a recipe of fields and options that come from a file."""
-    defaults = {field.name: field.default for field in fields(Recipe) if field.name != "options"}
-    if unknown := table.keys() - defaults:
-        raise InputError(
-            f"{where} says {', '.join(sorted(unknown))}, which this version does not know; "
-            f"a recipe has {', '.join(defaults)}"
-        )
-    if isinstance(table.get("prompts"), list):
-        table = table | {"prompts": tuple(table["prompts"])}
-    for name, value in table.items():
-        kind = type(defaults[name])
-        right = type(value) is kind
-        if not right or (kind is tuple and not all(isinstance(text, str) for text in value)):
-            expected = "list of texts" if kind is tuple else kind.__name__
-            raise InputError(f"{where}: {name}={value!r} is no {expected}")
-    try:
-        return Recipe(**table, options=options_of(table.get("model", ""), options))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+    if "options" in table or not isinstance(options, dict):
+        raise InputError(f"{where}: options must be a table, got {brief(options)}")
+    recipe = from_table(Recipe, table, where)
+    with refused(where):
+        return replace(recipe, options=options_of(recipe.model, options))

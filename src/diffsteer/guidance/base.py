@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import Finite, Rule, Share, Whole, check_fields
+from diffsteer.core.fields import Finite, Rule, Share, Whole, as_float, check_fields
 from diffsteer.core.parse import METHODS
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries, lockstep
 from diffsteer.guidance.rescale import rescale, rescale_centred
@@ -52,11 +52,11 @@ class Guidance(ABC):
 
     def __rmul__(self, factor: float) -> "Guidance":
         """Scale what it adds."""
-        return Scaled(self, float(factor))
+        return Scaled(self, as_float(factor, "factor"))
 
     def within(self, lo: float, hi: float = math.inf) -> "Guidance":
         """Apply it only where lo < sigma / alpha <= hi; elsewhere it costs nothing."""
-        return Within(self, float(lo), float(hi))
+        return Within(self, as_float(lo, "lo"), as_float(hi, "hi"))
 
     def over(self, start: int, stop: int) -> "Guidance":
         """Apply it only in the steps start <= step < stop, counted from 0."""
@@ -64,11 +64,11 @@ class Guidance(ABC):
 
     def rescaled(self, phi: float = 0.7, centred: bool = False) -> "Guidance":
         """Bring the spread of the guided output back to the prompt's alone, by the share `phi`."""
-        return Rescaled(self, float(phi), centred)
+        return Rescaled(self, as_float(phi, "phi"), centred)
 
     def clamped(self, limit: float = 1.0) -> "Guidance":
         """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
-        return Clamped(self, float(limit))
+        return Clamped(self, as_float(limit, "limit"))
 
     def parts(self) -> "Iterator[Guidance]":
         """Itself, and all guidances that it is made of."""

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.hf.network import PARTS
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
-from diffsteer.io.strict import DAMAGE, read_object
+from diffsteer.io.strict import read_object
 
 VARIANT = re.compile(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$")
 """Ends the name of a weights file of another precision."""
+
+CONFIGS = ("model_index.json", "config.json", "*/config.json", "*/scheduler_config.json")
+"""Files of a folder that have to be JSON objects; diffusers takes for granted that they are."""
 
 
 @dataclass(frozen=True)
@@ -222,25 +225,26 @@ def _require_dtype(name: str, model: Any, dtype: Any) -> None:
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
     """Turn whatever is raised for a malformed name or damaged file into one error of one line."""
-    from safetensors import SafetensorError
-
     try:
+        for pattern in CONFIGS if name else ():
+            for path in Path(name).glob(pattern):
+                read_object(path)
         yield
-    except (*DAMAGE, SafetensorError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
         if isinstance(error, InputError):
             raise InputError(f"{name} cannot be loaded: {error}") from error
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, OSError) and not Path(name).exists() and shipped(name) is None:
             raise FileNotFoundError(
-                f"there is no folder {name!r}, and the hub does not give a model of that name "
+                f"there is no folder {brief(name)}, and the hub does not give a model of that name "
                 f"({reason.partition('. ')[0].partition(' (')[0]}): look at the name, and "
                 "at the connection"
             ) from error
         raise InputError(
-            f"{name!r} cannot be loaded as a model of diffusers ({reason}): give a folder that "
-            "save_pretrained wrote, a hub id NAME/MODEL, or the name of a model that ships"
+            f"{brief(name)} cannot be loaded as a model of diffusers ({reason}): give a folder "
+            "that save_pretrained wrote, a hub id NAME/MODEL, or the name of a model that ships"
         ) from error
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import is_number
 from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
 from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
 from diffsteer.io.strict import read_json
@@ -70,6 +71,11 @@ REFUSED = {
 """Schedulers whose settings would mean something else in a sampler of ours."""
 
 TYPES: dict[str, tuple[type, ...]] = {
+    "_class_name": (str,),
+    "shift": (float, int, type(None)),
+    "flow_shift": (float, int, type(None)),
+    "sigma_min": (float, int, type(None)),
+    "sigma_max": (float, int, type(None)),
     "num_train_timesteps": (int,),
     "beta_start": (float, int),
     "beta_end": (float, int),
@@ -111,7 +117,8 @@ def schedule_of(config: Config) -> Schedule:
     Raises:
         ValueError: the config has no schedule that we know.
     """
-    name = str(config.get("_class_name", ""))
+    _check_types(config)
+    name = config.get("_class_name", "")
     if flows(config):
         if config.get("use_dynamic_shifting"):
             raise InputError(
@@ -150,8 +157,8 @@ def discrete_of(config: Config) -> Discrete:
     Raises:
         ValueError: it has no betas, or an unknown or altered schedule.
     """
-    _check_betas(config)
     _check_types(config)
+    _check_betas(config)
     for key in OFF.keys() & config.keys():
         _check_foreign(key, config[key])
     n = config.get("num_train_timesteps", 1000)
@@ -169,8 +176,8 @@ def discrete_of(config: Config) -> Discrete:
         schedule = Discrete.cosine(n)
     else:
         raise InputError(
-            f"beta_schedule={shape!r} is not known: linear, scaled_linear, squaredcos_cap_v2 are, "
-            "and trained_betas take any other"
+            f"beta_schedule={brief(shape)} is not known: linear, scaled_linear, "
+            "squaredcos_cap_v2 are, and trained_betas take any other"
         )
     return schedule.zero_snr() if config.get("rescale_betas_zero_snr") else schedule
 
@@ -189,9 +196,12 @@ def kind_of(config: Config) -> Prediction:
     Raises:
         ValueError: the type is unknown.
     """
+    _check_types(config)
     name = config.get("prediction_type", "epsilon")
     if name not in KINDS:
-        raise InputError(f"prediction_type={name!r} is not known: there are {', '.join(KINDS)}")
+        raise InputError(
+            f"prediction_type={brief(name)} is not known: there are {', '.join(KINDS)}"
+        )
     return KINDS[name]
 
 
@@ -209,6 +219,7 @@ def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
     """
     if not isinstance(config, Mapping):
         raise InputError(f"a config maps settings to values, {config!r} does not")
+    _check_types(config)
     if (name := config.get("_class_name")) in REFUSED:
         raise InputError(f"{name} {REFUSED[str(name)]}")
     _check_betas(config)
@@ -231,7 +242,13 @@ def _check_types(config: Config) -> None:
         value = config.get(key, types[0]())
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             names = " or ".join(t.__name__ for t in types)
-            raise InputError(f"{key}={value!r} is a {type(value).__name__}: give {names}")
+            raise InputError(f"{key}={brief(value)} is a {type(value).__name__}: give {names}")
+    if not 1 <= config.get("num_train_timesteps", 1000) <= 100_000:
+        raise InputError(
+            f"num_train_timesteps={config['num_train_timesteps']} must be >= 1, <= 1e5"
+        )
+    if not all(is_number(beta) for beta in config.get("trained_betas") or ()):
+        raise InputError(f"trained_betas={brief(config['trained_betas'])} must be numbers")
     if config.get("steps_offset", 0) < 0:
         raise InputError(f"steps_offset={config['steps_offset']} must be >= 0")
     if not 0 < config.get("clip_sample_range", 1.0) < float("inf"):
@@ -241,7 +258,7 @@ def _check_types(config: Config) -> None:
 def _check_betas(config: Config) -> None:
     if not {"beta_schedule", "beta_start"} & config.keys() and not config.get("trained_betas"):
         raise InputError(
-            f"{config.get('_class_name', 'the config')} has no betas: it is not a "
+            f"{brief(config.get('_class_name', 'the config'))} has no betas: it is not a "
             "variance-preserving scheduler"
         )
 
@@ -249,10 +266,10 @@ def _check_betas(config: Config) -> None:
 def _check_foreign(key: str, value: Any) -> None:
     if key == "variance_type" and str(value).startswith("learned"):
         raise InputError(
-            f"variance_type={value!r}: this network also predicts its variance, "
+            f"variance_type={brief(value)}: this network also predicts its variance, "
             "which our samplers do not use"
         )
     if key not in SOLVER and value not in (None, False, OFF.get(key)):
         raise InputError(
-            f"{key}={value!r} cannot be honoured: sample without it or keep the old scheduler"
+            f"{key}={brief(value)} cannot be honoured: sample without it or keep the old scheduler"
         )

@@ -13,8 +13,6 @@ An EXIF orientation is not applied to what is measured, as in other tools; for t
 """
 
 import io
-import struct
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.strict import refused
+from diffsteer.io.strict import open_zip, read_bytes, refused, unpacked
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -109,14 +107,7 @@ class Pictures:
     def texts(self, key: str) -> Iterator[tuple[str, str | None]]:
         """Yield each name and what its file says under a key, as a PNG can; decodes no pixels."""
         for name, data in _contents(self.path, self.names):
-            try:
-                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                    said = image.info.get(key)
-            except Image.DecompressionBombError as error:
-                raise PictureError(f"{name} is too large: {error}") from error
-            except (OSError, SyntaxError, ValueError) as error:
-                raise PictureError(f"{name} is no readable picture: {error}") from error
-            yield name, said if isinstance(said, str) else None
+            yield name, text_of(name, data, key)
 
     def batches(self, size: int) -> Iterator[list[Picture]]:
         """Yield up to `size` images of equal height and width, in order."""
@@ -126,12 +117,7 @@ class Pictures:
 
 
 def listed(path: Path) -> list[str]:
-    """Names of all files of a folder or zip file that are not hidden, sorted.
-
-    Raises:
-        FileNotFoundError: `path` does not exist.
-        PictureError: it is neither folder nor zip file, or holds a link to a folder.
-    """
+    """Names of all files of a folder or zip file that are not hidden, sorted."""
     return sorted(n for n in _listing(path) if not _hidden(n))
 
 
@@ -162,15 +148,33 @@ def decode(name: str, data: bytes, upright: bool = False) -> Picture:
 
 
 def size_of(name: str, file: IO[bytes]) -> tuple[int, int]:
-    """Width and height of an image as `decode` makes it upright, read from its header.
-
-    Raises:
-        PictureError: it is refused, or has no header that can be read.
-    """
+    """Width and height of an image as `decode` makes it upright, read from its header."""
     with _opened(name, file) as image:
         # EXIF may follow the pixels of a PNG, and looking for it decodes them: only where it counts
         turned = image.width != image.height and _orientation(image) >= 5
         return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def text_of(name: str, data: bytes, key: str) -> str | None:
+    """Text of an image under a key; decodes no pixels, so that animations and others have some."""
+    with _readable(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        text = image.info.get(key)
+    return text if isinstance(text, str) else None
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Make one error that names the image of whatever Pillow raises for it."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} is too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{name} is no readable picture: give PNG, JPEG, WebP or BMP") from error
+    except Exception as error:
+        raise PictureError(f"{name} is broken or cut short: {error}") from error
 
 
 @contextmanager
@@ -178,18 +182,9 @@ def _opened(name: str, file: IO[bytes]) -> Iterator[ImageFile.ImageFile]:
     """Open an image that is not refused; what fails meanwhile names it."""
     head = file.read(25)
     file.seek(0)
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            _refuse(name, image, head)
-            yield image
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{name} is too large: {error}") from error
-    except UnidentifiedImageError as error:
-        raise PictureError(f"{name} is no readable PNG, JPEG, WebP or BMP file") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PictureError(f"{name} is broken or cut short: {error}") from error
+    with _readable(name), Image.open(file, formats=FORMATS) as image:
+        _refuse(name, image, head)
+        yield image
 
 
 def _refuse(name: str, image: ImageFile.ImageFile, head: bytes) -> None:
@@ -210,10 +205,10 @@ def _refuse(name: str, image: ImageFile.ImageFile, head: bytes) -> None:
 def _orientation(image: Image.Image) -> int:
     """How an image is to be turned, 1 to 8, by EXIF; 1 is upright, and where nothing is said."""
     try:
-        said = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF says nothing; damage to the pixels is met when they are loaded
         return 1
-    return said if said in range(1, 9) else 1
+    return value if value in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -232,10 +227,9 @@ def _listing(path: Path) -> list[str]:
         return list(_files(path))
     if not path.exists():
         raise FileNotFoundError(f"no folder or zip file {path}")
-    if not zipfile.is_zipfile(path):
-        raise PictureError(f"{path} is neither a folder nor a zip file of pictures")
-    damaged = refused(f"{path} is no readable zip file", error=PictureError)
-    with damaged, zipfile.ZipFile(path) as archive:
+    hint = ": give a folder or a zip file of pictures"
+    damaged = refused(f"{path} is neither a folder nor a zip file", hint, error=PictureError)
+    with damaged, open_zip(path) as archive:
         return [info.filename for info in archive.infolist() if not info.is_dir()]
 
 
@@ -254,17 +248,18 @@ def _files(folder: Path) -> Iterator[str]:
 def _contents(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for name in names:
-            _fits(name, (path / name).stat().st_size)
-            yield name, (path / name).read_bytes()
-        return
-    with zipfile.ZipFile(path) as archive:
-        for name in names:
-            _fits(name, archive.getinfo(name).file_size)
-            with refused(f"{name} in {path} cannot be unpacked", error=PictureError):
-                data = archive.read(name)
+            with refused(f"{name} cannot be read", error=PictureError):
+                data = read_bytes(path / name, MAX_BYTES)
             yield name, data
-
-
-def _fits(name: str, size: int) -> None:
-    if size > MAX_BYTES:
-        raise PictureError(f"{name} has {size} bytes, over the limit of {MAX_BYTES}: save it anew")
+        return
+    with open_zip(path) as archive:
+        for name in names:
+            member = archive.getinfo(name)
+            if member.file_size > MAX_BYTES:
+                raise PictureError(
+                    f"{name} has {member.file_size} bytes, over the limit of {MAX_BYTES}: save it "
+                    "anew"
+                )
+            with refused(f"{name} in {path} cannot be unpacked", error=PictureError):
+                data = bytes(unpacked(archive, member))
+            yield name, data

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsteer.core.errors import InputError, did_you_mean
+from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.io.atomic import atomic_folder, umask
 from diffsteer.io.extensions import LAB, extensions
 from diffsteer.io.strict import read_object, read_safetensors
@@ -86,7 +86,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     content = read_object(folder / CONFIG)
     name = content.pop("format", None)
     if name != kind:
-        raise InputError(f"{folder / CONFIG} must have the format {kind!r}, got {name!r}")
+        raise InputError(f"{folder / CONFIG} must have the format {kind!r}, got {brief(name)}")
     return content
 
 

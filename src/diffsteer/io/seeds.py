@@ -1,23 +1,27 @@
 """Seeds, prompts and numbers as texts."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.io.strict import read_bytes
+
+MOST = 5_000_000
+"""Seeds of one text."""
 
 
 def prompts_of(path: Path) -> tuple[str, ...]:
-    """Read one prompt a line.
-
-    Raises:
-        ValueError: there is none, or a line is empty, which would shift those after it, or the file
-            is no UTF-8.
-    """
+    """Read one prompt a line; an empty line, which would shift those after it, is refused."""
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no UTF-8 text: {error}") from error
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = (
+        text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+        if text
+        else []
+    )
     empty = [i for i, line in enumerate(lines, start=1) if not line.strip()]
     if empty or not lines:
         where = f"line {empty[0]} is empty" if empty else "it is empty"
@@ -26,25 +30,30 @@ def prompts_of(path: Path) -> tuple[str, ...]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read "0-63" or "1,5,7-9".
-
-    Raises:
-        ValueError: it is no such list, has a range that falls or a number over 64 bits, or names a
-            seed twice.
-    """
-    seeds: list[int] = []
+    """Read "0-63" or "1,5,7-9": at most `MOST` seeds of 64 bits, each once, no falling ranges."""
     try:
-        for part in text.split(","):
-            low, dash, high = part.partition("-")
-            first, last = int(low), int(high if dash else low)
-            if not first <= last < 2**64:
-                raise InputError
-            seeds += range(first, last + 1)
+        ranges = [_range(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError(f'{text!r} are no seeds: write "7", "0-63" or "0-3,8"') from error
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"{text!r} names a seed twice")
+        raise InputError(f'{brief(text)} are no seeds: write "7", "0-63" or "0-3,8"') from error
+    if (count := sum(r.stop - r.start for r in ranges)) > MOST:
+        raise InputError(f"{brief(text)} are {count} seeds: take at most {MOST} at a time")
+    seeds = list(chain(*ranges))
+    if len(set(seeds)) < count:
+        raise InputError(f"{brief(text)} names a seed twice")
     return seeds
+
+
+def is_seed(value: object) -> bool:
+    """Accept whole numbers of 64 bits, not negative."""
+    return type(value) is int and 0 <= value < 2**64
+
+
+def _range(part: str) -> range:
+    low, dash, high = part.partition("-")
+    first, last = int(low), int(high if dash else low)
+    if not first <= last < 2**64:
+        raise ValueError
+    return range(first, last + 1)
 
 
 def format_seeds(seeds: Sequence[int]) -> str:

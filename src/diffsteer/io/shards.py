@@ -19,7 +19,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write, write_npz
 from diffsteer.io.hashing import differences, digest
-from diffsteer.io.strict import open_npz, read_json, refused
+from diffsteer.io.strict import read_npz, read_object, refused
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -82,8 +82,8 @@ class ShardFolder:
                 file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
             return
         with refused(f"{path} is no manifest of ours: take another folder"):
-            manifest = read_json(path)
-            was, version = manifest["key"], manifest["version"]
+            stored = read_object(path)
+            was, version = {**stored["key"]}, stored["version"]
         if version != VERSION or digest(was) != self.digest:
             changes = differences({**was, "version": version}, {**self.key, "version": VERSION})
             raise InputError(
@@ -155,8 +155,11 @@ class ShardFolder:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with refused("it cannot be read", error=BrokenShard, absent=True), open_npz(path) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    if missing := {"key", "seeds", "features"} - arrays.keys():
-        raise BrokenShard(f"it lacks {', '.join(sorted(missing))}")
-    return arrays
+    with refused("it cannot be read", error=BrokenShard, absent=True):
+        arrays = read_npz(path)
+        if missing := {"key", "seeds", "features"} - arrays.keys():
+            raise InputError(f"it lacks {', '.join(sorted(missing))}")
+        lengths = {len(array) for name, array in arrays.items() if name != "key"}
+        if len(lengths) != 1 or arrays["seeds"].dtype != np.uint64 or arrays["seeds"].ndim != 1:
+            raise InputError("its arrays have no row for each seed")
+        return arrays

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import write_npz
-from diffsteer.io.strict import open_npz, refused
+from diffsteer.io.strict import read_npz, refused
 from diffsteer.metrics.features import UNSTATED, Origin
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.moments import table
 
 VERSION = 1
+ORIGIN = ("extractor", "layer", "resize", "weights")
+KEYS = ("mu", "sigma", "n", "version", "features", *ORIGIN)
 INCEPTION_WIDTHS = (64, 192, 768, 2048)
 """Lengths of Inception's layers; what files without an origin hold, by their tools' convention."""
 
@@ -69,41 +71,40 @@ class Statistics:
             FileNotFoundError: there is none.
             ValueError: it is no such file, or does not say which extractor made it.
         """
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"no statistics file {path}: make one with `diffsteer stats`")
         hint = (
             " (pickles, as EDM2's, can run code and are never read); make one with "
             "`diffsteer stats`"
         )
-        with refused(f"{path} is no usable file of statistics", hint), open_npz(path) as arrays:
-            return _parsed(arrays)
+        with refused(f"{path} is no usable file of statistics", hint):
+            return _parsed(read_npz(path, KEYS))
 
 
-def _parsed(arrays: "np.lib.npyio.NpzFile") -> Statistics:
-    if not {"mu", "sigma"} <= set(arrays.files):
-        raise InputError(f"it holds {', '.join(arrays.files) or 'nothing'}, not mu and sigma")
-    version = int(arrays["version"]) if "version" in arrays.files else VERSION
+def _parsed(arrays: "dict[str, np.ndarray]") -> Statistics:
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise InputError(f"it holds {', '.join(arrays) or 'nothing'}, not mu and sigma")
+    version = int(arrays["version"]) if "version" in arrays else VERSION
     if version > VERSION:
         raise InputError(f"it has version {version}, this program reads up to {VERSION}")
     gaussian = Gaussian(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
     width = len(gaussian.mean)
     features = torch.zeros(0, width)
-    if "features" in arrays.files:
+    if "features" in arrays:
         features = table(torch.from_numpy(arrays["features"]))
     if features.shape[1] != width:
         raise InputError(f"its mean has {width} numbers, its features have {features.shape[1]}")
-    n = int(arrays["n"]) if "n" in arrays.files else None
-    if n is not None and n < max(2, len(features)):
+    n = int(arrays["n"]) if "n" in arrays else None
+    if n is not None and not max(2, len(features)) <= n < 2**53:
         raise InputError(f"it says n={n} and holds features of {len(features)} pictures")
     return Statistics(_origin(arrays, width), gaussian, n, features)
 
 
-def _origin(arrays: "np.lib.npyio.NpzFile", width: int) -> Origin:
-    if "extractor" in arrays.files:
-        names = ("extractor", "layer", "resize", "weights")
-        if missing := set(names) - set(arrays.files):
+def _origin(arrays: "dict[str, np.ndarray]", width: int) -> Origin:
+    if "extractor" in arrays:
+        if missing := set(ORIGIN) - arrays.keys():
             raise InputError(f"it names an extractor, but not {', '.join(sorted(missing))}")
-        return Origin(*(str(arrays[name]) for name in names))
+        return Origin(*(str(arrays[name]) for name in ORIGIN))
     if width not in INCEPTION_WIDTHS:
         raise InputError(
             f"it does not say which extractor made its {width} numbers, and Inception, which such "

@@ -1,25 +1,19 @@
 """Pickles as inert data: nothing that a file names is imported, called or built.
 
-The standard library's unpickler in Python carries out instructions of plain data only. An import
-gives a `Name`, if the caller allows it, and a call a `Call` with its arguments, for the caller to
-interpret. Source text in a pickle stays text. Time and memory are bounded by the size of the file
-and by a count of instructions.
-
-The unpickler in C will not do: it allocates its memo by the largest index that a file names.
+A stack machine of the instructions of plain data. An import gives a `Name`, if the caller allows
+it, and a call a `Call` with its arguments, for the caller to interpret. Source text in a pickle
+stays text. Time and memory are bounded by the size of the file and by a count of instructions.
 """
 
 import mmap
-import pickle
 import pickletools
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
-
-from typing_extensions import override
+from typing import Any, BinaryIO, cast
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.strict import open_file, refused
 
 MOST = 1_000_000
 """Instructions of one pickle; a published network has some ten thousand."""
@@ -56,20 +50,22 @@ class Name:
 Allowed = Mapping[str, Callable[[tuple[Any, ...]], bool]]
 """Globals that may be named, "module.name", and whether they may be called with such arguments."""
 
-NAMES = {ord(instruction.code): instruction.name for instruction in pickletools.opcodes}
-PLAIN = (
-    *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET"),
-    *("LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
-    *("BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES"),
-    *("BINBYTES8", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "EMPTY_LIST", "APPEND"),
-    *("APPENDS", "EMPTY_DICT", "EMPTY_SET", "GLOBAL", "STACK_GLOBAL", "BINPERSID"),
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+    **{"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set},
+}
+LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINBYTES", "BINBYTES"),
+    *("BINBYTES8", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 )
-"""Instructions that are carried out as they are; GLOBAL and BINPERSID ask the methods below."""
-
-DAMAGE = (
-    *(pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError),
-    *(AttributeError, struct.error, OverflowError, MemoryError),
+OTHERS = (
+    *("PROTO", "FRAME", "MARK", "STOP", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET"),
+    *("LONG_BINGET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM"),
+    *("SETITEMS", "ADDITEMS", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "NEWOBJ", "BUILD"),
 )
+KNOWN = frozenset((*CONSTANTS, *LITERALS, *OTHERS))
+"""Instructions that are carried out; any other is refused before its argument is read."""
 
 
 def read_file(path: Path, allowed: Allowed) -> Any:
@@ -83,17 +79,15 @@ def read_file(path: Path, allowed: Allowed) -> Any:
         CheckpointError: it is no such pickle, is broken, or asks for anything else.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(4)
         if start[:2] == b"PK":
             raise CheckpointError(f"{path} is a zip archive, not a pickle: it is not unpacked")
         if len(start) < 4:
             raise CheckpointError(f"{path} has {len(start)} bytes: it is no pickle")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            try:
+            with refused(str(path), error=CheckpointError):
                 tree = read(cast(BinaryIO, mapped), allowed)
-            except CheckpointError as error:
-                raise CheckpointError(f"{path}: {error}") from error
             if rest := len(mapped) - mapped.tell():
                 raise CheckpointError(f"{path}: {rest} bytes follow the end of the pickle")
             return tree
@@ -116,99 +110,104 @@ def read(
     Raises:
         CheckpointError: as `read_file`.
     """
+    machine = _Machine(allowed, persistent)
     try:
-        return _Reader(file, allowed, persistent, most).load()
+        for _ in range(most):
+            opcode = OPCODES[file.read(1)]
+            if opcode.name not in KNOWN:
+                raise CheckpointError(f"the instruction {opcode.name} is not allowed: refused")
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            machine.run(opcode.name, opcode.arg.reader(file) if opcode.arg else None)
     except CheckpointError:
         raise
-    except DAMAGE as error:
+    except Exception as error:
         raise CheckpointError(f"the pickle is damaged: {type(error).__name__}") from error
+    raise CheckpointError(f"more than {most:,} instructions: no network needs so many")
 
 
-class _Instructions(dict[int, Callable[[Any], None]]):
-    """Allowed instructions by their byte, with a limit on how many are carried out."""
+class _Machine:
+    """Stack, marks and memo of a pickle."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(INSTRUCTIONS)
-        self.most, self.count = most, 0
-
-    @override
-    def __getitem__(self, code: int) -> Callable[[Any], None]:
-        self.count += 1
-        if self.count > self.most:
-            raise CheckpointError(f"more than {self.most:,} instructions: no network needs so many")
-        return super().__getitem__(code)
-
-    def __missing__(self, code: int) -> NoReturn:
-        if code not in NAMES:
-            raise CheckpointError(f"the pickle is damaged: no instruction has the code {code}")
-        raise CheckpointError(f"the instruction {NAMES[code]} is not allowed: refused")
-
-
-class _Reader(pickle._Unpickler):
-    """The standard library's stack machine; what would import, call or build is recorded."""
-
-    stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        allowed: Allowed,
-        persistent: Callable[[Any], Any] | None,
-        most: int,
-    ) -> None:
-        super().__init__(file)
+    def __init__(self, allowed: Allowed, persistent: Callable[[Any], Any] | None) -> None:
         self.allowed, self.persistent = allowed, persistent
-        self.dispatch = _Instructions(most)  # type: ignore[misc]  # per instance: it counts
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
 
-    @override
-    def find_class(self, module: str, name: str) -> Name:
-        full = f"{module}.{name}"
-        if full not in self.allowed:
-            raise CheckpointError(f"it asks for {full[:100]!r}, which is not allowed: refused")
-        return Name(full)
+    def run(self, name: str, arg: Any) -> None:
+        """Carry out an instruction."""
+        if name in CONSTANTS:
+            self.stack.append(CONSTANTS[name]())
+        elif name in LITERALS:
+            self.stack.append(arg)
+        elif name == "MARK":
+            self.below.append(self.stack)
+            self.stack = []
+        elif name.endswith("GET"):
+            self.stack.append(self.memo[arg])
+        elif name.endswith("PUT") or name == "MEMOIZE":
+            self.memo[len(self.memo) if arg is None else arg] = self.stack[-1]
+        elif name.startswith("TUPLE"):
+            values = self._marked() if name == "TUPLE" else self._top(int(name[5]))
+            self.stack.append(tuple(values))
+        elif name.startswith(("APPEND", "SETITEM", "ADDITEM")):
+            self._fill(name)
+        elif name.endswith("GLOBAL"):
+            module, _, attribute = (arg or " ".join(self._top(2))).partition(" ")
+            self.stack.append(self._name(f"{module}.{attribute}"))
+        elif name == "BINPERSID":
+            self.stack.append(self._persistent(self.stack.pop()))
+        elif name in ("REDUCE", "NEWOBJ"):
+            self.stack.append(self._call(*self._top(2)))
+        elif name == "BUILD":
+            self._build(*self._top(1))
 
-    @override
-    def persistent_load(self, pid: Any) -> Any:
+    def _top(self, count: int) -> list[Any]:
+        return [self.stack.pop() for _ in range(count)][::-1]
+
+    def _marked(self) -> list[Any]:
+        values, self.stack = self.stack, self.below.pop()
+        return values
+
+    def _fill(self, name: str) -> None:
+        """Put values into the list, set, dictionary or call below them."""
+        single = {"APPEND": 1, "SETITEM": 2}.get(name)
+        values = self._top(single) if single else self._marked()
+        target = self.stack[-1]
+        if name.startswith("APPEND"):
+            list.extend(target, values)
+        elif name == "ADDITEMS":
+            set.update(target, map(_key, values))
+        else:
+            items = target.items if isinstance(target, Call) else target
+            pairs = zip(map(_key, values[::2]), values[1::2], strict=True)
+            dict.update(items, pairs)
+
+    def _name(self, name: str) -> Name:
+        if name not in self.allowed:
+            raise CheckpointError(f"it asks for {name[:100]!r}, which is not allowed: refused")
+        return Name(name)
+
+    def _persistent(self, pid: Any) -> Any:
         if self.persistent is None:
             raise CheckpointError("it asks for a persistent id, an object outside of it: refused")
         return self.persistent(pid)
 
-    def reduce(self) -> None:
-        args, function = self.stack.pop(), self.stack.pop()
+    def _call(self, function: Any, args: Any) -> Call:
         if not isinstance(args, tuple) or not isinstance(function, Name):
             raise TypeError
         if not self.allowed[function.name](args):
             raise CheckpointError(f"it calls {function.name} as no network does: refused")
-        self.stack.append(Call(function.name, args))
+        return Call(function.name, args)
 
-    def build(self) -> None:
-        state, call = self.stack.pop(), self.stack[-1]
+    def _build(self, state: Any) -> None:
+        call = self.stack[-1]
         if not isinstance(call, Call):
             raise TypeError
         if call.state is not None:
             raise CheckpointError(f"the state of a {call.name} is set twice: refused")
         call.state = state
-
-    def set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._fill([key, value])
-
-    def set_items(self) -> None:
-        self._fill(self.pop_mark())
-
-    def _fill(self, pairs: list[Any]) -> None:
-        items = self.stack[-1].items if isinstance(self.stack[-1], Call) else self.stack[-1]
-        if not isinstance(items, dict):
-            raise TypeError
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            items[_key(key)] = value
-
-    def add_items(self) -> None:
-        values = self.pop_mark()
-        if not isinstance(self.stack[-1], set):
-            raise TypeError
-        self.stack[-1].update(map(_key, values))
 
 
 def _key(value: Any) -> Any:
@@ -216,11 +215,3 @@ def _key(value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise CheckpointError(f"a {type(value).__name__} is no key, text and numbers are: refused")
     return value
-
-
-INSTRUCTIONS: dict[int, Callable[[Any], None]] = {
-    **{code: pickle._Unpickler.dispatch[code] for code, name in NAMES.items() if name in PLAIN},
-    **{pickle.REDUCE[0]: _Reader.reduce, pickle.NEWOBJ[0]: _Reader.reduce},
-    **{pickle.BUILD[0]: _Reader.build, pickle.ADDITEMS[0]: _Reader.add_items},
-    **{pickle.SETITEM[0]: _Reader.set_item, pickle.SETITEMS[0]: _Reader.set_items},
-}

@@ -2,25 +2,28 @@
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.hashing import bytes_hash
-from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
+from diffsteer.io.strict import from_table, parse_safetensors, read_bytes, read_object, refused
 from diffsteer.refine.lora import own_parameters
 
 WEIGHTS, ABOUT = "refiner.safetensors", "refiner.json"
 VERSION = 1
+MAX_WEIGHTS = 2**33
+"""Bytes of the weights, which are read as a whole."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,6 +52,14 @@ class RefinerMetadata:
     terminal: Mapping[str, float]
     made: Mapping[str, Any]
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        finite = all(math.isfinite(self.terminal.get(key, math.nan)) for key in ("t", "alpha"))
+        if self.rank < 1 or self.alpha == 0 or not self.weights or not finite:
+            raise InputError(
+                f"rank={self.rank}, alpha={self.alpha}, terminal={dict(self.terminal)} and weights "
+                f"of {list(self.weights)} say nothing that a refiner can have"
+            )
 
 
 def fingerprint(network: nn.Module) -> dict[str, str]:
@@ -96,48 +107,26 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
         ValueError: they are not what was written.
     """
     about, weights = found(source)
-    try:
-        table = read_object(about)
-        version = table.pop("version")
-        if version != VERSION:
-            raise InputError(f"it is of version {version}, this reads {VERSION}")
-        if table.keys() != {f.name for f in fields(RefinerMetadata)}:
-            raise InputError("its entries are not those of a refiner")
-        said, data = RefinerMetadata(**table), weights.read_bytes()
-        _check(said)
-        if bytes_hash(data) != said.sha256:
-            raise InputError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
-        held = parse_safetensors(data, WEIGHTS)
-        ranks = {w.shape[0] for name, w in held.items() if ".lora_A." in name and w.ndim}
-        if ranks != {said.rank}:  # before an adapter of any size is made
-            raise InputError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {said.rank}")
-        if odd := [name for name, w in held.items() if not w.isfinite().all()]:
-            raise InputError(f"{odd[0]} in {WEIGHTS} holds numbers that are not finite")
-        return said, held
-    except FileNotFoundError as error:
+    if not weights.exists():
         raise FileNotFoundError(
             f"{weights} is not there, of which {about} speaks: copy both files of the refiner"
-        ) from error
-    except DAMAGE as error:
-        raise InputError(f"{about} is no refiner of ours: {error}") from error
-
-
-def _check(said: RefinerMetadata) -> None:
-    """Check that entries are of the kinds that `write` writes, whoever wrote them.
-
-    Raises:
-        ValueError: one is not.
-    """
-    texts = [said.head, said.network, said.kind, said.sha256, *said.weights.values()]
-    odd = {
-        "rank": type(said.rank) is not int or said.rank < 1,
-        "alpha": type(said.alpha) is not int or said.alpha == 0,
-        "terminal": not all(type(said.terminal[k]) in (int, float) for k in ("t", "alpha")),
-        "weights": not said.weights,
-        "head, network, kind, sha256 or weights": not all(isinstance(t, str) for t in texts),
-    }
-    if wrong := [name for name, is_odd in odd.items() if is_odd]:
-        raise InputError(f"{wrong[0]} says nothing that a refiner can have")
+        )
+    with refused(f"{about} is no refiner of ours"):
+        table = read_object(about)
+        version = table.pop("version", None)
+        if version != VERSION:
+            raise InputError(f"it is of version {brief(version)}, this reads {VERSION}")
+        metadata = from_table(RefinerMetadata, table, "it")
+        data = read_bytes(weights, MAX_WEIGHTS)
+        if bytes_hash(data) != metadata.sha256:
+            raise InputError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
+        tensors = parse_safetensors(data, WEIGHTS)
+        ranks = {w.shape[0] for name, w in tensors.items() if ".lora_A." in name and w.ndim}
+        if ranks != {metadata.rank}:  # before an adapter of any size is made
+            raise InputError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {metadata.rank}")
+        if broken := [name for name, w in tensors.items() if not w.isfinite().all()]:
+            raise InputError(f"{broken[0]} in {WEIGHTS} holds numbers that are not finite")
+        return metadata, tensors
 
 
 def found(source: str | Path) -> tuple[Path, Path]:

@@ -25,16 +25,14 @@ from pathlib import Path, PurePosixPath
 
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.io.images import MAX_BYTES, NOTES, Pictures, listed
+from diffsteer.io.strict import inner_path, parse_object, read_bytes, read_object
 from diffsteer.train.captions import (
     MAX_CAPTION,
     CaptionedImages,
     caption_of_json,
     caption_of_text,
-    inner_path,
-    json_object,
-    require_length,
 )
 from diffsteer.train.fingerprint import Entry
 from diffsteer.train.webdataset import Shards
@@ -123,18 +121,18 @@ def _by_image(captions: Captions, images: set[str]) -> dict[str, str]:
         image = inner_path(where, name).as_posix()
         if image not in images or image in table:
             reason = "has a caption before it" if image in table else "is no image of the folder"
-            raise InputError(f"{where} is about {name}, which {reason}")
+            raise InputError(f"{where} is about {name[:200]}, which {reason}")
         table[image] = caption
     return table
 
 
 def _metadata(path: Path) -> Iterator[tuple[str, str, str]]:
     """Captions of a metadata.jsonl."""
-    for number, line in enumerate(_read(path, MAX_BYTES).splitlines(), 1):
+    for number, line in enumerate(read_bytes(path, MAX_BYTES).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
-        table = json_object(where, line)
+        table = parse_object(line, where)
         name = table.get("file_name")
         if not isinstance(name, str):
             raise InputError(f'{where} has no "file_name": say which image it is about')
@@ -143,14 +141,14 @@ def _metadata(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _dataset_json(path: Path) -> Iterator[tuple[str, str, str]]:
     """Classes of a dataset.json, `{"labels": [["cat.png", 3], ...]}`."""
-    rows = json_object(str(path), _read(path, MAX_BYTES)).get("labels")
+    rows = read_object(path, MAX_BYTES).get("labels")
     for row in rows if isinstance(rows, list) else [rows]:
         match row:
             case [str(name), int(number)] if type(number) is int and number >= 0:
                 yield str(path), name, str(number)
             case _:
                 raise InputError(
-                    f"{path} says {str(row)[:80]}, where [image, number of its class] should be"
+                    f"{path} says {brief(row)}, where [image, number of its class] should be"
                 )
 
 
@@ -165,7 +163,7 @@ def _text_beside(image: Path) -> str:
     path = image.with_suffix(".txt")
     if not path.is_file():
         raise InputError(f"{image} has no caption: write {path.name} or metadata.jsonl")
-    return caption_of_text(str(path), _read(path, MAX_CAPTION))
+    return caption_of_text(str(path), read_bytes(path, MAX_CAPTION))
 
 
 def _require_images(images: Pictures) -> None:
@@ -177,8 +175,3 @@ def _require_images(images: Pictures) -> None:
                 f"{images.path} holds {note}, a caption, and no image {note.stem}: add the "
                 "image, or remove the caption"
             )
-
-
-def _read(path: Path, limit: int) -> bytes:
-    require_length(str(path), path.stat().st_size, limit)
-    return path.read_bytes()

@@ -1,10 +1,9 @@
 """Captions in text and JSON files, and the images that they belong to."""
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Self
 
 from diffsteer.core.errors import InputError
@@ -93,22 +92,3 @@ def caption_of_json(name: str, table: dict[str, object]) -> str:
     if not isinstance(caption, str):
         raise InputError(f'{name} has no caption: give it "text" or "caption", a string')
     return caption_of_text(name, caption.encode())
-
-
-def json_object(name: str, data: bytes) -> dict[str, object]:
-    """Parse a JSON object."""
-    try:
-        table = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} is no JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise InputError(f"{name} is a JSON {type(table).__name__}, not an object")
-    return table
-
-
-def inner_path(where: str, name: str) -> PurePosixPath:
-    """Path of a file inside of a folder or archive; refuses one that leads out of it."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{where} names {name}, which leads out of it: do not trust this file")
-    return path

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_folder, atomic_write, remove_folder
 from diffsteer.io.hashing import bytes_hash, digest
-from diffsteer.io.strict import DAMAGE, parse_safetensors, read_object
+from diffsteer.io.strict import parse_safetensors, read_object
 
 State = dict[str, Any]
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -89,7 +89,7 @@ class Checkpoints:
                 groups[name] = parse_safetensors(data, f"{name}.safetensors")
             if state.pop("sha256") != digest(state):
                 raise InputError("state.json is not what was written")
-        except DAMAGE as error:
+        except Exception as error:
             raise BrokenCheckpoint(f"{folder} is broken: {error}. {self._other(images)}") from error
         return groups, state
 

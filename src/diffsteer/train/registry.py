@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.io.extensions import extension
+from diffsteer.io.strict import from_table
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.captioned_images import open_images
 from diffsteer.train.captions import CaptionedImages
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task
 from diffsteer.train.loop import Trainer
 from diffsteer.train.refiner.task import RefinerSettings, RefinerTask
-from diffsteer.train.settings import Data, Run, strict
+from diffsteer.train.settings import Data, Run
 from diffsteer.train.stream import Source, captions
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
@@ -29,9 +30,9 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
         InputError: the task is unknown, images have sizes that it cannot take, or as `Trainer`.
     """
     if run.task not in TASKS:
-        raise InputError(f"task={run.task!r} is not known: there are {', '.join(TASKS)}")
+        raise InputError(f"task={brief(run.task)} is not known: there are {', '.join(TASKS)}")
     settings_class, make = TASKS[run.task]
-    settings = strict(settings_class, run.settings, "settings")
+    settings = from_table(settings_class, run.settings, "settings")
     torch.manual_seed(run.training.seed)
     task, source = make(run, settings)
     if isinstance(source, CaptionedImages):

@@ -10,18 +10,15 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.io.extensions import extensions
-from diffsteer.io.strict import refused
-
-T = TypeVar("T")
+from diffsteer.io.strict import from_table, parse_json, parse_toml, read_bytes, refused
 
 PRESETS = files("diffsteer") / "train" / "presets"
 
@@ -188,7 +185,7 @@ class Run:
             _change(table, change)
         if "images" in table:  # another name of [pictures]
             _over(table, {"pictures": table.pop("images")})
-        return strict(cls, table, preset)
+        return from_table(cls, table, preset)
 
     def binds(self) -> dict[str, Any]:
         """Settings that decide the weights, which a resumed run has to share."""
@@ -212,24 +209,6 @@ def _texts() -> dict[str, str]:
     return {p.name[:-5]: p.read_text("utf-8") for p in paths if p.name.endswith(".toml")}
 
 
-def strict(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass of settings from a table, without unknown names or wrong types.
-
-    Raises:
-        ValueError: a name is unknown or missing, or a value is of another type.
-    """
-    if not isinstance(table, Mapping):
-        raise InputError(f"{where} is {table!r}, not a table of settings")
-    hints = get_type_hints(cls)
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    if unknown := [name for name in table if name not in names]:
-        raise InputError(f"{where} has no setting {unknown[0]!r}: there are {', '.join(names)}")
-    try:
-        return cls(**{k: _typed(v, hints[k], f"{where}.{k}") for k, v in table.items()})
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
 def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     """Values of a nested table by their path, "training.rate"."""
     values: dict[str, Any] = {}
@@ -242,10 +221,10 @@ def _table(preset: str) -> dict[str, Any]:
     """Tables of a preset, over those of the one that it is like."""
     text = _text(preset)
     with refused(f"{preset} is no preset in TOML"):
-        table = tomllib.loads(text)
+        table = parse_toml(text)
     like = table.pop("like", "")
     if not isinstance(like, str) or like.endswith(".toml"):
-        raise InputError(f"{preset}: like={like!r} is no name of a preset that ships")
+        raise InputError(f"{preset}: like={brief(like)} is no name of a preset that ships")
     return _over(_table(like), table) if like else table
 
 
@@ -260,11 +239,11 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def _text(preset: str) -> str:
     if preset.endswith(".toml"):
         with refused(f"{preset} cannot be read"):
-            return Path(preset).read_text("utf-8")
+            return read_bytes(Path(preset)).decode()
     if preset not in presets():
         raise InputError(
-            f"{preset!r} is no preset: there are {', '.join(presets())}, and a .toml file of your "
-            "own will do"
+            f"{brief(preset)} is no preset: there are {', '.join(presets())}, and a .toml file "
+            "of your own will do"
         )
     return _texts()[preset]
 
@@ -274,36 +253,17 @@ def _change(table: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     *tables, name = path.strip().split(".")
     if not equals or not name:
-        raise InputError(f"{change!r} changes nothing: write training.images=1000")
+        raise InputError(f"{brief(change)} changes nothing: write training.images=1000")
     for key in tables:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise InputError(f"{path} leads through {key}, which is no table of settings")
+            raise InputError(
+                f"{brief(path)} leads through {brief(key)}, which is no table of settings"
+            )
     try:
-        table[name] = json.loads(text)
-    except ValueError:
+        table[name] = parse_json(text, path)
+    except InputError:
         table[name] = text
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Check a value of TOML against a type, and convert it."""
-    if is_dataclass(hint):
-        return strict(cast(type[Any], hint), value, where)
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is UnionType:
-        (type_,) = (h for h in inner if h is not type(None))
-        return None if value is None else _typed(value, type_, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        types = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        if len(types) != len(value):
-            raise InputError(f"{where}={value!r} has {len(value)} values, not {len(types)}")
-        return tuple(_typed(v, t, where) for v, t in zip(value, types, strict=True))
-    plain = origin or hint
-    if plain is float and type(value) is int:
-        return float(value)
-    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-        raise InputError(f"{where}={value!r} is a {type(value).__name__}, not a {plain.__name__}")
-    return value
 
 
 def _require(holds: bool, name: str, value: Any, need: str) -> None:

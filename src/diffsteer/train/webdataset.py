@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -10,13 +11,12 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.images import MAX_BYTES, NOTES, SUFFIXES
+from diffsteer.io.strict import inner_path, open_file, parse_object, refused
 from diffsteer.train.captions import (
     MAX_CAPTION,
     CaptionedImages,
     caption_of_json,
     caption_of_text,
-    inner_path,
-    json_object,
     require_length,
 )
 from diffsteer.train.fingerprint import Entry
@@ -89,7 +89,7 @@ def _caption(shard: Path, key: str, members: dict[str, _Member], suffixes: tuple
         raise InputError(f"{shard} has no {noun} for {key}: add {names}")
     name = f"{shard}: {member.info.name}"
     if member.suffix == ".json":
-        return caption_of_json(name, json_object(name, member.text))
+        return caption_of_json(name, parse_object(member.text, name))
     return caption_of_text(name, member.text)
 
 
@@ -124,19 +124,22 @@ def _members(shard: Path, suffixes: tuple[str, ...]) -> Iterator[_Member]:
 
 def _files(shard: Path) -> Iterator[tuple[BinaryIO, tarfile.TarInfo]]:
     """Yield the plain files of an uncompressed tar file, to its very end."""
-    length = shard.stat().st_size
-    try:
-        with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
-            for info in archive:
-                if not 0 <= info.size <= length - info.offset_data:
-                    raise tarfile.ReadError(f"{info.name} has no {info.size} bytes there")
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    raise tarfile.ReadError(f"{info.name} is a link, a device or sparse")
-                yield file, info
-            file.seek(archive.offset)  # tarfile takes a damaged header for the end
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
-    except tarfile.TarError as error:
-        raise InputError(f"{shard} is broken, cut short or compressed: {error}") from error
+    reading = refused(f"{shard} is broken, cut short or compressed")
+    # a map gives no more than there is, where a file takes the memory that a header asks for
+    with (
+        reading,
+        open_file(shard) as file,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as mapped,
+        tarfile.open(fileobj=mapped, mode="r:") as archive,
+    ):
+        for info in archive:
+            if not 0 <= info.size <= len(mapped) - info.offset_data:
+                raise InputError(f"{info.name} has no {info.size} bytes there")
+            if info.isdir():
+                continue
+            if not info.isreg() or info.issparse():
+                raise InputError(f"{info.name} is a link, a device or sparse")
+            yield file, info
+        file.seek(archive.offset)  # tarfile takes a damaged header for the end
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise InputError(f"no header and no end mark at byte {archive.offset}")

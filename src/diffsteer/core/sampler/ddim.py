@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import check_fields
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
@@ -26,6 +27,7 @@ class DDIM(Sampler):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.eta <= 1:
             raise InputError(
                 f"eta={self.eta} is no share of fresh noise: give 0 (none) to 1 (ancestral)"

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import renamed_fields
+from diffsteer.core.fields import check_fields, renamed_fields
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
@@ -47,6 +47,7 @@ class Heun(Sampler):
     evaluations = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.gamma <= math.sqrt(2) - 1:
             raise InputError(
                 f"gamma={self.gamma} must lie in [0, 0.4142]: it is the churn of one step, "

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import file_hash
 from diffsteer.io.model_folder import read_model, write_model
-from diffsteer.io.strict import refused
+from diffsteer.io.strict import open_file, refused
 from diffsteer.models.adm.flags import Flags
 
 State = dict[str, Tensor]
@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[State, Flags | None]:
     """
     if path.is_dir():
         return _read_folder(path)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
             _require_stored(file)
             content = torch.load(file, map_location="cpu", weights_only=True)

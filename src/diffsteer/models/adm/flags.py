@@ -1,11 +1,14 @@
 """Flags of official ADM and IDDPM command lines, under their own names."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import Share, between, check_fields
+from diffsteer.io.strict import refused
 
 MULTS = {
     512: "0.5,1,1,2,2,4,4",
@@ -64,50 +67,51 @@ class Flags:
         classifier: Whether it is a classifier of noisy images: the encoder and a pool.
     """
 
-    image_size: int = 64
-    num_channels: int = 128
-    num_res_blocks: int = 2
+    image_size: Annotated[int, between(1, 4096)] = 64
+    num_channels: Annotated[int, between(1, 8192)] = 128
+    num_res_blocks: Annotated[int, between(1, 64)] = 2
     channel_mult: str = ""
     attention_resolutions: str = "16,8"
-    num_heads: int = 4
-    num_head_channels: int = -1
-    num_heads_upsample: int = -1
-    dropout: float = 0.0
+    num_heads: Annotated[int, between(1, 8192)] = 4
+    num_head_channels: Annotated[int, between(-1, 8192)] = -1
+    num_heads_upsample: Annotated[int, between(-1, 8192)] = -1
+    dropout: Share = 0.0
     class_cond: bool = False
     use_scale_shift_norm: bool = True
     resblock_updown: bool = False
     use_new_attention_order: bool = False
     learn_sigma: bool = False
     predict_xstart: bool = False
-    diffusion_steps: int = 1000
+    diffusion_steps: Annotated[int, between(1, 100_000)] = 1000
     noise_schedule: str = "linear"
     rescale_timesteps: bool = False
-    num_classes: int = 1000
+    num_classes: Annotated[int, between(1, 10**6)] = 1000
     classifier: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.noise_schedule not in ("linear", "cosine"):
-            raise InputError(f"noise_schedule={self.noise_schedule!r}: give linear or cosine")
-        if min(self.image_size, self.num_channels, self.num_res_blocks, self.num_classes) < 1:
-            raise InputError("image_size, num_channels, num_res_blocks, num_classes must be >= 1")
+            raise InputError(f"noise_schedule={brief(self.noise_schedule)}: give linear or cosine")
         if self.classifier and self.num_head_channels == -1:
             raise InputError("the pool of a classifier needs num_head_channels; published ones: 64")
         for channels in self.widths:
-            if channels % 32:
+            if channels % 32 or not 0 < channels <= 2**16:
                 raise InputError(f"{channels} channels do not make 32 groups: take multiples of 32")
         for part in self.attention_resolutions.split(","):
-            if not part.strip().isdigit() or int(part) < 1:
-                raise InputError(f"attention_resolutions={self.attention_resolutions!r}: '32,16,8'")
+            if not re.fullmatch(r"\s*0*[1-9][0-9]{0,4}\s*", part):
+                raise InputError(
+                    f"attention_resolutions={brief(self.attention_resolutions)}: '32,16,8'"
+                )
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels at each resolution, from full down."""
         text = self.channel_mult or MULTS.get(self.image_size, "")
         try:
-            return tuple(int(float(part) * self.num_channels) for part in text.split(","))
-        except ValueError as error:
+            return tuple(int(float(part) * self.num_channels) for part in text.split(",", 12))
+        except (ValueError, OverflowError) as error:
             raise InputError(
-                f"channel_mult={self.channel_mult!r} at image_size={self.image_size}: write "
+                f"channel_mult={brief(self.channel_mult)} at image_size={self.image_size}: write "
                 f"multiples such as '1,2,3,4'; sizes with one of their own: {sorted(MULTS)}"
             ) from error
 
@@ -129,7 +133,9 @@ class Flags:
         types = {f.name: type(f.default) for f in fields(cls)}
         unknown = [name for name in settings if name not in types and name not in WITHOUT_EFFECT]
         if unknown:
-            raise InputError(f"no ADM flag is called {unknown[0]!r}: there are {', '.join(types)}")
+            raise InputError(
+                f"no ADM flag is called {brief(unknown[0])}: there are {', '.join(types)}"
+            )
         known = {name: value for name, value in settings.items() if name in types}
         return cls(**{name: _value(name, value, types[name]) for name, value in known.items()})
 
@@ -143,10 +149,11 @@ class Flags:
             InputError: a flag is unknown or invalid, or the text leaves open what the official
                 codes take differently.
         """
-        words = shlex.split(text.replace("=", " "))
+        with refused(f"{brief(text)} are no flags"):
+            words = shlex.split(text.replace("=", " "))
         names, values = words[::2], words[1::2]
         if len(names) != len(values) or not all(name.startswith("--") for name in names):
-            raise InputError(f"{text!r} are no flags: write --image_size 64 --class_cond True")
+            raise InputError(f"{brief(text)} are no flags: write --image_size 64 --class_cond True")
         settings = {name[2:]: value for name, value in zip(names, values, strict=True)}
         flags = cls.of(_of_classifier(settings))
         if flags.diffusion_steps != 1000 and "rescale_timesteps" not in settings:
@@ -174,7 +181,8 @@ def _of_classifier(settings: dict[str, str]) -> dict[str, Any]:
         return settings
     if settings.get("classifier_pool", "attention") != "attention":
         raise InputError(
-            f"classifier_pool={settings['classifier_pool']!r}: published ones are read, attention"
+            f"classifier_pool={brief(settings['classifier_pool'])}: published ones are read, "
+            "attention"
         )
     unneeded = ("classifier_pool", "classifier_use_fp16")
     renamed = {
@@ -198,4 +206,4 @@ def _value(name: str, value: Any, kind: type) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return kind(text)
     except (KeyError, ValueError) as error:
-        raise InputError(f"{name}={value!r} is no {kind.__name__}") from error
+        raise InputError(f"{name}={brief(value)} is no {kind.__name__}") from error

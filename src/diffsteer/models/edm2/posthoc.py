@@ -18,7 +18,7 @@ from torch import Tensor
 from diffsteer.core.ema import Profile, gamma, weights
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write
-from diffsteer.io.strict import read_safetensors
+from diffsteer.io.strict import read_safetensors, read_safetensors_metadata
 from diffsteer.models.edm2.config import read_config
 from diffsteer.models.edm2.model import Checkpoint
 from diffsteer.models.edm2.snapshot import read
@@ -71,11 +71,8 @@ def images(kimg: float) -> int:
 def _exact(path: Path) -> int | None:
     """Training images, where a file or folder of ours says them."""
     if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get("images", "")
-            return int(said) if said else None
+        images = read_safetensors_metadata(path).get("images", "")
+        return int(images) if re.fullmatch(r"\d{1,18}", images) else None
     said = read_config(path).get("images") if path.is_dir() else None
     return said if isinstance(said, int) else None
 

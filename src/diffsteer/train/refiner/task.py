@@ -25,13 +25,14 @@ from diffsteer.hf.load import load
 from diffsteer.hf.load import network as guide_network
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import prompts_of
+from diffsteer.io.strict import from_table
 from diffsteer.refine.metadata import fingerprint
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
 from diffsteer.train.fingerprint import Fingerprint
 from diffsteer.train.refiner.msd import GRADIENTS, Student
 from diffsteer.train.refiner.targets import Targets
-from diffsteer.train.settings import Pictures, strict
+from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Sample
 from diffsteer.train.task import Task, plain_attention
 
@@ -169,7 +170,7 @@ class RefinerTask(Task):
         else:
             texts = prompts_of(Path(settings.prompt_file))
             table = {"model": settings.start, "prompts": texts, **settings.teacher}
-            self.recipe = strict(Recipe, table, "settings.teacher")
+            self.recipe = from_table(Recipe, table, "settings.teacher")
             name, dtype = self.recipe.guide, torch.float32
             guide = guide_network(name, dtype) if name else None
             self.guide = guide and guide.requires_grad_(False).eval()
