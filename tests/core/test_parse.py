@@ -125,3 +125,31 @@ def test_what_parses_can_be_printed_and_parsed_again() -> None:
 def test_any_text_parses_or_raises_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(parse(text, Sampler), Sampler)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("", ".over(0, 9)"),
+        ("(", " + CFG(1)).over(0, 9)"),
+        ("(CFG(1) + ", ").rescaled(0.5)"),
+        ("2.0 * (", ")"),
+        ("Scaled(", ", 2.0)"),
+        ("", " + CFG(1)"),
+    ],
+)
+def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
+    """However deep; what is too deep is refused in a short line."""
+    depths, refused = (1, 10, 30, 40, 60, 90, 150, 199, 300, 310, 400, 700), 0
+    for depth in depths:
+        text = start * depth + "CFG(3)" + end * depth
+        try:
+            value = parse(text, Guidance)
+        except ValueError as error:
+            refused += 1
+            assert len(str(error)) < 500
+        else:
+            assert not refused
+            assert repr(parse(repr(value), Guidance)) == repr(value)
+            assert parse(text, Guidance) == value and len({value, parse(text, Guidance)}) == 1
+    assert 0 < refused < len(depths)

@@ -345,6 +345,14 @@ def test_a_config_that_cannot_be_honoured_raises(config, says: str) -> None:
         SteerScheduler.from_config(config)
 
 
+def test_an_offset_past_the_last_timestep() -> None:
+    made = SteerScheduler(timestep_spacing="leading", steps_offset=1)
+    made.set_timesteps(999)
+    with pytest.raises(ValueError, match="steps_offset=1 moves the first of 1000 .* past the") as e:
+        made.set_timesteps(1000)
+    assert len(str(e.value)) < 200
+
+
 def test_bad_use() -> None:
     scheduler = SteerScheduler(**ZERO)
     x = torch.randn(1, 4, 8, 8)

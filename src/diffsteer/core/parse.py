@@ -22,7 +22,7 @@ METHODS: set[str] = set()
 """Methods that a text may call, such as `within`; wrappers register theirs."""
 LONGEST, LARGEST = 10_000, 2**63
 """Characters of a text, and size of a whole number in it."""
-INNERMOST, DEEPEST = 50, 700
+INNERMOST, DEEPEST = 50, 620
 """Parentheses in each other, and levels of its tree: two for each method in a chain of them."""
 
 

@@ -189,11 +189,16 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _grid(self, n: int) -> tuple[Level, ...]:
         spacing = self.config.timestep_spacing
         levels = grid(self.schedule, n, spacing)
-        if spacing != "leading" or not self.config.steps_offset:
+        offset = self.config.steps_offset
+        if spacing != "leading" or not offset:
             return levels
-        return self._visit(
-            torch.stack([level.t for level in levels[:-1]]) + self.config.steps_offset
-        )
+        times = torch.stack([level.t for level in levels[:-1]]) + offset
+        if times[0] > self.schedule.last:
+            raise InputError(
+                f"steps_offset={offset} moves the first of {n} leading timesteps to {times[0]:g}, "
+                f"past the last, {self.schedule.last:g}: set steps_offset=0, or take fewer steps"
+            )
+        return self._visit(times)
 
     def _visit(self, times: Tensor) -> tuple[Level, ...]:
         return grid(self.schedule, len(times), lambda *_: times)

@@ -77,9 +77,10 @@ def between(first: float, last: float, share: Tensor) -> Tensor:
 def checked_time(t: Time, first: float, last: float) -> Tensor:
     """Check a time and make it a float64 tensor on the CPU."""
     t = torch.as_tensor(t, dtype=F64, device="cpu")
-    if not ((t >= first) & (t <= last) & t.isfinite()).all():
+    outside = t[~((t >= first) & (t <= last))]
+    if len(outside := outside.flatten()):
         raise InputError(
-            f"time {t.tolist()} is outside of this schedule: t runs from {first:g} to {last:g}"
+            f"time {outside[0]:g} is outside of this schedule: t runs from {first:g} to {last:g}"
         )
     return t
 
