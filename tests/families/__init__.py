@@ -5,13 +5,16 @@ from families import (
     tiny_fixtures,
     tiny_guider_based,
     tiny_image_batched,
+    tiny_image_encoded,
     tiny_image_separate,
     tiny_image_separate_b,
     tiny_unet,
+    tiny_video_audio,
     tiny_video_batched,
     tiny_video_images,
     tiny_video_separate,
     tiny_video_unet,
+    tiny_video_world,
 )
 
 KINDS = (
@@ -24,6 +27,9 @@ KINDS = (
     tiny_image_batched,
     tiny_video_batched,
     tiny_video_unet,
+    tiny_video_audio,
+    tiny_video_world,
+    tiny_image_encoded,
     tiny_audio,
     tiny_guider_based,
 )

@@ -73,13 +73,11 @@ def recorded(pipe: Any, network: str) -> Iterator[Record]:
     """Record the calls of all networks of the class name, and the scheduler's steps."""
     record, contexts = Record(), [None]
     parts = vars(pipe)  # `pipe.components` misses a part whose argument has a default
-    schedulers = {type(part) for part in parts.values() if hasattr(part, "set_timesteps")}
     with ExitStack() as stack:
         for name, part in parts.items():
             if type(part).__name__ == network:
                 _record_calls(stack, record, name, part, contexts)
-        for scheduler in schedulers:
-            _record_steps(stack, record, scheduler)
+        _record_steps(stack, record, pipe)
         yield record
 
 
@@ -92,6 +90,8 @@ def _record_calls(stack: ExitStack, record: Record, name: str, part: Any, contex
         names |= names.pop("kwargs", {})
         names = {k: v.clone() if isinstance(v, Tensor) else v for k, v in names.items()}
         out = forward(*args, **kwargs)
+        if isinstance(out, tuple) and out[0] is None:
+            return out  # fills a cache, predicts nothing
         value = first(out).clone()
         record.calls.append(Call(part, name, contexts[-1], names, value, len(record.steps)))
         return out
@@ -110,12 +110,15 @@ def _record_calls(stack: ExitStack, record: Record, name: str, part: Any, contex
         stack.enter_context(patch.object(part, "cache_context", cache_context))
 
 
-def _record_steps(stack: ExitStack, record: Record, scheduler: Any) -> None:
-    """Patch the class: some pipelines copy their scheduler."""
-    original, signature = scheduler.step, inspect.signature(scheduler.step)
+def _record_steps(stack: ExitStack, record: Record, pipe: Any) -> None:
+    """Patch the class and look at the instance: copies of the scheduler step through audio."""
+    original = type(pipe.scheduler).step
+    signature = inspect.signature(original)
 
     @wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is not pipe.scheduler:
+            return original(self, *args, **kwargs)
         names = signature.bind(self, *args, **kwargs).arguments
         output, t, sample = list(names.values())[1:4]
         given = output.clone(), float(t), sample.clone()
@@ -125,4 +128,4 @@ def _record_steps(stack: ExitStack, record: Record, scheduler: Any) -> None:
         record.steps.append(Step(given[0], given[1], sigma, given[2]))
         return result
 
-    stack.enter_context(patch.object(scheduler, "step", step))
+    stack.enter_context(patch.object(type(pipe.scheduler), "step", step))

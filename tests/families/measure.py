@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from itertools import permutations
+from math import cos, sin
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from families.calls import Call, Record, Step
+from families.calls import Record, Step
 
 Layout = Callable[[Tensor], Tensor]
 TIMES: dict[str, Callable[[Step], float]] = {
@@ -16,6 +17,7 @@ TIMES: dict[str, Callable[[Step], float]] = {
     "t / 1000": lambda step: step.t / 1000,
     "1 - t / 1000": lambda step: 1 - step.t / 1000,
     "1000 - t": lambda step: 1000 - step.t,
+    "sin t / (sin t + cos t)": lambda step: sin(step.t) / (sin(step.t) + cos(step.t)),
     "sigma": lambda step: step.sigma,
     "1 - sigma": lambda step: 1 - step.sigma,
     "sigma / (sigma + 1)": lambda step: step.sigma / (step.sigma + 1),
@@ -24,10 +26,11 @@ TIMES: dict[str, Callable[[Step], float]] = {
 
 def time(record: Record) -> str:
     """Argument that carries the time, and its formula from the scheduler's timestep."""
-    names = [n for n, v in record.calls[0].kwargs.items() if _numeric(v)]
+    calls = [call for call in record.calls if call.step < 2]
+    names = [n for n, v in calls[0].kwargs.items() if _numeric(v)]
     for formula, value in TIMES.items():
         for name in sorted(names, key=lambda n: "time" not in n):
-            if all(_is(c.kwargs[name], value(record.steps[c.step])) for c in record.calls):
+            if all(_is(c.kwargs[name], value(record.steps[c.step])) for c in calls):
                 return f"{name} = {formula}"
     return "unknown"
 
@@ -45,21 +48,26 @@ def _is(value: Any, expected: float) -> bool:
 def output(record: Record) -> str:
     """Factor between the network's output and what `scheduler.step` is given, and the layout."""
     factor, layout, _ = _relation(record)
-    return " ".join(filter(None, (factor and f"{factor:+.4g}", layout)))
+    return " ".join(filter(None, (factor and f"{factor:+.4g}", layout.strip())))
 
 
 def _relation(record: Record) -> tuple[float | None, str, Layout]:
-    out, step = record.first_calls()[0].out.double(), record.first_step()
-    target = step.output.double()
-    for name, layout in _layouts(out, target):
-        (factor,), residual = _fit([layout(out)], target)
-        if residual < 1e-4:
-            return factor, name, layout
-    for name, layout in _layouts(out, target):
-        _, residual = _fit([layout(out), step.sample.double()], target)
-        if residual < 1e-4:
-            return None, f"affine in sample {name}".strip(), layout
+    step = record.first_step()
+    target, sample = step.output.double(), step.sample.double()
+    parts = record.first_calls()[0].out.double().chunk(_copies(record))
+    for more in ((), (sample,)):
+        for out in reversed(parts):
+            for name, layout in _layouts(out, target):
+                factors, residual = _fit([layout(out), *more], target)
+                if residual < 1e-4:
+                    affine = "affine in sample " if more else ""
+                    return (None if more else factors[0]), affine + name, layout
     return None, "unknown", lambda x: x
+
+
+def _copies(plain: Record) -> int:
+    """Conditions in the batch without guidance: more than one where it computes them anyway."""
+    return max(1, len(plain.first_calls()[0].out) // len(plain.first_step().output))
 
 
 def _fit(terms: list[Tensor], target: Tensor) -> tuple[list[float], float]:
@@ -92,12 +100,8 @@ def _reshaped(out: Tensor, order: tuple[int, ...], shape: torch.Size) -> str:
 
 def batches(plain: Record, guided: Record) -> tuple[int, ...]:
     """Conditions in the batch of each call of the first guided step."""
-    size = _rows(plain.calls[0])
-    return tuple(_rows(call) // size for call in guided.first_calls())
-
-
-def _rows(call: Call) -> int:
-    return len(next(iter(call.kwargs.values())))
+    size = len(plain.calls[0].out) // _copies(plain)
+    return tuple(len(call.out) // size for call in guided.first_calls())
 
 
 def contexts(record: Record) -> tuple[str | None, ...]:

@@ -36,6 +36,7 @@ class TinyFamily:
     batches: tuple[int, ...] = ()  # conditions in each call of a guided step; () as the pattern
     contexts: tuple[str | None, ...] = ()  # `cache_context` of each call of a guided step
     weights: tuple[float, ...] | None = ()  # of the conditions, in their order, at a scale of 4
+    sample: str = ""  # argument that carries the sample where it is not the first
     components: tuple[str, ...] = ()  # networks of a guided sampling where there are several
     variant: str = ""
     slow: bool = False
@@ -46,10 +47,11 @@ class TinyFamily:
         return "-".join(filter(None, (*names, self.variant)))
 
 
-def network(kind: str, seed: int = 0, **config: Any) -> Any:
+def network(kind: str | type, seed: int = 0, **config: Any) -> Any:
     """A network of diffusers: every weight random, so that no gate or last layer is 0."""
     torch.manual_seed(seed)
-    return randomised(getattr(diffusers, kind)(**config), seed)
+    cls = getattr(diffusers, kind) if isinstance(kind, str) else kind
+    return randomised(cls(**config), seed)
 
 
 @torch.no_grad()
@@ -63,9 +65,9 @@ def randomised(module: Any, seed: int = 0) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def pipeline(kind: str, **parts: Any) -> Any:
+def pipeline(kind: str | type, **parts: Any) -> Any:
     """A pipeline of the given parts, None for each other part, its progress bar off."""
-    cls = getattr(diffusers, kind)
+    cls = getattr(diffusers, kind) if isinstance(kind, str) else kind
     names = inspect.signature(cls.__init__).parameters.values()
     missing = [p.name for p in names if p.default is p.empty and p.name not in {"self", *parts}]
     pipe = cls(**dict.fromkeys(missing), **parts)

@@ -88,7 +88,7 @@ def flux() -> Any:
         return tiny.flux(Path(folder), distilled=False)
 
 
-def flux2() -> Any:
+def flux2(distilled: bool = False) -> Any:
     transformer = network(
         "Flux2Transformer2DModel",
         in_channels=16,
@@ -99,7 +99,7 @@ def flux2() -> Any:
         joint_attention_dim=16,
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
+        guidance_embeds=distilled,
     )
     vae = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8,) * 4,

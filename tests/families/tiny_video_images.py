@@ -5,8 +5,8 @@ from typing import Any
 import diffusers
 
 from families import encoders
-from families.parts import TinyFamily, image, network, pipeline, wan_vae
-from families.tiny_video_separate import WAN, cfg, prompted, unipc
+from families.parts import TinyFamily, flow, image, network, pipeline, prompt, sampling, wan_vae
+from families.tiny_video_separate import HUNYUAN, WAN, cfg, hunyuan_prompt, prompted, unipc
 
 WAN_INTO = WAN | {"in_channels": 12}  # noise, mask of 4, image
 
@@ -37,8 +37,14 @@ def wan_animate() -> Any:
         face_encoder_num_heads=2,
         inject_face_latents_blocks=1,
     )
-    parts = {"transformer": transformer, "vae": wan_vae()}
-    return pipeline("WanAnimatePipeline", scheduler=unipc(), **parts)
+    return pipeline(
+        "WanAnimatePipeline",
+        scheduler=unipc(),
+        transformer=transformer,
+        vae=wan_vae(),
+        image_encoder=encoders.vision(),
+        image_processor=encoders.image_processor(),
+    )
 
 
 def chronoedit() -> Any:
@@ -62,7 +68,59 @@ def helios() -> Any:
     return pipeline("HeliosPipeline", scheduler=diffusers.HeliosScheduler(stages=1), **parts)
 
 
+def framepack() -> Any:
+    transformer = network(
+        "HunyuanVideoFramepackTransformer3DModel",
+        **HUNYUAN,
+        has_image_proj=True,
+        image_proj_dim=16,
+        has_clean_x_embedder=True,
+    )
+    vae = network(
+        "AutoencoderKLHunyuanVideo",
+        latent_channels=4,
+        block_out_channels=(8,) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    return pipeline(
+        "HunyuanVideoFramepackPipeline",
+        scheduler=flow(use_dynamic_shifting=True),
+        transformer=transformer,
+        vae=vae,
+        image_encoder=encoders.vision("SiglipVisionModel", "SiglipVisionConfig"),
+        feature_extractor=encoders.image_processor(),
+    )
+
+
+def animated(_: Any) -> dict[str, Any]:
+    frames = [image(seed) for seed in range(5)]
+    videos = {"image": image(), "pose_video": frames, "face_video": frames}
+    size = {"height": 32, "width": 32, "segment_frame_length": 5}
+    return sampling(**size, **videos, guidance_scale=1.0, **prompt(1))
+
+
 FAMILIES = (
+    TinyFamily(
+        "WanAnimateTransformer3DModel",
+        "WanAnimatePipeline",
+        "B",
+        wan_animate,
+        animated,
+        cfg,
+        contexts=("cond", "uncond"),
+    ),
+    TinyFamily(
+        "HunyuanVideoFramepackTransformer3DModel",
+        "HunyuanVideoFramepackPipeline",
+        "B",
+        framepack,
+        lambda _: (
+            sampling(height=32, width=32, num_frames=5, latent_window_size=2, image=image())
+            | hunyuan_prompt(1)
+        ),
+        lambda _: {"true_cfg_scale": 4.0} | hunyuan_prompt(2, "negative_"),
+    ),
     TinyFamily(
         "WanTransformer3DModel",
         "WanImageToVideoPipeline",

@@ -100,10 +100,10 @@ def kandinsky5() -> Any:
     return pipeline("Kandinsky5T2VPipeline", scheduler=flow(), transformer=transformer)
 
 
-def cosmos_network() -> Any:
+def cosmos_network(channels: int = 4) -> Any:
     return network(
         "CosmosTransformer3DModel",
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         num_attention_heads=2,
         attention_head_dim=16,
