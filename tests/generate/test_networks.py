@@ -19,7 +19,7 @@ from diffsteer.generate.options import EDM2Options, format_of
 from diffsteer.generate.recipe import Recipe, read
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.io.images import Pictures
-from diffsteer.metrics.same_recipe import seeds_in
+from diffsteer.metrics.image_sets import seeds_in
 from diffsteer.models.adm.checkpoint import convert, load, load_classifier
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.unet import ADM, ADMClassifier

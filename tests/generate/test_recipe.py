@@ -18,7 +18,7 @@ from diffsteer.generate.recipe import KEY, Recipe, read, recipe_of_png
 from diffsteer.io.hashing import differences
 from diffsteer.io.images import Pictures
 from diffsteer.io.seeds import format_seeds, parse_seeds, prompts_of
-from diffsteer.metrics.same_recipe import seeds_in
+from diffsteer.metrics.image_sets import seeds_in
 
 CAT = Recipe("some/model", prompt="a cat", guidance="CFG({w})", sampler="UniPC()", steps=3)
 

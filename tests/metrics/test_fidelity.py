@@ -16,9 +16,9 @@ from diffsteer.io.images import Pictures, stacked
 from diffsteer.metrics.frechet import Gaussian, frechet
 from diffsteer.metrics.kernels import inception_score, kid
 from diffsteer.metrics.manifold import manifold
-from diffsteer.metrics.measure import measure
 from diffsteer.metrics.moments import Moments
 from diffsteer.metrics.pretrained import Inception
+from diffsteer.metrics.statistics import measure
 
 pytestmark = pytest.mark.fidelity
 

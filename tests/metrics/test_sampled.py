@@ -18,8 +18,8 @@ from diffsteer.io.shards import ShardFolder
 from diffsteer.metrics import sampled as sampling
 from diffsteer.metrics.features import Custom, Origin
 from diffsteer.metrics.frechet import Gaussian
-from diffsteer.metrics.measure import measure
 from diffsteer.metrics.sampled import Sampled, sampled
+from diffsteer.metrics.statistics import measure
 
 MEAN = Custom(lambda x: x.float().mean(dim=(2, 3)), Origin("mean", "rgb", "none", "0"))
 KEY = {"what": "uniform noise", "steps": 3}

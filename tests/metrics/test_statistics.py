@@ -10,9 +10,8 @@ from diffsteer.metrics.bootstrap import weights
 from diffsteer.metrics.evaluate import compare, omitted, possible, resampled
 from diffsteer.metrics.features import UNSTATED, Custom, Origin
 from diffsteer.metrics.frechet import Gaussian, frechet
-from diffsteer.metrics.measure import kept, measure
 from diffsteer.metrics.moments import Moments
-from diffsteer.metrics.statistics import Statistics
+from diffsteer.metrics.statistics import Statistics, kept, measure
 
 MADE = Origin("Mean", "colour", "none", "ab" * 32)
 INCEPTION = Origin("Inception", "2048", "tf-bilinear-299", "6726825d" + "0" * 56)

@@ -136,7 +136,7 @@ def _folder(
     from diffsteer.generate.recipe import read
     from diffsteer.io.distributed import Processes
     from diffsteer.io.images import Pictures
-    from diffsteer.metrics.same_recipe import seeds_in
+    from diffsteer.metrics.image_sets import seeds_in
 
     if Processes.running().world > 1:
         raise InputError(f"{path} is no recipe: only recipes are shared by processes; start one")

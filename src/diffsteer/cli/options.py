@@ -84,9 +84,9 @@ class Samples:
         show: Path | None = None,
         shown: int = 0,
     ) -> "Sampled":
-        """Make and measure the images of a recipe, as `metrics.sampled_recipe.measure_recipe`."""
+        """Make and measure the images of a recipe, as `metrics.sampled.measure_recipe`."""
         from diffsteer.io.seeds import parse_seeds
-        from diffsteer.metrics.sampled_recipe import measure_recipe
+        from diffsteer.metrics.sampled import measure_recipe
 
         return measure_recipe(
             recipe,

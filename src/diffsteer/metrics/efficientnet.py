@@ -47,10 +47,6 @@ class EfficientNetLite0(Extractor):
         size: Side of the square that the network sees, in pixels, >= 32. It was trained at 224;
             64 is 10 times as fast and enough for images of that size.
         device: Where it runs.
-
-    Raises:
-        ValueError: `layer` or `size` cannot be, or the weights file is not the known one.
-        ModuleNotFoundError: the weights are not installed.
     """
 
     layer: str = "block10"
@@ -82,12 +78,7 @@ class EfficientNetLite0(Extractor):
 
 
 def load() -> "Network":
-    """Network with the packaged weights, once their hash is checked.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-        ValueError: the file is not the known one.
-    """
+    """Network with the packaged weights, once their hash is checked."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
@@ -96,10 +87,9 @@ def load() -> "Network":
         )
     path = Path(spec.origin).parent / "models" / FILE
     data = path.read_bytes()
-    found = bytes_hash(data)
-    if found != SHA256:
+    if (sha256 := bytes_hash(data)) != SHA256:
         raise InputError(
-            f"{path} has sha256 {found}, not {SHA256}: figures would not compare; "
+            f"{path} has sha256 {sha256}, not {SHA256}: figures would not compare; "
             f"reinstall {PACKAGE.replace('_', '-')}==0.1.0"
         )
     net = Network()

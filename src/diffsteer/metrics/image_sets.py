@@ -1,24 +1,29 @@
-"""Evaluate images in memory or in folders against a reference."""
+"""Sets of images in memory, folders, zip files or statistics files, and their evaluation."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffsteer.io.images import Pictures, stacked
+from diffsteer.generate.recipe import KEY, Recipe, parsed
+from diffsteer.io.hashing import differences
+from diffsteer.io.images import PictureError, Pictures, stacked
+from diffsteer.io.seeds import format_seeds
 from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.metrics.evaluate import compare, spreads
-from diffsteer.metrics.features import Extractor
-from diffsteer.metrics.measure import KEEP, measure
-from diffsteer.metrics.statistics import Statistics
+from diffsteer.metrics.features import UNSTATED, Extractor
+from diffsteer.metrics.statistics import KEEP, Statistics, measure
 from diffsteer.metrics.value import MetricValue
 
 BATCH = 32
 """Images in one forward pass of the extractor."""
 STATISTICS = ".npz"
-"""What the names of statistics files end in."""
+"""Suffix of statistics files."""
+PROMPTS = ("prompt", "prompts")
+"""Fields in which images of one recipe differ."""
 
 
 def evaluate(
@@ -34,10 +39,6 @@ def evaluate(
         reference: The same, of real images.
         extractor: Of the features; None for EfficientNet-Lite0.
         resamples: For the intervals, >= 20; 0 for none.
-
-    Raises:
-        InputError: a statistics file holds features of another extractor.
-        OSError: a folder or file is not there.
     """
     extractor = extractor or EfficientNetLite0()
     for side in (images, reference):
@@ -47,12 +48,7 @@ def evaluate(
 
 
 def require_comparable(images: Tensor | Path | str, extractor: Extractor) -> None:
-    """Check, before any work, that images are there, or features of this extractor.
-
-    Raises:
-        InputError: a folder has none, or a statistics file those of another extractor.
-        OSError: a folder or file is not there.
-    """
+    """Check, before any work, that images are there, or features of this extractor."""
     if isinstance(images, Tensor):
         return
     if Path(images).suffix == STATISTICS:
@@ -97,3 +93,60 @@ def _batches(folder: Pictures, size: int, kinds: Counter[str] | None) -> Iterato
                 kinds.update(f"{image.found} {width}x{height}" for image in images)
             yield stacked(images)
             bar.update(len(images))
+
+
+def seeds_in(images: Pictures, wanted: Recipe | None = None, mixed: bool = False) -> str:
+    """Seeds of images, in words, once they are known to be of one recipe.
+
+    Args:
+        images: The images; those of other programs hold no recipe, and then none may.
+        wanted: The recipe that must have made them; None for any.
+        mixed: Allow several recipes, and images without one.
+
+    Raises:
+        PictureError: an image was made otherwise than the first or than `wanted`, or a seed is
+            there twice; names the file and what differs.
+    """
+    names: dict[int, str] = {}
+    first: tuple[str, dict[str, Any]] | None = None
+    for name, text in images.texts(KEY):
+        metadata = parsed(text, name)
+        if mixed and wanted is None:
+            continue
+        if wanted is not None:
+            options = wanted.options.to_dict() if wanted.options else {}
+            seeded = wanted.for_seed(metadata["seed"]) if metadata else wanted
+            expected = seeded.to_dict() | options
+            _require_same(name, expected, _recipe(metadata), "the recipe asked for")
+        shared = {} if metadata is None else _shared(metadata)
+        first = first or (name, shared)
+        _require_same(name, first[1], shared, first[0])
+        if metadata is not None and names.setdefault(metadata["seed"], name) != name:
+            raise PictureError(
+                f"{name} and {names[metadata['seed']]} both have seed {metadata['seed']}: "
+                "remove one"
+            )
+    return format_seeds(list(names)) if names else UNSTATED
+
+
+def _require_same(
+    name: str, expected: Mapping[str, Any], recipe: Mapping[str, Any], other: str
+) -> None:
+    if expected == recipe:
+        return
+    how = differences(expected, recipe) if expected and recipe else "one of them holds no recipe"
+    raise PictureError(
+        f"{name} was made otherwise than {other}: {how}. Keep images of each recipe in a folder "
+        "of its own, or count them together with --mixed"
+    )
+
+
+def _shared(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields in which all images of one recipe agree: the hash of it stands for its prompts."""
+    recipe = {name: v for name, v in _recipe(metadata).items() if name not in PROMPTS}
+    return recipe | {"recipe": metadata.get("made_by"), "weights": metadata.get("weights")}
+
+
+def _recipe(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The recipe, and options beside it."""
+    return {} if metadata is None else metadata["recipe"] | metadata.get("options", {})

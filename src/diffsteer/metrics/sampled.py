@@ -7,7 +7,7 @@ grey level in rare pixels) and of sums (1e-12 relative).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +18,22 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.generator import open_generator
+from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.atomic import owned
 from diffsteer.io.distributed import Processes
+from diffsteer.io.hashing import digest
 from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics.features import Extractor, key_of, pictures
 from diffsteer.metrics.frechet import Gaussian
-from diffsteer.metrics.measure import KEEP, kept
 from diffsteer.metrics.moments import F64, Moments, table
-from diffsteer.metrics.statistics import Statistics
+from diffsteer.metrics.statistics import KEEP, Statistics, kept
 
 Images = Callable[[list[int]], Tensor]
 """Makes one uint8 image a seed, `(N, 3, H, W)`, each the same alone and in any batch."""
 Costs = Callable[[], Mapping[str, float]]
-"""What making images cost since the last call, by name, all images together."""
+"""Cost of making images since the last call, by name, all images together."""
 FEATURES = "features"
 """Name of the features in a shard; its other arrays are costs."""
 ROWS, SECONDS = 256, 60.0
@@ -39,7 +42,7 @@ ROWS, SECONDS = 256, 60.0
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """What is known of samples.
+    """Samples as they were measured.
 
     Attributes:
         seeds: Of all of them, sorted.
@@ -75,10 +78,6 @@ def sampled(
         batch: Images at a time, >= 1.
         keep: Images of which features are kept, for metrics other than Frechet distances.
         costs: Tells what the last images cost besides seconds.
-
-    Raises:
-        ValueError: seeds repeat, `out` holds something else or is in use, or the images or
-            features are none.
     """
     order = tuple(sorted(set(seeds)))
     if len(order) < max(2, len(seeds)) or batch < 1:
@@ -88,9 +87,8 @@ def sampled(
     make = partial(_measured, images, extractor, costs)
     costs()  # what came before is not ours
     if out is None:
-        todo = order[together.rank :: together.world]
-        chunks = list(_chunks(make, todo, batch, _Bar(order, 0, together)))
-        return _joined(iter(chunks), order, extractor, keep, together)
+        chunks = list(_chunks(make, order, len(order), batch, together))
+        return _joined(chunks, order, extractor, keep, together)
     if key is None:
         raise InputError(f"{out} cannot keep samples without a key: say what decides the pictures")
     folder = ShardFolder(out, key_of(key, extractor))
@@ -112,9 +110,6 @@ def filled(
         order: The seeds, each once.
         make: Makes the chunk of some seeds.
         batch: Most seeds that it is given at a time, >= 1.
-
-    Raises:
-        ValueError: the folder holds something else or is in use, or the processes disagree.
     """
     together = Processes.running()
     if len(set(together.gathered(folder.digest))) > 1:
@@ -122,11 +117,10 @@ def filled(
     with owned(folder.path, together.rank, together.world):
         done = together.told(_begun(folder) if together.rank == 0 else None)
         assert done is not None
-        there = {seed for held in done.values() for seed in held}
-        left = [seed for seed in order if seed not in there]
-        bar = _Bar(order, len(order) - len(left), together)
-        mine = left[together.rank :: together.world]
-        names = [folder.add(chunk) for chunk in _chunks(make, mine, batch, bar)]
+        present = {seed for seeds in done.values() for seed in seeds}
+        missing = [seed for seed in order if seed not in present]
+        chunks = _chunks(make, missing, len(order), batch, together)
+        names = [folder.add(chunk) for chunk in chunks]
         names += sorted(done)[together.rank :: together.world]
         folder.require(*names)
         yield names
@@ -137,40 +131,34 @@ def _begun(folder: ShardFolder) -> dict[str, tuple[int, ...]]:
     return folder.done()
 
 
-class _Bar:
-    """Progress of all processes, as the first one knows it: all go at about the same pace."""
-
-    def __init__(self, order: Sequence[int], done: int, together: Processes) -> None:
-        from tqdm import tqdm
-
-        off = None if together.rank == 0 else True
-        self.bar = tqdm(total=len(order), initial=done, unit="picture", disable=off)
-        self.world = together.world
-
-    def update(self, n: int) -> None:
-        self.bar.update(min(n * self.world, self.bar.total - self.bar.n))
-
-
 def _chunks(
-    make: Callable[[list[int]], Shard], seeds: Sequence[int], batch: int, bar: _Bar
+    make: Callable[[list[int]], Shard],
+    missing: Sequence[int],
+    total: int,
+    batch: int,
+    together: Processes,
 ) -> Iterator[Shard]:
-    """Make chunks of seeds, a batch at a time; yield what has come together often enough."""
-    parts: list[Shard] = []
-    since = time.monotonic()
-    for start in range(0, len(seeds), batch):
-        try:
-            parts.append(make(list(seeds[start : start + batch])))
-        except BaseException:
-            if parts:
-                yield Shard.joined(parts)  # what is there is kept
-            raise
-        bar.update(len(parts[-1].seeds))
-        last = start + batch >= len(seeds)
-        held = sum(len(part.seeds) for part in parts)
-        if last or held >= ROWS or time.monotonic() - since >= SECONDS:
-            yield Shard.joined(parts)
-            parts, since = [], time.monotonic()
-    bar.bar.close()
+    """Make this process's share of the missing seeds; yield what has come together often enough.
+
+    The first process shows the progress of all: they go at about the same pace.
+    """
+    from tqdm import tqdm
+
+    seeds, parts, since = missing[together.rank :: together.world], list[Shard](), time.monotonic()
+    hidden = None if together.rank == 0 else True
+    with tqdm(total=total, initial=total - len(missing), unit="image", disable=hidden) as bar:
+        for start in range(0, len(seeds), batch):
+            try:
+                parts.append(make(list(seeds[start : start + batch])))
+            except BaseException:
+                if parts:
+                    yield Shard.joined(parts)  # what is there is kept
+                raise
+            bar.update(min(len(parts[-1].seeds) * together.world, total - bar.n))
+            last, n = start + batch >= len(seeds), sum(len(part.seeds) for part in parts)
+            if last or n >= ROWS or time.monotonic() - since >= SECONDS:
+                yield Shard.joined(parts)
+                parts, since = [], time.monotonic()
 
 
 def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[int]) -> Shard:
@@ -184,49 +172,93 @@ def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[in
     return Shard(tuple(seeds), {FEATURES: features, **each})
 
 
-@dataclass(frozen=True, eq=False)
-class _Share:
-    """What one process knows: where its samples stand in the order, and what is kept of them."""
-
-    places: Tensor
-    costs: dict[str, Tensor]
-    kept_places: Tensor
-    kept_rows: Tensor
-
-
 def _joined(
-    shards: Iterator[Shard],
+    shards: Iterable[Shard],
     order: tuple[int, ...],
     extractor: Extractor,
     keep: int,
     together: Processes,
 ) -> Sampled:
     """Join the shards of all processes, in the order of the seeds."""
-    at = {seed: i for i, seed in enumerate(order)}
-    chosen = kept(len(order), keep)
-    moments, own = None, list[_Share]()
+    keeps = dict(zip(order, kept(len(order), keep).tolist(), strict=True))
+    moments, features, costs = None, list[Shard](), list[Shard]()
     for shard in shards:
-        rows = [i for i, seed in enumerate(shard.seeds) if seed in at]
-        places = torch.tensor([at[shard.seeds[i]] for i in rows], dtype=torch.long)
-        arrays = {name: array[rows] for name, array in shard.arrays.items()}
-        features = arrays.pop(FEATURES)
-        part = Moments.of(features)
+        arrays = _rows(shard, keeps).arrays
+        seeds = [seed for seed in shard.seeds if seed in keeps]
+        part = Moments.of(arrays[FEATURES])
         moments = part if moments is None else moments + part
-        stays = chosen[places]
-        own.append(_Share(places, arrays, places[stays], features[stays]))
+        stays = _rows(shard, {seed for seed in seeds if keeps[seed]})
+        features.append(Shard(stays.seeds, {FEATURES: stays.arrays[FEATURES]}))
+        costs.append(Shard(tuple(seeds), {n: a for n, a in arrays.items() if n != FEATURES}))
     widths = together.gathered(None if moments is None else len(moments.mean))
     width = next(w for w in widths if w is not None)
     moments = (moments or Moments.empty(width)).reduced(together.group)
-    shares = [share for part in together.gathered(own) for share in part]
     if moments.n != len(order):
         raise InputError(f"{moments.n} samples are there of {len(order)}: was the folder changed?")
-    features = torch.cat([s.kept_rows for s in shares])[_ranks([s.kept_places for s in shares])]
-    statistics = Statistics(extractor.origin, Gaussian.of(moments), moments.n, features)
-    names = set.intersection(*(set(share.costs) for share in shares))
-    turn = _ranks([s.places for s in shares])
-    costs = {name: torch.cat([s.costs[name] for s in shares])[turn] for name in sorted(names)}
-    return Sampled(order, statistics, costs)
+    rows = _in_order(features, together)[FEATURES]
+    statistics = Statistics(extractor.origin, Gaussian.of(moments), moments.n, rows)
+    return Sampled(order, statistics, _in_order(costs, together))
 
 
-def _ranks(places: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(places)).argsort()
+def _rows(shard: Shard, seeds: Container[int]) -> Shard:
+    """Part of a shard."""
+    rows = [i for i, seed in enumerate(shard.seeds) if seed in seeds]
+    arrays = {name: array[rows] for name, array in shard.arrays.items()}
+    return Shard(tuple(shard.seeds[i] for i in rows), arrays)
+
+
+def _in_order(shards: list[Shard], together: Processes) -> dict[str, Tensor]:
+    """Arrays that all shards of all processes have, in the order of the seeds."""
+    whole = [shard for part in together.gathered(shards) for shard in part]
+    seeds = [seed for shard in whole for seed in shard.seeds]
+    turn = sorted(range(len(seeds)), key=seeds.__getitem__)
+    names = set.intersection(*(set(shard.arrays) for shard in whole))
+    return {n: torch.cat([shard.arrays[n] for shard in whole])[turn] for n in sorted(names)}
+
+
+def measure_recipe(
+    recipe: Recipe,
+    seeds: Sequence[int],
+    extractor: Extractor,
+    work: Path,
+    batch: int = 8,
+    keep: int = KEEP,
+    device: str = "",
+    show: Path | None = None,
+    shown: int = 0,
+) -> Sampled:
+    """Make and measure the images of a recipe; call it in every process where there are several.
+
+    Args:
+        recipe: Of the images.
+        seeds: One image each.
+        extractor: Of the features.
+        work: Folder in which features are kept and found again, under a hash of recipe, weights
+            and extractor.
+        batch: Images at a time, >= 1; changes none of them.
+        keep: Images of which features are kept.
+        device: Where the networks of the recipe run; empty for a GPU if there is one.
+        show: Folder for images to look at; None for none.
+        shown: Number of them, of the first seeds.
+    """
+    with open_generator(recipe, device) as generator:
+        folder = None if show is None else SeedImages(show, generator)
+        missing = set(folder.missing(sorted(set(seeds))[:shown])) if folder else set()
+        images: dict[int, Tensor] = {}
+
+        def make(part: Sequence[int]) -> Tensor:
+            made = generator(part)
+            pairs = zip(part, made, strict=True)
+            images.update({seed: image for seed, image in pairs if seed in missing})
+            return made
+
+        out, key = work / digest(key_of(generator.key, extractor))[:16], generator.key
+        run = sampled(make, seeds, extractor, out, key, batch, keep, generator.nfe)
+        if folder is not None:
+            for seed, image in images.items():
+                folder.save(seed, image)
+            processes = Processes.running()
+            processes.gathered(len(images))  # all have written before the first looks
+            if processes.rank == 0:
+                folder.fill(sorted(missing), batch)
+        return run

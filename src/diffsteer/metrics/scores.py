@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from diffsteer.models.adm import files as adm_files
 SHORT = 16
 """Digits of a digest."""
 LEGACY_END = 2
-"""Says in old configs of CLIP that texts end at the highest token, whatever that is."""
+"""End token of old configs of CLIP, which stands for the highest token."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
-        """Return a number each, `(N,)`, of uint8 images `(N, 3, H, W)`; more is better.
-
-        Raises:
-            ValueError: the weights are not what they have to be, or `pictures` no such images.
-        """
+        """Return a number each, `(N,)`, of uint8 images `(N, 3, H, W)`; more is better."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +105,12 @@ class CLIPScore(Scorer):
             raise InputError(f"{len(prompts)} prompts for {len(pictures)} pictures: give one each")
         text, words = self._text
         longest = text.config.max_position_embeddings
-        said = words(
+        tokens = words(
             prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
         )
         with torch.inference_mode():
-            of_text = text(**said.to(text.device)).text_embeds
-            found: Tensor = 100 * F.cosine_similarity(self._image(pictures), of_text)
-            return found
+            embedding = text(**tokens.to(text.device)).text_embeds
+            return 100 * F.cosine_similarity(self._image(pictures), embedding)
 
 
 @dataclass(frozen=True)
@@ -160,46 +156,33 @@ class Aesthetic(Scorer):
                     f"{self.weights} was trained on embeddings of {first} numbers, {self.clip} "
                     f"gives {x.shape[1]}: name its own CLIP, openai/clip-vit-large-patch14 for 768"
                 )
-            found: Tensor = self._layers(F.normalize(x))[:, 0]
-            return found
+            score: Tensor = self._layers(F.normalize(x))[:, 0]
+            return score
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """Tensors of a file by name; nothing in it is run."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file: name the state dict of an aesthetic predictor")
-    if path.suffix != ".safetensors":
-        return adm_files.read(path)[0]
-    return read_safetensors(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else adm_files.read(path)[0]
 
 
 def _chain(state: Mapping[str, Tensor], name: str) -> nn.Sequential:
-    """The linear layers of a state dict, in order.
+    """The linear layers of a state dict, in the order of their numbers.
 
     Dropout, which is off, takes a number between two of them; where there is room for more, it is
     for an activation.
-
-    Raises:
-        ValueError: they are no chain that ends in one number.
     """
-    places = {re.sub(r"(weight|bias)$", "", key) for key in state}
-    order = sorted(places, key=_number)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
+    order = sorted({re.sub(r"(weight|bias)$", "", key) for key in state}, key=_number)
     weights = [shapes.get(f"{place}weight", ()) for place in order]
-    biases = [shapes.get(f"{place}bias", ()) for place in order]
-    widths = [b[-1:] for b in biases]
-    fits = (
-        all(len(w) == 2 and b == w[:1] for w, b in zip(weights, biases, strict=True))
-        and [w[1:] for w in weights[1:]] == widths[:-1]
-        and widths[-1:] == [(1,)]
-    )
-    if not fits:
+    biases = [shapes.get(f"{place}bias") for place in order]
+    fits = all(len(shape) == 2 for shape in weights) and biases == [w[:1] for w in weights]
+    if not fits or biases != [*(w[1:] for w in weights[1:]), (1,)]:
         raise InputError(
             f"{name} holds {shapes}, no linear layers of which each takes what the one before "
             "gives, the last one number: give the state dict of an aesthetic predictor"
         )
-    numbers = [_number(place) for place in order]
-    if any(b - a > 2 for a, b in zip(numbers, numbers[1:], strict=False)):
+    if any(_number(b) - _number(a) > 2 for a, b in pairwise(order)):
         raise InputError(
             f"{name} has layers {', '.join(order)}: so much lies between them that they have "
             "activations, as the ReLU variants do, which are not computed here: give a linear one"
@@ -212,9 +195,8 @@ def _chain(state: Mapping[str, Tensor], name: str) -> nn.Sequential:
 
 
 def _number(place: str) -> int:
-    """Of a layer, in "layers.4."; -1 without one."""
-    found = re.findall(r"\d+", place)
-    return int(found[-1]) if found else -1
+    """Number in "layers.4."; -1 without one."""
+    return int((re.findall(r"\d+", place) or [-1])[-1])
 
 
 def score_of(text: str, device: str = "") -> Score:
@@ -224,9 +206,6 @@ def score_of(text: str, device: str = "") -> Score:
         text: Of a `Scorer`, or MODULE:FUNCTION, from uint8 images `(N, 3, H, W)` and their
             prompts to a number each.
         device: Where a `Scorer` runs that does not say so itself.
-
-    Raises:
-        ValueError: it names none.
     """
     known = sorted(kind.__name__ for kind in subclasses(Scorer))
     if "(" in text or text.strip() in known:
@@ -237,14 +216,14 @@ def score_of(text: str, device: str = "") -> Score:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # as `python -m` has it, and a console script has not
     try:
-        found: Score = getattr(import_module(module), function)
+        score: Score = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"--score {text}: {error}; {either}") from error
-    if not colon or not callable(found):
+    if not colon or not callable(score):
         raise InputError(f"--score {text} is no function: {either}")
-    return found
+    return score
 
 
 def name_of(score: Score, text: str) -> str:
-    """What judged, by which scores of other weights are told apart: a text, and their digest."""
+    """Text of a score with the digest of its weights, by which recorded scores are told apart."""
     return f"{score!r} {score.digest}" if isinstance(score, Scorer) else text

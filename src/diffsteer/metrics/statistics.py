@@ -1,4 +1,4 @@
-"""Statistics of a data set in the `.npz` of pytorch-fid and ADM.
+"""Statistics of a set of images, and their file: the `.npz` of pytorch-fid and ADM.
 
 Keys `mu` and `sigma` are theirs; ours add what a reader needs to refuse a wrong comparison (`n`,
 `extractor`, `layer`, `resize`, `weights`, `version`), which they ignore, and `features` of a random
@@ -7,6 +7,7 @@ a reference (`mu_s`, `sigma_s`, the images `arr_0`), so its files are read here,
 whatever reads `mu` and `sigma` alone reads both.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import write_npz
 from diffsteer.io.strict import read_npz, refused
-from diffsteer.metrics.features import UNSTATED, Origin
+from diffsteer.metrics.features import UNSTATED, Extractor, Origin
 from diffsteer.metrics.frechet import Gaussian
-from diffsteer.metrics.moments import table
+from diffsteer.metrics.moments import Moments, table
 
 VERSION = 1
 ORIGIN = ("extractor", "layer", "resize", "weights")
 KEYS = ("mu", "sigma", "n", "version", "features", *ORIGIN)
+KEEP = 10_000
+"""Images of which features are kept by default: ADM's number for precision and recall."""
 INCEPTION_WIDTHS = (64, 192, 768, 2048)
 """Lengths of Inception's layers; what files without an origin hold, by their tools' convention."""
 
@@ -45,11 +48,7 @@ class Statistics:
     features: Tensor
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all.
-
-        Raises:
-            ValueError: the name does not end in .npz, which readers go by.
-        """
+        """Write the file, whole or not at all."""
         if path.suffix != ".npz":
             raise InputError(f"{path} does not end in .npz, by which readers know the format")
         arrays = {
@@ -65,12 +64,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        """Read a file of ours, of pytorch-fid, ADM or EDM.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is no such file, or does not say which extractor made it.
-        """
+        """Read a file of ours, of pytorch-fid, ADM or EDM."""
         if not path.exists():
             raise FileNotFoundError(f"no statistics file {path}: make one with `diffsteer stats`")
         hint = (
@@ -79,6 +73,40 @@ class Statistics:
         )
         with refused(f"{path} is no usable file of statistics", hint):
             return _parsed(read_npz(path, KEYS))
+
+
+def measure(
+    batches: Iterable[Tensor], n: int, extractor: Extractor, keep: int = KEEP
+) -> Statistics:
+    """Statistics of a stream of images in one pass: moments of all, features of a random part.
+
+    Args:
+        batches: uint8 images, `(N, 3, H, W)` each, `n` in all.
+        n: Number of images, >= 2: known ahead, so that the kept ones are a random part.
+        extractor: Of the features.
+        keep: Images of which features are kept, for metrics other than Frechet distances.
+    """
+    chosen = kept(n, keep)
+    moments, rows, seen = None, [], 0
+    for images in batches:
+        seen += len(images)
+        if seen > n:
+            break
+        features = table(extractor(images)).cpu()
+        batch = Moments.of(features)
+        moments = batch if moments is None else moments + batch
+        rows.append(features[chosen[seen - len(images) : seen]].float())
+    if moments is None or seen != n:
+        more = " or more" if seen > n else ""
+        raise InputError(f"{n} images were announced but {seen}{more} came: count them anew")
+    return Statistics(extractor.origin, Gaussian.of(moments), n, torch.cat(rows))
+
+
+def kept(n: int, keep: int) -> Tensor:
+    """Mask of the images whose features are kept, `(n,)`: the same for the same n and keep."""
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[torch.from_numpy(np.random.RandomState(0).permutation(n)[:keep])] = True
+    return mask
 
 
 def _parsed(arrays: "dict[str, np.ndarray]") -> Statistics:
