@@ -45,63 +45,13 @@ from .steering import steer
 
 __version__: str
 
-__all__ = [
-    "NoiseRefiner",
-    "Recipe",
-    "SteerGuider",
-    "SteerScheduler",
-    "compare",
-    "evaluate",
-    "load",
-    "open_generator",
-    "steer",
-    "APG",
-    "BlurQuery",
-    "Dropout",
-    "Edit",
-    "Identity",
-    "Ancestral",
-    "Auto",
-    "AutoDropout",
-    "AutoNoise",
-    "CFG",
-    "CFGZero",
-    "Clamped",
-    "Classifier",
-    "Cosine",
-    "DDIM",
-    "DDPM",
-    "DPMpp2M",
-    "Discrete",
-    "EDM",
-    "EDMWeight",
-    "Eps",
-    "Euler",
-    "EulerAncestral",
-    "Flow",
-    "Guidance",
-    "Heun",
-    "Karras",
-    "Prediction",
-    "Level",
-    "MinSNR",
-    "PAG",
-    "Preconditioned",
-    "SAG",
-    "SEG",
-    "SPACINGS",
-    "Sampler",
-    "Schedule",
-    "SoftMinSNR",
-    "UniPC",
-    "Uniform",
-    "V",
-    "Velocity",
-    "Weight",
-    "X0",
-    "grid",
-    "parse",
-    "plan",
-    "respaced",
-    "sample",
-]
+__all__ = ["NoiseRefiner", "Recipe", "SteerGuider", "SteerScheduler"]
+__all__ += ["compare", "evaluate", "load", "open_generator", "parse", "plan", "steer"]
+__all__ += ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
+__all__ += ["Clamped", "Classifier", "Guidance", "BlurQuery", "Dropout", "Edit", "Identity"]
+__all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]
+__all__ += ["Sampler", "sample"]
+__all__ += ["EDM", "Cosine", "Discrete", "Flow", "Level", "Schedule"]
+__all__ += ["SPACINGS", "Karras", "grid", "respaced"]
+__all__ += ["Eps", "Preconditioned", "Prediction", "V", "Velocity", "X0"]
+__all__ += ["EDMWeight", "MinSNR", "SoftMinSNR", "Uniform", "Weight"]

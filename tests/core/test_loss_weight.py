@@ -87,5 +87,5 @@ def test_bad_input() -> None:
         MinSNR().at(Flow().at(0), V())
     for make in (MinSNR, SoftMinSNR, EDMWeight):
         for value in (0.0, -1.0, math.nan, math.inf):
-            with pytest.raises(ValueError, match="must be a number > 0"):
+            with pytest.raises(ValueError, match="must be a finite number > 0"):
                 make(value)

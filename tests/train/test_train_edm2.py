@@ -385,7 +385,7 @@ def test_numbers_of_classes_are_in_the_order_of_numbers() -> None:
             ["settings.vae=x", "settings.latent_mean=[0]", "settings.latent_std=[1]"],
             "a network of 3 channels, 1 means",
         ),
-        (["settings.std=-1"], "no standard deviation"),
+        (["settings.std=-1"], "sigma_data must be a finite number > 0"),
         (["data.label=colour"], "colour.*choose from"),
         (["data.group=Fish"], "Fish.*choose from"),
         (["data.size=8"], "choose from"),

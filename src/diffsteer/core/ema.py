@@ -26,22 +26,14 @@ Profile = tuple[float, float]
 
 
 def sigma_rel(gamma: float) -> float:
-    """Relative width of the average with exponent `gamma` >= 0, in ]0, 12^-1/2].
-
-    Raises:
-        ValueError: `gamma` is below 0 or not finite.
-    """
+    """Relative width of the average with exponent `gamma` >= 0, in ]0, 12^-1/2]."""
     if not 0 <= gamma < math.inf:
         raise InputError(f"gamma={gamma} is no exponent of an average: give a number >= 0")
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
 def gamma(sigma_rel: float) -> float:
-    """Exponent of the average of relative width `sigma_rel`; the inverse of `sigma_rel`.
-
-    Raises:
-        ValueError: `sigma_rel` is not in ]0, 12^-1/2], about 0.2887.
-    """
+    """Exponent of the average of relative width `sigma_rel`; the inverse of `sigma_rel`."""
     if not 0 < sigma_rel <= WIDEST * (1 + 1e-12):
         raise InputError(
             f"sigma_rel={sigma_rel} is no width of an average: it lies above 0 and reaches "
@@ -65,9 +57,6 @@ def decay(count: int, batch: int, gamma: float) -> float:
         count: Images seen after the step, >= `batch`.
         batch: Images of the step, >= 1.
         gamma: Exponent of the average.
-
-    Raises:
-        ValueError: the numbers cannot be.
     """
     if not 0 < batch <= count:
         raise InputError(
@@ -94,9 +83,6 @@ def weights(stored: Sequence[Profile], target: Profile) -> Tensor:
 
     Returns:
         `(N,)`, float64, in the order of `stored`.
-
-    Raises:
-        ValueError: nothing is stored, one is there twice, or a count or an exponent cannot be.
     """
     stored = [(float(count), float(g)) for count, g in stored]
     for count, g in (*stored, target):
@@ -118,9 +104,6 @@ class PowerEMA:
         params: Names and weights, floating point; read again at every update, never written.
         sigmas: Relative widths of the averages.
         copied: Names and tensors that are copied and not averaged, such as buffers.
-
-    Raises:
-        ValueError: a width cannot be, a name comes twice, or a weight is not floating point.
     """
 
     def __init__(
@@ -150,9 +133,6 @@ class PowerEMA:
         Args:
             count: Images seen so far, with those of this step.
             batch: Images of this step.
-
-        Raises:
-            ValueError: as `decay`.
         """
         betas = [decay(count, batch, g) for g in self.gammas]
         now = [upcast(p.detach()) for p in self._params.values()]
@@ -171,11 +151,7 @@ class PowerEMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave, in place.
-
-        Raises:
-            ValueError: it is of other widths, or of other weights; nothing is changed then.
-        """
+        """Take over what `state_dict` gave, in place."""
         if list(state["sigmas"]) != list(self.sigmas):
             raise InputError(f"averages of widths {state['sigmas']}, not {list(self.sigmas)}")
         pairs = list(zip(self._averages, state["averages"], strict=True))

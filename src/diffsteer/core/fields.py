@@ -38,6 +38,9 @@ def between(least: int, most: int) -> Rule:
 
 
 Finite = Annotated[float, Rule("a finite number", lambda v: is_number(v) and math.isfinite(v))]
+PositiveFinite = Annotated[
+    float, Rule("a finite number > 0", lambda v: is_number(v) and 0 < v < math.inf)
+]
 Positive = Annotated[float, Rule("a number > 0", lambda v: is_number(v) and v > 0)]
 Share = Annotated[float, Rule("in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1)]
 Whole = Annotated[int, Rule("a whole number", is_whole)]

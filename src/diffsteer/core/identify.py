@@ -47,9 +47,9 @@ def kind_of_network(network: Ask, schedule: Schedule, x0: Tensor, seed: int = 0)
             errors[prediction] += ((out - target).square().mean() / target.square().mean()).item()
     best, second = sorted(errors, key=errors.__getitem__)[:2]
     if not errors[second] > 1.2 * errors[best]:
-        said = ", ".join(f"{type(k).__name__} {e / len(SHARES):.3g}" for k, e in errors.items())
+        shares = ", ".join(f"{type(k).__name__} {e / len(SHARES):.3g}" for k, e in errors.items())
         raise InputError(
-            f"the output is explained by no prediction type alone; relative errors are {said}: "
+            f"the output is explained by no prediction type alone; relative errors are {shares}: "
             "give more samples of the network's own data, or check the schedule"
         )
     return best
@@ -66,7 +66,7 @@ def noise_slope(network: Ask, schedule: Schedule, like: Tensor, seed: int = 0) -
         network: Its raw output.
         schedule: That it was trained on.
         like: Any tensor with the shape of some samples, `(B, *D)`.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     z = Noise(range(seed, seed + len(like)))(like)
     out = network(z, schedule.at(schedule.last))
@@ -80,13 +80,9 @@ def brightness_gain(denoise: Denoise, schedule: Schedule, like: Tensor, seed: in
     0 for a network of zero terminal SNR, which cannot know; of the order of 10 for large latents on
     Stable Diffusion's schedule, whose network reads the brightness of the image off its noise.
 
-    Args:
-        denoise: The network as a denoiser.
-        schedule: That it was trained on.
-        like: Any tensor with the shape of some samples, `(B, *D)`.
-        seed: Of the noise.
+    Args as of `noise_slope`, with the network as a denoiser.
 
-    Source: of the effect, Lin et al. 2023, https://arxiv.org/abs/2305.08891.
+    Source of the effect: Lin et al. 2023, https://arxiv.org/abs/2305.08891.
     """
     z = Noise(range(seed, seed + len(like)))(like)
     step = like[0].numel() ** -0.5  # a standard deviation of the mean of noise

@@ -49,21 +49,13 @@ class Level(NamedTuple):
         Args:
             x0: Data, `(B, *D)`.
             eps: Unit Gaussian noise of the same shape.
-
-        Raises:
-            ValueError: the shapes differ, the tensors are not floating point, or the level has
-                another number of rows.
         """
         require_alike(x0=x0, eps=eps)
         return lincomb(self.alpha, x0, self.sigma, eps)
 
 
 def require_alike(**tensors: Tensor) -> None:
-    """Check that tensors have one shape and are floating point.
-
-    Raises:
-        ValueError: they are not; names them as they were given.
-    """
+    """Check that tensors have one shape and are floating point."""
     (first, a), *others = tensors.items()
     for name, b in others:
         if a.shape != b.shape:
@@ -85,9 +77,6 @@ def broadcast_like(value: Tensor, x: Tensor) -> Tensor:
 
     0-dim coefficients pass as they are: float64 on the CPU promotes nothing and costs no transfer.
     `(B,)` becomes `(B, 1, ...)` on the device and in the dtype of `x`.
-
-    Raises:
-        ValueError: `value` is neither 0-dim nor one number for each row of `x`.
     """
     if value.ndim == 0:
         return value

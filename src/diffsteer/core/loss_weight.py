@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import PositiveFinite, check_fields
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 
@@ -23,13 +24,12 @@ it a weight stays as it is there, so that the end of a zero-SNR schedule weighs 
 class Weight(ABC):
     """How much the squared error at a level counts."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @abstractmethod
     def at(self, level: Level, prediction: Prediction) -> Tensor:
-        """Weight of the mean squared error of the network's output, of the shape of `level.alpha`.
-
-        Raises:
-            ValueError: sigma is 0: there is nothing to learn without noise.
-        """
+        """Weight of the network's mean squared error, of the shape of `level.alpha`."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,7 @@ class MinSNR(Weight):
     Source: Hang et al. 2023, sec. 3.4, https://arxiv.org/abs/2303.09556.
     """
 
-    gamma: float = 5.0
-
-    def __post_init__(self) -> None:
-        _positive("gamma", self.gamma)
+    gamma: PositiveFinite = 5.0
 
     @override
     def at(self, level: Level, prediction: Prediction) -> Tensor:
@@ -69,10 +66,7 @@ class SoftMinSNR(Weight):
     Source: Crowson et al. 2024, eq. 4 (there gamma = 4), https://arxiv.org/abs/2401.11605.
     """
 
-    gamma: float = 5.0
-
-    def __post_init__(self) -> None:
-        _positive("gamma", self.gamma)
+    gamma: PositiveFinite = 5.0
 
     @override
     def at(self, level: Level, prediction: Prediction) -> Tensor:
@@ -87,10 +81,7 @@ class EDMWeight(Weight):
     Source: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364.
     """
 
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        _positive("sigma_data", self.sigma_data)
+    sigma_data: PositiveFinite = 0.5
 
     @override
     def at(self, level: Level, prediction: Prediction) -> Tensor:
@@ -112,8 +103,3 @@ def _noisy(level: Level) -> Level:
     if not (level.sigma > 0).all():
         raise InputError("a level with sigma=0 has no loss: draw times with noise")
     return level
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name}={value} must be a number > 0")

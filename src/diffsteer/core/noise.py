@@ -20,9 +20,6 @@ class Noise:
 
     Args:
         seeds: One for each sample, in [0, 2^64).
-
-    Raises:
-        ValueError: there is none, or one is no such number.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -32,11 +29,7 @@ class Noise:
         self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
-        """Draw noise with the shape, dtype and device of `like`, `(B, *D)`.
-
-        Raises:
-            ValueError: `like` has another number of rows than there are seeds.
-        """
+        """Draw noise with the shape, dtype and device of `like`, `(B, *D)`."""
         if len(like) != len(self.seeds):
             raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(like)} samples: give one each"

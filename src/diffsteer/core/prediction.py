@@ -17,11 +17,15 @@ from torch import Tensor
 from typing_extensions import deprecated, override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import PositiveFinite, check_fields
 from diffsteer.core.level import Level, broadcast_like, lincomb, require_alike
 
 
 class Prediction(ABC):
     """What a network outputs: out = a x0 + b eps. Define `coefficients`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __init_subclass__(cls) -> None:
         if "row" in vars(cls):  # the name of version 0.1.0
@@ -33,11 +37,7 @@ class Prediction(ABC):
         """Return (a, b), each of the shape of `alpha`."""
 
     def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
-        """What the network should output for data `x0` noised with `eps`, `(B, *D)`.
-
-        Raises:
-            ValueError: the shapes differ or the tensors are not floating point.
-        """
+        """What the network should output for data `x0` noised with `eps`, `(B, *D)`."""
         require_alike(x0=x0, eps=eps)
         a, b = self.coefficients(level.alpha, level.sigma)
         return lincomb(a, x0, b, eps)
@@ -57,11 +57,7 @@ class Prediction(ABC):
         return lincomb(p, x, q, out)
 
     def output_for_x0(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
-        """Return the output that says `x0` at `x`, `(B, *D)`; inverse of `solve`.
-
-        Raises:
-            ValueError: sigma is 0, where x is data already and says nothing about eps.
-        """
+        """Return the output that says `x0` at `x`, `(B, *D)`; inverse of `solve`."""
         if (level.sigma == 0).any():
             raise InputError("x holds no noise at sigma=0, so no output can be derived from it")
         a, b = self.coefficients(level.alpha, level.sigma)
@@ -174,13 +170,7 @@ class Preconditioned(Prediction):
     Source: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364.
     """
 
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < float("inf"):
-            raise InputError(
-                f"sigma_data={self.sigma_data} is no standard deviation: give a number > 0"
-            )
+    sigma_data: PositiveFinite = 0.5
 
     @override
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ discrete schedules follow Lin et al. 2023, table 2, https://arxiv.org/abs/2305.0
 integer arithmetic: floating point adds a node after t = 0 for 62 of the step counts 1..1000.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import PositiveFinite, check_fields
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
 
@@ -67,11 +67,10 @@ class Karras:
     Source: Karras et al. 2022, eq. 5, https://arxiv.org/abs/2206.00364.
     """
 
-    rho: float = 7.0
+    rho: PositiveFinite = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.rho < math.inf:
-            raise InputError(f"rho={self.rho} must be a number > 0; EDM uses 7")
+        check_fields(self)
 
     def __call__(self, schedule: Schedule, n: int) -> Tensor:
         """Return `n` decreasing times."""
@@ -97,9 +96,6 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
         n: Number of steps, >= 1; at most the number of timesteps for the spacings on integers.
         spacing: A name of `SPACINGS`, a `Karras(rho)`, or a function of your own; None for what
             suits the schedule: "karras" for EDM, else "trailing".
-
-    Raises:
-        ValueError: `n` or `spacing` cannot be, or the times do not decrease to a level with noise.
     """
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
@@ -131,16 +127,12 @@ def respaced(schedule: Discrete, text: str) -> tuple[Level, ...]:
         text: "250" for that many steps over all timesteps, both ends visited; "10,15,20" for as
             many in each of equal parts of them, the least noisy first, 0 for none; "ddim25" for 25
             steps from t = 0 on at one whole stride; "" for every timestep.
-
-    Raises:
-        ValueError: the text says nothing of this, or asks for more steps than there are.
     """
     size = len(schedule.alphas)
     times = _strided(size, text) if text.startswith("ddim") else _sections(size, text or str(size))
     if not times:
         raise InputError(f"timestep_respacing={text!r} visits no timestep")
-    found = torch.tensor(times[::-1], dtype=F64)
-    return grid(schedule, len(times), lambda *_: found)
+    return grid(schedule, len(times), lambda *_: torch.tensor(times[::-1], dtype=F64))
 
 
 def _count(text: str, whole: str) -> int:
@@ -203,7 +195,7 @@ def _by_ratio(
             "the first trained level has no noise, so its sigma/alpha has no logarithm"
         )
     lo, hi = (warp(torch.tensor(r, dtype=F64)).item() for r in span)
+    nodes = torch.linspace(hi, lo, n - 1, dtype=F64)
     if schedule.at(schedule.last).alpha > 0:
-        inner = schedule.time(unwarp(torch.linspace(hi, lo, n, dtype=F64))[1:])
-        return torch.cat([last, inner])
-    return torch.cat([last, schedule.time(unwarp(torch.linspace(hi, lo, n - 1, dtype=F64)))])
+        nodes = torch.linspace(hi, lo, n, dtype=F64)[1:]
+    return torch.cat([last, schedule.time(unwarp(nodes))])

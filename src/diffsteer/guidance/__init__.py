@@ -12,33 +12,8 @@ from diffsteer.guidance.rescale import rescale, rescale_centred
 from diffsteer.guidance.row_dropout import Dropout
 from diffsteer.guidance.sag import SAG
 
-__all__ = [
-    "APG",
-    "CFG",
-    "PAG",
-    "SAG",
-    "SEG",
-    "Auto",
-    "AutoDropout",
-    "AutoNoise",
-    "CFGZero",
-    "Clamped",
-    "Classifier",
-    "Guidance",
-    "Answer",
-    "Branch",
-    "GuidanceState",
-    "Plan",
-    "Queries",
-    "lockstep",
-    "run",
-    "Denoiser",
-    "Network",
-    "BlurQuery",
-    "Edit",
-    "Identity",
-    "Dropout",
-    "class_gradient",
-    "rescale",
-    "rescale_centred",
-]
+__all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
+__all__ += ["Clamped", "Classifier", "Guidance"]
+__all__ += ["Answer", "Branch", "GuidanceState", "Plan", "Queries", "lockstep", "run"]
+__all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
+__all__ += ["class_gradient", "rescale", "rescale_centred"]

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.fields import Finite, Name, Positive, Rule, Whole
+from diffsteer.core.fields import Finite, Name, Positive, PositiveFinite, Rule, Whole
 from diffsteer.guidance.attention_taps import blur
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
@@ -48,7 +48,7 @@ class SAG(Guidance):
     scale: Finite
     layer: Name = "mid"
     threshold: Finite = 1.0
-    sigma: Annotated[Finite, Rule("a number > 0", lambda sigma: sigma > 0)] = 1.0
+    sigma: PositiveFinite = 1.0
     kernel: Annotated[Whole, Rule("odd and > 0", lambda n: n > 0 and n % 2 == 1)] = 9
     on: Name = "null"
     clamp: Positive = float("inf")

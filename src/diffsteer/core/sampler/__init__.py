@@ -16,25 +16,9 @@ from diffsteer.core.sampler.ddim import DDIM, DDPM, Euler, EulerAncestral
 from diffsteer.core.sampler.heun import Heun
 from diffsteer.core.sampler.multistep import DPMpp2M, UniPC
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "Ancestral",
-    "DPMpp2M",
-    "Denoise",
-    "Denoised",
-    "Euler",
-    "EulerAncestral",
-    "Heun",
-    "Past",
-    "Sampler",
-    "Step",
-    "Stepped",
-    "UniPC",
-    "first_order",
-    "sample",
-    "trace",
-]
+__all__ = ["Denoise", "Denoised", "Past", "Sampler", "Step", "Stepped"]
+__all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]
+__all__ += ["first_order", "sample", "trace"]
 
 NAMED: dict[str, Sampler] = {"Euler": Euler, "DDPM": DDPM, "EulerAncestral": EulerAncestral}
 """Samplers that are known by a name of their own."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import check_fields
+from diffsteer.core.fields import Finite
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, denoised, like_sample
@@ -33,12 +33,7 @@ class Ancestral(Sampler):
     2021, algorithm 1, https://arxiv.org/abs/2105.05233.
     """
 
-    classifier: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not abs(self.classifier) < float("inf"):
-            raise InputError(f"classifier={self.classifier} must be a finite number; 0 is none")
+    classifier: Finite = 0.0
 
     @override
     def step(

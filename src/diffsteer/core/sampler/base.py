@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import check_fields
 from diffsteer.core.level import Level, lincomb, upcast
 from diffsteer.core.noise import Draw, Noise
 
@@ -91,6 +92,9 @@ class Sampler(ABC):
 
     evaluations: int = 1
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @abstractmethod
     def step(
         self, x: Tensor, now: Level, nxt: Level, denoise: Denoise, past: Past, noise: Draw
@@ -137,9 +141,6 @@ def trace(
         levels: At least two, noise decreasing, as `grid` gives them.
         denoise: The network.
         noise: Source of fresh noise; by default torch's global generators.
-
-    Raises:
-        ValueError: the levels do not lose noise, or the denoiser returns another shape.
     """
     _check(levels)
     x = upcast(x)
@@ -165,11 +166,7 @@ class _Checked:
 
 
 def denoised(denoise: AnyDenoise, x: Tensor, level: Level) -> Denoised:
-    """Evaluate a denoiser with all that it predicts, in the shape and dtype of `x`.
-
-    Raises:
-        ValueError: the denoiser returns another shape.
-    """
+    """Evaluate a denoiser with all that it predicts, in the shape and dtype of `x`."""
     output = (denoise.denoise if isinstance(denoise, _Checked) else denoise)(x, level)
     x0, variance, gradient = output if isinstance(output, Denoised) else Denoised(output)
     return Denoised(
@@ -201,9 +198,6 @@ def sample(
         seeds: One for each sample. Sample i depends on `seeds[i]` alone.
         sampler: How to step.
         device: Where the samples live.
-
-    Raises:
-        ValueError: as `trace`.
     """
     _check(levels)
     noise = Noise(seeds)

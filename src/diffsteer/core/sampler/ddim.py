@@ -1,16 +1,20 @@
 """First order, deterministic to ancestral."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
-from diffsteer.core.fields import check_fields
+from diffsteer.core.fields import Rule, is_number
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
+
+FRESH = Rule(
+    "in [0, 1] (0 is deterministic, 1 ancestral)", lambda eta: is_number(eta) and 0 <= eta <= 1
+)
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,7 @@ class DDIM(Sampler):
     Source: Song et al. 2021, eq. 12 and 16, https://arxiv.org/abs/2010.02502.
     """
 
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0 <= self.eta <= 1:
-            raise InputError(
-                f"eta={self.eta} is no share of fresh noise: give 0 (none) to 1 (ancestral)"
-            )
+    eta: Annotated[float, FRESH] = 0.0
 
     @override
     def step(

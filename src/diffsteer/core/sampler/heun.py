@@ -7,17 +7,23 @@ With churn, r is first raised to (1 + gamma) r by fresh noise of standard deviat
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import check_fields, renamed_fields
+from diffsteer.core.fields import Finite, Rule, renamed_fields
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
 from diffsteer.core.schedule import EDM, Schedule
+
+CHURN = Rule(
+    "in [0, 0.4142], the churn of one step, min(S_churn / steps, sqrt(2) - 1)",
+    lambda gamma: 0 <= gamma <= math.sqrt(2) - 1,
+)
 
 
 @renamed_fields(lo="s_min", hi="s_max", swell="s_noise")
@@ -39,27 +45,20 @@ class Heun(Sampler):
     Source: Karras et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00364.
     """
 
-    gamma: float = 0.0
+    gamma: Annotated[Finite, CHURN] = 0.0
     s_min: float = 0.0
     s_max: float = math.inf
-    s_noise: float = 1.0
+    s_noise: Annotated[
+        Finite, Rule("a finite number >= 0 (about 1 is usual)", lambda s: s >= 0)
+    ] = 1.0
     schedule: Schedule = field(default_factory=EDM)
     evaluations = 2
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0 <= self.gamma <= math.sqrt(2) - 1:
-            raise InputError(
-                f"gamma={self.gamma} must lie in [0, 0.4142]: it is the churn of one step, "
-                "min(S_churn / steps, sqrt(2) - 1)"
-            )
+        super().__post_init__()
         if not 0 <= self.s_min <= self.s_max:
             raise InputError(
                 f"Heun: s_min and s_max must be 0 <= s_min <= s_max, got {self.s_min}, {self.s_max}"
-            )
-        if not 0 <= self.s_noise < math.inf:
-            raise InputError(
-                f"Heun: s_noise must be a finite number >= 0, got {self.s_noise} (about 1 is usual)"
             )
         if not isinstance(self.schedule, Schedule):
             raise InputError(f"Heun: schedule must be the network's, got {self.schedule!r}")

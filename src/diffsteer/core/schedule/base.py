@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import check_fields
 from diffsteer.core.level import Level
 
 F64 = torch.float64
@@ -34,13 +35,12 @@ class Schedule(ABC):
     unit: float = 1e-3
     spacing: str = "trailing"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @abstractmethod
     def at(self, t: Time) -> Level:
-        """Level at time `t`, 0-dim or `(B,)`, in float64.
-
-        Raises:
-            ValueError: `t` is NaN or outside of the schedule.
-        """
+        """Level at time `t`, 0-dim or `(B,)`, in float64."""
 
     @abstractmethod
     def time(self, ratio: Time) -> Tensor:

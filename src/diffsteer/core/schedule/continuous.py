@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import check_fields
+from diffsteer.core.fields import PositiveFinite
 from diffsteer.core.level import Level
 from diffsteer.core.schedule.base import Schedule, Time, between, checked_ratio, checked_time
 
@@ -46,7 +46,7 @@ class EDM(Schedule):
     spacing = "karras"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
                 f"need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
@@ -83,12 +83,7 @@ class Flow(Schedule):
     Source: Esser et al. 2024, eq. 23, https://arxiv.org/abs/2403.03206.
     """
 
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0 < self.shift < math.inf:
-            raise InputError(f"shift={self.shift} must be a number > 0; 1 is none")
+    shift: PositiveFinite = 1.0
 
     @property
     def first(self) -> float:  # type: ignore[override]

@@ -25,9 +25,6 @@ class Discrete(Schedule):
         alphas: alpha at t = 0..N-1, strictly decreasing, in [0, 1], shape `(N,)`, N >= 2; the
             square root of what is often called alphas_cumprod.
 
-    Raises:
-        ValueError: `alphas` has another shape, is NaN, does not decrease or leaves [0, 1].
-
     Source: Ho et al. 2020, eq. 4, https://arxiv.org/abs/2006.11239.
     """
 
@@ -58,11 +55,7 @@ class Discrete(Schedule):
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> "Discrete":
-        """Build from the variances added at each step, shape `(N,)`, in ]0, 1], 1 only at the end.
-
-        Raises:
-            ValueError: a beta is NaN or outside of ]0, 1].
-        """
+        """Build from the variances added at each step, `(N,)`, in ]0, 1], 1 only at the end."""
         b = torch.as_tensor(betas).detach().to("cpu", F64)
         bad = ~((b > 0) & (b <= 1))
         if b.ndim == 1 and bad.any():

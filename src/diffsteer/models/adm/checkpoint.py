@@ -94,9 +94,6 @@ class Diffusion:
             guide: A weaker network of the same schedule, for `Auto`.
             official_head_split: As for `network`.
             max_rows: Largest batch of a forward pass.
-
-        Raises:
-            InputError: classes are missing, out of range or not used.
         """
         self._check(classes, classifier)
         nets = {"main": self.network(official_head_split)}

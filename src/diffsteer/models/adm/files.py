@@ -90,11 +90,7 @@ def _read_folder(path: Path) -> tuple[State, Flags]:
 
 
 def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) -> None:
-    """Write a folder with `model.safetensors` and `config.json`, all of it or nothing.
-
-    Raises:
-        InputError: `out` exists already.
-    """
+    """Write a folder with `model.safetensors` and `config.json`, all of it or nothing."""
     if out.exists():
         raise InputError(f"{out} is there already: name a folder that is not")
     origin = {"name": source.name, "sha256": file_hash(source)}

@@ -144,10 +144,6 @@ class Flags:
         """Read the text of official command lines, "--image_size 64 --class_cond True".
 
         A line with flags such as --classifier_depth describes a classifier.
-
-        Raises:
-            InputError: a flag is unknown or invalid, or the text leaves open what the official
-                codes take differently.
         """
         with refused(f"{brief(text)} are no flags"):
             words = shlex.split(text.replace("=", " "))

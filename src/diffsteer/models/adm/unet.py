@@ -73,11 +73,7 @@ class Encoder(nn.Module, ABC):
         return [Attention(width, flags.heads(width, up), flags.use_new_attention_order)]
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Features of the middle, and what each stage on the way down leaves for the way up.
-
-        Raises:
-            ValueError: the sides of the images cannot be halved that often.
-        """
+        """Features of the middle, and what each stage on the way down leaves for the way up."""
         least = 2 ** (len(self.flags.widths) - 1)
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % least or x.shape[3] % least:
             raise InputError(
@@ -107,11 +103,7 @@ class Encoder(nn.Module, ABC):
 
 
 class ADM(Encoder):
-    """The denoising network.
-
-    Raises:
-        ValueError: the flags are of a classifier, or make no network.
-    """
+    """The denoising network."""
 
     def __init__(self, flags: Flags) -> None:
         if flags.classifier:
@@ -145,9 +137,6 @@ class ADM(Encoder):
 
         Returns:
             `(B, 3, H, W)`, or `(B, 6, H, W)`.
-
-        Raises:
-            ValueError: classes are missing, not wanted, or not as many as images.
         """
         if (y is not None) != self.flags.class_cond:
             needs = "needs classes y" if self.flags.class_cond else "knows no classes"
@@ -165,11 +154,7 @@ class ADM(Encoder):
 
 
 class ADMClassifier(Encoder):
-    """The classifier of noisy images, for classifier guidance.
-
-    Raises:
-        ValueError: the flags are of a denoiser, or make no network.
-    """
+    """The classifier of noisy images, for classifier guidance."""
 
     def __init__(self, flags: Flags) -> None:
         if not flags.classifier:

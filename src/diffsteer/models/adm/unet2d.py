@@ -56,9 +56,6 @@ def to_unet2d(net: ADM) -> Any:
 
     A learned variance stays in its output channels: give the pipeline a scheduler with
     variance_type="learned_range". Rescaled timesteps (`rescale_timesteps`) are the pipeline's.
-
-    Raises:
-        ValueError: UNet2DModel cannot compute what this network does.
     """
     flags = net.flags
     reason = why_not(flags)

@@ -53,9 +53,6 @@ def generate(
 
     Returns:
         `(B, C, H, W)`, in `dtype`.
-
-    Raises:
-        ValueError: the networks do not work on the same data, or there is no such class.
     """
     _check(main, guide, label)
     seeds = [seed % 2**32 for seed in seeds]

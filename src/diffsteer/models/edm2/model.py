@@ -51,9 +51,6 @@ class EDM2(nn.Module):
     Attributes:
         config: All arguments, by name.
         shape: Shape of one sample, `(C, H, W)`.
-
-    Raises:
-        InputError: no network can be built from these numbers.
     """
 
     def __init__(

@@ -31,11 +31,7 @@ class Net:
 
     @property
     def stem(self) -> str:
-        """Name of its file without suffix, such as "edm2-img512-s-2147483-0.130".
-
-        Raises:
-            ValueError: the width of its average is not recorded.
-        """
+        """Name of its file without suffix, such as "edm2-img512-s-2147483-0.130"."""
         if self.ema is None:
             raise InputError(
                 f"which average of edm2-{self.size} gave the published figure is not recorded "
@@ -67,12 +63,7 @@ class Preset:
     figure: float
 
     def varied(self, weight: float | None, ema: float | None, guide_ema: float | None) -> "Preset":
-        """Return it with other settings, each as it is where None; `figure` then says nothing.
-
-        Raises:
-            ValueError: it has no guide to vary, or a width has more than the three decimals that
-                the names of files have.
-        """
+        """Return it with other settings, each as it is where None; `figure` then says nothing."""
         for width in (ema, guide_ema):
             if width is not None and round(width, 3) != width:
                 raise InputError(
@@ -88,11 +79,7 @@ class Preset:
         return replace(self, main=main, guide=guide, weight=weight)
 
     def guidance(self) -> str:
-        """Text of the guidance; empty for none.
-
-        Raises:
-            ValueError: its weight is not recorded.
-        """
+        """Text of the guidance; empty for none."""
         if self.guide is None:
             return ""
         if self.weight is None:
@@ -110,11 +97,7 @@ def presets() -> dict[str, Preset]:
 
 
 def preset(name: str) -> Preset:
-    """Return a preset.
-
-    Raises:
-        ValueError: none has this name.
-    """
+    """Return a preset."""
     known = presets()
     if name not in known:
         raise InputError(f"no preset is called {name!r}: there are {', '.join(known)}")
