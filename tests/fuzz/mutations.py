@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from typing import Any
 
 NAMES = [b"posix\nsystem", b"builtins\neval", b"os\nsystem", b"torch\nload", b"nt\nsystem"]
@@ -99,7 +100,7 @@ def json_bytes(tree: Any, rng: random.Random) -> bytes:
 def of_text(words: list[str], texts: list[str], rng: random.Random) -> str:
     """A good text with words and letters changed, or words at random."""
     text = rng.choice(texts)
-    match rng.randrange(6):
+    match rng.randrange(12):
         case 0:
             return "".join(rng.choice(words) for _ in range(rng.randrange(1, 30)))
         case 1:
@@ -109,7 +110,14 @@ def of_text(words: list[str], texts: list[str], rng: random.Random) -> str:
             return rng.choice(["(", "2 * (", "-", "CFG(", "Clamped("]) * count + text + ")" * count
         case 3:
             return of_bytes(text.encode(), rng).decode("utf-8", "surrogateescape")
-    for _ in range(rng.choice((1, 2, 3))):
-        at = rng.randrange(len(text) + 1)
-        text = text[:at] + rng.choice(words) + text[at + rng.choice((0, 1, 3)) :]
+    for _ in range(rng.choice((1, 1, 2))):
+        numbers = list(re.finditer(r"[0-9.]+", text))
+        if numbers and rng.random() < 0.7:
+            number = rng.choice(numbers)
+            usual = ["0", "1", "0.7", "3", "9", "1e-3", "100"]
+            value = rng.choice(usual if rng.random() < 0.6 else words)
+            text = text[: number.start()] + value + text[number.end() :]
+        else:
+            at = rng.randrange(len(text) + 1)
+            text = text[:at] + rng.choice(words) + text[at + rng.choice((0, 1, 3)) :]
     return text
