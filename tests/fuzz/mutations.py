@@ -67,7 +67,7 @@ def of_tree(tree: Any, rng: random.Random) -> Any:
             case 2:
                 other, name = rng.choice(_places(tree))
                 node[key] = copied(other[name]) if isinstance(other, dict) else 0
-            case 3 if type(node[key]) in (int, float):
+            case 3 if type(node[key]) in (int, float) and abs(node[key]) < 1e300:
                 node[key] = node[key] * rng.choice([-1, 0, 2, 1e3, 1e300, 10**6])
             case _:
                 node[key] = copied(rng.choice(HOSTILE))

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def digest(said: Mapping[str, Any]) -> str:
     """Sha256, in hex, of plain values under names, in any order of the names."""
     text = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return bytes_hash(text.encode())
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -32,7 +32,15 @@ def _short(value: Any) -> str:
 
 def bytes_hash(data: bytes) -> str:
     """Sha256 of bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()
+    return parts_hash((data,))
+
+
+def parts_hash(parts: "Iterable[bytes | memoryview]") -> str:
+    """Sha256 of parts that are made one after the other, in hex."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -43,10 +51,15 @@ def file_hash(path: Path) -> str:
 
 def weights_hash(net: "nn.Module") -> str:
     """Sha256 of names, dtypes, shapes and bytes of all weights, in hex: of what was loaded."""
+    return parts_hash(
+        part
+        for name, value in sorted(net.state_dict().items())
+        for part in (f"{name} {value.dtype} {tuple(value.shape)} ".encode(), tensor_bytes(value))
+    )
+
+
+def tensor_bytes(tensor: "Tensor") -> memoryview:
+    """Bytes of a tensor, row by row."""
     import torch
 
-    total = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

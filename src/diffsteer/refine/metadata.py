@@ -1,6 +1,5 @@
 """A refiner on disk: `refiner.safetensors`, a LoRA as peft names it, and `refiner.json`."""
 
-import hashlib
 import json
 import math
 import warnings
@@ -16,7 +15,7 @@ from diffsteer.core.errors import InputError, brief
 from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
-from diffsteer.io.hashing import bytes_hash
+from diffsteer.io.hashing import bytes_hash, parts_hash, tensor_bytes
 from diffsteer.io.strict import from_table, parse_safetensors, read_bytes, read_object, refused
 from diffsteer.refine.lora import own_parameters
 
@@ -78,13 +77,15 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
         )
     given = next(p for _, p in own_parameters(network)).dtype
     dtypes = PRECISIONS if given in (torch.float32, torch.float64) else {str(given)[6:]: given}
-    found = {name: hashlib.sha256() for name in dtypes}
-    for name, p in sorted(own_parameters(network)):
-        for precision, dtype in dtypes.items():
-            data = p.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8)
-            found[precision].update(f"{name} {tuple(p.shape)} ".encode())
-            found[precision].update(data.numpy().data)
-    return {precision: digest.hexdigest() for precision, digest in found.items()}
+    weights = sorted(own_parameters(network))
+    return {
+        precision: parts_hash(
+            part
+            for name, p in weights
+            for part in (f"{name} {tuple(p.shape)} ".encode(), tensor_bytes(p.to(dtype)))
+        )
+        for precision, dtype in dtypes.items()
+    }
 
 
 def write(folder: Path, said: RefinerMetadata, weights: Mapping[str, Tensor]) -> None:

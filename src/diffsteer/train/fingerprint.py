@@ -1,6 +1,5 @@
 """Fingerprint of users' images without decoding them: sizes, and digests that show changes."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import IO
 from PIL.ContainerIO import ContainerIO
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.hashing import bytes_hash, parts_hash
 from diffsteer.io.images import size_of
 
 PIECES = 16
@@ -58,19 +58,10 @@ class Fingerprint:
         Raises:
             ValueError: an image is refused by `diffsteer.io.images`.
         """
-        from tqdm import tqdm
-
         sizes: dict[tuple[int, int], str] = {}
-        images = hashlib.sha256()
-        for entry in tqdm(entries, "looking at images", delay=2, disable=None):
-            with Path(entry.file).open("rb") as file:
-                part = ContainerIO(file, entry.start, entry.length)
-                sizes.setdefault(size_of(entry.name, part), entry.name)
-                images.update(f"{entry.length}:".encode())
-                for piece in _pieces(part, entry.length):
-                    images.update(piece)
-        captions = hashlib.sha256(json.dumps([entry.caption for entry in entries]).encode())
-        digests = {"captions": captions.hexdigest()[:16], "pictures": images.hexdigest()[:16]}
+        images = parts_hash(_pieces_of(entries, sizes))
+        captions = bytes_hash(json.dumps([entry.caption for entry in entries]).encode())
+        digests = {"captions": captions[:16], "pictures": images[:16]}
         return cls(sizes, {"samples": len(entries), **digests})
 
     def require(self, size: tuple[int, int] | None, multiple: int) -> None:
@@ -105,6 +96,18 @@ def require_size(name: str, shape: tuple[int, int], size: tuple[int, int] | None
         raise InputError(
             f"{name} has {shape[0]} x {shape[1]} pixels, not {size[1]} x {size[0]}: resize it"
         )
+
+
+def _pieces_of(entries: Sequence[Entry], sizes: dict[tuple[int, int], str]) -> Iterator[bytes]:
+    """Yield what is hashed of each image, and put its size into `sizes`."""
+    from tqdm import tqdm
+
+    for entry in tqdm(entries, "looking at images", delay=2, disable=None):
+        with Path(entry.file).open("rb") as file:
+            part = ContainerIO(file, entry.start, entry.length)
+            sizes.setdefault(size_of(entry.name, part), entry.name)
+            yield f"{entry.length}:".encode()
+            yield from _pieces(part, entry.length)
 
 
 def _pieces(file: IO[bytes], length: int) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """Latents of all images of a source: encoded once, kept in a file, read one by one."""
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffsteer.io.atomic import PART, atomic_write
+from diffsteer.io.hashing import parts_hash, tensor_bytes
 from diffsteer.train.stream import Source, contents
 
 BATCH = 64
@@ -63,10 +64,10 @@ def cached(
         pixel_range: Range to which `encode` scales pixels, if not [-1, 1].
     """
     images = contents(source).get("contents", {}).get("pictures", repr(source))
-    digest = hashlib.sha256(f"{images}{pixel_range}".encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    path = folder / f"latents-{digest.hexdigest()[:32]}.npy"
+    weights = sorted(vae.state_dict().items())
+    parts = (part for name, w in weights for part in (name.encode(), tensor_bytes(w)))
+    digest = parts_hash(chain([f"{images}{pixel_range}".encode()], parts))
+    path = folder / f"latents-{digest[:32]}.npy"
     alone(lambda: None if path.exists() else _write(source, path, encode))
     return Latents(path)
 

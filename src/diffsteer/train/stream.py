@@ -4,7 +4,6 @@
 "diffsteer.data", such as "emoji" of diffsteer-lab.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.hashing import bytes_hash
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Stream:
 
 def seeded_hash(*words: str) -> int:
     """A number in [0, 2^64) that depends on all of the words."""
-    return int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:8], "big")
+    return int(bytes_hash(" ".join(words).encode())[:16], 16)
 
 
 def seeded_fraction(*words: str) -> float:
