@@ -27,9 +27,6 @@ class BestOf:
         score: What the best has most of.
         n: Candidates, >= 1.
         prompts: The prompt of seed i is prompts[i mod their number].
-
-    Raises:
-        ValueError: there is nothing to choose.
     """
 
     images: Images
@@ -70,11 +67,7 @@ class BestOf:
 
 
 def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:
-    """What a score says of images, `(N,)`, float64 on the CPU.
-
-    Raises:
-        ValueError: it is not one finite number each.
-    """
+    """What a score says of images, `(N,)`, float64 on the CPU."""
     found = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
     if len(found) != len(texts) or not found.isfinite().all():
         raise InputError(f"the score gave {found.tolist()} for {len(texts)} pictures: one each")

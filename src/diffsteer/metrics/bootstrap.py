@@ -1,4 +1,4 @@
-"""How far figures would move with other seeds: resampled generated images, in weights.
+"""Intervals over seeds by resampling the generated images, in weights.
 
 A resample draws as many images as there are, with replacement: image i counts w_i times. The
 same weights for two sets of the same seeds pair them, so that what the seeds have in common cancels
@@ -55,13 +55,9 @@ class Estimate(NamedTuple):
 
 
 def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
-    """How often each of n images is in each resample, `(resamples, n)`, float32.
-
-    Raises:
-        ValueError: fewer than 20 resamples, which have no 95 %, or fewer than 2 images.
-    """
+    """How often each of n images is in each resample, `(resamples, n)`, float32."""
     if resamples < 20 or n < 2:
-        raise InputError(f"{resamples} resamples of {n} pictures: give >= 20 resamples, >= 2 each")
+        raise InputError(f"{resamples} resamples of {n} images: give >= 20 resamples, >= 2 each")
     rng = np.random.RandomState(seed)
     drawn = np.stack([np.bincount(rng.randint(n, size=n), minlength=n) for _ in range(resamples)])
     return torch.from_numpy(drawn).to(torch.float32)
@@ -78,15 +74,10 @@ def interval(value: float, resampled: Tensor) -> Interval:
 
 
 def frechet_resampled(x: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
-    """Frechet distance of each resample, `(resamples,)`, float64.
+    """Frechet distance of each resample of features `(N, d)`, `(resamples,)`, float64.
 
     With the reference's covariance R R^T, all that is needed of a resample is its mean, its trace
     and the covariance of the features times R.
-
-    Args:
-        x: Features of the generated images, `(N, d)`.
-        reference: What they are compared with.
-        w: Of `weights`, `(resamples, N)`.
     """
     x = x.to(F64) - reference.mean
     y = x @ reference.root
@@ -100,11 +91,10 @@ def _one(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
     n = w.sum()
     mean, middle = w @ x / n, w @ y / n
     trace = (w @ (x - mean).square().sum(dim=1)) / (n - 1)
-    held = w > 0
-    root = (y[held] - middle) * (w[held, None] / (n - 1)).sqrt()
-    overlap = torch.linalg.eigvalsh(root.mT @ root).clamp_(min=0).sqrt().sum()
-    found: Tensor = mean.square().sum() + trace - 2 * overlap
-    return found
+    drawn = w > 0
+    root = (y[drawn] - middle) * (w[drawn, None] / (n - 1)).sqrt()
+    overlap: Tensor = torch.linalg.eigvalsh(root.mT @ root).clamp_(min=0).sqrt().sum()
+    return mean.square().sum() + trace - 2 * overlap
 
 
 def _linear(x: Tensor, y: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
@@ -120,20 +110,15 @@ def _linear(x: Tensor, y: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
     roots = ((centred @ vectors).square() / values.sqrt()).sum(dim=1)
     each = 2 * about @ mean + about.square().sum(dim=1) - roots
     value = mean.square().sum() + about.square().sum() / (n - 1) + reference.root.square().sum()
-    found: Tensor = value - 2 * values.sqrt().sum() + (w - 1) @ (each - each.mean()) / n
-    return found
+    distance: Tensor = value - 2 * values.sqrt().sum() + (w - 1) @ (each - each.mean()) / n
+    return distance
 
 
 def mmd_resampled(x: Tensor, y: Tensor, kernel: Kernel, w: Tensor) -> Tensor:
-    """Squared MMD of each resample, with all images at once, `(resamples,)`.
+    """Squared MMD of each resample of features `(N, d)` to `(M, d)`, `(resamples,)`.
 
-    Pairs of an image with itself are left out, so that no bias comes with repetition.
-
-    Args:
-        x: Features of the generated images, `(N, d)`.
-        y: Features of the reference, `(M, d)`.
-        kernel: From blocks of both, `(n, d)` and `(m, d)`, to `(n, m)`.
-        w: Of `weights`, `(resamples, N)`.
+    Pairs of an image with itself are left out, so that no bias comes with repetition. The kernel
+    takes blocks `(n, d)` and `(m, d)` to `(n, m)`.
     """
     x, y = (side.to(F64) for side in pair(x, y))
     w = w.to(F64)
@@ -149,8 +134,8 @@ def mmd_resampled(x: Tensor, y: Tensor, kernel: Kernel, w: Tensor) -> Tensor:
     for start in range(0, m, size):
         block = kernel(y[start : start + size], y)
         rest += float(block.sum() - block.diagonal(start).sum())
-    found: Tensor = own / (n - 1) ** 2 + rest / (m * (m - 1)) - 2 * (w @ cross) / n
-    return found
+    mean: Tensor = 2 * (w @ cross) / n
+    return own / (n - 1) ** 2 + rest / (m * (m - 1)) - mean
 
 
 def score_resampled(logits: Tensor, w: Tensor) -> Tensor:
@@ -167,13 +152,7 @@ def manifold_resampled(x: Tensor, y: Tensor, k: int, w: Tensor) -> Manifold[Tens
     """Precision, recall, density and coverage of each resample, `(resamples,)` each.
 
     Precision and density count w_i times, in balls of all images. Recall and coverage come from
-    `_between`, around 0.
-
-    Args:
-        x: Features of the generated images, `(N, d)`.
-        y: Features of the reference, `(M, d)`.
-        k: Neighbour that balls reach to, as for `manifold`; 2 k + 2 <= N and M.
-        w: Of `weights`, `(resamples, N)`.
+    `_between`, around 0. Arguments as for `manifold`, with 2 k + 2 <= N and M.
     """
     precise = torch.zeros(len(w), dtype=F64)
     dense = precise.clone()
@@ -199,11 +178,10 @@ def _between(x: Tensor, y: Tensor, k: int, times: int) -> Tensor:
     n, m = len(x), len(y)
     size = max(min(n // 2, PART, REST * n // m), k + 1, -(-(k + 1) * n // m))
     rng = np.random.RandomState(SEED)
-    found = []
+    gaps = []
     for _ in range(times):
         order, of_y = (torch.from_numpy(rng.permutation(count)) for count in (n, m))
         real = y[of_y[: m * size // n]]
         one, other = (manifold(x[order[i * size : (i + 1) * size]], real, k) for i in (0, 1))
-        found.append((one.recall - other.recall, one.coverage - other.coverage))
-    scaled: Tensor = torch.tensor(found, dtype=F64).mT * (size / (2 * n)) ** 0.5
-    return scaled
+        gaps.append((one.recall - other.recall, one.coverage - other.coverage))
+    return torch.tensor(gaps, dtype=F64).mT.mul((size / (2 * n)) ** 0.5)

@@ -1,13 +1,12 @@
-"""Recipes against one another on the same seeds: figures, differences, costs.
+"""Recipes compared on the same seeds: metrics, differences, costs.
 
 All recipes are resampled with the same weights, so that a difference is of the same seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
@@ -57,46 +56,31 @@ def compared(
         runs: Samples of each recipe by its name, of the same seeds, all features kept.
         reference: What they are compared with.
         resamples: Of the intervals, >= 20.
-
-    Raises:
-        ValueError: seeds differ, features are not kept, or are of another origin.
     """
-    names = list(runs)
-    seeds = runs[names[0]].seeds
+    first, *_ = runs
+    seeds = runs[first].seeds
     for name, run in runs.items():
         if run.seeds != seeds:
-            raise InputError(f"{name} has other seeds than {names[0]}: sample the same")
+            raise InputError(f"{name} has other seeds than {first}: sample the same")
         if len(run.statistics.features) != len(seeds):
             raise InputError(f"{name} keeps features of a part: pairing needs those of all seeds")
     w = weights(len(seeds), resamples)
     spreads = {name: resampled(run.statistics, reference, w) for name, run in runs.items()}
-    found: list[Compared] = []
+    recipes: list[Compared] = []
     for name, run in runs.items():
         figures = compare(run.statistics, reference, format_seeds(seeds), spread=spreads[name])
-        first = found[0].figures if found else ()
-        differences = _differences(figures, first, spreads[name], spreads[names[0]])
+        base = {figure.name: figure.value for figure in recipes[0].figures} if recipes else {}
+        differences = {}
+        for figure in figures:
+            if figure.name in base and figure.name in spreads[name]:
+                shift = spreads[name][figure.name] - spreads[first][figure.name]
+                value = figure.value - base[figure.name]
+                differences[figure.name] = Estimate(value, interval(value, shift))
         costs = {cost: _quartiles(each) for cost, each in run.costs.items()}
-        found.append(Compared(name, figures, differences, costs))
-    return tuple(found)
-
-
-def _differences(
-    figures: Sequence[MetricValue],
-    first: Sequence[MetricValue],
-    spread: Mapping[str, Tensor],
-    spread_first: Mapping[str, Tensor],
-) -> dict[str, Estimate]:
-    was = {figure.name: figure.value for figure in first}
-    found = {}
-    for figure in figures:
-        name = figure.name
-        if name in was and name in spread:
-            value = figure.value - was[name]
-            found[name] = Estimate(value, interval(value, spread[name] - spread_first[name]))
-    return found
+        recipes.append(Compared(name, figures, differences, costs))
+    return tuple(recipes)
 
 
 def _quartiles(costs: Tensor) -> Quartiles:
-    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=costs.dtype)
-    low, median, high = costs.quantile(quarters).tolist()
+    low, median, high = costs.quantile(costs.new_tensor([0.25, 0.5, 0.75])).tolist()
     return Quartiles(median, low, high)

@@ -1,15 +1,16 @@
-"""Figures that say what they were measured on.
+"""All metrics that two sets of features allow, with what they were measured on.
 
-Every figure carries the number of images on both sides, seeds, extractor, layer, resize and
+Every value carries the number of images on both sides, seeds, extractor, layer, resize and
 weights, and an interval where features of all its images are kept to resample.
-Where the reference holds features, it also carries a floor: what the metric gives for one real part
-against the rest, and for as many generated images in place of that part. Frechet distances and
-neighbour shares move with N, so only these two compare like with like.
+Where the reference holds features, it also carries a floor: the metric of one real part against
+the rest, and of as many generated images in place of that part. Frechet distances and neighbour
+shares move with N, so only these two compare like with like.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -53,16 +54,14 @@ LEAST = 8
 """Fewest features on a side for kernel and neighbour metrics; halves must have as many."""
 FEW, SPLIT = 100, 10
 """Images below which a share is rough, and least images of a split of an inception score."""
-SHARES = ("precision", "recall", "coverage")
 
 
 def possible(name: str) -> Interval:
-    """Between which numbers a figure lies in any case."""
-    if name in SHARES:
+    """Range of a metric."""
+    if name in ("precision", "recall", "coverage"):
         return Interval(0.0, 1.0)
-    if name.startswith("IS"):
-        return Interval(1.0, math.inf)
-    return Interval(-math.inf if name.startswith(("KID", "CMMD")) else 0.0, math.inf)
+    least = {"IS": 1.0, "KID": -math.inf, "CMMD": -math.inf}
+    return Interval(least.get(name.split("-")[0], 0.0), math.inf)
 
 
 def compare(
@@ -81,31 +80,19 @@ def compare(
         reference: Of the real ones.
         seeds: Of the generated images, in words.
         spread: Of `resampled`, for the intervals.
-
-    Raises:
-        ValueError: the features are of different origin, or the generated set has no n.
     """
     fake.origin.require(reference.origin, "generated pictures", "the reference")
     floors = _floors(fake, reference)
-    return tuple(
-        replace(
-            figure,
-            seeds=seeds,
-            floor=floors.get(figure.name),
-            interval=_within(figure, spread),
-        )
-        for figure in _figures(fake, reference)
-    )
-
-
-def _within(figure: MetricValue, spread: Mapping[str, Tensor]) -> Interval | None:
-    if figure.name not in spread:
-        return None
-    (low, high), (least, most) = (
-        interval(figure.value, spread[figure.name]),
-        possible(figure.name),
-    )
-    return Interval(max(low, least), min(high, most))
+    values = []
+    for value in _values(fake, reference):
+        within = None
+        if value.name in spread:
+            low, high = interval(value.value, spread[value.name])
+            least, most = possible(value.name)
+            within = Interval(max(low, least), min(high, most))
+        floor = floors.get(value.name)
+        values.append(replace(value, seeds=seeds, floor=floor, interval=within))
+    return tuple(values)
 
 
 def spreads(fake: Statistics, reference: Statistics, resamples: int) -> dict[str, Tensor]:
@@ -118,27 +105,24 @@ def spreads(fake: Statistics, reference: Statistics, resamples: int) -> dict[str
 
 
 def resampled(fake: Statistics, reference: Statistics, w: Tensor) -> dict[str, Tensor]:
-    """Values of each resample by the name of the figure; `w` as of `bootstrap.weights`.
+    """Values of each resample by the name of the metric; `w` as of `bootstrap.weights`.
 
-    Left out are figures of more images than features are kept of, and FD-infinity.
+    Left out are metrics of more images than features are kept of, and FD-infinity.
     """
     x, y, origin = fake.features, reference.features, fake.origin
     if origin.layer in LOGITS:
         return {title("IS", origin): score_resampled(x, w)}
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     if fake.n == len(x):
-        found[title("FD", origin)] = frechet_resampled(x, reference.gaussian, w)
+        values[title("FD", origin)] = frechet_resampled(x, reference.gaussian, w)
     if min(len(x), len(y)) < LEAST:
-        return found
+        return values
     if _kernel_fits(y, origin):
-        found[title("KID", origin)] = mmd_resampled(*_for_kid(x, y, origin), cubic, w)
+        values[title("KID", origin)] = mmd_resampled(*_for_kid(x, y, origin), cubic, w)
     if origin.extractor == "CLIP":
-
-        def kernel(a: Tensor, b: Tensor) -> Tensor:
-            return gaussian(a, b, CMMD_SIGMA)
-
-        found["CMMD"] = CMMD_SCALE * mmd_resampled(unit(x), unit(y), kernel, w)
-    return found | manifold_resampled(x, y, NEIGHBOUR, w)._asdict()
+        kernel = partial(gaussian, sigma=CMMD_SIGMA)
+        values["CMMD"] = CMMD_SCALE * mmd_resampled(unit(x), unit(y), kernel, w)
+    return values | manifold_resampled(x, y, NEIGHBOUR, w)._asdict()
 
 
 def title(metric: str, origin: Origin) -> str:
@@ -150,13 +134,13 @@ def title(metric: str, origin: Origin) -> str:
 
 
 def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
-    """What `compare` leaves out, and why."""
-    sides = {"the generated set": fake, "the reference": reference}
+    """Metrics that `compare` leaves out, and why."""
+    logits = fake.origin.layer in LOGITS
     notes = [
         f"KID, precision, recall, density, coverage: {name} keeps features of {len(s.features)} "
-        f"pictures, and {LEAST} are needed"
-        for name, s in sides.items()
-        if len(s.features) < LEAST and s.origin.layer not in LOGITS
+        f"images, and {LEAST} are needed"
+        for name, s in {"the generated set": fake, "the reference": reference}.items()
+        if len(s.features) < LEAST and not logits
     ]
     if len(reference.features) > 0 and not _kernel_fits(reference.features, reference.origin):
         notes.append("KID: all features of the reference are equal, so that they have no scale")
@@ -167,10 +151,10 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
         )
     elif min(len(fake.features), len(reference.features) // 2) < LEAST:
         notes.append("real against real: the features that are kept do not make two parts")
-    if fake.n != len(fake.features) and fake.origin.layer not in LOGITS:
+    if fake.n != len(fake.features) and not logits:
         notes.append(
             f"interval of the Frechet distance: features of {len(fake.features)} of {fake.n} "
-            "pictures are kept; keep all"
+            "images are kept; keep all"
         )
     return tuple(notes)
 
@@ -180,9 +164,8 @@ def cautions(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
     n, d = len(fake.features), len(fake.gaussian.mean)
     if fake.origin.layer in LOGITS:
         part = n // _splits(n)
-        return (f"IS: {part} images of a split cannot show more than {part} of {d} classes",) * (
-            part < d
-        )
+        note = f"IS: {part} images of a split cannot show more than {part} of {d} classes"
+        return (note,) if part < d else ()
     notes = []
     if (least := min(x.n or d + 1 for x in (fake, reference))) <= d:
         notes.append(
@@ -203,38 +186,28 @@ def _floors(fake: Statistics, reference: Statistics) -> dict[str, RealBaseline]:
     size = min(len(fake.features), m // 2)
     if size < LEAST:
         return {}
-    order = _shuffled(m)
-    rest = _part(reference, order[size:])
-    real = _figures(_part(reference, order[:size]), rest)
-    generated = _figures(_part(fake, _shuffled(len(fake.features))[:size]), rest)
+    rest = _part(reference, slice(size, None))
+    real, generated = (_values(_part(s, slice(size)), rest) for s in (reference, fake))
     return {
         a.name: RealBaseline(a.value, b.value, size, m - size)
         for a, b in zip(real, generated, strict=True)
     }
 
 
-def _shuffled(n: int) -> Tensor:
-    return torch.from_numpy(np.random.RandomState(0).permutation(n))
+def _part(whole: Statistics, rows: slice) -> Statistics:
+    """Some rows of the features, in random order."""
+    order = np.random.RandomState(0).permutation(len(whole.features))
+    x = whole.features[torch.from_numpy(order[rows])]
+    return Statistics(whole.origin, Gaussian.of(Moments.of(x)), len(x), x)
 
 
-def _part(whole: Statistics, rows: Tensor) -> Statistics:
-    features = whole.features[rows]
-    return Statistics(whole.origin, Gaussian.of(Moments.of(features)), len(rows), features)
-
-
-def _figures(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
-    if fake.origin.layer in LOGITS:
-        return _scores(fake)
-    return (*_distances(fake, reference), *_overlaps(fake, reference))
-
-
-def _scores(fake: Statistics) -> tuple[MetricValue, ...]:
-    m = len(fake.features)
+def _values(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
+    origin, m = fake.origin, len(fake.features)
+    if origin.layer not in LOGITS:
+        return (*_distances(fake, reference), *_overlaps(fake, reference))
     splits = _splits(m)
     score = inception_score(fake.features, splits)
-    return (
-        MetricValue(title("IS", fake.origin), f"{splits} splits", *score, m, None, fake.origin),
-    )
+    return (MetricValue(title("IS", origin), f"{splits} splits", *score, m, None, origin),)
 
 
 def _splits(n: int) -> int:
@@ -263,12 +236,12 @@ def _overlaps(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...
     x, y, origin = fake.features, reference.features, fake.origin
     if min(len(x), len(y)) < LEAST:
         return ()
-    figures = [_kid(x, y, origin)] if _kernel_fits(y, origin) else []
+    values = [_kid(x, y, origin)] if _kernel_fits(y, origin) else []
     if origin.extractor == "CLIP":
-        figures.append(MetricValue("CMMD", "", cmmd(x, y), None, len(x), len(y), origin))
+        values.append(MetricValue("CMMD", "", cmmd(x, y), None, len(x), len(y), origin))
     for name, value in manifold(x, y, NEIGHBOUR)._asdict().items():
-        figures.append(MetricValue(name, f"k={NEIGHBOUR}", value, None, len(x), len(y), origin))
-    return tuple(figures)
+        values.append(MetricValue(name, f"k={NEIGHBOUR}", value, None, len(x), len(y), origin))
+    return tuple(values)
 
 
 def _kid(x: Tensor, y: Tensor, origin: Origin) -> MetricValue:

@@ -1,6 +1,6 @@
-"""What turns images into features, and the record that keeps unlike features apart.
+"""Extractors of features, and the origin of features, which keeps unlike ones apart.
 
-Figures differ between packages mostly by extractor, layer, resize and weights. So every set of
+Metrics differ between packages mostly by extractor, layer, resize and weights. So every set of
 features carries those four as its `Origin`, and comparing across origins raises.
 """
 
@@ -17,12 +17,12 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 
 UNSTATED = "unstated"
-"""Stands for what a statistics file of another tool does not say; agrees with everything."""
+"""Value of what a statistics file of another tool does not say; agrees with everything."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where features come from.
+    """Origin of features.
 
     Attributes:
         extractor: Name of the network.
@@ -36,17 +36,16 @@ class Origin:
     resize: str
     weights: str
 
+    @property
+    def text(self) -> str:
+        """The four in words, for people."""
+        return (
+            f"{self.extractor}, layer {self.layer}, resize {self.resize}, "
+            f"weights {self.weights[:8]}"
+        )
+
     def require(self, other: "Origin", mine: str, theirs: str) -> None:
-        """Check that features of both can be compared.
-
-        Args:
-            other: The other origin.
-            mine: What to call the features of this one in the error.
-            theirs: What to call those of the other.
-
-        Raises:
-            ValueError: a field that both state differs.
-        """
+        """Check that features of both can be compared; `mine`, `theirs` name them in the error."""
         for field in fields(self):
             a, b = getattr(self, field.name), getattr(other, field.name)
             if a != b and UNSTATED not in (a, b):
@@ -67,11 +66,7 @@ class Extractor(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """Return features `(N, d)`, float32, of uint8 images `(N, 3, H, W)`.
-
-        Raises:
-            ValueError: `images` are no such images.
-        """
+        """Return features `(N, d)`, float32, of uint8 images `(N, 3, H, W)`."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +88,7 @@ class Custom(Extractor):
 
 
 def pictures(images: Tensor) -> Tensor:
-    """Return `images` when they are uint8 RGB images, `(N, 3, H, W)`.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Return `images` when they are uint8 RGB images, `(N, 3, H, W)`."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise InputError(
             f"pictures have dtype {images.dtype} and shape {tuple(images.shape)}: give uint8 "

@@ -23,9 +23,6 @@ class Gaussian:
         mean: `(d,)`.
         cov: Symmetric, positive semi-definite up to the rounding of its dtype, `(d, d)`.
         noise: Bound of the relative error of an eigenvalue: d units in the last place of `cov`.
-
-    Raises:
-        ValueError: shapes do not fit, a number is not finite, or `cov` is no covariance.
     """
 
     mean: Tensor
@@ -61,9 +58,6 @@ class Gaussian:
 
         Eigenvalues within rounding of zero are dropped, since their square roots are noise of
         half the digits.
-
-        Raises:
-            ValueError: an eigenvalue is negative beyond rounding.
         """
         values, vectors = torch.linalg.eigh(self.cov)
         noise = self.noise * values[-1].item()
@@ -79,9 +73,6 @@ class Gaussian:
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
     """Squared Frechet (2-Wasserstein) distance; 0 for equal Gaussians, symmetric.
-
-    Raises:
-        ValueError: the features differ in length, or a covariance is none.
 
     Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6, https://arxiv.org/abs/1706.08500.
     """

@@ -1,7 +1,7 @@
-"""Metrics of features: kernel distances, inception score, Frechet distance without sample bias.
+"""Kernel distances, inception score, and the Frechet distance without bias of the sample size.
 
-Everything takes the generated features first and the reference second. Subsets are drawn as
-torch-fidelity draws them, so that the same seed gives the same figures there.
+Generated features come first, the reference second. Subsets are drawn as torch-fidelity draws them,
+so that the same seed gives the same values there.
 """
 
 from typing import NamedTuple
@@ -32,20 +32,8 @@ def kid(
 ) -> ValueAndSpread:
     """Kernel distance with the kernel (x y / d + 1)^3, unbiased; may lie below 0 near equality.
 
-    Meaningless on features with large values: see `scaled`.
-
-    Args:
-        fake: Features of generated images, `(N, d)`.
-        real: Features of the reference, `(M, d)`.
-        subsets: How many subsets are averaged.
-        size: Images in each subset, from both sides; 2 <= size <= min(N, M).
-        seed: Of the subsets.
-
-    Returns:
-        Mean over the subsets, and their standard deviation.
-
-    Raises:
-        ValueError: no finite tables of one width, or too few rows.
+    Meaningless on features with large values: see `scaled`. Mean and standard deviation over
+    `subsets` of `size` images from both sides, 2 <= size <= min(N, M).
 
     Source: Binkowski et al. 2018, sec. 4, https://arxiv.org/abs/1801.01401.
     """
@@ -91,9 +79,6 @@ def scaled(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
     Brings any layer to where a cubic kernel means something. One scale for all numbers, since one
     each would blow up those that hardly vary.
-
-    Raises:
-        ValueError: no finite tables of one width, or the reference does not vary.
     """
     fake, real = (x.to(F64) for x in pair(fake, real))
     mean, std = real.mean(dim=0), real.var(dim=0).mean().sqrt()
@@ -104,9 +89,6 @@ def scaled(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 def mmd(fake: Tensor, real: Tensor, sigma: float = 10.0) -> float:
     """Squared MMD with the Gaussian kernel exp(-|x - y|^2 / (2 sigma^2)), biased (diagonal kept).
-
-    Raises:
-        ValueError: no finite tables of one width, or `sigma` is not above 0.
 
     Source: Gretton et al. 2012, eq. 5, https://jmlr.org/papers/v13/gretton12a.html.
     """
@@ -136,16 +118,13 @@ def gaussian(x: Tensor, y: Tensor, sigma: float) -> Tensor:
 def cmmd(fake: Tensor, real: Tensor) -> float:
     """CMMD of CLIP embeddings: 1000 times the MMD of unit vectors with sigma 10.
 
-    Raises:
-        ValueError: no finite tables of one width, or an embedding is 0.
-
     Source: Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603.
     """
     return CMMD_SCALE * mmd(unit(fake), unit(real), CMMD_SIGMA)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length 1, in float64; raises ValueError where one is 0."""
+    """Vectors of length 1, in float64."""
     norm = x.to(F64).norm(dim=1, keepdim=True)
     if not (norm > 0).all():
         raise InputError("an embedding is 0 and has no direction: the extractor is broken")
@@ -158,14 +137,9 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> Value
 
     Args:
         logits: Class logits, `(N, classes)`; the published score has Inception's 1008.
-        splits: Parts of the shuffled images that are scored apart, 1 <= splits <= N.
+        splits: Parts of the shuffled images that are scored apart, 1 <= splits <= N; the value, in
+            [1, classes], and its spread are mean and standard deviation over them.
         seed: Of the shuffle.
-
-    Returns:
-        Mean over the splits, in [1, classes], and their standard deviation.
-
-    Raises:
-        ValueError: no finite table, or fewer rows than splits.
 
     Source: Salimans et al. 2016, sec. 4, https://arxiv.org/abs/1606.03498.
     """
@@ -202,9 +176,6 @@ def frechet_infinity(
     Returns:
         The intercept, which may lie below 0 near equality, and its standard error in the fit
         (optimistic: the subsets overlap).
-
-    Raises:
-        ValueError: no finite table, or fewer than 4 d images.
 
     Source: Chong & Forsyth 2020, https://arxiv.org/abs/1911.07023.
     """

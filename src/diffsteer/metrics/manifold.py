@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Manifold(NamedTuple, Generic[T]):
-    """How two sets of features overlap, each share in [0, 1] but `density`, which is >= 0.
+    """Overlap of two sets of features: shares in [0, 1], and `density` >= 0.
 
     Attributes:
         precision: Share of generated images inside the reference.
@@ -40,11 +40,9 @@ def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold[float]:
 
     Args:
         fake: Features of generated images, `(N, d)`; float32 is enough.
-        real: Features of the reference, `(M, d)`. Density and coverage were published with k = 5.
-        k: Neighbour, itself not counted; 1 <= k < min(N, M).
-
-    Raises:
-        ValueError: no finite tables of one width, or too few rows for `k`.
+        real: Features of the reference, `(M, d)`.
+        k: Neighbour, itself not counted, 1 <= k < min(N, M); published with 3, and with 5 for
+            density and coverage.
 
     Source: Kynkaanniemi et al. 2019, sec. 2, https://arxiv.org/abs/1904.06991 (precision, recall);
         Naeem et al. 2020, sec. 3, https://arxiv.org/abs/2002.09797 (density, coverage).
@@ -62,14 +60,11 @@ def manifold(fake: Tensor, real: Tensor, k: int = 3) -> Manifold[float]:
 
 
 def balls(fake: Tensor, real: Tensor, k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Which images lie in whose balls, for some generated images after the other.
+    """Yield, for blocks of generated images, which are in whose balls.
 
     Yields:
         Their rows, whether each is in the ball of each real one, and whether each real one is in
         theirs, `(rows, M)`.
-
-    Raises:
-        ValueError: no finite tables of one width, too large numbers, or too few rows for `k`.
     """
     fake, real = _centred(fake, real)
     if not 1 <= k < min(len(fake), len(real)):

@@ -18,11 +18,7 @@ F64 = torch.float64
 
 
 def table(features: Tensor, name: str = "features") -> Tensor:
-    """Return `features` when they are finite floating-point rows, `(N, d)`.
-
-    Raises:
-        ValueError: they are not a table of floats, or a number in them is NaN or infinite.
-    """
+    """Return `features` when they are finite floating-point rows, `(N, d)`."""
     if features.ndim != 2 or not features.is_floating_point() or features.shape[1] == 0:
         raise InputError(
             f"{name} have shape {tuple(features.shape)} and dtype {features.dtype}: "
@@ -40,11 +36,7 @@ def table(features: Tensor, name: str = "features") -> Tensor:
 
 
 def pair(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Return generated and reference features when both are tables of one width.
-
-    Raises:
-        ValueError: one is no finite table, or their widths differ.
-    """
+    """Return generated and reference features when both are tables of one width."""
     table(fake, "generated features")
     table(real, "reference features")
     if fake.shape[1] != real.shape[1]:
@@ -79,11 +71,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Self:
-        """Moments of one batch, `(N, d)`, on its device, which needs float64 (MPS has none).
-
-        Raises:
-            ValueError: `features` are no finite table.
-        """
+        """Moments of one batch, `(N, d)`, on its device, which needs float64 (MPS has none)."""
         x = table(features).to(F64)
         if len(x) == 0:
             return cls.empty(x.shape[1], x.device)
@@ -92,11 +80,7 @@ class Moments:
         return cls(len(x), mean, x.mT @ x)
 
     def __add__(self, other: Self) -> Self:
-        """Moments of both sets together.
-
-        Raises:
-            ValueError: their features differ in length.
-        """
+        """Moments of both sets together."""
         if self.mean.shape != other.mean.shape:
             raise InputError(
                 f"moments of {len(self.mean)} and of {len(other.mean)} numbers do not join: "
@@ -112,21 +96,13 @@ class Moments:
 
     @property
     def cov(self) -> Tensor:
-        """Unbiased covariance, `(d, d)`.
-
-        Raises:
-            ValueError: fewer than two rows were seen.
-        """
+        """Unbiased covariance, `(d, d)`."""
         if self.n < 2:
             raise InputError(f"{self.n} images have no covariance: give at least 2")
         return self.scatter / (self.n - 1)
 
     def reduced(self, group: dist.ProcessGroup | None = None) -> Self:
-        """Moments of all processes together, the same on each; itself where there is only one.
-
-        Memory does not grow with the number of processes: sums of n and n mean give the common
-        mean, then each process's scatter about that mean is summed.
-        """
+        """Moments of all processes together, the same on each; in the memory of one."""
         if not dist.is_initialized():
             return self
         first = torch.cat([self.mean * self.n, self.mean.new_tensor([self.n])])

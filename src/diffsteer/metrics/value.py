@@ -1,4 +1,4 @@
-"""A figure with all that it depends on, and how it is printed."""
+"""Value of a metric with all that it depends on."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from diffsteer.metrics.bootstrap import Interval
 from diffsteer.metrics.features import UNSTATED, Origin
 
 RISING = ("IS", "precision", "recall", "density", "coverage")
-"""Figures that are better when they are larger start with one of these."""
+"""First letters of metrics that are better when they are larger."""
 
 
 @dataclass(frozen=True)
@@ -61,56 +61,53 @@ class MetricValue:
     interval: Interval | None = None
     floor: RealBaseline | None = None
 
-    def __str__(self) -> str:
-        spread = "" if self.spread is None else f" +- {self.spread:.3g}"
-        against = "unstated" if self.reference_n is None else self.reference_n
-        floor = "real against real: unknown" if self.floor is None else str(self.floor)
-        at = self.origin
-        made = f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}"
-        sizes = f"N={self.n}, seeds {self.seeds}, reference N={against}"
-        within = "interval unknown" if self.interval is None else f"95 %: {self.interval}"
-        detail = f" ({self.detail})" if self.detail else ""
-        return (
-            f"{self.name}{detail} = {self.value:.5g}{spread}  [{within}; {sizes}; {made}; {floor}]"
-        )
+    @property
+    def label(self) -> str:
+        """Name with what else the number depends on."""
+        return f"{self.name} ({self.detail})" if self.detail else self.name
 
     @property
     def higher_is_better(self) -> bool:
         """Whether larger numbers are better; distances want smaller ones."""
         return self.name.startswith(RISING)
 
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" +- {self.spread:.3g}"
+        floor = "real against real: unknown" if self.floor is None else str(self.floor)
+        sizes = f"N={self.n}, seeds {self.seeds}, reference N={self._reference}"
+        within = "interval unknown" if self.interval is None else f"95 %: {self.interval}"
+        return (
+            f"{self.label} = {self.value:.5g}{spread}  "
+            f"[{within}; {sizes}; {self.origin.text}; {floor}]"
+        )
+
+    @property
+    def _reference(self) -> str:
+        return UNSTATED if self.reference_n is None else str(self.reference_n)
+
     def json(self) -> dict[str, object]:
         """Everything in plain types."""
         return asdict(self)
 
+    def row(self, width: int) -> str:
+        """Line of `table` whose first column has a width."""
+        spread = "" if self.spread is None else f"{self.spread:.3g}"
+        within = "" if self.interval is None else str(self.interval)
+        row = f"{self.label:{width}} {self.value:11.5g} {within:>19} {spread:>9}"
+        row += f" {self.n:7} {self._reference:>7}"
+        if self.floor is not None:
+            row += f" {self.floor.real:10.5g} {self.floor.generated:10.5g} {self.floor.n:7}"
+        return row
 
-def table(figures: Sequence[MetricValue]) -> str:
-    """Lay figures of one origin out for a terminal, with all that they depend on.
 
-    The last two columns are the floor: the metric of some real images against the rest of them,
-    and of as many generated ones in their place.
+def table(values: Sequence[MetricValue]) -> str:
+    """Lay values of one origin out for a terminal, with all that they depend on.
+
+    The last columns are the floor: the metric of some real images against the rest of them, and of
+    as many generated ones in their place.
     """
-    at = figures[0].origin
-    wide = max(len(label(figure)) for figure in figures)
-    head = f"{'':{wide}} {'value':>11} {'95 %':>19} {'+-':>9} {'N':>7} {'ref. N':>7}"
-    lines = [
-        f"{at.extractor}, layer {at.layer}, resize {at.resize}, weights {at.weights[:8]}, "
-        f"seeds {figures[0].seeds}",
-        f"{head} {'real/real':>10} {'gen./real':>10} {'at N':>7}",
-    ]
-    for figure in figures:
-        spread = "" if figure.spread is None else f"{figure.spread:.3g}"
-        against = "unstated" if figure.reference_n is None else str(figure.reference_n)
-        within = "" if figure.interval is None else str(figure.interval)
-        line = f"{label(figure):{wide}} {figure.value:11.5g} {within:>19} {spread:>9}"
-        line += f" {figure.n:7} {against:>7}"
-        floor = figure.floor
-        if floor is not None:
-            line += f" {floor.real:10.5g} {floor.generated:10.5g} {floor.n:7}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def label(figure: MetricValue) -> str:
-    """Name with what else the number depends on."""
-    return f"{figure.name} ({figure.detail})" if figure.detail else figure.name
+    width = max(len(value.label) for value in values)
+    head = f"{'':{width}} {'value':>11} {'95 %':>19} {'+-':>9} {'N':>7} {'ref. N':>7}"
+    head += f" {'real/real':>10} {'gen./real':>10} {'at N':>7}"
+    about = f"{values[0].origin.text}, seeds {values[0].seeds}"
+    return "\n".join([about, head, *(value.row(width) for value in values)])

@@ -51,11 +51,7 @@ class Curve:
 
 
 def require_matplotlib() -> None:
-    """Raise before work begins where charts cannot be drawn.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed; names the extra that has it.
-    """
+    """Raise before work begins where charts cannot be drawn."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
