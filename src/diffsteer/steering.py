@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
-from diffsteer.hf.architectures import family_of
+from diffsteer.hf.architectures import family_of, known_family
 from diffsteer.hf.call import BatchedConditions, CallReader, NetworkCall, SeparateConditions
 from diffsteer.hf.guided import Guided
 from diffsteer.hf.hooks import plain_forward, replaced
@@ -29,6 +29,7 @@ from diffsteer.hf.network import PARTS, check_free, claimed, network_of, unwrap_
 from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.scheduler_config import flows
+from diffsteer.hf.step_guidance import StepGuidance
 
 if TYPE_CHECKING:
     from diffsteer.refine.hook import Refine
@@ -112,14 +113,25 @@ class Steering:
             second = None if guide is None else network_of(guide)
             check_free(network_of(pipe))
             check_prediction(pipe, guide)
-            self._guided = Guided(network_of(pipe), guidance, second, max_rows)
-            self._replace_forward(null)
+            network = unwrap_compiled(network_of(pipe))
+            known = known_family(network) is not None
+            if not known and not (hasattr(network, "config") and hasattr(pipe, "progress_bar")):
+                raise InputError(
+                    f"{type(network).__name__} of {type(pipe).__name__} is no network that can be "
+                    "steered: give a pipeline of diffusers"
+                )
+            if known:
+                self._guided = Guided(network_of(pipe), guidance, second, max_rows)
+                self._replace_forward(null)
         parts = {name: part for name in PARTS if (part := getattr(pipe, name, None)) is not None}
         if scheduler is not None:
             self._replaced.enter_context(replaced(pipe, "scheduler", scheduler))
             parts["scheduler"] = scheduler
         self._runs = Runs(pipe, parts)
         self._replaced.enter_context(replaced(pipe, "progress_bar", self._runs.begin))
+        if guidance is not None and not known:
+            steps = StepGuidance(pipe, guidance, second, max_rows, self._runs)
+            self._replaced.enter_context(steps)
 
     def refine_by(self, refiner: "Refine | str | Path", strength: float) -> None:
         """Refine the noise of every sampling from now on."""

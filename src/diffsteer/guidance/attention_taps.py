@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -25,7 +27,30 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-Size = tuple[int, int]
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Tokens of the image in a layer of attention.
+
+    Attributes:
+        shape: Height and width in tokens, after the number of frames for videos; the number of
+            tokens alone where no more is known.
+        start: Index of the first; text comes before it, or after the last.
+    """
+
+    shape: Size
+    start: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return prod(self.shape)
+
+
+Locate = Callable[[str, int], ImageTokens]
+"""From the name of a layer and its number of tokens to those of the image."""
 
 
 class Edit(ABC):
@@ -40,7 +65,7 @@ class Edit(ABC):
             k: Keys.
             v: Values.
             attend: The attention as it was; its last argument is a boolean mask or None.
-            size: Height and width of the image in tokens.
+            size: Shape of the image in tokens, as in `ImageTokens`.
         """
 
 
@@ -50,7 +75,7 @@ class Identity(Edit):
 
     @override
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
-        n = size[0] * size[1]
+        n = prod(size)
         if q.shape[2] == n:
             return v
         mask = torch.ones(2 * (q.shape[2],), dtype=torch.bool, device=q.device)
@@ -70,7 +95,7 @@ class BlurQuery(Edit):
 
     @override
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
-        n = size[0] * size[1]
+        n = prod(size)
         image = self._blurred(q[:, :, :n], size)
         return attend(torch.cat([image, q[:, :, n:]], dim=2), k, v, None)
 
@@ -78,9 +103,24 @@ class BlurQuery(Edit):
         if self.sigma == float("inf"):
             return q.mean(dim=2, keepdim=True).expand_as(q)
         b, heads, _, c = q.shape
-        image = q.permute(0, 1, 3, 2).reshape(b, heads * c, *size)
+        frames = q.reshape(b, heads, -1, prod(in_plane(size)), c).permute(0, 1, 2, 4, 3)
+        image = frames.reshape(b, -1, *in_plane(size))
         image = blur(image, self.sigma, 2 * round(3 * self.sigma) + 1)
-        return image.reshape(b, heads, c, -1).permute(0, 1, 3, 2)
+        return image.reshape(frames.shape).permute(0, 1, 2, 4, 3).reshape(q.shape)
+
+
+def in_plane(size: Size) -> Size:
+    """Height and width of an image or a frame in tokens.
+
+    Raises:
+        ValueError: only the number of tokens is known.
+    """
+    if len(size) < 2:
+        raise InputError(
+            f"this layer attends to {size[0]} tokens, of which neither height nor width is known, "
+            "so nothing can be blurred in it: take another layer, or PAG, which needs neither"
+        )
+    return size[-2:]
 
 
 def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
@@ -148,21 +188,19 @@ class Tap:
         k: Tensor,
         v: Tensor,
         rest: Mapping[str, Any],
-        size: Size,
-        text_first: bool = False,
+        tokens: ImageTokens,
     ) -> Tensor:
         """Attention of all rows, with those of the edits replaced."""
-        tokens = shape_in_tokens(q.shape[2], size)
-        text = q.shape[2] - tokens[0] * tokens[1]
-        if text_first and text:
+        if text := tokens.start:
             q, k, v = (part.roll(-text, dims=2) for part in (q, k, v))
-            return self.attend(q, k, v, _rolled(rest, -text), size).roll(text, dims=2)
+            image_first = self.attend(q, k, v, _rolled(rest, -text), ImageTokens(tokens.shape))
+            return image_first.roll(text, dims=2)
         self.hits += 1
-        for rows, found in self.records:
-            image = (rows, slice(None), slice(tokens[0] * tokens[1]))
+        for rows, maps in self.records:
+            image = (rows, slice(None), slice(tokens.count))
             seen = q[image], k[image], v[image]
             scores = received(*seen[:2]) if self.score is None else self.score(*seen)
-            found.append(scores.reshape(-1, *tokens))
+            maps.append(scores.reshape(-1, *tokens.shape[:-2], *in_plane(tokens.shape)))
         out = F.scaled_dot_product_attention(q, k, v, **rest)
         if self.edits and out.requires_grad:
             out = out.clone()  # gradients need what attention returned
@@ -176,7 +214,7 @@ class Tap:
                     q, k, v, **(mine if mask is None else {**mine, "attn_mask": mask})
                 )
 
-            out[rows] = edit(q[rows], k[rows], v[rows], attend, tokens)
+            out[rows] = edit(q[rows], k[rows], v[rows], attend, tokens.shape)
         return out
 
 
@@ -196,34 +234,32 @@ def _rows_of(rest: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]
     return dict(rest)
 
 
-def shape_in_tokens(tokens: int, size: Size) -> Size:
-    """Height and width of the image in a layer of `tokens`.
+def in_grid(size: tuple[int, int], text_first: bool, name: str, tokens: int) -> ImageTokens:
+    """Tokens of an image in a layer.
 
-    A layer with fewer tokens than the sample sees it halved some times, rounded up. In one with
-    more the image comes first, and then text.
+    A layer with fewer tokens than the sample sees it halved some times, rounded up. One with more
+    holds text as well. Where no halving fits, only the number of tokens is known.
 
-    Raises:
-        ValueError: no such halving has that many tokens.
+    Args:
+        size: Height and width of the sample in tokens of the first layer.
+        text_first: Whether text comes before the image in layers that attend to both.
+        name: Of the layer.
+        tokens: Of the layer.
     """
     h, w = size
     if tokens > h * w:
-        return h, w
+        return ImageTokens((h, w), tokens - h * w if text_first else 0)
     while h * w > tokens and h * w > 1:
         h, w = -(-h // 2), -(-w // 2)
-    if h * w != tokens:
-        raise InputError(
-            f"{tokens} attention tokens are not an image of {size[0]}x{size[1]} halved some times: "
-            "this layer attends to more than the image"
-        )
-    return h, w
+    return ImageTokens((h, w) if h * w == tokens else (tokens,))
 
 
 class _Mode(TorchFunctionMode):
     """Sends attention through a tap while its layer runs."""
 
-    def __init__(self, tap: Tap, size: Size, text_first: bool) -> None:
+    def __init__(self, tap: Tap, locate: Callable[[int], ImageTokens]) -> None:
         super().__init__()
-        self.tap, self.size, self.text_first = tap, size, text_first
+        self.tap, self.locate = tap, locate
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -232,7 +268,7 @@ class _Mode(TorchFunctionMode):
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         kwargs |= dict(zip(names, args, strict=False))
         q, k, v = (kwargs.pop(name) for name in names[:3])
-        return self.tap.attend(q, k, v, kwargs, self.size, self.text_first)
+        return self.tap.attend(q, k, v, kwargs, self.locate(q.shape[2]))
 
 
 Using = Callable[[nn.Module], AbstractContextManager[None]]
@@ -242,18 +278,16 @@ Using = Callable[[nn.Module], AbstractContextManager[None]]
 def tapped(
     layers: Mapping[str, nn.Module],
     taps: Mapping[str, Tap],
-    size: Size,
+    locate: Locate,
     using: Using,
-    text_first: bool = False,
 ) -> Iterator[None]:
     """Let `taps` act in the layers of the same names while the context is open.
 
     Args:
         layers: Attention modules by name.
         taps: What to do in them.
-        size: Height and width of the sample in tokens of the first layer.
+        locate: Finds the tokens of the image in a layer.
         using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
-        text_first: Whether text comes before the image in layers that attend to both.
 
     Raises:
         ValueError: there is no such layer, or a layer ran without scaled_dot_product_attention.
@@ -263,7 +297,7 @@ def tapped(
     with ExitStack() as stack:
         for name, tap in taps.items():
             stack.enter_context(using(layers[name]))
-            _hook(layers[name], _Mode(tap, size, text_first), stack)
+            _hook(layers[name], _Mode(tap, partial(locate, name)), stack)
         yield
     for name, tap in taps.items():
         if tap.hits == 0:

@@ -15,7 +15,7 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
-from diffsteer.guidance.attention_taps import Score, Tap, Using, matching, tapped
+from diffsteer.guidance.attention_taps import Locate, Score, Tap, Using, in_grid, matching, tapped
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import (
     Answer,
@@ -44,6 +44,8 @@ class Network:
         text_first: Whether layers that attend to image and text put the text first.
         touched: Context of a pass in which something inside of the network is read or changed.
         score: How the attention that SAG looks at is read, if not as what each token receives.
+        stacks: Whether several branches may be one batch.
+        locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
@@ -53,6 +55,8 @@ class Network:
     text_first: bool = False
     touched: Callable[[], AbstractContextManager[None]] = nullcontext
     score: Score | None = None
+    stacks: bool = True
+    locate: Locate | None = None
 
 
 @renamed_fields(kind="prediction")
@@ -155,7 +159,8 @@ class Denoiser:
             self._check(branch)
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
-            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.time)
+            alone = None if self.nets[branch.net].stacks else i
+            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.time, alone)
             groups.setdefault(key, []).append(i)
         found: dict[int, Answer] = {}
         for members in groups.values():
@@ -186,7 +191,8 @@ class Denoiser:
         inputs = [(at.x if branch.x is None else branch.x).to(dtype) for branch in group]
         x, cond = _stacked(inputs), _joined([self.conds[b.cond] for b in group], size)
         maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
-        tokens = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
+        grid = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
+        locate = net.locate or partial(in_grid, grid, net.text_first)
         outs = []
         for rows in chunks(len(x), self.max_rows):
             taps, drops = _taps(net, group, maps, size, rows), _drops(group, size, rows)
@@ -196,7 +202,7 @@ class Denoiser:
                     stack.enter_context(net.touched())
                 if drops:
                     stack.enter_context(dropped(drops, rows.stop - rows.start))
-                stack.enter_context(tapped(net.layers, taps, tokens, net.using, net.text_first))
+                stack.enter_context(tapped(net.layers, taps, locate, net.using))
                 outs.append(net.call(x[rows], level, part))
         found = torch.split(_stacked(outs).to(at.x.dtype), size)
         seen = [{name: _stacked(m) for name, m in recorded.items()} for recorded in maps]

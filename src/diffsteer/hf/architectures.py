@@ -151,18 +151,24 @@ FAMILIES: Mapping[str, Family] = {
 """Families by the class of their network."""
 
 
+def known_family(network: nn.Module) -> Family | None:
+    """Family of a network, or None where the table has none."""
+    names = (cls.__name__ for cls in type(network).__mro__)
+    return next((FAMILIES[name] for name in names if name in FAMILIES), None)
+
+
 def family_of(network: nn.Module) -> Family:
-    """Return the family of a network.
+    """Family of a network.
 
     Raises:
-        ValueError: it is none of those that we know.
+        ValueError: the table has none.
     """
-    for cls in type(network).__mro__:
-        if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__]
-    raise InputError(
-        f"{type(network).__name__} is no network that can be steered yet: {', '.join(FAMILIES)} are"
-    )
+    if (family := known_family(network)) is None:
+        raise InputError(
+            f"{type(network).__name__} can be guided by steer(pipe, guidance) alone; all else is "
+            f"for {', '.join(FAMILIES)}"
+        )
+    return family
 
 
 @dataclass(frozen=True)

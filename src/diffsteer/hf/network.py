@@ -22,7 +22,7 @@ from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.protocols import NetworkLike, SchedulerLike
 from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 
-PARTS = ("unet", "transformer")
+PARTS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "prior", "decoder")
 """What pipelines call their network."""
 
 

@@ -146,8 +146,10 @@ def trained(scheduler: Any) -> tuple[Schedule, Prediction]:
 def flows(config: Config) -> bool:
     """Whether a config is of flow matching."""
     name = str(config.get("_class_name", ""))
-    return name.startswith("FlowMatch") or bool(
-        config.get("use_flow_sigmas") and "beta_start" in config
+    return (
+        name.startswith("FlowMatch")
+        or config.get("prediction_type") == "flow_prediction"
+        or bool(config.get("use_flow_sigmas") and "beta_start" in config)
     )
 
 
@@ -159,7 +161,8 @@ def discrete_of(config: Config) -> Discrete:
     """
     _check_types(config)
     _check_betas(config)
-    for key in OFF.keys() & config.keys():
+    shifts = str(config.get("_class_name", "")).startswith("CogVideoX")
+    for key in OFF.keys() & config.keys() - ({"snr_shift_scale"} if shifts else set()):
         _check_foreign(key, config[key])
     n = config.get("num_train_timesteps", 1000)
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
@@ -179,6 +182,9 @@ def discrete_of(config: Config) -> Discrete:
             f"beta_schedule={brief(shape)} is not known: linear, scaled_linear, "
             "squaredcos_cap_v2 are, and trained_betas take any other"
         )
+    if shifts:
+        bar, scale = schedule.alphas**2, config.get("snr_shift_scale", 3.0)
+        schedule = Discrete((bar / (scale + (1 - scale) * bar)).sqrt())  # SNR / scale
     return schedule.zero_snr() if config.get("rescale_betas_zero_snr") else schedule
 
 

@@ -1,0 +1,248 @@
+"""Guidance at the scheduler's step, for pipelines whose calls of their network no table describes.
+
+Every call of a network is answered with a probe (`step_calls`). When the pipeline steps its
+scheduler, all conditions are known; the guidance is evaluated then, and the scheduler steps by its
+output. What the pipeline does to the sum of both conditions (a scale, a norm) has no effect. A
+pipeline whose model output is not made of the probes is refused before anything is guided.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level, upcast
+from diffsteer.core.schedule import Flow, Schedule
+from diffsteer.guidance import Guidance
+from diffsteer.guidance.denoiser import Denoiser, Network
+from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.hooks import plain_forward, replaced
+from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled
+from diffsteer.hf.runs import Runs
+from diffsteer.hf.step_calls import Call, Form, Part, parts_of, probe, tensor_of, told
+from diffsteer.hf.timesteps import FLOW_TIMESTEPS, StepTracker, level_at, timestep_schedule
+
+MOST_CALLS = 2
+"""Most calls of networks in a step: one for each condition."""
+
+
+class StepGuidance:
+    """Guides the networks of a pipeline at the steps of its scheduler, as a context.
+
+    Args:
+        pipe: The pipeline.
+        guidance: What guides.
+        guide: For autoguidance, a second network for the same latents and conditions.
+        max_rows: Most samples of one pass of a network.
+        runs: Follows the runs of the pipeline.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        guidance: Guidance,
+        guide: Any = None,
+        max_rows: int | None = None,
+        runs: Runs | None = None,
+    ) -> None:
+        self.pipe, self.guidance, self.guide, self.max_rows = pipe, guidance, guide, max_rows
+        self._runs = runs or Runs(pipe, {})
+        self._evaluating = self._tapping = False
+        self._outputs: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._scheduler = pipe.scheduler
+        self._tracker = StepTracker()
+        self._forms: dict[Any, Form] = {}
+        self._calls: list[Call] = []
+        self._parts: dict[str, Part] = {}
+        self._seeds: tuple[int, ...] = ()
+        self._replaced = ExitStack()
+
+    def __enter__(self) -> "StepGuidance":
+        timestep_schedule(self._scheduler)  # may be one that cannot be steered
+        for network in networks_of(self.pipe):
+            self._replaced.enter_context(claimed(network))
+            forward = partial(self._answer, network, plain_forward(network))
+            self._replaced.enter_context(replaced(network, "forward", forward))
+        original = self._scheduler.step
+        step = wraps(original)(partial(self._step, original))  # pipelines look at its parameters
+        self._replaced.enter_context(replaced(self._scheduler, "step", step))
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self._replaced.close()
+        if self._calls and kind is None:
+            raise self._refused("ended without a step of its scheduler after its network's call")
+
+    def _answer(self, network: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for a network's forward: note the call and answer it with a probe."""
+        if self._evaluating:  # called by ourselves, so that hooks of the network act
+            return forward(*args, **kwargs)
+        self._check()
+        call = Call.read(network, bind_arguments(network, args, kwargs))
+        form = self._forms.get(call.key)
+        if form is None:
+            output = forward(*args, **kwargs)
+            form = self._forms[call.key] = Form.of(output)
+            call.out = tensor_of(output)
+        call.probe = probe(form, second=bool(self._calls)).to(call.inputs.device)
+        self._calls.append(call)
+        return form.wrap(call.probe)
+
+    def _check(self) -> None:
+        self._runs.check()
+        if self._tracker.follow(self._scheduler):
+            self._calls, self._parts = [], {}
+        if len(self._calls) == MOST_CALLS:
+            raise self._refused(f"calls its network more than {MOST_CALLS} times in a step")
+
+    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the scheduler's step: give it the guided output."""
+        calls, self._calls = self._calls, []
+        if not calls:
+            return step(*args, **kwargs)
+        given = inspect.signature(step).bind(*args, **kwargs)
+        timestep, sample = given.arguments["timestep"], given.arguments["sample"]
+        output = given.arguments["model_output"]
+        frames = folded_frames(calls[0], sample)
+        try:
+            parts = parts_of(calls, unfolded(output, frames), unfolded(sample, frames))
+        except InputError as error:
+            raise self._refused(str(error)) from error
+        self._parts = self._with_null(parts)
+        guided = self._guided(self._parts, calls, timestep)
+        guided = guided if frames is None else guided.transpose(1, 2).flatten(0, 1)
+        given.arguments["model_output"] = guided.to(output.dtype)
+        return step(*given.args, **given.kwargs)
+
+    def _with_null(self, parts: dict[str, Part]) -> dict[str, Part]:
+        """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
+        null = self._parts.get("null")
+        if "null" in parts or null is None or null.call.module is not parts["cond"].call.module:
+            return parts
+        return {**parts, "null": null}
+
+    def _guided(self, parts: Mapping[str, Part], calls: list[Call], timestep: Any) -> Tensor:
+        """Guided model output, `(B, *D)`, in float32 or wider."""
+        schedule, prediction = timestep_schedule(self._scheduler)
+        step = self._tracker.read(timestep, self._scheduler)
+        for call in calls:
+            call.time = float(step.time)
+        level, x = self._level(schedule, float(step.time)), upcast(parts["cond"].sample)
+        if self.max_rows is not None and len(x) > self.max_rows:
+            raise self._refused(f"samples {len(x)} at once, more than max_rows={self.max_rows}")
+        if step.first or len(self._seeds) != len(x):
+            self._seeds = seeds_of(x)
+        nets = {"main": self._network(None, level, schedule)}
+        if self.guide is not None:
+            nets["guide"] = self._network(self.guide, level, schedule)
+        denoiser = Denoiser(
+            nets,
+            {name: {"part": p, "time": float(step.time)} for name, p in parts.items()},
+            prediction,
+            self.guidance,
+            schedule=schedule,
+            seeds=self._seeds,
+            step=step.step,
+        )
+        if step.first:
+            self._dry_run(replace(denoiser, seeds=None), x[:1])
+        base, shift = denoiser.predict(x, level)
+        self._outputs = {}
+        assert shift is not None
+        out = self._direction * (base.out + prediction.output_shift(shift, level))
+        return out if base.variance is None else torch.cat([out, base.variance], dim=1)
+
+    def _dry_run(self, denoiser: Denoiser, x: Tensor) -> None:
+        """Ask all that later steps will ask, so that what is missing shows before the first."""
+        assert denoiser.schedule is not None
+        for step, time in self._tracker.remaining():
+            level = self._level(denoiser.schedule, time)
+            denoiser.prediction.x0(x, x, level)  # the output has to fix x0
+            replace(denoiser, step=step).dry_run(x, level)
+
+    @property
+    def _inverted(self) -> bool:
+        """Whether the timesteps of a flow run from data to noise (Mochi)."""
+        return bool(self._scheduler.config.get("invert_sigmas"))
+
+    @property
+    def _direction(self) -> float:
+        """Factor of the scheduler's model output in the prediction."""
+        return -1.0 if self._inverted else 1.0
+
+    def _level(self, schedule: Schedule, time: float) -> Level:
+        time = FLOW_TIMESTEPS - time if self._inverted else time
+        return level_at(schedule, torch.tensor(time, dtype=torch.float64))
+
+    def _time(self, schedule: Schedule, level: Level) -> float:
+        """Timestep of the scheduler at a level."""
+        time = float(level.t) * (FLOW_TIMESTEPS if isinstance(schedule, Flow) else 1.0)
+        return FLOW_TIMESTEPS - time if self._inverted else time
+
+    def _network(self, network: Any, now: Level, schedule: Schedule) -> Network:
+        """A network for the engine; None is the one that was called."""
+        n = FLOW_TIMESTEPS if isinstance(schedule, Flow) else float(schedule.last)
+
+        def evaluate(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
+            part: Part = cond["part"]
+            arguments = part.call.arguments
+            if level is not now or part.call.time != cond["time"]:
+                arguments = told(arguments, self._time(schedule, level), part.call.time, n)
+            out = self._output(part, x, arguments, network)
+            return self._direction * part.model_output(out)
+
+        return Network(evaluate, stacks=False, touched=self._touched)
+
+    def _output(self, part: Part, x: Tensor, arguments: Mapping[str, Any], network: Any) -> Tensor:
+        """Output for all conditions of a call, evaluated once for the same samples."""
+        call = part.call
+        plain = not self._tapping and arguments is call.arguments
+        key = call, x.data_ptr(), network
+        if plain and key in self._outputs:
+            return self._outputs[key][1]
+        if plain and network is None and call.out is not None and torch.equal(x, part.sample):
+            return call.out
+        self._evaluating = True
+        try:
+            out = part.output(x, arguments, network)
+        finally:
+            self._evaluating = False
+        if plain:
+            self._outputs[key] = x, out  # the samples are kept, and so their place
+        return out
+
+    @contextmanager
+    def _touched(self) -> Iterator[None]:
+        """Evaluate anew what is changed inside of a network, and by code that is not compiled."""
+        self._tapping = True
+        try:
+            with uncompiled():
+                yield
+        finally:
+            self._tapping = False
+
+    def _refused(self, reason: str) -> InputError:
+        return InputError(f"{type(self.pipe).__name__} {reason}: it cannot be steered so")
+
+
+def folded_frames(call: Call, sample: Tensor) -> int | None:
+    """Frames of a video that the scheduler's sample holds as its batch, or None."""
+    shape = call.inputs.shape
+    folded = len(shape) == sample.ndim + 1 == 5 and shape[1] == sample.shape[1]
+    return shape[2] if folded and len(sample) % shape[2] == 0 else None
+
+
+def unfolded(x: Tensor, frames: int | None) -> Tensor:
+    """Samples of a video, `(B, C, F, H, W)`, of `(B F, C, H, W)`."""
+    return x if frames is None else x.reshape(-1, frames, *x.shape[1:]).transpose(1, 2)
+
+
+def networks_of(pipe: Any) -> list[Any]:
+    """All denoising networks of a pipeline."""
+    return [network for name in PARTS if (network := getattr(pipe, name, None)) is not None]

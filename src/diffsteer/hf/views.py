@@ -1,0 +1,84 @@
+"""Layout of a sample in a network's input and output, measured from the tensors themselves.
+
+Pipelines put the scheduler's sample into their network's input (among conditioning channels or
+tokens, in a list, with a frame dimension) and make the scheduler's model output of what it returns
+(a slice, negated). Both are views of the network's tensors times a factor.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+ROUNDING = 1e-2
+"""Largest relative difference, in norm, of tensors that are equal up to rounding to bfloat16."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a network's tensor that holds a sample.
+
+    Attributes:
+        squeezed: Dimensions of length 1 that the sample does not have.
+        dim: Dimension along which the sample is a part, or None where it is all.
+        start: First index of the part.
+        length: Length of the part.
+    """
+
+    squeezed: tuple[int, ...] = ()
+    dim: int | None = None
+    start: int = 0
+    length: int = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Return the part of a tensor, `(B, *D)`, in its memory."""
+        for dim in reversed(self.squeezed):
+            tensor = tensor.squeeze(dim)
+        return tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.length)
+
+
+def views(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
+    """Views of tensors of a shape that have the shape of a part, the likeliest first."""
+    ones = [i for i, n in enumerate(shape) if i and n == 1]
+    for squeezed in combinations(ones, max(len(shape) - len(part), 0)):
+        left = [n for i, n in enumerate(shape) if i not in squeezed]
+        if len(left) != len(part):
+            continue
+        unequal = [i for i, (n, m) in enumerate(zip(left, part, strict=True)) if n != m]
+        if not unequal:
+            yield View(squeezed)
+        elif len(unequal) == 1 and unequal[0] and left[unequal[0]] > part[unequal[0]]:
+            dim, length = unequal[0], part[unequal[0]]
+            yield View(squeezed, dim, 0, length)
+            yield View(squeezed, dim, left[dim] - length, length)
+
+
+def placed(inputs: Tensor, sample: Tensor) -> View | None:
+    """View of an input that holds a sample, `(B, *D)`, times any factor; None where none does."""
+    for view in views(inputs.shape, sample.shape):
+        if fitted(view(inputs), [sample]) is not None:
+            return view
+    return None
+
+
+def fitted(
+    target: Tensor, parts: Sequence[Tensor], tolerance: float = ROUNDING
+) -> tuple[float, ...] | None:
+    """Factors by which parts, of the target's shape, add up to it; None where they do not.
+
+    Args:
+        target: The sum.
+        parts: What it is a sum of.
+        tolerance: Largest norm of what is left, relative to the target's.
+    """
+    columns = torch.stack([part.flatten().double() for part in parts], dim=1)
+    total = target.flatten().double()
+    gram, projected = columns.T @ columns, columns.T @ total
+    if not (total.norm() > 0 and torch.isfinite(gram).all() and torch.isfinite(projected).all()):
+        return None
+    factors = torch.linalg.pinv(gram) @ projected
+    if not (total - columns @ factors).norm() <= tolerance * total.norm():
+        return None
+    return tuple(factors.tolist())

@@ -1,0 +1,119 @@
+"""Guidance of all families, against the pipeline's own and against the algebra."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffsteer import steer
+from diffsteer.core.errors import InputError
+from diffsteer.hf.network import PARTS
+from families.calls import first
+from families.parts import WEIGHTS, TinyFamily, randomised
+from families.test_tiny import guidable
+
+UNKNOWN = {
+    "AnyFlow": "has no betas",
+    "AnyFlowFAR": "has no betas",
+    "Cosmos2TextToImage": "time 80 is outside",
+    "Cosmos3Omni": "7 and 11 samples to step 1",
+    "CosmosTextToWorld": "as EDM does",
+    "DreamLite": "not the one of its network",
+    "LTX2": "several outputs",
+    "LTX2-all": "several outputs",
+    "StableAudio": "as EDM does",
+    "StableCascadeDecoder": "has no betas",
+    "StableCascadePrior": "has no betas",
+    "StableDiffusionInstructPix2Pix": "3 rows",
+    "StableVideoDiffusion": "timestep_type='continuous'",
+}
+"""Pipelines that are refused, with words of the reason."""
+
+
+def sampled(family: TinyFamily, guidance: str = "", weaker: bool = False, **more: Any) -> Tensor:
+    """Final sample of a tiny pipeline with its own guidance switched on, steered or not."""
+    pipe = built(family)
+    torch.manual_seed(0)  # some draw from the global generator
+    call = family.kwargs(pipe) | family.guided(pipe) | more
+    if not guidance:
+        return first(pipe(**call))
+    guide = {"guide": weak(family)} if weaker else {}
+    with steer(pipe, guidance, **guide):
+        return first(pipe(**call))
+
+
+@cache
+def built(family: TinyFamily) -> Any:
+    return family.build()
+
+
+@cache
+def weak(family: TinyFamily) -> Any:
+    pipe = family.build()
+    return randomised(next(part for name in PARTS if (part := getattr(pipe, name, None))), seed=5)
+
+
+@cache
+def own(family: TinyFamily) -> Tensor:
+    return sampled(family)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to the rounding of two orders of float32 sums, over a few steps."""
+    return bool((a - b).abs().max() <= 1e-4 * (1 + b.abs().max()))
+
+
+def require_steerable(family: TinyFamily) -> None:
+    name = family.name.partition("-")[2]
+    if name not in UNKNOWN:
+        return
+    with pytest.raises(InputError, match=UNKNOWN[name]):
+        sampled(family, "CFG(2)")
+    pytest.skip("refused")
+
+
+@guidable
+def test_cfg_is_the_pipelines_own(family: TinyFamily) -> None:
+    require_steerable(family)
+    weights = WEIGHTS[family.pattern] if family.weights == () else family.weights
+    guided = sampled(family, f"CFG({max(weights or (4.0,))})")
+    assert torch.equal(sampled(family), own(family))  # the pipeline is as it was
+    if weights is None:  # it changes the norm of the sum, or more
+        assert not close(guided, own(family))
+    else:
+        assert close(guided, own(family))
+
+
+@guidable
+def test_without_effect(family: TinyFamily) -> None:
+    require_steerable(family)
+    pipe = built(family)
+    torch.manual_seed(0)
+    plain = first(pipe(**family.kwargs(pipe)))
+    assert close(sampled(family, "CFG(1)"), plain)
+    torch.manual_seed(0)
+    with steer(pipe, "0.0 * CFG(3)"):  # nor does it ask for the null prompt
+        assert close(first(pipe(**family.kwargs(pipe))), plain)
+
+
+@guidable
+def test_sums(family: TinyFamily) -> None:
+    require_steerable(family)
+    one, both = sampled(family, "CFG(3)"), sampled(family, "CFG(2) + CFG(2)")
+    assert close(one, both)
+    auto = sampled(family, "Auto(2)", weaker=True)
+    assert auto.isfinite().all()
+    assert not close(auto, one)
+    off = sampled(family, "CFG(1)")
+    assert not close(sampled(family, "CFG(3).over(0, 1)"), off)
+    assert close(sampled(family, "CFG(3).over(8, 9)"), off)
+
+
+@guidable
+def test_asks_at_another_level(family: TinyFamily) -> None:
+    require_steerable(family)
+    noisier = sampled(family, "AutoNoise(2, noise=0.1)")
+    assert noisier.isfinite().all()
+    assert not close(noisier, sampled(family, "CFG(1)"))
