@@ -44,6 +44,16 @@ def small(seed: int, **changes) -> EDM2:
     return net
 
 
+@pytest.mark.parametrize("name", ["sigma_min", "sigma_max", "rho", "s_churn", "s_min", "s_noise"])
+def test_a_loop_that_would_sample_other_levels_is_refused(name: str) -> None:
+    for value in (-1.0, math.nan, "7", 1e9 if name == "rho" else -math.inf):
+        with pytest.raises(ValueError, match=f"Loop: {name} must be"):
+            Loop(**{name: value})
+    for settings in ({"steps": 2.5}, {"steps": 0}, {"sigma_min": 80.0}, {"s_min": 2, "s_max": 1}):
+        with pytest.raises(ValueError, match="Loop"):
+            Loop(**settings)
+
+
 def plain_loop():
     spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "edm2.py")
     module = importlib.util.module_from_spec(spec)

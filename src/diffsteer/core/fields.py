@@ -42,6 +42,9 @@ PositiveFinite = Annotated[
     float, Rule("a finite number > 0", lambda v: is_number(v) and 0 < v < math.inf)
 ]
 Positive = Annotated[float, Rule("a number > 0", lambda v: is_number(v) and v > 0)]
+NotNegative = Annotated[
+    float, Rule("a finite number >= 0", lambda v: is_number(v) and 0 <= v < math.inf)
+]
 Share = Annotated[float, Rule("in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1)]
 Whole = Annotated[int, Rule("a whole number", is_whole)]
 Count = Annotated[int, Rule("a whole number >= 0", lambda v: is_whole(v) and v >= 0)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import Finite, Rule, renamed_fields
+from diffsteer.core.fields import Finite, NotNegative, Rule, renamed_fields
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Draw
 from diffsteer.core.sampler.base import Denoise, Past, Sampler, first_order
@@ -48,9 +48,7 @@ class Heun(Sampler):
     gamma: Annotated[Finite, CHURN] = 0.0
     s_min: float = 0.0
     s_max: float = math.inf
-    s_noise: Annotated[
-        Finite, Rule("a finite number >= 0 (about 1 is usual)", lambda s: s >= 0)
-    ] = 1.0
+    s_noise: NotNegative = 1.0
     schedule: Schedule = field(default_factory=EDM)
     evaluations = 2
 

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Suppress
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import (
+    Finite,
+    NotNegative,
+    PositiveFinite,
+    Rule,
+    between,
+    check_fields,
+    is_number,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +34,7 @@ class Loop:
         steps: Number of steps, >= 1; all but the last evaluate twice.
         sigma_min: Least noise.
         sigma_max: Most noise.
-        rho: Emphasis on low noise.
+        rho: Emphasis on low noise; float32 holds the levels of 1 to 1000.
         s_churn: Noise that is added, over all steps; 0 is none.
         s_min: Add where the noise is at least this.
         s_max: And at most this.
@@ -34,20 +43,20 @@ class Loop:
     Source: Karras et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00364.
     """
 
-    steps: Annotated[int, Suppress] = 32  # the command line has steps already
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    s_churn: float = 0.0
-    s_min: float = 0.0
+    # the command line has steps already
+    steps: Annotated[int, Suppress, between(1, 10**6)] = 32
+    sigma_min: PositiveFinite = 0.002
+    sigma_max: PositiveFinite = 80.0
+    rho: Annotated[Finite, Rule("in [1, 1000] (7 is usual)", lambda rho: 1 <= rho <= 1000)] = 7.0
+    s_churn: Annotated[float, Rule("a number >= 0", lambda v: is_number(v) and v >= 0)] = 0.0
+    s_min: NotNegative = 0.0
     s_max: float = math.inf
-    s_noise: float = 1.0
+    s_noise: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise InputError(f"{self} cannot be: steps >= 1 and 0 < sigma_min < sigma_max")
-        if not (self.rho > 0 and self.s_churn >= 0 and 0 <= self.s_min <= self.s_max):
-            raise InputError(f"{self} cannot be: rho > 0, s_churn >= 0 and 0 <= s_min <= s_max")
+        check_fields(self)
+        if not (self.sigma_min < self.sigma_max and self.s_min <= self.s_max):
+            raise InputError(f"{self}: need sigma_min < sigma_max and s_min <= s_max")
 
     def times(self, dtype: "torch.dtype") -> "Tensor":
         """Noise levels of the steps, and 0 at the end, `(steps + 1,)`."""
