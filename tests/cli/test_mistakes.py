@@ -1,8 +1,13 @@
 """Malformed input ends in one line that names it, whichever library first noticed."""
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffsteer.cli.main import app, main
 
@@ -12,32 +17,150 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cut.toml").write_text("a = [", "utf-8")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    (tmp_path / "model").mkdir()
+    (tmp_path / "file.txt").write_text("x", "utf-8")
+    (tmp_path / "p.txt").write_text("a cat\n", "utf-8")
+    for name in ("model", "empty", "real", "outer/inner"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "outer/inner/model_index.json").write_text("{}", "utf-8")
+    Image.new("RGB", (8, 8)).save(tmp_path / "real/a.bmp")
+    recipe = {"model": "pocket", "prompt": "owl"}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), "utf-8")
+    (tmp_path / "wrong.json").write_text(json.dumps(recipe | {"guidance": "Cfg(2)"}), "utf-8")
     (tmp_path / "model/model_index.json").write_text('{"_class_name": 3}', "utf-8")
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("train cut.toml", "cut.toml is no preset in TOML"),
-        ("train binary.toml", "binary.toml cannot be read"),
-        ("train absent.toml", "absent.toml"),
-        ("train fast-model", "'fast-model' is no preset: there are "),
-        ("sample a/b/c --prompt x", "no model 'a/b/c': there is no such folder"),
-        ("sample model --prompt x", "'model' cannot be loaded as a model of diffusers"),
-        ("sample pocket --device cudas", "device='cudas' cannot be used here"),
-        ("sample pocket --device meta:-1", "device='meta:-1' cannot be used here"),
-    ],
-)
+MISTAKES = [
+    ("sampel pocket", r"no command 'sampel' .did you mean 'sample'.*; there are schedule, plan"),
+    ("train cut.toml", "cut.toml is no preset in TOML"),
+    ("train binary.toml", "binary.toml cannot be read"),
+    ("train absent.toml", "absent.toml"),
+    ("train fast-model", "'fast-model' is no preset: there are "),
+    ("train pocket --set training.imagse=3", "has no setting 'imagse'"),
+    ("train pocket --out file.txt", "file.txt is a file where a folder is to be"),
+    ("sample a/b/c --prompt x", "no model 'a/b/c': there is no such folder"),
+    ("sample pockt --prompt x", "no model 'pockt' .did you mean 'pocket'"),
+    ("sample Pocket --prompt x", "did you mean 'pocket'"),
+    ("sample file.txt --prompt x", "file.txt is a file, and models are folders"),
+    ("sample empty --prompt x", "empty is a folder without model_index.json: give one"),
+    ("sample outer --prompt x", "outer is a folder without model_index.json: give outer/inner"),
+    ("sample --prompt x", "name a model"),
+    ("sample pocket --device cudas", "device='cudas' cannot be used here"),
+    ("sample pocket --device meta:-1", "device='meta:-1' cannot be used here"),
+    ("sample pocket --guidance cfg(5)", "unknown Guidance 'cfg' .did you mean 'CFG'"),
+    ("sample pocket --guidance CFG(weight=5)", r"argument 'weight'; it is CFG\(scale\)"),
+    ("sample pocket --guidance CFG", r"missing .*'scale'; it is CFG\(scale\)"),
+    ("sample pocket --guidance CFG(5).witin(1)", "unknown .witin .did you mean 'within'"),
+    ("sample pocket --guidance CFG({w})", "--weights. fills it"),
+    ("sample pocket --guidance Auto(2)", "evaluates a weaker network: name it, --guide"),
+    ("sample pocket --guide pocket-guide", "guide=pocket-guide does nothing"),
+    ("sample pocket --guidance Auto(2) --guide pocket-gide", "did you mean 'pocket-guide'"),
+    ("sample pocket --sampler ddim", "unknown Sampler 'ddim' .did you mean 'DDIM'"),
+    ("sample pocket --sampler DDPM()", r"DDPM is DDIM\(eta=1.0\) and takes no arguments"),
+    ("sample pocket --sampler DDIM() --spacing traling", "'traling' .did you mean 'trailing'"),
+    ("sample pocket --zero-snr", "spacing and zero SNR belong to a sampler of ours"),
+    ("sample pocket --steps 0", "0 steps sample nothing: give at least 1"),
+    ("sample pocket --width -1", "-1 x 0 pixels: give both >= 0"),
+    ("sample pocket --refiner nowhere", "no model 'nowhere'"),
+    ("sample pocket --refiner nlg(20)", "did you mean 'NLG'"),
+    ("sample pocket --strength 2", "strength=2.0 of no refiner"),
+    ("sample pocket --prompts owl,cat", "no file owl,cat of prompts: give a file .* --prompt"),
+    ("sample pocket --prompts empty", "empty is a folder, pipe or device"),
+    ("sample pocket --prompt owl --prompts p.txt", "leave one of them out"),
+    ("sample pocket --seeds a", "'a' are no seeds"),
+    ("sample pocket --seeds 5-3", "'5-3' are no seeds"),
+    ("sample pocket --batch 0", "batch=0"),
+    ("sample pocket --out file.txt", "file.txt is a file where a folder is to be"),
+    ("sample pocket --out file.txt/sub", "file.txt is a file where a folder is to be"),
+    ("sample --preset nowhere", "no preset is called 'nowhere'"),
+    ("sample --preset edm2-img64-s-fid", "is in models: nothing is downloaded"),
+    ("sample --from absent.png", "absent.png"),
+    ("sample --from file.txt", "file.txt is no readable picture"),
+    ("stats empty --out x.txt", "x.txt does not end in .npz"),
+    ("stats absent --out x.npz", "no folder or zip file absent"),
+    ("evaluate empty --reference real", "empty holds no picture"),
+    ("evaluate absent.json --reference real", "absent.json: No such file"),
+    ("evaluate recipe.json --reference absent.npz", "no statistics file absent.npz"),
+    ("evaluate recipe.json --reference real --seeds x", "'x' are no seeds"),
+    ("evaluate recipe.json --reference real --at-once 0", "at_once=0"),
+    ("evaluate recipe.json --reference real --work file.txt", "file.txt is a file where"),
+    ("evaluate wrong.json --reference real", "unknown Guidance 'Cfg' .did you mean 'CFG'"),
+    ("compare recipe.json --reference real", "one recipe is nothing to compare"),
+    ("compare recipe.json absent.json --reference real", "absent.json: No such file"),
+    ("compare recipe.json cut.toml --reference real", "cut.toml is no JSON"),
+    ("compare recipe.json wrong.json --reference real", "did you mean 'CFG'"),
+    ("compare recipe.json wrong.json --reference real --out file.txt", "a folder is to be"),
+    ("refine targets pocket --guidance CFG(4) --prompts absent.txt", "no file absent.txt"),
+    ("refine targets pocket --prompts p.txt", "the teacher has no guidance"),
+    ("refine targets pocket --guidance Cfg(4) --prompts p.txt", "did you mean 'CFG'"),
+    ("schedule nowhere", "'nowhere' is neither a schedule"),
+    ("plan cfg(2)", "did you mean 'CFG'"),
+    ("convert edm2 absent.pkl out", "absent.pkl: No such file"),
+    ("convert adm absent.pt out", "absent.pt: No such file"),
+    ("ema empty --out x", "empty holds no network-snapshot"),
+]
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, command: str) -> str:
+    """What a command says when it refuses, in one line."""
+    monkeypatch.setattr("sys.argv", ["diffsteer", *command.split()])
+    with pytest.raises(SystemExit, match="diffsteer: ") as stop:
+        main()
+    assert "\n" not in str(stop.value)
+    return str(stop.value)
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES)
 def test_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
+    assert re.search(message, refused(monkeypatch, command))
+    assert not list(folder.rglob("*.part")) and not list(folder.rglob("*.png"))
+    assert not {"out", "compared", "measured", "targets"} & {p.name for p in folder.iterdir()}
+
+
+def test_a_malformed_model_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "model cannot be loaded" in refused(monkeypatch, "sample model --prompt x").replace(
+        "'model'", "model"
+    )
+
+
+def test_none_of_them_waits_for_a_library_of_models(folder: Path) -> None:
+    """Torch is the largest that is imported; diffusers and transformers take seconds."""
+    code = """if True:
+        import sys, warnings
+        from diffsteer.cli.main import main
+        for command in sys.stdin:
+            sys.argv = ["diffsteer", *command.split()]
+            try:
+                main()
+            except SystemExit as stop:
+                assert str(stop).startswith("diffsteer: "), (command, stop)
+            else:
+                raise AssertionError(command)
+            assert not {"diffusers", "transformers", "peft"} & set(sys.modules), command
+    """
+    commands = "\n".join(command for command, _ in MISTAKES if "train" not in command)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=commands, text=True, capture_output=True, check=False
+    )
+    assert not done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"), [("sample x", "same command makes the others"), ("stats x", "")]
+)
+def test_what_is_interrupted_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "cli", interrupted)
     monkeypatch.setattr("sys.argv", ["diffsteer", *command.split()])
-    with pytest.raises(SystemExit, match=f"diffsteer: .*{message}") as stop:
+    with pytest.raises(SystemExit, match="130"):
         main()
-    assert "\n" not in str(stop.value)
-    assert not list(folder.glob("*.part")) and not (folder / "out").exists()
+    assert re.fullmatch(f"diffsteer: interrupted.*{message}\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

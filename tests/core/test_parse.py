@@ -153,3 +153,22 @@ def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
             assert repr(parse(repr(value), Guidance)) == repr(value)
             assert parse(text, Guidance) == value and len({value, parse(text, Guidance)}) == 1
     assert 0 < refused < len(depths)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("cfg(5)", Guidance, "unknown Guidance 'cfg' .did you mean 'CFG'"),
+        ("Saag(1)", Guidance, "did you mean 'SAG'"),
+        ("Magic(1)", Guidance, "'Magic'; there are APG, .* SAG, SEG$"),  # none that a method makes
+        ("CFG(weight=5)", Guidance, r"unexpected keyword argument 'weight'; it is CFG\(scale\)"),
+        ("PAG()", Guidance, r"missing .* it is PAG\(scale, layer='mid', "),
+        ("CFG(5).withn(1)", Guidance, "unknown .withn .did you mean 'within'.*; there are clamped"),
+        ("CFG 5", Guidance, "'CFG 5': invalid syntax$"),
+        ("ddim", Sampler, "did you mean 'DDIM'"),
+        ("DDPM(eta=1)", Sampler, r"DDPM is DDIM\(eta=1.0\) and takes no arguments"),
+    ],
+)
+def test_a_mistake_names_what_may_be_meant(text: str, kind: type, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(text, kind, named=NAMED if kind is Sampler else None)

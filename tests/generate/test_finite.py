@@ -1,5 +1,7 @@
 """No image is made of what is not finite, whichever path and model makes it."""
 
+import contextlib
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +11,10 @@ import diffusers
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from diffsteer.cli.options import Features, Samples
+from diffsteer.core.errors import InputError
 from diffsteer.generate import pipelines
 from diffsteer.generate.base import NotFinite, require_finite
 from diffsteer.generate.generator import open_generator
@@ -90,7 +94,7 @@ def test_weights_that_are_not_finite_make_no_image(folder: Path, tmp_path: Path,
 )
 def test_settings_that_overflow_make_no_image(folder: Path, fields: dict[str, Any]) -> None:
     recipe = Recipe(str(folder / "pipe"), prompt="a cat", steps=3, **fields)
-    with open_generator(recipe, "cpu") as generate, pytest.raises(NotFinite):
+    with open_generator(recipe, "cpu") as generate, pytest.raises(InputError):
         generate([0])
 
 
@@ -140,6 +144,22 @@ def test_images_of_the_other_seeds_are_kept(tmp_path: Path, batch: int) -> None:
     assert other.value.seeds == (1, 2)
 
 
+def test_a_model_that_changed_on_the_disk_is_loaded_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, images = Recipe("pipe", prompt="a cat", steps=1), []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(shutil.copytree(folder, tmp_path / name, dirs_exist_ok=True))
+        for change in (False, True):
+            if change:
+                tiny.vae().save_pretrained("pipe/vae")
+                shutil.rmtree("pipe/text_encoder")
+            with contextlib.suppress(InputError), open_generator(recipe, "cpu") as generate:
+                images.append(generate([0]))
+    assert len(images) == 2  # without a text encoder there is none
+
+
 def test_nothing_that_is_not_finite_is_measured(folder: Path, tmp_path: Path) -> None:
     recipe = Recipe(str(folder / "pipe"), prompt="a", guidance="CFG(1e30)", steps=2)
     features, samples = Features(size=32), Samples("0-3", 2, tmp_path / "work")
@@ -148,13 +168,20 @@ def test_nothing_that_is_not_finite_is_measured(folder: Path, tmp_path: Path) ->
     assert not list(tmp_path.rglob("chunk-*")) and not list(tmp_path.rglob("*.png"))
 
 
-@pytest.mark.parametrize("fields", [{"width": 32}, {"height": 8}, {"width": 20, "height": 16}])
-def test_an_image_of_another_size_than_asked_is_refused(
-    folder: Path, fields: dict[str, int]
+def test_an_image_has_the_size_that_was_asked_or_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe(str(folder / "pipe"), steps=1)
-    with open_generator(replace(recipe, width=32, height=16), "cpu") as generate:
-        assert generate([0]).shape == (1, 3, 16, 32)
-    odd = open_generator(replace(recipe, **fields), "cpu")
-    with odd as generate, pytest.raises(ValueError, match="pixels|divisible"):
+    """Also where one side is given: Stable Diffusion takes no notice of one alone."""
+    recipe = Recipe(str(folder / "pipe"), prompt="a cat", steps=1)
+    for size in ({"width": 32, "height": 16}, {"width": 32}, {"height": 8}, {}):
+        with open_generator(replace(recipe, **size), "cpu") as generate:
+            images = generate([0, 1])
+            assert images.shape == (2, 3, size.get("height", 16), size.get("width", 16))
+    odd = open_generator(replace(recipe, width=20), "cpu")
+    with odd as generate, pytest.raises(InputError, match="refuses this call.*divisible by 8"):
         generate([0])
+    less = [Image.new("RGB", (4, 4))]
+    with open_generator(replace(recipe, width=24), "cpu") as generate:
+        monkeypatch.setattr(generate.pipe, "numpy_to_pil", lambda images: less)
+        with pytest.raises(InputError, match="1 images of 4 x 4 pixels for 2 of height 16, width"):
+            generate([0, 1])

@@ -15,6 +15,7 @@ from diffsteer.cli.evaluate import measured
 from diffsteer.cli.main import app
 from diffsteer.cli.options import Features, Samples
 from diffsteer.core.parse import parse
+from diffsteer.generate.generator import rehearse
 from diffsteer.generate.options import EDM2Options, format_of
 from diffsteer.generate.recipe import Recipe, read
 from diffsteer.guidance import Auto, Guidance
@@ -308,3 +309,22 @@ def test_a_picture_of_a_preset_says_how_to_repeat_it(models: Path, tmp_path: Pat
     for call in (read, lambda path: run("--from", path, "--out", tmp_path)):
         with pytest.raises(ValueError, match="--preset edm2-img64-s-fid --seeds 3"):
             call(tmp_path / "000003.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("adm", {"guidance": "PAG(2, 'nowhere')"}, "nowhere"),
+        ("edm2", {"guidance": "PAG(2, 'nowhere')"}, "nowhere"),
+        ("edm2", {"guidance": "Auto(2)"}, "evaluates a weaker network"),
+        ("edm2", {"guidance": "Auto(2)", "guide": "absent"}, "no guide absent"),
+        ("adm", {"options": EDM2Options(3)}, "does not take EDM2Options"),
+    ],
+)
+def test_recipes_of_networks_are_rehearsed(
+    models: Path, name: str, fields: dict[str, object], message: str
+) -> None:
+    recipe = Recipe(str(models / name), steps=3)
+    rehearse([recipe], "cpu")
+    with pytest.raises((ValueError, OSError), match=message):
+        rehearse([recipe, replace(recipe, **fields)], "cpu")

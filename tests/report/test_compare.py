@@ -234,5 +234,45 @@ def test_rendering_leaves_the_pipeline_as_it_was(root: Path) -> None:
         assert images.nfe() == {"rows": 8} and images.nfe() == {"rows": 0}
     with open_pipeline(plain, "cpu") as images:
         assert torch.equal(images([0, 1]), before)
-    pipe, scheduler, _ = _loaded(plain.model, "cpu")
-    assert "forward" not in vars(pipe.unet) and type(scheduler).__name__ == "DDIMScheduler"
+    pipe = images.pipe
+    assert "forward" not in vars(pipe.unet) and type(pipe.scheduler).__name__ == "DDIMScheduler"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"guidance": "PAG(3, layer='nowhere')"}, "nowhere"),
+        ({"guidance": "SAG(1, 'nowhere').over(1, 2)"}, "nowhere"),
+        ({"guidance": "CFG(2)", "refiner": "NLG(1)", "height": 12}, "divisible by 8"),
+        ({"width": 20}, "divisible by 8"),
+        ({"guidance": "Auto(2)", "guide": "vae"}, "AutoencoderKL is no network"),
+        ({"refiner": "real"}, "folder without refiner.json"),
+        ({"guidance": "Classifier(1)"}, "classifier"),
+        ({"sampler": "DDIM()", "spacing": "karas"}, "did you mean 'karras'"),
+    ],
+)
+def test_all_recipes_are_rehearsed_before_the_first_is_sampled(
+    root: Path, tmp_path: Path, fields: dict[str, object], message: str, monkeypatch
+) -> None:
+    plain = json.loads((root / "plain.json").read_text())
+    places = {"vae": str(Path(plain["model"]) / "vae"), "real": str(root / "real")}
+    fields = {name: places.get(value, value) for name, value in fields.items()}  # type: ignore[call-overload]
+    (tmp_path / "wrong.json").write_text(json.dumps(plain | fields))
+
+    def sampled(*_: object, **__: object) -> None:
+        raise AssertionError("a recipe was sampled")
+
+    monkeypatch.setattr("diffsteer.metrics.sampled.sampled", sampled)
+    samples = Samples("0-1", 2, tmp_path / "work")
+    recipes = (root / "plain.json", tmp_path / "wrong.json")
+    with pytest.raises(ValueError, match=message):
+        compare(recipes, root / "real.npz", "", SMALL, samples, tmp_path / "out")
+    assert not (tmp_path / "work").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_rehearsal_costs_the_first_step_and_leaves_nothing(root: Path) -> None:
+    with open_pipeline(read(root / "cfg.json"), "cpu") as generate:
+        want = generate([0])
+        generate.nfe()
+        generate.rehearse()
+        assert generate.nfe()["rows"] <= 4 and torch.equal(generate([0]), want)

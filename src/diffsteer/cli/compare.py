@@ -59,7 +59,8 @@ def compare(
         show: Images of each recipe in the page, of the first seeds.
         resamples: For the intervals, >= 20.
     """
-    from diffsteer.io.atomic import owned
+    from diffsteer.generate.generator import rehearse
+    from diffsteer.io.atomic import owned, require_writable
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib
@@ -69,12 +70,15 @@ def compare(
     if resamples < 20 or show < 0:
         raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
     features = replace(features, keep=len(parse_seeds(samples.seeds)))
+    require_writable(out)
+    require_writable(samples.work)
     extractor = features.build()
     require_comparable(reference, extractor)
     runs = {}
     with launched():
         processes = Processes.running()
         with owned(out, processes.rank, processes.world):
+            rehearse((entry.recipe for entry in entries), features.device)
             for entry in entries:
                 if processes.rank == 0:
                     print(f"{entry.name}: {entry.recipe.guidance or 'no guidance'}", flush=True)

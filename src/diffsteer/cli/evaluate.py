@@ -70,22 +70,34 @@ def evaluate(
         resamples: For the intervals; 0 for none.
         out: JSON file for the figures.
     """
-    from diffsteer.io.atomic import atomic_write, owned_file
+    from diffsteer.generate.consistent import require_consistent
+    from diffsteer.generate.recipe import read
+    from diffsteer.io.atomic import atomic_write, owned_file, require_writable
     from diffsteer.io.distributed import Processes, launched
+    from diffsteer.io.images import Pictures
+    from diffsteer.io.seeds import format_seeds
     from diffsteer.metrics.evaluate import cautions, compare, omitted, spreads
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.metrics.value import table
 
     if resamples != 0 and resamples < 20:
         raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
+    asked = None
+    if pictures.suffix.lower() in RECIPES and not pictures.is_dir():
+        asked = read(pictures)
+        require_consistent(asked)
+        require_writable(samples.work)
+    else:
+        Pictures.at(pictures)
     extractor = features.build()
     require_comparable(reference, extractor)
     with launched(), ExitStack() as stack:
         first = Processes.running().rank == 0
         if first and out is not None:
             stack.enter_context(owned_file(out))
-        if pictures.suffix.lower() in RECIPES and pictures.is_file():
-            fake, seeds = _recipe(pictures, features, samples, extractor)
+        if asked is not None:
+            run = samples.measure(asked, features, extractor)
+            fake, seeds = run.statistics, format_seeds(run.seeds)
         else:
             fake, seeds = _folder(pictures, features, extractor, recipe, mixed)
         if not first:
@@ -118,16 +130,6 @@ def known(
 
     hashed = file_hash(reference) if reference.suffix == ".npz" else None
     return measured(reference, features, extractor), hashed
-
-
-def _recipe(
-    path: Path, features: Features, samples: Samples, extractor: "Extractor"
-) -> tuple["Statistics", str]:
-    from diffsteer.generate.recipe import read
-    from diffsteer.io.seeds import format_seeds
-
-    found = samples.measure(read(path), features, extractor)
-    return found.statistics, format_seeds(found.seeds)
 
 
 def _folder(

@@ -2,16 +2,19 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import tyro
 
 from diffsteer.cli import compare, convert, convert_adm, evaluate, refine, sample, train
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
+DESCRIPTION = "Better samples from the diffusion model you have."
 app = tyro.extras.SubcommandApp()
 
 
@@ -67,6 +70,8 @@ app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(train.train)
 app.command(convert.ema)
+COMMANDS = ["schedule", "plan", "sample", "stats", "evaluate", "compare", "train", "ema"]
+COMMANDS += ["convert", "refine"]
 
 converters = tyro.extras.SubcommandApp()
 converters.command(convert.edm2)
@@ -79,6 +84,7 @@ groups = {"": app, "refine": refining}
 for name, point in extensions("commands").items():
     group, _, command = name.rpartition(" ")
     groups[group].command(point.load(), name=command)
+    COMMANDS += [] if group else [command]
 app.command(refining, name="refine", help="Noise refiners: what they learn from, what they do.")
 
 
@@ -98,42 +104,80 @@ def _show(
         print(text, file=file or sys.stderr, end="")
 
 
-def _require_installed(args: list[str]) -> None:
-    """Say which package a command of the lab needs, where it is not installed."""
-    for name in LAB["commands"]:
-        if args[: name.count(" ") + 1] == name.split() and name not in extensions("commands"):
-            extension("commands", name)
-
-
 EXTRAS = {
     **dict.fromkeys(("accelerate", "diffusers", "peft", "PIL", "tqdm", "transformers"), "hf"),
     "matplotlib": "plot",
 }
 """Extra that installs a package, by the name under which that is imported."""
+KEPT = {
+    "sample": "images that are finished are kept, and the same command makes the others",
+    "evaluate": "samples that were measured are kept in --work, and the same command goes on",
+    "compare": "samples that were measured are kept in --work, and the same command goes on",
+    "refine": "targets that are finished are kept, and the same command makes the others",
+    "train": "the same command goes on from the last checkpoint",
+}
+"""What an interrupted command leaves, and how to go on."""
 
 
 def _hint(module: str | None) -> str:
     """Say which extra installs a package that an import did not find."""
     extra = EXTRAS.get((module or "").partition(".")[0])
-    return (
-        ""
-        if extra is None
-        else (f': pip install "diffsteer[{extra}]", or `pip install -e ".[{extra}]"` in a clone')
-    )
+    if extra is None:
+        return ""
+    return f': pip install "diffsteer[{extra}]", or `pip install -e ".[{extra}]"` in a clone'
+
+
+def _require_command(args: list[str]) -> None:
+    """Check that a command is one of ours, and that the package that adds it is installed."""
+    for name in LAB["commands"]:
+        if args[: name.count(" ") + 1] == name.split() and name not in extensions("commands"):
+            extension("commands", name)
+    if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        hint = did_you_mean(args[0], COMMANDS)
+        raise InputError(f"no command {args[0]!r}{hint}; there are {', '.join(COMMANDS)}")
+
+
+def _refuse(event: Any) -> None:
+    """Report settings that cannot be together as any other mistake; tyro names an inner type."""
+    if getattr(event, "message", None) and getattr(event, "argument", None) is None:
+        raise InputError(event.message)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn tyro's report of a dataclass that refuses its values into one of ours."""
+    try:
+        from tyro._errors import on_parse_error  # later than tyro 0.9
+    except ImportError:
+        yield
+    else:
+        with on_parse_error(_refuse):
+            yield
+
+
+def _stop(error: object) -> NoReturn:
+    sys.exit(f"diffsteer: {' '.join(str(error).split())}")
 
 
 def main() -> None:
     """Run a command; a mistake in its input ends in one line, not in a traceback."""
     warnings.showwarning = _show
-    if sys.argv[1:] == ["--version"]:
+    args = sys.argv[1:]
+    if args == ["--version"]:
         print(f"diffsteer {version('diffsteer')}")
         return
     try:
-        _require_installed(sys.argv[1:])
-        app.cli(prog="diffsteer", description="Better samples from the diffusion model you have.")
+        _require_command(args)
+        with _one_line():
+            app.cli(prog="diffsteer", description=DESCRIPTION)
     except ModuleNotFoundError as error:
         sys.exit(f"diffsteer: {error}{_hint(error.name)}")
-    except (InputError, OSError) as error:
-        sys.exit(f"diffsteer: {' '.join(str(error).split())}")
+    except OSError as error:
+        known = error.filename is not None and error.strerror is not None
+        _stop(f"{error.filename}: {error.strerror}" if known else error)
+    except InputError as error:
+        _stop(error)
     except KeyboardInterrupt:
+        rest = f"; {KEPT[args[0]]}" if args[0] in KEPT else ""
+        print(f"diffsteer: interrupted{rest}", file=sys.stderr)
         sys.exit(130)

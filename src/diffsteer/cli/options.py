@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.seeds import parse_seeds
 
 if TYPE_CHECKING:
     from diffsteer.generate.recipe import Recipe
@@ -76,6 +77,11 @@ class Samples:
     at_once: int = 8
     work: Path = Path("measured")
 
+    def __post_init__(self) -> None:
+        parse_seeds(self.seeds)
+        if self.at_once < 1:
+            raise InputError(f"at_once={self.at_once} samples nothing: give at least 1")
+
     def measure(
         self,
         recipe: "Recipe",
@@ -85,7 +91,6 @@ class Samples:
         shown: int = 0,
     ) -> "Sampled":
         """Make and measure the images of a recipe, as `metrics.sampled.measure_recipe`."""
-        from diffsteer.io.seeds import parse_seeds
         from diffsteer.metrics.sampled import measure_recipe
 
         return measure_recipe(

@@ -37,6 +37,8 @@ def targets(
             Aesthetic("FILE", clip="WEIGHTS"), or MODULE:FUNCTION from uint8 images (N, 3, H, W)
             and their prompts to a number each.
     """
+    from diffsteer.generate.consistent import require_consistent
+    from diffsteer.io.atomic import require_writable
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.scores import name_of, score_of
     from diffsteer.train.refiner.targets import make
@@ -44,6 +46,8 @@ def targets(
     if not recipe.model or recipe.prompt:
         raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe = replace(recipe, prompts=prompts_of(prompts))
+    require_consistent(recipe)
+    require_writable(out)
     judge = score_of(score, device) if score else None
     with launched():
         scorer = name_of(judge, score) if judge else ""

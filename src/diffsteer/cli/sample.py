@@ -108,7 +108,9 @@ def sample(
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
     from diffsteer.generate.generator import open_generator
     from diffsteer.generate.seed_images import SeedImages, share
+    from diffsteer.io.atomic import require_writable
 
+    require_writable(out)
     numbers = share(numbers)
     with open_generator(recipe, device) as generator:
         done = SeedImages(out, generator, preset.subdirs).fill(numbers, batch)

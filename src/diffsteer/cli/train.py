@@ -34,6 +34,7 @@ def train(
         out: Folder of the run; empty for runs/PRESET.
         start: Go on from the checkpoint at this count of images, not from the latest.
     """
+    from diffsteer.io.atomic import require_writable
     from diffsteer.train.settings import Run, presets
 
     named = {"start": model, "targets": targets}
@@ -46,6 +47,7 @@ def train(
     said = (f"settings.{name}={json.dumps(value)}" for name, value in named.items() if value)
     run = Run.named(preset, *said, *changes)
     folder = out or Path("runs") / Path(preset).stem
+    require_writable(folder)
     from diffsteer.train.registry import begin
 
     how = run.training

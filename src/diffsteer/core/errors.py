@@ -13,10 +13,10 @@ class InputError(ValueError):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """End of an error about a name that is not known: ", did you mean 'CFG'?", or nothing."""
+    """What an error says of a name that is not known: " (did you mean 'CFG'?)", or nothing."""
     lower = {known.lower(): known for known in names}
     close = get_close_matches(name.lower(), lower, 1)
-    return f", did you mean {lower[close[0]]!r}?" if close else ""
+    return f" (did you mean {lower[close[0]]!r}?)" if close else ""
 
 
 _SHORT = Repr()

@@ -5,12 +5,14 @@ That holds for values of numbers, texts and other such values: for all that ship
 
 import ast
 import math
+import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from itertools import accumulate
 from typing import Any, TypeVar
 
-from diffsteer.core.errors import InputError, brief
+from diffsteer.core.errors import InputError, brief, did_you_mean
 
 T = TypeVar("T")
 
@@ -20,6 +22,8 @@ NODES = (
 )
 METHODS: set[str] = set()
 """Methods that a text may call, such as `within`; wrappers register theirs."""
+COMBINED = {"inner", "terms"}
+"""Fields of classes that operators and methods make, which errors do not name."""
 LONGEST, LARGEST = 10_000, 2**63
 """Characters of a text, and size of a whole number in it."""
 INNERMOST, DEEPEST = 50, 620
@@ -50,7 +54,7 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
         if isinstance(value, type):
             value = value()
     except Exception as error:  # the text is all that was run
-        raise InputError(f"{brief(text)}: {error or type(error).__name__}") from error
+        raise InputError(f"{brief(text)}: {_reason(error, classes)}") from error
     if not isinstance(value, kind):
         raise InputError(f"{brief(text)} is a {type(value).__name__}, not a {kind.__name__}")
     return value
@@ -60,6 +64,19 @@ def subclasses(kind: type) -> list[type[Any]]:
     """Every class below `kind`: defining a class registers it."""
     below: list[type[Any]] = kind.__subclasses__()
     return [d for c in below for d in (c, *subclasses(c))]
+
+
+def _reason(error: Exception, classes: Mapping[str, type[Any]]) -> str:
+    """What is wrong with a text; of arguments that do not fit, which a class takes."""
+    match = re.fullmatch(r"(\w+)\.__init__\(\) (.*)", str(error))
+    if match is None or match[1] not in classes:
+        return getattr(error, "msg", "") or str(error) or type(error).__name__
+    takes = [
+        f.name if f.default is MISSING else f"{f.name}={f.default!r}"
+        for f in fields(classes[match[1]])
+        if f.init
+    ]
+    return f"{match[1]} {match[2]}; it is {match[1]}({', '.join(takes)})"
 
 
 def _compiled(text: str, known: Mapping[str, object], kind: type) -> Any:
@@ -85,21 +102,28 @@ def _compiled(text: str, known: Mapping[str, object], kind: type) -> Any:
 
 
 def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) -> None:
+    if isinstance(node, ast.Attribute) and node.attr not in METHODS:
+        hint, there = did_you_mean(node.attr, METHODS), ", ".join(sorted(METHODS))
+        raise InputError(f"unknown .{brief(node.attr)[1:-1]}{hint}; there are {there}")
+    called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    if isinstance(value := known.get(called), kind):
+        raise InputError(f"{called} is {value!r} and takes no arguments")
     if not isinstance(node, NODES) or not _harmless(node):
         raise InputError(f"this {type(node).__name__} is not allowed here")
     if isinstance(node, ast.Name) and node.id not in known:
-        fit = (n for n, v in known.items() if isinstance(v, kind) or v in subclasses(kind))
-        names = ", ".join(sorted(fit))
-        raise InputError(f"unknown {kind.__name__} {brief(node.id)}; there are {names}")
+        plain = [c for c in subclasses(kind) if not COMBINED & {*c.__annotations__}]
+        names = sorted(n for n, v in known.items() if isinstance(v, kind) or v in plain)
+        hint = did_you_mean(node.id, names)
+        raise InputError(
+            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(names)}"
+        )
 
 
 def _harmless(node: ast.AST) -> bool:
-    """Refuse attributes but for known methods, and literals in sums but for a factor in front."""
+    """Refuse large numbers, and literals in sums but for a factor in front."""
     if isinstance(node, ast.Constant):
         plain = type(node.value) in (str, float, bool, type(None))
         return plain or (type(node.value) is int and node.value < LARGEST)
-    if isinstance(node, ast.Attribute):
-        return node.attr in METHODS
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name | ast.Attribute)
     if isinstance(node, ast.BinOp):

@@ -8,18 +8,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.parse import parse
-from diffsteer.core.sampler import NAMED, Sampler, sample
+from diffsteer.core.sampler import NAMED, Sampler, Step, sample
 from diffsteer.core.schedule import Discrete
 from diffsteer.core.spacing import grid, respaced
 from diffsteer.generate.base import Generator, require_finite
-from diffsteer.generate.networks import guidance_of, networks_of, require_only
+from diffsteer.generate.consistent import guidance_of
 from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import Recipe
-from diffsteer.guidance import SAG, Guidance
-from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.models.adm.checkpoint import AS_PUBLISHED, load, load_classifier
 
@@ -27,16 +24,12 @@ from diffsteer.models.adm.checkpoint import AS_PUBLISHED, load, load_classifier
 class ADMGenerator(Generator):
     """Makes images with any sampler of ours; opened by `open_generator`."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        options: ADMOptions,
-        guidance: Guidance | None,
-        sampler: Sampler,
-        device: str,
-    ) -> None:
-        self._options, self._sampler, self._device = options, sampler, device
-        self._guidance = AS_PUBLISHED if guidance is None else guidance
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        options = recipe.options or ADMOptions()
+        assert isinstance(options, ADMOptions)
+        self._options, self._device = options, device
+        self._sampler = parse(recipe.sampler or "Ancestral()", Sampler, named=NAMED)
+        self._guidance = guidance_of(recipe) or AS_PUBLISHED
         self._main = load(recipe.model)
         self._guide = load(recipe.guide) if recipe.guide else None
         self._classifier = load_classifier(options.classifier) if options.classifier else None
@@ -51,9 +44,18 @@ class ADMGenerator(Generator):
         self._shape = (3, size, size)
         self._levels = _levels(self._main.schedule, recipe, options)
 
-    @torch.no_grad()
+    @override
+    def rehearse(self) -> None:
+        next(self._steps([0]))
+
     @override
     def __call__(self, seeds: Sequence[int]) -> Tensor:
+        *_, last = self._steps(seeds)
+        images = ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
+        return require_finite(seeds, images, last.x)
+
+    @torch.no_grad()
+    def _steps(self, seeds: Sequence[int]) -> Iterator[Step]:
         denoise = self._main.denoiser(
             self._guidance,
             self._classes(seeds),
@@ -61,9 +63,7 @@ class ADMGenerator(Generator):
             self._guide,
             self._options.official_head_split,
         )
-        *_, last = sample(denoise, self._levels, self._shape, seeds, self._sampler, self._device)
-        images = ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
-        return require_finite(seeds, images, last.x)
+        yield from sample(denoise, self._levels, self._shape, seeds, self._sampler, self._device)
 
     def _classes(self, seeds: Sequence[int]) -> Tensor | None:
         """Class of each seed, drawn after the noise that sampling begins with."""
@@ -102,25 +102,9 @@ class ADMGenerator(Generator):
 
 
 @contextmanager
-def open_adm(recipe: Recipe, options: ADMOptions, device: str) -> Iterator[ADMGenerator]:
+def open_adm(recipe: Recipe, device: str) -> Iterator[ADMGenerator]:
     """Load an ADM network, its guide and its classifier, and make images until closed."""
-    used = ("model", "guidance", "guide", "steps", "sampler", "spacing")
-    require_only(recipe, "ADM", used)
-    guidance = guidance_of(recipe)
-    sampler = parse(recipe.sampler or "Ancestral()", Sampler, named=NAMED)
-    if options.official_head_split and not (
-        guidance and any(isinstance(part, SAG) for part in guidance.parts())
-    ):
-        raise InputError(
-            f"official_head_split does nothing with guidance={recipe.guidance!r}: it is of SAG"
-        )
-    evaluated = "classifier" in networks_of(guidance)
-    if options.classifier and not (evaluated or getattr(sampler, "classifier", None)):
-        raise InputError(
-            f"classifier={options.classifier} does nothing here: give --guidance "
-            '"Classifier(1.0)" or --sampler "Ancestral(classifier=1.0)", or no classifier'
-        )
-    generator = ADMGenerator(recipe, options, guidance, sampler, device_of(device))
+    generator = ADMGenerator(recipe, device)
     with generator.counting():
         yield generator
 

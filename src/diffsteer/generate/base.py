@@ -106,6 +106,10 @@ class Generator(ABC):
             NotFinite: the sample of a seed is not finite.
         """
 
+    @abstractmethod
+    def rehearse(self) -> None:
+        """Make the first step of an image: all that the recipe asks of the networks is asked."""
+
     @property
     @abstractmethod
     def key(self) -> dict[str, Any]:

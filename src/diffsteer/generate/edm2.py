@@ -11,12 +11,10 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator, require_finite
-from diffsteer.generate.networks import guidance_of, require_only
+from diffsteer.generate.consistent import guidance_of
 from diffsteer.generate.options import EDM2Options
 from diffsteer.generate.recipe import Recipe
-from diffsteer.guidance import Guidance
 from diffsteer.hf.load import complete_weights
-from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.models.edm2.config import read_config
 from diffsteer.models.edm2.generate import decode_latents, decoded_bytes, generate, pixels
@@ -86,19 +84,24 @@ class EDM2Generator(Generator):
         self,
         recipe: Recipe,
         options: EDM2Options,
-        guidance: Guidance | None,
         nets: tuple[EDM2, EDM2 | None],
         decode: Decoder,
     ) -> None:
         super().__init__(recipe, decode.weights(*nets))
-        self._options, self._guidance, self._decode = options, guidance, decode
+        self._options, self._guidance, self._decode = options, guidance_of(recipe), decode
         self._main, self._guide = nets
 
     @override
+    def rehearse(self) -> None:
+        self._samples([0], 2)
+
+    @override
     def __call__(self, seeds: Sequence[int]) -> Tensor:
-        loop = replace(self._options.loop, steps=self.recipe.steps)
-        main, label = self._main, self._options.label
-        return self._decode(seeds, generate(main, seeds, self._guidance, self._guide, loop, label))
+        return self._decode(seeds, self._samples(seeds, self.recipe.steps))
+
+    def _samples(self, seeds: Sequence[int], steps: int) -> Tensor:
+        loop, label = replace(self._options.loop, steps=steps), self._options.label
+        return generate(self._main, seeds, self._guidance, self._guide, loop, label)
 
     @property
     @override
@@ -122,18 +125,18 @@ class EDM2Generator(Generator):
 
 
 @contextmanager
-def open_edm2(recipe: Recipe, options: EDM2Options, device: str) -> Iterator[EDM2Generator]:
+def open_edm2(recipe: Recipe, device: str) -> Iterator[EDM2Generator]:
     """Load an EDM2 network, its guide and its decoder, and make images until closed."""
-    require_only(recipe, "EDM2", ("model", "guidance", "guide", "steps"))
-    guidance, path, where = guidance_of(recipe), Path(recipe.model), device_of(device)
+    options, path = recipe.options or EDM2Options(), Path(recipe.model)
+    assert isinstance(options, EDM2Options)
     if not options.preset and options.models != EDM2Options.models:
         encoder = read_config(path).get("encoder", {})
         if encoder.get("kind") != "vae":
             raise InputError(f"{path} samples pixels: --models, which decodes latents, is not used")
-    main, about = _network(path, options.precision, where)
-    guide = _network(Path(recipe.guide), options.precision, where)[0] if recipe.guide else None
-    decode = Decoder.found(about, path, options.models, where)
-    generator = EDM2Generator(recipe, options, guidance, (main, guide), decode)
+    main, about = _network(path, options.precision, device)
+    guide = _network(Path(recipe.guide), options.precision, device)[0] if recipe.guide else None
+    decode = Decoder.found(about, path, options.models, device)
+    generator = EDM2Generator(recipe, options, (main, guide), decode)
     with ExitStack() as stack:
         stack.enter_context(generator.nfe.counting(main.unet, "rows"))
         if guide is not None:

@@ -1,15 +1,16 @@
 """Open what makes images: `with open_generator(recipe) as generate: images = generate([0, 1])`."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from diffsteer.core.errors import InputError
 from diffsteer.generate import adm, edm2, pipelines
 from diffsteer.generate.base import Generator
-from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, format_of
+from diffsteer.generate.consistent import kind_of, require_consistent
+from diffsteer.generate.options import ADM, EDM2
 from diffsteer.generate.recipe import Recipe
+from diffsteer.io.device import device_of
 
-__all__ = ["Generator", "open_generator"]
+__all__ = ["Generator", "open_generator", "rehearse"]
 
 
 @contextmanager
@@ -21,22 +22,25 @@ def open_generator(recipe: Recipe, device: str = "") -> Iterator[Generator]:
         device: Where networks run; empty for a GPU if there is one.
 
     Raises:
-        InputError: the model does not take what the recipe sets, or the recipe names none.
+        InputError: the recipe says what cannot be, or what its model does not take.
         OSError: a model is not there.
     """
-    options, kind = recipe.options, format_of(recipe.model)
-    opened: AbstractContextManager[Generator]
-    if isinstance(options, EDM2Options) and (kind == EDM2 or options.preset):
-        opened = edm2.open_edm2(recipe, options, device)
-    elif isinstance(options, ADMOptions) and kind == ADM:
-        opened = adm.open_adm(recipe, options, device)
-    elif options is not None:
-        raise InputError(f"{recipe.model} does not take {type(options).__name__}: leave them out")
-    elif kind == EDM2:
-        opened = edm2.open_edm2(recipe, EDM2Options(), device)
-    elif kind == ADM:
-        opened = adm.open_adm(recipe, ADMOptions(), device)
-    else:
-        opened = pipelines.open_pipeline(recipe, device)
-    with opened as generator:
+    require_consistent(recipe)
+    openers = {EDM2: edm2.open_edm2, ADM: adm.open_adm, "": pipelines.open_pipeline}
+    with openers[kind_of(recipe)](recipe, device_of(device)) as generator:
         yield generator
+
+
+def rehearse(recipes: Iterable[Recipe], device: str = "") -> None:
+    """Make the first step of each recipe, so that all that is wrong shows before one is sampled.
+
+    Raises:
+        InputError: as `open_generator`, or a guidance, refiner or prompt does not fit the model.
+        OSError: a model is not there.
+    """
+    recipes = list(recipes)
+    for recipe in recipes:
+        require_consistent(recipe)
+    for recipe in recipes:
+        with open_generator(recipe, device) as generator:
+            generator.rehearse()

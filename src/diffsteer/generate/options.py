@@ -133,5 +133,5 @@ def _label(label: int | None) -> dict[str, int]:
 def _fields(table: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict[str, Any]:
     """Options under the names of their fields; they are known, and `class` is one."""
     if unknown := table.keys() - {"class", *names}:
-        raise InputError(f"{where} takes no {brief(min(unknown))}")
+        raise InputError(f"{where} takes no {brief(min(unknown))[1:-1]}")
     return {{"class": "label"}.get(name, name): value for name, value in table.items()}

@@ -4,8 +4,9 @@ import inspect
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.parse import parse
-from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.generate.base import Generator, require_finite
-from diffsteer.generate.recipe import WEIGHT, Recipe
-from diffsteer.guidance import Guidance
-from diffsteer.hf.conditioning import conditioning_argument, conditioning_kwargs, seeded
+from diffsteer.generate.consistent import require_consistent
+from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs, seeded
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.load import load, network
 from diffsteer.hf.network import network_of
@@ -28,6 +27,10 @@ from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.refine.hook import opened
 from diffsteer.steering import steer
+
+
+class _Rehearsed(Exception):
+    """Ends a sampling at its first step."""
 
 
 class PipelineGenerator(Generator):
@@ -51,6 +54,15 @@ class PipelineGenerator(Generator):
         return {"recipe": self.recipe.for_seed(seed).to_dict(), "weights": self.weights}
 
     @override
+    def rehearse(self) -> None:
+        def stop(*_: Any, **__: Any) -> None:
+            raise _Rehearsed
+
+        step = self.pipe.scheduler.step
+        with suppress(_Rehearsed), replaced(self.pipe.scheduler, "step", wraps(step)(stop)):
+            self([0])
+
+    @override
     def __call__(self, seeds: Sequence[int]) -> Tensor:
         prompts = [self.recipe.for_seed(seed).prompt for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -68,13 +80,20 @@ def open_pipeline(recipe: Recipe, device: str = "") -> Iterator[PipelineGenerato
         device: Where; empty for a GPU if there is one. float32 on a CPU, bfloat16 on a GPU.
 
     Raises:
-        ValueError: the recipe names no model, or what cannot be.
+        InputError: the recipe says what cannot be.
+        OSError: a model is not there.
     """
-    if not recipe.model:
-        raise InputError("the recipe names no model: give a hub id or folder")
-    _require_consistent(recipe)
-    pipe, scheduler, weights = _loaded(recipe.model, device_of(device))
+    require_consistent(recipe)
+    folder = Path(recipe.model).resolve()
+    files = [(path, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))]
+    pipe, scheduler, weights = _loaded(recipe.model, device_of(device), tuple(files))
     pipe.scheduler = scheduler
+    if conditioning_argument(pipe) == PROMPTS and not all(recipe.prompts or [recipe.prompt]):
+        advice = "noise is refined" if recipe.refiner else "images are made"
+        warnings.warn(
+            f"there is no prompt, so that {advice} for nothing in particular: give --prompt",
+            stacklevel=3,
+        )
     with configured(pipe, recipe, weights) as generator:
         yield generator
 
@@ -98,16 +117,6 @@ def configured(
         warnings.warn(
             "a negative prompt acts by guidance alone: noise is refined for the prompt, and "
             "without a guidance nothing moves away from the negative one",
-            stacklevel=3,
-        )
-    if (
-        recipe.refiner
-        and conditioning_argument(pipe)
-        and not all(recipe.prompts or [recipe.prompt])
-    ):
-        warnings.warn(
-            "there is no prompt: noise is refined for what the image is to show, and refiners "
-            "are trained on prompts that say something. Give one, or leave the refiner out",
             stacklevel=3,
         )
     guide_weights = ""
@@ -135,28 +144,16 @@ def configured(
         yield generator
 
 
-def _require_consistent(recipe: Recipe) -> None:
-    """Check, before a model is loaded, all of a recipe that needs none."""
-    if WEIGHT in recipe.guidance:
-        raise InputError(
-            f"{recipe.guidance!r} holds {WEIGHT}: `diffsteer compare --weights` fills it"
-        )
-    if not recipe.refiner and recipe.strength != 1:
-        raise InputError(f"strength={recipe.strength} of no refiner: name one, or leave it out")
-    if recipe.guidance:
-        parse(recipe.guidance, Guidance)
-    if recipe.sampler:
-        parse(recipe.sampler, Sampler, named=NAMED)
-
-
 def _guidance(recipe: Recipe) -> str | None:
     """The guidance; one that is off where the refiner needs the null prompt to be sent."""
     return recipe.guidance or ("CFG(1)" if recipe.refiner.startswith("NLG") else None)
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, device: str) -> tuple[Any, Any, str]:
-    """Pipeline, its own scheduler and the hash of both; kept, since sweeps take it again."""
+def _loaded(
+    model: str, device: str, files: tuple[tuple[Path, int], ...] = ()
+) -> tuple[Any, Any, str]:
+    """Pipeline, its own scheduler and the hash of both; kept while its files are unchanged."""
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     pipe = load(model, dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
@@ -208,7 +205,18 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     if unknown := recipe.size.keys() - takes:
         names = ", ".join(sorted(unknown))
         raise InputError(f"{type(pipe).__name__} takes no {names}: leave it out")
+    if len(recipe.size) == 1:  # some pipelines take no notice of one alone
+        call |= dict.fromkeys(("height", "width"), _default_size(pipe))
     return call | recipe.size
+
+
+def _default_size(pipe: Any) -> int:
+    """Side in pixels of the images that a pipeline makes by itself."""
+    tokens = getattr(pipe, "default_sample_size", network_of(pipe).config.get("sample_size"))
+    scale = getattr(pipe, "vae_scale_factor", None)
+    if not (isinstance(tokens, int) and isinstance(scale, int)):
+        raise InputError(f"{type(pipe).__name__} names no size of its own: give width and height")
+    return tokens * scale
 
 
 def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tensor:

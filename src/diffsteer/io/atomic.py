@@ -222,3 +222,18 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def require_writable(path: Path) -> None:
+    """Check, before work begins, that a folder is there or can be made.
+
+    Raises:
+        OSError: a file stands in its way, or it cannot be written.
+    """
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file where a folder is to be: name another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be written to: name another folder")

@@ -13,6 +13,11 @@ MOST = 5_000_000
 
 def prompts_of(path: Path) -> tuple[str, ...]:
     """Read one prompt a line; an empty line, which would shift those after it, is refused."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no file {path} of prompts: give a file with one prompt a line, or one prompt alone "
+            "by --prompt"
+        )
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

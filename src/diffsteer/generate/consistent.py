@@ -1,0 +1,123 @@
+"""Checks of a recipe that need none of its models."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from diffsteer.core.errors import InputError, did_you_mean
+from diffsteer.core.parse import parse
+from diffsteer.core.sampler import NAMED, Sampler
+from diffsteer.core.spacing import SPACINGS
+from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, format_of
+from diffsteer.generate.recipe import WEIGHT, Recipe
+from diffsteer.guidance import SAG, Guidance
+from diffsteer.io.model_folder import CONFIG, INDEX, require_model
+from diffsteer.refine.metadata import ABOUT
+from diffsteer.refine.nlg import TrainingFreeRefiner
+
+USED = {
+    EDM2: ("model", "guidance", "guide", "steps", "options"),
+    ADM: ("model", "guidance", "guide", "steps", "sampler", "spacing", "options"),
+}
+"""Fields of a recipe that networks beside those of pipelines take."""
+
+
+def kind_of(recipe: Recipe) -> str:
+    """Kind of a recipe's model: EDM2, ADM, or empty for a pipeline.
+
+    Raises:
+        InputError: the recipe has options of another kind.
+    """
+    options = recipe.options
+    kind = EDM2 if isinstance(options, EDM2Options) and options.preset else format_of(recipe.model)
+    takes = {EDM2: EDM2Options, ADM: ADMOptions, "": type(None)}[kind]
+    if not isinstance(options, takes | None):
+        raise InputError(f"{recipe.model} does not take {type(options).__name__}: leave them out")
+    return kind
+
+
+def require_consistent(recipe: Recipe) -> None:
+    """Check all of a recipe that needs no model, before one is loaded.
+
+    Raises:
+        InputError: a field says what cannot be, or does nothing.
+        FileNotFoundError: a model is not there.
+    """
+    if not recipe.model:
+        raise InputError("the recipe names no model: give a hub id or folder")
+    if WEIGHT in recipe.guidance:
+        raise InputError(
+            f"{recipe.guidance!r} holds {WEIGHT}: `diffsteer compare --weights` fills it"
+        )
+    sampler = parse(recipe.sampler, Sampler, named=NAMED) if recipe.sampler else None
+    if recipe.spacing not in SPACINGS:
+        raise InputError(
+            f"no spacing is called {recipe.spacing!r}{did_you_mean(recipe.spacing, SPACINGS)}: "
+            f"there are {', '.join(SPACINGS)}"
+        )
+    kind, guidance = kind_of(recipe), guidance_of(recipe)
+    if kind:
+        _require_used(recipe, kind)
+    else:
+        _require_pipeline(recipe)
+    if isinstance(recipe.options, ADMOptions):
+        _require_adm(recipe.options, guidance, sampler)
+
+
+def guidance_of(recipe: Recipe) -> Guidance | None:
+    """Guidance of a recipe; None for none.
+
+    Raises:
+        InputError: it evaluates a guide and there is none, or the other way round.
+    """
+    guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
+    evaluated = "guide" in _networks(guidance)
+    if recipe.guide and not evaluated:
+        raise InputError(
+            f"guide={recipe.guide} does nothing with guidance={recipe.guidance!r}: give one that "
+            'asks it, such as --guidance "Auto(1.7)", or no guide'
+        )
+    if evaluated and not recipe.guide:
+        raise InputError(
+            f"guidance={recipe.guidance!r} evaluates a weaker network: name it, --guide MODEL"
+        )
+    return guidance
+
+
+def _networks(guidance: Guidance | None) -> set[str]:
+    """Networks that the parts of a guidance evaluate besides the main one."""
+    return {getattr(part, "net", "") for part in guidance.parts()} if guidance else set()
+
+
+def _require_used(recipe: Recipe, kind: str) -> None:
+    for field in fields(Recipe):
+        if field.name not in USED[kind] and getattr(recipe, field.name) != field.default:
+            network = "EDM2" if kind == EDM2 else "ADM"
+            raise InputError(f"{recipe.model} is an {network} network, which takes no {field.name}")
+    if recipe.guide and not Path(recipe.guide).exists():
+        raise FileNotFoundError(f"no guide {recipe.guide}: give a folder of `diffsteer convert`")
+
+
+def _require_pipeline(recipe: Recipe) -> None:
+    require_model(recipe.model, (INDEX,))
+    if recipe.guide and not format_of(recipe.guide):
+        require_model(recipe.guide, (CONFIG, INDEX))
+    if not recipe.refiner and recipe.strength != 1:
+        raise InputError(f"strength={recipe.strength} of no refiner: name one, or leave it out")
+    if "(" in recipe.refiner and not Path(recipe.refiner).exists():
+        parse(recipe.refiner, TrainingFreeRefiner)
+    elif recipe.refiner:
+        require_model(recipe.refiner, (ABOUT,))
+
+
+def _require_adm(options: ADMOptions, guidance: Guidance | None, sampler: Sampler | None) -> None:
+    parts = list(guidance.parts()) if guidance else []
+    if options.official_head_split and not any(isinstance(part, SAG) for part in parts):
+        raise InputError(
+            f"official_head_split does nothing with guidance={guidance!r}: it is of SAG"
+        )
+    evaluated = "classifier" in _networks(guidance) or getattr(sampler, "classifier", None)
+    if options.classifier and not evaluated:
+        raise InputError(
+            f"classifier={options.classifier} does nothing here: give --guidance "
+            '"Classifier(1.0)" or --sampler "Ancestral(classifier=1.0)", or no classifier'
+        )
