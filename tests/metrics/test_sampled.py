@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -136,6 +137,31 @@ def test_a_broken_chunk_is_named_set_aside_and_measured_again(tmp_path: Path, ha
         same(whole, sampled(watched, range(24), MEAN, tmp_path, KEY))
     assert asked == list(range(8, 16))
     assert path.with_suffix(".npz.broken").exists()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_any_flipped_bit_of_a_chunk_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    """In its numbers, checksums, names, lengths, offsets: no wrong or missing array, no error."""
+    sampled(noise, range(8), MEAN, tmp_path, KEY)
+    (path,) = tmp_path.glob("*.npz")
+    folder, data, draw = ShardFolder(tmp_path, whole_key()), path.read_bytes(), random.Random(0)
+    whole, aside = folder.read(path.name), 0
+    directory = range(data.index(b"PK\x01\x02"), len(data))
+    for place in [*draw.sample(range(len(data)), 150), *directory]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kept = folder.done()
+        if not kept:
+            path.with_suffix(".npz.broken").unlink()
+            aside += 1
+            continue
+        shard = folder.read(path.name)
+        assert shard.seeds == whole.seeds and shard.arrays.keys() == whole.arrays.keys()
+        assert all(torch.equal(shard.arrays[name], array) for name, array in whole.arrays.items())
+    assert aside > 150
 
 
 def test_two_programs_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Statistics files: read by others, read from others, refused when they do not fit."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,27 @@ def test_a_file_changed_by_hand_is_refused(tmp_path: Path, case: str) -> None:
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(ValueError, match=message):
         Statistics.load(path)
+
+
+def test_a_flipped_bit_of_a_file_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """A changed name would leave the features or the number of images out without a word."""
+    path, made, draw = tmp_path / "a.npz", statistics(8, 2), random.Random(0)
+    made.save(path)
+    data, refused = path.read_bytes(), 0
+    directory = range(data.index(b"PK\x01\x02"), len(data))
+    for place in [*draw.sample(range(len(data)), 150), *draw.sample(directory, 150)]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            stored = Statistics.load(path)
+        except ValueError:
+            refused += 1
+            continue
+        assert (stored.origin, stored.n) == (made.origin, made.n)
+        assert torch.equal(stored.features, made.features)
+        assert torch.equal(stored.gaussian.cov, made.gaussian.cov)
+    assert refused > 100
 
 
 def test_a_failed_write_leaves_the_old_file(

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from diffsteer.cli.compare import compare, entries_of
 from diffsteer.cli.evaluate import evaluate, stats
 from diffsteer.cli.options import Features, Samples
 from diffsteer.cli.sample import sample
-from diffsteer.generate.pipelines import _loaded, open_pipeline
+from diffsteer.generate.pipelines import PipelineGenerator, _loaded, open_pipeline
 from diffsteer.generate.recipe import read
 
 SMALL = Features(size=32, batch=16, device="cpu")
@@ -196,6 +198,42 @@ def test_compare_writes_a_page_that_loads_nothing(
     shown = sorted((tmp_path / "out" / "pictures" / "cfg").iterdir())
     assert [p.name for p in shown] == ["000000.png", "000001.png"]
     assert "less the first's" in capsys.readouterr().out
+
+
+def test_shown_images_are_those_that_were_measured_and_sampled_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first run none again; later those alone that are not there; a kill loses none."""
+    sampled: list[int] = []
+    kill_at: list[int] = []
+    generate = PipelineGenerator.__call__
+
+    def counted(self: PipelineGenerator, seeds: Sequence[int]) -> torch.Tensor:
+        if set(kill_at) & set(seeds):
+            raise KeyboardInterrupt
+        sampled.extend(seeds)
+        return generate(self, seeds)
+
+    monkeypatch.setattr(PipelineGenerator, "__call__", counted)
+    paths = (root / "cfg.json", root / "plain.json")
+    samples, out = Samples("0-9", 4, tmp_path / "work"), tmp_path / "out"
+
+    def run() -> list[int]:
+        sampled.clear()
+        compare(paths, root / "real.npz", "", SMALL, samples, out, show=3, resamples=20)
+        return sorted(sampled)
+
+    kill_at.append(8)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert sorted(sampled) == list(range(8))
+    kill_at.clear()
+    assert run() == sorted([8, 9, *range(10)])  # the rest of the first, and the second recipe
+    assert run() == []
+    shown = out / "pictures" / "cfg" / "000001.png"
+    before = shown.read_bytes()
+    shown.unlink()
+    assert run() == [1] and Image.open(shown).tobytes() == Image.open(BytesIO(before)).tobytes()
 
 
 def test_bad_comparisons(root: Path, tmp_path: Path) -> None:

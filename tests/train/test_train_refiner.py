@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -81,6 +82,23 @@ def test_targets_go_on_and_do_not_depend_on_batch(
     a, b = Targets.at(tmp_path), Targets.at(stored)
     assert a.seeds == b.seeds
     torch.testing.assert_close(a.latents, b.latents, atol=1e-4, rtol=1e-4)  # kernels by batch
+
+
+def test_a_flipped_bit_of_a_chunk_is_told_to_training_and_mended_by_targets(
+    teacher: Recipe, stored: Path, tmp_path: Path
+) -> None:
+    """Training does not go on with fewer targets; the command makes what was lost."""
+    shutil.copytree(stored, tmp_path / "t")
+    whole, (path,) = Targets.at(stored), (tmp_path / "t").glob("chunk-*")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"features.npy") + 200] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"is broken.*refine targets. again"):
+        Targets.at(tmp_path / "t")
+    with pytest.warns(UserWarning, match=r"set aside as .*\.broken"):
+        make(teacher, range(8), tmp_path / "t", batch=3)
+    again = Targets.at(tmp_path / "t")
+    assert again.seeds == whole.seeds and torch.equal(again.latents, whole.latents)
 
 
 def test_targets_of_an_ancestral_teacher_do_not_depend_on_batch(

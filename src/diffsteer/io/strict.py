@@ -229,6 +229,8 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> "dict[str, np.
         names: Of the arrays to read, where they are there; None for all.
     """
     with open_zip(path) as archive:
+        for member in archive.infolist():
+            archive.open(member).close()  # refuses a name that changed, which would hide an array
         members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
         chosen = {n: m for n, m in members.items() if names is None or n in names}
         size = sum(member.file_size for member in chosen.values())

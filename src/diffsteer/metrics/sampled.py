@@ -244,21 +244,20 @@ def measure_recipe(
     with open_generator(recipe, device) as generator:
         folder = None if show is None else SeedImages(show, generator)
         missing = set(folder.missing(sorted(set(seeds))[:shown])) if folder else set()
-        images: dict[int, Tensor] = {}
 
         def make(part: Sequence[int]) -> Tensor:
-            made = generator(part)
-            pairs = zip(part, made, strict=True)
-            images.update({seed: image for seed, image in pairs if seed in missing})
-            return made
+            images = generator(part)
+            if folder is not None:
+                for seed, image in zip(part, images, strict=True):
+                    if seed in missing:
+                        folder.save(seed, image)
+            return images
 
         out, key = work / digest(key_of(generator.key, extractor))[:16], generator.key
         run = sampled(make, seeds, extractor, out, key, batch, keep, generator.nfe)
         if folder is not None:
-            for seed, image in images.items():
-                folder.save(seed, image)
             processes = Processes.running()
-            processes.gathered(len(images))  # all have written before the first looks
+            processes.gathered(len(missing))  # all have written before the first looks
             if processes.rank == 0:
                 folder.fill(sorted(missing), batch)
         return run

@@ -22,7 +22,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.first_call import require_prompts
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.io.hashing import differences
-from diffsteer.io.shards import MANIFEST, Shard, ShardFolder
+from diffsteer.io.shards import MANIFEST, BrokenShard, Shard, ShardFolder
 from diffsteer.io.strict import read_object, refused
 from diffsteer.metrics.best_of_n import Score, scored
 from diffsteer.metrics.sampled import filled
@@ -110,8 +110,16 @@ class Targets:
             ValueError: they have no score, or none is good enough.
         """
         folder = ShardFolder(path, _key(path))
-        shards = [folder.read(name) for name in folder.done()]
+        try:
+            shards = [folder.read(file.name) for file in sorted(path.glob("chunk-*.npz"))]
+        except BrokenShard as error:
+            raise InputError(
+                f"a chunk of {path} is broken, {error}: give the command of `diffsteer refine "
+                "targets` again, which makes its targets anew"
+            ) from error
         seeds = [seed for shard in shards for seed in shard.seeds]
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"{path} holds a seed twice: remove one of its chunks")
         if not seeds:
             raise FileNotFoundError(f"{path} holds no targets yet: run `diffsteer refine targets`")
         latents = torch.cat([shard.arrays[LATENTS] for shard in shards])
