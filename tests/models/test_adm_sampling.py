@@ -288,3 +288,31 @@ def test_what_is_missing_is_said() -> None:
     advice = str(refusal.value).rpartition("--sampler ")[2]
     assert parse(advice, Sampler, named=NAMED) == DDPM
     assert ours(fixed.net, "4", None, DDPM).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_schedule": "cosine"},
+        {"diffusion_steps": 4000, "rescale_timesteps": True},
+        {"predict_xstart": True},
+        {"image_size": 64},
+    ],
+    ids=str,
+)
+def test_a_guide_that_means_another_thing_is_refused(change: dict) -> None:
+    """Its time would be another noise level, or its output another quantity."""
+    (name, value), *_ = change.items()
+    other = Diffusion(ADM(replace(TINY, **change)))
+    with pytest.raises(ValueError, match=f"the guide has {name}={value} and the network "):
+        Diffusion(NETS[TINY]).denoiser(Auto(2.0), CLASSES, guide=other)
+
+
+def test_classes_fit_every_network() -> None:
+    plain, few = (
+        Diffusion(ADM(replace(TINY, **c))) for c in ({"class_cond": False}, {"num_classes": 5})
+    )
+    with pytest.raises(ValueError, match="need classes"):
+        plain.denoiser(Auto(2.0), guide=few)
+    with pytest.raises(ValueError, match="one a sample, from 0 to 4"):
+        Diffusion(NETS[TINY]).denoiser(Auto(2.0), CLASSES, guide=few)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import renamed_fields
@@ -24,7 +24,7 @@ from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.published import PUBLISHED
 from diffsteer.models.adm.unet import ADM, ADMClassifier
 
-Net = TypeVar("Net", bound=nn.Module)
+Net = TypeVar("Net", ADM, ADMClassifier)
 AS_PUBLISHED = Clamped()
 """Keeps x0 in [-1, 1], as the official code does at every step."""
 
@@ -91,11 +91,12 @@ class Diffusion:
                 Without a null class CFG has nothing to go by, and SAG works on="cond".
             classes: Class of each sample, `(B,)`, for class-conditional networks and classifiers.
             classifier: For `Classifier` and `Ancestral(classifier=...)`.
-            guide: A weaker network of the same schedule, for `Auto`.
+            guide: A weaker network of the same size, schedule and prediction type, for `Auto`.
             official_head_split: As for `network`.
             max_rows: Largest batch of a forward pass.
         """
-        self._check(classes, classifier)
+        self._check_guide(guide)
+        self._check(classes, *(net for net in (classifier, guide and guide.net) if net))
         nets = {"main": self.network(official_head_split)}
         if classifier is not None:
             nets["classifier"] = Network(class_gradient(partial(self._classify, classifier)))
@@ -104,14 +105,23 @@ class Diffusion:
         cond = {} if classes is None else {"y": classes}
         return Denoiser(nets, {"cond": cond}, self.prediction, guidance, max_rows, self.schedule)
 
-    def _check(self, classes: Tensor | None, classifier: ADMClassifier | None) -> None:
-        flags = self.net.flags
+    def _check_guide(self, guide: "Diffusion | None") -> None:
+        for name in ("image_size", "noise_schedule", "diffusion_steps", "predict_xstart"):
+            own = getattr(self.net.flags, name)
+            other = own if guide is None else getattr(guide.net.flags, name)
+            if own != other:
+                raise InputError(
+                    f"the guide has {name}={other} and the network {own}: the same time and output "
+                    "mean different things to them; give a guide that was trained alike"
+                )
+
+    def _check(self, classes: Tensor | None, *others: ADM | ADMClassifier) -> None:
+        every = [net.flags for net in (self.net, *others)]
+        counts = [flags.num_classes for flags in every if flags.class_cond or flags.classifier]
         if classes is None:
-            if flags.class_cond or classifier is not None:
+            if counts:
                 raise InputError("a class-conditional network and a classifier need classes, (B,)")
             return
-        counts = [flags.num_classes] if flags.class_cond else []
-        counts += [] if classifier is None else [classifier.flags.num_classes]
         if not counts:
             raise InputError("this network knows no classes, and there is no classifier: give none")
         if classes.ndim != 1 or not ((classes >= 0) & (classes < min(counts))).all():
@@ -152,30 +162,21 @@ def load(path: Path | str, flags: Flags | None = None) -> Diffusion:
 
 def load_classifier(path: Path | str, flags: Flags | None = None) -> ADMClassifier:
     """Read a classifier of noisy images; arguments and errors as `load`."""
-    state, flags = _known(Path(path), flags)
-    _require(flags, classifier=True)
-    check(state, flags)
-    with torch.device("meta"):
-        net = ADMClassifier(flags)
-    return _filled(net, state)
+    return _network(ADMClassifier, *_known(Path(path), flags))
 
 
 def from_state(state: Mapping[str, Tensor], flags: Flags) -> ADM:
     """Build the denoising network of a state dict."""
-    _require(flags, classifier=False)
+    return _network(ADM, state, flags)
+
+
+def _network(cls: type[Net], state: Mapping[str, Tensor], flags: Flags) -> Net:
+    if flags.classifier != (cls is ADMClassifier):
+        what, use = ("classifier", "load_classifier") if flags.classifier else ("denoiser", "load")
+        raise InputError(f"these are the flags of a {what}: read it by {use}")
     check(state, flags)
     with torch.device("meta"):
-        net = ADM(flags)
-    return _filled(net, dict(state))
-
-
-def _require(flags: Flags, classifier: bool) -> None:
-    if flags.classifier != classifier:
-        is_, use = ("a classifier", "load_classifier") if flags.classifier else ("no one", "load")
-        raise InputError(f"these are the flags of {is_} of noisy images: read it by {use}")
-
-
-def _filled(net: Net, state: State) -> Net:
+        net = cls(flags)
     net.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     return net.eval().requires_grad_(False)
 
@@ -205,13 +206,17 @@ def shapes_of(flags: Flags) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a network."""
     with torch.device("meta"):
         net = ADMClassifier(flags) if flags.classifier else ADM(flags)
-    return {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    return _shapes(net.state_dict())
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def check(state: Mapping[str, Tensor], flags: Flags) -> None:
     """Raise InputError unless names and shapes are those of the flags; says which flags fit."""
     expected = shapes_of(flags)
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    shapes = _shapes(state)
     if shapes == expected:
         return
     both = [n for n in expected if n in shapes and shapes[n] != expected[n]]
@@ -248,7 +253,7 @@ def _few(names: list[str]) -> str:
 
 def _guess(state: Mapping[str, Tensor]) -> str:
     """Name the published networks with these tensors."""
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    shapes = _shapes(state)
     width = shapes.get("time_embed.0.weight", (0, 0))[-1]
     near = {name: flags for name, flags in PUBLISHED.items() if flags.num_channels == width}
     names = [name for name, flags in near.items() if shapes_of(flags) == shapes]

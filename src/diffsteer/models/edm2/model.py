@@ -8,7 +8,7 @@ Source: Karras et al. 2024, app. B, https://arxiv.org/abs/2312.02696.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -106,25 +106,6 @@ class EDM2(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Write a new folder that `load` reads."""
         Checkpoint(self.config, self.state_dict()).save(Path(folder))
-
-    @overload
-    def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor | float,
-        class_labels: Tensor | None = ...,
-        return_logvar: Literal[False] = ...,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor | float,
-        class_labels: Tensor | None = ...,
-        *,
-        return_logvar: Literal[True],
-    ) -> tuple[Tensor, Tensor]: ...
 
     @override
     def forward(
