@@ -2,6 +2,7 @@
 
 from families import (
     tiny_audio,
+    tiny_edit,
     tiny_fixtures,
     tiny_guider_based,
     tiny_image_batched,
@@ -30,6 +31,7 @@ KINDS = (
     tiny_video_audio,
     tiny_video_world,
     tiny_image_encoded,
+    tiny_edit,
     tiny_audio,
     tiny_guider_based,
 )

@@ -10,15 +10,10 @@ import tiny
 import torch
 
 from families import encoders
-from families.parts import TinyFamily, embeds, flow, network, pipeline, sampling
+from families.parts import TinyFamily, embeds, flow, network, pipeline, prompt, sampling
 
 DYNAMIC = {"use_dynamic_shifting": True}
 SIZE = {"height": 64, "width": 64}  # 8x8 latents, 4x4 tokens of 2x2
-
-
-def prompts(seed: int, name: str = "prompt_embeds", length: int = 5, **masks: Any) -> Any:
-    """Arguments of a prompt of a given length as embeddings."""
-    return {name: embeds(seed, 1, length, 16)} | masks
 
 
 def true_cfg(_: Any, length: int = 5) -> dict[str, Any]:
@@ -31,11 +26,11 @@ def cfg(_: Any, length: int = 5) -> dict[str, Any]:
 
 def prompted(_: Any, **more: Any) -> dict[str, Any]:
     """A call without guidance, from an embedding."""
-    return sampling(**SIZE, guidance_scale=1.0) | prompts(1) | more
+    return sampling(**SIZE, guidance_scale=1.0) | prompt(1) | more
 
 
-def qwen_image() -> Any:
-    transformer = network(
+def qwen_transformer() -> Any:
+    return network(
         "QwenImageTransformer2DModel",
         in_channels=16,
         out_channels=4,
@@ -45,7 +40,11 @@ def qwen_image() -> Any:
         joint_attention_dim=16,
         axes_dims_rope=(4, 6, 6),
     )
-    return pipeline("QwenImagePipeline", scheduler=flow(**DYNAMIC), transformer=transformer)
+
+
+def qwen_image() -> Any:
+    parts = {"scheduler": flow(**DYNAMIC), "transformer": qwen_transformer()}
+    return pipeline("QwenImagePipeline", **parts)
 
 
 def chroma() -> Any:
@@ -200,7 +199,7 @@ FAMILIES = (
         "QwenImagePipeline",
         "B",
         qwen_image,
-        lambda _: sampling(**SIZE) | prompts(1),
+        lambda _: sampling(**SIZE) | prompt(1),
         partial(true_cfg, length=7),
         contexts=("cond", "uncond"),
         time="timestep = t / 1000",
