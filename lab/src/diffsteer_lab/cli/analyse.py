@@ -34,8 +34,8 @@ def analyse(
     """Show what a refiner changes in noise, and which frequencies carry the result, on a page.
 
     Spectra of the change and of inverted guided images, refined noise swapped band by band,
-    sweeps of strength and prompt, and rivals, with intervals over seeds. Features are those of the
-    extra `eval`, where it is installed.
+    sweeps of strength and prompt, and baselines, with intervals over seeds. Features are those of
+    the extra `eval`, where it is installed.
 
     Args:
         recipe: Model and refiner; the guidance is of the images that the refiner is compared
@@ -43,12 +43,12 @@ def analyse(
         prompts: File with one prompt a line; seed i shows prompt i mod their number. With three
             or more, prompts are swapped for one another too.
         seeds: Those that are sampled, each about 40 times: "0-15".
-        count: Noises in the spectra of the change, >= 2; each costs a row of the network.
+        count: Noises in the spectra of the change, >= 2; each costs one network evaluation.
         out: Folder for index.html, analysis.json, charts (SVG) and images (PNG).
         batch: Samples at a time, >= 1.
         device: Where it runs; empty for a GPU if there is one.
         show: Images of so many of the first seeds in the page.
-        score: As in `diffsteer refine targets`; judges images by strength, and rivals.
+        score: As in `diffsteer refine targets`; judges images by strength, and baselines.
     """
     if not recipe.model or recipe.prompt:
         raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
