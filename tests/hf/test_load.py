@@ -212,7 +212,7 @@ def test_a_guide_of_other_conditions_is_refused(whole: Path, tmp_path: Path, cas
     diffusers.UNet2DConditionModel(**config | changes).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message):
         steer(pipe, Auto(2), network(str(tmp_path), None))
-    with pytest.raises(InputError, match="AutoencoderKL is no network"):
+    with pytest.raises(InputError, match="a guide of AutoencoderKL"):
         steer(pipe, Auto(2), network(str(whole / "vae"), None))
     with pytest.raises(InputError, match="a guide of UNet2DModel"):
         steer(pipe, Auto(2), tiny.unconditional(diffusers.DDIMScheduler()).unet)

@@ -283,7 +283,7 @@ def test_rendering_leaves_the_pipeline_as_it_was(root: Path) -> None:
         ({"guidance": "SAG(1, 'nowhere').over(1, 2)"}, "nowhere"),
         ({"guidance": "CFG(2)", "refiner": "NLG(1)", "height": 12}, "divisible by 8"),
         ({"width": 20}, "divisible by 8"),
-        ({"guidance": "Auto(2)", "guide": "vae"}, "AutoencoderKL is no network"),
+        ({"guidance": "Auto(2)", "guide": "vae"}, "a guide of AutoencoderKL"),
         ({"refiner": "real"}, "folder without refiner.json"),
         ({"guidance": "Classifier(1)"}, "classifier"),
         ({"sampler": "DDIM()", "spacing": "karas"}, "did you mean 'karras'"),

@@ -13,7 +13,7 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.queries import number
-from diffsteer.hf.architectures import by_sdpa, family_of, packed, size_of, unpacked
+from diffsteer.hf.architectures import by_sdpa, family_of, known_family, packed, size_of, unpacked
 from diffsteer.hf.call import NetworkCall
 from diffsteer.hf.network import PipelineNetwork, place_of, uncompiled, unwrap_compiled
 from diffsteer.hf.timesteps import level_at
@@ -176,7 +176,7 @@ CONDITIONED = (
 
 
 def _check_fit(main: Any, guide: Any) -> None:
-    if family_of(main) != family_of(guide):
+    if family_of(main) != known_family(guide):
         raise InputError(
             f"a guide of {type(guide).__name__} does not take what a {type(main).__name__} is "
             "called with: give a network of the same architecture"
