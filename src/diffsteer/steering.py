@@ -132,6 +132,9 @@ class Steering:
         if guidance is not None and not known:
             steps = StepGuidance(pipe, guidance, second, max_rows, self._runs)
             self._replaced.enter_context(steps)
+        if timesteps := getattr(pipe, "get_timesteps", None):
+            checked = partial(_some_steps, timesteps)
+            self._replaced.enter_context(replaced(pipe, "get_timesteps", checked))
 
     def refine_by(self, refiner: "Refine | str | Path", strength: float) -> None:
         """Refine the noise of every sampling from now on."""
@@ -192,6 +195,17 @@ class Steering:
         for hook in self._before_call:
             call = hook(call)
         return call
+
+
+def _some_steps(get_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Timesteps of image to image, of which there has to be one."""
+    timesteps = get_timesteps(*args, **kwargs)
+    if len(timesteps[0]) == 0:
+        raise InputError(
+            "this strength leaves no step of image to image: raise strength or num_inference_steps "
+            "until their product is 1 at least"
+        )
+    return timesteps
 
 
 def zero_snr_scheduler(pipe: Any) -> Any:

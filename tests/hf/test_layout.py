@@ -143,3 +143,54 @@ def test_layers_of_grounded_objects_and_of_frames() -> None:
     assert names and not any("fuser" in name for name in names)
     network.mid_block.add_module("temporal", TransformerTemporalModel(4, 16, in_channels=64))
     assert image_attention(network).keys() == names.keys()
+
+
+class Merged:
+    """Attention of means of three tokens each, as processors that merge tokens compute it."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+        x = hidden_states[:, :15].unflatten(1, (5, 3)).mean(dim=2)
+        q, k, v = (
+            part(x).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            for part in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        out = attn.to_out[0](out.transpose(1, 2).flatten(2)).repeat_interleave(3, dim=1)
+        return torch.cat([out, hidden_states[:, 15:]], dim=1)
+
+
+def test_layers_of_other_sizes_than_halvings(folder) -> None:
+    """PAG and a mean of all queries need no height and width; maps and blurs do, and say so."""
+    pipe = made("StableDiffusionPipeline", folder)
+    call = zoo.CASES["StableDiffusionPipeline"][1](1.0, 2)
+    call["latents"] = call["latents"].float()
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    layer.set_processor(Merged())
+    plain = zoo.steps_of(pipe, call)
+    for guidance in ("PAG(3)", "SEG(3)"):
+        with steer(pipe, guidance):
+            assert (zoo.steps_of(pipe, call)[-1] - plain[-1]).abs().max() > 1e-4
+    for guidance in ("SEG(3, sigma=1.0)", 'SAG(0.5, on="cond")'):
+        with steer(pipe, guidance), pytest.raises(InputError, match="5 tokens, of which neither height"):
+            zoo.steps_of(pipe, call)
+
+
+def test_image_to_image_without_a_step(folder) -> None:
+    pipe = made("StableDiffusionImg2ImgPipeline", folder)
+    call = zoo.image(4.0, 2) | {"strength": 0.1}
+    with steer(pipe, "CFG(4)"), pytest.raises(InputError, match="leaves no step of image to image"):
+        zoo.steps_of(pipe, call, steps=3)
+    assert "get_timesteps" not in vars(pipe)
+
+
+def test_refined_noise_is_added_to_the_scheduler_s_sample(folder) -> None:
+    """A refiner alone expects the noisy channels first, and finds them elsewhere."""
+    from diffsteer.refine.hook import started_from
+
+    pipe = made("MarigoldDepthPipeline", folder)
+    call = zoo.CASES["MarigoldDepthPipeline"][1](1.0, 2)
+    call["image"] = call["image"].float()
+    refused = pytest.raises(InputError, match="gives its scheduler a sample of shape")
+    with refused, started_from(pipe, torch.randn(2, 4, 8, 8)):
+        zoo.steps_of(pipe, call)
+    assert "step" not in vars(pipe.scheduler)

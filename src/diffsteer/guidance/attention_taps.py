@@ -191,6 +191,11 @@ class Tap:
         tokens: ImageTokens,
     ) -> Tensor:
         """Attention of all rows, with those of the edits replaced."""
+        if k.shape[2] != q.shape[2]:
+            raise InputError(
+                f"a layer attends from {q.shape[2]} tokens to {k.shape[2]} others, which is no "
+                "self-attention: guide by another layer"
+            )
         if text := tokens.start:
             q, k, v = (part.roll(-text, dims=2) for part in (q, k, v))
             image_first = self.attend(q, k, v, _rolled(rest, -text), ImageTokens(tokens.shape))
@@ -237,8 +242,8 @@ def _rows_of(rest: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]
 def in_grid(size: tuple[int, int], text_first: bool, name: str, tokens: int) -> ImageTokens:
     """Tokens of an image in a layer.
 
-    A layer with fewer tokens than the sample sees it halved some times, rounded up. One with more
-    holds text as well. Where no halving fits, only the number of tokens is known.
+    A layer with fewer tokens than the sample sees it halved some times, rounded up or down. One
+    with more holds text as well. Where no halving fits, only the number of tokens is known.
 
     Args:
         size: Height and width of the sample in tokens of the first layer.
@@ -249,9 +254,13 @@ def in_grid(size: tuple[int, int], text_first: bool, name: str, tokens: int) -> 
     h, w = size
     if tokens > h * w:
         return ImageTokens((h, w), tokens - h * w if text_first else 0)
-    while h * w > tokens and h * w > 1:
-        h, w = -(-h // 2), -(-w // 2)
-    return ImageTokens((h, w) if h * w == tokens else (tokens,))
+    for up in (1, 0):
+        h, w = size
+        while h * w > tokens and h * w > 1:
+            h, w = max((h + up) // 2, 1), max((w + up) // 2, 1)
+        if h * w == tokens:
+            return ImageTokens((h, w))
+    return ImageTokens((tokens,))
 
 
 class _Mode(TorchFunctionMode):

@@ -23,6 +23,7 @@ from diffsteer.guidance import Guidance
 from diffsteer.hf.call import NotedCalls
 from diffsteer.hf.guided import Guided
 from diffsteer.hf.hooks import plain_forward, replaced
+from diffsteer.hf.layout import FirstStep
 from diffsteer.hf.network import check_free, network_of
 
 
@@ -65,7 +66,7 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         self.register_to_config(guidance=repr(self.guidance), max_rows=max_rows)
         self.scheduler, self.guide, self.max_rows = scheduler, guide, max_rows
         self._steered: tuple[NotedCalls, Guided] | None = None
-        self._replaced = ExitStack()
+        self._replaced, self._first = ExitStack(), FirstStep()
         self._conditions = 1
 
     @override
@@ -145,7 +146,9 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         """Stand in for one call of the network's forward."""
         self.cleanup_models(denoiser)
         call = reader.read(self.scheduler, args, kwargs)
-        return call.reply(guided(call) if call.pending is None else call.pending)
+        if call.pending is not None:
+            return call.reply(call.pending)
+        return self._first.answer(call, guided)
 
     @override
     def __call__(self, data: list[Any]) -> GuiderOutput:

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,13 +18,14 @@ from diffsteer.hf.hooks import replaced
 from diffsteer.hf.network import Place
 
 
-def check_layout(call: NetworkCall, timestep: Any, sample: Tensor) -> Place:
+def check_layout(call: NetworkCall, timestep: Any, sample: Tensor, relied: bool = True) -> Place:
     """Place of the scheduler's sample in the input of a call, which has to be the expected one.
 
     Args:
         call: The first of a sampling.
         timestep: As the scheduler is given it.
         sample: As the scheduler holds it, `(B, *D)`.
+        relied: Whether the place was relied on already, or is what is looked for.
 
     Raises:
         ValueError: it is not there, or elsewhere.
@@ -36,7 +36,7 @@ def check_layout(call: NetworkCall, timestep: Any, sample: Tensor) -> Place:
     if call.reader.family.null_class is not None:
         scaled = scaled[: len(inputs)]
     size, expected = scaled.shape[dim], call.network.place
-    starts = [expected.start] if call.placed else range(inputs.shape[dim] - size + 1)
+    starts = [expected.start] if relied else range(inputs.shape[dim] - size + 1)
     for start in starts:
         part = inputs.narrow(dim, start, min(size, inputs.shape[dim] - start))
         if part.shape == scaled.shape and _close(part, scaled):
@@ -49,8 +49,8 @@ def check_layout(call: NetworkCall, timestep: Any, sample: Tensor) -> Place:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal but for rounding to 8 bits."""
-    return bool(((a - b).abs() <= 1e-2 * (1 + b.abs())).all())
+    """Whether two tensors are equal but for rounding to 8 bits, where `b` is finite."""
+    return not bool((((a - b).abs() > 1e-2 * (1 + b.abs())) & b.isfinite()).any())
 
 
 class FirstStep(AbstractContextManager["FirstStep"]):
@@ -102,8 +102,9 @@ class FirstStep(AbstractContextManager["FirstStep"]):
         def step(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
             self._pending = ""
             self._replaced.close()
-            place = check_layout(call, timestep, sample)
-            if not torch.equal(_stepped(call, out, model_output), model_output):
+            place = check_layout(call, timestep, sample, call.placed)
+            answered = _stepped(call, out, model_output)
+            if answered.shape != model_output.shape or not _close(model_output, answered):
                 raise InputError(
                     f"{call.reader.owner} does not give its scheduler what its network answers, "
                     "but changes it (by guidance of its own, or preconditioning), which would act "
@@ -121,5 +122,6 @@ class FirstStep(AbstractContextManager["FirstStep"]):
 def _stepped(call: NetworkCall, out: Tensor, like: Tensor) -> Tensor:
     """Part of an answer, `(B, *D)`, that the scheduler is given: a learned variance or not."""
     dim = call.reader.family.channel_dim
-    part = out.narrow(dim, 0, min(out.shape[dim], like.shape[dim])).to(like.dtype)
+    part = out.narrow(dim, 0, min(out.shape[dim], like.shape[dim]))
+    part = part.to(call.inputs.dtype).to(like.dtype)  # as the pipeline gets it
     return part if call.reader.family.null_class is None else call.batch.repeated(part)

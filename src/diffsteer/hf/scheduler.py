@@ -286,5 +286,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _level(self, timesteps: Tensor, like: Tensor) -> Level:
         t = timesteps.flatten()
+        if not len(t):
+            raise InputError("no timestep is left to start from: raise strength or the steps")
         level = self.schedule.at(t)
         return Level(*(value.expand(len(like)) for value in level)) if len(t) == 1 else level

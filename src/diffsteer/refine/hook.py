@@ -24,6 +24,7 @@ from diffsteer.guidance.denoiser import Cond, chunks, rows_of
 from diffsteer.hf.call import BatchedConditions, NetworkCall, shifted
 from diffsteer.hf.first_call import conditions, require_prompts
 from diffsteer.hf.hooks import plain_forward, replaced
+from diffsteer.hf.layout import check_layout
 from diffsteer.hf.network import PipelineNetwork, check_free, network_of, unwrap_compiled
 from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 from diffsteer.refine.noise_registry import refined_before, remember
@@ -74,7 +75,7 @@ class RefineHook(AbstractContextManager["RefineHook"]):
             size, self._scale = self._start(call)
             with torch.no_grad():
                 self._shift = size * self._change(call, size * self._scale)
-            step = self._first_step(self._shift, call.scheduler.step)
+            step = self._first_step(call, self._shift, call.scheduler.step)
             self._replaced.enter_context(replaced(call.scheduler, "step", step))
         return call if self._shift is None else call.moved(self._scale * self._shift)
 
@@ -126,7 +127,9 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         ]
         return self.strength * (torch.cat(refined) - noise)
 
-    def _first_step(self, shift: Tensor, step: Callable[..., Any]) -> Callable[..., Any]:
+    def _first_step(
+        self, call: NetworkCall, shift: Tensor, step: Callable[..., Any]
+    ) -> Callable[..., Any]:
         """Step of a scheduler from the refined sample, which then is as it was."""
 
         @wraps(step)  # pipelines look at its signature for whether to send generators
@@ -137,6 +140,7 @@ class RefineHook(AbstractContextManager["RefineHook"]):
                     f"{len(sample)} samples: switch off what else it guides by (PAG) while noise "
                     "is refined, or take the plain pipeline"
                 )
+            check_layout(call, timestep, sample)
             moved = shifted(sample, shift)
             self._release()
             return step(model_output, timestep, moved, *args, **kw)
