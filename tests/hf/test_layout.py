@@ -73,6 +73,16 @@ def test_places_that_no_pipeline_of_diffusers_has(folder) -> None:
     assert not seen
 
 
+def test_a_variance_that_the_scheduler_does_not_name(folder) -> None:
+    """IF's second stage takes 6 channels and returns 6: 3 are denoised, whatever scheduler."""
+    pipe = made("IFSuperResolutionPipeline", folder)
+    pipe.scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    call = {k: v.float() if torch.is_tensor(v) else v for k, v in zoo._if_super(4.0, 2).items()}
+    want = zoo.steps_of(pipe, call)
+    with steer(pipe, "CFG(4)"):
+        torch.testing.assert_close(zoo.steps_of(pipe, call), want, atol=1e-4, rtol=1e-4)
+
+
 def test_an_output_that_is_never_stepped_from(folder) -> None:
     """Noise stands for the answer until the scheduler tells which channels are the sample."""
     pipe = tiny.stable_diffusion(zoo.ddim(), folder, "StableDiffusionPipeline")
@@ -190,7 +200,7 @@ def test_refined_noise_is_added_to_the_scheduler_s_sample(folder) -> None:
     pipe = made("MarigoldDepthPipeline", folder)
     call = zoo.CASES["MarigoldDepthPipeline"][1](1.0, 2)
     call["image"] = call["image"].float()
-    refused = pytest.raises(InputError, match="gives its scheduler a sample of shape")
+    refused = pytest.raises(InputError, match="puts other channels before its noise")
     with refused, started_from(pipe, torch.randn(2, 4, 8, 8)):
         zoo.steps_of(pipe, call)
     assert "step" not in vars(pipe.scheduler)

@@ -18,33 +18,31 @@ from diffsteer.hf.hooks import replaced
 from diffsteer.hf.network import Place
 
 
-def check_layout(call: NetworkCall, timestep: Any, sample: Tensor, relied: bool = True) -> Place:
-    """Place of the scheduler's sample in the input of a call, which has to be the expected one.
+def place_in(call: NetworkCall, timestep: Any, sample: Tensor) -> Place:
+    """Place of the scheduler's sample in the input of a call, the expected one if it is there.
 
     Args:
         call: The first of a sampling.
         timestep: As the scheduler is given it.
         sample: As the scheduler holds it, `(B, *D)`.
-        relied: Whether the place was relied on already, or is what is looked for.
 
     Raises:
-        ValueError: it is not there, or elsewhere.
+        ValueError: it is nowhere.
     """
     scale, dim = getattr(call.scheduler, "scale_model_input", None), call.reader.family.channel_dim
-    inputs = call.inputs[call.rows("cond")]
+    inputs, expected = call.inputs[call.rows("cond")], call.network.place.start
     scaled = (sample if scale is None else scale(sample, timestep)).to(inputs)
     if call.reader.family.null_class is not None:
         scaled = scaled[: len(inputs)]
-    size, expected = scaled.shape[dim], call.network.place
-    starts = [expected.start] if relied else range(inputs.shape[dim] - size + 1)
-    for start in starts:
-        part = inputs.narrow(dim, start, min(size, inputs.shape[dim] - start))
+    size = scaled.shape[dim]
+    for start in sorted(range(inputs.shape[dim] - size + 1), key=lambda start: start != expected):
+        part = inputs.narrow(dim, start, size)
         if part.shape == scaled.shape and _close(part, scaled):
             return Place(start, size)
     raise InputError(
         f"{call.reader.owner} gives its scheduler a sample of shape {tuple(sample.shape)} that is "
-        f"not the one of its network, {tuple(call.inputs.shape)}: what is denoised cannot be told "
-        "apart from what is not, so this pipeline cannot be steered in this call"
+        f"not in what it gives its network, {tuple(call.inputs.shape)}: what is denoised cannot be "
+        "told apart from what is not, so this pipeline cannot be steered in this call"
     )
 
 
@@ -58,7 +56,7 @@ class FirstStep(AbstractContextManager["FirstStep"]):
 
     Where the place of the sample in the network's input is not certain, the pipeline first gets
     noise for an answer. When its scheduler is given the sample and an output, the guided output
-    takes the place of that noise. So nothing is evaluated where they do not match.
+    takes the place of that noise; so it does where the sample was expected elsewhere.
     """
 
     def __init__(self) -> None:
@@ -102,7 +100,7 @@ class FirstStep(AbstractContextManager["FirstStep"]):
         def step(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
             self._pending = ""
             self._replaced.close()
-            place = check_layout(call, timestep, sample, call.placed)
+            place = place_in(call, timestep, sample)
             answered = _stepped(call, out, model_output)
             if answered.shape != model_output.shape or not _close(model_output, answered):
                 raise InputError(
@@ -110,7 +108,7 @@ class FirstStep(AbstractContextManager["FirstStep"]):
                     "but changes it (by guidance of its own, or preconditioning), which would act "
                     "on top of this guidance: switch that off, or take the plain pipeline"
                 )
-            if not call.placed:
+            if not call.placed or place[:2] != call.network.place[:2]:
                 call.reader.place = place
                 guided = evaluate(call.changed())
                 model_output = _stepped(call, guided, model_output)

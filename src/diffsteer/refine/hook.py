@@ -24,7 +24,7 @@ from diffsteer.guidance.denoiser import Cond, chunks, rows_of
 from diffsteer.hf.call import BatchedConditions, NetworkCall, shifted
 from diffsteer.hf.first_call import conditions, require_prompts
 from diffsteer.hf.hooks import plain_forward, replaced
-from diffsteer.hf.layout import check_layout
+from diffsteer.hf.layout import place_in
 from diffsteer.hf.network import PipelineNetwork, check_free, network_of, unwrap_compiled
 from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 from diffsteer.refine.noise_registry import refined_before, remember
@@ -140,7 +140,11 @@ class RefineHook(AbstractContextManager["RefineHook"]):
                     f"{len(sample)} samples: switch off what else it guides by (PAG) while noise "
                     "is refined, or take the plain pipeline"
                 )
-            check_layout(call, timestep, sample)
+            if place_in(call, timestep, sample)[:2] != call.network.place[:2]:
+                raise InputError(
+                    f"{type(self.pipe).__name__} puts other channels before its noise: steer it "
+                    "by a guidance as well, which looks for them"
+                )
             moved = shifted(sample, shift)
             self._release()
             return step(model_output, timestep, moved, *args, **kw)
