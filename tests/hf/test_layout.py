@@ -181,7 +181,10 @@ def test_layers_of_other_sizes_than_halvings(folder) -> None:
         with steer(pipe, guidance):
             assert (zoo.steps_of(pipe, call)[-1] - plain[-1]).abs().max() > 1e-4
     for guidance in ("SEG(3, sigma=1.0)", 'SAG(0.5, on="cond")'):
-        with steer(pipe, guidance), pytest.raises(InputError, match="5 tokens, of which neither height"):
+        with (
+            steer(pipe, guidance),
+            pytest.raises(InputError, match="5 tokens, of which neither height"),
+        ):
             zoo.steps_of(pipe, call)
 
 

@@ -41,7 +41,7 @@ def place_in(call: NetworkCall, timestep: Any, sample: Tensor) -> Place:
             return Place(start, size)
     raise InputError(
         f"{call.reader.owner} gives its scheduler a sample of shape {tuple(sample.shape)} that is "
-        f"not in what it gives its network, {tuple(call.inputs.shape)}: what is denoised cannot be "
+        f"not the one of its network, {tuple(call.inputs.shape)}: what is denoised cannot be "
         "told apart from what is not, so this pipeline cannot be steered in this call"
     )
 
