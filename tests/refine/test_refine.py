@@ -1,6 +1,7 @@
 """Refined noise in pipelines of every family: what it costs, and that it leaves no trace."""
 
 import copy
+import hashlib
 import json
 import pickle
 import warnings
@@ -728,6 +729,36 @@ def test_what_a_hostile_file_says_is_checked(sd, tmp_path: Path, change: dict[st
     with pytest.raises(ValueError):
         NoiseRefiner.load(tmp_path, pipe)
     assert not any("lora" in name for name, _ in pipe.unet.named_modules())
+
+
+def test_every_entry_is_part_of_the_hash(sd, tmp_path: Path) -> None:
+    """The scale of the adapter decides the images as its weights do; also in files of 0.1.0."""
+    pipe, about = sd(), tmp_path / "refiner.json"
+    refiner = NoiseRefiner(pipe, rank=2)
+    refiner.save(tmp_path, {"steps": 10})
+    refiner.remove()
+    table = json.loads(about.read_text())
+    for change in ({"alpha": 4}, {"head": "literal"}, {"made": {}}, {"kind": "V()"}):
+        about.write_text(json.dumps(table | change))
+        with pytest.raises(ValueError, match="not what was written"):
+            NoiseRefiner.load(tmp_path, pipe)
+    weights = hashlib.sha256((tmp_path / "refiner.safetensors").read_bytes()).hexdigest()
+    hashes = []
+    for alpha in (2, 4, 8):
+        old = table | {"version": 1, "alpha": alpha, "sha256": weights}
+        about.write_text(json.dumps(old))
+        loaded = NoiseRefiner.load(tmp_path, pipe)
+        hashes.append(loaded.sha256)
+        loaded.remove()
+    assert hashes[0] == weights and len(set(hashes)) == 3
+
+
+def test_refined_noise_that_is_not_finite_is_refused(sd) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    refiner.strength = 1e308
+    with pytest.raises(ValueError, match=r"of rows \[0, 1\] is not finite: lower the strength"):
+        refine(pipe, START, PROMPTS, refiner)
 
 
 def test_offloaded_weights_say_when_to_load(sd, tmp_path: Path) -> None:

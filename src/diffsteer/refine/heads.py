@@ -1,8 +1,7 @@
-"""What an adapted network's output changes in the noise: x becomes x + strength * delta.
+"""Changes of the noise by an adapted network's output: x becomes x + strength * delta.
 
-The paper draws the sum of input and output. What an output is depends on the prediction type: that
-of an eps network repeats the noise, so that the sum starts at twice the noise. The others start at,
-or near, no change.
+The paper draws the sum of input and output, which suits v-prediction. The output of an eps network
+repeats the noise, so that its sum starts at twice the noise; other heads start near no change.
 """
 
 import warnings
@@ -21,13 +20,10 @@ from diffsteer.core.prediction import Prediction
 
 @dataclass(frozen=True, eq=False)
 class RefineInput:
-    """Where noise is refined.
+    """Unit Gaussian noise `x`, `(B, *D)`, at the terminal level, and the network that refines it.
 
     Attributes:
-        x: Unit Gaussian noise, `(B, *D)`.
-        level: The terminal level.
-        prediction: What the network predicts.
-        out: Calls the network with it, `(B, *D)`.
+        out: Calls the network, `(B, *D)`.
         on: Context in which the adapter is used; given True, the last layer returns the adapter's
             part alone.
     """
@@ -45,11 +41,7 @@ class RefineInput:
 
 
 class Head(ABC):
-    """A way from outputs to a change of the noise. Define `delta`.
-
-    Attributes:
-        rows: Of the network for each sample.
-    """
+    """A change of the noise by outputs. Define `delta`; `rows` network evaluations a sample."""
 
     rows: int = 1
 
@@ -58,16 +50,12 @@ class Head(ABC):
         """Return the change, `(B, *D)`."""
 
     def check(self, prediction: Prediction, level: Level) -> None:  # noqa: B027
-        """Say what is odd about this head for a network, before anything is trained.
-
-        Raises:
-            ValueError: it cannot change anything.
-        """
+        """Warn of this head for a network, or refuse it, before anything is trained."""
 
 
 @dataclass(frozen=True)
 class ZeroInit(Head):
-    """What the adapter of the last layer adds: no change before training, one row.
+    """Output of the last layer's adapter alone: no change before training.
 
     Source: Eyring et al. 2025 (HyperNoise), https://arxiv.org/abs/2508.09968.
     """
@@ -79,7 +67,7 @@ class ZeroInit(Head):
 
 @dataclass(frozen=True)
 class Difference(Head):
-    """Output with the adapter less that without: no change before training, two rows."""
+    """Output with the adapter less that without: no change before training."""
 
     rows = 2
 
@@ -113,10 +101,7 @@ class Literal(Head):
 
 @dataclass(frozen=True)
 class X0(Head):
-    """The predicted data as far as they are in x, alpha x0: `Literal` for an eps network.
-
-    Small before training, since alpha is.
-    """
+    """The predicted data, alpha x0: `Literal` for an eps network; small before training."""
 
     @override
     def delta(self, at: RefineInput) -> Tensor:

@@ -1,8 +1,8 @@
 """Refine the noise that a pipeline starts from, whatever its family.
 
-A pipeline keeps its sample to itself: it gives the network a copy and the scheduler the sample. So
-both are given the refined one, in the first step of a sampling. The network is asked for it just
-before, with the condition that the pipeline sends, which no other place of a pipeline knows.
+Pipelines give the network a copy of their sample, and the scheduler the sample. In the first step
+of a sampling both are given the refined one; the network is asked for it just before, with the
+condition that the pipeline sends.
 """
 
 import inspect
@@ -32,11 +32,7 @@ from diffsteer.refine.refiner import NoiseRefiner
 
 
 class Refine(Protocol):
-    """Makes better noise of unit Gaussian noise.
-
-    Attributes:
-        null: Whether it asks for the null prompt as well.
-    """
+    """A refiner of unit Gaussian noise; `null` says whether it asks for the null prompt as well."""
 
     null: bool
 
@@ -49,7 +45,7 @@ class RefineHook(AbstractContextManager["RefineHook"]):
 
     Args:
         pipe: A pipeline of a known family.
-        refine: Refines.
+        refine: Makes the noise.
         strength: Factor of the change, whoever makes it.
         max_rows: Most rows of noise that are refined in one pass.
     """
@@ -84,11 +80,7 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         self._replaced.close()
 
     def _start(self, call: NetworkCall) -> tuple[float, float]:
-        """Size of the noise and factor by which it is scaled for the network.
-
-        Raises:
-            ValueError: the sampling does not start from noise of that size.
-        """
+        """Size of the noise and factor by which it is scaled for the network."""
         if (step := call.step.step) or call.reader.tracker.start:
             raise InputError(
                 f"this sampling starts at step {step + 1} from an image, and only pure noise can "
@@ -153,8 +145,6 @@ class RefineHook(AbstractContextManager["RefineHook"]):
 
 
 class _Given:
-    """Refines any noise to this."""
-
     null = False
 
     def __init__(self, noise: Tensor) -> None:
@@ -187,10 +177,6 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
         prompts: One a row.
         by: A `NoiseRefiner` of this pipeline, or an `NLG`.
         call: What else the pipeline will be called with, such as height and width.
-
-    Raises:
-        ValueError: a prompt is empty, there are not as many as rows, the pipeline is steered, or it
-            would sample noise of another shape.
     """
     check_free(network_of(pipe))
     require_prompts(prompts)
@@ -204,30 +190,23 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
     network = PipelineNetwork.of(pipe, unwrap_compiled(network_of(pipe)).forward)
     with torch.no_grad():
         refined = by(noise, conds, network).to(noise.dtype)
+    if wrong := [i for i, row in enumerate(refined) if not row.isfinite().all()]:
+        raise InputError(
+            f"refined noise of rows {wrong} is not finite: lower the strength of the refiner, or "
+            "look at the weights of the model"
+        )
     remember(pipe, noise, refined, conds["cond"])
     return refined
 
 
-def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[], None]]:
-    """Open what refines, and return a function that takes out what was put into the pipeline here.
-
-    Args:
-        refiner: Folder, hub id, text of an `NLG`, or what refines itself.
-        pipe: The pipeline.
-
-    Raises:
-        ValueError: it belongs to another pipeline, or as `NoiseRefiner.load`.
-    """
+def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[], object]]:
+    """Open a folder, hub id, text of an `NLG` or a refiner; the function takes it out again."""
     if isinstance(refiner, str | Path):
         if str(refiner).startswith(NLG.__name__):
-            return parse(str(refiner), TrainingFreeRefiner), _nothing
+            return parse(str(refiner), TrainingFreeRefiner), lambda: None
         loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove
     network = unwrap_compiled(network_of(pipe))
     if isinstance(refiner, NoiseRefiner) and refiner.model.module is not network:
         raise InputError("this refiner was loaded for another pipeline: load it for this one")
-    return refiner, _nothing
-
-
-def _nothing() -> None:
-    pass
+    return refiner, lambda: None

@@ -1,9 +1,8 @@
 """A low-rank adapter of a whole network that is on for one call and leaves no trace when off.
 
-peft does the layers. Of them a user's own adapters may be there as well: theirs keep their names,
-weights and state. Where no gradient is asked for and this adapter is the only one of a layer, its
-product is added to the weight, layer by layer, for that call: beside a plain call that takes the
-memory of one weight, where peft's sum of outputs takes that of two more outputs, and little time.
+peft does the layers; a user's own adapters keep their names, weights and state. Where no gradient
+is asked for and this adapter is the only one of a layer, its product is added to the weight for
+that call, which takes the memory of one weight, where peft's sum takes that of two more outputs.
 """
 
 import warnings
@@ -28,14 +27,8 @@ _TURN = RLock()
 class Lora:
     """An adapter of every linear layer and every convolution without groups, off until it is used.
 
-    Args:
-        network: Of diffusers, not compiled. Its weights and gradients stay as they are.
-        rank: Of the adapter, >= 1.
-        output: Name of its last layer.
-        alpha: Scale times rank; 0 for the rank, a scale of 1.
-
-    Raises:
-        ValueError: the network has such an adapter already, or one that is fused.
+    `output` names the last layer of the network, which is not compiled; `alpha` is scale times
+    rank, 0 for the rank.
     """
 
     def __init__(self, network: nn.Module, rank: int, output: str, alpha: int = 0) -> None:
@@ -67,34 +60,25 @@ class Lora:
         }
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take weights.
-
-        Raises:
-            ValueError: names or shapes are others.
-        """
-        mine = self.parameters
-        odd = sorted(mine.keys() ^ weights.keys())
-        odd += [n for n in mine.keys() & weights.keys() if mine[n].shape != weights[n].shape]
-        if odd:
+        """Take weights of the same names and shapes."""
+        own = self.parameters
+        other = sorted(own.keys() ^ weights.keys())
+        other += [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
+        if other:
             raise InputError(
                 f"these weights do not fit {type(self.network).__name__} at rank {self.rank}: "
-                f"{odd[0]} and {len(odd) - 1} more differ"
+                f"{other[0]} and {len(other) - 1} more differ"
             )
         with torch.no_grad():
-            for name, p in mine.items():
+            for name, p in own.items():
                 p.copy_(weights[name])
 
     @contextmanager
     def on(self, alone: bool = False) -> Iterator[None]:
         """Use the adapter in the calls of the network meanwhile, beside those that are active.
 
-        Compiled networks run uncompiled meanwhile, and other threads wait for their turn.
-
-        Args:
-            alone: The last layer returns what this adapter adds to it, and nothing else.
-
-        Raises:
-            ValueError: the adapter was removed by others, or fused weights would hide it.
+        Compiled networks run uncompiled meanwhile, and other threads wait for their turn. With
+        `alone`, the last layer returns what this adapter adds to it, and nothing else.
         """
         with ExitStack() as stack:
             stack.enter_context(_TURN)
@@ -117,7 +101,7 @@ class Lora:
     def remove(self) -> None:
         """Give the network its own layers back, but for those with a user's adapters."""
         for name, layer in self.layers.items():
-            if NAME not in layer.lora_A or not _holds(self.network, name, layer):
+            if not self._holds(name, layer):
                 continue
             del layer._all_available_adapter_names
             layer.delete_adapter(NAME)
@@ -129,8 +113,15 @@ class Lora:
         if not configs:
             self.network.__dict__.pop("peft_config", None)
 
+    def _holds(self, name: str, layer: Any) -> bool:
+        """Whether a layer is in the network still, and this adapter in the layer."""
+        try:
+            return NAME in layer.lora_A and self.network.get_submodule(name) is layer
+        except AttributeError:
+            return False
+
     def _check(self, name: str, layer: Any) -> None:
-        if NAME not in layer.lora_A or not _holds(self.network, name, layer):
+        if not self._holds(name, layer):
             raise InputError(
                 f"the noise refiner was removed from {name} by others (unload_lora_weights "
                 "removes every adapter): load it again"
@@ -146,29 +137,20 @@ def _check_unfused(name: str, layer: Any) -> None:
         )
 
 
-def plain_name(name: str) -> str:
-    """Name that a parameter has in the network without adapters."""
-    return name.replace(".base_layer.", ".")
-
-
 def own_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters of a network without those of adapters, as if there were none."""
     for name, p in network.named_parameters():
         if not {"lora_A", "lora_B", "lora_magnitude_vector"} & set(name.split(".")):
-            yield plain_name(name), p
+            yield name.replace(".base_layer.", "."), p
 
 
 def _others(layer: Any) -> list[str]:
-    """Adapters of a layer but this one.
-
-    Where a user's active adapter is deleted, peft activates the next of those that it finds here.
-    """
-    found = type(layer)._all_available_adapter_names(layer)
-    return [name for name in found if name != NAME]
+    """Adapters of a layer but this one: peft activates one where a user's active one is deleted."""
+    return [name for name in type(layer)._all_available_adapter_names(layer) if name != NAME]
 
 
 def _set(layer: Any, active: list[str] | str, disabled: bool) -> None:
-    """Set the state of a layer without what peft's `set_adapter` does to gradients."""
+    """Set the state of a layer; peft's `set_adapter` changes gradients as well."""
     layer._active_adapter, layer._disable_adapters = active, disabled
 
 
@@ -194,18 +176,8 @@ def _merged(layer: Any, x: Tensor) -> Tensor:
     return out
 
 
-def _holds(network: nn.Module, name: str, layer: nn.Module) -> bool:
-    try:
-        return network.get_submodule(name) is layer
-    except AttributeError:
-        return False
-
-
 def _targets(network: nn.Module) -> Iterator[str]:
-    """Names of the layers to adapt; one that has adapters already counts by what it adapts.
-
-    Groups of a convolution would have to divide the rank, so these are left out.
-    """
+    """Names of the layers to adapt; grouped convolutions would have to divide the rank."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     inside: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from diffsteer.core.errors import InputError, brief
 from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
-from diffsteer.io.hashing import bytes_hash, parts_hash, tensor_bytes
+from diffsteer.io.hashing import bytes_hash, digest, parts_hash, tensor_bytes
 from diffsteer.io.strict import from_table, parse_safetensors, read_bytes, read_object, refused
 from diffsteer.refine.lora import own_parameters
 
 WEIGHTS, ABOUT = "refiner.safetensors", "refiner.json"
-VERSION = 1
+VERSION = 2
+"""In version 1 `sha256` was of the weights alone."""
 MAX_WEIGHTS = 2**33
 """Bytes of the weights, which are read as a whole."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,7 +29,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True)
 class RefinerMetadata:
-    """What `refiner.json` says.
+    """Entries of `refiner.json`.
 
     Attributes:
         head: Of `HEADS`.
@@ -36,10 +37,10 @@ class RefinerMetadata:
         alpha: Its scale times its rank.
         network: Class of the network.
         weights: Sha256 of the network's weights in each precision in which it may be loaded.
-        kind: What the network predicts.
+        kind: Prediction type.
         terminal: Time and alpha of the level at which noise is refined.
         made: How it was trained.
-        sha256: Of the file with the weights.
+        sha256: Of the adapter's weights and of all entries.
     """
 
     head: str
@@ -64,11 +65,7 @@ class RefinerMetadata:
 def fingerprint(network: nn.Module) -> dict[str, str]:
     """Sha256 of a network's own weights, by each precision that they can be rounded to.
 
-    A network that was trained in float32 and one that was loaded from its files in bfloat16 share
-    the latter.
-
-    Raises:
-        ValueError: weights are offloaded.
+    A network that was trained in float32 and one that was loaded in bfloat16 share the latter.
     """
     if away := next((name for name, p in own_parameters(network) if p.is_meta), None):
         raise InputError(
@@ -88,54 +85,56 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
     }
 
 
-def write(folder: Path, said: RefinerMetadata, weights: Mapping[str, Tensor]) -> None:
+def write(folder: Path, metadata: RefinerMetadata, weights: Mapping[str, Tensor]) -> None:
     """Write both files; what says that the weights are whole comes last."""
     from safetensors.torch import save
 
     data = save({name: p.cpu().contiguous() for name, p in weights.items()})
-    about = {"version": VERSION, **asdict(said), "sha256": bytes_hash(data)}
+    table = {"version": VERSION, **asdict(metadata)}
+    table["sha256"] = _hash(table, data)
     with atomic_write(folder / WEIGHTS) as file:
         file.write(data)
     with atomic_write(folder / ABOUT) as file:
-        file.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _hash(table: Mapping[str, Any], data: bytes) -> str:
+    """Hash of all entries but the hash itself, and of the weights."""
+    return digest({**table, "sha256": bytes_hash(data)})
 
 
 def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
-    """Read and check both files of a folder, of a hub id, or of "pocket-refiner", which ships.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: they are not what was written.
-    """
+    """Read and check both files of a folder, of a hub id, or of "pocket-refiner", which ships."""
     about, weights = found(source)
-    if not weights.exists():
-        raise FileNotFoundError(
-            f"{weights} is not there, of which {about} speaks: copy both files of the refiner"
-        )
     with refused(f"{about} is no refiner of ours"):
         table = read_object(about)
-        version = table.pop("version", None)
-        if version != VERSION:
-            raise InputError(f"it is of version {brief(version)}, this reads {VERSION}")
-        metadata = from_table(RefinerMetadata, table, "it")
+        if not weights.exists():
+            raise FileNotFoundError(
+                f"{weights} is not there, of which {about} speaks: copy both files of the refiner"
+            )
         data = read_bytes(weights, MAX_WEIGHTS)
-        if bytes_hash(data) != metadata.sha256:
-            raise InputError(f"{WEIGHTS} is not what was written: it was cut short or replaced")
+        entries = {name: value for name, value in table.items() if name != "version"}
+        if (version := table.get("version")) not in (1, VERSION):
+            raise InputError(f"it is of version {brief(version)}, this reads 1 and {VERSION}")
+        metadata = from_table(RefinerMetadata, entries, "it")
+        right = bytes_hash(data) if version == 1 else _hash(table, data)
+        if metadata.sha256 != right:
+            raise InputError(
+                f"{WEIGHTS} or an entry is not what was written: it was cut short or changed"
+            )
         tensors = parse_safetensors(data, WEIGHTS)
         ranks = {w.shape[0] for name, w in tensors.items() if ".lora_A." in name and w.ndim}
         if ranks != {metadata.rank}:  # before an adapter of any size is made
             raise InputError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {metadata.rank}")
         if broken := [name for name, w in tensors.items() if not w.isfinite().all()]:
             raise InputError(f"{broken[0]} in {WEIGHTS} holds numbers that are not finite")
+        if version == 1 and metadata.alpha != metadata.rank:
+            metadata = replace(metadata, sha256=_hash(table, data))  # tells other alphas apart
         return metadata, tensors
 
 
 def found(source: str | Path) -> tuple[Path, Path]:
-    """Paths of `refiner.json` and of the weights.
-
-    Raises:
-        FileNotFoundError: the folder or hub id has none.
-    """
+    """Paths of `refiner.json` and of the weights in a folder or at a hub id."""
     folder = Path(shipped_folder(str(source)))
     if folder.is_dir():
         if not (folder / ABOUT).is_file():
@@ -148,29 +147,24 @@ def found(source: str | Path) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(str(source), ABOUT)), Path(
-            hf_hub_download(str(source), WEIGHTS)
-        )
+        about, weights = (Path(hf_hub_download(str(source), name)) for name in (ABOUT, WEIGHTS))
     except OSError as error:
         raise FileNotFoundError(
             f"{source} is no folder here, and the hub gives no refiner of this name: {error}"
         ) from error
+    return about, weights
 
 
-def require(said: RefinerMetadata, model: PipelineNetwork, any_model: bool, where: str) -> None:
-    """Check that a refiner was trained for a network.
-
-    Raises:
-        ValueError: it was trained for another, named with the difference.
-    """
-    level = model.terminal
-    mine = {
-        "network": (said.network, type(model.module).__name__),
-        "prediction type": (said.kind, repr(model.prediction)),
-        "terminal timestep": (said.terminal["t"], level.t.item()),
-        "terminal alpha": (round(said.terminal["alpha"], 6), round(level.alpha.item(), 6)),
+def require(metadata: RefinerMetadata, model: PipelineNetwork, any_model: bool, where: str) -> None:
+    """Check that a refiner was trained for a network."""
+    level, terminal = model.terminal, metadata.terminal
+    pairs = {
+        "network": (metadata.network, type(model.module).__name__),
+        "prediction type": (metadata.kind, repr(model.prediction)),
+        "terminal timestep": (terminal["t"], level.t.item()),
+        "terminal alpha": (round(terminal["alpha"], 6), round(level.alpha.item(), 6)),
     }
-    for name, (trained, here) in mine.items():
+    for name, (trained, here) in pairs.items():
         if trained != here:
             raise InputError(
                 f"{where} was trained for a {name} {trained}, this pipeline has {here}: load the "
@@ -178,16 +172,16 @@ def require(said: RefinerMetadata, model: PipelineNetwork, any_model: bool, wher
             )
     if any_model:
         return
-    here_hashes = fingerprint(model.module)
-    shared = said.weights.keys() & here_hashes.keys()
+    trained_for, hashes = metadata.weights, fingerprint(model.module)
+    shared = trained_for.keys() & hashes.keys()
     if not shared:
         warnings.warn(
-            f"{where} knows the weights of its network in {', '.join(said.weights)}, this one "
-            f"is in {', '.join(here_hashes)}: whether they are the same is not known",
+            f"{where} knows the weights of its network in {', '.join(trained_for)}, this one "
+            f"is in {', '.join(hashes)}: whether they are the same is not known",
             stacklevel=3,
         )
-    if any(said.weights[name] != here_hashes[name] for name in shared):
+    if any(trained_for[name] != hashes[name] for name in shared):
         raise InputError(
-            f"{where} was trained for other weights of {said.network}: load that model, or, where "
-            "this one is fine-tuned from it, NoiseRefiner.load(..., any_model=True)"
+            f"{where} was trained for other weights of {metadata.network}: load that model, or, "
+            "where this one is fine-tuned from it, NoiseRefiner.load(..., any_model=True)"
         )

@@ -1,7 +1,4 @@
-"""Noise level guidance: move the noise towards what the prompt's prediction sees in it.
-
-Needs no training, and two rows of the network a round.
-"""
+"""Noise level guidance: move the noise towards the prompt's prediction, without training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.level import Level, upcast
+from diffsteer.core.level import Level, broadcast_like, upcast
 from diffsteer.core.noise import Noise
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.guided import seeds_of
@@ -25,16 +22,12 @@ FRESH = 0.001
 
 
 class TrainingFreeRefiner(ABC):
-    """A way to better noise that needs no training; known by its text, such as "NLG(20)".
-
-    Attributes:
-        null: Whether it asks for the null prompt as well.
-    """
+    """A refiner without training, known by its text, such as "NLG(20)"; see `hook.Refine`."""
 
     null: bool = False
 
     def refuses(self, level: Level) -> str:
-        """Why it can do nothing where sampling starts at a level; empty where it can."""
+        """Reason why it can do nothing where sampling starts at a level; empty where it can."""
         return ""
 
     @abstractmethod
@@ -50,11 +43,8 @@ class NLG(TrainingFreeRefiner):
     that the sample itself gives. The paper's own scale is not public: 1 is ours.
 
     Args:
-        rounds: How many, >= 1; two rows of the network each.
+        rounds: At least 1; two network evaluations each.
         scale: Of a round.
-
-    Raises:
-        ValueError: it could not change anything.
 
     Source: https://arxiv.org/abs/2509.13936.
     """
@@ -69,11 +59,12 @@ class NLG(TrainingFreeRefiner):
 
     @override
     def refuses(self, level: Level) -> str:
-        known = (
+        if level.alpha != 0:
+            return ""
+        return (
             "noise level guidance follows the difference of two predictions of noise, which is "
             "nothing at zero terminal SNR, where the noise is known"
         )
-        return known if level.alpha == 0 else ""
 
     @override
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
@@ -89,9 +80,6 @@ class NLG(TrainingFreeRefiner):
                 for name in ("cond", "null")
             )
             x = x - self.scale * (cond - null).clamp(-CLIP, CLIP)
-            x = x * (
-                norm
-                / torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *[1] * (x.ndim - 1))
-            )
-            x = x + FRESH**0.5 * draw(x)
+            size = torch.linalg.vector_norm(x.flatten(1), dim=1)
+            x = x * broadcast_like(norm / size, x) + FRESH**0.5 * draw(x)
         return x

@@ -1,8 +1,6 @@
 """Registry of refined noise, which warns where it is sampled for another prompt.
 
-Refined noise that the user holds may start any sampling. What it was refined for is known to
-nothing but the call that made it, so that is remembered, as a few numbers of each row, and the
-first call of each sampling compares.
+A few numbers of each row and of its text are remembered; the first call of each sampling compares.
 """
 
 import warnings
@@ -40,10 +38,6 @@ class Registry:
         self._pipe = ref(pipe)
         self._rows.extend(zip(noise, text, strict=True))
 
-    def knows(self, noise: Tensor) -> bool:
-        """Whether any of these rows is remembered."""
-        return any(self._texts(row) for row in _noise(noise))
-
     def look(self, network: Any, args: Any, kwargs: Any) -> None:
         """Warn where this call begins a sampling of remembered rows for other texts."""
         pipe = self._pipe()
@@ -56,9 +50,8 @@ class Registry:
             return  # conditions that cannot be told apart
         if text is None or len(text) != len(noise):
             return
-        rows = zip(_noise(noise), _text(text), strict=True)
-        misused = [i for i, row in enumerate(rows) if self._misused(*row)]
-        if misused:
+        rows = zip(map(self.texts, _noise(noise)), _text(text), strict=True)
+        if misused := [i for i, (texts, t) in enumerate(rows) if texts and not _any(t, texts)]:
             warnings.warn(
                 f"row {misused[0]} of this sampling starts from noise that was refined for another "
                 "prompt: without guidance the image fits neither, with guidance its layout is "
@@ -66,12 +59,7 @@ class Registry:
                 stacklevel=2,
             )
 
-    def _misused(self, noise: Tensor, text: Tensor) -> bool:
-        """Whether a row is remembered, and for other texts alone."""
-        texts = self._texts(noise)
-        return bool(texts) and not any(_same(t, text) for t in texts)
-
-    def _texts(self, noise: Tensor) -> list[Tensor]:
+    def texts(self, noise: Tensor) -> list[Tensor]:
         """Texts that a row was refined for; none where it is not remembered."""
         return [t for n, t in self._rows if n.shape == noise.shape and n @ noise > SAME_NOISE]
 
@@ -80,15 +68,9 @@ _registries: WeakKeyDictionary[nn.Module, Registry] = WeakKeyDictionary()
 
 
 def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
-    """Warn where a pipeline samples these rows for another prompt, from now on.
+    """Warn where a pipeline samples `refined`, `(B, *D)`, for another prompt, from now on.
 
-    Rows that were refined to what they were, by less than 4 % of their size, are any prompt's.
-
-    Args:
-        pipe: The pipeline.
-        noise: Before refining, `(B, *D)`.
-        refined: The same.
-        cond: What it was refined for; of networks that read text.
+    Rows that refining changed by less than 4 % of their size are any prompt's.
     """
     text, network = cond.get("encoder_hidden_states"), unwrap_compiled(network_of(pipe))
     if text is None or len(text) != len(noise):
@@ -103,7 +85,7 @@ def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
 def refined_before(network: nn.Module, noise: Tensor) -> bool:
     """Whether any row of this noise is remembered of a network."""
     registry = _registries.get(unwrap_compiled(network))
-    return registry is not None and registry.knows(noise)
+    return registry is not None and any(map(registry.texts, _noise(noise)))
 
 
 def _look(network: Any, args: Any, kwargs: Any) -> None:
@@ -132,9 +114,10 @@ def _text(embedded: Tensor) -> Tensor:
     return upcast(embedded[..., :: -(-embedded.shape[-1] // 16)]).cpu().clone()
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two texts are the same; of other lengths they cannot be compared, and may be."""
-    if a.shape != b.shape:
-        return True
-    off, size = ((t**2).sum(-1) for t in (a - b, a))
-    return bool(off.max() <= SAME_TEXT**2 * size.mean())
+def _any(text: Tensor, texts: list[Tensor]) -> bool:
+    """Whether a text is any of these; those of other lengths cannot be compared, and may be it."""
+    return any(
+        text.shape != t.shape
+        or ((t - text) ** 2).sum(-1).max() <= SAME_TEXT**2 * (t**2).sum(-1).mean()
+        for t in texts
+    )

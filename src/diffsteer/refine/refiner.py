@@ -29,15 +29,12 @@ class NoiseRefiner:
     Args:
         pipe: The pipeline; its network gets the adapter, off but in that call, until `remove`.
         rank: Of the adapter, >= 1.
-        head: Name of what the output changes, of `HEADS`.
+        head: Of `HEADS`.
         alpha: Scale of the adapter times its rank; 0 for the rank.
 
     Attributes:
         strength: Factor of the change; 1 is as trained, 0 none.
-        sha256: Of the file that its weights are from; empty where they are new.
-
-    Raises:
-        ValueError: the network cannot be adapted so, or is adapted already.
+        sha256: Of the files that it is from; empty where it is new.
     """
 
     null = False
@@ -63,10 +60,6 @@ class NoiseRefiner:
             strength: Factor of the change.
             any_model: Also take a network with other weights, such as a fine-tuned one. How well
                 the refiner does there is not known.
-
-        Raises:
-            FileNotFoundError: there is no refiner.
-            ValueError: it is broken, or was trained for another network.
         """
         metadata, weights = read(source)
         require(metadata, PipelineNetwork.of(pipe), any_model, str(source))
@@ -82,18 +75,10 @@ class NoiseRefiner:
         return made
 
     def save(self, folder: Path, made: Mapping[str, Any] | None = None) -> None:
-        """Write `refiner.safetensors` and `refiner.json`, whole or not at all.
-
-        Args:
-            folder: Where; made where it is missing.
-            made: How it was trained, in plain values; kept beside the weights.
-        """
+        """Write `refiner.safetensors` and `refiner.json`; `made` says how it was trained."""
         level = self.model.terminal
         metadata = RefinerMetadata(
-            head=self.name,
-            rank=self.lora.rank,
-            alpha=self.lora.alpha,
-            network=type(self.model.module).__name__,
+            *(self.name, self.lora.rank, self.lora.alpha, type(self.model.module).__name__),
             weights=fingerprint(self.model.module),
             kind=repr(self.model.prediction),
             terminal={"t": level.t.item(), "alpha": level.alpha.item()},
@@ -110,9 +95,6 @@ class NoiseRefiner:
             x: Unit Gaussian noise, as the network takes it.
             conds: All else that the network is told, as `first_call` gives it, under "cond".
             model: How to call the network where something is wrapped around it.
-
-        Raises:
-            ValueError: the scheduler is of another schedule than when the refiner was made.
         """
         model = model or self.model
         level, x = model.terminal, upcast(x)
@@ -122,13 +104,11 @@ class NoiseRefiner:
                 f"this refiner is for the prediction type and terminal alpha {own}, the pipeline "
                 f"samples with {here} now: give it the scheduler back that it had"
             )
-        start = RefineInput(
-            x,
-            level,
-            model.prediction,
-            lambda: model(x, level, conds["cond"]),
-            lambda a: self.lora.on(a),
-        )
+
+        def out() -> Tensor:
+            return model(x, level, conds["cond"])
+
+        start = RefineInput(x, level, model.prediction, out, self.lora.on)
         return x + self.strength * self.head.delta(start)
 
     def remove(self) -> None:
