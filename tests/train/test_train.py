@@ -358,13 +358,15 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
     "change, said",
     [
         ("training.imags=3", "no setting 'imags'"),
-        ("training.images=many", "images='many' is a str"),
-        ("training.images=true", "is a bool"),
+        ("training.images=many", "images must be a whole number, got 'many'"),
+        ("training.images=true", "images must be a whole number, got True"),
         ("training.images", "write training.images=1000"),
         ("training.images=0", "at least 1"),
         ("training.rate=NaN", "rate=nan"),
         ("training.precision=fp8", "bf16"),
         ("training.keep=0.3", "one of"),
+        ("training.betas=[0.9, 1]", r"betas=\(0.9, 1.0\).*in .0, 1."),
+        ("training.seed=-1e30", "seed"),
         ("pictures.every=-5", "every >= 0"),
         ("data.drop=3.0", "data.drop=3.0.*0 <= drop <= 1"),
         ("data.drop=NaN", "data.drop=nan"),
@@ -381,8 +383,14 @@ def test_pictures_are_images_by_another_name() -> None:
     run = Run.named("pocket", "images.every=8", "pictures.steps=3")
     assert (run.pictures.every, run.pictures.steps) == (8, 3)
     assert run.pictures.prompts == Run.named("pocket").pictures.prompts
-    with pytest.raises(ValueError, match="not a table of settings"):
+    with pytest.raises(ValueError, match="must be a table of settings"):
         Run.named("pocket", "images=8")
+
+
+@pytest.mark.parametrize("averages", ["[0.05, 0.0501]", "[0.05, 0.05]"])
+def test_widths_that_name_no_snapshot_are_refused(averages: str) -> None:
+    with pytest.raises(ValueError, match="at most three decimals"):
+        Run.named("pocket-vae", f"training.averages={averages}", "training.snapshot=1000")
 
 
 def test_every_preset_reads() -> None:
@@ -492,6 +500,10 @@ def test_a_lora_keeps_its_scale(tmp_path: Path) -> None:
         ("settings.scheduler.predicton_type=epsilon", "scheduler has no 'predicton_type'"),
         ('settings.text={"hidden_size": 64}', "give settings.unet too"),
         ("settings.unet.blokc=3", "settings.unet: .*blokc"),
+        (
+            'settings={"start": "x", "text": {"hidden": 8}, "unet": {}}',
+            "settings.text has no 'hidden'",
+        ),
         ("pictures.every=8", "give pictures.prompts"),
     ],
 )

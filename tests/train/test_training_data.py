@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from diffsteer.io.atomic import owned
 from diffsteer.train import captions, latents, webdataset
 from diffsteer.train import stream as data
 from diffsteer.train.captioned_images import Folder, Shards, open_images
@@ -629,10 +630,11 @@ def test_latents_are_those_of_the_pictures_that_are_there(tmp_path: Path) -> Non
     """Names and captions are the same: what counts are the images."""
 
     def kept() -> list[int]:
-        rows = latents.cached(
-            Folder.at(root), tmp_path / "run", torch.nn.Identity(), encode, lambda act: act()
-        )
-        return [int(rows[i][0, 0, 0]) for i in range(3)]
+        with owned(tmp_path / "run"):
+            rows = latents.cached(
+                Folder.at(root), tmp_path / "run", torch.nn.Identity(), encode, lambda act: act()
+            )
+        return [int(rows[i].pixels[0, 0, 0]) for i in range(3)]
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         encoded.append(len(pixels))

@@ -59,8 +59,14 @@ def train(
         )
     trainer = begin(run, folder, start)
     if trainer.first:
-        print(f"{folder}: {trainer.images} of {how.end} images are done; {trainer.about()}")
-        warn_of_bf16(how.precision, trainer.accelerator.device.type)
+        weights = sum(p.numel() for p in trainer.trained.values()) / 1e6
+        device, named = trainer.accelerator.device.type, {"no": "float32"}
+        print(
+            f"{folder}: {trainer.images} of {how.end} images are done; {run.task} of {weights:.3g} "
+            f"M weights in batches of {how.batch}, learning rate {how.rate:g}, "
+            f"{named.get(how.precision, how.precision)} on {device}"
+        )
+        warn_of_bf16(how.precision, device)
     try:
         trainer.fit()
     except KeyboardInterrupt:

@@ -54,6 +54,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         flush(path.parent)
 
 
+def put(path: Path, data: bytes) -> None:
+    """Write a file."""
+    with atomic_write(path) as file:
+        file.write(data)
+
+
 def flush(folder: Path) -> None:
     """Flush the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ from diffsteer.generate.base import require_finite
 from diffsteer.train.objective import clean
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Sample, Source
-from diffsteer.train.task import Task, plain_attention
+from diffsteer.train.task import Task, network_of_config, plain_attention
 
 MOMENTS = 2_000
 """Samples from which the scale of the latents is measured."""
@@ -44,7 +44,7 @@ class Autoencoder(Task):
 
         super().__init__()
         self.settings = settings
-        self.vae = AutoencoderKL(**settings.network)
+        self.vae = network_of_config(AutoencoderKL, settings.network, "settings.network")
         self.source: Source | None = None
         plain_attention(self.vae)
 

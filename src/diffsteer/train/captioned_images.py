@@ -20,10 +20,7 @@ nothing is left out silently. In JSON, "caption" serves for "text".
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-from typing_extensions import override
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.images import MAX_BYTES, NOTES, Pictures, listed
@@ -43,23 +40,17 @@ Captions = Iterable[tuple[str, str, str]]
 """Where a caption stands, for messages; path of its image inside of the folder; caption."""
 
 
-@dataclass(frozen=True)
-class Folder(CaptionedImages):
+class Folder:
     """Images of a folder and its subfolders, in the order of names."""
 
-    @override
-    @classmethod
-    def at(cls, path: Path, size: tuple[int, int] | None = None, label: str = "") -> "Folder":
+    @staticmethod
+    def at(path: Path, size: tuple[int, int] | None = None, label: str = "") -> CaptionedImages:
         """List images and read captions, without decoding images.
 
         Args:
             path: The folder.
             size: Height and width that each image must have; None allows all.
             label: Source of classes, "folder" or "dataset.json"; empty for captions.
-
-        Raises:
-            FileNotFoundError: `path` does not exist.
-            ValueError: it is no folder, or an image has no caption, or a caption no image.
         """
         images = Pictures.at(path)
         if not path.is_dir():
@@ -78,7 +69,9 @@ class Folder(CaptionedImages):
             captions = {name: _text_beside(path / name) for name in images.names}
         if missing := [name for name in images.names if name not in captions]:
             raise InputError(f"{table} has no line for {missing[0]}: add it")
-        return cls(tuple(_entry(path / name, captions[name]) for name in images.names), size)
+        files = {str(path / name): captions[name] for name in images.names}
+        entries = (Entry(f, f, 0, Path(f).stat().st_size, text) for f, text in files.items())
+        return CaptionedImages(tuple(entries), size)
 
 
 def open_images(
@@ -90,10 +83,6 @@ def open_images(
         path: Where it is.
         size: Height and width that each image must have; None allows all.
         label: Source of classes, as in `Folder.at` and `Shards.at`; empty for captions.
-
-    Raises:
-        FileNotFoundError: `path` does not exist.
-        ValueError: a folder holds tar files and others; or as `Folder.at` and `Shards.at`.
     """
     if not path.is_dir():
         return Shards.at(path, size=size, label=label)
@@ -108,10 +97,6 @@ def open_images(
             "left out: move it away, or pack it into an uncompressed tar file of this folder"
         )
     return Shards.at(*(path / name for name in shards), size=size, label=label)
-
-
-def _entry(file: Path, caption: str) -> Entry:
-    return Entry(str(file), str(file), 0, file.stat().st_size, caption)
 
 
 def _by_image(captions: Captions, images: set[str]) -> dict[str, str]:

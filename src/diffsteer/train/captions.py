@@ -1,10 +1,8 @@
 """Captions in text and JSON files, and the images that they belong to."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.images import MAX_BYTES, decode
@@ -16,8 +14,8 @@ MAX_CAPTION = 2**20
 
 
 @dataclass(frozen=True)
-class CaptionedImages(ABC):
-    """Images with captions on disk, read in any order without unpacking. Define `at`.
+class CaptionedImages:
+    """Images with captions on disk, read in any order without unpacking.
 
     Attributes:
         entries: The images, in the order of the source.
@@ -27,21 +25,6 @@ class CaptionedImages(ABC):
     entries: tuple[Entry, ...]
     size: tuple[int, int] | None = None
 
-    @classmethod
-    @abstractmethod
-    def at(cls, path: Path, /, *, size: tuple[int, int] | None = None, label: str = "") -> Self:
-        """List images and read their captions, without decoding images.
-
-        Args:
-            path: Where they are.
-            size: Height and width that each image must have; None allows all.
-            label: Where the class of an image is; empty for captions.
-
-        Raises:
-            FileNotFoundError: `path` does not exist.
-            ValueError: files are missing, broken or of a kind that is refused.
-        """
-
     def __len__(self) -> int:
         return len(self.entries)
 
@@ -50,11 +33,7 @@ class CaptionedImages(ABC):
         return self.entries[index].caption
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one image.
-
-        Raises:
-            ValueError: the image is broken, or of another size.
-        """
+        """Decode one image."""
         entry = self.entries[index]
         require_length(entry.name, entry.length, MAX_BYTES)
         with Path(entry.file).open("rb") as file:

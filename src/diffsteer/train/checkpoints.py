@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.atomic import atomic_folder, atomic_write, remove_folder
+from diffsteer.io.atomic import atomic_folder, put, remove_folder
 from diffsteer.io.hashing import bytes_hash, digest
 from diffsteer.io.strict import parse_safetensors, read_object
 
@@ -73,11 +73,7 @@ class Checkpoints:
             remove_folder(self.path(old))
 
     def load(self, images: int) -> tuple[dict[str, dict[str, Tensor]], State]:
-        """Read a checkpoint and check it.
-
-        Raises:
-            BrokenCheckpoint: it is cut short or changed; says which one is whole.
-        """
+        """Read a checkpoint; one that is cut short or changed is a BrokenCheckpoint."""
         folder = self.path(images)
         try:
             state = read_object(folder / "state.json")
@@ -109,9 +105,3 @@ class Checkpoints:
                 continue
             return f"The one at {count} images is whole: go on from it with --from {count}"
         return "No other is whole: begin in another folder"
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file that is whole or not there."""
-    with atomic_write(path) as file:
-        file.write(data)

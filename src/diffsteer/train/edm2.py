@@ -33,11 +33,11 @@ from diffsteer.guidance import CFG
 from diffsteer.hf.load import complete_weights
 from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
 from diffsteer.models.edm2.model import EDM2, Checkpoint
-from diffsteer.train.latents import Latents, cached
+from diffsteer.train.latents import cached
 from diffsteer.train.objective import Objective, clean, low_discrepancy
 from diffsteer.train.settings import Pictures
-from diffsteer.train.stream import Captions, Sample, Source
-from diffsteer.train.task import Task
+from diffsteer.train.stream import Sample, Source
+from diffsteer.train.task import Task, network_of_config
 
 NORMAL = NormalDist()
 
@@ -85,9 +85,6 @@ class EDM2Task(Task):
         settings: What it is.
         captions: Of all samples; the different ones are the classes.
         drop: Share of captions that come empty, by which it learns to go without a class.
-
-    Raises:
-        ValueError: the settings fit no network, or another number of classes.
     """
 
     def __init__(self, settings: EDM2Settings, captions: Sequence[str], drop: float = 0.0) -> None:
@@ -103,10 +100,7 @@ class EDM2Task(Task):
             )
         if drop and not self.classes:
             raise InputError(f"data.drop={drop} of an unconditional network: leave it out")
-        try:
-            self.net = EDM2(**config)
-        except TypeError as error:
-            raise InputError(f"settings.network: {error}") from error
+        self.net: EDM2 = network_of_config(EDM2, config, "settings.network")
         channels = {self.net.shape[0], len(settings.latent_mean), len(settings.latent_std)}
         if settings.vae and len(channels) > 1:
             raise InputError(
@@ -116,7 +110,6 @@ class EDM2Task(Task):
         sigma_data = self.net.sigma_data
         self.objective = Objective(EDM(), Preconditioned(sigma_data), EDMWeight(sigma_data))
         self._numbers = {name: i for i, name in enumerate(self.classes)}
-        self._latents: Latents | None = None
         if settings.vae:
             from diffusers import AutoencoderKL
 
@@ -129,20 +122,18 @@ class EDM2Task(Task):
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
     ) -> Source:
         if self.settings.vae:
-            self._latents = cached(source, cache, self.vae, self._encode, alone, "[0, 1]")
-        shape = self._latents.shape if self._latents is not None else source[0].pixels.shape
-        if tuple(shape) != self.net.shape:
-            raise InputError(f"the data has shape {tuple(shape)}, the network {self.net.shape}")
-        return Captions(source) if self._latents is not None else source
+            source = cached(source, cache, self.vae, self._encode, alone, "[0, 1]")
+        shape = tuple(source[0].pixels.shape)
+        if shape != self.net.shape:
+            raise InputError(f"the data has shape {shape}, the network {self.net.shape}")
+        return source
 
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
         noise = torch.randn(self.net.shape, generator=torch.Generator().manual_seed(seed))
         batch = {"noise": noise, "deviate": torch.tensor(NORMAL.inv_cdf(low_discrepancy(number)))}
-        if self._latents is None:
-            batch |= {"pixels": sample.pixels}
-        else:
-            batch |= {"latents": self._scaled(self._latents[index])}
+        x = sample.pixels
+        batch |= {"latents": self._scaled(x)} if x.is_floating_point() else {"pixels": x}
         if self.classes:
             label = self._numbers[sample.caption] if sample.caption else NO_CLASS
             batch |= {"label": torch.tensor(label)}
@@ -175,15 +166,7 @@ class EDM2Task(Task):
 
     @override
     def pictures(self, how: Pictures) -> Tensor:
-        """Thirty-two images, of seeds 0 to 31; guided by its own null class if it has learnt one.
-
-        Raises:
-            ValueError: guidance is asked for and there is no null class.
-        """
-        if how.guidance != 1 and not self.drop:
-            raise InputError(
-                f"pictures.guidance={how.guidance} needs a null class: set data.drop, or guidance 1"
-            )
+        """Thirty-two images, of seeds 0 to 31; guided by its own null class."""
         guidance = None if how.guidance == 1 else CFG(how.guidance)
         try:
             drawn = generate(self.net, range(32), guidance, loop=Loop(how.steps))
@@ -249,11 +232,7 @@ def weighed(error: Tensor, u: Tensor) -> Tensor:
 
 
 def classes_of(captions: Sequence[str]) -> list[str]:
-    """Classes in the order of their numbers: that of whole numbers, or else of text.
-
-    Raises:
-        ValueError: there are more than 100,000, so that captions are no classes.
-    """
+    """Classes in the order of their numbers: that of whole numbers, or else of text."""
     names = set(captions)
     if len(names) > 100_000:
         raise InputError(

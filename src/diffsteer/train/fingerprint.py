@@ -53,11 +53,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> "Fingerprint":
-        """Read the header of each image.
-
-        Raises:
-            ValueError: an image is refused by `diffsteer.io.images`.
-        """
+        """Read the header of each image."""
         sizes: dict[tuple[int, int], str] = {}
         images = parts_hash(_pieces_of(entries, sizes))
         captions = bytes_hash(json.dumps([entry.caption for entry in entries]).encode())
@@ -70,9 +66,6 @@ class Fingerprint:
         Args:
             size: Height and width of every image; None for any one size.
             multiple: Divisor of width and height.
-
-        Raises:
-            ValueError: an image has another size.
         """
         (first, name), *others = self.sizes.items()
         for (width, height), other in self.sizes.items():

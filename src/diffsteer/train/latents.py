@@ -10,34 +10,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffsteer.io.atomic import PART, atomic_write
+from diffsteer.io.atomic import atomic_write
 from diffsteer.io.hashing import parts_hash, tensor_bytes
-from diffsteer.train.stream import Source, contents
+from diffsteer.train.stream import Sample, Source, caption, contents
 
 BATCH = 64
 """Images that are encoded at a time."""
 
 
 class Latents:
-    """Latents by index, `(C, H, W)` in float32; the file is not read into memory.
+    """A source whose samples hold latents, float32 `(C, h, w)`, in the place of pixels.
 
     Args:
-        path: The `.npy` file.
+        source: Of the captions; its images are not read.
+        path: The `.npy` file, which is not read into memory.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Source, path: Path) -> None:
+        self.source, self.path = source, path
 
-    def __reduce__(self) -> tuple[type["Latents"], tuple[Path]]:
-        return Latents, (self.path,)  # without the map of the file, which would travel as a copy
+    def __reduce__(self) -> tuple[type["Latents"], tuple[Source, Path]]:
+        return Latents, (self.source, self.path)  # without the map, which would travel as a copy
 
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self._array[index].copy())
+    def __len__(self) -> int:
+        return len(self.source)
 
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of one latent, `(C, h, w)`."""
-        return torch.Size(self._array.shape[1:])
+    def __getitem__(self, index: int) -> Sample:
+        """Return the latents of an image, and its caption."""
+        return Sample(torch.from_numpy(self._array[index].copy()), caption(self.source, index))
 
     @cached_property
     def _array(self) -> NDArray[np.float32]:
@@ -69,15 +69,12 @@ def cached(
     digest = parts_hash(chain([f"{images}{pixel_range}".encode()], parts))
     path = folder / f"latents-{digest[:32]}.npy"
     alone(lambda: None if path.exists() else _write(source, path, encode))
-    return Latents(path)
+    return Latents(source, path)
 
 
 def _write(source: Source, path: Path, encode: Callable[[Tensor], Tensor]) -> None:
     from tqdm import tqdm
 
-    unfinished = path.parent.glob(f".latents-*{PART}")  # a run folder has one run at a time
-    for old in (*path.parent.glob("latents-*.npy"), *unfinished):
-        old.unlink()
     with atomic_write(path) as file:
         for start in tqdm(range(0, len(source), BATCH), "encoding", unit_scale=BATCH, disable=None):
             indices = range(start, min(start + BATCH, len(source)))
@@ -87,3 +84,6 @@ def _write(source: Source, path: Path, encode: Callable[[Tensor], Tensor]) -> No
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_2_0(file, header)
             file.write(batch.astype("<f4").tobytes())
+    for old in path.parent.glob("latents-*.npy"):
+        if old != path:
+            old.unlink()

@@ -6,9 +6,11 @@ checkpoint: every image has its own seed, so there is no other state. A checkpoi
 it says that everything before it is there.
 """
 
+import math
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -21,10 +23,11 @@ from torch.utils.data import DataLoader
 
 from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
+from diffsteer.generate.base import NotFinite as SamplesNotFinite
 from diffsteer.io.atomic import atomic_folder, owned
 from diffsteer.models.edm2 import posthoc
 from diffsteer.train.checkpoints import Checkpoints
-from diffsteer.train.log import Metrics, Sums, forecast, progress, save_grid
+from diffsteer.train.log import Metrics, save_grid
 from diffsteer.train.settings import Run
 from diffsteer.train.state import claim, fill, pack, unpack
 from diffsteer.train.stream import Source, Stream, contents
@@ -45,11 +48,8 @@ class Trainer:
         run: Settings.
         task: Networks and losses, made with the seed of the run.
         source: Samples.
-        folder: Folder of the run; made where it is missing.
+        folder: Made where it is missing; refused where it holds another run.
         start: Checkpoint to resume from, as count of images; None for the latest.
-
-    Raises:
-        InputError: the folder holds another run, or a broken checkpoint.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Trainer:
         cpu = not torch.accelerator.is_available()
         self.accelerator = Accelerator(mixed_precision=training.precision, cpu=cpu)
         self.world = self.accelerator.num_processes
-        self.passes = _passes(training.batch, training.rows, self.world)
+        self.passes = training.passes(self.world)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics = Metrics(folder / "metrics.jsonl")
         task.to(self.accelerator.device)
@@ -71,17 +71,13 @@ class Trainer:
             task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = task.trained()
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(),
-            training.rate,
-            training.betas,
-            weight_decay=training.decay,
-            fused=True,
+            self.trained.values(), training.rate, training.betas, 1e-8, training.decay, fused=True
         )
         self.averages = PowerEMA(self.trained.items(), training.averages)
         with ExitStack() as stack:
             stack.enter_context(owned(folder, self.accelerator.process_index, self.world))
             self._alone(lambda: claim(folder, run, contents(source)))
-            self.images = self._reported = self._resume(start)
+            self.images = self._resume(start)
             with self.accelerator.autocast():
                 self.source = task.prepare(source, folder, self._alone)
             self._owner = stack.pop_all()
@@ -93,32 +89,26 @@ class Trainer:
         """Whether this process writes files."""
         return bool(self.accelerator.is_main_process)
 
-    def about(self) -> str:
-        """Say in a line what is trained, and how."""
-        training = self.run.training
-        weights = sum(p.numel() for p in self.trained.values())
-        precision = "float32" if training.precision == "no" else training.precision
-        return (
-            f"{self.run.task} of {weights / 1e6:.3g} M weights in batches of {training.batch}, "
-            f"learning rate {training.rate:g}, {precision} on {self.accelerator.device.type}"
-        )
-
     def fit(self) -> None:
         """Train to the end, then write the result to `model/`."""
-        training, sums = self.run.training, Sums()
-        bar = progress(self.folder.name, self.images, training.end, shown=self.first)
+        from tqdm import tqdm
+
+        training = self.run.training
+        place = {"total": training.end, "initial": self.images}
+        bar = tqdm(desc=self.folder.name, unit="img", disable=not self.first, **place)
+        self._losses, self._since = [], time.perf_counter()
         batches = self._timed(self._batches(), bar)
+        every = training.log, training.checkpoint, training.snapshot, self.run.pictures.every
         with self._owner, bar:
             with self._signals():
                 while self.images < training.end:
-                    sums.add(self._step(next(batches)))
+                    self._losses.append(self._step(next(batches)))
                     self.images += training.batch
                     self.averages.update(self.images, training.batch)
                     bar.update(training.batch)
-                    every = (training.log, training.checkpoint, training.snapshot)
-                    due = any(map(self._due, (*every, self.run.pictures.every)))
-                    if due or self._ended or (self._interrupted and self.world == 1):
-                        self._report(sums, bar)  # nothing is written of networks that are lost
+                    asked = self._interrupted and self.world == 1
+                    if asked or any(map(self._due, every)) or self.images >= training.end:
+                        self._report(bar)  # nothing is written of networks that are lost
                         self._alone(self._write)
                     if self._stop:
                         raise KeyboardInterrupt
@@ -146,27 +136,16 @@ class Trainer:
     def _batches(self) -> Iterator[Passes]:
         """Yield this process's share of each step."""
         training = self.run.training
-        stream = Stream(
-            self.source,
-            training.seed,
-            self.run.data.drop,
-            self.images,
-            self.accelerator.process_index,
-            self.world,
-        )
-        loader = iter(
-            DataLoader(
-                Examples(self.task, stream),
-                training.batch // self.world // self.passes,
-                sampler=stream.numbers(),
-                num_workers=training.workers,
-            )
-        )
+        place = self.images, self.accelerator.process_index, self.world
+        stream = Stream(self.source, training.seed, self.run.data.drop, *place)
+        size = training.batch // self.world // self.passes
+        workers: dict[str, Any] = {"sampler": stream.numbers(), "num_workers": training.workers}
+        loader = iter(DataLoader(Examples(self.task, stream), size, **workers))
         while True:
             yield [next(loader) for _ in range(self.passes)]
 
     def _timed(self, batches: Iterator[Passes], bar: Any) -> Iterator[Passes]:
-        """Pass batches on; say after the second step, the first that is no slower, when it ends."""
+        """Pass batches on; say after the second step when training ends."""
         for i, passes in enumerate(batches):
             if i in (1, 2) and self.accelerator.device.type != "cpu":
                 torch.accelerator.synchronize()
@@ -174,47 +153,41 @@ class Trainer:
                 start = time.perf_counter()
             elif i == 2 and self.first:
                 rate = self.run.training.batch / (time.perf_counter() - start)
-                bar.write(forecast(rate, self.run.training.end - self.images), file=sys.stderr)
+                left = bar.format_interval((self.run.training.end - self.images) / rate)
+                bar.write(f"{rate:.3g} images per second: ends in {left}", file=sys.stderr)
             yield passes
 
-    def _report(self, sums: Sums, bar: Any) -> None:
-        """Write means of the losses; stop where one, or a weight, is not finite.
-
-        Raises:
-            NotFinite: nothing has been written since the last checkpoint.
-        """
-        means, seconds = sums.take()
+    def _report(self, bar: Any) -> None:
+        """Write means of the losses; stop where one, or a weight, is not finite."""
+        names = self._losses[0]
+        means = [torch.stack([x[name].float() for x in self._losses]).mean() for name in names]
         stop = torch.tensor(float(self._interrupted), device=self.accelerator.device)
-        joined = torch.stack([*means.values(), stop])
-        *values, stops = self.accelerator.reduce(joined, "mean").tolist()
-        self._stop = stops > 0
-        line = dict(zip(means, values, strict=True))
-        sizes = torch.stack(torch._foreach_norm(list(self.trained.values())))
-        values_by_name = {**line, "a weight": sizes.sum().item()}
-        lost = [name for name, value in values_by_name.items() if not abs(value) < float("inf")]
-        if lost:
-            raise NotFinite(
-                f"{lost[0]} is {values_by_name[lost[0]]} before {self.images} images; "
-                f"{self.checkpoints.last()}. "
-                f"A lower training.rate (it is {self.run.training.rate}) or training.clip (it is "
-                f"{self.run.training.clip}) makes another run: give another --out"
-            )
+        joined = self.accelerator.reduce(torch.stack([*means, stop]), "mean").tolist()
+        line, self._stop = dict(zip(names, joined, strict=False)), joined[-1] > 0
+        self._require_finite(line)
         if self.first:
-            rate = (self.images - self._reported) / seconds
-            self._reported = self.images
+            seconds = time.perf_counter() - self._since
+            rate = len(self._losses) * self.run.training.batch / seconds
             now = {"rate": self.run.training.rate_at(self.images), "images_per_second": rate}
             self.metrics.write({"images": self.images, **line, **now})
             bar.set_postfix(loss=f"{line['loss']:.4f}")
+        self._losses, self._since = [], time.perf_counter()
+
+    def _require_finite(self, losses: dict[str, float]) -> None:
+        """Refuse to go on, or to write anything, where a loss or a weight is lost."""
+        weights = torch.stack(torch._foreach_norm(list(self.trained.values()))).sum().item()
+        for name, value in {**losses, "a weight": weights}.items():
+            if not math.isfinite(value):
+                raise NotFinite(
+                    f"{name} is {value} before {self.images} images; {self.checkpoints.last()}. "
+                    f"A lower training.rate (it is {self.run.training.rate}) or training.clip (it "
+                    f"is {self.run.training.clip}) makes another run: give another --out"
+                )
 
     def _due(self, every: int) -> bool:
         """Whether the last step reached a multiple of a number of images."""
-        return (
-            bool(every) and self.images // every > (self.images - self.run.training.batch) // every
-        )
-
-    @property
-    def _ended(self) -> bool:
-        return self.images >= self.run.training.end
+        before = self.images - self.run.training.batch
+        return bool(every) and self.images // every > before // every
 
     def _write(self) -> None:
         """Write what is due, the checkpoint last."""
@@ -223,7 +196,8 @@ class Trainer:
                 self._snapshot()
             if self._due(self.run.pictures.every):
                 self._draw()
-            if self._ended or self._stop or self._due(self.run.training.checkpoint):
+            last = self._stop or self.images >= self.run.training.end
+            if last or self._due(self.run.training.checkpoint):
                 groups = pack(self.trained, self.optimizer, self.averages)
                 self.checkpoints.save(self.images, groups, {"images": self.images})
         except OSError as error:
@@ -267,8 +241,11 @@ class Trainer:
 
     def _draw(self) -> None:
         path = self.folder / "pictures" / f"{self.images:010d}.png"
-        with self._averaged():
-            save_grid(self.task.pictures(self.run.pictures), path)
+        try:
+            with self._averaged():
+                save_grid(self.task.pictures(self.run.pictures), path)
+        except SamplesNotFinite as error:  # the weights are: training goes on
+            warnings.warn(f"no grid at {self.images} images: {error}", stacklevel=2)
 
     def _finish(self) -> None:
         with self._averaged(), atomic_folder(self.folder / "model", over=True) as draft:
@@ -320,17 +297,3 @@ class Trainer:
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
-
-
-def _passes(batch: int, rows: int, world: int) -> int:
-    """Number of forward passes of a step on each process."""
-    if batch % world:
-        raise InputError(f"training.batch={batch} does not divide among {world} processes")
-    share = batch // world
-    passes = -(-share // rows) if rows else 1
-    if share % passes:
-        raise InputError(
-            f"{share} images a process do not divide into {passes} passes of at most {rows} rows: "
-            "choose training.rows that divides training.batch"
-        )
-    return passes

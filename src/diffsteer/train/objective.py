@@ -21,9 +21,6 @@ class Objective:
         schedule: Noise levels of training.
         prediction: Prediction type.
         weight: Loss weight of each level.
-
-    Raises:
-        ValueError: the network would predict noise at zero SNR, where that says nothing.
     """
 
     schedule: Schedule

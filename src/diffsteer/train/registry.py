@@ -24,11 +24,7 @@ SOURCES = '"emoji", a folder of images, a folder of tar files, or one tar file'
 
 
 def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
-    """Make the trainer of a run in a folder, new or found there.
-
-    Raises:
-        InputError: the task is unknown, images have sizes that it cannot take, or as `Trainer`.
-    """
+    """Make the trainer of a run in a folder, new or to be resumed there."""
     if run.task not in TASKS:
         raise InputError(f"task={brief(run.task)} is not known: there are {', '.join(TASKS)}")
     settings_class, make = TASKS[run.task]
@@ -41,12 +37,7 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
 
 
 def source_of(data: Data) -> Source:
-    """Open the data of a run.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        InputError: a setting is of the emoji alone; or as `Emoji` and `open_images`.
-    """
+    """Open the data of a run."""
     if not data.source:
         raise InputError(f"data.source is empty: name {SOURCES}")
     if data.source == "emoji":
@@ -71,8 +62,7 @@ def _side(task: Task) -> int:
 
 
 def _autoencoder(run: Run, settings: AutoencoderSettings) -> tuple[Task, Source]:
-    source = source_of(run.data)
-    return Autoencoder(settings), source
+    return Autoencoder(settings), source_of(run.data)
 
 
 def _edm2(run: Run, settings: EDM2Settings) -> tuple[Task, Source]:
@@ -80,6 +70,11 @@ def _edm2(run: Run, settings: EDM2Settings) -> tuple[Task, Source]:
         raise InputError(
             f"training.precision={run.training.precision} rounds between the layers of EDM2: "
             'take "no"; on a GPU its blocks compute in float16 (settings.network.use_fp16)'
+        )
+    if run.pictures.every and run.pictures.guidance != 1 and not run.data.drop:
+        raise InputError(
+            f"pictures.guidance={run.pictures.guidance} needs a null class: set data.drop, or "
+            "guidance 1"
         )
     source = source_of(run.data)
     return EDM2Task(settings, captions(source), run.data.drop), source

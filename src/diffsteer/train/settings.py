@@ -108,11 +108,34 @@ class Training:
         _require(0 < self.rate < math.inf, "rate", self.rate, "a number > 0")
         _require(self.precision in ("no", "bf16"), "precision", self.precision, '"no" or "bf16"')
         _require(self.keep in self.averages, "keep", self.keep, f"one of {self.averages}")
+        _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "numbers in [0, 1[")
+        _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of 64 bits")
+        names = {f"{width:.3f}" for width in self.averages} if self.snapshot else self.averages
+        exact = all(round(width, 3) == width for width in self.averages) or not self.snapshot
+        _require(
+            exact and len(names) == len(self.averages),
+            "averages",
+            self.averages,
+            "different widths, with training.snapshot of at most three decimals, its names",
+        )
 
     @property
     def end(self) -> int:
         """Count of images after the last batch."""
         return -(-self.images // self.batch) * self.batch
+
+    def passes(self, world: int) -> int:
+        """Forward passes of a step on each of `world` processes."""
+        share, rest = divmod(self.batch, world)
+        if rest:
+            raise InputError(f"training.batch={self.batch} does not divide among {world} processes")
+        passes = -(-share // self.rows) if self.rows else 1
+        if share % passes:
+            raise InputError(
+                f"{share} images a process do not divide into {passes} passes of at most "
+                f"{self.rows} images: choose training.rows that divides training.batch"
+            )
+        return passes
 
     def rate_at(self, images: int) -> float:
         """Learning rate of the step after `images` images, 0 in the first of a warm-up.
@@ -175,11 +198,7 @@ class Run:
 
     @classmethod
     def named(cls, preset: str, *changes: str) -> "Run":
-        """Read a preset by name, or a TOML file by path, with changes such as "training.images=9".
-
-        Raises:
-            ValueError: there is no such preset, or a setting is unknown or of another type.
-        """
+        """Read a preset by name, or a TOML file by path, with changes ("training.images=9")."""
         table = _table(preset)
         for change in changes:
             _change(table, change)

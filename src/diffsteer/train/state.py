@@ -11,25 +11,17 @@ from torch import Tensor
 
 from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
+from diffsteer.io.atomic import put
 from diffsteer.io.hashing import differences
 from diffsteer.io.strict import read_json
-from diffsteer.train.checkpoints import Checkpoints, Groups, put
+from diffsteer.train.checkpoints import Checkpoints, Groups
 from diffsteer.train.settings import Data, Run, flat
 
 Parameters = Mapping[str, torch.nn.Parameter]
 
 
 def claim(folder: Path, run: Run, contents: Mapping[str, Any]) -> None:
-    """Write run.json, or check that the folder holds this run.
-
-    Args:
-        folder: Folder of the run.
-        run: Its settings.
-        contents: Fingerprint of its data, as `train.stream.contents` gives it.
-
-    Raises:
-        InputError: the folder holds another run, or run.json cannot be read.
-    """
+    """Write run.json, or check that the folder holds this run, of data with these `contents`."""
     path, settings = folder / "run.json", run.binds() | dict(contents)
     if not path.exists():
         if Checkpoints(folder / "checkpoints").counts():

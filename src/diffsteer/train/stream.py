@@ -11,7 +11,6 @@ from itertools import count
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +23,7 @@ class Sample:
     """One image with its caption.
 
     Attributes:
-        pixels: uint8 sRGB, `(3, H, W)`.
+        pixels: uint8 sRGB, `(3, H, W)`, or latents, floating point.
         caption: Empty where it was dropped.
     """
 
@@ -64,24 +63,6 @@ def contents(source: Source) -> dict[str, dict[str, str | int]]:
 
 
 @dataclass(frozen=True)
-class Captions:
-    """The samples of a source without their images, which are not read.
-
-    Args:
-        source: The source.
-    """
-
-    source: Source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return a sample without pixels, `(0,)`."""
-        return Sample(torch.empty(0, dtype=torch.uint8), caption(self.source, index))
-
-
-@dataclass(frozen=True)
 class Stream:
     """The images of training, number 0, 1, 2, ... without end: each sample once an epoch, shuffled.
 
@@ -97,9 +78,6 @@ class Stream:
         start: Number of the first image, over all ranks.
         rank: Of this process, 0 to world - 1.
         world: Number of processes.
-
-    Raises:
-        ValueError: `source` is empty, or a number leaves its range.
     """
 
     source: Source

@@ -16,11 +16,11 @@ from diffsteer.generate.base import require_finite
 from diffsteer.hf.load import complete_weights, load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.train.autoencoder import pixels
-from diffsteer.train.latents import Latents, cached
+from diffsteer.train.latents import cached
 from diffsteer.train.objective import Objective, clean, low_discrepancy
 from diffsteer.train.settings import Pictures
-from diffsteer.train.stream import Captions, Sample, Source
-from diffsteer.train.task import Task, plain_attention
+from diffsteer.train.stream import Sample, Source
+from diffsteer.train.task import Task, network_of_config, plain_attention, require_known
 from diffsteer.train.vocabulary import tokenizer_for
 
 
@@ -51,6 +51,25 @@ class TextToImageSettings:
     cache: bool = False
     low_memory: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.start:
+            raise InputError(
+                "settings.start is empty: name the folder or hub id to start from, --model"
+            )
+        if self.start.count("/") > 1 and not Path(self.start).is_dir():
+            raise FileNotFoundError(
+                f"settings.start={self.start} is not there: train the preset that makes it first "
+                "(`diffsteer train` lists them), or name another folder or hub id"
+            )
+        if self.text is not None and self.unet is None:
+            raise InputError(
+                "settings.text is of a new network: give settings.unet too, or neither"
+            )
+        if self.lora and self.unet is not None:
+            raise InputError(
+                "settings.lora adapts the network of settings.start: leave settings.unet out"
+            )
+
 
 class TextToImage(Task):
     """The network, and a new text encoder, of a Stable Diffusion pipeline."""
@@ -65,7 +84,6 @@ class TextToImage(Task):
         self.text_encoder.requires_grad_(settings.text is not None)
         config = {"_class_name": type(self.pipe.scheduler).__name__, **self.pipe.scheduler.config}
         self.objective = Objective(schedule_of(config), kind_of(config))
-        self._latents: Latents | None = None
         if settings.lora:
             _add_lora(self.unet, settings)
         if settings.low_memory:
@@ -77,26 +95,21 @@ class TextToImage(Task):
     ) -> Source:
         if self.device.type == "cpu":
             plain_attention(self.unet)
-        if not self.settings.cache:
-            return source
-        self._latents = cached(source, cache, self.vae, self._encode, alone)
-        return Captions(source)
+        if self.settings.cache:
+            return cached(source, cache, self.vae, self._encode, alone)
+        return source
 
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        latents = self._latents
-        batch = {
-            "ids": self._ids([sample.caption])[0],
+        x, kept, side = sample.pixels, sample.pixels.is_floating_point(), self.pipe.vae_scale_factor
+        channels = self.vae.config.latent_channels
+        shape = x.shape if kept else (channels, x.shape[-2] // side, x.shape[-1] // side)
+        return {
+            "ids": self._ids(sample.caption),
             "place": torch.tensor(low_discrepancy(number)),
+            "latents" if kept else "pixels": x,
+            "noise": torch.randn(shape, generator=torch.Generator().manual_seed(seed)),
         }
-        if latents is None:
-            batch |= {"pixels": sample.pixels}
-            shape = self._latent_shape(sample.pixels.shape)
-        else:
-            batch |= {"latents": latents[index]}
-            shape = latents.shape
-        return batch | {"noise": torch.randn(shape, generator=generator)}
 
     @override
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
@@ -116,13 +129,9 @@ class TextToImage(Task):
     def pictures(self, how: Pictures) -> Tensor:
         """One image for each prompt, with its number as seed."""
         generators = [torch.Generator().manual_seed(i) for i in range(len(how.prompts))]
-        drawn = self.pipe(
-            list(how.prompts),
-            guidance_scale=how.guidance,
-            num_inference_steps=how.steps,
-            generator=generators,
-            output_type="pt",
-        ).images
+        call = {"guidance_scale": how.guidance, "num_inference_steps": how.steps}
+        texts = list(how.prompts)
+        drawn = self.pipe(texts, **call, generator=generators, output_type="pt").images
         return require_finite(range(len(drawn)), pixels(drawn * 2 - 1), drawn)
 
     @override
@@ -141,21 +150,11 @@ class TextToImage(Task):
         )
         self.pipe.scheduler.save_pretrained(folder / "scheduler")
 
-    def _ids(self, captions: Sequence[str]) -> Tensor:
-        tokenizer = self.pipe.tokenizer
-        ids: Tensor = tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids
+    def _ids(self, caption: str) -> Tensor:
+        longest = self.pipe.tokenizer.model_max_length
+        pad = {"padding": "max_length", "truncation": True, "max_length": longest}
+        ids: Tensor = self.pipe.tokenizer(caption, **pad, return_tensors="pt").input_ids[0]
         return ids
-
-    def _latent_shape(self, shape: Sequence[int]) -> torch.Size:
-        side: int = self.pipe.vae_scale_factor
-        channels: int = self.vae.config.latent_channels
-        return torch.Size((channels, shape[-2] // side, shape[-1] // side))
 
     @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:
@@ -168,46 +167,13 @@ class TextToImage(Task):
 
 def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     """The pipeline of `start`, with the parts that are new."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    if not settings.start:
-        raise InputError(
-            "settings.start is empty: name the folder or hub id to start from, --model"
-        )
-    if settings.start.count("/") > 1 and not Path(settings.start).is_dir():
-        raise FileNotFoundError(
-            f"settings.start={settings.start} is not there: train the preset that makes it first "
-            "(`diffsteer train` lists them), or name another folder or hub id"
-        )
-    if settings.text is not None and settings.unet is None:
-        raise InputError("settings.text is of a new network: give settings.unet too, or neither")
-    if settings.lora and settings.unet is not None:
-        raise InputError(
-            "settings.lora adapts the network of settings.start: leave settings.unet out"
-        )
-    known = inspect.signature(DDIMScheduler.__init__).parameters
-    if unknown := [name for name in settings.scheduler if name not in known]:
-        raise InputError(
-            f"settings.scheduler has no {unknown[0]!r}: there are {', '.join(list(known)[1:])}"
-        )
-    if settings.unet is not None and settings.text is not None:
-        with complete_weights(bar=False):
-            vae = AutoencoderKL.from_pretrained(settings.start)
-        tokenizer = tokenizer_for(captions)
-        ends = {"bos_token_id", "eos_token_id", "pad_token_id"}
-        config = CLIPTextConfig(
-            **settings.text,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=tokenizer.model_max_length,
-            **{name: getattr(tokenizer, name) for name in ends},
-        )
-        text_encoder, unet = CLIPTextModel(config), _network(settings.unet)
-        scheduler = DDIMScheduler(**settings.scheduler)
+    known = list(inspect.signature(DDIMScheduler.__init__).parameters)[1:]
+    require_known(settings.scheduler, known, "settings.scheduler")
+    if settings.text is not None:
+        parts = _new_parts(settings.start, settings.text, captions)
+        parts["scheduler"] = DDIMScheduler(**settings.scheduler)
     else:
         start = load(settings.start, torch.float32)
         if type(start).__name__ != "StableDiffusionPipeline":
@@ -215,42 +181,40 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
                 f"{settings.start} is a {type(start).__name__}: this trains networks of "
                 "StableDiffusionPipeline, with one text encoder"
             )
-        vae, text_encoder, tokenizer = start.vae, start.text_encoder, start.tokenizer
-        unet = start.unet
-        if settings.unet is not None:
-            unet = _network(settings.unet)
-        scheduler = DDIMScheduler.from_config(start.scheduler.config, **settings.scheduler)
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+        parts = {name: getattr(start, name) for name in ("vae", "text_encoder", "tokenizer")}
+        parts["unet"] = start.unet
+        config = start.scheduler.config
+        parts["scheduler"] = DDIMScheduler.from_config(config, **settings.scheduler)
+    if settings.unet is not None:
+        parts["unet"] = network_of_config(UNet2DConditionModel, settings.unet, "settings.unet")
+    absent = {"safety_checker": None, "feature_extractor": None}
+    pipe = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _network(config: Mapping[str, Any]) -> Any:
-    from diffusers import UNet2DConditionModel
+def _new_parts(start: str, text: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+    """The autoencoder of `start`, and a new text encoder for the words of captions."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    try:
-        return UNet2DConditionModel(**config)
-    except TypeError as error:
-        raise InputError(f"settings.unet: {error}") from error
+    require_known(text, list(CLIPTextConfig().to_dict()), "settings.text")
+    with complete_weights(bar=False):
+        vae = AutoencoderKL.from_pretrained(start)
+    tokenizer = tokenizer_for(captions)
+    longest = tokenizer.model_max_length
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": longest}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ends = {name: getattr(tokenizer, name) for name in names}
+    text_encoder = CLIPTextModel(CLIPTextConfig(**text, **sizes, **ends))
+    return {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
 
 
 def _add_lora(unet: nn.Module, settings: TextToImageSettings) -> None:
     from peft import LoraConfig
 
     unet.requires_grad_(False)
-    unet.add_adapter(  # type: ignore[operator]
-        LoraConfig(
-            r=settings.lora,
-            lora_alpha=settings.alpha or settings.lora,
-            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-        )
-    )
+    layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    alpha = settings.alpha or settings.lora
+    config = LoraConfig(r=settings.lora, lora_alpha=alpha, target_modules=layers)
+    unet.add_adapter(config)  # type: ignore[operator]

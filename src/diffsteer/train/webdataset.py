@@ -7,8 +7,6 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from typing_extensions import override
-
 from diffsteer.core.errors import InputError
 from diffsteer.io.images import MAX_BYTES, NOTES, SUFFIXES
 from diffsteer.io.strict import inner_path, open_file, parse_object, refused
@@ -22,28 +20,23 @@ from diffsteer.train.captions import (
 from diffsteer.train.fingerprint import Entry
 
 
-@dataclass(frozen=True)
-class Shards(CaptionedImages):
+class Shards:
     """Images of webdataset tar files, in the order of the files."""
 
-    @override
-    @classmethod
-    def at(cls, *paths: Path, size: tuple[int, int] | None = None, label: str = "") -> "Shards":
+    @staticmethod
+    def at(*paths: Path, size: tuple[int, int] | None = None, label: str = "") -> CaptionedImages:
         """Scan the headers of tar files, and read captions.
 
         Args:
             *paths: The tar files.
             size: Height and width that each image must have; None allows all.
             label: "cls" for classes; empty for captions.
-
-        Raises:
-            FileNotFoundError: a file does not exist.
-            ValueError: a file is compressed or broken, leads out of itself, or misses a caption.
         """
         if label not in ("", "cls"):
             raise InputError(f'label={label!r} of tar files: there is "cls"')
         suffixes = (".cls",) if label else (".txt", ".json")
-        return cls(tuple(entry for path in paths for entry in _scan(path, suffixes)), size)
+        entries = (entry for path in paths for entry in _scan(path, suffixes))
+        return CaptionedImages(tuple(entries), size)
 
 
 @dataclass(frozen=True)

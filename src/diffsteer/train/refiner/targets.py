@@ -51,9 +51,6 @@ def make(
         device: Where; empty for a GPU if there is one.
         score: Judges the image of each target, so that training can leave out the worse.
         scorer: Its name, which binds the folder too.
-
-    Raises:
-        ValueError: a prompt is empty, there is no guidance, or the folder holds something else.
     """
     require_prompts(list(recipe.prompts))
     if not recipe.guidance:
@@ -99,16 +96,7 @@ class Targets:
 
     @classmethod
     def at(cls, path: Path, least: float | None = None) -> "Targets":
-        """Read a folder.
-
-        Args:
-            path: Of `make`.
-            least: Leave out targets that scored less.
-
-        Raises:
-            FileNotFoundError: there are none.
-            ValueError: they have no score, or none is good enough.
-        """
+        """Read a folder of `make`, without targets that scored less than `least`."""
         folder = ShardFolder(path, _key(path))
         try:
             shards = [folder.read(file.name) for file in sorted(path.glob("chunk-*.npz"))]
@@ -142,15 +130,7 @@ class Targets:
         return str(prompts[self.seeds[index] % len(prompts)])
 
     def require(self, networks: Mapping[str, str], teacher: Mapping[str, Any]) -> None:
-        """Check that they are what a run learns from.
-
-        Args:
-            networks: Fingerprint of its network.
-            teacher: What it says of the recipe; what it leaves out may be anything.
-
-        Raises:
-            ValueError: they are of another network or recipe, named with the difference.
-        """
+        """Refuse targets of another network, or recipe as far as `teacher` says it."""
         expected = self.key["networks"]
         shared = expected.keys() & networks.keys()
         if any(expected[name] != networks[name] for name in shared):

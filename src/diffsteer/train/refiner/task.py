@@ -97,57 +97,36 @@ class RefinerSettings:
             raise InputError('settings.teacher has no guidance: give one, such as "CFG(6)"')
 
 
-class Stored:
-    """Stored targets as a source of training: the latents in the place of pixels."""
+class Prompts:
+    """Prompts as a source of training, with stored targets in the place of pixels if there are any.
 
-    def __init__(self, targets: Targets) -> None:
-        self.targets = targets
-        self.fingerprint = _fingerprint(
-            targets.seeds, {"targets": targets.key, "seeds": targets.seeds}
-        )
+    Without, the task samples the targets itself, from noise that is new in every epoch.
+
+    Args:
+        texts: All prompts.
+        targets: Stored ones.
+    """
+
+    def __init__(self, texts: Sequence[str], targets: Targets | None = None) -> None:
+        self.texts, self.targets = list(texts), targets
+        values: dict[str, Any] = {"prompts": texts}
+        if targets is not None:
+            values = {"targets": targets.key, "seeds": targets.seeds}
+        counts: dict[str, str | int] = {"samples": len(self), "digest": digest(values)[:16]}
+        self.fingerprint = Fingerprint({}, counts)
 
     def __len__(self) -> int:
-        return len(self.targets.seeds)
+        return len(self.texts) if self.targets is None else len(self.targets.seeds)
 
     def __getitem__(self, index: int) -> Sample:
-        """A target and its prompt."""
+        """A target, `(0,)` where there are none, and its prompt."""
+        if self.targets is None:
+            return Sample(torch.empty(0), self.texts[index])
         return Sample(self.targets.latents[index], self.targets.prompt(index))
 
     def seed(self, index: int, seed: int) -> int:
-        """Seed of its noise."""
-        return self.targets.seeds[index]
-
-    def prompts(self) -> list[str]:
-        """All prompts."""
-        return list(self.targets.key["prompts"])
-
-
-class Online:
-    """Prompts whose targets the task samples itself; noise is new in every epoch."""
-
-    def __init__(self, prompts: tuple[str, ...]) -> None:
-        self.texts = prompts
-        self.fingerprint = _fingerprint(prompts, {"prompts": prompts})
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> Sample:
-        """No target yet, and a prompt."""
-        return Sample(torch.empty(0), self.texts[index])
-
-    def seed(self, index: int, seed: int) -> int:
-        """Seed of its noise: that of the image."""
-        return seed
-
-    def prompts(self) -> list[str]:
-        """All prompts."""
-        return list(self.texts)
-
-
-def _fingerprint(samples: Sequence[Any], values: Mapping[str, Any]) -> Fingerprint:
-    """Fingerprint of samples, which a resumed run has to share."""
-    return Fingerprint({}, {"samples": len(samples), "digest": digest(values)[:16]})
+        """Seed of the noise of a target; that of the image where there are none."""
+        return seed if self.targets is None else self.targets.seeds[index]
 
 
 class RefinerTask(Task):
@@ -160,12 +139,12 @@ class RefinerTask(Task):
         self.pipe.set_progress_bar_config(disable=True)
         parts = {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)}
         self.parts = nn.ModuleDict(parts).requires_grad_(False).eval()
-        self.source: Stored | Online
         if settings.targets:
             targets = Targets.at(Path(settings.targets), settings.least)
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
             targets.require(fingerprint(self.refiner.model.module), settings.teacher)
-            self.source, self.teacher = Stored(targets), targets.key
+            self.source = Prompts(targets.key["prompts"], targets)
+            self.teacher = targets.key
             self.shape = tuple(targets.key["shape"])
         else:
             texts = prompts_of(Path(settings.prompt_file))
@@ -177,9 +156,9 @@ class RefinerTask(Task):
             with configured(self.pipe, self.recipe, guide=self.guide):
                 pass  # what it says can be done
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
-            self.source, self.teacher = Online(texts), self.recipe.to_dict()
+            self.source, self.teacher = Prompts(texts), self.recipe.to_dict()
             self.shape = noise_shape(self.pipe, self.recipe)
-        self.texts = self.source.prompts()
+        self.texts = self.source.texts
         require_prompts(self.texts)
         self._numbers = {text: i for i, text in enumerate(self.texts)}
         self.sampler = parse(settings.sampler, Sampler, named=NAMED)
