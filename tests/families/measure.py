@@ -125,9 +125,12 @@ def weights(plain: Record, guided: Record) -> tuple[float, ...] | None:
     """Weights of the conditions in the guided output; None where it is no linear combination."""
     factor, _, _ = _relation(plain)
     outputs, step = conditions(plain, guided), guided.first_step()
-    size = len(plain.steps[-1].sample)
+    size, channels = plain.steps[-1].sample.shape[:2]
     terms = outputs if factor else [*outputs, step.sample[:size].double()]
-    values, residual = _fit(terms, step.output[:size].double())
+    target = step.output[:size].double()
+    if target.shape[1] == 2 * channels:  # a learned variance, which is not guided
+        target, *terms = (term[:, :channels] for term in (target, *terms))
+    values, residual = _fit(terms, target)
     if residual > 1e-4:
         return None
     total = sum(values[: len(outputs)])

@@ -21,6 +21,7 @@ UNKNOWN = {
     "Cosmos3Omni": "7 and 11 samples to step 1",
     "CosmosTextToWorld": "as EDM does",
     "DreamLite": "not the one of its network",
+    "FluxKontext": "append tokens",
     "LTX2": "several outputs",
     "LTX2-all": "several outputs",
     "StableAudio": "as EDM does",

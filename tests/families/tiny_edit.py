@@ -156,7 +156,6 @@ FAMILIES = (
         deepfloyd,
         lambda _: sampling(height=8, width=8, guidance_scale=1.0, output_type="pt", **prompt(1)),
         lambda _: {"guidance_scale": 4.0} | prompt(2, "negative_"),
-        weights=None,
     ),
     TinyFamily(
         "UNet2DConditionModel",
@@ -172,7 +171,6 @@ FAMILIES = (
             **prompt(1),
         ),
         lambda _: {"guidance_scale": 4.0} | prompt(2, "negative_"),
-        weights=None,
     ),
     TinyFamily(
         "UNet2DConditionModel",
