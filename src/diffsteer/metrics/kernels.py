@@ -61,17 +61,13 @@ def _cubic_mmd(x: Tensor, y: Tensor) -> Tensor:
     """Unbiased squared MMD of each subset, `(S, n, d)` to `(S,)`, in float64."""
     x, y = x.to(F64), y.to(F64)
     n, d = x.shape[1:]
-    same = sum(_cubic_sum(a, a) - ((a.square().sum(2) / d + 1) ** 3).sum(1) for a in (x, y))
-    return same / (n * (n - 1)) - 2 * _cubic_sum(x, y) / n**2
+    own = (cubic(a, a).sum((1, 2)) - ((a.square().sum(2) / d + 1) ** 3).sum(1) for a in (x, y))
+    return sum(own) / (n * (n - 1)) - 2 * cubic(x, y).sum((1, 2)) / n**2
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:
     """Kernel of KID, (x y / d + 1)^3: blocks `(..., n, d)` and `(..., m, d)` to `(..., n, m)`."""
     return (x @ y.mT).div_(x.shape[-1]).add_(1) ** 3
-
-
-def _cubic_sum(x: Tensor, y: Tensor) -> Tensor:
-    return cubic(x, y).sum(dim=(1, 2))
 
 
 def scaled(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -100,16 +100,10 @@ def sampled(
 def filled(
     folder: ShardFolder, order: Sequence[int], make: Callable[[list[int]], Shard], batch: int
 ) -> Iterator[list[str]]:
-    """Add to a folder what it lacks of some seeds, and keep other programs out until closed.
+    """Add the missing of some seeds to a folder, and keep other programs out until closed.
 
-    Call it in every process where there are several: each makes a share, and is given the names of
-    a share of the chunks.
-
-    Args:
-        folder: Where chunks are kept and found again.
-        order: The seeds, each once.
-        make: Makes the chunk of some seeds.
-        batch: Most seeds that it is given at a time, >= 1.
+    In every process: each calls `make` with up to `batch` seeds of its share, and is given the
+    names of a share of the chunks.
     """
     together = Processes.running()
     if len(set(together.gathered(folder.digest))) > 1:
@@ -227,14 +221,13 @@ def measure_recipe(
     show: Path | None = None,
     shown: int = 0,
 ) -> Sampled:
-    """Make and measure the images of a recipe; call it in every process where there are several.
+    """Make and measure the images of a recipe, as `sampled`, in every process.
 
     Args:
         recipe: Of the images.
         seeds: One image each.
         extractor: Of the features.
-        work: Folder in which features are kept and found again, under a hash of recipe, weights
-            and extractor.
+        work: Folder of folders for `sampled`, each named by a hash of its key.
         batch: Images at a time, >= 1; changes none of them.
         keep: Images of which features are kept.
         device: Where the networks of the recipe run; empty for a GPU if there is one.

@@ -58,9 +58,8 @@ class Scorer(ABC):
 class CLIPScore(Scorer):
     """100 times the cosine between CLIP's embeddings of the image and of its prompt.
 
-    The CLIPScore of the paper is 2.5 max(cosine, 0) of a prompt behind "A photo depicts". Neither
-    is here: that order is the same where cosines are positive, and the prompt is as you wrote it.
-    Prompts are cut at the length of the text model; images are squashed to its square.
+    Without the paper's factor 2.5, cut at 0 and prefix "A photo depicts". Prompts are cut at the
+    length of the text model; images are squashed to its square.
 
     Args:
         weights: Folder or hub id of a transformers checkpoint of CLIP, with its tokenizer.
@@ -115,11 +114,9 @@ class CLIPScore(Scorer):
 
 @dataclass(frozen=True)
 class Aesthetic(Scorer):
-    """How well people would like an image, about 1 to 10, by a linear predictor on CLIP.
+    """LAION's aesthetic predictor: linear layers on CLIP's unit embedding, about 1 to 10.
 
-    That is LAION's aesthetic predictor V2, a chain of linear layers on the image embedding of unit
-    length, or one of those with a single layer. Prompts do not matter. Those with ReLU between
-    the layers are refused.
+    V2, or one with a single layer; prompts do not matter. Those with ReLU are refused.
 
     Args:
         weights: File of its state dict, `.pth` or `.safetensors`.
