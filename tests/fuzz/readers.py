@@ -38,8 +38,8 @@ from diffsteer import Guidance, Sampler, Schedule, parse
 from diffsteer.core.errors import InputError
 from diffsteer.core.sampler import NAMED
 
-SECONDS, MEMORY = 5, 400 * 2**20
-"""What one file may take."""
+SECONDS, MEMORY = 5, 2**30
+"""What one file may take; an image of 64 megapixels takes the most."""
 Case = Callable[[random.Random], Callable[[], object]]
 """Writes a variant, and returns what reads it."""
 
@@ -200,10 +200,10 @@ def safetensors(tensors: dict[str, torch.Tensor], rng: random.Random) -> bytes:
 
 def usable(recipe: Any) -> None:
     """Everything that a command does with a recipe before it loads a model."""
-    from diffsteer.generate.pipelines import _require_consistent
+    from diffsteer.generate.consistent import require_consistent
 
     for one in recipe.sweep([1.0]):
-        _require_consistent(one)
+        require_consistent(one)
         for text in (one.hash, repr(one), json.dumps(one.for_seed(3).to_dict()), str(one.size)):
             text.encode()
 
@@ -642,8 +642,8 @@ def tried(read: Callable[[], object]) -> tuple[str, str]:
             warnings.simplefilter("ignore")
             read()
         outcome, text = "read", ""
-    except (InputError, FileNotFoundError) as error:
-        outcome, text = "refused", str(error)
+    except (InputError, OSError) as error:  # one line each
+        outcome, text = "refused", str(error) if isinstance(error, InputError) else ""
         text.encode("utf-8", "backslashreplace")
         if len(text) > 5000:
             outcome, text = "fault", f"{len(text)} letters: {text[:2000]}"

@@ -70,6 +70,7 @@ def test_json_is_read_with_prompts_from_a_file(tmp_path: Path) -> None:
         ('{"model": "m", "prompts": null}', "prompts must be a list, got None"),
         ('{"model": "m", "width": -8}', "recipe.json: -8 x 0 pixels"),
         ('{"model": "m", "steps": 0}', "recipe.json: 0 steps"),
+        ('{"model": "m", "width": 1000000000}', "1000000000 x 0 pixels: an image has at most"),
         ('{"model": "m", "prompt": "a", "prompts": ["b"]}', "leave one of them out"),
     ],
 )

@@ -85,7 +85,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         "/dev/zero": "leads out of it",
         "../pipe": "leads out of it",
         "pipe": "folder, pipe or device",
-        "a\0b": "no name of a file",
+        "a\0b": "cannot be opened",
     }.items():
         recipe.write_text(json.dumps({"model": "m", "prompts": name}))
         with pytest.raises(InputError, match=reason):

@@ -15,6 +15,9 @@ from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
 DESCRIPTION = "Better samples from the diffusion model you have."
+LONGEST = 2000
+"""Characters of an error; a name of a file in it may have thousands."""
+
 app = tyro.extras.SubcommandApp()
 
 
@@ -156,7 +159,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _stop(error: object) -> NoReturn:
-    sys.exit(f"diffsteer: {' '.join(str(error).split())}")
+    sys.exit(f"diffsteer: {' '.join(str(error).split())[:LONGEST]}")
 
 
 def main() -> None:

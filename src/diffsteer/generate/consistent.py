@@ -1,5 +1,6 @@
 """Checks of a recipe that need none of its models."""
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def require_consistent(recipe: Recipe) -> None:
         raise InputError(
             f"{recipe.guidance!r} holds {WEIGHT}: `diffsteer compare --weights` fills it"
         )
+    if not math.isfinite(recipe.strength):
+        raise InputError(f"strength must be a finite number, got {recipe.strength}")
     sampler = parse(recipe.sampler, Sampler, named=NAMED) if recipe.sampler else None
     if recipe.spacing not in SPACINGS:
         raise InputError(

@@ -16,6 +16,7 @@ from diffsteer.generate.options import ADMOptions, Options, options_of
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_number, is_seed, prompts_of
 from diffsteer.io.strict import (
+    MAX_PIXELS,
     from_table,
     inner_path,
     parse_json,
@@ -86,6 +87,10 @@ class Recipe:
         if min(self.width, self.height) < 0:
             raise InputError(
                 f"{self.width} x {self.height} pixels: give both >= 0; 0 is the size of the model"
+            )
+        if max(self.width, 1) * max(self.height, 1) > MAX_PIXELS:
+            raise InputError(
+                f"{self.width} x {self.height} pixels: an image has at most {MAX_PIXELS}"
             )
 
     @property

@@ -26,14 +26,13 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.strict import open_zip, read_bytes, refused, unpacked
+from diffsteer.io.strict import MAX_PIXELS, open_zip, read_bytes, refused, unpacked
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 NOTES = frozenset({".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".npz", ".yaml"})
-MAX_PIXELS = 2**26
 MAX_BYTES = 2**28
-"""Limits of one image; a decoded one takes up to 4 bytes a pixel."""
+"""Limit of the file of one image."""
 
 
 class PictureError(InputError):

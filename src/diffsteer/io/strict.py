@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 MAX_TEXT = 2**25
 """Bytes of a JSON, TOML or text file."""
+MAX_PIXELS = 2**26
+"""Of an image; a decoded one takes 4 bytes a pixel, and as much again while it is converted."""
 DEEPEST = 64
 """Levels of tables and lists in each other; no file of ours has ten."""
 UNPACKED, RATIO = 2**28, 16
@@ -78,8 +80,10 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file; reading a pipe or device might never end."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
-    except ValueError as error:  # a NUL in its name
-        raise InputError(f"{str(path)!r} can be no name of a file: {error}") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        raise InputError(f"{brief(str(path))} cannot be opened: {error}"[:LONGEST]) from error
     if not regular:
         raise InputError(f"{path} is a folder, pipe or device: give a file")
     with path.open("rb") as file:

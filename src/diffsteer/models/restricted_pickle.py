@@ -7,7 +7,7 @@ stays text. Time and memory are bounded by the size of the file and by a count o
 
 import mmap
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -25,13 +25,9 @@ class CheckpointError(InputError):
 
 @dataclass(eq=False, repr=False)
 class Call:
-    """Record of a call that a pickle asks for, and of what it would then put into the result.
+    """Record of a call that a pickle asks for: function or class, "module.name", and arguments.
 
-    Attributes:
-        name: Function or class, "module.name".
-        args: Its arguments.
-        state: State that the object would be given.
-        items: Items that it would be given as a mapping.
+    `state` and `items` are what the made object would be given.
     """
 
     name: str
@@ -50,35 +46,9 @@ class Name:
 Allowed = Mapping[str, Callable[[tuple[Any, ...]], bool]]
 """Globals that may be named, "module.name", and whether they may be called with such arguments."""
 
-OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-CONSTANTS: dict[str, Callable[[], Any]] = {
-    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
-    **{"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set},
-}
-LITERALS = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINBYTES", "BINBYTES"),
-    *("BINBYTES8", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-)
-OTHERS = (
-    *("PROTO", "FRAME", "MARK", "STOP", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET"),
-    *("LONG_BINGET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM"),
-    *("SETITEMS", "ADDITEMS", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "NEWOBJ", "BUILD"),
-)
-KNOWN = frozenset((*CONSTANTS, *LITERALS, *OTHERS))
-"""Instructions that are carried out; any other is refused before its argument is read."""
-
 
 def read_file(path: Path, allowed: Allowed) -> Any:
-    """Read a file that is one pickle.
-
-    Args:
-        path: The file.
-        allowed: Globals that may be named.
-
-    Raises:
-        CheckpointError: it is no such pickle, is broken, or asks for anything else.
-        OSError: it cannot be read.
-    """
+    """Read a file that is one pickle, and names nothing but `allowed`."""
     with open_file(path) as file:
         start = file.read(4)
         if start[:2] == b"PK":
@@ -93,10 +63,15 @@ def read_file(path: Path, allowed: Allowed) -> Any:
             return tree
 
 
+def no_object(pid: Any) -> Any:
+    """Refuse a persistent id."""
+    raise CheckpointError("it asks for a persistent id, an object outside of it: refused")
+
+
 def read(
     file: BinaryIO,
     allowed: Allowed,
-    persistent: Callable[[Any], Any] | None = None,
+    persistent: Callable[[Any], Any] = no_object,
     most: int = MOST,
 ) -> Any:
     """Read one pickle, and leave the file behind it.
@@ -104,21 +79,23 @@ def read(
     Args:
         file: Its `read(n)` must not allocate more than there is: `io.BytesIO` or `mmap`.
         allowed: Globals that may be named.
-        persistent: Makes a value of a persistent id; None refuses them.
+        persistent: Makes a value of a persistent id.
         most: Instructions that are carried out.
-
-    Raises:
-        CheckpointError: as `read_file`.
     """
     machine = _Machine(allowed, persistent)
     try:
         for _ in range(most):
             opcode = OPCODES[file.read(1)]
-            if opcode.name not in KNOWN:
-                raise CheckpointError(f"the instruction {opcode.name} is not allowed: refused")
             if opcode.name == "STOP":
                 return machine.stack.pop()
-            machine.run(opcode.name, opcode.arg.reader(file) if opcode.arg else None)
+            if opcode.name not in VALUES and opcode.name not in EFFECTS:
+                raise CheckpointError(f"the instruction {opcode.name} is not allowed: refused")
+            arg = opcode.arg.reader(file) if opcode.arg else None
+            if opcode.name in EFFECTS:
+                EFFECTS[opcode.name](machine, arg)
+            else:
+                value = VALUES[opcode.name](machine, arg)
+                machine.stack.append(value)
     except CheckpointError:
         raise
     except Exception as error:
@@ -129,80 +106,51 @@ def read(
 class _Machine:
     """Stack, marks and memo of a pickle."""
 
-    def __init__(self, allowed: Allowed, persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(self, allowed: Allowed, persistent: Callable[[Any], Any]) -> None:
         self.allowed, self.persistent = allowed, persistent
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, name: str, arg: Any) -> None:
-        """Carry out an instruction."""
-        if name in CONSTANTS:
-            self.stack.append(CONSTANTS[name]())
-        elif name in LITERALS:
-            self.stack.append(arg)
-        elif name == "MARK":
-            self.below.append(self.stack)
-            self.stack = []
-        elif name.endswith("GET"):
-            self.stack.append(self.memo[arg])
-        elif name.endswith("PUT") or name == "MEMOIZE":
-            self.memo[len(self.memo) if arg is None else arg] = self.stack[-1]
-        elif name.startswith("TUPLE"):
-            values = self._marked() if name == "TUPLE" else self._top(int(name[5]))
-            self.stack.append(tuple(values))
-        elif name.startswith(("APPEND", "SETITEM", "ADDITEM")):
-            self._fill(name)
-        elif name.endswith("GLOBAL"):
-            module, _, attribute = (arg or " ".join(self._top(2))).partition(" ")
-            self.stack.append(self._name(f"{module}.{attribute}"))
-        elif name == "BINPERSID":
-            self.stack.append(self._persistent(self.stack.pop()))
-        elif name in ("REDUCE", "NEWOBJ"):
-            self.stack.append(self._call(*self._top(2)))
-        elif name == "BUILD":
-            self._build(*self._top(1))
+    def top(self, count: int) -> tuple[Any, ...]:
+        return tuple(self.stack.pop() for _ in range(count))[::-1]
 
-    def _top(self, count: int) -> list[Any]:
-        return [self.stack.pop() for _ in range(count)][::-1]
+    def mark(self, _: Any) -> None:
+        self.below.append(self.stack)
+        self.stack = []
 
-    def _marked(self) -> list[Any]:
+    def marked(self) -> list[Any]:
         values, self.stack = self.stack, self.below.pop()
         return values
 
-    def _fill(self, name: str) -> None:
-        """Put values into the list, set, dictionary or call below them."""
-        single = {"APPEND": 1, "SETITEM": 2}.get(name)
-        values = self._top(single) if single else self._marked()
-        target = self.stack[-1]
-        if name.startswith("APPEND"):
-            list.extend(target, values)
-        elif name == "ADDITEMS":
-            set.update(target, map(_key, values))
-        else:
-            items = target.items if isinstance(target, Call) else target
-            pairs = zip(map(_key, values[::2]), values[1::2], strict=True)
-            dict.update(items, pairs)
+    def memoize(self, place: int | None) -> None:
+        self.memo[len(self.memo) if place is None else place] = self.stack[-1]
 
-    def _name(self, name: str) -> Name:
+    def extend(self, values: Sequence[Any]) -> None:
+        list.extend(self.stack[-1], values)
+
+    def add(self, values: Sequence[Any]) -> None:
+        set.update(self.stack[-1], map(_key, values))
+
+    def fill(self, values: Sequence[Any]) -> None:
+        target = self.stack[-1]
+        pairs = zip(map(_key, values[::2]), values[1::2], strict=True)
+        dict.update(target.items if isinstance(target, Call) else target, pairs)
+
+    def name(self, name: str) -> Name:
         if name not in self.allowed:
             raise CheckpointError(f"it asks for {name[:100]!r}, which is not allowed: refused")
         return Name(name)
 
-    def _persistent(self, pid: Any) -> Any:
-        if self.persistent is None:
-            raise CheckpointError("it asks for a persistent id, an object outside of it: refused")
-        return self.persistent(pid)
-
-    def _call(self, function: Any, args: Any) -> Call:
+    def call(self, function: Any, args: Any) -> Call:
         if not isinstance(args, tuple) or not isinstance(function, Name):
             raise TypeError
         if not self.allowed[function.name](args):
             raise CheckpointError(f"it calls {function.name} as no network does: refused")
         return Call(function.name, args)
 
-    def _build(self, state: Any) -> None:
-        call = self.stack[-1]
+    def build(self, _: Any) -> None:
+        state, call = self.stack.pop(), self.stack[-1]
         if not isinstance(call, Call):
             raise TypeError
         if call.state is not None:
@@ -215,3 +163,34 @@ def _key(value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise CheckpointError(f"a {type(value).__name__} is no key, text and numbers are: refused")
     return value
+
+
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINBYTES", "BINBYTES"),
+    *("BINBYTES8", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+)
+VALUES: dict[str, Callable[[_Machine, Any], Any]] = {
+    **dict.fromkeys(LITERALS, lambda m, arg: arg),
+    **{"NONE": lambda m, _: None, "NEWTRUE": lambda m, _: True, "NEWFALSE": lambda m, _: False},
+    **{"EMPTY_TUPLE": lambda m, _: (), "EMPTY_LIST": lambda m, _: []},
+    **{"EMPTY_DICT": lambda m, _: {}, "EMPTY_SET": lambda m, _: set()},
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, place: m.memo[place]),
+    **{"TUPLE": lambda m, _: tuple(m.marked()), "TUPLE1": lambda m, _: m.top(1)},
+    **{"TUPLE2": lambda m, _: m.top(2), "TUPLE3": lambda m, _: m.top(3)},
+    "GLOBAL": lambda m, name: m.name(name.replace(" ", ".", 1)),
+    "STACK_GLOBAL": lambda m, _: m.name(".".join(m.top(2))),
+    "BINPERSID": lambda m, _: m.persistent(m.stack.pop()),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda m, _: m.call(*m.top(2))),
+}
+"""Instructions that put a value on the stack; others than these and `EFFECTS` are refused."""
+EFFECTS: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, _: None),
+    **dict.fromkeys(("MEMOIZE", "BINPUT", "LONG_BINPUT"), _Machine.memoize),
+    **{"MARK": _Machine.mark, "BUILD": _Machine.build},
+    "APPEND": lambda m, _: m.extend(m.top(1)),
+    "APPENDS": lambda m, _: m.extend(m.marked()),
+    "ADDITEMS": lambda m, _: m.add(m.marked()),
+    "SETITEM": lambda m, _: m.fill(m.top(2)),
+    "SETITEMS": lambda m, _: m.fill(m.marked()),
+}
