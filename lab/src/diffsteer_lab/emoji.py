@@ -178,8 +178,8 @@ def composed(sprite: NDArray[np.uint8], background: tuple[int, int, int]) -> Ten
 @lru_cache(maxsize=1)
 def _table() -> dict[str, list[list[str]]]:
     text = (files("diffsteer_lab") / "assets/emoji/emoji.json").read_text("utf-8")
-    found: dict[str, list[list[str]]] = json.loads(text)
-    return found
+    table: dict[str, list[list[str]]] = json.loads(text)
+    return table
 
 
 class _Entry(NamedTuple):
@@ -194,7 +194,7 @@ class _Entry(NamedTuple):
 @lru_cache(maxsize=8)
 def _entries(split: str, group: str) -> tuple[_Entry, ...]:
     """The emoji of a split and a group; of all groups where it is empty."""
-    every = (_Entry(i, *said) for i, said in enumerate(_table()["emoji"]))
+    every = (_Entry(i, *row) for i, row in enumerate(_table()["emoji"]))
     chosen = (e for e in every if group in ("", e.group))
     return tuple(e for e in chosen if split == "all" or held_out(e.code) == (split == "test"))
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 AS_TRAINED = Recipe(sampler="DDIM()", steps=10)
 """Sampling of the student of `diffsteer train refiner` by default."""
-LOG_SECONDS = 5.0
-"""Seconds between lines of progress where no terminal shows them."""
 
 
 def analyse(
@@ -54,12 +52,11 @@ def analyse(
         raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), parse_seeds(seeds)
     print(f"opening {recipe.model}", file=sys.stderr, flush=True)
-    from tqdm import tqdm
-
     from diffsteer.metrics.scores import score_of
     from diffsteer_lab.noise_analysis.analysis import analyse, planned
     from diffsteer_lab.noise_analysis.experiment import noise_experiment
     from diffsteer_lab.noise_analysis.files import write
+    from diffsteer_lab.progress import progress
 
     judge = score_of(score, device) if score else None
     with noise_experiment(recipe, device, _extractor(device)) as experiment:
@@ -70,8 +67,7 @@ def analyse(
             file=sys.stderr,
             flush=True,
         )
-        pause = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-        with tqdm(total=total, unit="image", mininterval=pause, maxinterval=pause) as bar:
+        with progress(total, "image") as bar:
             experiment.progress = bar.update
             analysis = analyse(experiment, numbers, count, batch, show, judge)
     write(analysis, out)

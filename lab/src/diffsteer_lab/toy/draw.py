@@ -48,8 +48,8 @@ def draw(study: Study, main: int, guide: int, file: IO[bytes]) -> None:
     figure.supxlabel(CAPTION, fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=88)
-    with Image.open(buffer) as picture:
-        small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    with Image.open(buffer) as image:
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
         small.save(file, "PNG", optimize=True)
 
 
@@ -121,10 +121,10 @@ def _places(box: Box, n: int) -> tuple[Any, Any, Tensor]:
     return x.numpy(), y.numpy(), points
 
 
-def _frame(ax: Any, box: Box, title: str, said: str) -> None:
+def _frame(ax: Any, box: Box, title: str, note: str) -> None:
     """Set limits and title, and write something into the corner."""
     ax.set(xlim=box[:2], ylim=box[2:], aspect="equal", xticks=[], yticks=[])
     ax.set_title(title[:1].upper() + title[1:], fontsize=12)
     paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 2}
     at = {"ha": "right", "va": "bottom", "transform": ax.transAxes}
-    ax.text(0.97, 0.03, said, fontsize=10, bbox=paper, **at)
+    ax.text(0.97, 0.03, note, fontsize=10, bbox=paper, **at)

@@ -1,4 +1,4 @@
-"""What the truth says of samples of the toy."""
+"""Samples of the toy measured against the exact distribution."""
 
 from dataclasses import dataclass, field
 
@@ -19,12 +19,12 @@ DIRECTIONS = 64
 K = 5
 """Neighbour to which the balls of recall reach."""
 BLOCK = 2**24
-"""Distances held at once: 64 MiB in float32."""
+"""Distances in memory at once: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How a set of samples compares with the truth.
+    """Metrics of a set of samples against the truth.
 
     Attributes:
         outliers: Percentage where the true density is lower than at 99 % of the truth.
@@ -96,6 +96,6 @@ def _mean_distance(x: Tensor, y: Tensor) -> float:
     mode = "donot_use_mm_for_euclid_dist"  # which would lose half of the digits of near pairs
     rows, total = max(1, BLOCK // len(y)), 0.0
     for start in range(0, len(x), rows):
-        found = torch.cdist(x[start : start + rows], y, compute_mode=mode)
-        total += found.sum(dtype=F64).item()
+        distances = torch.cdist(x[start : start + rows], y, compute_mode=mode)
+        total += distances.sum(dtype=F64).item()
     return total / (len(x) * len(y))

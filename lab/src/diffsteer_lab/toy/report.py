@@ -1,4 +1,4 @@
-"""What the study of the toy found: a table, and which claims hold."""
+"""Report of the toy: a table of metrics, and which claims hold."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from diffsteer_lab.toy.measure import Figures
 from diffsteer_lab.toy.study import AUTO, CFG, PLAIN, Row, Way
 
 FEWER, SHARE, WITHIN, HALF = 1.0, 0.2, 1.5, 0.5
-"""What claims ask for: points of outliers, share of an energy distance, points, share of TV."""
+"""Bounds of the claims: points of outliers, share of an energy distance, points, share of TV."""
 DISTANCES = ("coarse", "branches", "energy", "sliced")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something said of the ways to sample, and whether it is so.
+    """Claim on the ways to sample, with the choices of networks for which it holds.
 
     Attributes:
         name: A letter.
-        text: What is claimed for each choice of networks.
-        seen: What was measured.
-        held: For which choices it is so.
+        text: For each choice of networks.
+        seen: As measured.
+        held: Whether it holds, for each choice.
     """
 
     name: str
@@ -39,7 +39,7 @@ Case = dict[str, Figures]
 
 
 def cases(rows: Sequence[Row]) -> list[Case]:
-    """All choices of networks that there are rows of."""
+    """Figures by choice of networks."""
     picked = {(r.main, r.guide): None for r in rows if r.guide is not None}
     return [
         {r.way: r.figures for r in rows if r.main == main and r.guide in (None, guide)}
@@ -49,12 +49,12 @@ def cases(rows: Sequence[Row]) -> list[Case]:
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """Which claims hold, as measured."""
-    found = cases(rows)
-    return [claim(found) for claim in (_outliers, _energy, _masses, _strong, _nearer)]
+    measured = cases(rows)
+    return [claim(measured) for claim in (_outliers, _energy, _masses, _strong, _nearer)]
 
 
-def _outliers(found: Sequence[Case]) -> Claim:
-    fewer = _fewer(found, AUTO[2])
+def _outliers(measured: Sequence[Case]) -> Claim:
+    fewer = _fewer(measured, AUTO[2])
     return Claim(
         "a",
         f"Autoguidance at weight 2 leaves fewer outliers than no guidance, by {FEWER:g} point or "
@@ -64,10 +64,10 @@ def _outliers(found: Sequence[Case]) -> Claim:
     )
 
 
-def _energy(found: Sequence[Case]) -> Claim:
+def _energy(measured: Sequence[Case]) -> Claim:
     pairs = [
         (case[AUTO[2].name], min((case[w.name] for w in CFG.values()), key=lambda f: f.outliers))
-        for case in found
+        for case in measured
     ]
     share = [auto.energy / cfg.energy for auto, cfg in pairs]
     more = [auto.outliers - cfg.outliers for auto, cfg in pairs]
@@ -80,8 +80,8 @@ def _energy(found: Sequence[Case]) -> Claim:
     )
 
 
-def _masses(found: Sequence[Case]) -> Claim:
-    share = [case[AUTO[2].name].coarse / case[CFG[2].name].coarse for case in found]
+def _masses(measured: Sequence[Case]) -> Claim:
+    share = [case[AUTO[2].name].coarse / case[CFG[2].name].coarse for case in measured]
     return Claim(
         "c",
         f"Its coarse TV is below {HALF:.0%} of that of CFG at weight 2",
@@ -90,8 +90,8 @@ def _masses(found: Sequence[Case]) -> Claim:
     )
 
 
-def _strong(found: Sequence[Case]) -> Claim:
-    fewer = _fewer(found, AUTO[3])
+def _strong(measured: Sequence[Case]) -> Claim:
+    fewer = _fewer(measured, AUTO[3])
     return Claim(
         "d",
         "At weight 3, that of the paper's figure, it still leaves fewer outliers than no guidance",
@@ -100,8 +100,8 @@ def _strong(found: Sequence[Case]) -> Claim:
     )
 
 
-def _nearer(found: Sequence[Case]) -> Claim:
-    pairs = [(case[AUTO[2].name], case[PLAIN.name]) for case in found]
+def _nearer(measured: Sequence[Case]) -> Claim:
+    pairs = [(case[AUTO[2].name], case[PLAIN.name]) for case in measured]
     nearer = {
         name: [getattr(auto, name) < getattr(plain, name) for auto, plain in pairs]
         for name in DISTANCES
@@ -117,9 +117,9 @@ def _nearer(found: Sequence[Case]) -> Claim:
     )
 
 
-def _fewer(found: Sequence[Case], way: Way) -> list[float]:
+def _fewer(measured: Sequence[Case], way: Way) -> list[float]:
     """Points by which a way has fewer outliers than no guidance."""
-    return [case[PLAIN.name].outliers - case[way.name].outliers for case in found]
+    return [case[PLAIN.name].outliers - case[way.name].outliers for case in measured]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.seeds import format_seeds
+from diffsteer_lab.progress import progress
 from diffsteer_lab.toy.draw import draw
 from diffsteer_lab.toy.measure import Truth
 from diffsteer_lab.toy.report import claims, table
@@ -27,7 +27,7 @@ from diffsteer_lab.toy.study import (
 )
 
 LEAST = 100
-"""Samples of which figures mean anything at all."""
+"""Fewest samples that can be measured."""
 
 
 def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) -> str:
@@ -35,18 +35,18 @@ def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) ->
 
     Returns:
         The table and which claims hold, in Markdown, as in toy.md.
-
-    Raises:
-        ValueError: too few samples, or the folder holds networks that were trained otherwise.
     """
     if samples < LEAST:
         raise InputError(f"{samples} samples show nothing: give at least {LEAST}")
     study = Study(trained(out / "networks", mains, guides), Truth(samples))
     total = len(FLOORS) + len(choices(mains, guides))
-    with tqdm(study.rows(mains, guides), "sampling", total, unit="row", disable=None) as bar:
-        rows = list(bar)
-    found = claims(rows)
-    said = {
+    rows = []
+    with progress(total, "row", "sampling") as bar:
+        for row in study.rows(mains, guides):
+            rows.append(row)
+            bar.update()
+    results = claims(rows)
+    content = {
         "samples": samples,
         "seeds": {"main": list(mains), "guides": list(guides), "start": START},
         "sampler": {"name": "Heun()", "steps": STEPS, "schedule": repr(SCHEDULE)},
@@ -54,15 +54,15 @@ def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) ->
         "networks": {role: asdict(how) for role, how in NETS.items()},
         "versions": {"torch": torch.__version__},
         "rows": [asdict(row) for row in rows],
-        "claims": [asdict(claim) for claim in found],
+        "claims": [asdict(claim) for claim in results],
     }
     head = (
         f"N={samples}, main networks of seeds {format_seeds(mains)}, "
         f"guides of seeds {format_seeds(guides)}, "
         f"{STEPS} Heun steps: median (least to most) over networks.\n"
     )
-    text = "\n".join([head, table(rows), "", *(f"* {claim}" for claim in found)])
-    for name, part in (("toy.json", json.dumps(said, indent=1)), ("toy.md", text)):
+    text = "\n".join([head, table(rows), "", *(f"* {claim}" for claim in results)])
+    for name, part in (("toy.json", json.dumps(content, indent=1)), ("toy.md", text)):
         with atomic_write(out / name) as file:
             file.write(f"{part}\n".encode())
     with atomic_write(out / "toy.png") as file:

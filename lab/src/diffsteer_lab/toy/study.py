@@ -1,4 +1,4 @@
-"""The study of the toy: every way of sampling, on networks of several seeds, against the truth."""
+"""Study of the toy: every way of sampling, on networks of several seeds, against the truth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from diffsteer.core.schedule import EDM
 from diffsteer.core.spacing import grid
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Denoiser
+from diffsteer_lab.progress import progress
 from diffsteer_lab.toy.measure import Figures, Truth
 from diffsteer_lab.toy.net import LogDensity, network
 from diffsteer_lab.toy.training import Training
@@ -144,25 +145,19 @@ def choices(mains: Sequence[int], guides: Sequence[int]) -> list[tuple[Way, int,
 def trained(
     folder: Path, mains: Sequence[int], guides: Sequence[int]
 ) -> dict[tuple[str, int], LogDensity]:
-    """Networks by role and seed; those that are in the folder are not trained again.
-
-    Raises:
-        ValueError: one in the folder was trained otherwise, or is broken.
-    """
-    from tqdm import tqdm
-
+    """Networks by role and seed; those that are in the folder are not trained again."""
     wanted = {("main", seed): NETS["main"] for seed in mains}
     wanted |= {(role, seed): NETS[role] for role in ("guide", "uncond") for seed in guides}
     how = {(role, seed): replace(one, seed=seed) for (role, seed), one in wanted.items()}
     places = {(role, seed): folder / f"{role}-{seed}" for role, seed in how}
-    found = {key: net for key, one in how.items() if (net := one.kept(places[key]))}
-    todo = {key: one for key, one in how.items() if key not in found}
+    nets = {key: net for key, one in how.items() if (net := one.kept(places[key]))}
+    todo = {key: one for key, one in how.items() if key not in nets}
     if not todo:
-        return found
+        return nets
     total = sum(one.steps for one in todo.values())
-    with tqdm(desc="training", total=total, unit="step", disable=None, smoothing=0.05) as bar:
+    with progress(total, "step", "training") as bar:
         for key, one in todo.items():
             bar.set_postfix_str(places[key].name)
-            found[key] = one.run(bar.update)
-            one.keep(found[key], places[key])
-    return found
+            nets[key] = one.run(bar.update)
+            one.keep(nets[key], places[key])
+    return nets

@@ -19,10 +19,10 @@ from diffsteer_lab.toy.tree import branches, mixture
 
 @dataclass(frozen=True)
 class Training:
-    """All that decides how a network comes out.
+    """Settings of the training of a network.
 
     Attributes:
-        classes: What it learns, "A", or "AB" for both without telling which.
+        classes: Data, "A", or "AB" for both without their labels.
         dim: Its width.
         steps: Of training.
         seed: Of its first weights and of the data.
@@ -48,11 +48,7 @@ class Training:
     log_std: float = 1.5
 
     def run(self, advance: Callable[[], object] = lambda: None) -> LogDensity:
-        """Train; calls `advance` after each step.
-
-        Raises:
-            ValueError: the loss is not finite.
-        """
+        """Train; calls `advance` after each step."""
         exact = mixture(branches(self.classes))
         generator = torch.Generator().manual_seed(number(repr(self).encode()))
         with torch.random.fork_rng(devices=[]):
@@ -82,17 +78,13 @@ class Training:
         return net
 
     def kept(self, folder: Path) -> LogDensity | None:
-        """Load the network that `keep` wrote; None where there is none.
-
-        Raises:
-            ValueError: it was trained otherwise, or is broken.
-        """
+        """Load the network that `keep` wrote; None where there is none."""
         checkpoints = Checkpoints(folder)
         if not checkpoints.counts():
             return None
         groups, state = checkpoints.load(checkpoints.counts()[-1])
-        if odd := differences(state["training"], asdict(self)):
-            raise InputError(f"{folder} holds another network: {odd}. Give another --out")
+        if changes := differences(state["training"], asdict(self)):
+            raise InputError(f"{folder} holds another network: {changes}. Give another --out")
         net = LogDensity(self.dim)
         net.load_state_dict(groups["weights"])
         return net
