@@ -1,7 +1,6 @@
 """Autoguidance: a network guided by a worse version of itself, trained or made.
 
-The paper reports that made guides, by dropout or input noise, help where the network itself was
-degraded in the same way, and did not help a network that was not.
+By the paper, guides made by dropout or noise help only a network that was degraded so itself.
 """
 
 from dataclasses import dataclass
@@ -44,9 +43,9 @@ class Auto(Guidance):
 
 @dataclass(frozen=True, repr=False)
 class AutoDropout(Guidance):
-    """Guidance by the same network with dropout; scale 1 is off. One more row of the same pass.
+    """Guidance by the same network with dropout; scale 1 is off.
 
-    Every dropout layer drops, whatever its own rate is. Each sample has masks of its own, fresh at
+    Every dropout layer drops, whatever its own rate. Each sample has masks of its own, fresh at
     every level, from its seed.
 
     Args:
@@ -72,11 +71,11 @@ class AutoDropout(Guidance):
 
 @dataclass(frozen=True, repr=False)
 class AutoNoise(Guidance):
-    """Guidance by the same network at more noise; scale 1 is off. One more pass of one row.
+    """Guidance by the same network at more noise; scale 1 is off.
 
-    Noise is added until sigma / alpha has risen by the share `noise`, and the network is told so.
-    Levels that cannot rise, pure noise and the last of the schedule, are not guided. Each sample
-    has noise of its own, fresh at every level, from its seed.
+    Noise is added until sigma / alpha has risen by the share `noise`, and the network is told so;
+    levels that cannot rise are not guided. Each sample has noise of its own, fresh at every level,
+    from its seed.
 
     Args:
         scale: x0 becomes noisier + scale (x0 - noisier).

@@ -38,11 +38,7 @@ class Guidance(ABC):
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         """Yield branches, receive their answers in the same order, return what to add to x0.
 
-        Args:
-            at: The sample and its level.
-
-        Returns:
-            A tensor in the shape of `at.x`, added to the x0 of the "cond" branch.
+        The x0 is that of the "cond" branch, in the shape of `at.x`.
         """
 
     def __add__(self, other: "Guidance") -> "Guidance":
@@ -101,11 +97,7 @@ class Guidance(ABC):
 
 
 def extrapolate(at: GuidanceState, factor: float, good: Branch, bad: Branch) -> Queries[Tensor]:
-    """Ask two branches and move from the bad to the good one; a factor of 0 asks nothing.
-
-    Returns:
-        factor (x0 of good - x0 of bad), `(B, *D)`.
-    """
+    """Return factor (x0 of good - x0 of bad), `(B, *D)`; a factor of 0 asks nothing."""
     if factor == 0:
         return torch.zeros_like(at.x)
     better, worse = yield good, bad
@@ -119,7 +111,7 @@ def composable(method: str) -> Callable[[W], W]:
     """Make a wrapper, a dataclass with a guidance `inner` first, a method of every guidance.
 
     `@composable("smoothed") class Smoothed(Guidance)` makes `CFG(5).smoothed(2)` mean
-    `Smoothed(CFG(5), 2)`, in Python and in texts; its own text is the method's.
+    `Smoothed(CFG(5), 2)`, in Python and in texts.
     """
 
     def register(wrapper: W) -> W:
@@ -182,10 +174,7 @@ class Scaled(Guidance):
 @composable("within")
 @dataclass(frozen=True, repr=False)
 class Within(Guidance):
-    """A guidance in an interval of noise, lo < sigma / alpha <= hi.
-
-    The interval is in the noise-to-signal ratio, so that it means the same for every schedule and
-    number of steps.
+    """A guidance in an interval of noise, lo < sigma / alpha <= hi, for any schedule.
 
     Source: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724.
     """
@@ -234,9 +223,7 @@ class Over(Guidance):
 @composable("rescaled")
 @dataclass(frozen=True, repr=False)
 class Rescaled(Guidance):
-    """A guidance whose output is brought back to the spread of the prompt alone.
-
-    Acts on the network's own output, as in the paper.
+    """A guidance whose output, the network's own, is brought back to the prompt's spread.
 
     Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
     """

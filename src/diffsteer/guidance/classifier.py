@@ -19,10 +19,9 @@ from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 class Classifier(Guidance):
     """Classifier guidance; scale 0 is off and costs nothing.
 
-    The score gains scale times the gradient of log p(y | x), so that eps becomes
-    eps - scale sigma gradient and x0 becomes x0 + scale sigma^2 / alpha gradient, which holds for
-    every prediction type. With the ancestral sampler `Ancestral(classifier=scale)` moves the mean
-    of each step instead, as the paper does there.
+    x0 gains scale sigma^2 / alpha times the gradient of log p(y | x), which holds for every
+    prediction type. `Ancestral(classifier=scale)` moves the mean of each step instead, as the paper
+    does for its sampler.
 
     Args:
         scale: 1 is the class itself if both networks are exact; more is less diverse.
@@ -63,9 +62,6 @@ def class_gradient(classify: Classify) -> Classify:
     Returns:
         A function that reads the classes from the condition's `y`, `(rows,)`. It computes gradients
         under `torch.no_grad()` and `torch.inference_mode()` too.
-
-    Raises:
-        ValueError: the condition has no classes.
     """
 
     def gradient(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
@@ -75,7 +71,6 @@ def class_gradient(classify: Classify) -> Classify:
             x = x.detach().clone().requires_grad_()
             y = cond["y"].clone().view(-1, 1)
             chosen = classify(x, level, cond).log_softmax(dim=-1).gather(1, y)
-            (found,) = torch.autograd.grad(chosen.sum(), x)
-        return found
+            return torch.autograd.grad(chosen.sum(), x)[0]
 
     return gradient

@@ -1,8 +1,7 @@
 """Guidance rescale: give a guided prediction the standard deviation it had before guidance.
 
-Both forms act on the network's own output (v for a v-model), as in the paper: scaling is not
-affine, so the space decides the result. The paper's form also scales the mean of each sample, which
-draws bright and dark images towards grey; the centred one leaves the mean where guidance put it.
+Both forms act on the network's own output (v for a v-model). The paper's also scales the mean of
+each sample, which draws bright and dark images towards grey; the centred one leaves it.
 """
 
 import torch
@@ -23,16 +22,13 @@ def rescale(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
     Returns:
         A tensor in the shape and dtype of `guided`. A sample without spread stays as it is.
 
-    Raises:
-        ValueError: the shapes differ or `phi` is outside of [0, 1].
-
     Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
     """
     return (upcast(guided) * _factor(guided, cond, phi)).to(guided.dtype)
 
 
 def rescale_centred(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
-    """Scale only what differs from the mean of each sample; arguments and errors as `rescale`."""
+    """Scale only what differs from the mean of each sample; arguments as for `rescale`."""
     factor = _factor(guided, cond, phi)
     x = upcast(guided)
     mean = x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)

@@ -3,9 +3,7 @@
     pipe.update_components(guider=SteerGuider("CFG(6) + SAG(0.75)", pipe.scheduler))
 
 diffusers runs each condition as a pass of its own and adds up the answers. Here every call of the
-network but the last of a step is only noted; the last one runs all that the guidance asks for, in
-as few passes as `steer` takes, and with a second network and second questions, for which the
-guiders of diffusers have no place.
+network but the last of a step is only noted; the last one runs all that the guidance asks for.
 """
 
 from collections.abc import Mapping
@@ -33,22 +31,16 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
     `disable()` leaves the prompt's prediction, until `enable()`; pipelines of Stable Diffusion XL
     enable their guider in every call.
 
-    Its config is the text of the guidance and `max_rows`, so that it can be saved; scheduler and
-    guide are set anew after loading. If something else than the network fails between
-    `prepare_models` and the call of the network (a ControlNet), the network stays wrapped until the
-    pipeline is called again or `cleanup_models` is.
+    Its config is the text of the guidance and `max_rows`; scheduler and guide are set anew after
+    loading. If a ControlNet fails, the network stays wrapped until the pipeline is called again or
+    `cleanup_models` is.
 
     Args:
         guidance: A guidance or its text.
-        scheduler: The pipeline's. A guider is told the step and the timestep, but not the noise of
-            it nor what the network predicts, both of which only the scheduler knows.
+        scheduler: The pipeline's, which knows noise levels and prediction type.
         guide: For autoguidance, a second network for the same latents and conditions, or a pipeline
             that holds one.
         max_rows: Most rows of one pass of a network.
-
-    Raises:
-        ValueError: the guidance cannot be read; at the first step: there is no scheduler, the
-            network is of no known family or steered already, or the guide does not fit.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
@@ -102,12 +94,7 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
 
     @override
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> list[Any]:
-        """Not for these pipelines.
-
-        Raises:
-            ValueError: always: the pipelines that ask so have networks of families that cannot be
-                steered.
-        """
+        """Refuse: the pipelines that ask so have networks that cannot be steered."""
         raise InputError(
             "modular pipelines that prepare inputs from the block state have networks that cannot "
             "be steered yet; those of Stable Diffusion XL and 3 can"

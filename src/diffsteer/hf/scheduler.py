@@ -48,9 +48,6 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler: Text of a sampler with one evaluation a step: "DDIM(eta=0.0)", "DPMpp2M()",
             "UniPC()".
 
-    Raises:
-        ValueError: the settings contradict each other or cannot be honoured.
-
     Source: Lin et al. 2023, https://arxiv.org/abs/2305.08891.
     """
 
@@ -102,9 +99,6 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             config: The config. Settings of its own solver are dropped, all others honoured.
             return_unused_kwargs: Return a pair, whose second part is always empty here.
             **kwargs: Settings that replace those of the config.
-
-        Raises:
-            ValueError: a setting is unknown or cannot be honoured.
         """
         own = frozenset(cls._get_init_keys(cls)) - {"self"}
         if unknown := kwargs.keys() - own:
@@ -168,11 +162,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Choose the timesteps to visit, by number or one by one, and forget earlier steps.
-
-        Raises:
-            ValueError: both or neither is given, or the timesteps cannot be.
-        """
+        """Choose the timesteps to visit, by number or one by one, and forget earlier steps."""
         if num_inference_steps is not None and timesteps is None:
             self._levels = self._grid(num_inference_steps)
         elif timesteps is not None and num_inference_steps is None:
@@ -228,10 +218,6 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             use_clipped_model_output: Pipelines of DDIM pass it. A clipped x0 is always used whole.
             generator: For the fresh noise of ancestral samplers, one or one a sample.
             return_dict: Return a `SchedulerOutput` instead of a tuple.
-
-        Raises:
-            ValueError: no timesteps are set, `timestep` is none of them, shapes differ, or `eta` is
-                not the sampler's.
         """
         if eta not in (0, getattr(self.sampler, "eta", 0)):
             raise InputError(

@@ -14,7 +14,7 @@ from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import is_number
 from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
 from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
-from diffsteer.io.strict import read_json
+from diffsteer.io.strict import read_object
 
 Config = Mapping[str, Any]
 
@@ -28,33 +28,13 @@ KINDS: dict[str, Prediction] = {
 SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "logsigma"}
 """Flags that choose a spacing, and the spacing."""
 
-SOLVER = frozenset(
-    {
-        "algorithm_type",
-        "corrector_order",
-        "disable_corrector",
-        "dynamic_thresholding_ratio",
-        "eta",
-        "euler_at_final",
-        "final_sigmas_type",
-        "flow_shift",
-        "interpolation_type",
-        "lambda_min_clipped",
-        "lower_order_final",
-        "noise_sampler_seed",
-        "predict_x0",
-        "predictor_order",
-        "sample_max_value",
-        "set_alpha_to_one",
-        "skip_prk_steps",
-        "solver_order",
-        "solver_p",
-        "solver_type",
-        "tau_func",
-        "time_shift_type",
-        "variance_type",
-    }
-)
+SOLVER = {
+    *("algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio"),
+    *("eta", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type"),
+    *("lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "predict_x0"),
+    *("predictor_order", "sample_max_value", "set_alpha_to_one", "skip_prk_steps", "solver_order"),
+    *("solver_p", "solver_type", "tau_func", "time_shift_type", "variance_type"),
+}
 """Settings of the solver that a config was written for. Another solver replaces them."""
 
 OFF: dict[str, Any] = {"snr_shift_scale": 1.0, "timestep_type": "discrete"}
@@ -72,51 +52,30 @@ REFUSED = {
 
 TYPES: dict[str, tuple[type, ...]] = {
     "_class_name": (str,),
-    "shift": (float, int, type(None)),
-    "flow_shift": (float, int, type(None)),
-    "sigma_min": (float, int, type(None)),
-    "sigma_max": (float, int, type(None)),
-    "num_train_timesteps": (int,),
-    "beta_start": (float, int),
-    "beta_end": (float, int),
-    "beta_schedule": (str,),
+    **dict.fromkeys(("shift", "flow_shift", "sigma_min", "sigma_max"), (float, int, type(None))),
+    **dict.fromkeys(("num_train_timesteps", "steps_offset"), (int,)),
+    **dict.fromkeys(("beta_start", "beta_end", "clip_sample_range"), (float, int)),
     "trained_betas": (list, tuple, type(None)),
-    "prediction_type": (str,),
-    "timestep_spacing": (str,),
-    "steps_offset": (int,),
-    "rescale_betas_zero_snr": (bool,),
-    "clip_sample": (bool,),
-    "clip_sample_range": (float, int),
-    "sampler": (str,),
+    **dict.fromkeys(("beta_schedule", "prediction_type", "timestep_spacing", "sampler"), (str,)),
+    **dict.fromkeys(("rescale_betas_zero_snr", "clip_sample"), (bool,)),
 }
 """Types of the settings that we read."""
 
 
 def read(path: Path) -> Config:
-    """Read a scheduler config from a JSON file, a scheduler folder or a pipeline folder.
-
-    Raises:
-        ValueError: there is none, or it is not a JSON object.
-    """
+    """Read a scheduler config from a JSON file, a scheduler folder or a pipeline folder."""
     places = (path, path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json")
-    found = next((p for p in places if p.is_file()), None)
-    if found is None:
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise InputError(
             f"{path} holds no scheduler config: give scheduler_config.json, or a folder of a "
             "scheduler or pipeline that has one"
         )
-    config = read_json(found)
-    if not isinstance(config, dict):
-        raise InputError(f"{found} holds a {type(config).__name__}, not a scheduler config")
-    return config
+    return read_object(file)
 
 
 def schedule_of(config: Config) -> Schedule:
-    """Schedule of any diffusers scheduler config: variance preserving, flow matching or EDM.
-
-    Raises:
-        ValueError: the config has no schedule that we know.
-    """
+    """Schedule of any diffusers scheduler config: variance preserving, flow matching or EDM."""
     _check_types(config)
     name = config.get("_class_name", "")
     if flows(config):
@@ -154,11 +113,7 @@ def flows(config: Config) -> bool:
 
 
 def discrete_of(config: Config) -> Discrete:
-    """Schedule of a variance-preserving config, with zero terminal SNR if the config says so.
-
-    Raises:
-        ValueError: it has no betas, or an unknown or altered schedule.
-    """
+    """Schedule of a variance-preserving config, with zero terminal SNR if the config says so."""
     _check_types(config)
     _check_betas(config)
     shifts = str(config.get("_class_name", "")).startswith("CogVideoX")
@@ -197,11 +152,7 @@ def spacing_of(config: Config) -> str | None:
 
 
 def kind_of(config: Config) -> Prediction:
-    """Prediction type of a config; epsilon where it says none, as in diffusers.
-
-    Raises:
-        ValueError: the type is unknown.
-    """
+    """Prediction type of a config; epsilon where it says none, as in diffusers."""
     _check_types(config)
     name = config.get("prediction_type", "epsilon")
     if name not in KINDS:
@@ -214,14 +165,8 @@ def kind_of(config: Config) -> Prediction:
 def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
     """Keep the settings that a variance-preserving sampler of ours takes from a diffusers config.
 
-    Values that a class of diffusers filled in by itself count: they were in force.
-
-    Args:
-        config: Of any diffusers scheduler.
-        own: Names that the sampler knows.
-
-    Raises:
-        ValueError: the config is of another sort, or asks for what cannot be honoured.
+    Values that a class of diffusers filled in by itself count: they were in force. `own` are the
+    names that the sampler knows.
     """
     if not isinstance(config, Mapping):
         raise InputError(f"a config maps settings to values, {config!r} does not")
@@ -239,11 +184,7 @@ def own_settings(config: Config, own: frozenset[str]) -> dict[str, Any]:
 
 
 def _check_types(config: Config) -> None:
-    """Check the settings that we read, so that no text passes for a number or a truth.
-
-    Raises:
-        ValueError: one is of the wrong type or out of range.
-    """
+    """Check types and ranges of the settings that we read."""
     for key, types in TYPES.items():
         value = config.get(key, types[0]())
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):

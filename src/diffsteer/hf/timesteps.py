@@ -1,7 +1,6 @@
 """Timesteps of a diffusers scheduler: their levels, their steps, and what a network is told there.
 
-A sampling begins where the scheduler has new timesteps. The step of a call is found without waiting
-for the device that holds them.
+The step of a call is found without waiting for the device that holds them.
 """
 
 from collections.abc import Sequence
@@ -99,8 +98,9 @@ class StepTracker:
         # a view starts a whole number of elements after the tensor that it is a view of
         start, size = timesteps.data_ptr(), timesteps.element_size()
         index, offset = divmod(given.data_ptr() - start, size * (timesteps.stride(0) or 1))
-        inside = offset == 0 and 0 <= index < len(self.times)
-        return index if inside and _same_storage(given, timesteps) else None
+        storages = (t.untyped_storage().data_ptr() for t in (given, timesteps))
+        inside = offset == 0 and 0 <= index < len(self.times) and len(set(storages)) == 1
+        return index if inside else None
 
     def _counted(self, scheduler: SchedulerLike) -> int | None:
         """Index of the timestep that the scheduler expects next, where it says so."""
@@ -148,16 +148,8 @@ def _steps(scheduler: SchedulerLike, calls: int, start: int) -> Sequence[int]:
     return [i - (i > start) for i in range(calls)]
 
 
-def _same_storage(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
 def timestep_schedule(scheduler: SchedulerLike) -> tuple[Schedule, Prediction]:
-    """Schedule on which the timesteps of a scheduler lie, and prediction type of the network.
-
-    Raises:
-        ValueError: the scheduler is one of EDM.
-    """
+    """Schedule on which the timesteps of a scheduler lie, and prediction type of the network."""
     schedule, prediction = trained(scheduler)
     if isinstance(schedule, EDM):
         raise InputError(
@@ -174,22 +166,14 @@ def level_at(schedule: Schedule, timestep: Any) -> Level:
 
 
 def timestep_factor(schedule: Schedule, flow_time: float) -> float:
-    """Factor from what a network is told to the scheduler's timestep.
-
-    Args:
-        schedule: As `timestep_schedule` gives it.
-        flow_time: What the network is told at the noisy end of a flow.
-    """
+    """Factor to the scheduler's timestep; `flow_time` is told at the noisy end of a flow."""
     return FLOW_TIMESTEPS / flow_time if isinstance(schedule, Flow) else 1.0
 
 
 def timestep_like(
     level: Level, schedule: Schedule, flow_time: float, like: float | Tensor
 ) -> Tensor:
-    """What a network is told at a level, in the shape of what it was told before.
-
-    Always a floating tensor, since networks round whole numbers down.
-    """
+    """Time of a level as a network is told, a float tensor in the shape of what it was told."""
     like = torch.as_tensor(like)
     time = level.t.item() * (flow_time if isinstance(schedule, Flow) else 1.0)
     dtype = like.dtype if like.is_floating_point() else torch.float32
@@ -206,9 +190,6 @@ def predicted_x0(
         out: Output that it is given, guidance included; channels beyond the sample's are left out.
         timestep: As it is given.
         sample: As it holds it, `(B, *D)`, before it is scaled for the network.
-
-    Raises:
-        ValueError: as `timestep_schedule`, or the output does not fix x0.
     """
     schedule, prediction = timestep_schedule(scheduler)
     level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
