@@ -315,7 +315,7 @@ LIES = [
     ({**ZERO, "trained_betas": [0.1, 0.2]}, "2 trained_betas do not fit num_train_timesteps=1000"),
     ({**ZERO, "sampler": "Heun()"}, "evaluates the network 2 times a step"),
     ({**ZERO, "sampler": "Nope()"}, "unknown Sampler 'Nope'; there are .*DDIM"),
-    ({**ZERO, "sampler": "().__class__"}, "is not allowed here"),
+    ({**ZERO, "sampler": "().__class__"}, "unknown .__class__"),
     ({**ZERO, "rescale_betas_zero_snr": "false"}, "rescale_betas_zero_snr='false' is a str"),
     ({**ZERO, "num_train_timesteps": 1000.7}, "num_train_timesteps=1000.7 is a float"),
     ({**ZERO, "steps_offset": -1}, "steps_offset=-1 must be >= 0"),
