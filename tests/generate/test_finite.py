@@ -58,7 +58,7 @@ def broken(net: torch.nn.Module) -> None:
 BREAK: dict[str, tuple[str, Callable[[Any], torch.nn.Module]]] = {
     "network": ("pipe", lambda g: g.pipe.unet),
     "autoencoder": ("pipe", lambda g: g.pipe.vae.decoder),
-    "ADM": ("adm", lambda g: g._main.net),
+    "ADM": ("adm", lambda g: g.main.net),
     "EDM2": ("edm2", lambda g: g._main.unet),
     "EDM2, latents": ("latent", lambda g: g._main.unet),
     "EDM2, autoencoder": ("latent", lambda g: g._decode.vae.decoder),

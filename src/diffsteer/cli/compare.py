@@ -1,6 +1,5 @@
 """`diffsteer compare`: recipes against one another, as a page; importable without torch."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,11 +92,7 @@ def compare(
 
 
 def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:
-    """Recipes to compare, with sweeps filled in.
-
-    Raises:
-        ValueError: there are fewer than two, two have one name, or their prompts differ.
-    """
+    """Recipes to compare, with sweeps filled in."""
     numbers = _numbers(weights)
     read_all = [(path, read(path)) for path in paths]
     if numbers and not any(WEIGHT in recipe.guidance for _, recipe in read_all):
@@ -153,7 +148,7 @@ def _report(
     show: int,
     resamples: int,
 ) -> None:
-    from diffsteer.io.atomic import atomic_write
+    from diffsteer.io.atomic import atomic_write, write_json
     from diffsteer.metrics.comparison import compared
     from diffsteer.metrics.evaluate import cautions, omitted
     from diffsteer.metrics.value import table
@@ -177,8 +172,7 @@ def _report(
         "not measured": notes,
         "too few images": cautioned,
     }
-    with atomic_write(out / "report.json") as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+    write_json(out / "report.json", content)
     with atomic_write(out / "report.html") as file:
         file.write(page(results, reference["path"], notes, cautioned, resamples).encode())
     print(f"\n{out / 'report.html'}, {out / 'report.json'}")

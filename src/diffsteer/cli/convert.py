@@ -1,7 +1,4 @@
-"""What `diffsteer convert edm2` and `diffsteer ema` do; importable without torch.
-
-The command line reads its options from the types and docstrings here.
-"""
+"""`diffsteer convert` and `diffsteer ema`; importable without torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +20,23 @@ def edm2(source: Positional[Path], out: Positional[Path], /) -> None:
     found = convert(source, out)
     size = sum(t.numel() for t in found.tensors.values())
     print(f"{out}: {size / 1e6:.1f} million numbers, {found.config}")
+
+
+def adm(source: Positional[Path], out: Positional[Path], /, flags: str = "") -> None:
+    """Convert an ADM or IDDPM checkpoint to safetensors and JSON; nothing in it is run.
+
+    Args:
+        source: The .pt file.
+        out: Folder to make; must not be there.
+        flags: Of the network, as its README writes them, --flags="--image_size 64 ...", or the name
+            of a published file that has the same; empty for those of the file name.
+    """
+    from diffsteer.models.adm.checkpoint import convert
+    from diffsteer.models.adm.flags import Flags
+    from diffsteer.models.adm.published import PUBLISHED
+
+    known = PUBLISHED.get(flags) or (Flags.parse(flags) if flags else None)
+    print(f"{out}: {convert(source, out, known)}")
 
 
 def ema(
@@ -56,11 +70,7 @@ def ema(
 
 
 def widths_of(text: str) -> list[float]:
-    """Read "0.05,0.1", or "0.010,0.015,...,0.250" for even steps.
-
-    Raises:
-        ValueError: it is no such list, or says a width twice.
-    """
+    """Read "0.05,0.1", or "0.010,0.015,...,0.250" for even steps."""
     try:
         before, dots, last = text.partition(",...,")
         found = [float(part) for part in before.split(",")]

@@ -3,7 +3,6 @@
 The command line reads its options from the types and docstrings here.
 """
 
-import json
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -72,7 +71,7 @@ def evaluate(
     """
     from diffsteer.generate.consistent import require_consistent
     from diffsteer.generate.recipe import read
-    from diffsteer.io.atomic import atomic_write, owned_file, require_writable
+    from diffsteer.io.atomic import owned_file, require_writable, write_json
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.io.images import Pictures
     from diffsteer.io.seeds import format_seeds
@@ -118,8 +117,7 @@ def evaluate(
                 "not measured": notes,
                 "too few images": cautioned,
             }
-            with atomic_write(out) as file:
-                file.write((json.dumps(content, indent=2) + "\n").encode())
+            write_json(out, content)
 
 
 def known(

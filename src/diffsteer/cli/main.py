@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import tyro
 
-from diffsteer.cli import compare, convert, convert_adm, evaluate, refine, sample, train
+from diffsteer.cli import compare, convert, evaluate, refine, sample, train
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -78,7 +78,7 @@ COMMANDS += ["convert", "refine"]
 
 converters = tyro.extras.SubcommandApp()
 converters.command(convert.edm2)
-converters.command(convert_adm.adm)
+converters.command(convert.adm)
 app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
 
 refining = tyro.extras.SubcommandApp()
@@ -117,7 +117,6 @@ KEPT = {
     "evaluate": "samples that were measured are kept in --work, and the same command goes on",
     "compare": "samples that were measured are kept in --work, and the same command goes on",
     "refine": "targets that are finished are kept, and the same command makes the others",
-    "train": "the same command goes on from the last checkpoint",
 }
 """What an interrupted command leaves, and how to go on."""
 

@@ -41,11 +41,7 @@ class Features:
             raise InputError(f"batch={self.batch}, keep={self.keep}: give batch >= 1 and keep >= 0")
 
     def build(self) -> "Extractor":
-        """Make the extractor.
-
-        Raises:
-            ValueError: an option is given that it does not have, or one that it needs is not.
-        """
+        """Make the extractor."""
         from diffsteer.io.device import device_of
         from diffsteer.metrics.efficientnet import EfficientNetLite0
         from diffsteer.metrics.pretrained import CLIP, DINOv2, Inception
@@ -93,16 +89,9 @@ class Samples:
         """Make and measure the images of a recipe, as `metrics.sampled.measure_recipe`."""
         from diffsteer.metrics.sampled import measure_recipe
 
+        seeds, keep, device = parse_seeds(self.seeds), features.keep, features.device
         return measure_recipe(
-            recipe,
-            parse_seeds(self.seeds),
-            extractor,
-            self.work,
-            self.at_once,
-            features.keep,
-            features.device,
-            show,
-            shown,
+            recipe, seeds, extractor, self.work, self.at_once, keep, device, show, shown
         )
 
 

@@ -15,17 +15,7 @@ from diffsteer.guidance.queries import plan as planned
 
 
 def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
-    """Rows and passes of each step of a sampling, and their sum, for one sample.
-
-    Args:
-        guidance: Text of a guidance.
-        schedule: A name, or a path with a diffusers scheduler config.
-        steps: Number of sampling steps.
-        spacing: A name in `SPACINGS`, or empty for that of the config or of the schedule.
-
-    Raises:
-        ValueError: the guidance, the schedule or the steps cannot be.
-    """
+    """Rows and passes of each step of a sampling, and their sum, for one sample."""
     steered = parse(guidance, Guidance)
     source, _, own = load(schedule)
     spacing = spacing or own or source.spacing

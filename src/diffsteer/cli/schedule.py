@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
@@ -21,18 +20,7 @@ HEAD = f"{'step':>4} {'t':>9} {'alpha':>10} {'sigma':>10} {'SNR':>11} {'sigma/al
 
 
 def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | None) -> str:
-    """Table of the levels that a sampling visits, with what a reader should know of them.
-
-    Args:
-        source: A name in `NAMED`, or a path with a diffusers scheduler config.
-        steps: Number of sampling steps.
-        spacing: A name in `SPACINGS`, or empty for that of the config or of the schedule.
-        zero_snr: Rescale to zero terminal SNR.
-        plot: Image to write, or None.
-
-    Raises:
-        ValueError: the source is unknown, or the request cannot be.
-    """
+    """Table of the levels that a sampling visits, with what a reader should know of them."""
     schedule, eps, own = load(source)
     spacing = spacing or own or schedule.spacing
     if zero_snr:
@@ -47,11 +35,7 @@ def show(source: str, steps: int, spacing: str, zero_snr: bool, plot: Path | Non
 
 
 def load(source: str) -> tuple[Schedule, bool, str | None]:
-    """Return a schedule, whether its network is known to predict epsilon, and its own spacing.
-
-    Raises:
-        ValueError: `source` is neither a name nor a path with a config.
-    """
+    """Return a schedule, whether its network is known to predict epsilon, and its own spacing."""
     if source in NAMED:
         return NAMED[source](), False, None
     if not Path(source).exists():
@@ -124,30 +108,22 @@ def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path)
     times = torch.linspace(ends[0], ends[1], 1000, dtype=torch.float64)
     if isinstance(schedule, EDM):
         times = torch.logspace(math.log10(ends[0]), math.log10(ends[1]), 1000)
-    curve, dots = schedule.at(times), _stacked(levels[:-1])
+    visited = [torch.stack(list(column)) for column in zip(*levels[:-1], strict=True)]
+    curve, dots = schedule.at(times), Level(*visited)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, colour in (("alpha", "tab:blue"), ("sigma", "tab:orange")):
-        left.plot(curve.t, getattr(curve, name), color=colour, label=name)
-        left.plot(dots.t, getattr(dots, name), "o", color=colour, markersize=4)
-    right.plot(curve.t, curve.snr, color="tab:green", label="SNR = (alpha / sigma)²")
-    right.plot(dots.t, dots.snr, "o", color="tab:green", markersize=4)
+    for axes, name in ((left, "alpha"), (left, "sigma"), (right, "snr")):
+        (line,) = axes.plot(curve.t, getattr(curve, name), label=name)
+        axes.plot(dots.t, getattr(dots, name), "o", color=line.get_color(), markersize=4)
+        axes.set_xlabel("t")
+        axes.set_xscale("log" if isinstance(schedule, EDM) else "linear")
+    left.set_yscale("log" if isinstance(schedule, EDM) else "linear")
     right.set_yscale("log")
     if dots.alpha[0] == 0:
-        right.axvline(
-            dots.t[0], color="tab:red", linestyle=":", label=f"SNR = 0 at t = {dots.t[0]:g}"
-        )
-    for axes in (left, right):
-        axes.set_xlabel("t")
-        axes.legend()
-        if isinstance(schedule, EDM):
-            axes.set_xscale("log")
-            left.set_yscale("log")
+        zero = f"SNR = 0 at t = {dots.t[0]:g}"
+        right.axvline(dots.t[0], color="tab:red", linestyle=":", label=zero)
+    left.legend()
+    right.legend()
     figure.suptitle(title, fontsize=10)
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
-
-
-def _stacked(levels: tuple[Level, ...]) -> Level:
-    columns: list[Tensor] = [torch.stack(list(c)) for c in zip(*levels, strict=True)]
-    return Level(*columns)

@@ -1,8 +1,7 @@
 """Images of ADM and IDDPM networks, in folders of `diffsteer convert adm`."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,19 +29,16 @@ class ADMGenerator(Generator):
         self._options, self._device = options, device
         self._sampler = parse(recipe.sampler or "Ancestral()", Sampler, named=NAMED)
         self._guidance = guidance_of(recipe) or AS_PUBLISHED
-        self._main = load(recipe.model)
-        self._guide = load(recipe.guide) if recipe.guide else None
+        self.main = load(recipe.model)
+        self.guide = load(recipe.guide) if recipe.guide else None
         self._classifier = load_classifier(options.classifier) if options.classifier else None
-        nets = {
-            "main": self._main.net,
-            **({"guide": self._guide.net} if self._guide else {}),
-            **({"classifier": self._classifier} if self._classifier else {}),
-        }
-        weights = digest({name: weights_hash(net.to(device)) for name, net in nets.items()})
-        super().__init__(recipe, weights)
-        size = self._main.net.flags.image_size
+        guide = self.guide and self.guide.net
+        nets = {"main": self.main.net, "guide": guide, "classifier": self._classifier}
+        hashes = {name: weights_hash(net.to(device)) for name, net in nets.items() if net}
+        super().__init__(recipe, digest(hashes))
+        size = self.main.net.flags.image_size
         self._shape = (3, size, size)
-        self._levels = _levels(self._main.schedule, recipe, options)
+        self._levels = _levels(self.main.schedule, recipe, options)
 
     @override
     def rehearse(self) -> None:
@@ -56,18 +52,18 @@ class ADMGenerator(Generator):
 
     @torch.no_grad()
     def _steps(self, seeds: Sequence[int]) -> Iterator[Step]:
-        denoise = self._main.denoiser(
+        denoise = self.main.denoiser(
             self._guidance,
             self._classes(seeds),
             self._classifier,
-            self._guide,
+            self.guide,
             self._options.official_head_split,
         )
         yield from sample(denoise, self._levels, self._shape, seeds, self._sampler, self._device)
 
     def _classes(self, seeds: Sequence[int]) -> Tensor | None:
         """Class of each seed, drawn after the noise that sampling begins with."""
-        flags, label = self._main.net.flags, self._options.label
+        flags, label = self.main.net.flags, self._options.label
         count = flags.num_classes if flags.class_cond else 0
         count = count or (self._classifier.flags.num_classes if self._classifier else 0)
         if label is not None:
@@ -81,31 +77,12 @@ class ADMGenerator(Generator):
             classes.append(torch.randint(count, (), generator=draws))
         return torch.stack(classes).to(self._device)
 
-    @property
-    @override
-    def key(self) -> dict[str, Any]:
-        options = self._options.to_dict()
-        return {"recipe": self.recipe.to_dict(), "options": options, "weights": self.weights}
-
-    @override
-    def provenance(self, seed: int) -> dict[str, Any]:
-        return self.key
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count the evaluations of the networks until closed."""
-        with ExitStack() as stack:
-            stack.enter_context(self.nfe.counting(self._main.net, "rows"))
-            if self._guide:
-                stack.enter_context(self.nfe.counting(self._guide.net, "rows of the guide"))
-            yield
-
 
 @contextmanager
 def open_adm(recipe: Recipe, device: str) -> Iterator[ADMGenerator]:
     """Load an ADM network, its guide and its classifier, and make images until closed."""
     generator = ADMGenerator(recipe, device)
-    with generator.counting():
+    with generator.counting(generator.main.net, generator.guide and generator.guide.net):
         yield generator
 
 

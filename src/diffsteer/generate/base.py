@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -111,13 +111,23 @@ class Generator(ABC):
         """Make the first step of an image: all that the recipe asks of the networks is asked."""
 
     @property
-    @abstractmethod
     def key(self) -> dict[str, Any]:
         """All that decides the images, as JSON holds it."""
+        options = self.recipe.options.to_dict() if self.recipe.options else {}
+        return {"recipe": self.recipe.to_dict(), "options": options, "weights": self.weights}
 
-    @abstractmethod
     def provenance(self, seed: int) -> dict[str, Any]:
         """All that decides the image of one seed, as JSON holds it."""
+        return self.key
+
+    @contextmanager
+    def counting(self, main: Any, guide: Any = None) -> Iterator[Self]:
+        """Count the evaluations of the networks until closed."""
+        with ExitStack() as stack:
+            for name, network in {"rows": main, "rows of the guide": guide}.items():
+                if network is not None:
+                    stack.enter_context(self.nfe.counting(network, name))
+            yield self
 
     def metadata(self, seed: int) -> dict[str, Any]:
         """Provenance as it is written into the image, with the hash of the whole recipe."""

@@ -23,11 +23,7 @@ USED = {
 
 
 def kind_of(recipe: Recipe) -> str:
-    """Kind of a recipe's model: EDM2, ADM, or empty for a pipeline.
-
-    Raises:
-        InputError: the recipe has options of another kind.
-    """
+    """Kind of a recipe's model: EDM2, ADM, or empty for a pipeline."""
     options = recipe.options
     kind = EDM2 if isinstance(options, EDM2Options) and options.preset else format_of(recipe.model)
     takes = {EDM2: EDM2Options, ADM: ADMOptions, "": type(None)}[kind]
@@ -37,12 +33,7 @@ def kind_of(recipe: Recipe) -> str:
 
 
 def require_consistent(recipe: Recipe) -> None:
-    """Check all of a recipe that needs no model, before one is loaded.
-
-    Raises:
-        InputError: a field says what cannot be, or does nothing.
-        FileNotFoundError: a model is not there.
-    """
+    """Check all of a recipe that needs no model, before one is loaded."""
     if not recipe.model:
         raise InputError("the recipe names no model: give a hub id or folder")
     if WEIGHT in recipe.guidance:
@@ -67,11 +58,7 @@ def require_consistent(recipe: Recipe) -> None:
 
 
 def guidance_of(recipe: Recipe) -> Guidance | None:
-    """Guidance of a recipe; None for none.
-
-    Raises:
-        InputError: it evaluates a guide and there is none, or the other way round.
-    """
+    """Guidance of a recipe; None for none."""
     guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
     evaluated = "guide" in _networks(guidance)
     if recipe.guide and not evaluated:

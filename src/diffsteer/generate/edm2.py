@@ -1,7 +1,7 @@
 """Images of EDM2 networks, in folders of `diffsteer convert edm2` and `train`, and of presets."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,7 @@ class Decoder:
 
     @classmethod
     def found(cls, about: Mapping[str, Any], model: Path, models: Path, device: str) -> "Decoder":
-        """Look for the decoder where a run recorded it, then beside the model, then in models.
-
-        Raises:
-            FileNotFoundError: it is in none of them.
-        """
+        """Look for the decoder where a run recorded it, then beside the model, then in models."""
         encoder = about.get("encoder", {})
         if encoder.get("kind") != "vae":
             return cls(encoder)
@@ -106,18 +102,14 @@ class EDM2Generator(Generator):
     @property
     @override
     def key(self) -> dict[str, Any]:
-        table, options, recipe = self._options.to_dict(), self._options, self.recipe
+        options, recipe = self._options, self.recipe
         if not options.preset:
-            return {"recipe": recipe.to_dict(), "options": table, "weights": self.weights}
+            return super().key
         names = {"main": recipe.model, "guide": recipe.guide}
         stems = {name: Path(path).name.removesuffix(".pkl") for name, path in names.items()}
         settings: dict[str, Any] = {**stems, "guidance": recipe.guidance, "class": options.label}
         settings |= {"precision": options.precision, **SAMPLING}
         return {"model": options.preset, "recipe": settings, "weights": self.weights}
-
-    @override
-    def provenance(self, seed: int) -> dict[str, Any]:
-        return self.key
 
     @override
     def metadata(self, seed: int) -> dict[str, Any]:
@@ -137,10 +129,7 @@ def open_edm2(recipe: Recipe, device: str) -> Iterator[EDM2Generator]:
     guide = _network(Path(recipe.guide), options.precision, device)[0] if recipe.guide else None
     decode = Decoder.found(about, path, options.models, device)
     generator = EDM2Generator(recipe, options, (main, guide), decode)
-    with ExitStack() as stack:
-        stack.enter_context(generator.nfe.counting(main.unet, "rows"))
-        if guide is not None:
-            stack.enter_context(generator.nfe.counting(guide.unet, "rows of the guide"))
+    with generator.counting(main.unet, guide and guide.unet):
         yield generator
 
 
@@ -162,10 +151,6 @@ def recipe_of_preset(
             the decoder of latents; nothing is downloaded.
         label: Class of all images; None draws one for each seed.
         precision: As of `EDM2Options`; empty for "official-bit".
-
-    Raises:
-        InputError: a setting is not recorded here and has to be given.
-        FileNotFoundError: a network is not among the models.
     """
     options = EDM2Options(
         label,

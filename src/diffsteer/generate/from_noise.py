@@ -57,9 +57,6 @@ def sample_from_noise(
         shown: Whether to decode images, uint8 `(B, 3, H, W)`; None without.
         watch: Called in each step with the x0 that the network predicts, guided where the sampling
             is, like the latents.
-
-    Raises:
-        NotFinite: latents or an image are not.
     """
     last: list[Tensor] = []
     step = pipe.scheduler.step

@@ -32,12 +32,7 @@ def open_generator(recipe: Recipe, device: str = "") -> Iterator[Generator]:
 
 
 def rehearse(recipes: Iterable[Recipe], device: str = "") -> None:
-    """Make the first step of each recipe, so that all that is wrong shows before one is sampled.
-
-    Raises:
-        InputError: as `open_generator`, or a guidance, refiner or prompt does not fit the model.
-        OSError: a model is not there.
-    """
+    """Make the first step of each recipe, so that all that is wrong shows before one is sampled."""
     recipes = list(recipes)
     for recipe in recipes:
         require_consistent(recipe)

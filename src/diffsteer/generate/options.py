@@ -104,11 +104,7 @@ def format_of(model: str) -> str:
 
 
 def options_of(model: str, table: Mapping[str, Any]) -> Options | None:
-    """Options of a model by a table of those that are given; None where none is.
-
-    Raises:
-        InputError: the model does not have one of them, or one has the wrong type.
-    """
+    """Options of a model by a table of those that are given; None where none is."""
     kind = format_of(model)
     if not table:
         return None

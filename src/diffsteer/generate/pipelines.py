@@ -60,10 +60,13 @@ class PipelineGenerator(Generator):
 
         step = self.pipe.scheduler.step
         with suppress(_Rehearsed), replaced(self.pipe.scheduler, "step", wraps(step)(stop)):
-            self([0])
+            self._images([0])
 
     @override
     def __call__(self, seeds: Sequence[int]) -> Tensor:
+        return self._images(seeds)
+
+    def _images(self, seeds: Sequence[int]) -> Tensor:
         prompts = [self.recipe.for_seed(seed).prompt for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         kwargs = call_of(self.pipe, self.recipe, prompts)
@@ -78,10 +81,6 @@ def open_pipeline(recipe: Recipe, device: str = "") -> Iterator[PipelineGenerato
     Args:
         recipe: What to make.
         device: Where; empty for a GPU if there is one. float32 on a CPU, bfloat16 on a GPU.
-
-    Raises:
-        InputError: the recipe says what cannot be.
-        OSError: a model is not there.
     """
     require_consistent(recipe)
     folder = Path(recipe.model).resolve()
@@ -109,9 +108,6 @@ def configured(
         recipe: What to make.
         weights: Hash of the pipeline's weights.
         guide: The recipe's guide network where it is loaded already; then it is in no hash.
-
-    Raises:
-        ValueError: the recipe says what cannot be.
     """
     if recipe.negative and not recipe.guidance and recipe.refiner:
         warnings.warn(
@@ -135,9 +131,7 @@ def configured(
         if any(more.values()):
             weights = digest({"main": weights, **{k: v for k, v in more.items() if v}})
         generator = PipelineGenerator(recipe, pipe, weights)
-        stack.enter_context(generator.nfe.counting(network_of(pipe), "rows"))
-        if guide is not None:
-            stack.enter_context(generator.nfe.counting(guide, "rows of the guide"))
+        stack.enter_context(generator.counting(network_of(pipe), guide))
         if recipe.guidance or refine is not None:
             guidance, how_much = _guidance(recipe), recipe.strength
             stack.enter_context(steer(pipe, guidance, guide, refiner=refine, strength=how_much))
@@ -163,11 +157,7 @@ def _loaded(
 
 
 def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
-    """The scheduler of a recipe, with what the pipeline's says of the network.
-
-    Raises:
-        ValueError: the recipe names a sampler, and the network is one of a flow.
-    """
+    """The scheduler of a recipe, with what the pipeline's says of the network."""
     from diffsteer.hf.scheduler import SteerScheduler
 
     if not recipe.sampler:
@@ -189,9 +179,6 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
 
     The null half is always sent where something may ask for it; what is not asked for is not
     evaluated.
-
-    Raises:
-        ValueError: the pipeline takes no such prompt and there is one.
     """
     takes = inspect.signature(pipe.__call__).parameters
     call: dict[str, Any] = {"num_inference_steps": recipe.steps}
@@ -226,10 +213,6 @@ def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tenso
         pipe: The pipeline.
         seeds: Of the images, for errors.
         call: Its arguments, but for the output type.
-
-    Raises:
-        NotFinite: the last sample of a seed, or what it is decoded to, is not.
-        InputError: the pipeline gives images of another number or size.
     """
     last: deque[Tensor] = deque(maxlen=1)
     decoded: deque[Tensor] = deque()

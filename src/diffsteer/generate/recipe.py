@@ -129,10 +129,6 @@ def read(path: Path) -> Recipe:
 
     In JSON, `prompts` is a list, or the name of a file with one prompt a line, beside the JSON or
     in a folder there; `options` is a table, as PNGs hold it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        InputError: it holds no recipe, or fields or options that are not known.
     """
     if path.suffix.lower() == ".png":
         return recipe_of_png(path)[0]
@@ -143,11 +139,7 @@ def read(path: Path) -> Recipe:
 
 
 def recipe_of_png(path: Path) -> tuple[Recipe, int]:
-    """Recipe and seed of an image that was made by `diffsteer sample`.
-
-    Raises:
-        InputError: the image does not hold them, or fields or options that are not known.
-    """
+    """Recipe and seed of an image that was made by `diffsteer sample`."""
     table = metadata(path)
     if table is None:
         raise InputError(f"{path} holds no recipe: `diffsteer sample` did not make it")
@@ -160,22 +152,14 @@ def recipe_of_png(path: Path) -> tuple[Recipe, int]:
 
 
 def metadata(path: Path) -> dict[str, Any] | None:
-    """Metadata that `diffsteer sample` wrote into an image; None where there is none.
-
-    Raises:
-        InputError: the file is no image, or its metadata were changed.
-    """
+    """Metadata that `diffsteer sample` wrote into an image; None where there is none."""
     from diffsteer.io.images import MAX_BYTES, text_of
 
     return parsed(text_of(str(path), read_bytes(path, MAX_BYTES), KEY), str(path))
 
 
 def parsed(text: Any, where: str) -> dict[str, Any] | None:
-    """Read the metadata text of an image, called `where` in errors; None where it is not ours.
-
-    Raises:
-        InputError: it is no recipe and seed as `diffsteer sample` writes them.
-    """
+    """Read the metadata text of an image, called `where` in errors; None where it is not ours."""
     if not isinstance(text, str):
         return None
     table = parse_json(text, f"{where}: its recipe was changed and")

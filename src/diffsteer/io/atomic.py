@@ -6,6 +6,7 @@ that drafts of killed processes are told from those in progress.
 """
 
 import errno
+import json
 import os
 import shutil
 import warnings
@@ -243,3 +244,9 @@ def require_writable(path: Path) -> None:
         raise NotADirectoryError(f"{place} is a file where a folder is to be: name another")
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(f"{place} cannot be written to: name another folder")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a value as JSON."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
