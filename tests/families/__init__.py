@@ -9,6 +9,7 @@ from families import (
     tiny_image_encoded,
     tiny_image_separate,
     tiny_image_separate_b,
+    tiny_modular,
     tiny_unet,
     tiny_video_audio,
     tiny_video_batched,
@@ -36,3 +37,4 @@ KINDS = (
     tiny_guider_based,
 )
 FAMILIES = tuple(family for kind in KINDS for family in kind.FAMILIES)
+MODULAR = tiny_modular.MODULAR

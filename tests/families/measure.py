@@ -13,6 +13,7 @@ from families.calls import Record, Step
 Layout = Callable[[Tensor], Tensor]
 TIMES: dict[str, Callable[[Step], float]] = {
     "t": lambda step: step.t,
+    "int(t)": lambda step: float(int(step.t)),
     "t - 1": lambda step: step.t - 1,
     "t / 1000": lambda step: step.t / 1000,
     "1 - t / 1000": lambda step: 1 - step.t / 1000,

@@ -7,13 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from families import FAMILIES, measure
+from families import FAMILIES, MODULAR, measure
 from families.calls import Call, Record, first, recorded
 from families.parts import BATCHES, WEIGHTS, TinyFamily
 
-ALL = [pytest.param(f, id=f.name, marks=[pytest.mark.slow] if f.slow else []) for f in FAMILIES]
-each = pytest.mark.parametrize("family", ALL)
+
+def marked(families: tuple[TinyFamily, ...]) -> list[Any]:
+    slow = [pytest.mark.slow]
+    return [pytest.param(f, id=f.name, marks=slow if f.slow else []) for f in families]
+
+
+ALL = marked(FAMILIES)
+each = pytest.mark.parametrize("family", ALL + marked(MODULAR))
 guidable = pytest.mark.parametrize("family", [p for p in ALL if p.values[0].guided])
+with_guidance = pytest.mark.parametrize(
+    "family", marked(tuple(f for f in FAMILIES + MODULAR if f.guided))
+)
 
 
 @cache
@@ -74,7 +83,7 @@ def test_calls(family: TinyFamily) -> None:
     assert measure.output(record) == family.output
 
 
-@guidable
+@with_guidance
 def test_guidance(family: TinyFamily) -> None:
     sample, record = sampled(family, guided=True)
     assert sample.isfinite().all()

@@ -53,11 +53,11 @@ def hunyuan_image_guided(pipe: Any) -> dict[str, Any]:
     return two_prompts(2, "negative_")
 
 
-def hunyuan_video_15() -> Any:
+def hunyuan_video_15(channels: int = 4) -> Any:
     transformer = network(
         "HunyuanVideo15Transformer3DModel",
-        in_channels=9,
-        out_channels=4,
+        in_channels=2 * channels + 1,
+        out_channels=channels,
         **HEADS,
         num_refiner_layers=1,
         mlp_ratio=1.0,

@@ -49,18 +49,20 @@ def unipc() -> Any:
     return diffusers.UniPCMultistepScheduler(**settings, num_train_timesteps=1000, flow_shift=3.0)
 
 
-def wan() -> Any:
-    transformer = network("WanTransformer3DModel", **WAN)
+def wan(channels: int = 4) -> Any:
+    latent = {"in_channels": channels, "out_channels": channels}
+    transformer = network("WanTransformer3DModel", **WAN | latent)
     return pipeline("WanPipeline", scheduler=unipc(), transformer=transformer)
 
 
-def wan_two() -> Any:
+def wan_two(channels: int = 4) -> Any:
     """Wan 2.2, whose second transformer takes the steps of low noise."""
+    config = WAN | {"in_channels": channels, "out_channels": channels}
     return pipeline(
         "WanPipeline",
         scheduler=unipc(),
-        transformer=network("WanTransformer3DModel", 0, **WAN),
-        transformer_2=network("WanTransformer3DModel", 1, **WAN),
+        transformer=network("WanTransformer3DModel", 0, **config),
+        transformer_2=network("WanTransformer3DModel", 1, **config),
         boundary_ratio=0.9,
     )
 
@@ -100,11 +102,11 @@ def kandinsky5() -> Any:
     return pipeline("Kandinsky5T2VPipeline", scheduler=flow(), transformer=transformer)
 
 
-def cosmos_network(channels: int = 4) -> Any:
+def cosmos_network(channels: int = 4, out_channels: int = 4) -> Any:
     return network(
         "CosmosTransformer3DModel",
         in_channels=channels,
-        out_channels=4,
+        out_channels=out_channels,
         num_attention_heads=2,
         attention_head_dim=16,
         num_layers=2,
