@@ -1,6 +1,7 @@
 """Layers of the ADM network and its classifier, by the names of their tensors."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -96,30 +97,16 @@ class ResBlock(nn.Module):
         return out
 
 
-class Downsample(nn.Module):
+def downsample(channels: int) -> nn.Module:
     """Half the resolution by a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x)
-        return out
+    op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+    return nn.Sequential(OrderedDict(op=op))
 
 
-class Upsample(nn.Module):
+def upsample(channels: int) -> nn.Module:
     """Twice the resolution by repeated pixels and a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(DOUBLE(x))
-        return out
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(resize=nn.Upsample(scale_factor=2), conv=conv))
 
 
 class Stage(nn.ModuleList):

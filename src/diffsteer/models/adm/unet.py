@@ -19,12 +19,12 @@ from diffsteer.models.adm.blocks import (
     DOUBLE,
     HALVE,
     Attention,
-    Downsample,
     Pool,
     ResBlock,
     Stage,
-    Upsample,
+    downsample,
     time_features,
+    upsample,
     zero,
 )
 from diffsteer.models.adm.flags import Flags
@@ -49,7 +49,7 @@ class Encoder(nn.Module, ABC):
                 self.skips.append(width)
             if depth < len(widths) - 1:
                 down = ResBlock(width, width, flags, HALVE) if flags.resblock_updown else None
-                stages.append(Stage([down or Downsample(width)]))
+                stages.append(Stage([down or downsample(width)]))
                 self.skips.append(width)
         self.input_blocks = nn.ModuleList(stages)
         last = widths[-1]
@@ -119,7 +119,7 @@ class ADM(Encoder):
                 layers += self._attention(width, depth, up=True)
                 if depth and i == flags.num_res_blocks:
                     up = ResBlock(width, width, flags, DOUBLE) if flags.resblock_updown else None
-                    layers.append(up or Upsample(width))
+                    layers.append(up or upsample(width))
                 stages.append(Stage(layers))
                 now = width
         self.output_blocks = nn.ModuleList(stages)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
-from diffsteer.models.adm.blocks import Attention, Downsample, ResBlock
+from diffsteer.models.adm.blocks import Attention, ResBlock
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.unet import ADM
 
@@ -105,8 +105,8 @@ def _tensors(net: ADM) -> Iterator[tuple[str, Tensor]]:
         elif isinstance(layer, ResBlock):
             for theirs, ours in RESNET.items():
                 yield from _named(f"{place}.{theirs}", layer.get_submodule(ours))
-        elif isinstance(layer, Downsample):
-            yield from _named(f"{place}.conv", layer.op)
+        elif hasattr(layer, "op"):
+            yield from _named(f"{place}.conv", layer.get_submodule("op"))
         else:
             yield from _named(place, layer)
 
