@@ -34,6 +34,12 @@ def test_readme_shows_what_the_command_prints() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_and_benchmarks_that_are_named_are_there(page: Path) -> None:
+    names = re.findall(r"\b(?:tests|benchmarks|examples)/[\w/]*\.py", page.read_text("utf-8"))
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
     files = [target for target in targets if "://" not in target]

@@ -83,6 +83,9 @@ def test_what_cannot_end_well_is_refused_before_work(
     monkeypatch.setattr("diffsteer.cli.evaluate.measured", works)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate(data / "good", data / "nowhere", SMALL)
+    folder(data / "single", 1, seed=3)
+    with pytest.raises(ValueError, match="single holds 1 image, .* at least 2"):
+        evaluate(data / "good", data / "single", SMALL)
     for resamples in (-1, 19):
         with pytest.raises(ValueError, match=f"resamples={resamples}"):
             evaluate(data / "good", data / "real.npz", SMALL, resamples=resamples)

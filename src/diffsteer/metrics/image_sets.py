@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import KEY, Recipe, parsed
 from diffsteer.io.hashing import differences
 from diffsteer.io.images import PictureError, Pictures, stacked
@@ -48,14 +49,15 @@ def evaluate(
 
 
 def require_comparable(images: Tensor | Path | str, extractor: Extractor) -> None:
-    """Check, before any work, that images are there, or features of this extractor."""
-    if isinstance(images, Tensor):
-        return
-    if Path(images).suffix == STATISTICS:
+    """Check, before any work, that 2 images are there, or features of this extractor."""
+    if not isinstance(images, Tensor) and Path(images).suffix == STATISTICS:
         origin = Statistics.load(Path(images)).origin
         extractor.origin.require(origin, "the pictures", str(images))
-    else:
-        Pictures.at(Path(images))
+        return
+    n = len(images) if isinstance(images, Tensor) else len(Pictures.at(Path(images)))
+    if n < 2:
+        where = "the tensor" if isinstance(images, Tensor) else images
+        raise InputError(f"{where} holds {n} image, which has no covariance: give at least 2")
 
 
 def statistics_of(
