@@ -35,7 +35,7 @@ def test_readme_shows_what_the_command_prints() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tests_and_benchmarks_that_are_named_are_there(page: Path) -> None:
-    names = re.findall(r"\b(?:tests|benchmarks|examples)/[\w/]*\.py", page.read_text("utf-8"))
+    names = re.findall(r"\b(?:tests|benchmarks|examples)/[a-z0-9_/]*\.py", page.read_text("utf-8"))
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
