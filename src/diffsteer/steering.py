@@ -209,11 +209,7 @@ def _some_steps(get_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def zero_snr_scheduler(pipe: Any) -> Any:
-    """Scheduler of ours with the settings of the pipeline's, at zero terminal SNR.
-
-    Raises:
-        ValueError: the network has zero SNR already, or cannot have it.
-    """
+    """Scheduler of ours with the settings of the pipeline's, at zero terminal SNR."""
     from diffsteer.hf.scheduler import SteerScheduler
 
     scheduler = getattr(pipe, "scheduler", None)
@@ -232,11 +228,7 @@ def zero_snr_scheduler(pipe: Any) -> Any:
 
 
 def check_prediction(pipe: Any, guide: Any) -> None:
-    """Check that a guide with a scheduler has the prediction type of the pipeline.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Check that a guide with a scheduler has the prediction type of the pipeline."""
     own, other = (
         None if scheduler is None else scheduler.config.get("prediction_type", "epsilon")
         for scheduler in (getattr(p, "scheduler", None) for p in (pipe, guide))

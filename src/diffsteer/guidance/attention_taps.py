@@ -110,11 +110,7 @@ class BlurQuery(Edit):
 
 
 def in_plane(size: Size) -> Size:
-    """Height and width of an image or a frame in tokens.
-
-    Raises:
-        ValueError: only the number of tokens is known.
-    """
+    """Height and width of an image or a frame in tokens."""
     if len(size) < 2:
         raise InputError(
             f"this layer attends to {size[0]} tokens, of which neither height nor width is known, "
@@ -297,9 +293,6 @@ def tapped(
         taps: What to do in them.
         locate: Finds the tokens of the image in a layer.
         using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
-
-    Raises:
-        ValueError: there is no such layer, or a layer ran without scaled_dot_product_attention.
     """
     for name in taps.keys() - layers.keys():
         raise InputError(f"no attention layer is called {name!r}: there are {', '.join(layers)}")
@@ -328,11 +321,7 @@ def _hook(layer: nn.Module, mode: _Mode, stack: ExitStack) -> None:
 
 
 def matching(layers: Sequence[str], wanted: str) -> list[str]:
-    """Names of the layers that `wanted` means: a part of their dotted names, "mid" or "blocks.3".
-
-    Raises:
-        ValueError: none fits.
-    """
+    """Names of the layers that `wanted` means: a part of dotted names, "mid" or "blocks.3"."""
     part = re.compile(rf"(^|\.){re.escape(wanted)}($|[._])")
     found = [name for name in layers if part.search(name)]
     if not found:

@@ -79,9 +79,6 @@ class Denoiser:
         seeds: One for each sample, for guidances that draw; None for those of `sample`, and outside
             of it for the places in the batch.
         step: Index of the sampling step, for guidances of some steps, `.over`.
-
-    Raises:
-        ValueError: a guidance asks for a network, condition or layer that is not there.
     """
 
     nets: Mapping[str, Network]
@@ -132,11 +129,7 @@ class Denoiser:
         return run(with_conditional(self.guidance.shift(at)), partial(evaluate, at=at))
 
     def dry_run(self, x: Tensor, level: Level) -> None:
-        """Check that all is there that the guidance asks for at a level, without any network.
-
-        Raises:
-            ValueError: something is not.
-        """
+        """Check that all is there that the guidance asks for at a level, without any network."""
         at = self._state(x, level)
 
         def check(branches: Sequence[Branch]) -> list[Answer]:

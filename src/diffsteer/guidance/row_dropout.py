@@ -33,11 +33,7 @@ class Dropout:
 
 @contextmanager
 def dropped(parts: Sequence[tuple[slice, Dropout]], rows: int) -> Iterator[None]:
-    """Drop in these parts of a pass of `rows` rows while the context is open.
-
-    Raises:
-        ValueError: the network has no dropout layer, or one that mixes rows.
-    """
+    """Drop in these parts of a pass of `rows` rows while the context is open."""
     mode = _Mode(parts, rows)
     with mode:
         yield

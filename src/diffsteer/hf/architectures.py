@@ -116,9 +116,6 @@ def size_of(ids: Tensor, tokens: int) -> tuple[int, int]:
     Args:
         ids: Places of the tokens, `(h w, 3)`; the last two of a place are its row and column.
         tokens: How many the samples have.
-
-    Raises:
-        ValueError: they have more than one image.
     """
     last = ids.reshape(-1, ids.shape[-1]).amax(dim=0).tolist()
     h, w = int(last[1]) + 1, int(last[2]) + 1
@@ -158,11 +155,7 @@ def known_family(network: nn.Module) -> Family | None:
 
 
 def family_of(network: nn.Module) -> Family:
-    """Family of a network.
-
-    Raises:
-        ValueError: the table has none.
-    """
+    """Family of a network."""
     if (family := known_family(network)) is None:
         raise InputError(
             f"{type(network).__name__} can be guided by steer(pipe, guidance) alone; all else is "
@@ -211,11 +204,7 @@ ALONE = Conditions(("cond",))
 def conditions_in_batch(
     pipe: Any, family: Family, inputs: Tensor, arguments: Mapping[str, Any]
 ) -> Conditions:
-    """Conditions that the batch of a call holds; reads the sample.
-
-    Raises:
-        ValueError: it holds others than those that the family has.
-    """
+    """Conditions that the batch of a call holds; reads the sample."""
     halves = family.halves
     if len(halves) == 1:
         return ALONE
@@ -237,11 +226,7 @@ def conditions_in_batch(
 
 
 def check_processors(pipe: Any, network: nn.Module) -> None:
-    """Check that no attention processor counts the rows of its pipeline's batch.
-
-    Raises:
-        ValueError: one does, of a pipeline that guides by attention itself.
-    """
+    """Check that no attention processor counts the rows of its pipeline's batch."""
     for module in network.modules():
         kind = type(getattr(module, "processor", None))
         if kind.__module__.startswith("diffusers.pipelines.") or kind.__name__.startswith("PAG"):

@@ -6,10 +6,6 @@ A. `BatchedConditions`: one call holds all conditions in its batch (Stable Diffu
 B. One call for each condition and step. `SeparateConditions` knows both prompts at the first of
    them, by watching the pipeline encode them (Flux), so that the answer serves the second.
 C. `NotedCalls`: a guider announces how many calls a step has (modular pipelines).
-
-A reader for pattern B without watched prompts fits in as well: the answer to all calls of a step
-but the last is a buffer, handed out as `NetworkCall.pending`; the last call has all conditions, and
-`CallReader.answered` writes the guided output into the buffers in place.
 """
 
 from abc import ABC, abstractmethod
@@ -134,9 +130,11 @@ class NetworkCall:
     @cached_property
     def conds(self) -> Mapping[str, Cond]:
         """Conditions by name: "cond" and, where the pipeline has one, "null"."""
-        inputs, make = self.inputs[self.rows("cond")], self.network.condition
         makers = self.reader.conditions(self).items()
-        return Conds({name: partial(_made, make, arguments, inputs) for name, arguments in makers})
+        return Conds({name: partial(self._condition, arguments) for name, arguments in makers})
+
+    def _condition(self, arguments: Callable[[], Cond]) -> Cond:
+        return self.network.condition(arguments(), self.inputs[self.rows("cond")])
 
     def rows(self, name: str) -> slice:
         """Rows of the batch that belong to a condition."""
@@ -180,12 +178,6 @@ def shifted(sample: Tensor, shift: Tensor) -> Tensor:
     return (upcast(sample) + shift.repeat(copies, *[1] * (shift.ndim - 1))).to(sample.dtype)
 
 
-def _made(
-    condition: Callable[[Cond, Tensor], Cond], arguments: Callable[[], Cond], inputs: Tensor
-) -> Cond:
-    return condition(arguments(), inputs)
-
-
 class CallReader(ABC):
     """Reads the calls of one network, in one pattern.
 
@@ -196,9 +188,6 @@ class CallReader(ABC):
     Attributes:
         owner: Class that errors name: the pipeline's, or the network's.
         place: Place of the noisy sample in the input, once the scheduler's own told.
-
-    Raises:
-        ValueError: the network is of no known family.
     """
 
     def __init__(self, module: Any, forward: Callable[..., Any]) -> None:

@@ -35,9 +35,6 @@ def conditioning_kwargs(pipe: Any, texts: Sequence[str], guided: bool = False) -
         pipe: Of prompts, of classes (DiT), or of neither.
         texts: A prompt each, or the name or number of a class; empty for none in particular.
         guided: Whether the pipeline is to send the null half as well.
-
-    Raises:
-        ValueError: there is no such class, or the pipeline takes no texts and there are some.
     """
     name = conditioning_argument(pipe)
     if name == PROMPTS:

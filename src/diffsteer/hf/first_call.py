@@ -25,10 +25,6 @@ def first_call(pipe: Any, **call: Any) -> tuple[Tensor, Cond]:
 
     Whatever a family makes of its prompts is in them. The pipeline gets no further, and its
     scheduler is as it was.
-
-    Args:
-        pipe: Of a known family.
-        call: Arguments of its call.
     """
     first: dict[str, Any] = {}
 
@@ -57,9 +53,6 @@ def conditions(
         prompts: One a row.
         shape: Of one sample's noise, which decides what some networks are told.
         call: What else the pipeline is called with.
-
-    Raises:
-        ValueError: called so, the pipeline samples noise of another shape.
     """
     # some schedulers have no fewer steps than 4
     kwargs = {"guidance_scale": 1.0, "num_inference_steps": 4}
@@ -76,13 +69,7 @@ def conditions(
 
 
 def sampled_on(pipe: Any, prompt: str, **call: Any) -> Schedule:
-    """Schedule on which a pipeline samples: a shift that depends on the image size counts.
-
-    Args:
-        pipe: A pipeline with prompts.
-        prompt: Any.
-        call: What else the pipeline is called with.
-    """
+    """Schedule on which a pipeline samples: a shift that depends on the image size counts."""
     schedule, _ = trained(pipe.scheduler)
     if not pipe.scheduler.config.get("use_dynamic_shifting"):
         return schedule
@@ -101,11 +88,7 @@ def sampled_on(pipe: Any, prompt: str, **call: Any) -> Schedule:
 
 
 def require_prompts(prompts: list[str]) -> None:
-    """Check that there are prompts, and that none is empty.
-
-    Raises:
-        ValueError: not so.
-    """
+    """Check that there are prompts, and that none is empty."""
     if isinstance(prompts, str):
         raise InputError(f"{prompts!r} is one text: give a list, one prompt a row")
     empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]

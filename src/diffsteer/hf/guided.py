@@ -29,9 +29,6 @@ class Guided:
         guidance: What guides.
         guide: For autoguidance, a second network for the same latents and conditions.
         max_rows: Most rows of one pass.
-
-    Raises:
-        ValueError: the network is of no known family, or the guide does not fit.
     """
 
     def __init__(
@@ -150,11 +147,7 @@ def seeds_of(start: Tensor) -> tuple[int, ...]:
 
 
 def _check_residuals(main: Any, guide: Any, cond: Cond) -> None:
-    """Check that what a ControlNet or adapter adds to the network's features fits the guide's.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Check that what a ControlNet or adapter adds to the network's features fits the guide's."""
     residuals = [n for n in cond if "additional_residual" in n and cond[n] is not None]
     layouts = [
         [getattr(m.config, name, None) for name in ("block_out_channels", "layers_per_block")]

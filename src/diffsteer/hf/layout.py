@@ -25,9 +25,6 @@ def place_in(call: NetworkCall, timestep: Any, sample: Tensor) -> Place:
         call: The first of a sampling.
         timestep: As the scheduler is given it.
         sample: As the scheduler holds it, `(B, *D)`.
-
-    Raises:
-        ValueError: it is nowhere.
     """
     scale, dim = getattr(call.scheduler, "scale_model_input", None), call.reader.family.channel_dim
     inputs, expected = call.inputs[call.rows("cond")], call.network.place.start

@@ -27,11 +27,7 @@ PARTS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "p
 
 
 def network_of(pipe: Any) -> Any:
-    """The denoising network of a pipeline, or the network itself.
-
-    Raises:
-        ValueError: the pipeline has none.
-    """
+    """The denoising network of a pipeline, or the network itself."""
     if isinstance(pipe, nn.Module):
         return pipe
     for name in PARTS:
@@ -111,11 +107,7 @@ def claimed(network: Any) -> Iterator[None]:
 
 
 def check_free(network: Any) -> None:
-    """Check that the forward of a network can be replaced.
-
-    Raises:
-        ValueError: it is steered already, or calls do not pass through it.
-    """
+    """Check that the forward of a network can be replaced."""
     if unwrap_compiled(network) in _steered:
         raise InputError("this pipeline is steered already: remove the other steering first")
     if getattr(network, "_compiled_call_impl", None) is not None:
@@ -157,20 +149,16 @@ def with_shared(network: Any, arguments: Cond, rows: int) -> Cond:
 
     What diffusers' own forward takes has a row for each sample, or one for all, but for what
     `SHARED` names. Attention arguments go to processors of any kind: only `PER_SAMPLE` has rows.
-
-    Raises:
-        ValueError: an argument can be read either way, or has rows of another number.
     """
     bases = (c for c in type(network).__mro__ if c.__module__.startswith("diffusers."))
     own: Any = next(bases, type(network))
     known = _signature(own.forward).parameters
-    marked: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if name.endswith("attention_kwargs") and isinstance(value, Mapping):
-            marked[name] = {k: _shared(k, v, rows, k in PER_SAMPLE) for k, v in value.items()}
-        else:
-            marked[name] = _shared(name, value, rows, name in known)
-    return marked
+    return {
+        name: {k: _shared(k, v, rows, k in PER_SAMPLE) for k, v in value.items()}
+        if name.endswith("attention_kwargs") and isinstance(value, Mapping)
+        else _shared(name, value, rows, name in known)
+        for name, value in arguments.items()
+    }
 
 
 def _shared(name: str, value: Any, rows: int, per_sample: bool) -> Any:
@@ -229,11 +217,7 @@ class PipelineNetwork:
 
     @classmethod
     def of(cls, pipe: Any, forward: Callable[..., Any] | None = None) -> "PipelineNetwork":
-        """Network of a pipeline of diffusers, called past any steering where `forward` is given.
-
-        Raises:
-            ValueError: the network is of no known family, or the schedule cannot be steered.
-        """
+        """Network of a pipeline of diffusers, called past any steering where `forward` is given."""
         return cls.on(pipe.scheduler, network_of(pipe), forward)
 
     @classmethod

@@ -45,11 +45,7 @@ class Prompts:
         return embeddings
 
     def is_null(self, arguments: Cond) -> bool:
-        """Whether a call of the network is for the negative prompt.
-
-        Raises:
-            ValueError: the pipeline sent something else than what it encoded.
-        """
+        """Whether a call of the network is for the negative prompt."""
         self._sampling = True
         text = arguments[self.names[0]]
         matches = [i for i, (_, embeddings) in enumerate(self._encoded) if embeddings[0] is text]
@@ -66,11 +62,7 @@ class Prompts:
         return False
 
     def null_of(self, arguments: Cond, batch: int) -> Mapping[str, Any]:
-        """Arguments of a call for the prompt, turned into those for the null prompt.
-
-        Raises:
-            ValueError: there is no way to have it.
-        """
+        """Arguments of a call for the prompt, turned into those for the null prompt."""
         if "ip_adapter_image_embeds" in (arguments.get("joint_attention_kwargs") or {}):
             raise InputError(
                 "the guidance asks for the null prompt, and this pipeline says what its image "
