@@ -78,8 +78,8 @@ def weights(stored: Sequence[Profile], target: Profile) -> Tensor:
     Least squares over the profiles, scaled to sum to 1.
 
     Args:
-        stored: What is there, each (count, gamma), all different, with count > 0.
-        target: What is wanted, (count, gamma).
+        stored: Averages there are, each (count, gamma), all different, with count > 0.
+        target: Average to approximate, (count, gamma).
 
     Returns:
         `(N,)`, float64, in the order of `stored`.
@@ -93,8 +93,8 @@ def weights(stored: Sequence[Profile], target: Profile) -> Tensor:
     f64 = torch.float64
     square = torch.tensor([[inner(a, b) for b in stored] for a in stored], dtype=f64)
     aim = torch.tensor([inner(a, target) for a in stored], dtype=f64)
-    found: Tensor = torch.linalg.solve(square, aim)
-    return found / found.sum()
+    shares: Tensor = torch.linalg.solve(square, aim)
+    return shares / shares.sum()
 
 
 class PowerEMA:
@@ -155,10 +155,10 @@ class PowerEMA:
         if list(state["sigmas"]) != list(self.sigmas):
             raise InputError(f"averages of widths {state['sigmas']}, not {list(self.sigmas)}")
         pairs = list(zip(self._averages, state["averages"], strict=True))
-        for mine, other in pairs:
-            if {n: a.shape for n, a in mine.items()} != {n: a.shape for n, a in other.items()}:
-                odd = set(mine) ^ set(other) or "of other shapes"
-                raise InputError(f"averages of another network: weights {odd}")
-        for mine, other in pairs:
-            for name, a in mine.items():
+        for own, other in pairs:
+            if {n: a.shape for n, a in own.items()} != {n: a.shape for n, a in other.items()}:
+                differing = set(own) ^ set(other) or "of other shapes"
+                raise InputError(f"averages of another network: weights {differing}")
+        for own, other in pairs:
+            for name, a in own.items():
                 a.copy_(other[name])

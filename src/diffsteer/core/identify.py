@@ -1,4 +1,4 @@
-"""What a network was trained for, found by asking it: no config tells for sure.
+"""Prediction type and schedule of a network from its outputs, since no config tells for sure.
 
 Checkpoints lose their prediction type and their schedule on the way from trainer to user. A handful
 of forward passes brings both back.

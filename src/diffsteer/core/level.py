@@ -16,7 +16,7 @@ class Level(NamedTuple):
     """One noise level, or one for each sample.
 
     Attributes:
-        t: What the network is told: a trained timestep, a flow time, or sigma for EDM.
+        t: Time that the network is given: a trained timestep, a flow time, or sigma for EDM.
         alpha: Factor of the data, in [0, 1].
         sigma: Factor of unit Gaussian noise, >= 0, in data units.
 

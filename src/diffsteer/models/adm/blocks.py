@@ -62,16 +62,17 @@ class Attention(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block that is told time and class, and may change resolution on its way."""
+    """Residual block with an embedding of time and class, which may change the resolution."""
 
     def __init__(self, given: int, made: int, flags: Flags, resize: Resize | None = None) -> None:
         super().__init__()
         self.resize, self.scales = resize, flags.use_scale_shift_norm
-        told = 4 * flags.num_channels
         self.in_layers = nn.Sequential(
             nn.GroupNorm(32, given), nn.SiLU(), nn.Conv2d(given, made, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(told, made * (1 + self.scales)))
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(4 * flags.num_channels, made * (1 + self.scales))
+        )
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, made),
             nn.SiLU(),
@@ -87,12 +88,12 @@ class ResBlock(nn.Module):
         h = first_act(first_norm(x))
         if self.resize is not None:
             h, x = self.resize(h), self.resize(x)
-        h, told = first_conv(h), self.emb_layers(emb)[..., None, None]
+        h, shift = first_conv(h), self.emb_layers(emb)[..., None, None]
         if self.scales:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = shift.chunk(2, dim=1)
             h = norm(h) * (1 + scale) + shift
         else:
-            h = norm(h + told)
+            h = norm(h + shift)
         out: Tensor = self.skip_connection(x) + conv(drop(act(h)))
         return out
 
@@ -110,7 +111,7 @@ def upsample(channels: int) -> nn.Module:
 
 
 class Stage(nn.ModuleList):
-    """Layers one after another, those that take it told time and class."""
+    """Layers one after another; residual blocks get the embedding of time and class."""
 
     @override
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ def _exact(path: Path) -> int | None:
     if path.suffix == ".safetensors":
         images = read_safetensors_metadata(path).get("images", "")
         return int(images) if re.fullmatch(r"\d{1,18}", images) else None
-    said = read_config(path).get("images") if path.is_dir() else None
-    return said if isinstance(said, int) else None
+    count = read_config(path).get("images") if path.is_dir() else None
+    return count if isinstance(count, int) else None
 
 
 def find(folder: Path, prefix: str) -> list[Snapshot]:
@@ -85,20 +85,20 @@ def find(folder: Path, prefix: str) -> list[Snapshot]:
         ValueError: one is there in two formats.
     """
     pattern = re.compile(rf"{re.escape(prefix)}-(\d{{7,}}(?:\.\d{{3}})?)-(0\.\d{{3}})")
-    found: dict[tuple[float, float], Snapshot] = {}
+    snapshots: dict[tuple[float, float], Snapshot] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = pattern.fullmatch(path.stem if path.suffix in SUFFIXES[1:] else path.name)
         if match is None or float(match[1]) == 0:
             continue
         kimg, width = float(match[1]), float(match[2])
-        if (kimg, width) in found:
+        if (kimg, width) in snapshots:
             raise InputError(f"{path.name} is there twice, in two formats: remove one")
-        found[kimg, width] = Snapshot(path, kimg, _exact(path) or images(kimg), width)
-    if not found:
+        snapshots[kimg, width] = Snapshot(path, kimg, _exact(path) or images(kimg), width)
+    if not snapshots:
         raise FileNotFoundError(
             f"{folder} holds no {prefix}-KIMG-WIDTH, such as {name(prefix, 8388, 0.05)}.pkl"
         )
-    return [found[key] for key in sorted(found)]
+    return [snapshots[key] for key in sorted(snapshots)]
 
 
 def reconstruct(
