@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffsteer.metrics import bootstrap
 from diffsteer.metrics.bootstrap import interval
 from diffsteer.metrics.evaluate import cautions, compare, omitted, possible, spreads
 from diffsteer.metrics.features import Origin
-from diffsteer.metrics.frechet import Gaussian
+from diffsteer.metrics.frechet import Gaussian, frechet
 from diffsteer.metrics.manifold import manifold
 from diffsteer.metrics.moments import Moments
 from diffsteer.metrics.statistics import Statistics
@@ -61,6 +62,19 @@ def test_few_images_have_ordered_figures_in_range_or_a_reason(origin: Origin) ->
                     assert possible(figure.name).low <= low and high <= possible(figure.name).high
     expected = {"IS-Mean"} if origin is LOGITS else {"precision", "recall", "density", "coverage"}
     assert expected <= kinds
+
+
+@pytest.mark.parametrize("linear_from", [0, 512])
+def test_one_image_repeated_has_a_finite_distance(
+    monkeypatch: pytest.MonkeyPatch, linear_from: int
+) -> None:
+    """To first order too, where all eigenvalues are 0; the mean of 32 equal rows is exact."""
+    monkeypatch.setattr(bootstrap, "LINEAR_FROM", linear_from)
+    reference = Gaussian(torch.zeros(3), torch.eye(3))
+    fake = torch.tensor([[1.0, -2.0, 0.5]]).repeat(32, 1)
+    resampled = bootstrap.frechet_resampled(fake, reference, bootstrap.weights(32, 20))
+    expected = frechet(statistics(fake, RAW).gaussian, reference)
+    assert resampled.tolist() == pytest.approx([expected] * 20)
 
 
 def test_an_interval_holds_the_value_though_all_but_a_few_resamples_agree() -> None:

@@ -106,11 +106,12 @@ def _linear(x: Tensor, y: Tensor, reference: Gaussian, w: Tensor) -> Tensor:
     mean = x.mean(dim=0)
     about, centred = x - mean, y - y.mean(dim=0)
     values, vectors = torch.linalg.eigh(centred.mT @ centred / (n - 1))
-    values = values.clamp(min=1e-12 * float(values[-1]))
-    roots = ((centred @ vectors).square() / values.sqrt()).sum(dim=1)
+    divisor = values.clamp(min=1e-12 * float(values[-1]) or 1.0).sqrt()  # all 0: one image
+    roots = ((centred @ vectors).square() / divisor).sum(dim=1)
     each = 2 * about @ mean + about.square().sum(dim=1) - roots
     value = mean.square().sum() + about.square().sum() / (n - 1) + reference.root.square().sum()
-    distance: Tensor = value - 2 * values.sqrt().sum() + (w - 1) @ (each - each.mean()) / n
+    value -= 2 * values.clamp(min=0).sqrt().sum()
+    distance: Tensor = value + (w - 1) @ (each - each.mean()) / n
     return distance
 
 
