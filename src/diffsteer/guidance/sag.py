@@ -49,7 +49,7 @@ class SAG(Guidance):
     layer: Name = "mid"
     threshold: Finite = 1.0
     sigma: PositiveFinite = 1.0
-    kernel: Annotated[Whole, Rule("odd and > 0", lambda n: n > 0 and n % 2 == 1)] = 9
+    kernel: Annotated[Whole, Rule("odd, in [1, 9999]", lambda n: 0 < n < 10_000 and n % 2 == 1)] = 9
     on: Name = "null"
     clamp: Positive = float("inf")
 
