@@ -70,13 +70,7 @@ class Pictures:
 
     @classmethod
     def at(cls, path: Path) -> "Pictures":
-        """List the images without decoding them.
-
-        Raises:
-            FileNotFoundError: `path` does not exist.
-            PictureError: it is neither folder nor zip file, holds no image, or something else:
-                other files, a link to a folder, a name twice.
-        """
+        """List the images without decoding them."""
         names = listed(path)
         suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
         strange = [n for n in names if suffixes[n] not in SUFFIXES | NOTES]
@@ -132,9 +126,6 @@ def decode(name: str, data: bytes, upright: bool = False) -> Picture:
         name: For messages.
         data: The file.
         upright: Turn and mirror it as its EXIF orientation says; damaged EXIF says nothing.
-
-    Raises:
-        PictureError: it is refused, or cannot be read to its end.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut images would count")

@@ -68,11 +68,7 @@ class ShardFolder:
         return digest(self.key)
 
     def bind(self) -> None:
-        """Write the manifest, or check the one that is there.
-
-        Raises:
-            ValueError: the folder holds samples of another key, named with the difference.
-        """
+        """Write the manifest, or check the one that is there."""
         path = self.path / MANIFEST
         if not path.exists():
             if any(self.path.glob("chunk-*.npz")):
@@ -92,11 +88,7 @@ class ShardFolder:
             )
 
     def done(self) -> dict[str, tuple[int, ...]]:
-        """Seeds of every shard by the name of its file; a broken file is set aside, with a warning.
-
-        Raises:
-            ValueError: a file belongs to another key, or a seed is there twice.
-        """
+        """Seeds of every shard by its file; a broken file is set aside, with a warning."""
         done: dict[str, tuple[int, ...]] = {}
         owner: dict[int, str] = {}
         for path in sorted(self.path.glob("chunk-*.npz")):
@@ -120,12 +112,7 @@ class ShardFolder:
         return done
 
     def read(self, name: str) -> Shard:
-        """Read a shard and check all that it holds.
-
-        Raises:
-            BrokenShard: it cannot be read, or a checksum is wrong.
-            ValueError: it belongs to another key.
-        """
+        """Read a shard and check all that it holds."""
         arrays = _arrays(self.path / name)
         if str(arrays.pop("key")) != self.digest:
             raise InputError(f"{self.path / name} belongs to another folder: remove it")

@@ -109,13 +109,8 @@ def inner_path(where: str, name: str) -> PurePosixPath:
     return path
 
 
-def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
-    """Read a JSON file, UTF-8 with or without a byte order mark."""
-    return parse_json(read_bytes(path, limit), str(path))
-
-
 def parse_json(data: bytes | str, where: str) -> Any:
-    """Parse JSON; `where` names its source in errors."""
+    """Parse JSON, UTF-8 with or without a byte order mark; `where` names its source in errors."""
     with refused(f"{where} is no JSON"):
         tree = json.loads(data if isinstance(data, str) else data.decode("utf-8-sig"))
         _require_plain(tree)

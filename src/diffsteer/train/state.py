@@ -13,7 +13,7 @@ from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import put
 from diffsteer.io.hashing import differences
-from diffsteer.io.strict import read_json
+from diffsteer.io.strict import read_object
 from diffsteer.train.checkpoints import Checkpoints, Groups
 from diffsteer.train.settings import Data, Run, flat
 
@@ -32,7 +32,7 @@ def claim(folder: Path, run: Run, contents: Mapping[str, Any]) -> None:
         put(path, json.dumps(settings, indent=1).encode())
         return
     try:
-        stored = read_json(path)
+        stored = read_object(path)
         before = flat({"data": asdict(Data())}) | flat(stored)
     except (ValueError, AttributeError) as error:
         raise InputError(
