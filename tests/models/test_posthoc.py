@@ -1,5 +1,6 @@
 """Averages from folders of snapshots: the sums that the profiles ask for, in users' file names."""
 
+import math
 from pathlib import Path
 
 import fabricate
@@ -140,6 +141,17 @@ def test_any_network_in_safetensors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of another network"):
         reconstruct(tmp_path, tmp_path / "other", [0.2], prefix="snap")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("value", [1e5, math.nan])
+def test_a_result_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
+    """1e5 is a number of float32 and not of float16, in which results are written."""
+    for i, count in enumerate(TIMES):
+        path = tmp_path / f"{name('snap', count // 1000, 0.1)}.safetensors"
+        save_file({"w": torch.full((2,), value if i else 1.0)}, path)
+    with pytest.raises(ValueError, match="w of avg-0025165-0.200.safetensors holds NaN or what"):
+        reconstruct(tmp_path, tmp_path / "out", [0.2], prefix="snap", out_prefix="avg")
+    assert not (tmp_path / "out").exists()
 
 
 def test_widths() -> None:

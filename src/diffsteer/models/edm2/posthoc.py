@@ -171,6 +171,12 @@ def _write(stored: Sequence[Snapshot], shares: dict[Path, Tensor], count: int) -
     for path, total in sums.items():
         mixed = {n: total.get(n, t) for n, t in last.tensors.items()}
         made = {n: t.half() if t.is_floating_point() else t for n, t in mixed.items()}
+        broken = [n for n, t in made.items() if not t.isfinite().all()]
+        if broken:
+            raise InputError(
+                f"{broken[0]} of {path.name} holds NaN or what float16 cannot: look at the "
+                f"snapshots of {stored[0].path.parent}"
+            )
         _save(path, Checkpoint(last.config, made, {**last.about, "images": count}))
 
 
