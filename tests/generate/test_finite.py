@@ -94,7 +94,7 @@ def test_weights_that_are_not_finite_make_no_image(folder: Path, tmp_path: Path,
 )
 def test_settings_that_overflow_make_no_image(folder: Path, fields: dict[str, Any]) -> None:
     recipe = Recipe(str(folder / "pipe"), prompt="a cat", steps=3, **fields)
-    with open_generator(recipe, "cpu") as generate, pytest.raises(InputError):
+    with open_generator(recipe, "cpu") as generate, pytest.raises(NotFinite):
         generate([0])
 
 

@@ -72,6 +72,15 @@ def removed(name: str) -> Change:
     return apply
 
 
+def vocabulary(folder: Path) -> None:
+    """Leave out the later half of a vocabulary."""
+    path = folder / "tokenizer/tokenizer.json"
+    table = json.loads(path.read_text("utf-8"))
+    words = list(table["model"]["vocab"].items())
+    table["model"]["vocab"] = dict(words[: len(words) // 2])
+    path.write_text(json.dumps(table), "utf-8")
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "token embedding": (without("text_encoder", "token_embedding"), "1 missing.*token_embedding"),
     "a layer too few": (config("text_encoder/config.json", num_hidden_layers=3), "missing"),
@@ -87,6 +96,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "cut text": (cut(f"text_encoder/{TEXT}"), "cannot be loaded"),
     "no weights": (removed(f"vae/{NET}"), "cannot be loaded"),
     "no tokenizer": (removed("tokenizer"), "names tokenizer, which the folder does not have"),
+    "no vocabulary": (removed("tokenizer/tokenizer.json"), "tokenizer knows no words: its folder"),
+    "a cut vocabulary": (cut("tokenizer/tokenizer.json"), "cannot be loaded"),
+    "half a vocabulary": (vocabulary, "cannot be loaded.*not found in the vocabulary"),
     "no text encoder": (removed("text_encoder"), "names text_encoder"),
     "scheduler": (
         config("scheduler/scheduler_config.json", _class_name="FooScheduler"),

@@ -224,7 +224,7 @@ def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tenso
             output = pipe(**call, output_type="np").images
         except InputError:
             raise
-        except ValueError as error:  # such as of a size that is no multiple of 8
+        except (ValueError, OverflowError) as error:  # such as of a size, or an endless prompt
             raise InputError(f"{type(pipe).__name__} refuses this call: {error}") from error
     floats = [*last, torch.from_numpy(output)] + ([torch.cat([*decoded])] if decoded else [])
     pil = pipe.numpy_to_pil(np.nan_to_num(output))

@@ -67,6 +67,7 @@ def load(name: str, dtype: Any = None) -> Any:
                 parts = {"unet": unet, "scheduler": scheduler}
             place = model.base or model.folder
             pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, **parts)
+        _require_words(pipe)
     _require_dtype(name, pipe, dtype)
     return pipe
 
@@ -215,6 +216,14 @@ def _require_complete(model: Any, report: Mapping[str, Any], lenient: bool) -> N
                 f"weights of {type(model).__name__} do not fit its {CONFIG}: {len(names)} "
                 f"{problem}, such as {names[0]}"
             )
+
+
+def _require_words(pipe: Any) -> None:
+    """Check that tokenizers know more than special tokens; without files they load so."""
+    words = {k: v for k, v in pipe.components.items() if v and k.startswith("tokenizer")}
+    for name, tokenizer in words.items():
+        if {*tokenizer("a cat").input_ids} <= {*tokenizer.all_special_ids}:
+            raise InputError(f"{name} knows no words: its folder lacks a vocabulary")
 
 
 def _require_dtype(name: str, model: Any, dtype: Any) -> None:
