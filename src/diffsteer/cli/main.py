@@ -149,7 +149,7 @@ def _refuse(event: Any) -> None:
 def _one_line() -> Iterator[None]:
     """Turn tyro's report of a dataclass that refuses its values into one of ours."""
     try:
-        from tyro._errors import on_parse_error  # later than tyro 0.9
+        from tyro._errors import on_parse_error
     except ImportError:
         yield
     else:
@@ -180,6 +180,6 @@ def main() -> None:
     except InputError as error:
         _stop(error)
     except KeyboardInterrupt:
-        rest = f"; {KEPT[args[0]]}" if args[0] in KEPT else ""
-        print(f"diffsteer: interrupted{rest}", file=sys.stderr)
+        rest = KEPT.get(args[0] if args else "", "")
+        print(f"diffsteer: interrupted{rest and '; '}{rest}", file=sys.stderr)
         sys.exit(130)
