@@ -208,14 +208,14 @@ def conditions_in_batch(
     halves = family.halves
     if len(halves) == 1:
         return ALONE
-    guides = _declared(pipe)
+    guides = declared = _declared(pipe)
     doubled = [c for c in (Conditions(halves), Conditions(halves, True)) if c.repeats(inputs)]
     if guides is None:
         guides = bool(doubled)
         if doubled and family.null_class is not None:
             labels = arguments["class_labels"][doubled[0].rows("null", len(inputs))]
             guides = bool((labels == family.null_class).all())
-    threefold = Conditions(("", "", "")).repeats(inputs) and not guides and _declared(pipe) is None
+    threefold = not guides and declared is None and Conditions(("", "", "")).repeats(inputs)
     if threefold or (guides and not doubled):
         raise InputError(
             f"{type(pipe).__name__} calls its network with {len(inputs)} rows that are not the "

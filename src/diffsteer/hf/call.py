@@ -9,7 +9,8 @@ C. `NotedCalls`: a guider announces how many calls a step has (modular pipelines
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -43,29 +44,15 @@ CondMakers = Mapping[str, Callable[[], Cond]]
 """Conditions by name, each made when it is first asked for."""
 
 
-class Conds(Mapping[str, Cond]):
+class Conds(UserDict[str, Any]):
     """Conditions by name, each made when it is first asked for and kept."""
-
-    def __init__(self, makers: CondMakers) -> None:
-        self._makers, self._made = makers, dict[str, Cond]()
 
     @override
     def __getitem__(self, name: str) -> Cond:
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-        return self._made[name]
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    @override
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-    @override
-    def __len__(self) -> int:
-        return len(self._makers)
+        if callable(self.data[name]):
+            self.data[name] = self.data[name]()
+        made: Cond = self.data[name]
+        return made
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ scheduler is given with what the network was given, and answered.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from torch import Tensor
@@ -80,7 +80,7 @@ class FirstStep(AbstractContextManager["FirstStep"]):
         else:
             out = call.network.noise_like_output(call.inputs[call.rows("cond")])
             self._pending = call.reader.owner
-        step = self._step(call, out, evaluate, call.scheduler.step)
+        step = wraps(call.scheduler.step)(partial(self._step, call, out, evaluate))
         self._replaced.enter_context(replaced(call.scheduler, "step", step))
         return call.reply(out)
 
@@ -89,29 +89,27 @@ class FirstStep(AbstractContextManager["FirstStep"]):
         call: NetworkCall,
         out: Tensor,
         evaluate: Callable[[NetworkCall], Tensor],
-        own: Callable[..., Any],
-    ) -> Callable[..., Any]:
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """First step of the scheduler, which checks what it is given."""
-
-        @wraps(own)  # pipelines look at its signature for whether to send generators
-        def step(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
-            self._pending = ""
-            self._replaced.close()
-            place = place_in(call, timestep, sample)
-            answered = _stepped(call, out, model_output)
-            if answered.shape != model_output.shape or not _close(model_output, answered):
-                raise InputError(
-                    f"{call.reader.owner} does not give its scheduler what its network answers, "
-                    "but changes it (by guidance of its own, or preconditioning), which would act "
-                    "on top of this guidance: switch that off, or take the plain pipeline"
-                )
-            if not call.placed or place[:2] != call.network.place[:2]:
-                call.reader.place = place
-                guided = evaluate(call.changed())
-                model_output = _stepped(call, guided, model_output)
-            return call.scheduler.step(model_output, timestep, sample, *args, **kw)
-
-        return step
+        self._pending = ""
+        self._replaced.close()
+        place = place_in(call, timestep, sample)
+        answered = _stepped(call, out, model_output)
+        if answered.shape != model_output.shape or not _close(model_output, answered):
+            raise InputError(
+                f"{call.reader.owner} does not give its scheduler what its network answers, but "
+                "changes it (by guidance of its own, or preconditioning), which would act on top "
+                "of this guidance: switch that off, or take the plain pipeline"
+            )
+        if not call.placed or place[:2] != call.network.place[:2]:
+            call.reader.place = place
+            model_output = _stepped(call, evaluate(call.changed()), model_output)
+        return call.scheduler.step(model_output, timestep, sample, *args, **kwargs)
 
 
 def _stepped(call: NetworkCall, out: Tensor, like: Tensor) -> Tensor:
