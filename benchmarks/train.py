@@ -24,14 +24,15 @@ from torch import Tensor, nn
 
 from diffsteer.train.loop import Trainer
 from diffsteer.train.registry import begin
-from diffsteer.train.settings import Run, changed
+from diffsteer.train.settings import Run
 
 Step = Callable[[], Tensor]
 
 
 def prepared(preset: str, batch: int, folder: Path) -> Trainer:
     """Our trainer, with a new autoencoder where the preset starts from one, as its cost is out."""
-    run = changed(Run.named(preset), batch=batch, averages=(0.05,), keep=0.05)
+    changes = {"batch": batch, "averages": [0.05], "keep": 0.05}
+    run = Run.named(preset, *(f"training.{name}={value}" for name, value in changes.items()))
     vae = Run.named("pocket-vae").settings["network"]
     AutoencoderKL(**vae).save_pretrained(folder / "vae")
     settings = {**run.settings, "start": str(folder / "vae"), "cache": False}

@@ -1,8 +1,12 @@
-"""Ends of programs before a write, in one process, and what a folder holds after them."""
+"""Ends of programs, before a write or by kill -9, and what a folder holds after them."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,22 @@ def dies(at: int) -> Iterator[None]:
         patch.setattr(Path, "unlink", lambda *_, **__: None)
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         yield
+
+
+def killed(act: Callable[[], None], seconds: float) -> bool:
+    """Call a function in a child, and kill it after some time; return whether it was at work."""
+    sys.stdout.flush()
+    if not (child := os.fork()):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        try:
+            act()
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def contents(out: Path) -> dict[str, Any]:

@@ -8,8 +8,6 @@ moments by kill -9 as well (minutes).
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from interrupt import Dead, contents, dies
+from interrupt import Dead, contents, dies, killed
 from PIL import Image
 
 from diffsteer.cli.main import app
@@ -132,19 +130,13 @@ def test_what_is_removed_meanwhile_is_missed(
 def test_a_command_killed_at_random_moments_is_made_whole_by_the_same_command(
     folder: Path, whole: dict[str, Any], name: str
 ) -> None:
-    code = "from diffsteer.metrics import sampled; sampled.ROWS = 2\n"
-    code += "from diffsteer.cli.main import main; main()"
-    command = [sys.executable, "-c", code, *COMMANDS[name].split()]
-    draw, begun = random.Random(name), time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
-    length = time.monotonic() - begun
+    start = time.monotonic()
+    run(COMMANDS[name])
+    length, draw, kills = time.monotonic() - start, random.Random(name), 0
     shutil.rmtree(folder / "out")
-    killed = 0
-    for _ in range(20):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(length * draw.uniform(0.3, 1))
-        process.kill()
-        killed += process.wait() != 0
-        subprocess.run(command, check=True, capture_output=True)
-        assert contents(folder / "out") == whole[name]
-    print(f"{name}: {killed} of 20 killed in the {length:.1f} s of a run")
+    while kills < 20:
+        kills += killed(lambda: run(COMMANDS[name]), draw.uniform(0, 1.2 * length))
+        if draw.random() < 0.5:  # or killed again before it ends
+            run(COMMANDS[name])
+            assert contents(folder / "out") == whole[name], kills
+    print(f"{name}: killed {kills} times within {length:.1f} s")

@@ -1,23 +1,24 @@
 """A run that was killed ends as one that nothing disturbed: checkpoints, snapshots, grids, result.
 
 Here it ends before each of its writes. Each kind is killed at 20 random moments by kill -9 as well
-(an hour on two cores) by `python -m pytest -m slow tests/train/test_killed_training.py`.
+(minutes) by `python -m pytest -m slow tests/train/test_killed_training.py`.
 """
 
 import json
 import os
 import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-from interrupt import Dead, contents, dies
+from interrupt import Dead, contents, dies, killed
 from PIL import Image
 from test_train import NETWORK, begun, preset
 
@@ -161,6 +162,35 @@ def test_a_folder_that_is_removed_meanwhile_ends_the_run(folder: Path, tmp_path:
     assert not out.exists()
 
 
+@contextmanager
+def full(size: int) -> Iterator[None]:
+    """Let the kernel write no more than so many bytes to a file."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_loses_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    """In a snapshot, whose weights safetensors writes, and in a result that is there already."""
+    path, out = written(folder, "edm2"), tmp_path / "run"
+    expected = whole(path, out)
+    trainer = begun(path, out)
+    with full(2_000), pytest.raises(OSError, match="no checkpoint could be written at 4 images"):
+        trainer.fit()
+    assert whole(path, shutil.copytree(out, tmp_path / "copy")) == expected
+    begun(path, out).fit()
+    with full(2_000), pytest.raises(OSError, match="weights cannot be written"):
+        begun(path, out).fit()
+    assert contents(out) == expected
+
+
 @pytest.mark.parametrize("snapshot", [4, 500, 1000])
 def test_every_snapshot_has_a_name_of_its_own(folder: Path, tmp_path: Path, snapshot: int) -> None:
     """Spaced by less than a thousand images too, and read with their counts."""
@@ -234,23 +264,14 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
     path, out = written(folder, kind), tmp_path / "run"
-    changes = ("--set", "training.images=40", "--set", "training.keep=0.1")
-    command = [sys.executable, "-m", "diffsteer.cli", "train", path, "--out", str(out), *changes]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    begun_at = time.monotonic()
-    subprocess.run(command, check=True, **quiet)
-    length, expected = time.monotonic() - begun_at, contents(out)
+    changes = ("training.images=24", "training.keep=0.1")
+    start = time.monotonic()
+    begun(path, out, *changes).fit()
+    length, expected = time.monotonic() - start, contents(out)
     draw, kills = random.Random(kind), 0
     while kills < 20:
-        process = subprocess.Popen(command, **quiet)
-        limit = time.monotonic() + length
-        while not (out / "run.json").exists() and process.poll() is None:
-            time.sleep(0.001)  # what comes before writes nothing
-        time.sleep(draw.uniform(0, max(limit - time.monotonic(), 0.1)))
-        process.kill()
-        kills += process.wait() < 0
-        if draw.random() < 0.5:
-            continue  # killed again before it ends
-        subprocess.run(command, check=True, **quiet)
-        assert contents(out) == expected, kills
-    print(f"{kind}: killed {kills} times, in runs of {length:.1f} s")
+        kills += killed(lambda: begun(path, out, *changes).fit(), draw.uniform(0, 1.2 * length))
+        if draw.random() < 0.5:  # or killed again before it ends
+            begun(path, out, *changes).fit()
+            assert contents(out) == expected, kills
+    print(f"{kind}: killed {kills} times within {length:.1f} s")

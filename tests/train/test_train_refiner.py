@@ -445,7 +445,7 @@ def test_the_command_says_model_and_targets(model: str, stored: Path, tmp_path: 
     ("teacher", "message"),
     [
         ('guidance = "CFG(4)"\nfoo = 1', "settings.teacher has no setting 'foo': there are model"),
-        ('guidance = "CFG(4)"\nsteps = "9"', "settings.teacher.steps='9' is a str, not a int"),
+        ('guidance = "CFG(4)"\nsteps = "9"', "settings.teacher: steps must be a whole number"),
         ('guidance = "CFG(4)"\nmodel = "x"', "settings.teacher says model: that is said by"),
         ('guidance = "CFG"', "CFG"),
     ],

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from safetensors import SafetensorError
 
 from diffsteer.core.errors import InputError
 
@@ -96,7 +97,8 @@ def atomic_folder(folder: Path, over: bool = False) -> Iterator[Path]:
             _restore(draft)
             shutil.rmtree(draft / "new", ignore_errors=True)
             (draft / "new").mkdir()
-            yield draft / "new"
+            with _errors_of_system():
+                yield draft / "new"
             if folder.is_dir():
                 folder.replace(draft / "old")
             (draft / "new").replace(folder)
@@ -215,6 +217,15 @@ def remove_folder(folder: Path) -> None:
     draft = folder.with_name(f".{folder.name}{PART}")
     shutil.rmtree(draft, ignore_errors=True)
     shutil.rmtree(folder.replace(draft))
+
+
+@contextmanager
+def _errors_of_system() -> Iterator[None]:
+    """Let safetensors say that a disk is full as everything else does."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"weights cannot be written: {error}") from error
 
 
 def _restore(draft: Path) -> None:

@@ -108,21 +108,16 @@ def latent_moments(vae: Any, source: Source, device: torch.device) -> tuple[Tens
     """Mean and standard deviation of the latents of a source, for each channel."""
     step = max(1, len(source) // MOMENTS)
     picks = range(0, len(source), step)[:MOMENTS]
-    latents = torch.cat(
-        [
-            vae.encode(clean(source[i].pixels[None]).to(device)).latent_dist.mean.double()
-            for i in picks
-        ]
-    )
+    images = (clean(source[i].pixels[None]).to(device) for i in picks)
+    latents = torch.cat([vae.encode(x).latent_dist.mean.double() for x in images])
     return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
 
 
 @torch.no_grad()
 def normalise(vae: Any, mean: Tensor, std: Tensor) -> None:
-    """Fold (z - mean) / std into the autoencoder, so that its latents have unit scale.
+    """Fold (z - mean) / std into the 1 x 1 convolutions around the latents, and its inverse.
 
-    The convolutions around the latents are 1 x 1, so that this changes no reconstruction. Pipelines
-    know one factor for all channels only; this leaves them the factor 1.
+    Pipelines know one factor for all channels; this leaves them the factor 1.
     """
     first, last = vae.quant_conv, vae.post_quant_conv
     if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):

@@ -77,13 +77,7 @@ class Folder:
 def open_images(
     path: Path, size: tuple[int, int] | None = None, label: str = ""
 ) -> CaptionedImages:
-    """Open a folder of images, a folder of tar files, or a tar file.
-
-    Args:
-        path: Where it is.
-        size: Height and width that each image must have; None allows all.
-        label: Source of classes, as in `Folder.at` and `Shards.at`; empty for captions.
-    """
+    """Open a folder of images or of tar files, or a tar file, as `Folder.at` and `Shards.at`."""
     if not path.is_dir():
         return Shards.at(path, size=size, label=label)
     shards = sorted(p.name for p in path.glob("*.tar") if not p.name.startswith("."))

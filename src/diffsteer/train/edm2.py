@@ -14,6 +14,7 @@ that of Kendall et al. 2018, https://arxiv.org/abs/1705.07115.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -122,7 +123,8 @@ class EDM2Task(Task):
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
     ) -> Source:
         if self.settings.vae:
-            source = cached(source, cache, self.vae, self._encode, alone, "[0, 1]")
+            encode = partial(encoded, vae=self.vae)
+            source = cached(source, cache, self.vae, encode, alone, "[0, 1]")
         shape = tuple(source[0].pixels.shape)
         if shape != self.net.shape:
             raise InputError(f"the data has shape {shape}, the network {self.net.shape}")
@@ -143,12 +145,7 @@ class EDM2Task(Task):
 
     @override
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch.
-
-        Returns:
-            "loss" is summed over the numbers of a sample, "error" the mean of lambda |D - x0|^2 per
-            number, about 1 before training, and "uncertainty" the mean of u.
-        """
+        """Losses: "loss", "error" (lambda |D - x0|^2 per number), and "uncertainty" (u)."""
         if "seed" in batch:  # dropout draws what depends on the images alone, after a resume too
             torch.manual_seed(int(batch["seed"][0]))
         x0 = batch["latents"] if "latents" in batch else clean(batch["pixels"])
@@ -221,9 +218,6 @@ class EDM2Task(Task):
     def _scaled(self, raw: Tensor) -> Tensor:
         scale, bias = (raw.new_tensor(v)[:, None, None] for v in self._factors())
         return raw * scale + bias
-
-    def _encode(self, pictures: Tensor) -> Tensor:
-        return encoded(pictures, self.vae)
 
 
 def weighed(error: Tensor, u: Tensor) -> Tensor:

@@ -61,12 +61,7 @@ class Fingerprint:
         return cls(sizes, {"samples": len(entries), **digests})
 
     def require(self, size: tuple[int, int] | None, multiple: int) -> None:
-        """Refuse images that make no batch, or that a network cannot take.
-
-        Args:
-            size: Height and width of every image; None for any one size.
-            multiple: Divisor of width and height.
-        """
+        """Refuse images that make no batch: of `size` if given, all alike, sides of a multiple."""
         (first, name), *others = self.sizes.items()
         for (width, height), other in self.sizes.items():
             require_size(other, (width, height), size)

@@ -57,11 +57,11 @@ def cached(
 
     Args:
         source: Images.
-        folder: Folder of the file, whose name depends on images, weights and `pixel_range`.
+        folder: Holds the file, whose name depends on images, weights and `pixel_range`.
         vae: Autoencoder, float32.
-        encode: From pixels, uint8 `(B, 3, H, W)` on the CPU, to latents `(B, C, h, w)`.
+        encode: From pixels, uint8 `(B, 3, H, W)`, to latents `(B, C, h, w)`.
         alone: Calls a function on one process, before the others go on.
-        pixel_range: Range to which `encode` scales pixels, if not [-1, 1].
+        pixel_range: To which `encode` scales pixels, if not [-1, 1].
     """
     images = contents(source).get("contents", {}).get("pictures", repr(source))
     weights = sorted(vae.state_dict().items())

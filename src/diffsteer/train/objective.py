@@ -36,10 +36,7 @@ class Objective:
             )
 
     def times(self, u: Tensor) -> Tensor:
-        """Times of training for `u` in [0, 1[, `(B,)`: uniform over the trained ones.
-
-        In float32 the greatest of many places is rounded to 1, which is taken for the last time.
-        """
+        """Times of training for `u` in [0, 1], `(B,)`: uniform over the trained ones."""
         if isinstance(self.schedule, Discrete):
             last = self.schedule.last
             return (u.double() * (last + 1)).floor().clamp(max=last)
@@ -63,10 +60,9 @@ class Objective:
 
 
 def low_discrepancy(number: int) -> float:
-    """Point in [0, 1[ of image `number`; those of consecutive images are spread evenly.
+    """Point in [0, 1[ of image `number`, by steps of the golden ratio.
 
-    Steps of the golden ratio: of n in a row, each of n equal parts holds about one, which makes
-    losses and gradients less noisy than independent draws.
+    Those of consecutive images are spread evenly: less noise than of independent draws.
     """
     return (number + 1) * 0.6180339887498949 % 1.0
 

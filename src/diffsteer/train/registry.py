@@ -32,7 +32,9 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
     torch.manual_seed(run.training.seed)
     task, source = make(run, settings)
     if isinstance(source, CaptionedImages):
-        source.fingerprint.require(source.size, _side(task))
+        vae = getattr(task, "vae", None)  # which halves the sides of images several times
+        halvings = 0 if vae is None else len(vae.config.block_out_channels) - 1
+        source.fingerprint.require(source.size, 2**halvings)
     return Trainer(run, task, source, folder, start)
 
 
@@ -53,12 +55,6 @@ def source_of(data: Data) -> Source:
     if not (path := Path(data.source)).exists():
         raise FileNotFoundError(f"data.source={data.source} is not there: name {SOURCES}")
     return open_images(path, (data.size, data.size) if data.size else None, data.label)
-
-
-def _side(task: Task) -> int:
-    """Divisor of the sides of images: an autoencoder halves them several times."""
-    vae = getattr(task, "vae", None)
-    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _autoencoder(run: Run, settings: AutoencoderSettings) -> tuple[Task, Source]:
@@ -100,4 +96,4 @@ TASKS: dict[str, tuple[type[Any], Callable[[Run, Any], tuple[Task, Source]]]] = 
     "refiner": (RefinerSettings, _refiner),
     "text-to-image": (TextToImageSettings, _text_to_image),
 }
-"""Class of the settings of each task, and the maker of the task and its source."""
+"""Settings of each task, and the maker of the task and its source."""

@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -110,14 +110,10 @@ class Training:
         _require(self.keep in self.averages, "keep", self.keep, f"one of {self.averages}")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "numbers in [0, 1[")
         _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of 64 bits")
-        names = {f"{width:.3f}" for width in self.averages} if self.snapshot else self.averages
-        exact = all(round(width, 3) == width for width in self.averages) or not self.snapshot
-        _require(
-            exact and len(names) == len(self.averages),
-            "averages",
-            self.averages,
-            "different widths, with training.snapshot of at most three decimals, its names",
-        )
+        exact = not self.snapshot or all(round(width, 3) == width for width in self.averages)
+        different = len(set(self.averages)) == len(self.averages)
+        need = "different widths, of at most three decimals where they name snapshots"
+        _require(exact and different, "averages", self.averages, need)
 
     @property
     def end(self) -> int:
@@ -288,8 +284,3 @@ def _change(table: dict[str, Any], change: str) -> None:
 def _require(holds: bool, name: str, value: Any, need: str) -> None:
     if not holds:
         raise InputError(f"training.{name}={value!r}: give {need}")
-
-
-def changed(run: Run, **training: Any) -> Run:
-    """Return a run with other values of `training`."""
-    return replace(run, training=replace(run.training, **training))

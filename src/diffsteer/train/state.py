@@ -72,10 +72,8 @@ def unpack(
     state, moments = optimizer.state_dict(), groups["optimizer"]
     for i, (name, p) in enumerate(parameters.items()):
         # the fused optimizer takes the memory of moments and weights to be laid out alike
-        values = {
-            key: torch.empty_like(p).copy_(moments[f"{name}/{key}"])
-            for key in ("exp_avg", "exp_avg_sq")
-        }
+        stored = {key: moments[f"{name}/{key}"] for key in ("exp_avg", "exp_avg_sq")}
+        values = {key: torch.empty_like(p).copy_(value) for key, value in stored.items()}
         state["state"][i] = {**values, "step": moments[f"{name}/step"]}
     optimizer.load_state_dict(state)
     widths = range(len(averages.sigmas))

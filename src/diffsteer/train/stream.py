@@ -66,9 +66,9 @@ def contents(source: Source) -> dict[str, dict[str, str | int]]:
 class Stream:
     """The images of training, number 0, 1, 2, ... without end: each sample once an epoch, shuffled.
 
-    What number n is depends on `source`, `seed` and `drop` alone. So a run that starts at n sees
-    what one from 0 would, and `world` ranks see together what one would. A DataLoader with any
-    number of workers keeps the order: `DataLoader(stream, sampler=stream.numbers())`.
+    Number n depends on `source`, `seed` and `drop` alone, so that a run from n sees what one from 0
+    would, and `world` ranks together what one would: in `DataLoader(stream,
+    sampler=stream.numbers())`.
 
     Args:
         source: Where samples come from.

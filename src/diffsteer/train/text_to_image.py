@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
@@ -85,7 +85,13 @@ class TextToImage(Task):
         config = {"_class_name": type(self.pipe.scheduler).__name__, **self.pipe.scheduler.config}
         self.objective = Objective(schedule_of(config), kind_of(config))
         if settings.lora:
-            _add_lora(self.unet, settings)
+            from peft import LoraConfig
+
+            layers = ["to_q", "to_k", "to_v", "to_out.0"]
+            alpha = settings.alpha or settings.lora
+            self.unet.requires_grad_(False)
+            config = LoraConfig(r=settings.lora, lora_alpha=alpha, target_modules=layers)
+            self.unet.add_adapter(config)
         if settings.low_memory:
             self.unet.enable_gradient_checkpointing()
 
@@ -208,13 +214,3 @@ def _new_parts(start: str, text: Mapping[str, Any], captions: Sequence[str]) -> 
     ends = {name: getattr(tokenizer, name) for name in names}
     text_encoder = CLIPTextModel(CLIPTextConfig(**text, **sizes, **ends))
     return {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
-
-
-def _add_lora(unet: nn.Module, settings: TextToImageSettings) -> None:
-    from peft import LoraConfig
-
-    unet.requires_grad_(False)
-    layers = ["to_q", "to_k", "to_v", "to_out.0"]
-    alpha = settings.alpha or settings.lora
-    config = LoraConfig(r=settings.lora, lora_alpha=alpha, target_modules=layers)
-    unet.add_adapter(config)  # type: ignore[operator]

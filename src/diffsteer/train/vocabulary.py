@@ -8,20 +8,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""Pattern of CLIP's words."""
 SUFFIX = "</w>"
 """Ends the last token of a word."""
 
 
 def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
-    """Make a tokenizer of byte pairs learned from captions, long enough for the longest of them.
+    """Make a tokenizer of byte pairs, at most `words`, long enough for the longest caption.
 
     Words of the captions become one token each, the most frequent first; others are spelled.
-
-    Args:
-        captions: Of the training data.
-        words: Most tokens.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     seen = Counter(captions)
@@ -30,7 +28,7 @@ def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
     learned.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     learned.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_words(), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -65,10 +63,3 @@ def _pieces(tokenizer: Any, caption: str) -> list[str]:
     """Words of a caption as the trainer sees them, in the letters of its alphabet."""
     text = tokenizer.normalizer.normalize_str(caption)
     return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-
-
-def _words() -> Any:
-    """What CLIP takes for a word."""
-    from tokenizers import Regex
-
-    return Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")

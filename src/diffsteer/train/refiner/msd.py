@@ -45,10 +45,7 @@ class Student:
     noise: Draw = torch.randn_like
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return what becomes of unit noise, `(B, *D)`; gradients flow.
-
-        It starts from noise of the size that noised data of unit variance have, as pipelines do.
-        """
+        """Sample from unit noise, `(B, *D)`, scaled as pipelines scale it; gradients flow."""
         first = self.levels[0]
         start = float(first.alpha.hypot(first.sigma)) * x
         *_, end = trace(self.sampler, start, self.levels, self.denoised, self.noise)
@@ -59,10 +56,7 @@ class Student:
         return self.prediction.x0(x, self.net(x, level), level)
 
     def slope(self) -> float:
-        """Derivative A of the result by the noise where outputs are held fixed.
-
-        The sampling itself, of the number 1, with a network that always says 0.
-        """
+        """Derivative A of the result by the noise, with outputs held fixed: a sampling of 1."""
         still = replace(self, net=lambda x, level: torch.zeros_like(x), noise=torch.zeros_like)
         return still(torch.ones(1, dtype=torch.float64)).item()
 
@@ -78,8 +72,6 @@ class Gradient(ABC):
 @dataclass(frozen=True)
 class MSD(Gradient):
     """Multistep score distillation: no graph through the sampling, whatever its length.
-
-    The value is the loss; its gradient at the refined noise is 2 slope (student - target) / size.
 
     Args:
         slope: In place of the chain's own, `Student.slope`, which changes the scale of the gradient
