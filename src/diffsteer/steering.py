@@ -127,8 +127,11 @@ class Steering:
         if scheduler is not None:
             self._replaced.enter_context(replaced(pipe, "scheduler", scheduler))
             parts["scheduler"] = scheduler
+        elif guidance is not None and not known:
+            parts["scheduler"] = pipe.scheduler
         self._runs = Runs(pipe, parts)
-        self._replaced.enter_context(replaced(pipe, "progress_bar", self._runs.begin))
+        if hasattr(pipe, "progress_bar"):
+            self._replaced.enter_context(replaced(pipe, "progress_bar", self._runs.begin))
         if guidance is not None and not known:
             steps = StepGuidance(pipe, guidance, second, max_rows, self._runs)
             self._replaced.enter_context(steps)

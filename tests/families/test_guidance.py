@@ -1,5 +1,6 @@
 """Guidance of all families, against the pipeline's own and against the algebra."""
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from diffsteer import steer
 from diffsteer.core.errors import InputError
 from diffsteer.hf.network import PARTS
+from families import FAMILIES
 from families.calls import first
 from families.parts import WEIGHTS, TinyFamily, randomised
 from families.test_tiny import guidable
@@ -118,3 +120,25 @@ def test_asks_at_another_level(family: TinyFamily) -> None:
     noisier = sampled(family, "AutoNoise(2, noise=0.1)")
     assert noisier.isfinite().all()
     assert not close(noisier, sampled(family, "CFG(1)"))
+
+
+def test_state_of_a_pipeline_that_is_guided_at_its_steps() -> None:
+    """Copies are not steered, and parts that are replaced are refused, as for any pipeline."""
+    family = next(f for f in FAMILIES if f.name.endswith("-Sana"))
+    pipe = family.build()
+
+    def run(made: Any) -> Tensor:
+        return first(made(**(family.kwargs(made) | family.guided(made))))
+
+    plain = run(pipe)
+    with steer(pipe, "CFG(2)"):
+        guided, other = run(pipe), copy.deepcopy(pipe)
+        assert torch.equal(run(other), plain) and not close(guided, plain)
+        with steer(other, "CFG(2)"):
+            assert close(run(other), guided)
+    for part in ("scheduler", "transformer"):
+        with steer(pipe, "CFG(2)"):
+            setattr(pipe, part, copy.deepcopy(getattr(pipe, part)))
+            with pytest.raises(InputError, match=f"^{part} of this pipeline was replaced"):
+                run(pipe)
+        assert torch.equal(run(pipe), plain)

@@ -47,7 +47,7 @@ class Runs:
 
     def __init__(self, pipe: Any, parts: dict[str, Any]) -> None:
         self.pipe, self.parts = pipe, parts
-        self._progress_bar: Callable[..., Any] = pipe.progress_bar
+        self._progress_bar: Callable[..., Any] | None = getattr(pipe, "progress_bar", None)
         self._run: Callable[[], Run | None] = lambda: None
 
     def begin(self, *args: Any, **kwargs: Any) -> Run:
@@ -61,6 +61,7 @@ class Runs:
         if (other := self._run()) and not other.ended and other.thread != get_ident():
             other.crossed = True
             _refuse_threads()
+        assert self._progress_bar is not None
         run = Run(self._progress_bar(*args, **kwargs))
         self._run = ref(run)
         return run
