@@ -541,7 +541,8 @@ def test_recipes_of_refiners_that_cannot_be(model: str, tmp_path: Path) -> None:
         open_pipeline(replace(recipe, strength=0.5)),
     ):
         pass
-    with pytest.raises(FileNotFoundError), open_pipeline(replace(recipe, refiner=str(tmp_path))):
+    absent = replace(recipe, refiner=str(tmp_path))
+    with pytest.raises(ValueError, match="without refiner.json"), open_pipeline(absent):
         pass
     nlg = replace(recipe, refiner="NLG(1)", negative="bad")
     with pytest.warns(UserWarning, match="acts by guidance alone"), open_pipeline(nlg):
