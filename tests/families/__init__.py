@@ -10,6 +10,7 @@ from families import (
     tiny_image_separate,
     tiny_image_separate_b,
     tiny_modular,
+    tiny_modular_alone,
     tiny_unet,
     tiny_video_audio,
     tiny_video_batched,
@@ -37,4 +38,4 @@ KINDS = (
     tiny_guider_based,
 )
 FAMILIES = tuple(family for kind in KINDS for family in kind.FAMILIES)
-MODULAR = tiny_modular.MODULAR
+MODULAR = tiny_modular.FAMILIES + tiny_modular_alone.FAMILIES

@@ -26,6 +26,7 @@ UNKNOWN = {
     "FluxKontext": "append tokens",
     "LTX2": "several outputs",
     "LTX2-all": "several outputs",
+    "SanaWM": "neither the first nor the last",
     "StableAudio": "as EDM does",
     "StableCascadeDecoder": "has no betas",
     "StableCascadePrior": "has no betas",

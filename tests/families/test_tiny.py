@@ -1,8 +1,10 @@
 """Tiny pipelines of all families sample, depend on all inputs, and call as their table says."""
 
+import re
 from functools import cache
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,9 @@ from torch import Tensor
 from families import FAMILIES, MODULAR, measure
 from families.calls import Call, Record, first, recorded
 from families.parts import BATCHES, WEIGHTS, TinyFamily
+from families.unreached import UNREACHED
+
+NETWORK = re.compile(r"(?!.*ControlNet)\w*(UNet|Transformer|DiT|UVit)(\w*Model)?")
 
 
 def marked(families: tuple[TinyFamily, ...]) -> list[Any]:
@@ -58,6 +63,14 @@ def moved(value: Any) -> Any:
 def change(call: Call, name: str) -> float:
     other = call.again(**{name: moved(call.kwargs[name])})
     return float((other - call.out).abs().max())
+
+
+def test_no_network_is_forgotten() -> None:
+    """A new network of diffusers has to be built tiny, or named with a reason."""
+    names = {name for name in dir(diffusers) if NETWORK.fullmatch(name)}
+    known = {f.network for f in FAMILIES + MODULAR} | {name for name, _ in UNREACHED}
+    assert len(names) > 70
+    assert names <= known
 
 
 @each

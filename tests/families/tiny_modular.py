@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -22,7 +21,7 @@ from families import (
     tiny_video_images,
     tiny_video_separate,
 )
-from families.parts import TinyFamily, embeds, flow, network, prompt
+from families.parts import TinyFamily, embeds, flow, prompt
 
 KEPT = ("denoise",)
 SIZE = {"height": 64, "width": 64}
@@ -91,50 +90,6 @@ THOUSANDTH = "timestep = t / 1000"
 VIDEO = {"height": 32, "width": 32, "num_frames": 5}
 
 
-def anima() -> Any:
-    """Anima: a network of Cosmos, its text conditioner before it."""
-    conditioner = network(
-        "AnimaTextConditioner",
-        source_dim=16,
-        target_dim=16,
-        model_dim=16,
-        num_layers=1,
-        num_attention_heads=2,
-        mlp_ratio=1.0,
-        target_vocab_size=16,
-        min_sequence_length=8,
-    )
-    parts = {"transformer": tiny_video_separate.cosmos_network(16, 16), "scheduler": flow()}
-    return SimpleNamespace(**parts, text_conditioner=conditioner)
-
-
-def anima_prompt(seed: int, prefix: str = "") -> dict[str, Any]:
-    mask = torch.ones(1, 5, dtype=torch.long)
-    return {
-        f"{prefix}qwen_prompt_embeds": embeds(seed, 1, 5, 16),
-        f"{prefix}qwen_attention_mask": mask,
-        f"{prefix}t5_input_ids": torch.arange(5)[None] + seed,
-        f"{prefix}t5_attention_mask": mask,
-    }
-
-
-def flux3() -> Any:
-    transformer = network(
-        "Flux3Transformer2DModel",
-        in_channels=16,
-        cond_in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        timestep_channels=16,
-        mlp_ratio=1.0,
-        axes_dims_rope=(4, 4, 4, 4),
-    )
-    return SimpleNamespace(transformer=transformer, scheduler=flow())
-
-
 def ltx2_prompt(seed: int, prefix: str = "") -> dict[str, Any]:
     return {
         f"{prefix}connector_prompt_embeds": embeds(seed, 1, 5, 16),
@@ -143,23 +98,7 @@ def ltx2_prompt(seed: int, prefix: str = "") -> dict[str, Any]:
     }
 
 
-MODULAR = (
-    family(
-        "CosmosTransformer3DModel",
-        "AnimaAutoBlocks",
-        anima,
-        SIZE | anima_prompt(1),
-        anima_prompt(2, "negative_"),
-        time=THOUSANDTH,
-    ),
-    family(
-        "Flux3Transformer2DModel",
-        "Flux3AutoBlocks",
-        flux3,
-        SIZE | prompt(1),
-        NULL,
-        time=THOUSANDTH,
-    ),
+FAMILIES = (
     family(
         "UNet2DConditionModel",
         "StableDiffusionXLAutoBlocks",

@@ -10,6 +10,19 @@ from families.tiny_video_separate import NoChecker, cfg, cosmos_network, prompte
 MASK = "prompt_attention_mask"
 
 
+def ltx2_vae() -> Any:
+    return network(
+        "AutoencoderKLLTX2Video",
+        latent_channels=8,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 3,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4,
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+
+
 def ltx2() -> Any:
     transformer = network(
         "LTX2VideoTransformer3DModel",
@@ -42,16 +55,6 @@ def ltx2() -> Any:
         audio_connector_num_learnable_registers=None,
         rope_double_precision=False,
     )
-    vae = network(
-        "AutoencoderKLLTX2Video",
-        latent_channels=8,
-        block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 3,
-        layers_per_block=(1,) * 5,
-        decoder_layers_per_block=(1,) * 4,
-        spatial_compression_ratio=32,
-        temporal_compression_ratio=8,
-    )
     audio = network(
         "AutoencoderKLLTX2Audio", base_channels=8, latent_channels=2, num_res_blocks=1, mel_bins=16
     )
@@ -60,7 +63,7 @@ def ltx2() -> Any:
         scheduler=flow(use_dynamic_shifting=True),
         transformer=transformer,
         connectors=connectors,
-        vae=vae,
+        vae=ltx2_vae(),
         audio_vae=audio,
     )
 

@@ -3,18 +3,22 @@
 from typing import Any
 
 import diffusers
+import numpy as np
+import torch
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
 
 from families import encoders
 from families.parts import (
     TinyFamily,
     embeds,
+    flow,
     image,
     network,
     pipeline,
     sampling,
     wan_vae,
 )
+from families.tiny_video_audio import ltx2_vae
 from families.tiny_video_batched import COGVIDEO, HEADS, LATENT, cfg, kwargs
 from families.tiny_video_separate import unipc
 
@@ -103,7 +107,46 @@ def cosmos3_kwargs(_: Any) -> dict[str, Any]:
     return sampling(**size, **dict.fromkeys(templates, False), **words, guidance_scale=1.0)
 
 
+def sana_wm() -> Any:
+    """SANA-WM, which drives a camera through an image; its time is one per latent frame."""
+    transformer = network(
+        "SanaWMTransformer3DModel",
+        in_channels=8,
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        softmax_every_n=2,
+        linear_head_dim=16,
+        chunk_plucker_post_attn_blocks=1,
+        image_size=64,
+        caption_channels=16,
+        mlp_ratio=1.0,
+        mixed_precision="no",
+    )
+    return pipeline("SanaWMPipeline", scheduler=flow(), transformer=transformer, vae=ltx2_vae())
+
+
+def sana_wm_kwargs(_: Any) -> dict[str, Any]:
+    camera = {"c2w": np.eye(4, dtype=np.float32)[None].repeat(9, 0), "intrinsics": [64, 64, 32, 32]}
+    size = {"height": 64, "width": 64, "num_frames": 9}
+    return sampling(**camera, **size, image=image(size=64), prompt="", guidance_scale=1.0) | {
+        "prompt_embeds": embeds(1, 1, 1, 5, 16),
+        "prompt_attention_mask": torch.ones(1, 5, dtype=torch.long),
+        "negative_prompt_embeds": embeds(2, 1, 1, 5, 16),
+        "negative_prompt_attention_mask": torch.ones(1, 5, dtype=torch.long),
+    }
+
+
 FAMILIES = (
+    TinyFamily(
+        "SanaWMTransformer3DModel",
+        "SanaWMPipeline",
+        "A",
+        sana_wm,
+        sana_wm_kwargs,
+        lambda _: {"guidance_scale": 4.0},
+        output="-1 axes (0, 2, 3, 4, 1) reshaped",
+    ),
     TinyFamily(
         "ConsisIDTransformer3DModel",
         "ConsisIDPipeline",
