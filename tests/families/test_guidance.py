@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from diffsteer import steer
 from diffsteer.core.errors import InputError
+from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
+from diffsteer.hf.step_guidance import StepGuidance
 from families import FAMILIES
 from families.calls import first
 from families.parts import WEIGHTS, TinyFamily, randomised
@@ -143,3 +146,83 @@ def test_state_of_a_pipeline_that_is_guided_at_its_steps() -> None:
             with pytest.raises(InputError, match=f"^{part} of this pipeline was replaced"):
                 run(pipe)
         assert torch.equal(run(pipe), plain)
+
+
+NO_LAYERS = frozenset(
+    {
+        "JoyImageEdit",
+        "JoyImageEditPlus",
+        "Kandinsky5T2I",
+        "Kandinsky5T2V",
+        "Kandinsky6TI2VA",
+        "KandinskyV22",
+        "Mochi",
+        "NucleusMoEImage",
+        "PRX",
+        "QwenImage21",
+        "Sana",
+        "SanaVideo",
+        "StableAudio3",
+    }
+)
+"""Pipelines without a layer of softmax attention from image to image that can be edited."""
+
+
+@guidable
+def test_perturbed_attention(family: TinyFamily) -> None:
+    require_steerable(family)
+    if family.name.partition("-")[2] in NO_LAYERS:
+        with pytest.raises(InputError, match="no attention layer is called 'mid'"):
+            sampled(family, "PAG(2)")
+        return
+    off = sampled(family, "CFG(1)")
+    layer = LAYERS.get(family.network, "mid")
+    one_token = family.network == "PriorTransformer"
+    assert one_token == close(sampled(family, f"PAG(2, layer='{layer}')"), off)
+    assert close(sampled(family, f"0.0 * PAG(2, layer='{layer}')"), off)
+
+
+LAYERS = {"Kandinsky3UNet": "down_blocks.1"}
+"""Layers of more than one token, where the middle one of the tiny network has no more."""
+
+TOKENS = {
+    "AuraFlow": ((4, 4), 13),
+    "Chroma": ((4, 4), 5),
+    "CogVideoX": ((2, 2, 2), 5),
+    "CogView4": ((4, 4), 5),
+    "Flux2Klein": ((16,), 5),
+    "HiDreamImage": ((4, 4), 0),
+    "HunyuanVideo": ((2, 2, 2), 0),
+    "HunyuanVideoFramepack": ((2, 2, 2), 13),
+    "QwenImage": ((4, 4), 5),
+    "Wan": ((2, 2, 2), 0),
+    "ZImage": ((4, 4), 0),
+}
+"""Shape of the image in tokens and place of the first, as the networks of diffusers join them."""
+
+
+@guidable
+def test_image_tokens(family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = family.name.partition("-")[2]
+    if name not in TOKENS:
+        pytest.skip("joins image and text as others do")
+    layers: list[MeasuredLayers] = []
+    measured = StepGuidance._measured
+
+    def noted(self: StepGuidance, network: Any, part: Any) -> MeasuredLayers:
+        layers.append(measured(self, network, part))
+        return layers[-1]
+
+    monkeypatch.setattr(StepGuidance, "_measured", noted)
+    sampled(family, "PAG(2)")
+    places = {(t.shape, t.start) for t in map(layers[0].tokens, layers[0], repeat(0))}
+    assert places == {TOKENS[name]}
+
+
+@guidable
+def test_sag(family: TinyFamily) -> None:
+    require_steerable(family)
+    name = family.name.partition("-")[2]
+    if name not in ("CogView4", "HunyuanImage", "UNetMotion", "Wan", "TextToVideoSD", "ZImage"):
+        pytest.skip("blurs as others do")
+    assert not close(sampled(family, "SAG(1, on='cond')"), sampled(family, "CFG(1)"))

@@ -201,7 +201,7 @@ def test_restored(flux) -> None:
     pipe = flux()
     want = sampled(pipe)
     before = set(pipe.__dict__), set(pipe.transformer.__dict__)
-    with pytest.raises(ValueError, match="no attention layer"), steer(pipe, CFG(4) + PAG(3)):
+    with pytest.raises(ValueError, match="no attention"), steer(pipe, PAG(3, layer="no")):
         sampled(pipe)
     with steer(pipe, CFG(4)):
         sampled(pipe)

@@ -378,8 +378,10 @@ def test_sd3() -> None:
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)
     with steer(pipe, CFGZero(5)):
         assert sampled(pipe, None, **prompt).isfinite().all()
-    with steer(pipe, PAG(5)), pytest.raises(ValueError, match="no attention layer is called 'mid'"):
-        sampled(pipe, None, **prompt)
+    with steer(pipe, PAG(5)):  # "mid" is the middle layer
+        middle = sampled(pipe, None, **prompt)
+    with steer(pipe, PAG(5, layer="transformer_blocks.1")):
+        assert torch.equal(sampled(pipe, None, **prompt), middle)
     theirs = diffusers.StableDiffusion3PAGPipeline(
         **{
             k: v

@@ -13,7 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -38,15 +38,21 @@ class ImageTokens:
         shape: Height and width in tokens, after the number of frames for videos; the number of
             tokens alone where no more is known.
         start: Index of the first; text comes before it, or after the last.
+        frames: Frames of a video that lie in the batch, each an image.
     """
 
     shape: Size
     start: int = 0
+    frames: int = 1
 
     @property
     def count(self) -> int:
         """How many there are."""
         return prod(self.shape)
+
+    def rows(self, samples: slice) -> slice:
+        """Rows of the batch that belong to samples."""
+        return slice(samples.start * self.frames, samples.stop * self.frames)
 
 
 Locate = Callable[[str, int], ImageTokens]
@@ -120,7 +126,7 @@ def in_plane(size: Size) -> Size:
 
 
 def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
-    """Gaussian blur, `(B, C, H, W)`, reflected at the border.
+    """Gaussian blur, `(B, C, H, W)` or `(B, C, F, H, W)`, reflected at the border.
 
     Args:
         image: What to blur.
@@ -128,6 +134,10 @@ def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
         kernel: Taps, odd; cut to what the reflection of the shorter side allows. The taps are
             renormalised, as in the official code of SAG.
     """
+    if image.ndim == 5:
+        frames = image.transpose(1, 2)
+        blurred = blur(frames.flatten(0, 1), sigma, kernel)
+        return blurred.reshape(frames.shape).transpose(1, 2)
     for dim in (2, 3):
         reach = min(kernel // 2, image.shape[dim] - 1)
         taps = torch.arange(-reach, reach + 1, device=image.device, dtype=torch.float32)
@@ -194,29 +204,41 @@ class Tap:
             )
         if text := tokens.start:
             q, k, v = (part.roll(-text, dims=2) for part in (q, k, v))
-            image_first = self.attend(q, k, v, _rolled(rest, -text), ImageTokens(tokens.shape))
-            return image_first.roll(text, dims=2)
+            first = replace(tokens, start=0)
+            return self.attend(q, k, v, _rolled(rest, -text), first).roll(text, dims=2)
         self.hits += 1
         for rows, maps in self.records:
-            image = (rows, slice(None), slice(tokens.count))
-            seen = q[image], k[image], v[image]
+            image = (tokens.rows(rows), slice(None), slice(tokens.count))
+            seen = q[image], each_head(k, q)[image], each_head(v, q)[image]
             scores = received(*seen[:2]) if self.score is None else self.score(*seen)
-            maps.append(scores.reshape(-1, *tokens.shape[:-2], *in_plane(tokens.shape)))
+            shape = *tokens.shape[:-2], *in_plane(tokens.shape)
+            maps.append(scores.reshape(-1, *([tokens.frames] * (tokens.frames > 1)), *shape))
         out = F.scaled_dot_product_attention(q, k, v, **rest)
         if self.edits and out.requires_grad:
             out = out.clone()  # gradients need what attention returned
         for rows, edit in self.edits:
-
-            def attend(
-                q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: slice = rows
-            ) -> Tensor:
-                mine = _rows_of(rest, rows, out.shape[0])
-                return F.scaled_dot_product_attention(
-                    q, k, v, **(mine if mask is None else {**mine, "attn_mask": mask})
-                )
-
-            out[rows] = edit(q[rows], k[rows], v[rows], attend, tokens.shape)
+            rows = tokens.rows(rows)
+            attend = partial(_attend, _rows_of(rest, rows, out.shape[0]))
+            keys, values = each_head(k, q)[rows], each_head(v, q)[rows]
+            out[rows] = edit(q[rows], keys, values, attend, tokens.shape)
         return out
+
+
+def _attend(
+    rest: Mapping[str, Any], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Attention as it was, through a mask as well."""
+    given = rest.get("attn_mask")
+    if mask is None:
+        mask = given
+    elif isinstance(given, Tensor):
+        mask = given & mask if given.dtype == torch.bool else given.masked_fill(~mask, -torch.inf)
+    return F.scaled_dot_product_attention(q, k, v, **{**rest, "attn_mask": mask})
+
+
+def each_head(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values with a head for each of the queries', which may share them."""
+    return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
 def _rolled(rest: Mapping[str, Any], by: int) -> dict[str, Any]:
@@ -299,7 +321,7 @@ def tapped(
     with ExitStack() as stack:
         for name, tap in taps.items():
             stack.enter_context(using(layers[name]))
-            _hook(layers[name], _Mode(tap, partial(locate, name)), stack)
+            hooked(layers[name], _Mode(tap, partial(locate, name)), stack)
         yield
     for name, tap in taps.items():
         if tap.hits == 0:
@@ -309,7 +331,9 @@ def tapped(
             )
 
 
-def _hook(layer: nn.Module, mode: _Mode, stack: ExitStack) -> None:
+def hooked(layer: nn.Module, mode: TorchFunctionMode, stack: ExitStack) -> None:
+    """Let a mode act while a layer runs, until the stack is closed."""
+
     def enter(*_: Any) -> None:
         mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -321,10 +345,15 @@ def _hook(layer: nn.Module, mode: _Mode, stack: ExitStack) -> None:
 
 
 def matching(layers: Sequence[str], wanted: str) -> list[str]:
-    """Names of the layers that `wanted` means: a part of dotted names, "mid" or "blocks.3"."""
+    """Names of the layers that `wanted` means: a part of dotted names, "mid" or "blocks.3".
+
+    "mid" is the middle one of all in transformers, which have no layer of that name.
+    """
     part = re.compile(rf"(^|\.){re.escape(wanted)}($|[._])")
-    found = [name for name in layers if part.search(name)]
-    if not found:
+    names = [name for name in layers if part.search(name)]
+    if wanted == "mid" and layers and not names:
+        return [layers[len(layers) // 2]]
+    if not names:
         there = ", ".join(layers) or "none in this network"
         raise InputError(f"no attention layer is called {wanted!r}: there are {there}")
-    return found
+    return names

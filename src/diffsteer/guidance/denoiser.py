@@ -44,7 +44,8 @@ class Network:
         text_first: Whether layers that attend to image and text put the text first.
         touched: Context of a pass in which something inside of the network is read or changed.
         score: How the attention that SAG looks at is read, if not as what each token receives.
-        stacks: Whether several branches may be one batch.
+        place: First row of a condition in a batch that the network makes of it, and the size of
+            that batch; such branches are never stacked. None where the batch is what it is given.
         locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
     """
 
@@ -55,7 +56,7 @@ class Network:
     text_first: bool = False
     touched: Callable[[], AbstractContextManager[None]] = nullcontext
     score: Score | None = None
-    stacks: bool = True
+    place: Callable[[Cond], tuple[int, int]] | None = None
     locate: Locate | None = None
 
 
@@ -152,7 +153,7 @@ class Denoiser:
             self._check(branch)
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
-            alone = None if self.nets[branch.net].stacks else i
+            alone = None if self.nets[branch.net].place is None else i
             key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.time, alone)
             groups.setdefault(key, []).append(i)
         found: dict[int, Answer] = {}
@@ -188,13 +189,16 @@ class Denoiser:
         locate = net.locate or partial(in_grid, grid, net.text_first)
         outs = []
         for rows in chunks(len(x), self.max_rows):
-            taps, drops = _taps(net, group, maps, size, rows), _drops(group, size, rows)
-            part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
+            count = rows.stop - rows.start
+            first, batch = net.place(cond) if net.place else (0, count)
+            taps = _taps(net, group, maps, size, rows, first)
+            drops = _drops(group, size, rows, first)
+            part = cond if len(x) == count else rows_of(cond, rows, len(x))
             with ExitStack() as stack:
                 if taps or drops:
                     stack.enter_context(net.touched())
                 if drops:
-                    stack.enter_context(dropped(drops, rows.stop - rows.start))
+                    stack.enter_context(dropped(drops, batch))
                 stack.enter_context(tapped(net.layers, taps, locate, net.using))
                 outs.append(net.call(x[rows], level, part))
         found = torch.split(_stacked(outs).to(at.x.dtype), size)
@@ -206,14 +210,20 @@ class Denoiser:
 
 
 def _taps(
-    net: Network, group: list[Branch], maps: list[dict[str, list[Tensor]]], size: int, rows: slice
+    net: Network,
+    group: list[Branch],
+    maps: list[dict[str, list[Tensor]]],
+    size: int,
+    rows: slice,
+    first: int,
 ) -> dict[str, Tap]:
-    """Taps of a pass over `rows` of the stacked branches, by layer."""
+    """Taps of a pass over `rows` of the stacked branches, the first at `first`, by layer."""
     taps: dict[str, Tap] = {}
     for i, branch in enumerate(group):
         mine = _within(rows, i, size)
         if mine.start >= mine.stop:
             continue
+        mine = slice(mine.start + first, mine.stop + first)
         for wanted, edit in branch.edits:
             for name in matching(list(net.layers), wanted):
                 taps.setdefault(name, Tap(net.score)).edits.append((mine, edit))
@@ -223,14 +233,15 @@ def _taps(
     return taps
 
 
-def _drops(group: list[Branch], size: int, rows: slice) -> list[tuple[slice, Dropout]]:
+def _drops(group: list[Branch], size: int, rows: slice, first: int) -> list[tuple[slice, Dropout]]:
     """Dropout of a pass over `rows` of the stacked branches, each with the seeds of its rows."""
     found = []
     for i, branch in enumerate(group):
         mine = _within(rows, i, size)
         if branch.dropout is not None and mine.start < mine.stop:
-            first = rows.start + mine.start - i * size
-            seeds = branch.dropout.seeds[first : first + mine.stop - mine.start]
+            start = rows.start + mine.start - i * size
+            seeds = branch.dropout.seeds[start : start + mine.stop - mine.start]
+            mine = slice(mine.start + first, mine.stop + first)
             found.append((mine, Dropout(branch.dropout.p, seeds)))
     return found
 

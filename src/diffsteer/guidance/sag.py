@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.fields import Finite, Name, Positive, PositiveFinite, Rule, Whole
 from diffsteer.guidance.attention_taps import blur
 from diffsteer.guidance.base import Guidance
@@ -57,6 +58,11 @@ class SAG(Guidance):
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 0:
             return torch.zeros_like(at.x)
+        if at.x.ndim < 4:
+            raise InputError(
+                f"SAG blurs images, and the samples of this network, {tuple(at.x.shape[1:])}, are "
+                "packed or sound: take PAG, or SEG in a layer whose height and width are known"
+            )
         (answer,) = yield (Branch(self.on, record=(self.layer,)),)
         blurred_x0 = self.blurred(answer)
         noised = at.level.mix(blurred_x0, answer.eps)
@@ -66,6 +72,8 @@ class SAG(Guidance):
     def blurred(self, answer: Answer) -> Tensor:
         """Return x0~, `(B, C, H, W)`: the predicted x0, blurred where M is 1."""
         mask = (answer.maps[self.layer] > self.threshold)[:, None].to(answer.x0.dtype)
-        mask = F.interpolate(mask, answer.x.shape[-2:], mode="nearest")
         x0 = answer.x0.clamp(-self.clamp, self.clamp)
+        if mask.ndim < x0.ndim:  # one map for all frames of a video
+            mask = mask.unsqueeze(2)
+        mask = F.interpolate(mask, x0.shape[2:], mode="nearest")
         return torch.lerp(x0, blur(x0, self.sigma, self.kernel), mask)

@@ -20,10 +20,14 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance import Guidance
+from diffsteer.guidance.attention_taps import Size
 from diffsteer.guidance.denoiser import Denoiser, Network
+from diffsteer.guidance.sag import SAG
+from diffsteer.hf.architectures import by_sdpa
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
-from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled
+from diffsteer.hf.image_tokens import MeasuredLayers
+from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled, unwrap_compiled
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.step_calls import Call, Form, Part, parts_of, probe, tensor_of, told
 from diffsteer.hf.timesteps import FLOW_TIMESTEPS, StepTracker, level_at, timestep_schedule
@@ -58,6 +62,7 @@ class StepGuidance:
         self._scheduler = pipe.scheduler
         self._tracker = StepTracker()
         self._forms: dict[Any, Form] = {}
+        self._layers: dict[Any, MeasuredLayers] = {}
         self._calls: list[Call] = []
         self._parts: dict[str, Part] = {}
         self._seeds: tuple[int, ...] = ()
@@ -136,11 +141,13 @@ class StepGuidance:
         level, x = self._level(schedule, float(step.time)), upcast(parts["cond"].sample)
         if self.max_rows is not None and len(x) > self.max_rows:
             raise self._refused(f"samples {len(x)} at once, more than max_rows={self.max_rows}")
+        if any(isinstance(part, SAG) for part in self.guidance.parts()):
+            self._check_frames(parts["cond"], x)
         if step.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
-        nets = {"main": self._network(None, level, schedule)}
+        nets = {"main": self._network(None, level, schedule, parts["cond"])}
         if self.guide is not None:
-            nets["guide"] = self._network(self.guide, level, schedule)
+            nets["guide"] = self._network(self.guide, level, schedule, parts["cond"])
         denoiser = Denoiser(
             nets,
             {name: {"part": p, "time": float(step.time)} for name, p in parts.items()},
@@ -185,9 +192,10 @@ class StepGuidance:
         time = float(level.t) * (FLOW_TIMESTEPS if isinstance(schedule, Flow) else 1.0)
         return FLOW_TIMESTEPS - time if self._inverted else time
 
-    def _network(self, network: Any, now: Level, schedule: Schedule) -> Network:
+    def _network(self, network: Any, now: Level, schedule: Schedule, cond: Part) -> Network:
         """A network for the engine; None is the one that was called."""
         n = FLOW_TIMESTEPS if isinstance(schedule, Flow) else float(schedule.last)
+        layers = self._measured(network, cond)
 
         def evaluate(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
             part: Part = cond["part"]
@@ -197,7 +205,29 @@ class StepGuidance:
             out = self._output(part, x, arguments, network)
             return self._direction * part.model_output(out)
 
-        return Network(evaluate, stacks=False, touched=self._touched)
+        return Network(
+            evaluate,
+            layers,
+            by_sdpa,
+            touched=self._touched,
+            place=lambda cond: (cond["part"].rows.start, len(cond["part"].call.inputs)),
+            locate=layers.tokens,
+        )
+
+    def _measured(self, network: Any, part: Part) -> MeasuredLayers:
+        """Layers of a network that attend from image to image, for calls of this form."""
+        call = part.call
+        key = id(network or call.module), call.key
+        if key not in self._layers:
+
+            def run(x: Tensor) -> None:
+                with self._touched():
+                    self._output(part, x, call.arguments, network)
+
+            module = unwrap_compiled(network or call.module)
+            grids = partial(grids_of, call.arguments)
+            self._layers[key] = MeasuredLayers(module, run, part.sample, len(call.inputs), grids)
+        return self._layers[key]
 
     def _output(self, part: Part, x: Tensor, arguments: Mapping[str, Any], network: Any) -> Tensor:
         """Output for all conditions of a call, evaluated once for the same samples."""
@@ -227,6 +257,15 @@ class StepGuidance:
         finally:
             self._tapping = False
 
+    def _check_frames(self, part: Part, x: Tensor) -> None:
+        """Check that the frames of a video come after its channels, where SAG blurs each frame."""
+        channels = getattr(unwrap_compiled(part.call.module).config, "in_channels", None)
+        if x.ndim == 5 and x.shape[2] == channels:
+            raise self._refused(
+                f"has samples {tuple(x.shape[1:])} of {channels} channels, whose frames SAG cannot "
+                "tell: take PAG or SEG, or another number of frames; with SAG"
+            )
+
     def _refused(self, reason: str) -> InputError:
         return InputError(f"{type(self.pipe).__name__} {reason}: it cannot be steered so")
 
@@ -241,6 +280,23 @@ def folded_frames(call: Call, sample: Tensor) -> int | None:
 def unfolded(x: Tensor, frames: int | None) -> Tensor:
     """Samples of a video, `(B, C, F, H, W)`, of `(B F, C, H, W)`."""
     return x if frames is None else x.reshape(-1, frames, *x.shape[1:]).transpose(1, 2)
+
+
+def grids_of(arguments: Mapping[str, Any]) -> list[Size]:
+    """Heights and widths in tokens that arguments of a network name.
+
+    They are places of tokens, `(tokens, k)` with row and column last, or shapes, `(frames, h, w)`.
+    """
+    grids: list[Size] = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and name.endswith("ids") and value.ndim >= 2:
+            last = value.reshape(-1, value.shape[-1])[:, -2:].amax(dim=0).tolist()
+            grids += [(int(last[0]) + 1, int(last[1]) + 1)] if len(last) == 2 else []
+        while isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple):
+            value = value[0]
+        if isinstance(value, list | tuple) and 2 <= len(value) <= 3 and "shape" in name:
+            grids.append((int(value[-2]), int(value[-1])))
+    return grids
 
 
 def networks_of(pipe: Any) -> list[Any]:

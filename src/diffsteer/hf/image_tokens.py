@@ -1,0 +1,212 @@
+"""Image tokens in the attention layers of a network, measured by moving the sample.
+
+Networks put text before the image, after it or in layers of its own, and frames of a video into the
+batch. Where the sample moves and the conditioning does not, the queries of a text are as before in
+the first layer that sees it. In later layers, where all is mixed, the queries that follow the first
+and the last pixel most show whether the image comes first or last.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from diffsteer.guidance.attention_taps import ImageTokens, Size, hooked
+from diffsteer.hf.architectures import by_sdpa, joint_attention
+
+SAME = 1e-4
+"""Largest change of a token, relative to the layer's largest, that is rounding."""
+Span = tuple[int, int]
+"""First token of an image, and how many it has."""
+PROJECTED = 8
+"""Random projections of a query that are kept of it."""
+
+
+class MeasuredLayers(Mapping[str, nn.Module]):
+    """Layers that attend from image to image, by name; measured when they are first asked for.
+
+    Args:
+        network: The network.
+        run: Evaluates it for samples `(B, *D)`.
+        x: Samples as it is given them.
+        batch: Rows of its batch.
+        grids: Heights and widths of packed samples in tokens that its arguments name.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        run: Callable[[Tensor], Any],
+        x: Tensor,
+        batch: int,
+        grids: Callable[[], list[Size]],
+    ) -> None:
+        self._network, self._run, self._x, self._batch = network, run, x, batch
+        self._grids = grids
+        self._measured: dict[str, tuple[nn.Module, ImageTokens]] | None = None
+
+    @override
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._layers[name][0]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def tokens(self, name: str, count: int) -> ImageTokens:
+        """Tokens of the image in a layer."""
+        return self._layers[name][1]
+
+    @property
+    def _layers(self) -> dict[str, tuple[nn.Module, ImageTokens]]:
+        if self._measured is None:
+            layers = joint_attention(self._network)
+            with torch.no_grad():
+                still, *moved = (self._recorded(layers, x) for x in (self._x, *moves(self._x)))
+            changes = {n: Change.of(r, *(m[n] for m in moved)) for n, r in still.items()}
+            tokens = self._located({n: c for n, c in changes.items() if c is not None})
+            self._measured = {name: (layers[name], t) for name, t in tokens.items()}
+        return self._measured
+
+    def _recorded(self, layers: Mapping[str, nn.Module], x: Tensor) -> "dict[str, Recorded]":
+        """Rows, queries and keys of each layer, projected, `(tokens, PROJECTED)`."""
+        records: dict[str, Recorded] = {}
+        with ExitStack() as stack:
+            for name, layer in layers.items():
+                stack.enter_context(by_sdpa(layer))
+                hooked(layer, _Record(records, name), stack)
+            self._run(x)
+        return records
+
+    def _located(self, changes: "Mapping[str, Change]") -> dict[str, ImageTokens]:
+        """Image tokens of the layers, in the order in which they run."""
+        counts, located = set[int](), dict[str, ImageTokens]()
+        exact: dict[int, Span] = {}  # by the number of tokens, of the first layer that has so many
+        for name, change in changes.items():
+            length, (frames, left) = len(change.all), divmod(change.rows, self._batch)
+            if change.others:
+                counts.add(exact.setdefault(length, change.span)[1])
+            spans = {(start, n) for n in counts if n <= length for start in (0, length - n)}
+            if length in exact:
+                spans.add(exact[length])
+            if not counts or len(self._shape(length, frames)) > 1:
+                spans.add((0, length))
+            if spans and not left:
+                start, count = min(spans, key=change.distance)
+                located[name] = ImageTokens(self._shape(count, frames), start, frames)
+                counts = counts or {count}
+        return located
+
+    def _shape(self, count: int, folded: int) -> Size:
+        """Shape of the tokens of an image or video, or their number where no grid fits."""
+        size = self._x.shape[2:]
+        if self._x.ndim < 4:
+            return next((g for g in self._grids() if g[0] * g[1] == count), (count,))
+        most = size[0] if len(size) > 2 and folded == 1 else 1
+        for frames in dict.fromkeys((most, -(-most // 2), *range(most, 0, -1))):
+            h, w = size[-2:]
+            while frames * h * w > count and h * w > 1:
+                h, w = -(-h // 2), -(-w // 2)
+            if frames * h * w == count:
+                return (frames, h, w) if most > 1 else (h, w)
+        return (count,)
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """How the queries of a layer follow the sample.
+
+    Attributes:
+        rows: Rows of its batch.
+        all: Change of each token where the whole sample moves, `(tokens,)`.
+        first: The same, where its first pixel or token moves.
+        last: The same, where its last one moves.
+    """
+
+    rows: int
+    all: Tensor
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, still: "Recorded", *moved: "Recorded") -> "Change | None":
+        """Change between records; None for a layer that attends to a text, or not to itself."""
+        if still.q.shape != still.k.shape or torch.equal(moved[0].k, still.k):
+            return None
+        parts = [(record.q - still.q).norm(dim=1) for record in moved]
+        return cls(still.rows, *parts) if parts[0].max() > 0 else None
+
+    @property
+    def others(self) -> int:
+        """Tokens that did not follow the sample."""
+        return int((self.all <= SAME * self.all.max()).sum())
+
+    @property
+    def span(self) -> Span:
+        """First token that followed the sample, and the number of those that did."""
+        followed = (self.all > SAME * self.all.max()).nonzero()
+        return int(followed[0]), len(followed)
+
+    def distance(self, span: Span) -> int:
+        """How far the ends of a span are from where the first and the last pixel act most."""
+        start, count = span
+        first, last = int(self.first.argmax()), int(self.last.argmax())
+        return abs(first - start) + abs(last - (start + count - 1))
+
+
+class Recorded(NamedTuple):
+    """Projections of the queries and keys of a layer, `(tokens, PROJECTED)`, and its batch."""
+
+    rows: int
+    q: Tensor
+    k: Tensor
+
+
+class _Record(TorchFunctionMode):
+    """Keeps projections of the first queries and keys of a layer."""
+
+    def __init__(self, records: dict[str, Recorded], name: str) -> None:
+        super().__init__()
+        self.records, self.name = records, name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and self.name not in self.records:
+            given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
+            q, k = given["query"], given["key"]
+            self.records[self.name] = Recorded(len(q), _projected(q), _projected(k))
+        return func(*args, **(kwargs or {}))
+
+
+def _projected(x: Tensor) -> Tensor:
+    """Random projections of the tokens of the first row, `(tokens, PROJECTED)`, float32."""
+    tokens = x[0].transpose(0, 1).flatten(1).float()
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(tokens.shape[1], PROJECTED, generator=generator)
+    return tokens @ matrix.to(tokens.device)
+
+
+def moves(x: Tensor) -> Iterator[Tensor]:
+    """Samples with all, with only the first, and with only the last pixel or token changed.
+
+    Args:
+        x: Samples, `(B, C, *space)`, or packed, `(B, tokens, C)`.
+    """
+    yield 3 - x
+    dims = range(2, x.ndim) if x.ndim > 3 else range(1, 2)
+    for last in (False, True):
+        moved = x.clone()
+        pixel = moved
+        for dim in dims:
+            pixel = pixel.narrow(dim, x.shape[dim] - 1 if last else 0, 1)
+        pixel.mul_(-1).add_(3)
+        yield moved
