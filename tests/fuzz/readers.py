@@ -152,6 +152,13 @@ def zipped(members: dict[str, bytes], kind: int) -> bytes:
     return file.getvalue()
 
 
+@cache
+def image_set(kind: int, large: bool) -> bytes:
+    members = {"a.png": encoded(), "b.json": b"{}"}
+    return zipped(members | ({"c.png": bytes(30_000_000)} if large else {}), kind)
+
+
+@cache
 def tar() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -180,7 +187,7 @@ def npz(arrays: dict[str, Any], rng: random.Random) -> bytes:
         case 2:
             del members[name]
         case 3:
-            members[name] = bytes(members[name][:10]) + bytes(10_000_000)
+            members[name] = bytes(members[name][:10]) + bytes(1_000_000)
     kind = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     return zipped(members, kind)
 
@@ -284,10 +291,7 @@ def cases(root: Path) -> dict[str, Case]:
     def image_zip(rng: random.Random) -> Callable[[], object]:
         kind = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2,
                            zipfile.ZIP_LZMA))  # fmt: skip
-        members = {"a.png": encoded(), "b.json": b"{}"}
-        if rng.random() < 0.05:
-            members["c.png"] = bytes(30_000_000)
-        path = put("set.zip", m.of_bytes(zipped(members, kind), rng))
+        path = put("set.zip", m.of_bytes(image_set(kind, rng.random() < 0.05), rng))
 
         def read() -> None:
             for picture in Pictures.at(path):
