@@ -84,7 +84,7 @@ def test_notes_tell_the_flaw(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("{", "is no JSON"),
-        ("[1]", "holds a list"),
+        ("[1]", "holds a JSON list"),
         ('{"num_train_timesteps": 10}', "has no betas"),
         (
             '{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}',

@@ -307,7 +307,7 @@ def test_what_decodes_is_looked_for_where_it_was_beside_and_in_models(tmp_path: 
     places = [tmp_path / "own/vae", tmp_path / "run/vae", tmp_path / "models/vae"]
 
     def found() -> float:
-        decode = Decoder.found(about, tmp_path / "run/model", tmp_path / "models", "cpu")
+        decode = Decoder.find(about, tmp_path / "run/model", tmp_path / "models", "cpu")
         return decode.vae.decoder.conv_out.bias[0].item()
 
     with pytest.raises(FileNotFoundError, match=", ".join(re.escape(str(p)) for p in places)):

@@ -27,6 +27,11 @@ class Entry:
     weight: float | None
     recipe: Recipe
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What its images show."""
+        return self.recipe.prompts or (self.recipe.prompt,)
+
     def folder(self, out: Path) -> Path:
         """Where its images are shown from."""
         return out / "pictures" / self.name.replace("/", "_")
@@ -129,10 +134,9 @@ def _comparable(entries: list[Entry]) -> None:
         raise InputError("one recipe is nothing to compare: name two, or use `diffsteer evaluate`")
     if len({entry.name for entry in entries}) < len(entries):
         raise InputError("a recipe is named twice: name each once")
-    first = entries[0]
-    for entry in entries[1:]:
-        said, theirs = ((e.recipe.prompt, e.recipe.prompts) for e in (first, entry))
-        if said != theirs:
+    first, *others = entries
+    for entry in others:
+        if first.prompts != entry.prompts:
             raise InputError(
                 f"{entry.name} has other prompts than {first.name}: images of other things do "
                 "not compare; give both the same prompts"

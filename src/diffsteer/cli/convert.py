@@ -17,9 +17,9 @@ def edm2(source: Positional[Path], out: Positional[Path], /) -> None:
     """
     from diffsteer.models.edm2.snapshot import convert
 
-    found = convert(source, out)
-    size = sum(t.numel() for t in found.tensors.values())
-    print(f"{out}: {size / 1e6:.1f} million numbers, {found.config}")
+    stored = convert(source, out)
+    size = sum(t.numel() for t in stored.tensors.values())
+    print(f"{out}: {size / 1e6:.1f} million numbers, {stored.config}")
 
 
 def adm(source: Positional[Path], out: Positional[Path], /, flags: str = "") -> None:
@@ -73,16 +73,16 @@ def widths_of(text: str) -> list[float]:
     """Read "0.05,0.1", or "0.010,0.015,...,0.250" for even steps."""
     try:
         before, dots, last = text.partition(",...,")
-        found = [float(part) for part in before.split(",")]
+        widths = [float(part) for part in before.split(",")]
         if dots:
-            *_, a, b = found
+            *_, a, b = widths
             steps = round((float(last) - b) / (b - a))
             if steps < 0 or abs(b + steps * (b - a) - float(last)) > 1e-6:
                 raise InputError
-            found += [b + (i + 1) * (b - a) for i in range(steps)]
+            widths += [b + (i + 1) * (b - a) for i in range(steps)]
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise InputError(f'{text!r}: write widths as "0.05,0.1" or "0.01,0.02,...,0.25"') from error
-    found = [round(width, 3) for width in found]  # names of files have three decimals
-    if len(set(found)) < len(found):
+    widths = [round(width, 3) for width in widths]  # names of files have three decimals
+    if len(set(widths)) < len(widths):
         raise InputError(f"{text!r} names a width twice, in three decimals")
-    return found
+    return widths

@@ -37,9 +37,11 @@ def stats(
     from diffsteer.io.atomic import owned_file
 
     with owned_file(out):
-        found = measured(data, features, features.build())
-        found.save(out)
-    print(f"{out}: N={found.n}, features of {len(found.features)} kept, {found.origin}")
+        statistics = measured(data, features, features.build())
+        statistics.save(out)
+    print(
+        f"{out}: N={statistics.n}, features of {len(statistics.features)} kept, {statistics.origin}"
+    )
 
 
 def evaluate(

@@ -44,8 +44,8 @@ def train(
         for name, about in presets().items():
             print(f"{name:18} {about}")
         return
-    said = (f"settings.{name}={json.dumps(value)}" for name, value in named.items() if value)
-    run = Run.named(preset, *said, *changes)
+    short = (f"settings.{name}={json.dumps(value)}" for name, value in named.items() if value)
+    run = Run.named(preset, *short, *changes)
     folder = out or Path("runs") / Path(preset).stem
     require_writable(folder)
     from diffsteer.train.registry import begin

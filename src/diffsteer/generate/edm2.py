@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from typing_extensions import override
@@ -39,7 +39,7 @@ class Decoder:
     vae: Any = None
 
     @classmethod
-    def found(cls, about: Mapping[str, Any], model: Path, models: Path, device: str) -> "Decoder":
+    def find(cls, about: Mapping[str, Any], model: Path, models: Path, device: str) -> "Decoder":
         """Look for the decoder where a run recorded it, then beside the model, then in models."""
         encoder = about.get("encoder", {})
         if encoder.get("kind") != "vae":
@@ -127,7 +127,7 @@ def open_edm2(recipe: Recipe, device: str) -> Iterator[EDM2Generator]:
             raise InputError(f"{path} samples pixels: --models, which decodes latents, is not used")
     main, about = _network(path, options.precision, device)
     guide = _network(Path(recipe.guide), options.precision, device)[0] if recipe.guide else None
-    decode = Decoder.found(about, path, options.models, device)
+    decode = Decoder.find(about, path, options.models, device)
     generator = EDM2Generator(recipe, options, (main, guide), decode)
     with generator.counting(main.unet, guide and guide.unet):
         yield generator
@@ -143,21 +143,11 @@ def _network(path: Path, precision: str, device: str) -> tuple[EDM2, Mapping[str
 def recipe_of_preset(
     preset: Preset, models: Path, label: int | None = None, precision: str = ""
 ) -> Recipe:
-    """Recipe of a published configuration.
-
-    Args:
-        preset: The configuration.
-        models: Folder with its networks, as .pkl files or folders of `diffsteer convert`, and with
-            the decoder of latents; nothing is downloaded.
-        label: Class of all images; None draws one for each seed.
-        precision: As of `EDM2Options`; empty for "official-bit".
-    """
-    options = EDM2Options(
-        label,
-        "f32-clean" if precision == "f32-clean" else "official-bit",
-        preset=preset.name,
-        models=models,
+    """Recipe of a published configuration, with networks and decoder in the folder `models`."""
+    bits: Literal["f32-clean", "official-bit"] = (
+        "f32-clean" if precision == "f32-clean" else "official-bit"
     )
+    options = EDM2Options(label, bits, preset=preset.name, models=models)
     return Recipe(
         str(_path(models, preset.main)),
         guidance=preset.guidance(),

@@ -220,7 +220,8 @@ def _require_complete(model: Any, report: Mapping[str, Any], lenient: bool) -> N
 
 def _require_words(pipe: Any) -> None:
     """Check that tokenizers know more than special tokens; without files they load so."""
-    words = {k: v for k, v in pipe.components.items() if v and k.startswith("tokenizer")}
+    parts = pipe.components.items()
+    words = {k: v for k, v in parts if v is not None and k.startswith("tokenizer")}
     for name, tokenizer in words.items():
         if {*tokenizer("a cat").input_ids} <= {*tokenizer.all_special_ids}:
             raise InputError(f"{name} knows no words: its folder lacks a vocabulary")
