@@ -29,8 +29,8 @@ def time(record: Record) -> str:
     """Argument that carries the time, and its formula from the scheduler's timestep."""
     calls = [call for call in record.calls if call.step < 2]
     names = [n for n, v in calls[0].kwargs.items() if _numeric(v)]
-    for formula, value in TIMES.items():
-        for name in sorted(names, key=lambda n: "time" not in n):
+    for name in sorted(names, key=lambda n: "time" not in n):
+        for formula, value in TIMES.items():
             if all(_is(c.kwargs[name], value(record.steps[c.step])) for c in calls):
                 return f"{name} = {formula}"
     return "unknown"
