@@ -314,3 +314,23 @@ def test_a_rehearsal_costs_the_first_step_and_leaves_nothing(root: Path) -> None
         generate.nfe()
         generate.rehearse()
         assert generate.nfe()["rows"] <= 4 and torch.equal(generate([0]), want)
+
+
+def test_a_reference_is_measured_before_a_recipe_is_sampled(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image in it that is cut shows at once."""
+
+    def sampled(*_: object, **__: object) -> None:
+        raise AssertionError("a recipe was sampled")
+
+    monkeypatch.setattr("diffsteer.metrics.sampled.sampled", sampled)
+    shutil.copytree(root / "real", tmp_path / "real")
+    path = sorted((tmp_path / "real").glob("*.png"))[-1]
+    path.write_bytes(path.read_bytes()[:100])
+    samples = Samples("0-1", 2, tmp_path / "work")
+    with pytest.raises(ValueError, match=f"{path.name} is broken"):
+        evaluate(root / "cfg.json", tmp_path / "real", SMALL, samples)
+    recipes = (root / "plain.json", root / "cfg.json")
+    with pytest.raises(ValueError, match=f"{path.name} is broken"):
+        compare(recipes, tmp_path / "real", "", SMALL, samples, tmp_path / "out")

@@ -83,15 +83,16 @@ def compare(
         processes = Processes.running()
         with owned(out, processes.rank, processes.world):
             rehearse((entry.recipe for entry in entries), features.device)
+            against = None if processes.rank else known(reference, features, extractor)
             for entry in entries:
                 if processes.rank == 0:
                     print(f"{entry.name}: {entry.recipe.guidance or 'no guidance'}", flush=True)
                 runs[entry.name] = samples.measure(
                     entry.recipe, features, extractor, entry.folder(out), show
                 )
-            if processes.rank > 0:
+            if against is None:
                 return
-            real, digest = known(reference, features, extractor)
+            real, digest = against
             source = {"path": str(reference), "sha256": digest}
             _report(entries, runs, real, source, out, show, resamples)
 

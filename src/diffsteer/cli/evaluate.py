@@ -96,14 +96,15 @@ def evaluate(
         first = Processes.running().rank == 0
         if first and out is not None:
             stack.enter_context(owned_file(out))
+        against = known(reference, features, extractor) if first else None
         if asked is not None:
             run = samples.measure(asked, features, extractor)
             fake, seeds = run.statistics, format_seeds(run.seeds)
         else:
             fake, seeds = _folder(pictures, features, extractor, recipe, mixed)
-        if not first:
+        if against is None:
             return
-        real, digest = known(reference, features, extractor)
+        real, digest = against
         figures = compare(fake, real, seeds, spreads(fake, real, resamples))
         notes = omitted(fake, real)
         print(f"{pictures} against {reference}", table(figures), sep="\n")
