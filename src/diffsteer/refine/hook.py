@@ -9,6 +9,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,11 +145,10 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         return first
 
 
+@dataclass(eq=False)
 class _Given:
-    null = False
-
-    def __init__(self, noise: Tensor) -> None:
-        self.noise = noise
+    noise: Tensor
+    null: bool = False
 
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
         return self.noise.to(x)

@@ -32,12 +32,8 @@ class RefinerMetadata:
     """Entries of `refiner.json`.
 
     Attributes:
-        head: Of `HEADS`.
-        rank: Of the adapter.
         alpha: Its scale times its rank.
-        network: Class of the network.
         weights: Sha256 of the network's weights in each precision in which it may be loaded.
-        kind: Prediction type.
         terminal: Time and alpha of the level at which noise is refined.
         made: How it was trained.
         sha256: Of the adapter's weights and of all entries.

@@ -39,8 +39,8 @@ class TrainingFreeRefiner(ABC):
 class NLG(TrainingFreeRefiner):
     """Rounds of x - scale clip(eps_cond - eps_null), back to the norm of Gaussian noise.
 
-    Clipped by element, at 0.5; after each round noise of variance 0.001 is added, drawn by a seed
-    that the sample itself gives. The paper's own scale is not public: 1 is ours.
+    Clipped by element, at 0.5; each round adds noise of variance 0.001, drawn by a seed of the
+    sample. The paper's own scale is not public: 1 is ours.
 
     Args:
         rounds: At least 1; two network evaluations each.

@@ -43,8 +43,7 @@ class NoiseRefiner:
         if head not in HEADS:
             raise InputError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
         self.model = PipelineNetwork.of(pipe)
-        self.head, self.name, self.strength = HEADS[head], head, 1.0
-        self.sha256 = ""
+        self.head, self.name, self.strength, self.sha256 = HEADS[head], head, 1.0, ""
         self.head.check(self.model.prediction, self.model.terminal)
         self.lora = Lora(self.model.module, rank, self.model.family.output, alpha)
 
@@ -58,8 +57,7 @@ class NoiseRefiner:
             source: Folder, hub id, or "pocket-refiner", which ships.
             pipe: A pipeline with the network that the refiner was trained for.
             strength: Factor of the change.
-            any_model: Also take a network with other weights, such as a fine-tuned one. How well
-                the refiner does there is not known.
+            any_model: Also take a network with other weights, such as a fine-tuned one.
         """
         metadata, weights = read(source)
         require(metadata, PipelineNetwork.of(pipe), any_model, str(source))
