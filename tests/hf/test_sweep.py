@@ -120,7 +120,7 @@ UNCONDITIONAL = ("Marigold", "DDIM", "DDPM", "LDMSuper")
 NO_ATTENTION = ("Kandinsky", "IF")
 """Pipelines whose networks have no attention of the image to itself alone."""
 SAMPLE = [
-    ("1 IP-Adapter with masks", "CFG(4)", "two samples"),
+    ("1 IP-Adapter with masks", "PAG(2)", "one sample"),
     ("2 IP-Adapters with masks", "PAG(2)", "one sample"),
     ("3 IP-Adapters with masks", "CFG(4)", "one row at a time"),
     ("KandinskyV22InpaintPipeline", "CFG(4)", "two samples"),
