@@ -647,10 +647,8 @@ def tried(read: Callable[[], object]) -> tuple[str, str]:
             read()
         outcome, text = "read", ""
     except (InputError, OSError) as error:  # one line each
-        outcome, text = "refused", str(error) if isinstance(error, InputError) else ""
-        text.encode("utf-8", "backslashreplace")
-        if len(text) > 5000:
-            outcome, text = "fault", f"{len(text)} letters: {text[:2000]}"
+        outcome, text = "refused", ""
+        str(error).encode("utf-8", "backslashreplace")
     except (Exception, Hang):
         outcome, text = "fault", traceback.format_exc()[-3000:]
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

@@ -15,7 +15,7 @@ def run(count: int) -> None:
 
 
 def test_some_variants_of_each_file() -> None:
-    run(50)
+    run(30)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.hf.network import PARTS
+from diffsteer.hf.scheduler_config import require_timesteps
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.io.strict import read_object
@@ -238,7 +239,7 @@ def _readable(name: str) -> Iterator[None]:
     try:
         for pattern in CONFIGS if name else ():
             for path in Path(name).glob(pattern):
-                read_object(path)
+                require_timesteps(read_object(path))
         yield
     except ModuleNotFoundError:
         raise

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.core.fields import is_number
+from diffsteer.core.fields import is_number, is_whole
 from diffsteer.core.prediction import X0, Eps, Prediction, V, Velocity
 from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
 from diffsteer.io.strict import read_object
@@ -72,6 +72,13 @@ def read(path: Path) -> Config:
             "scheduler or pipeline that has one"
         )
     return read_object(file)
+
+
+def require_timesteps(config: Config) -> None:
+    """Refuse a number of timesteps for which schedulers would take gigabytes."""
+    steps = config.get("num_train_timesteps", 1000)
+    if not (is_whole(steps) and 1 <= steps <= 100_000):
+        raise InputError(f"num_train_timesteps must be in [1, 100000], got {brief(steps)}")
 
 
 def schedule_of(config: Config) -> Schedule:
@@ -190,10 +197,7 @@ def _check_types(config: Config) -> None:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             names = " or ".join(t.__name__ for t in types)
             raise InputError(f"{key}={brief(value)} is a {type(value).__name__}: give {names}")
-    if not 1 <= config.get("num_train_timesteps", 1000) <= 100_000:
-        raise InputError(
-            f"num_train_timesteps={config['num_train_timesteps']} must be >= 1, <= 1e5"
-        )
+    require_timesteps(config)
     if not all(is_number(beta) for beta in config.get("trained_betas") or ()):
         raise InputError(f"trained_betas={brief(config['trained_betas'])} must be numbers")
     if config.get("steps_offset", 0) < 0:
