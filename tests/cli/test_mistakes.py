@@ -22,7 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("model", "empty", "real", "outer/inner"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "outer/inner/model_index.json").write_text("{}", "utf-8")
-    Image.new("RGB", (8, 8)).save(tmp_path / "real/a.bmp")
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"real/{name}.bmp")
     recipe = {"model": "pocket", "prompt": "owl"}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), "utf-8")
     (tmp_path / "wrong.json").write_text(json.dumps(recipe | {"guidance": "Cfg(2)"}), "utf-8")
