@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import tyro
 
-from diffsteer.cli import compare, convert, evaluate, refine, sample, train
+from diffsteer.cli import compare, convert, evaluate, models, refine, sample, train
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -67,13 +67,14 @@ def plan(
     print(show(guidance, schedule, steps, spacing))
 
 
+app.command(models.models)
 app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(train.train)
 app.command(convert.ema)
-COMMANDS = ["schedule", "plan", "sample", "stats", "evaluate", "compare", "train", "ema"]
+COMMANDS = ["schedule", "plan", "models", "sample", "stats", "evaluate", "compare", "train", "ema"]
 COMMANDS += ["convert", "refine"]
 
 converters = tyro.extras.SubcommandApp()
