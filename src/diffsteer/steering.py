@@ -114,8 +114,10 @@ class Steering:
             check_free(network_of(pipe))
             check_prediction(pipe, guide)
             network = unwrap_compiled(network_of(pipe))
-            known = known_family(network) is not None
-            if not known and not (hasattr(network, "config") and hasattr(pipe, "progress_bar")):
+            modular = hasattr(pipe, "update_components")  # calls once for each condition
+            known = known_family(network) is not None and not modular
+            pipeline = modular or hasattr(pipe, "progress_bar")
+            if not known and not (pipeline and hasattr(network, "config")):
                 raise InputError(
                     f"{type(network).__name__} of {type(pipe).__name__} is no network that can be "
                     "steered: give a pipeline of diffusers"

@@ -14,7 +14,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
 from diffsteer.hf.step_guidance import StepGuidance
-from families import FAMILIES
+from families import FAMILIES, MODULAR
 from families.calls import first
 from families.parts import WEIGHTS, TinyFamily, randomised
 from families.test_tiny import guidable
@@ -226,3 +226,15 @@ def test_sag(family: TinyFamily) -> None:
     if name not in ("CogView4", "HunyuanImage", "UNetMotion", "Wan", "TextToVideoSD", "ZImage"):
         pytest.skip("blurs as others do")
     assert not close(sampled(family, "SAG(1, on='cond')"), sampled(family, "CFG(1)"))
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in MODULAR])
+def test_modular_pipelines(family: TinyFamily) -> None:
+    if family.network == "LTX2VideoTransformer3DModel":
+        with pytest.raises(InputError, match="several outputs"):
+            sampled(family, "CFG(2)")
+        return
+    weights = WEIGHTS[family.pattern] if family.weights == () else family.weights
+    guided = sampled(family, f"CFG({max(weights or (4.0,))})")
+    assert close(guided, sampled(family)) == (weights is not None)
+    assert not close(sampled(family, "CFG(2) + AutoNoise(2, noise=0.1)"), guided)

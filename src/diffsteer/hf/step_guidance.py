@@ -72,10 +72,11 @@ class StepGuidance:
         timestep_schedule(self._scheduler)  # may be one that cannot be steered
         for network in networks_of(self.pipe):
             self._replaced.enter_context(claimed(network))
-            forward = partial(self._answer, network, plain_forward(network))
+            original = plain_forward(network)
+            forward = wraps(original)(partial(self._answer, network, original))
             self._replaced.enter_context(replaced(network, "forward", forward))
         original = self._scheduler.step
-        step = wraps(original)(partial(self._step, original))  # pipelines look at its parameters
+        step = wraps(original)(partial(self._step, original))  # pipelines look at parameters
         self._replaced.enter_context(replaced(self._scheduler, "step", step))
         return self
 
