@@ -202,9 +202,10 @@ ALONE = Conditions(("cond",))
 
 
 def conditions_in_batch(
-    pipe: Any, family: Family, inputs: Tensor, arguments: Mapping[str, Any]
+    pipe: Any, network: nn.Module, inputs: Tensor, arguments: Mapping[str, Any]
 ) -> Conditions:
     """Conditions that the batch of a call holds; reads the sample."""
+    family = family_of(network)
     halves = family.halves
     if len(halves) == 1:
         return ALONE
@@ -222,10 +223,11 @@ def conditions_in_batch(
             f"same samples under {' and '.join(halves)}: switch off what else it guides by (an "
             "image, PAG, skipped layers) while it is steered, or take the plain pipeline"
         )
+    _check_processors(pipe, network)
     return doubled[0] if guides else ALONE
 
 
-def check_processors(pipe: Any, network: nn.Module) -> None:
+def _check_processors(pipe: Any, network: nn.Module) -> None:
     """Check that no attention processor counts the rows of its pipeline's batch."""
     for module in network.modules():
         kind = type(getattr(module, "processor", None))

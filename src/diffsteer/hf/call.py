@@ -22,13 +22,7 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.guidance.denoiser import Cond, rows_of
-from diffsteer.hf.architectures import (
-    ALONE,
-    Conditions,
-    check_processors,
-    conditions_in_batch,
-    family_of,
-)
+from diffsteer.hf.architectures import ALONE, Conditions, conditions_in_batch, family_of
 from diffsteer.hf.network import (
     PipelineNetwork,
     Place,
@@ -231,8 +225,8 @@ class BatchedConditions(CallReader):
     def batch(self, call: NetworkCall) -> Conditions:
         size = len(call.inputs)
         if call.step.first or size != self._batch[0]:
-            read = conditions_in_batch(self._pipe, self.family, call.inputs, call.arguments)
-            check_processors(self._pipe, unwrap_compiled(self.module))
+            network = unwrap_compiled(self.module)
+            read = conditions_in_batch(self._pipe, network, call.inputs, call.arguments)
             self._batch = (size, read)
         return self._batch[1]
 
