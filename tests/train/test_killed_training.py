@@ -265,9 +265,10 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
 ) -> None:
     path, out = written(folder, kind), tmp_path / "run"
     changes = ("training.images=24", "training.keep=0.1")
-    start = time.monotonic()
-    begun(path, out, *changes).fit()
-    length, expected = time.monotonic() - start, contents(out)
+    for _ in range(2):  # the first imports, too
+        start = time.monotonic()
+        begun(path, out, *changes).fit()
+        length, expected = time.monotonic() - start, contents(out)
     draw, kills = random.Random(kind), 0
     while kills < 20:
         kills += killed(lambda: begun(path, out, *changes).fit(), draw.uniform(0, 1.2 * length))
