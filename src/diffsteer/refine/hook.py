@@ -67,14 +67,24 @@ class RefineHook(AbstractContextManager["RefineHook"]):
 
     def __call__(self, call: NetworkCall) -> NetworkCall:
         """Return the call with the refined sample, in the first step of a sampling."""
+        moved = self.moved(call)
+        self.step_from(call)
+        return moved
+
+    def moved(self, call: NetworkCall) -> NetworkCall:
+        """Return the call with the refined sample; `step_from` has to follow."""
         if call.starts:
             self._release()
             size, self._scale = self._start(call)
             with torch.no_grad():
                 self._shift = size * self._change(call, size * self._scale)
+        return call if self._shift is None else call.moved(self._scale * self._shift)
+
+    def step_from(self, call: NetworkCall) -> None:
+        """Let the scheduler step from the refined sample as well."""
+        if call.starts and self._shift is not None:
             step = self._first_step(call, self._shift, call.scheduler.step)
             self._replaced.enter_context(replaced(call.scheduler, "step", step))
-        return call if self._shift is None else call.moved(self._scale * self._shift)
 
     def _release(self) -> None:
         self._shift = None
@@ -162,7 +172,10 @@ def started_from(pipe: Any, noise: Tensor) -> Iterator[None]:
     reader = BatchedConditions(pipe, network, inner)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return inner(**hook(reader.read(pipe.scheduler, args, kwargs)).forwarded())
+        call = reader.read(pipe.scheduler, args, kwargs)
+        out = inner(**hook.moved(call).forwarded())
+        hook.step_from(call)  # before what a steering did inside, which saw the moved sample
+        return out
 
     with RefineHook(pipe, _Given(noise)) as hook, replaced(network, "forward", forward):
         yield
