@@ -144,6 +144,7 @@ class TextToImage(Task):
     def save(self, folder: Path) -> None:
         """Write the pipeline, or a LoRA with the scheduler that it was trained for."""
         if not self.settings.lora:
+            self._ids("")  # a tokenizer that was used is saved otherwise than one that was not
             self.pipe.save_pretrained(folder)
             return
         from diffusers import StableDiffusionPipeline

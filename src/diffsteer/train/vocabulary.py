@@ -9,7 +9,6 @@ from typing import Any
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""Pattern of CLIP's words."""
 SUFFIX = "</w>"
 """Ends the last token of a word."""
 
