@@ -22,6 +22,7 @@ from diffsteer.models.edm2.magnitude import MPConv
 from diffsteer.models.edm2.model import EDM2
 from diffsteer.models.edm2.presets import presets as published
 from diffsteer.train.edm2 import EDM2Settings, EDM2Task, classes_of, weighed
+from diffsteer.train.learning_rate import learning_rate
 from diffsteer.train.objective import low_discrepancy
 from diffsteer.train.settings import Pictures, Run, presets
 from diffsteer.train.stream import Sample, Stream
@@ -123,7 +124,7 @@ def test_the_rate_rises_and_falls_as_published(name: str, rate: float, batches: 
     flat = batches * 2048
     for images in (0, 2048, 5_000_000, 9_999_360, 10_000_384, flat, flat + 2048, 4 * flat):
         published = rate / max(images / flat, 1) ** 0.5 * min(images / 10e6, 1)
-        assert how.rate_at(images) == pytest.approx(published, rel=1e-12)
+        assert learning_rate(how, images) == pytest.approx(published, rel=1e-12)
     assert (how.betas, how.decay, how.clip, how.averages) == ((0.9, 0.99), 0.0, 0.0, (0.05, 0.1))
 
 

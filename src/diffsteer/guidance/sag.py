@@ -1,16 +1,18 @@
-"""Self-attention guidance (SAG): away from an x0 blurred where the network attends most.
+"""Self-attention guidance (SAG): guidance by an input without the detail that attention picks.
 
-With A_i the attention that token i receives (its mean is 1) and G the Gaussian filter,
+With A_i the attention that token i receives (its mean is 1), psi a threshold, and G a Gaussian
+filter of the predicted x0,
 
     M   = 1[A > psi]                              what the network attends to
     x0~ = (1 - M) x0 + M G(x0)                    blurred there, and nowhere else
     x~  = alpha x0~ + sigma eps                   noised again with the predicted eps
     eps guided = eps(x~) + (1 + s) (eps(x) - eps(x~))
 
-The last line is the published one. With eps = (x~ - alpha x0~) / sigma and the same of eps(x~), it
-moves x0 by s (x0~ - x0(x~)), which holds for every prediction type and is what the code returns:
-away from x0(x~), since eps and x0 have opposite signs at fixed x. At alpha = 0 the published form
-says nothing, and x~ is x.
+The last line is the published one. Both x and x~ have the same eps(x), so that
+sigma (eps(x) - eps(x~)) = alpha (x0(x~) - x0~), and eps moved by s (eps(x) - eps(x~)) moves x0 at
+fixed x by s (x0~ - x0(x~)). That is what the code returns, for every prediction type: from what the
+network restores of the blurred image towards the blurred image itself. At alpha = 0 both inputs are
+the same noise; the published form moves nothing there, this one moves x0 towards its blurred self.
 
 Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
 """
@@ -38,10 +40,12 @@ class SAG(Guidance):
         scale: s (0.75 is usual with CFG; the official `guide_scale` is 1 + s).
         layer: Self-attention layer that A is read from, by a part of its name; the first that fits.
         threshold: psi, in multiples of the average.
-        sigma: Standard deviation of G, in pixels of the sample, > 0.
-        kernel: Taps of G, odd.
+        sigma: Standard deviation of G, in pixels of the sample (latents, where it has them), > 0.
+        kernel: Taps of G, odd; 9 for latents of 64 x 64, 31 for the official networks of pixels.
+        on: The condition that x and x~ are evaluated under: "null" beside CFG, "cond" without. What
+            it adds is added to x0 of the prompt either way.
         clamp: Bound of the predicted x0 before it is blurred; 1 for networks of pixels in [-1, 1].
-        on: The branch it works on: "null" beside CFG, "cond" without.
+            It bounds x0~ outside of M as well.
 
     Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
     """

@@ -27,6 +27,7 @@ from diffsteer.generate.base import NotFinite as SamplesNotFinite
 from diffsteer.io.atomic import atomic_folder, owned
 from diffsteer.models.edm2 import posthoc
 from diffsteer.train.checkpoints import Checkpoints
+from diffsteer.train.learning_rate import learning_rate
 from diffsteer.train.log import Metrics, save_grid
 from diffsteer.train.settings import Run
 from diffsteer.train.state import claim, fill, pack, unpack
@@ -126,7 +127,7 @@ class Trainer:
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() / len(passes)
         for group in self.optimizer.param_groups:
-            group["lr"] = training.rate_at(self.images)
+            group["lr"] = learning_rate(training, self.images)
         limit = training.clip or float("inf")
         means["gradient"] = torch.nn.utils.clip_grad_norm_(self.trained.values(), limit)
         self.optimizer.step()
@@ -168,7 +169,10 @@ class Trainer:
         if self.first:
             seconds = time.perf_counter() - self._since
             rate = len(self._losses) * self.run.training.batch / seconds
-            now = {"rate": self.run.training.rate_at(self.images), "images_per_second": rate}
+            now = {
+                "rate": learning_rate(self.run.training, self.images),
+                "images_per_second": rate,
+            }
             self.metrics.write({"images": self.images, **line, **now})
             bar.set_postfix(loss=f"{line['loss']:.4f}")
         self._losses, self._since = [], time.perf_counter()

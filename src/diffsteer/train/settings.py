@@ -133,16 +133,6 @@ class Training:
             )
         return passes
 
-    def rate_at(self, images: int) -> float:
-        """Learning rate of the step after `images` images, 0 in the first of a warm-up.
-
-        Source: Karras et al. 2024, https://arxiv.org/abs/2312.02696, with their constants in
-        images: sqrt(flat / max(images, flat)) min(images / warmup, 1).
-        """
-        rise = min(1.0, images / self.warmup) if self.warmup else 1.0
-        fall = max(1.0, images / self.flat) ** -0.5 if self.flat else 1.0
-        return self.rate * rise * fall
-
 
 @dataclass(frozen=True)
 class Pictures:

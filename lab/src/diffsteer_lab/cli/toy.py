@@ -27,7 +27,10 @@ def toy(
         import matplotlib  # noqa: F401 the figure comes last: better to miss it now
         import tqdm  # noqa: F401
     except ImportError as error:
-        raise InputError('this needs matplotlib and tqdm: pip install "diffsteer[toy]"') from error
+        raise InputError(
+            'this needs matplotlib and tqdm: pip install "diffsteer-lab[toy]", or '
+            '`pip install -e "lab[toy]"` in a clone'
+        ) from error
     from diffsteer_lab.toy.run import run
 
     print(run(out, mains, guided, samples))
