@@ -1,7 +1,7 @@
 """Guidance of all families, against the pipeline's own and against the algebra."""
 
 import copy
-from functools import cache
+from functools import cache, wraps
 from itertools import repeat
 from typing import Any
 
@@ -146,6 +146,28 @@ def test_state_of_a_pipeline_that_is_guided_at_its_steps() -> None:
             with pytest.raises(InputError, match=f"^{part} of this pipeline was replaced"):
                 run(pipe)
         assert torch.equal(run(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["LTX", "CogView4"])
+def test_cfg_evaluates_a_network_as_often_as_the_pipeline(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = next(f for f in FAMILIES if f.name.endswith(f"-{name}"))
+    pipe, counts = family.build(), [0]
+    forward = type(pipe.transformer).forward
+
+    @wraps(forward)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        counts[-1] += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(type(pipe.transformer), "forward", counted)
+    call = family.kwargs(pipe) | family.guided(pipe)
+    pipe(**call)
+    counts.append(0)
+    with steer(pipe, "CFG(2)"):
+        pipe(**call)
+    assert counts[0] == counts[1]
 
 
 NO_LAYERS = frozenset(

@@ -316,8 +316,10 @@ def tapped(
         locate: Finds the tokens of the image in a layer.
         using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
     """
-    for name in taps.keys() - layers.keys():
-        raise InputError(f"no attention layer is called {name!r}: there are {', '.join(layers)}")
+    for name in taps:  # layers that are measured when asked for are not asked without taps
+        if name not in layers:
+            there = ", ".join(layers)
+            raise InputError(f"no attention layer is called {name!r}: there are {there}")
     with ExitStack() as stack:
         for name, tap in taps.items():
             stack.enter_context(using(layers[name]))
