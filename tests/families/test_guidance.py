@@ -148,6 +148,22 @@ def test_state_of_a_pipeline_that_is_guided_at_its_steps() -> None:
         assert torch.equal(run(pipe), plain)
 
 
+def test_a_probe_is_not_the_latents_of_any_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model output that holds the sample is refused, also where latents have the seed 0."""
+    family = next(f for f in FAMILIES if f.name.endswith("-Sana"))
+    pipe = family.build()
+    call = family.kwargs(pipe) | family.guided(pipe)
+    with steer(pipe, "CFG(2)"), monkeypatch.context() as patched:
+        step = pipe.scheduler.step
+
+        def mixed(out: Tensor, t: Tensor, x: Tensor, **more: Any) -> Any:
+            return step(0.4 * x + 0.6 * out, t, x, **more)
+
+        patched.setattr(pipe.scheduler, "step", mixed)
+        with pytest.raises(InputError, match="no part of what its network"):
+            pipe(**call | {"num_inference_steps": 1})
+
+
 @pytest.mark.parametrize("name", ["LTX", "CogView4"])
 def test_cfg_evaluates_a_network_as_often_as_the_pipeline(
     name: str, monkeypatch: pytest.MonkeyPatch

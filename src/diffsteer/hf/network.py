@@ -127,6 +127,8 @@ def network_replaced(pipe: Any, answer: Callable[[dict[str, Any]], Any]) -> Repl
     return replaced(network, "forward", forward)
 
 
+PROBE_SEED = 0x5EED_0F_9A0BE5
+"""Seed of noise in the place of an answer, which must not be latents: nobody draws them with it."""
 EXTRA = "extra"
 """Name, in a condition, of channels or tokens that go with the sample and are not denoised."""
 
@@ -273,7 +275,7 @@ class PipelineNetwork:
         """Noise in the shape and dtype of the output for an input."""
         shape, config = list(inputs.shape), self.module.config
         shape[self.family.channel_dim] = config.out_channels or config.in_channels
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(PROBE_SEED))
         return noise.to(inputs)
 
     def split(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
-from diffsteer.hf.network import unwrap_compiled
+from diffsteer.hf.network import PROBE_SEED, unwrap_compiled
 from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
 
 EPSILON = 2.0**-5
@@ -147,7 +147,7 @@ def _shapes(tree: Any) -> Any:
 
 def probe(form: Form, second: bool) -> Tensor:
     """Random tensor of a form; halves of a batch, and second calls, differ by a small share."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(PROBE_SEED)
     rows, rest = form.shape[0], form.shape[1:]
     x = torch.randn(rows // 2 if rows % 2 == 0 else rows, *rest, generator=generator)
     if rows % 2 == 0:
