@@ -90,7 +90,7 @@ REASONS = {
     "frames SAG cannot tell": "frames come before channels: no SAG",
     "no betas": "a noise schedule of its own",
     "EDM does": "a schedule of EDM",
-    "is outside of this schedule": "a schedule of EDM",
+    "no part of what its network": "a schedule of EDM",
     "timestep_type": "continuous timesteps of EDM",
     "asks for the condition 'null'": "no null prompt",
     "several outputs": "image and sound in one output",

@@ -22,7 +22,7 @@ from families.test_tiny import guidable
 UNKNOWN = {
     "AnyFlow": "has no betas",
     "AnyFlowFAR": "has no betas",
-    "Cosmos2TextToImage": "time 80 is outside",
+    "Cosmos2TextToImage": "no part of what its network",
     "Cosmos3Omni": "7 and 11 samples to step 1",
     "CosmosTextToWorld": "as EDM does",
     "DreamLite": "not the one of its network",
