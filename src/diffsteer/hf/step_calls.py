@@ -279,10 +279,14 @@ def _given(parts: list[Part], output: Tensor) -> tuple[tuple[float, ...], tuple[
     """Factors and views of the parts' probes that add up to the scheduler's model output."""
     probes = [part.call.probe[part.rows] for part in parts]
     choices = [list(views(probe.shape, output.shape)) for probe in probes]
+    fits = []
     for chosen in product(*choices):
         columns = [view(probe) for view, probe in zip(chosen, probes, strict=True)]
         if (factors := fitted(output, columns, CLOSE)) is not None:
-            return factors, chosen
+            total = sum(f * column.double() for f, column in zip(factors, columns, strict=True))
+            fits.append((float((output.double() - total).norm()), factors, chosen))
+    if fits:  # where only one of the views is right, what is left may be small as well
+        return min(fits, key=lambda fit: fit[0])[1:]
     raise InputError(
         f"steps its scheduler by {tuple(output.shape)}, which is no part of what its network "
         f"returns, {tuple(probes[0].shape)}, times a factor"
