@@ -720,7 +720,7 @@ def test_bad_input(
         ([*good, "--score", "math"], "MODULE:FUNCTION"),
         ([other, *good[1:]], "trained for other weights"),
         ([model, "--prompts", prompts], "name what refines the noise"),
-        ([*good[:3], "--prompts", tmp_path / "none.txt"], "No such file"),
+        ([*good[:3], "--prompts", tmp_path / "none.txt"], "no file .*none.txt of prompts"),
         ([model, "--refiner", tmp_path, "--prompts", prompts], "has no refiner.json"),
     ):
         with pytest.raises(SystemExit, match=message):

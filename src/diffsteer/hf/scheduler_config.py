@@ -76,8 +76,8 @@ def read(path: Path) -> Config:
 
 def require_timesteps(config: Config) -> None:
     """Refuse a number of timesteps for which schedulers would take gigabytes."""
-    steps = config.get("num_train_timesteps", 1000)
-    if not (is_whole(steps) and 1 <= steps <= 100_000):
+    steps = config.get("num_train_timesteps")  # null in configs of networks, which may say it too
+    if steps is not None and not (is_whole(steps) and 1 <= steps <= 100_000):
         raise InputError(f"num_train_timesteps must be in [1, 100000], got {brief(steps)}")
 
 
