@@ -93,6 +93,8 @@ REASONS = {
     "no part of what its network": "a schedule of EDM",
     "timestep_type": "continuous timesteps of EDM",
     "asks for the condition 'null'": "no null prompt",
+    "it is not certain how": "told its time by a rule of its own: no other noise level",
+    "keeps a cache": "keeps keys and values between calls: no edits of attention, no guide",
     "several outputs": "image and sound in one output",
 }
 """Words of an error and what the table says of it."""

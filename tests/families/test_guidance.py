@@ -2,9 +2,9 @@
 
 import copy
 from functools import cache, wraps
-from itertools import repeat
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from diffsteer import steer
 from diffsteer.core.errors import InputError
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
+from diffsteer.hf.step_calls import Clock
 from diffsteer.hf.step_guidance import StepGuidance
 from families import FAMILIES, MODULAR
 from families.calls import first
@@ -110,9 +111,13 @@ def test_sums(family: TinyFamily) -> None:
     require_steerable(family)
     one, both = sampled(family, "CFG(3)"), sampled(family, "CFG(2) + CFG(2)")
     assert close(one, both)
-    auto = sampled(family, "Auto(2)", weaker=True)
-    assert auto.isfinite().all()
-    assert not close(auto, one)
+    if family.name.partition("-")[2] in CACHED:
+        with pytest.raises(InputError, match="keeps a cache"):
+            sampled(family, "Auto(2)", weaker=True)
+    else:
+        auto = sampled(family, "Auto(2)", weaker=True)
+        assert auto.isfinite().all()
+        assert not close(auto, one)
     off = sampled(family, "CFG(1)")
     assert not close(sampled(family, "CFG(3).over(0, 1)"), off)
     assert close(sampled(family, "CFG(3).over(8, 9)"), off)
@@ -121,6 +126,10 @@ def test_sums(family: TinyFamily) -> None:
 @guidable
 def test_asks_at_another_level(family: TinyFamily) -> None:
     require_steerable(family)
+    if family.pipeline == "Cosmos2_5_PredictBasePipeline":  # it is told sigma, by a rule of its own
+        with pytest.raises(InputError, match="it is not certain how"):
+            sampled(family, "AutoNoise(2, noise=0.1)")
+        return
     noisier = sampled(family, "AutoNoise(2, noise=0.1)")
     assert noisier.isfinite().all()
     assert not close(noisier, sampled(family, "CFG(1)"))
@@ -186,6 +195,8 @@ def test_cfg_evaluates_a_network_as_often_as_the_pipeline(
     assert counts[0] == counts[1]
 
 
+CACHED = ("GlmImage", "QwenImage21")
+"""Pipelines whose networks keep keys and values between calls."""
 NO_LAYERS = frozenset(
     {
         "JoyImageEdit",
@@ -209,8 +220,9 @@ NO_LAYERS = frozenset(
 @guidable
 def test_perturbed_attention(family: TinyFamily) -> None:
     require_steerable(family)
-    if family.name.partition("-")[2] in NO_LAYERS:
-        with pytest.raises(InputError, match="no attention layer is called 'mid'"):
+    name = family.name.partition("-")[2]
+    if name in NO_LAYERS or name in CACHED:
+        with pytest.raises(InputError, match="no attention layer is called 'mid'|keeps a cache"):
             sampled(family, "PAG(2)")
         return
     off = sampled(family, "CFG(1)")
@@ -253,7 +265,7 @@ def test_image_tokens(family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(StepGuidance, "_measured", noted)
     sampled(family, "PAG(2)")
-    places = {(t.shape, t.start) for t in map(layers[0].tokens, layers[0], repeat(0))}
+    places = {(t.shape, t.start) for _, t, _ in layers[0]._layers.values()}
     assert places == {TOKENS[name]}
 
 
@@ -276,3 +288,93 @@ def test_modular_pipelines(family: TinyFamily) -> None:
     guided = sampled(family, f"CFG({max(weights or (4.0,))})")
     assert close(guided, sampled(family)) == (weights is not None)
     assert not close(sampled(family, "CFG(2) + AutoNoise(2, noise=0.1)"), guided)
+
+
+def named(name: str) -> TinyFamily:
+    return next(f for f in FAMILIES if f.name.partition("-")[2] == name)
+
+
+def test_prompts_of_other_lengths_in_one_steering() -> None:
+    """Where the image starts depends on the mask of the prompt, not on shapes alone."""
+    family = named("Lumina2")
+    pipe = family.build()
+
+    def run(mask: list[int]) -> Tensor:
+        call = family.kwargs(pipe) | {"prompt_attention_mask": torch.tensor([mask])}
+        return first(pipe(**call))
+
+    with steer(pipe, "PAG(2)"):
+        fresh = run([1, 1, 1, 0, 0])
+    with steer(pipe, "PAG(2)"):
+        run([1, 1, 1, 1, 1])
+        assert torch.equal(run([1, 1, 1, 0, 0]), fresh)
+    call = family.kwargs(pipe)
+    masks = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    both = {"prompt_embeds": call["prompt_embeds"].repeat(2, 1, 1), "prompt_attention_mask": masks}
+    with steer(pipe, "PAG(2)"), pytest.raises(InputError, match="other places among the tokens"):
+        pipe(**call | both)
+
+
+def test_a_null_prompt_of_another_length() -> None:
+    with pytest.raises(InputError, match="has 23 tokens where it was measured with 21"):
+        sampled(named("QwenImage"), "PAG(2, on='null')")
+
+
+def test_times_that_two_rules_say() -> None:
+    """At t = 500 of 1000, t / n is 1 - t / n; the other steps tell which one it is."""
+    family, clock = named("Lumina2"), Clock()
+    pipe = family.build()
+    told: list[float] = []
+    forward = pipe.transformer.forward
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        told.append(float(kwargs["timestep"][0]))
+        return forward(*args, **kwargs)
+
+    pipe.transformer.forward = noted
+    with steer(pipe, "AutoNoise(2, noise=0.1)"):
+        pipe(**family.kwargs(pipe) | {"num_inference_steps": 4, "sigmas": None})
+    others = [time for time in told if all(abs(time - t) > 1e-3 for t in (0, 0.25, 0.5, 0.75))]
+    assert len(others) == 3 and all(
+        min(abs(o - t) for t in (0.25, 0.5, 0.75)) < 0.05 for o in others
+    )
+    assert sum(other < 0.5 for other in others[1:2]) == 1
+    with pytest.raises(InputError, match="it is not certain how"):
+        clock.told({"timestep": torch.tensor([0.5])}, 520.0, 500.0, 1000.0)
+
+
+def test_two_sizes_with_equally_many_tokens() -> None:
+    family = named("QwenImage")
+    pipe = family.build()
+
+    def run(height: int, width: int) -> Tensor:
+        call = family.kwargs(pipe) | {"height": height, "width": width}
+        return first(pipe(**call))
+
+    with steer(pipe, "SEG(3, sigma=1.0)"):
+        fresh = run(128, 64)
+    with steer(pipe, "SEG(3, sigma=1.0)"):
+        run(64, 128)
+        assert torch.equal(run(128, 64), fresh)
+
+
+def test_networks_that_keep_keys_and_values() -> None:
+    family = named("QwenImage21")
+    with pytest.raises(InputError, match="keeps a cache"):
+        sampled(family, "Auto(3)", weaker=True)
+    pipe = family.build()
+    call = family.kwargs(pipe) | family.guided(pipe)
+    with steer(pipe, "CFG(4).over(1, 4)"):
+        one = first(pipe(**call))
+        assert close(first(pipe(**family.kwargs(pipe) | family.guided(pipe))), one)
+
+
+def test_guides_and_caches_that_do_not_fit() -> None:
+    family, other = named("Sana"), named("CogView4").build().transformer
+    with pytest.raises(InputError, match="the guide is a CogView4Transformer2DModel"):
+        steer(family.build(), "Auto(2)", guide=other)
+    wan = named("Wan")
+    pipe = wan.build()
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    with steer(pipe, "CFG(2)"), pytest.raises(InputError, match=r"disable_cache\(\)"):
+        pipe(**wan.kwargs(pipe) | wan.guided(pipe))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_taps import ImageTokens, Size, hooked
 from diffsteer.hf.architectures import by_sdpa, joint_attention
 
@@ -49,7 +50,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
     ) -> None:
         self._network, self._run, self._x, self._batch = network, run, x, batch
         self._grids = grids
-        self._measured: dict[str, tuple[nn.Module, ImageTokens]] | None = None
+        self._measured: dict[str, tuple[nn.Module, ImageTokens, int]] | None = None
 
     @override
     def __getitem__(self, name: str) -> nn.Module:
@@ -64,18 +65,32 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         return len(self._layers)
 
     def tokens(self, name: str, count: int) -> ImageTokens:
-        """Tokens of the image in a layer."""
-        return self._layers[name][1]
+        """Tokens of the image in a layer of so many tokens."""
+        _, tokens, length = self._layers[name]
+        if count != length:
+            raise InputError(
+                f"{name} has {count} tokens where it was measured with {length}: under this "
+                "condition its text has another length; edit attention under the prompt, or give "
+                "both prompts one length"
+            )
+        return tokens
 
     @property
-    def _layers(self) -> dict[str, tuple[nn.Module, ImageTokens]]:
+    def _layers(self) -> dict[str, tuple[nn.Module, ImageTokens, int]]:
         if self._measured is None:
             layers = joint_attention(self._network)
             with torch.no_grad():
                 still, *moved = (self._recorded(layers, x) for x in (self._x, *moves(self._x)))
-            changes = {n: Change.of(r, *(m[n] for m in moved)) for n, r in still.items()}
-            tokens = self._located({n: c for n, c in changes.items() if c is not None})
-            self._measured = {name: (layers[name], t) for name, t in tokens.items()}
+            rows = []
+            for row in range(self._batch):
+                changes = {n: Change.of(row, r, *(m[n] for m in moved)) for n, r in still.items()}
+                rows.append(self._located({n: c for n, c in changes.items() if c is not None}))
+            if any(row != rows[0] for row in rows):
+                raise InputError(
+                    "the image has other places among the tokens of each prompt of this batch: "
+                    "edit attention with prompts of one length, or one prompt at a time"
+                )
+            self._measured = {n: (layers[n], t, still[n].q.shape[1]) for n, t in rows[0].items()}
         return self._measured
 
     def _recorded(self, layers: Mapping[str, nn.Module], x: Tensor) -> "dict[str, Recorded]":
@@ -84,7 +99,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         with ExitStack() as stack:
             for name, layer in layers.items():
                 stack.enter_context(by_sdpa(layer))
-                hooked(layer, _Record(records, name), stack)
+                hooked(layer, _Record(records, name, self._batch), stack)
             self._run(x)
         return records
 
@@ -139,11 +154,12 @@ class Change:
     last: Tensor
 
     @classmethod
-    def of(cls, still: "Recorded", *moved: "Recorded") -> "Change | None":
-        """Change between records; None for a layer that attends to a text, or not to itself."""
+    def of(cls, row: int, still: "Recorded", *moved: "Recorded") -> "Change | None":
+        """Change of a row; None for a layer that attends to a text, or not to itself."""
         if still.q.shape != still.k.shape or torch.equal(moved[0].k, still.k):
             return None
-        parts = [(record.q - still.q).norm(dim=1) for record in moved]
+        row = min(row, len(still.q) - 1)
+        parts = [(record.q[row] - still.q[row]).norm(dim=1) for record in moved]
         return cls(still.rows, *parts) if parts[0].max() > 0 else None
 
     @property
@@ -165,7 +181,7 @@ class Change:
 
 
 class Recorded(NamedTuple):
-    """Projections of the queries and keys of a layer, `(tokens, PROJECTED)`, and its batch."""
+    """Projected queries and keys of a layer, `(samples, tokens, PROJECTED)`, and its batch."""
 
     rows: int
     q: Tensor
@@ -175,23 +191,25 @@ class Recorded(NamedTuple):
 class _Record(TorchFunctionMode):
     """Keeps projections of the first queries and keys of a layer."""
 
-    def __init__(self, records: dict[str, Recorded], name: str) -> None:
+    def __init__(self, records: dict[str, Recorded], name: str, batch: int) -> None:
         super().__init__()
-        self.records, self.name = records, name
+        self.records, self.name, self.batch = records, name, batch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and self.name not in self.records:
             given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
             q, k = given["query"], given["key"]
-            self.records[self.name] = Recorded(len(q), _projected(q), _projected(k))
+            frames = max(len(q) // self.batch, 1)
+            parts = (_projected(x[::frames]) for x in (q, k))
+            self.records[self.name] = Recorded(len(q), *parts)
         return func(*args, **(kwargs or {}))
 
 
 def _projected(x: Tensor) -> Tensor:
-    """Random projections of the tokens of the first row, `(tokens, PROJECTED)`, float32."""
-    tokens = x[0].transpose(0, 1).flatten(1).float()
+    """Random projections of tokens, `(rows, tokens, PROJECTED)`, float32."""
+    tokens = x.transpose(1, 2).flatten(2).float()
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(tokens.shape[1], PROJECTED, generator=generator)
+    matrix = torch.randn(tokens.shape[-1], PROJECTED, generator=generator)
     return tokens @ matrix.to(tokens.device)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.hf.network import PROBE_SEED, unwrap_compiled
+from diffsteer.hf.timesteps import LOSSY
 from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
 
 EPSILON = 2.0**-5
@@ -29,6 +30,7 @@ TIMES: tuple[Callable[[float, float], float], ...] = (
     lambda t, n: t,
     lambda t, n: t / n,
     lambda t, n: 1 - t / n,
+    lambda t, n: t - 1,
 )
 """Times that networks are told at a timestep t of n."""
 
@@ -203,30 +205,52 @@ class Part:
         return self.sign * upcast(self.given(out[self.rows]))
 
 
-def told(arguments: Mapping[str, Any], t: float, now: float, n: float) -> dict[str, Any]:
-    """Arguments with which a network is told another timestep.
+class Clock:
+    """What a network is told at a timestep, as the calls of a sampling show it.
 
-    Args:
-        arguments: With which it is told the timestep `now`, by name.
-        t: The other timestep.
-        now: The timestep.
-        n: Timesteps of the schedule.
-
-    Raises:
-        ValueError: none of them is known to hold the timestep.
+    At one timestep two rules may mean the same (t = n / 2); the others tell them apart.
     """
-    for name, value in arguments.items():
-        if not (name == "t" or name.startswith("time")) or value is None:
-            continue
-        times = torch.as_tensor(value)
-        for time in TIMES:
-            if (times.double() - time(now, n)).abs().max() <= ROUNDING * max(time(now, n), 0.1):
-                dtype = times.dtype if times.is_floating_point() else torch.float32
-                return {**arguments, name: torch.full_like(times, time(t, n), dtype=dtype)}
-    raise InputError(
-        "the guidance asks the network at another noise level, and none of its arguments "
-        f"({', '.join(arguments)}) is known to hold the timestep"
-    )
+
+    def __init__(self) -> None:
+        self._rules = TIMES
+
+    def see(self, arguments: Mapping[str, Any], now: float, n: float) -> None:
+        """Take note of a call at the timestep `now` of n."""
+        kept = tuple(rule for rule in self._rules if self._name(arguments, rule(now, n)))
+        self._rules = kept or self._rules
+
+    def told(self, arguments: Mapping[str, Any], t: float, now: float, n: float) -> dict[str, Any]:
+        """Arguments with which a network is told the timestep t, from those of `now`.
+
+        Raises:
+            ValueError: none of them, or more than one rule, is known to say the timestep.
+        """
+        names = {rule: self._name(arguments, rule(now, n)) for rule in self._rules}
+        rules = [rule for rule, name in names.items() if name]
+        if not rules or len({rule(t, n) for rule in rules}) > 1:
+            raise InputError(
+                "the guidance asks the network at another noise level, and it is not certain how "
+                f"its arguments ({', '.join(arguments)}) say the timestep"
+            )
+        name = names[rules[0]]
+        times = torch.as_tensor(arguments[name])
+        dtype = times.dtype if times.is_floating_point() else torch.float32
+        return {**arguments, name: torch.full_like(times, rules[0](t, n), dtype=dtype)}
+
+    def _name(self, arguments: Mapping[str, Any], time: float) -> str:
+        """Name of the argument that holds a time, empty where none does."""
+        for name, value in arguments.items():
+            if (name == "t" or name.startswith("time")) and value is not None:
+                times = torch.as_tensor(value)
+                error = time - times.double()
+                if not times.is_floating_point():  # rounded down
+                    fits = ((error >= 0) & (error < 1)).all()
+                else:
+                    share = ROUNDING if times.dtype in LOSSY else 1e-4
+                    fits = error.abs().max() <= share * abs(time) + 1e-5
+                if fits:
+                    return name
+        return ""
 
 
 def parts_of(calls: list[Call], model_output: Tensor, sample: Tensor) -> dict[str, Part]:

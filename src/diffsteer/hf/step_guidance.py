@@ -29,7 +29,7 @@ from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled, unwrap_compiled
 from diffsteer.hf.runs import Runs
-from diffsteer.hf.step_calls import Call, Form, Part, parts_of, probe, tensor_of, told
+from diffsteer.hf.step_calls import Call, Clock, Form, Part, parts_of, probe, tensor_of
 from diffsteer.hf.timesteps import FLOW_TIMESTEPS, StepTracker, level_at, timestep_schedule
 
 MOST_CALLS = 2
@@ -66,10 +66,13 @@ class StepGuidance:
         self._calls: list[Call] = []
         self._parts: dict[str, Part] = {}
         self._seeds: tuple[int, ...] = ()
+        self._clock = Clock()
         self._replaced = ExitStack()
 
     def __enter__(self) -> "StepGuidance":
         timestep_schedule(self._scheduler)  # may be one that cannot be steered
+        if self.guide is not None:
+            check_guide(networks_of(self.pipe)[0], self.guide)
         for network in networks_of(self.pipe):
             self._replaced.enter_context(claimed(network))
             original = plain_forward(network)
@@ -89,10 +92,10 @@ class StepGuidance:
         """Stand in for a network's forward: note the call and answer it with a probe."""
         if self._evaluating:  # called by ourselves, so that hooks of the network act
             return forward(*args, **kwargs)
-        self._check()
+        self._check(network)
         call = Call.read(network, bind_arguments(network, args, kwargs))
         form = self._forms.get(call.key)
-        if form is None:
+        if form is None or stateful(call.arguments):
             output = forward(*args, **kwargs)
             form = self._forms[call.key] = Form.of(output)
             call.out = tensor_of(output)
@@ -100,10 +103,17 @@ class StepGuidance:
         self._calls.append(call)
         return form.wrap(call.probe)
 
-    def _check(self) -> None:
+    def _check(self, network: Any) -> None:
+        """Check that a call can be answered, and begin anew where a sampling begins."""
         self._runs.check()
+        cache = type(getattr(network, "_cache_config", None)).__name__
+        if cache not in ("NoneType", "PyramidAttentionBroadcastConfig"):
+            raise self._refused(
+                f"has a cache of its network's blocks ({cache}), which is kept for the order of "
+                "calls of the pipeline: call disable_cache() on the network"
+            )
         if self._tracker.follow(self._scheduler):
-            self._calls, self._parts = [], {}
+            self._calls, self._parts, self._clock = [], {}, Clock()
         if len(self._calls) == MOST_CALLS:
             raise self._refused(f"calls its network more than {MOST_CALLS} times in a step")
 
@@ -137,8 +147,10 @@ class StepGuidance:
         """Guided model output, `(B, *D)`, in float32 or wider."""
         schedule, prediction = timestep_schedule(self._scheduler)
         step = self._tracker.read(timestep, self._scheduler)
+        n = self._count(schedule)
         for call in calls:
             call.time = float(step.time)
+            self._clock.see(call.arguments, call.time, n)
         level, x = self._level(schedule, float(step.time)), upcast(parts["cond"].sample)
         if self.max_rows is not None and len(x) > self.max_rows:
             raise self._refused(f"samples {len(x)} at once, more than max_rows={self.max_rows}")
@@ -184,14 +196,23 @@ class StepGuidance:
         """Factor of the scheduler's model output in the prediction."""
         return -1.0 if self._inverted else 1.0
 
+    def _count(self, schedule: Schedule) -> float:
+        """Timestep of the scheduler at the noisy end."""
+        flow = isinstance(schedule, Flow)
+        n = self._scheduler.config.get("num_train_timesteps", FLOW_TIMESTEPS)
+        return float(n if flow else schedule.last)
+
     def _level(self, schedule: Schedule, time: float) -> Level:
-        time = FLOW_TIMESTEPS - time if self._inverted else time
+        n = self._count(schedule)
+        time = n - time if self._inverted else time
+        time = time / n * FLOW_TIMESTEPS if isinstance(schedule, Flow) else time
         return level_at(schedule, torch.tensor(time, dtype=torch.float64))
 
     def _time(self, schedule: Schedule, level: Level) -> float:
         """Timestep of the scheduler at a level."""
-        time = float(level.t) * (FLOW_TIMESTEPS if isinstance(schedule, Flow) else 1.0)
-        return FLOW_TIMESTEPS - time if self._inverted else time
+        n = self._count(schedule)
+        time = float(level.t) * (n if isinstance(schedule, Flow) else 1.0)
+        return n - time if self._inverted else time
 
     def _network(self, network: Any, now: Level, schedule: Schedule, cond: Part) -> Network:
         """A network for the engine; None is the one that was called."""
@@ -202,7 +223,8 @@ class StepGuidance:
             part: Part = cond["part"]
             arguments = part.call.arguments
             if level is not now or part.call.time != cond["time"]:
-                arguments = told(arguments, self._time(schedule, level), part.call.time, n)
+                time = self._time(schedule, level)
+                arguments = self._clock.told(arguments, time, part.call.time, n)
             out = self._output(part, x, arguments, network)
             return self._direction * part.model_output(out)
 
@@ -218,7 +240,7 @@ class StepGuidance:
     def _measured(self, network: Any, part: Part) -> MeasuredLayers:
         """Layers of a network that attend from image to image, for calls of this form."""
         call = part.call
-        key = id(network or call.module), call.key
+        key = id(network or call.module), call.key, places_of(call.arguments)
         if key not in self._layers:
 
             def run(x: Tensor) -> None:
@@ -235,6 +257,11 @@ class StepGuidance:
         call = part.call
         plain = not self._tapping and arguments is call.arguments
         key = call, x.data_ptr(), network
+        if (network is not None or self._tapping) and stateful(call.arguments):
+            raise self._refused(
+                "keeps a cache of the network's keys and values in its calls, which guides and "
+                "changes inside of the network would spoil; switch that off (use_kv_cache=False)"
+            )
         if plain and key in self._outputs:
             return self._outputs[key][1]
         if plain and network is None and call.out is not None and torch.equal(x, part.sample):
@@ -281,6 +308,39 @@ def folded_frames(call: Call, sample: Tensor) -> int | None:
 def unfolded(x: Tensor, frames: int | None) -> Tensor:
     """Samples of a video, `(B, C, F, H, W)`, of `(B F, C, H, W)`."""
     return x if frames is None else x.reshape(-1, frames, *x.shape[1:]).transpose(1, 2)
+
+
+def check_guide(network: Any, guide: Any) -> None:
+    """Check that a guide takes what the network takes: it is of its class, with its inputs."""
+    main, other = unwrap_compiled(network), unwrap_compiled(guide)
+    if type(main) is not type(other):
+        raise InputError(
+            f"the guide is a {type(other).__name__}, the network a {type(main).__name__}: both "
+            "have to take the same latents and conditions"
+        )
+    for name, value in main.config.items():
+        inputs = name.endswith("channels") or "text" in name or "cross" in name or "joint" in name
+        if inputs and other.config.get(name) != value:
+            raise InputError(
+                f"the guide has {name}={other.config.get(name)}, the network {name}={value}: both "
+                "have to take the same latents and conditions"
+            )
+
+
+def stateful(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call hands the network a cache that it changes."""
+    return any("cache" in name and value is not None for name, value in arguments.items())
+
+
+PLACES = ("mask", "ids", "shape", "len", "segment", "indicator", "frames", "height", "width")
+"""Parts of names of arguments on which the places of tokens depend."""
+
+
+def places_of(arguments: Mapping[str, Any]) -> str:
+    """What the places of tokens depend on, by value, for calls of equal shapes."""
+    names = [name for name in arguments if any(part in name for part in PLACES)]
+    values = (arguments[name] for name in names)
+    return repr([v.tolist() if isinstance(v, Tensor) else v for v in values])
 
 
 def grids_of(arguments: Mapping[str, Any]) -> list[Size]:
