@@ -73,6 +73,7 @@ def test_no_network_is_forgotten() -> None:
     assert names <= known
 
 
+@pytest.mark.slow
 @each
 def test_samples(family: TinyFamily) -> None:
     sample, _ = plain(family)
@@ -81,6 +82,7 @@ def test_samples(family: TinyFamily) -> None:
     assert torch.equal(sample, sampled(family)[0])
 
 
+@pytest.mark.slow
 @each
 def test_output_depends_on_sample_and_time(family: TinyFamily) -> None:
     _, record = plain(family)

@@ -52,7 +52,9 @@ def never(seeds: list[int]) -> Tensor:
     raise AssertionError(f"{seeds} were measured already")
 
 
-@pytest.mark.parametrize(("processes", "batch"), [(2, 3), (4, 2)])
+@pytest.mark.parametrize(
+    ("processes", "batch"), [(2, 3), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
 def test_figures_do_not_depend_on_processes(
     recipe: Recipe, tmp_path: Path, processes: int, batch: int
 ) -> None:
