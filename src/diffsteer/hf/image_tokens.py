@@ -228,3 +228,31 @@ def moves(x: Tensor) -> Iterator[Tensor]:
             pixel = pixel.narrow(dim, x.shape[dim] - 1 if last else 0, 1)
         pixel.mul_(-1).add_(3)
         yield moved
+
+
+PLACES = ("mask", "ids", "shape", "len", "segment", "indicator", "frames", "height", "width")
+"""Parts of names of arguments on which the places of tokens depend."""
+
+
+def places_of(arguments: Mapping[str, Any]) -> str:
+    """What the places of tokens depend on, by value, for calls of equal shapes."""
+    names = [name for name in arguments if any(part in name for part in PLACES)]
+    values = (arguments[name] for name in names)
+    return repr([v.tolist() if isinstance(v, Tensor) else v for v in values])
+
+
+def grids_of(arguments: Mapping[str, Any]) -> list[Size]:
+    """Heights and widths in tokens that arguments of a network name.
+
+    They are places of tokens, `(tokens, k)` with row and column last, or shapes, `(frames, h, w)`.
+    """
+    grids: list[Size] = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and name.endswith("ids") and value.ndim >= 2:
+            last = value.reshape(-1, value.shape[-1])[:, -2:].amax(dim=0).tolist()
+            grids += [(int(last[0]) + 1, int(last[1]) + 1)] if len(last) == 2 else []
+        while isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple):
+            value = value[0]
+        if isinstance(value, list | tuple) and 2 <= len(value) <= 3 and "shape" in name:
+            grids.append((int(value[-2]), int(value[-1])))
+    return grids

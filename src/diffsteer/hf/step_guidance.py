@@ -20,13 +20,12 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.attention_taps import Size
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.architectures import by_sdpa
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
-from diffsteer.hf.image_tokens import MeasuredLayers
+from diffsteer.hf.image_tokens import MeasuredLayers, grids_of, places_of
 from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled, unwrap_compiled
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.step_calls import Call, Clock, Form, Part, parts_of, probe, tensor_of
@@ -330,34 +329,6 @@ def check_guide(network: Any, guide: Any) -> None:
 def stateful(arguments: Mapping[str, Any]) -> bool:
     """Whether a call hands the network a cache that it changes."""
     return any("cache" in name and value is not None for name, value in arguments.items())
-
-
-PLACES = ("mask", "ids", "shape", "len", "segment", "indicator", "frames", "height", "width")
-"""Parts of names of arguments on which the places of tokens depend."""
-
-
-def places_of(arguments: Mapping[str, Any]) -> str:
-    """What the places of tokens depend on, by value, for calls of equal shapes."""
-    names = [name for name in arguments if any(part in name for part in PLACES)]
-    values = (arguments[name] for name in names)
-    return repr([v.tolist() if isinstance(v, Tensor) else v for v in values])
-
-
-def grids_of(arguments: Mapping[str, Any]) -> list[Size]:
-    """Heights and widths in tokens that arguments of a network name.
-
-    They are places of tokens, `(tokens, k)` with row and column last, or shapes, `(frames, h, w)`.
-    """
-    grids: list[Size] = []
-    for name, value in arguments.items():
-        if isinstance(value, Tensor) and name.endswith("ids") and value.ndim >= 2:
-            last = value.reshape(-1, value.shape[-1])[:, -2:].amax(dim=0).tolist()
-            grids += [(int(last[0]) + 1, int(last[1]) + 1)] if len(last) == 2 else []
-        while isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple):
-            value = value[0]
-        if isinstance(value, list | tuple) and 2 <= len(value) <= 3 and "shape" in name:
-            grids.append((int(value[-2]), int(value[-1])))
-    return grids
 
 
 def networks_of(pipe: Any) -> list[Any]:
