@@ -9,6 +9,7 @@ and the last pixel most show whether the image comes first or last.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,10 @@ PROJECTED = 8
 """Random projections of a query that are kept of it."""
 
 
+Located = dict[str, tuple[nn.Module, ImageTokens, int]]
+"""Layers by name, with their tokens of the image and the number of all their tokens."""
+
+
 class MeasuredLayers(Mapping[str, nn.Module]):
     """Layers that attend from image to image, by name; measured when they are first asked for.
 
@@ -37,7 +42,9 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         run: Evaluates it for samples `(B, *D)`.
         x: Samples as it is given them.
         batch: Rows of its batch.
-        grids: Heights and widths of packed samples in tokens that its arguments name.
+        arguments: All other arguments of its calls by name.
+        known: What was measured before, by what it depends on; added to.
+        form: Equal for calls of equal shapes.
     """
 
     def __init__(
@@ -46,11 +53,12 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         run: Callable[[Tensor], Any],
         x: Tensor,
         batch: int,
-        grids: Callable[[], list[Size]],
+        arguments: Mapping[str, Any],
+        known: dict[Any, Located],
+        form: Any,
     ) -> None:
         self._network, self._run, self._x, self._batch = network, run, x, batch
-        self._grids = grids
-        self._measured: dict[str, tuple[nn.Module, ImageTokens, int]] | None = None
+        self._arguments, self._known, self._form = arguments, known, form
 
     @override
     def __getitem__(self, name: str) -> nn.Module:
@@ -75,23 +83,27 @@ class MeasuredLayers(Mapping[str, nn.Module]):
             )
         return tokens
 
-    @property
-    def _layers(self) -> dict[str, tuple[nn.Module, ImageTokens, int]]:
-        if self._measured is None:
-            layers = joint_attention(self._network)
-            with torch.no_grad():
-                still, *moved = (self._recorded(layers, x) for x in (self._x, *moves(self._x)))
-            rows = []
-            for row in range(self._batch):
-                changes = {n: Change.of(row, r, *(m[n] for m in moved)) for n, r in still.items()}
-                rows.append(self._located({n: c for n, c in changes.items() if c is not None}))
-            if any(row != rows[0] for row in rows):
-                raise InputError(
-                    "the image has other places among the tokens of each prompt of this batch: "
-                    "edit attention with prompts of one length, or one prompt at a time"
-                )
-            self._measured = {n: (layers[n], t, still[n].q.shape[1]) for n, t in rows[0].items()}
-        return self._measured
+    @cached_property
+    def _layers(self) -> Located:
+        key = self._form, places_of(self._arguments)
+        if key not in self._known:
+            self._known[key] = self._measured()
+        return self._known[key]
+
+    def _measured(self) -> Located:
+        layers = joint_attention(self._network)
+        with torch.no_grad():
+            still, *moved = (self._recorded(layers, x) for x in (self._x, *moves(self._x)))
+        rows = []
+        for row in range(self._batch):
+            changes = {n: Change.of(row, r, *(m[n] for m in moved)) for n, r in still.items()}
+            rows.append(self._located({n: c for n, c in changes.items() if c is not None}))
+        if any(row != rows[0] for row in rows):
+            raise InputError(
+                "the image has other places among the tokens of each prompt of this batch: "
+                "edit attention with prompts of one length, or one prompt at a time"
+            )
+        return {n: (layers[n], t, still[n].q.shape[1]) for n, t in rows[0].items()}
 
     def _recorded(self, layers: Mapping[str, nn.Module], x: Tensor) -> "dict[str, Recorded]":
         """Rows, queries and keys of each layer, projected, `(tokens, PROJECTED)`."""
@@ -126,7 +138,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         """Shape of the tokens of an image or video, or their number where no grid fits."""
         size = self._x.shape[2:]
         if self._x.ndim < 4:
-            return next((g for g in self._grids() if g[0] * g[1] == count), (count,))
+            return next((g for g in grids_of(self._arguments) if g[0] * g[1] == count), (count,))
         most = size[0] if len(size) > 2 and folded == 1 else 1
         for frames in dict.fromkeys((most, -(-most // 2), *range(most, 0, -1))):
             h, w = size[-2:]

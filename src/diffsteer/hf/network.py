@@ -87,6 +87,11 @@ def bind_arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return arguments | more
 
 
+def sample_argument(network: Any) -> str:
+    """Name of the argument of a network that holds the sample: its first."""
+    return list(_signature(type(unwrap_compiled(network)).forward).parameters)[1]
+
+
 @cache
 def _signature(forward: Hashable) -> inspect.Signature:
     return inspect.signature(forward)  # type: ignore[arg-type]

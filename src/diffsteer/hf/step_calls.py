@@ -5,10 +5,10 @@ pipeline makes of the probes says which part of the network's output it takes, w
 which of two calls, or halves of a batch, is for the null prompt: its factor is negative.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
-from diffsteer.hf.network import PROBE_SEED, unwrap_compiled
+from diffsteer.hf.network import PROBE_SEED, sample_argument
 from diffsteer.hf.timesteps import LOSSY
 from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
 
@@ -118,15 +118,10 @@ class Call:
         autocast = _autocast(inputs.device.type)
         return cls(module, name, inputs, given is not inputs, arguments, autocast)
 
-    @property
+    @cached_property
     def key(self) -> Any:
         """Equal for calls with outputs of one form."""
         return id(self.module), self.inputs.shape, self.inputs.dtype, _shapes(self.arguments)
-
-
-def sample_argument(module: Any) -> str:
-    """Name of the argument of a network that holds the sample: its first."""
-    return list(inspect.signature(type(unwrap_compiled(module)).forward).parameters)[1]
 
 
 def _autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -25,7 +25,7 @@ from diffsteer.guidance.sag import SAG
 from diffsteer.hf.architectures import by_sdpa
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
-from diffsteer.hf.image_tokens import MeasuredLayers, grids_of, places_of
+from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled, unwrap_compiled
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.step_calls import Call, Clock, Form, Part, parts_of, probe, tensor_of
@@ -61,7 +61,8 @@ class StepGuidance:
         self._scheduler = pipe.scheduler
         self._tracker = StepTracker()
         self._forms: dict[Any, Form] = {}
-        self._layers: dict[Any, MeasuredLayers] = {}
+        self._probes: dict[Any, Tensor] = {}
+        self._layers: dict[Any, Located] = {}
         self._calls: list[Call] = []
         self._parts: dict[str, Part] = {}
         self._seeds: tuple[int, ...] = ()
@@ -98,9 +99,17 @@ class StepGuidance:
             output = forward(*args, **kwargs)
             form = self._forms[call.key] = Form.of(output)
             call.out = tensor_of(output)
-        call.probe = probe(form, second=bool(self._calls)).to(call.inputs.device)
+        call.probe = self._probe(call, form)
         self._calls.append(call)
-        return form.wrap(call.probe)
+        return form.wrap(call.probe.clone())  # a pipeline may change its answer in place
+
+    def _probe(self, call: Call, form: Form) -> Tensor:
+        """Answer to a call, drawn once for each form."""
+        second, device = bool(self._calls), call.inputs.device
+        key = call.key, second, device
+        if key not in self._probes:
+            self._probes[key] = probe(form, second).to(device)
+        return self._probes[key]
 
     def _check(self, network: Any) -> None:
         """Check that a call can be answered, and begin anew where a sampling begins."""
@@ -215,8 +224,7 @@ class StepGuidance:
 
     def _network(self, network: Any, now: Level, schedule: Schedule, cond: Part) -> Network:
         """A network for the engine; None is the one that was called."""
-        n = FLOW_TIMESTEPS if isinstance(schedule, Flow) else float(schedule.last)
-        layers = self._measured(network, cond)
+        n, layers = self._count(schedule), self._measured(network, cond)
 
         def evaluate(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
             part: Part = cond["part"]
@@ -238,18 +246,17 @@ class StepGuidance:
 
     def _measured(self, network: Any, part: Part) -> MeasuredLayers:
         """Layers of a network that attend from image to image, for calls of this form."""
-        call = part.call
-        key = id(network or call.module), call.key, places_of(call.arguments)
-        if key not in self._layers:
+        call, module = part.call, unwrap_compiled(network or part.call.module)
 
-            def run(x: Tensor) -> None:
-                with self._touched():
-                    self._output(part, x, call.arguments, network)
+        def run(x: Tensor) -> None:
+            with self._touched():
+                self._output(part, x, call.arguments, network)
 
-            module = unwrap_compiled(network or call.module)
-            grids = partial(grids_of, call.arguments)
-            self._layers[key] = MeasuredLayers(module, run, part.sample, len(call.inputs), grids)
-        return self._layers[key]
+        form = id(module), call.key
+        known = self._layers
+        return MeasuredLayers(
+            module, run, part.sample, len(call.inputs), call.arguments, known, form
+        )
 
     def _output(self, part: Part, x: Tensor, arguments: Mapping[str, Any], network: Any) -> Tensor:
         """Output for all conditions of a call, evaluated once for the same samples."""
