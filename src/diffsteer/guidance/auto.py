@@ -14,6 +14,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.fields import Finite, Name, Rule
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Noise
+from diffsteer.guidance.adapters import Adapters
 from diffsteer.guidance.base import Guidance, extrapolate
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 from diffsteer.guidance.row_dropout import Dropout
@@ -23,21 +24,30 @@ from diffsteer.guidance.row_dropout import Dropout
 class Auto(Guidance):
     """Guidance by a smaller or less trained network under the same prompt; scale 1 is off.
 
+    With `adapter` the guide is the network itself with other adapters (LoRA): those of an earlier
+    epoch, "epoch2", the same at a lower scale, "style@0.3", or "none"; one network in memory.
+
     Args:
         scale: x0 becomes guide + scale (main - guide).
         net: Name of the guide among the networks.
         on: The branch that both networks answer.
+        adapter: Adapters that act in the guide, which is the main network unless `net` says
+            another: those named and no others, each at its scale, without "@" at the one that it
+            has, "lcm, style@0.3".
 
-    Source: Karras et al. 2024, eq. 3, https://arxiv.org/abs/2406.02507.
+    Source: Karras et al. 2024, eq. 3, https://arxiv.org/abs/2406.02507; adapters: Kasymov et al.
+        2024 (AutoLoRA), https://arxiv.org/abs/2410.03941.
     """
 
     scale: Finite
     net: Name = "guide"
     on: Name = "cond"
+    adapter: Adapters = None
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        guide = Branch(self.on, net=self.net)
+        own = self.adapter is not None and self.net == "guide"
+        guide = Branch(self.on, net="main" if own else self.net, adapter=self.adapter)
         return (yield from extrapolate(at, self.scale - 1, Branch(self.on), guide))
 
 

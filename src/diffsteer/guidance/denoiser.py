@@ -15,6 +15,7 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
+from diffsteer.guidance.adapters import Adapt, no_adapters
 from diffsteer.guidance.attention_taps import Locate, Score, Tap, Using, in_grid, matching, tapped
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import (
@@ -47,6 +48,7 @@ class Network:
         place: First row of a condition in a batch that the network makes of it, and the size of
             that batch; such branches are never stacked. None where the batch is what it is given.
         locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
+        adapted: Makes the context in which some of its adapters (LoRA) act.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
@@ -58,6 +60,7 @@ class Network:
     score: Score | None = None
     place: Callable[[Cond], tuple[int, int]] | None = None
     locate: Locate | None = None
+    adapted: Adapt = no_adapters
 
 
 @renamed_fields(kind="prediction")
@@ -154,7 +157,7 @@ class Denoiser:
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
             alone = None if self.nets[branch.net].place is None else i
-            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.time, alone)
+            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.apart, alone)
             groups.setdefault(key, []).append(i)
         found: dict[int, Answer] = {}
         for members in groups.values():
@@ -174,6 +177,8 @@ class Denoiser:
                 f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
                 'pipeline); SAG(..., on="cond") does without'
             )
+        if branch.adapter is not None:
+            self.nets[branch.net].adapted(branch.adapter)  # raises where one is not loaded
         _ = self.conds[branch.cond]  # one that is made when it is asked for may raise
         for layer in (*(name for name, _ in branch.edits), *branch.record):
             matching(list(self.nets[branch.net].layers), layer)
@@ -195,8 +200,10 @@ class Denoiser:
             drops = _drops(group, size, rows, first)
             part = cond if len(x) == count else rows_of(cond, rows, len(x))
             with ExitStack() as stack:
-                if taps or drops:
+                if taps or drops or group[0].adapter is not None:
                     stack.enter_context(net.touched())
+                if group[0].adapter is not None:
+                    stack.enter_context(net.adapted(group[0].adapter))
                 if drops:
                     stack.enter_context(dropped(drops, batch))
                 stack.enter_context(tapped(net.layers, taps, locate, net.using))

@@ -37,6 +37,8 @@ class Branch:
         level: The level of that input, if it is another than the sample's; a pass of its own.
         dropout: Dropout in the network.
         record: Layers whose attention scores are wanted.
+        adapter: Adapters (LoRA) that act, and no others, as "style@0.3"; None leaves those that do;
+            a pass of its own.
     """
 
     cond: str = "cond"
@@ -46,17 +48,23 @@ class Branch:
     level: Level | None = None
     dropout: Dropout | None = None
     record: tuple[str, ...] = ()
+    adapter: str | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for branches with equal answers, but for what they record."""
         x = None if self.x is None else id(self.x)
-        return self.cond, self.net, self.edits, x, self.time, self.dropout
+        return self.cond, self.net, self.edits, x, self.time, self.dropout, self.adapter
 
     @property
     def time(self) -> float | None:
-        """Time of its own level; branches stack where it is equal."""
+        """Time of its own level."""
         return None if self.level is None else self.level.t.item()
+
+    @property
+    def apart(self) -> tuple[object, ...]:
+        """Equal for branches of one network that stack, if their conditions do."""
+        return self.time, self.adapter
 
 
 @renamed_fields(kind="prediction")
@@ -225,7 +233,7 @@ def plan(asker: Queries[T], at: GuidanceState) -> Plan:
     passes: dict[str, int] = {}
 
     def count(branches: Sequence[Branch]) -> list[Answer]:
-        for net, _ in dict.fromkeys((branch.net, branch.time) for branch in branches):
+        for net, _ in dict.fromkeys((branch.net, branch.apart) for branch in branches):
             passes[net] = passes.get(net, 0) + 1
         for branch in branches:
             rows[branch.net] = rows.get(branch.net, 0) + 1

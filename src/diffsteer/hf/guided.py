@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.queries import number
+from diffsteer.hf.adapters import adapted
 from diffsteer.hf.architectures import by_sdpa, family_of, known_family, packed, size_of, unpacked
 from diffsteer.hf.call import NetworkCall
 from diffsteer.hf.network import PipelineNetwork, place_of, uncompiled, unwrap_compiled
@@ -117,7 +119,8 @@ class Guided:
 
         patch = 2 if self.family.packed else getattr(network.module.config, "patch_size", None) or 1
         layers = self._layers if module is self.module else self._guide_layers
-        return Network(evaluate, layers, by_sdpa, patch, self.family.text_first, self._touched)
+        settings = by_sdpa, patch, self.family.text_first, self._touched
+        return Network(evaluate, layers, *settings, adapted=partial(adapted, network.module))
 
     def _tokens(self, call: NetworkCall) -> Size:
         """Height and width of a packed sample in tokens; read once for each tensor of places."""

@@ -22,6 +22,7 @@ from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.sag import SAG
+from diffsteer.hf.adapters import adapted
 from diffsteer.hf.architectures import by_sdpa
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
@@ -242,6 +243,7 @@ class StepGuidance:
             touched=self._touched,
             place=lambda cond: (cond["part"].rows.start, len(cond["part"].call.inputs)),
             locate=layers.tokens,
+            adapted=partial(adapted, unwrap_compiled(network or cond.call.module)),
         )
 
     def _measured(self, network: Any, part: Part) -> MeasuredLayers:
