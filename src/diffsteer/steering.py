@@ -28,7 +28,7 @@ from diffsteer.hf.layout import FirstStep
 from diffsteer.hf.network import PARTS, check_free, claimed, network_of, unwrap_compiled
 from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.runs import Runs
-from diffsteer.hf.scheduler_config import flows
+from diffsteer.hf.scheduler_config import flows, same_times, trained
 from diffsteer.hf.step_guidance import StepGuidance
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Steering:
         if guidance is not None:
             second = None if guide is None else network_of(guide)
             check_free(network_of(pipe))
-            check_prediction(pipe, guide)
+            check_guide(pipe, guide)
             network = unwrap_compiled(network_of(pipe))
             modular = hasattr(pipe, "update_components")  # calls once for each condition
             known = known_family(network) is not None and not modular
@@ -232,16 +232,24 @@ def zero_snr_scheduler(pipe: Any) -> Any:
     return made
 
 
-def check_prediction(pipe: Any, guide: Any) -> None:
-    """Check that a guide with a scheduler has the prediction type of the pipeline."""
-    own, other = (
-        None if scheduler is None else scheduler.config.get("prediction_type", "epsilon")
-        for scheduler in (getattr(p, "scheduler", None) for p in (pipe, guide))
-    )
-    if own is None or other is None:
+def check_guide(pipe: Any, guide: Any) -> None:
+    """Check that a guide with a scheduler means the same output and the same times."""
+    schedulers = [getattr(p, "scheduler", None) for p in (pipe, guide)]
+    if None in schedulers:
         return
+    own, other = (s.config.get("prediction_type", "epsilon") for s in schedulers)
     if own != other:
         raise InputError(
             f"the guide's scheduler says prediction_type={other!r}, the pipeline's {own!r}: "
             "answers of both are subtracted, so both have to predict the same"
+        )
+    try:
+        schedules = [trained(scheduler)[0] for scheduler in schedulers]
+    except InputError:
+        return  # one of a kind that no schedule of ours describes
+    if not same_times(*schedules):
+        raise InputError(
+            "the schedules of the guide and of the pipeline have other noise at the same timestep, "
+            f"and both networks are asked at the same: got {schedules[1]} and {schedules[0]}. Take "
+            "a guide that was trained on the pipeline's, or give its network alone"
         )

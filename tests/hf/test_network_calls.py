@@ -5,8 +5,9 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import CFG, PAG, SAG, SEG, Auto
+from diffsteer import CFG, PAG, SAG, SEG, Auto, Discrete, Flow
 from diffsteer.guidance.attention_taps import blur, received
+from diffsteer.hf.scheduler_config import same_times
 from diffsteer.steering import steer
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -78,6 +79,20 @@ def test_a_guide_that_predicts_something_else(sd) -> None:
     with pytest.raises(ValueError, match="guide's scheduler says prediction_type='v_prediction'"):
         steer(pipe, Auto(2), guide=sd("v_prediction"))
     assert pipe.unet.__dict__ == before
+
+
+def test_a_guide_of_another_schedule(sd) -> None:
+    """Other betas or zero terminal SNR are refused; another solver of the same betas is not."""
+    pipe, guide = sd(), sd()
+    config = pipe.scheduler.config
+    for changes in ({"beta_end": 0.02}, {"rescale_betas_zero_snr": True}):
+        guide.scheduler = diffusers.DDIMScheduler.from_config(config, **changes)
+        with pytest.raises(ValueError, match="other noise at the same timestep"):
+            steer(pipe, Auto(2), guide=guide)
+    guide.scheduler = diffusers.EulerDiscreteScheduler.from_config(config)
+    with steer(pipe, Auto(2), guide=guide):
+        pass
+    assert same_times(Flow(3.0), Flow()) and not same_times(Flow(), Discrete.linear())
 
 
 @pytest.mark.parametrize("total", [PAG(3), SEG(2, sigma=1.0), CFG(5) + PAG(3) + SAG(0.5)], ids=repr)

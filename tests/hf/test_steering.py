@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProc
 
 from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, V
 from diffsteer.hf.architectures import image_attention
+from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.steering import steer
 
@@ -207,6 +208,35 @@ def test_synthetic_guides(sd, guidance) -> None:
     assert sizes[:10] == ([4, 2] * 5 if isinstance(guidance, AutoNoise) else [6] * 10)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in pipe.unet.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_draws_the_same_noise(sd, dtype) -> None:
+    """What AutoNoise adds to its input in half precision is what it adds in float32."""
+
+    def added(dtype: torch.dtype) -> torch.Tensor:
+        pipe = sd().to(dtype)
+        forward, inputs = pipe.unet.forward, []
+        pipe.unet.forward = lambda *a, **k: inputs.append(k["sample"].float()) or forward(*a, **k)
+        with torch.no_grad(), steer(pipe, CFG(5) + AutoNoise(2, noise=0.5)):
+            sampled(pipe, steps=1, latents=START.to(dtype))
+        del pipe.unet.forward
+        plain, noisier = inputs
+        return (noisier - plain[:2]).flatten(1)
+
+    assert torch.cosine_similarity(added(dtype), added(torch.float32)).min() > 0.95
+
+
+def test_seeds_differ_by_sample_alone() -> None:
+    """Neither rounding, nor scale, nor the batch changes a seed; a thousand samples have as many."""
+    x = torch.randn(1000, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    seeds = seeds_of(x)
+    assert len(set(seeds)) == 1000
+    for other in (x.half(), x.bfloat16(), x.double(), 14.6 * x):
+        assert seeds_of(other) == seeds
+    assert seeds_of(x[3:5]) == seeds[3:5]
+    large = torch.randn(2, 16, 5, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert seeds_of(large.half()) == seeds_of(large)
 
 
 def test_dropout_of_a_compiled_network(sd) -> None:

@@ -90,6 +90,26 @@ def test_costs_are_kept_with_their_samples(tmp_path: Path) -> None:
         assert (found.costs["seconds"] > 0).all()
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_a_cost_of_some_samples_is_refused(tmp_path: Path) -> None:
+    """Of one run, in one chunk or in two, and of a folder that another program began."""
+    calls: list[float] = []
+
+    def rows() -> dict[str, float]:
+        calls.append(1)
+        return {"rows": 1.0} if len(calls) % 2 else {}
+
+    for batch in (2, 8):
+        with pytest.raises(ValueError, match="measure the same of each"):
+            sampled(noise, range(16), MEAN, batch=batch, costs=rows)
+    sampled(noise, range(8), MEAN, tmp_path, KEY)
+    with pytest.raises(ValueError, match="seeds 0-7 have seconds, others rows, seconds: measure"):
+        sampled(noise, range(16), MEAN, tmp_path, KEY, costs=lambda: {"rows": 1.0})
+    next(tmp_path.glob("chunk-*00.npz")).unlink()
+    found = sampled(noise, range(16), MEAN, tmp_path, KEY, costs=lambda: {"rows": 1.0})
+    assert found.costs.keys() == {"rows", "seconds"}
+
+
 def test_another_key_or_extractor_is_refused(tmp_path: Path) -> None:
     sampled(noise, range(4), MEAN, tmp_path, KEY)
     with pytest.raises(ValueError, match="something else: steps was 3 and is 4. Take another"):

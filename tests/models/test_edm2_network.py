@@ -374,6 +374,7 @@ def test_attention_can_be_edited() -> None:
         {"label_dim": True},
         {"sigma_data": 0},
         {"dropout": 1.0},
+        {"model_channels": 4},  # narrower than a head
         {"model_channels": 45, "channels_per_head": 64, "channel_mult": [1, 3]},
     ],
 )

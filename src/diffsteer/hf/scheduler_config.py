@@ -109,6 +109,13 @@ def trained(scheduler: Any) -> tuple[Schedule, Prediction]:
     return Flow() if config.get("use_dynamic_shifting") else schedule_of(named), Velocity()
 
 
+def same_times(a: Schedule, b: Schedule) -> bool:
+    """Whether a time means the same level on both; that of EDM and of flows is the level itself."""
+    if isinstance(a, Discrete) and isinstance(b, Discrete):
+        return len(a.alphas) == len(b.alphas) and torch.allclose(a.alphas, b.alphas, atol=1e-6)
+    return type(a) is type(b)
+
+
 def flows(config: Config) -> bool:
     """Whether a config is of flow matching."""
     name = str(config.get("_class_name", ""))

@@ -19,6 +19,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write, write_npz
 from diffsteer.io.hashing import differences, digest
+from diffsteer.io.seeds import format_seeds
 from diffsteer.io.strict import read_npz, read_object, refused
 
 VERSION = 1
@@ -43,10 +44,15 @@ class Shard:
 
     @classmethod
     def joined(cls, shards: "Sequence[Shard]") -> "Shard":
-        """One shard of several with the same names."""
-        arrays = {
-            name: torch.cat([shard.arrays[name] for shard in shards]) for name in shards[0].arrays
-        }
+        """One shard of several, all of which must have the same arrays."""
+        names = shards[0].arrays.keys()
+        if other := next((shard for shard in shards if shard.arrays.keys() != names), None):
+            raise InputError(
+                f"seeds {format_seeds(other.seeds)} have {', '.join(sorted(other.arrays))}, others "
+                f"{', '.join(sorted(names))}: measure the same of each; a folder of samples makes "
+                "those again whose chunk is removed"
+            )
+        arrays = {name: torch.cat([shard.arrays[name] for shard in shards]) for name in names}
         return cls(tuple(seed for shard in shards for seed in shard.seeds), arrays)
 
 

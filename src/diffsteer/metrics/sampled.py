@@ -202,12 +202,10 @@ def _rows(shard: Shard, seeds: Container[int]) -> Shard:
 
 
 def _in_order(shards: list[Shard], together: Processes) -> dict[str, Tensor]:
-    """Arrays that all shards of all processes have, in the order of the seeds."""
-    whole = [shard for part in together.gathered(shards) for shard in part]
-    seeds = [seed for shard in whole for seed in shard.seeds]
-    turn = sorted(range(len(seeds)), key=seeds.__getitem__)
-    names = set.intersection(*(set(shard.arrays) for shard in whole))
-    return {n: torch.cat([shard.arrays[n] for shard in whole])[turn] for n in sorted(names)}
+    """Arrays of all processes, in the order of the seeds."""
+    whole = Shard.joined([shard for part in together.gathered(shards) for shard in part])
+    turn = sorted(range(len(whole.seeds)), key=whole.seeds.__getitem__)
+    return {name: whole.arrays[name][turn] for name in sorted(whole.arrays)}
 
 
 def measure_recipe(

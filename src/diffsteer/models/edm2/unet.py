@@ -113,9 +113,10 @@ class UNet(nn.Module):
 
         def block(side: int, kind: str, n_in: int, n_out: int, attends: bool = False) -> None:
             heads = n_out // channels_per_head if attends else 0
-            if heads and n_out % heads:
+            if attends and (not heads or n_out % heads):
                 raise InputError(
-                    f"{n_out} channels make no {heads} heads: change channels_per_head"
+                    f"attention at side {side} has {n_out} channels, which make no heads of "
+                    f"{channels_per_head}: change channels_per_head"
                 )
             part = self.dec if decodes else self.enc
             part[f"{side}x{side}_{kind}"] = Block(n_in, n_out, emb, decodes, kind, heads, dropout)
