@@ -211,6 +211,7 @@ def _sprites(style: str) -> NDArray[np.uint8]:
 
 def source_of(data: Data) -> Emoji:
     """Open the emoji as the settings of a training run say."""
+    data.require_default("images", "seed")
     return Emoji(
         data.split,  # type: ignore[arg-type]
         group=data.group,

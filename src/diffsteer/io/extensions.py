@@ -6,7 +6,7 @@ from typing import Any
 LAB = {
     "commands": ("demo", "toy", "refine analyse"),
     "models": ("pocket", "pocket-eps", "pocket-guide", "pocket-refiner"),
-    "data": ("emoji",),
+    "data": ("critters", "emoji"),
 }
 """What diffsteer-lab adds, so that an error can say which package is missing."""
 

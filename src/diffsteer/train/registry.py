@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.io.extensions import extension
+from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.strict import from_table
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.captioned_images import open_images
@@ -20,7 +20,7 @@ from diffsteer.train.stream import Source, captions
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 
-SOURCES = '"emoji", a folder of images, a folder of tar files, or one tar file'
+SOURCES = '"emoji", "critters", a folder of images, a folder of tar files, or one tar file'
 
 
 def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
@@ -42,11 +42,10 @@ def source_of(data: Data) -> Source:
     """Open the data of a run."""
     if not data.source:
         raise InputError(f"data.source is empty: name {SOURCES}")
-    if data.source == "emoji":
+    if data.source in {*LAB["data"], *extensions("data")}:
         source: Source = extension("data", data.source)(data)
         return source
-    if data.group:
-        raise InputError(f"data.group={data.group!r} is of the emoji, not of {data.source}")
+    data.require_default("group", "images", "seed")
     if data.split != Data.split:
         raise InputError(
             f"data.split={data.split!r} is of the emoji, not of {data.source}, all of which is "

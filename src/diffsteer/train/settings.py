@@ -28,15 +28,18 @@ class Data:
     """Data of a run.
 
     Attributes:
-        source: "emoji", or a folder of images with captions, or one of webdataset tar files.
-        split: Of the emoji: train, test or all.
+        source: "emoji" or "critters", or a folder of images with captions, or one of webdataset
+            tar files.
+        split: Of emoji and critters: train, test or all.
         size: Side in pixels that each of a user's images must have; 0 allows any one size of all.
-            Emoji are made of this size: 64, 32 or 16; 0 is 64.
+            Emoji and critters are made of this size, emoji of 64, 32 or 16; 0 is 64.
         drop: Share of captions that are left empty, for classifier-free guidance.
         label: Class that takes the place of the caption: of emoji "group", "style" or
-            "background", of a folder "folder" or "dataset.json", of tar files "cls"; empty for the
-            whole caption.
+            "background", of critters an attribute, such as "eyes", of a folder "folder" or
+            "dataset.json", of tar files "cls"; empty for the whole caption.
         group: Of the emoji: those of one group, such as "Smileys & Emotion"; empty for all.
+        images: Number of the critters, which are rendered on demand; 0 is 20,000.
+        seed: Of the critters: other images of the same split.
     """
 
     source: str = "emoji"
@@ -45,12 +48,25 @@ class Data:
     drop: float = 0.0
     label: str = ""
     group: str = ""
+    images: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.drop <= 1 and self.size >= 0):
+        if not (0 <= self.drop <= 1 and min(self.size, self.images, self.seed) >= 0):
             raise InputError(
-                f"data.drop={self.drop}, data.size={self.size}: give 0 <= drop <= 1, size >= 0"
+                f"data.drop={self.drop}, data.size={self.size}, data.images={self.images}, "
+                f"data.seed={self.seed}: give 0 <= drop <= 1, and the others >= 0"
             )
+
+    def require_default(self, *names: str) -> None:
+        """Refuse settings that mean nothing for this source."""
+        for name in names:
+            if (value := getattr(self, name)) != getattr(Data, name):
+                owners = {"group": "emoji", "images": "critters", "seed": "critters"}
+                raise InputError(
+                    f"data.{name}={value!r} is of the {owners[name]}, not of {self.source}: leave "
+                    "it out"
+                )
 
 
 @dataclass(frozen=True)

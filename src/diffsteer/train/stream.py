@@ -1,7 +1,7 @@
 """Images with captions, and the endless seeded order in which training sees them.
 
 `diffsteer.train.captioned_images` reads users' own; other sources are extensions of the group
-"diffsteer.data", such as "emoji" of diffsteer-lab.
+"diffsteer.data", such as "critters" and "emoji" of diffsteer-lab.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,1 @@
+"""Rendered creatures of known attributes: captions, images, and a judge of both."""
