@@ -2,7 +2,7 @@
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "examples", "wheel"]
+nox.options.sessions = ["lint", "types", "tests", "examples", "docs", "wheel"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 
@@ -38,6 +38,13 @@ def examples(session: nox.Session) -> None:
     """Run the examples and every code block of the documentation."""
     install(session)
     session.run("pytest", "tests/test_examples.py", "tests/test_docs.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; every warning is an error."""
+    session.install("-c", "constraints.txt", "-e", ".[hf,docs]", "-e", "lab")
+    session.run("mkdocs", "build")
 
 
 @nox.session

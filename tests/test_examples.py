@@ -26,5 +26,5 @@ def test_example_is_short(example: Path) -> None:
     assert len(example.read_text("utf-8").splitlines()) <= 40
 
 
-def test_there_are_five() -> None:
-    assert len(EXAMPLES) == 5
+def test_there_are_six() -> None:
+    assert len(EXAMPLES) == 6

@@ -1,0 +1,40 @@
+"""Draw what each method does to the same prompts and seeds: schedule, guidance, refined noise."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from diffsteer import load, steer
+
+PROMPTS = (
+    "owl, noto style, on a black background",
+    "pear, noto style, on a white background",
+    "rocket, twemoji style, on a black background",
+    "tropical fish, twemoji style, on a white background",
+    "sunflower, noto style, on a black background",
+    "cat face, twemoji style, on a white background",
+)
+ROWS = {
+    "published schedule\nno guidance": ("pocket-eps", {}),
+    "zero terminal SNR\nno guidance": ("pocket", {}),
+    "zero terminal SNR\nCFG(3)": ("pocket", {"guidance": "CFG(3)"}),
+    "zero terminal SNR\nrefined noise": ("pocket", {"refiner": "pocket-refiner"}),
+}
+size = (1.7 * len(PROMPTS) + 1.6, 1.72 * len(ROWS) + 0.5)
+figure, axes = plt.subplots(len(ROWS), len(PROMPTS), figsize=size, layout="constrained")
+for (name, (model, method)), row in zip(ROWS.items(), axes, strict=True):
+    pipe = load(model, torch.float32)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    options = {"num_inference_steps": 16, "generator": generators}
+    options["guidance_scale"] = 3 if "guidance" in method else 1
+    handle = steer(pipe, **method) if method else None  # the pipeline is changed until remove()
+    for image, ax in zip(pipe(list(PROMPTS), **options).images, row, strict=True):
+        ax.imshow(image)
+        ax.set(xticks=[], yticks=[])
+    row[0].set_ylabel(name, fontsize=11)
+    _ = handle and handle.remove()
+for seed, (prompt, ax) in enumerate(zip(PROMPTS, axes[0], strict=True)):
+    ax.set_title(prompt.replace(", on", ",\non") + f"\nseed {seed}", fontsize=8)
+figure.savefig(Path(sys.argv[1]) / "before_after.png", dpi=80)
