@@ -27,10 +27,12 @@ from .guidance import (
     Auto,
     AutoDropout,
     AutoNoise,
+    CFGpp,
     CFGZero,
     Clamped,
     Classifier,
     Guidance,
+    Momentum,
 )
 from .guidance.attention_taps import BlurQuery, Edit, Identity
 from .guidance.queries import plan
@@ -48,7 +50,8 @@ __version__: str
 __all__ = ["NoiseRefiner", "Recipe", "SteerGuider", "SteerScheduler"]
 __all__ += ["compare", "evaluate", "load", "open_generator", "parse", "plan", "steer"]
 __all__ += ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
-__all__ += ["Clamped", "Classifier", "Guidance", "BlurQuery", "Dropout", "Edit", "Identity"]
+__all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
+__all__ += ["BlurQuery", "Dropout", "Edit", "Identity"]
 __all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]
 __all__ += ["Sampler", "sample"]
 __all__ += ["EDM", "Cosine", "Discrete", "Flow", "Level", "Schedule"]

@@ -20,6 +20,7 @@ from diffsteer import (
     Auto,
     AutoDropout,
     AutoNoise,
+    CFGpp,
     CFGZero,
     Clamped,
     Classifier,
@@ -31,6 +32,7 @@ from diffsteer import (
     Guidance,
     Heun,
     Karras,
+    Momentum,
     Preconditioned,
     UniPC,
     V,
@@ -59,6 +61,7 @@ Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]
 SD0 = Discrete.scaled_linear().zero_snr()
 ALL = [CFG(5.0), APG(4.0), CFGZero(3.0), PAG(3.0), SEG(3.0), SAG(0.75), Auto(2.0)]
 ALL += [AutoDropout(2.0, p=0.2), AutoNoise(2.0, noise=0.3), Classifier(1.5)]
+ALL += [CFGpp(0.5), Momentum(0.4, decay=0.8)]
 
 
 def point(kind=None, schedule=SD0, t=400, batch=2) -> GuidanceState:

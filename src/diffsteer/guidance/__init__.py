@@ -1,11 +1,13 @@
 """Ways to steer a prediction. Importing the package registers all of them for `parse`."""
 
+from diffsteer.guidance.ahead import CFGpp
 from diffsteer.guidance.attention_taps import BlurQuery, Edit, Identity
 from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
 from diffsteer.guidance.base import Clamped, Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
 from diffsteer.guidance.classifier import Classifier, class_gradient
 from diffsteer.guidance.denoiser import Denoiser, Network
+from diffsteer.guidance.momentum import Momentum
 from diffsteer.guidance.perturbed import PAG, SEG
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
 from diffsteer.guidance.rescale import rescale, rescale_centred
@@ -13,7 +15,7 @@ from diffsteer.guidance.row_dropout import Dropout
 from diffsteer.guidance.sag import SAG
 
 __all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
-__all__ += ["Clamped", "Classifier", "Guidance"]
+__all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
 __all__ += ["Answer", "Branch", "GuidanceState", "Plan", "Queries", "lockstep", "run"]
 __all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
 __all__ += ["class_gradient", "rescale", "rescale_centred"]

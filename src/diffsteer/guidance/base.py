@@ -142,7 +142,7 @@ class Sum(Guidance):
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        shifts = yield from lockstep(*(g.shift(at) for g in self.terms))
+        shifts = yield from lockstep(*(g.shift(at.of_term(i)) for i, g in enumerate(self.terms)))
         return torch.stack(shifts).sum(dim=0)
 
     @override

@@ -1,6 +1,6 @@
 """From networks, conditions and a guidance to one denoiser, in as few passes as there can be."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import renamed_fields
-from diffsteer.core.level import Level, upcast
+from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.adapters import Adapt, no_adapters
 from diffsteer.guidance.attention_taps import Locate, Score, Tap, Using, in_grid, matching, tapped
 from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
+from diffsteer.guidance.memory import Store
 from diffsteer.guidance.queries import (
     Answer,
     Branch,
@@ -83,6 +85,10 @@ class Denoiser:
         seeds: One for each sample, for guidances that draw; None for those of `sample`, and outside
             of it for the places in the batch.
         step: Index of the sampling step, for guidances of some steps, `.over`.
+        next: Level that the step goes to, for guidances that look ahead.
+        memory: What guidances keep from step to step of a sampling; None where each call stands
+            alone. `sample` gives every sampling its own, and `at_step` those of a loop of your own.
+        levels: Those of the sampling, if known: `at_step` takes `next` from them.
     """
 
     nets: Mapping[str, Network]
@@ -93,14 +99,24 @@ class Denoiser:
     schedule: Schedule | None = None
     seeds: Sequence[int] | None = None
     step: int = 0
+    next: Level = CLEAN
+    memory: Store | None = None
+    levels: Sequence[Level] = ()
+    _own: Store = field(default_factory=Store, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
             raise InputError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
 
     def at_step(self, step: int) -> Callable[[Tensor, Level], Denoised]:
-        """Return the denoiser of a sampling step, so that `.over` counts its own."""
-        return replace(self, step=step).denoised
+        """Return the denoiser of a step, for all evaluations of that step."""
+        ahead = self.levels[step + 1] if step + 1 < len(self.levels) else self.next
+        memory = self._own if self.memory is None else self.memory
+        return replace(self, step=step, next=ahead, memory=memory).denoised
+
+    def for_levels(self, levels: Sequence[Level]) -> "Denoiser":
+        """Return the denoiser of one sampling over these levels, with a memory of its own."""
+        return replace(self, levels=tuple(levels), memory=Store())
 
     def for_seeds(self, seeds: Sequence[int]) -> "Denoiser":
         """Return the denoiser with these seeds, unless it has some."""
@@ -127,7 +143,9 @@ class Denoiser:
             raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
             )
-        at, evaluate = self._state(x, level), partial(self.evaluate, dtype=x.dtype)
+        memory, start = (self.memory or Store()).begin(self.step, level, len(x))
+        at = replace(self._state(x, level), memory=memory, start=start)
+        evaluate = partial(self.evaluate, dtype=x.dtype)
         if self.guidance is None:
             return evaluate([Branch()], at=at)[0], None
         return run(with_conditional(self.guidance.shift(at)), partial(evaluate, at=at))
@@ -145,8 +163,8 @@ class Denoiser:
             run(with_conditional(self.guidance.shift(at)), check)
 
     def _state(self, x: Tensor, level: Level) -> GuidanceState:
-        x = upcast(x)
-        return GuidanceState(x, level, self.prediction, self.step, self.schedule, self.seeds)
+        seeing = self.prediction, self.step, self.schedule, self.seeds, self.next
+        return GuidanceState(upcast(x), level, *seeing)
 
     def evaluate(
         self, branches: Sequence[Branch], at: GuidanceState, dtype: torch.dtype | None = None
@@ -157,13 +175,26 @@ class Denoiser:
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
             alone = None if self.nets[branch.net].place is None else i
-            key = (id(self.nets[branch.net]), _shapes(self.conds[branch.cond]), branch.apart, alone)
+            key = (id(self.nets[branch.net]), shapes(self.conds[branch.cond]), branch.apart, alone)
             groups.setdefault(key, []).append(i)
         found: dict[int, Answer] = {}
         for members in groups.values():
             group = [branches[i] for i in members]
-            found |= zip(members, self._pass(group, at, dtype or at.x.dtype), strict=True)
+            found |= zip(members, self._for_samples(group, at, dtype or at.x.dtype), strict=True)
         return [found[i] for i in range(len(branches))]
+
+    def _for_samples(
+        self, group: list[Branch], at: GuidanceState, dtype: torch.dtype
+    ) -> list[Answer]:
+        """Evaluate branches of one pass for the samples that they ask about."""
+        if group[0].samples is None:
+            return self._pass(group, at, dtype)
+        rows, size = list(group[0].samples), len(at.x)
+        if self.nets[group[0].net].place is not None:  # it makes a batch of its own
+            whole = self._pass([replace(branch, samples=None) for branch in group], at, dtype)
+            return [answer.of_samples(rows) for answer in whole]
+        conds = {b.cond: rows_of(self.conds[b.cond], rows, size) for b in group}
+        return replace(self, conds=conds)._pass(group, replace(at, x=at.x[rows]), dtype)
 
     def _check(self, branch: Branch) -> None:
         if branch.net not in self.nets:
@@ -188,7 +219,7 @@ class Denoiser:
         net = self.nets[group[0].net]
         size, level = len(at.x), group[0].level or at.level
         inputs = [(at.x if branch.x is None else branch.x).to(dtype) for branch in group]
-        x, cond = _stacked(inputs), _joined([self.conds[b.cond] for b in group], size)
+        x, cond = stacked(inputs), joined([self.conds[b.cond] for b in group], size)
         maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
         grid = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
         locate = net.locate or partial(in_grid, grid, net.text_first)
@@ -208,8 +239,8 @@ class Denoiser:
                     stack.enter_context(dropped(drops, batch))
                 stack.enter_context(tapped(net.layers, taps, locate, net.using))
                 outs.append(net.call(x[rows], level, part))
-        found = torch.split(_stacked(outs).to(at.x.dtype), size)
-        seen = [{name: _stacked(m) for name, m in recorded.items()} for recorded in maps]
+        found = torch.split(stacked(outs).to(at.x.dtype), size)
+        seen = [{name: stacked(m) for name, m in recorded.items()} for recorded in maps]
         return [
             _answer(out, upcast(x), level, at.prediction, scores)
             for out, x, scores in zip(found, inputs, seen, strict=True)
@@ -268,48 +299,3 @@ def _answer(
         return Answer(out, x, level, prediction, maps)
     half, variance = out.chunk(2, dim=1)
     return Answer(half, x, level, prediction, maps, variance)
-
-
-def chunks(rows: int, most: int | None) -> Iterator[slice]:
-    """Slices of at most so many rows that hold all of them in turn."""
-    step = most or rows
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _shapes(tree: Any) -> Any:
-    """What has to be equal for two conditions to be stacked."""
-    if isinstance(tree, Tensor):
-        return tuple(tree.shape)
-    if isinstance(tree, Mapping):
-        return tuple((key, _shapes(value)) for key, value in tree.items())
-    if isinstance(tree, list | tuple):
-        return tuple(_shapes(value) for value in tree)
-    return None
-
-
-def _joined(trees: Sequence[Any], size: int) -> Any:
-    """Join conditions of `size` rows each; what has no rows is taken from the first."""
-    first = trees[0]
-    if isinstance(first, Tensor) and first.ndim > 0 and len(first) == size:
-        return _stacked(trees)
-    if isinstance(first, Mapping):
-        return {key: _joined([tree[key] for tree in trees], size) for key in first}
-    if isinstance(first, list | tuple):
-        return type(first)(_joined(column, size) for column in zip(*trees, strict=True))
-    return first
-
-
-def rows_of(tree: Any, rows: slice, size: int) -> Any:
-    """Some rows of a condition of `size` rows."""
-    if isinstance(tree, Tensor):
-        return tree[rows] if tree.ndim > 0 and len(tree) == size else tree
-    if isinstance(tree, Mapping):
-        return {key: rows_of(value, rows, size) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(rows_of(value, rows, size) for value in tree)
-    return tree

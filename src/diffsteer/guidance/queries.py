@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.fields import renamed_fields
-from diffsteer.core.level import Level
+from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.attention_taps import Edit
+from diffsteer.guidance.memory import Memory
 from diffsteer.guidance.row_dropout import Dropout
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class Branch:
         record: Layers whose attention scores are wanted.
         adapter: Adapters (LoRA) that act, and no others, as "style@0.3"; None leaves those that do;
             a pass of its own.
+        samples: Indices of the samples that are asked about, ascending, where it is not all of
+            them; the answer has a row for each. Inputs and dropout have rows for these alone.
     """
 
     cond: str = "cond"
@@ -49,12 +52,13 @@ class Branch:
     dropout: Dropout | None = None
     record: tuple[str, ...] = ()
     adapter: str | None = None
+    samples: tuple[int, ...] | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for branches with equal answers, but for what they record."""
         x = None if self.x is None else id(self.x)
-        return self.cond, self.net, self.edits, x, self.time, self.dropout, self.adapter
+        return self.cond, self.net, self.edits, x, self.dropout, self.apart
 
     @property
     def time(self) -> float | None:
@@ -64,7 +68,7 @@ class Branch:
     @property
     def apart(self) -> tuple[object, ...]:
         """Equal for branches of one network that stack, if their conditions do."""
-        return self.time, self.adapter
+        return self.time, self.adapter, self.samples
 
 
 @renamed_fields(kind="prediction")
@@ -99,6 +103,12 @@ class Answer:
         """The noise in the sample."""
         return self.prediction.solve(self.x, self.out, self.level)[1]
 
+    def of_samples(self, rows: list[int]) -> "Answer":
+        """What it says of some samples."""
+        maps = {name: scores[rows] for name, scores in self.maps.items()}
+        variance = None if self.variance is None else self.variance[rows]
+        return replace(self, out=self.out[rows], x=self.x[rows], maps=maps, variance=variance)
+
 
 @renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
@@ -112,6 +122,11 @@ class GuidanceState:
         step: Index of the sampling step, 0 for the first.
         schedule: What the network was trained on, for guidances that ask it at other levels.
         seeds: One for each sample, for guidances that draw; without, its place in the batch.
+        next: Level that this step goes to; that of data where no sampling is known.
+        memory: What the guidance keeps from step to step, a row for each sample; a state that is
+            made by hand keeps nothing.
+        start: Level that this step starts from, in the inner evaluations of second-order samplers;
+            else None, since it is `level`.
     """
 
     x: Tensor
@@ -120,6 +135,13 @@ class GuidanceState:
     step: int = 0
     schedule: Schedule | None = None
     seeds: Sequence[int] | None = None
+    next: Level = CLEAN
+    memory: Memory = field(default_factory=lambda: Memory(inner=True))
+    start: Level | None = None
+
+    def of_term(self, i: int) -> "GuidanceState":
+        """State of a term of a sum, which has a memory of its own."""
+        return replace(self, memory=self.memory.of_term(i))
 
     def seeds_for(self, purpose: str) -> tuple[int, ...]:
         """One seed for each sample, for what is drawn at this level for a purpose.
@@ -246,7 +268,7 @@ def plan(asker: Queries[T], at: GuidanceState) -> Plan:
 def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
     """Answers of a network that says 0 and attends to all alike."""
     flat = torch.ones(len(at.x), *at.x.shape[-2:])
-    return [
+    answers = [
         Answer(
             torch.zeros_like(at.x),
             at.x,
@@ -255,4 +277,8 @@ def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
             dict.fromkeys(branch.record, flat),
         )
         for branch in branches
+    ]
+    return [
+        answer if branch.samples is None else answer.of_samples(list(branch.samples))
+        for branch, answer in zip(branches, answers, strict=True)
     ]

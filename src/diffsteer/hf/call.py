@@ -21,7 +21,8 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
-from diffsteer.guidance.denoiser import Cond, rows_of
+from diffsteer.guidance.batching import rows_of
+from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import family_of
 from diffsteer.hf.batch_conditions import ALONE, Conditions, conditions_in_batch
 from diffsteer.hf.network import (

@@ -13,12 +13,13 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
+from diffsteer.guidance.memory import Store
 from diffsteer.guidance.queries import number
 from diffsteer.hf.adapters import adapted
 from diffsteer.hf.architectures import by_sdpa, family_of, known_family, packed, size_of, unpacked
 from diffsteer.hf.call import NetworkCall
 from diffsteer.hf.network import PipelineNetwork, place_of, uncompiled, unwrap_compiled
-from diffsteer.hf.timesteps import level_at
+from diffsteer.hf.timesteps import StepTracker, level_at, next_level
 
 Size = tuple[int, int]
 
@@ -49,6 +50,7 @@ class Guided:
         self._eagerly = uncompiled if compiled else nullcontext
         self._size: tuple[Any, Size] | None = None
         self._seeds: tuple[int, ...] = ()
+        self._memory = Store()
         self._tapping = False
 
     def __call__(self, call: NetworkCall) -> Tensor:
@@ -62,6 +64,8 @@ class Guided:
         x = upcast(call.sample if size is None else unpacked(call.sample, size))
         if call.step.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
+        if call.step.first:
+            self._memory = Store()
         dtype, prediction = call.inputs.dtype, network.prediction
         nets = {"main": self._net(network, self.module, level, dtype, size)}
         if self.guide is self.module:
@@ -72,9 +76,11 @@ class Guided:
             )
             nets["guide"] = self._net(second, self.guide, level, dtype, size)
         settings = self.guidance, self.max_rows, network.schedule, self._seeds, call.step.step
-        denoiser = Denoiser(nets, conds, prediction, *settings)
+        tracker = call.reader.tracker
+        ahead = next_level(tracker, call.step.step, partial(level_at, network.schedule))
+        denoiser = Denoiser(nets, conds, prediction, *settings, ahead, self._memory)
         if call.step.first:
-            self._dry_run(denoiser, x, call.reader.tracker.remaining())
+            self._dry_run(denoiser, x, tracker)
         base, shift = denoiser.predict(x, level)
         assert shift is not None
         out = base.out + prediction.output_shift(shift, level)
@@ -82,7 +88,7 @@ class Guided:
             out = torch.cat([out, base.variance], dim=1)
         return out if size is None else packed(out)
 
-    def _dry_run(self, denoiser: Denoiser, x: Tensor, steps: tuple[tuple[int, float], ...]) -> None:
+    def _dry_run(self, denoiser: Denoiser, x: Tensor, tracker: StepTracker) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first call.
 
         On a small sample. At each level the output has to fix x0, whether a guidance acts or not.
@@ -90,10 +96,11 @@ class Guided:
         small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
-        for step, time in steps:
+        for step, time in tracker.remaining():
             level = level_at(schedule, time)
             denoiser.prediction.x0(small, small, level)
-            replace(alone, step=step).dry_run(small, level)
+            ahead = next_level(tracker, step, partial(level_at, schedule))
+            replace(alone, step=step, next=ahead).dry_run(small, level)
 
     def _net(
         self,

@@ -21,6 +21,7 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Denoiser, Network
+from diffsteer.guidance.memory import Store
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
 from diffsteer.hf.architectures import by_sdpa
@@ -30,7 +31,13 @@ from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled, unwrap_compiled
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.step_calls import Call, Clock, Form, Part, parts_of, probe, tensor_of
-from diffsteer.hf.timesteps import FLOW_TIMESTEPS, StepTracker, level_at, timestep_schedule
+from diffsteer.hf.timesteps import (
+    FLOW_TIMESTEPS,
+    StepTracker,
+    level_at,
+    next_level,
+    timestep_schedule,
+)
 
 MOST_CALLS = 2
 """Most calls of networks in a step: one for each condition."""
@@ -67,6 +74,7 @@ class StepGuidance:
         self._calls: list[Call] = []
         self._parts: dict[str, Part] = {}
         self._seeds: tuple[int, ...] = ()
+        self._memory = Store()
         self._clock = Clock()
         self._replaced = ExitStack()
 
@@ -167,6 +175,8 @@ class StepGuidance:
             self._check_frames(parts["cond"], x)
         if step.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
+        if step.first:
+            self._memory = Store()
         nets = {"main": self._network(None, level, schedule, parts["cond"])}
         if self.guide is not None:
             nets["guide"] = self._network(self.guide, level, schedule, parts["cond"])
@@ -178,6 +188,8 @@ class StepGuidance:
             schedule=schedule,
             seeds=self._seeds,
             step=step.step,
+            next=next_level(self._tracker, step.step, partial(self._level, schedule)),
+            memory=self._memory,
         )
         if step.first:
             self._dry_run(replace(denoiser, seeds=None), x[:1])
@@ -193,7 +205,8 @@ class StepGuidance:
         for step, time in self._tracker.remaining():
             level = self._level(denoiser.schedule, time)
             denoiser.prediction.x0(x, x, level)  # the output has to fix x0
-            replace(denoiser, step=step).dry_run(x, level)
+            ahead = next_level(self._tracker, step, partial(self._level, denoiser.schedule))
+            replace(denoiser, step=step, next=ahead).dry_run(x, level)
 
     @property
     def _inverted(self) -> bool:

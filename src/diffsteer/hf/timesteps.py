@@ -3,14 +3,14 @@
 The step of a call is found without waiting for the device that holds them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.level import Level, upcast
+from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import EDM, Flow, Schedule
 from diffsteer.hf.protocols import SchedulerLike
@@ -88,6 +88,10 @@ class StepTracker:
         start = self._last or 0
         return tuple(zip(self._steps[start:], self.times[start:], strict=True))
 
+    def following(self, step: int) -> float | None:
+        """Timestep that a step goes to; None where it goes to data."""
+        return next((time for later, time in self.remaining() if later > step), None)
+
     def _viewed(self, given: float | Tensor) -> int | None:
         """Index of a timestep that is a view of the scheduler's."""
         timesteps = self.timesteps
@@ -163,6 +167,12 @@ def timestep_schedule(scheduler: SchedulerLike) -> tuple[Schedule, Prediction]:
 def level_at(schedule: Schedule, timestep: Any) -> Level:
     """Noise level of a scheduler timestep, on the schedule of `timestep_schedule`."""
     return schedule.at(timestep / FLOW_TIMESTEPS if isinstance(schedule, Flow) else timestep)
+
+
+def next_level(tracker: StepTracker, step: int, level_of: Callable[[float], Level]) -> Level:
+    """Level that a step of a sampling goes to; the last goes to data."""
+    time = tracker.following(step)
+    return CLEAN if time is None else level_of(time)
 
 
 def timestep_factor(schedule: Schedule, flow_time: float) -> float:

@@ -21,7 +21,8 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
-from diffsteer.guidance.denoiser import Cond, chunks, rows_of
+from diffsteer.guidance.batching import chunks, rows_of
+from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.call import BatchedConditions, NetworkCall, shifted
 from diffsteer.hf.first_call import conditions, require_prompts
 from diffsteer.hf.hooks import plain_forward, replaced

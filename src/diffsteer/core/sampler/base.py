@@ -63,6 +63,14 @@ class Seeded(Protocol):
         """Return the denoiser that draws by these seeds, one for each sample."""
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A denoiser that looks ahead, or keeps something from step to step of a sampling."""
+
+    def for_levels(self, levels: Sequence[Level]) -> AnyDenoise:
+        """Return the denoiser of one sampling over these levels."""
+
+
 Past = Sequence[tuple[Level, Tensor]]
 """The levels so far and what was predicted there, the latest at the end."""
 
@@ -145,6 +153,8 @@ def trace(
     _check(levels)
     x = upcast(x)
 
+    if isinstance(denoise, Remembering):
+        denoise = denoise.for_levels(levels)
     stepped = denoise if isinstance(denoise, Stepped) else None
     past: list[tuple[Level, Tensor]] = []
     for done, (now, nxt) in enumerate(pairwise(levels), start=1):

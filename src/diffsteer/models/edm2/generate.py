@@ -70,7 +70,7 @@ def generate(
         drawn = drawn if label is None else torch.full_like(drawn, label)
         labels = F.one_hot(drawn, main.label_dim).float().to(device)
         conds = {"cond": {"labels": labels}, "null": {"labels": torch.zeros_like(labels)}}
-    return loop(start, guided(main, guide, conds, guidance, seeds), noise)
+    return loop(start, guided(main, guide, conds, guidance, seeds, loop.times(dtype)), noise)
 
 
 def guided(
@@ -79,12 +79,13 @@ def guided(
     conds: Mapping[str, Cond],
     guidance: Guidance | None,
     seeds: Sequence[int] | None = None,
+    times: Tensor | None = None,
 ) -> Guided:
     """A guided denoiser for `Loop`, in the dtype of its x.
 
     Each network's denoised x is rounded to the dtype that the network computes in, and `Auto` alone
-    is one `torch.lerp`, as in official sampling; other guidances are computed in float64, and draw
-    by `seeds`.
+    is one `torch.lerp`, as in official sampling; other guidances are computed in float64, draw by
+    `seeds`, and see the level that a step goes to where the loop's `times` are given.
     """
 
     def called(net: EDM2) -> Network:
@@ -97,8 +98,9 @@ def guided(
     nets = {"main": called(main)}
     if guide is not None:
         nets["guide"] = nets["main"] if guide is main else called(guide)
-    denoiser = Denoiser(nets, conds, X0(), guidance, schedule=EDM(), seeds=seeds)
     one = torch.ones((), dtype=torch.float64)
+    levels = [] if times is None else [Level(t.double(), one, t.double()) for t in times]
+    denoiser = Denoiser(nets, conds, X0(), guidance, schedule=EDM(), seeds=seeds, levels=levels)
     if isinstance(guidance, Auto) and guidance == Auto(guidance.scale) and guide is not None:
         return _lerp(nets["main"], nets["guide"], conds["cond"], guidance.scale)
 

@@ -1,0 +1,94 @@
+"""Tensors that guidances keep from step to step of one sampling.
+
+A guidance reads and writes `at.memory` as a mapping. What it finds there is what it, at its place
+in a sum, wrote in earlier steps of the same sampling. Step 0 finds nothing. Of several evaluations
+in one step, as second-order samplers make them, the first alone writes, and the others read it.
+"""
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level
+
+Place = tuple[int, ...]
+
+
+class Store:
+    """Memory of all guidances of one sampling."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[Place, str], Tensor] = {}
+        self._start: tuple[int, Level] | None = None
+
+    def begin(self, step: int, level: Level, rows: int) -> tuple["Memory", Level | None]:
+        """Begin an evaluation; returns the memory and, of an inner one, where its step starts.
+
+        An evaluation with less noise than the first of the same step is an inner one.
+        """
+        known, start = self._start or (None, level)
+        if known == step and (level.ratio < start.ratio).all():
+            return Memory(self, rows, inner=True), start
+        self._start = step, level
+        if step == 0:
+            self.kept.clear()
+        return Memory(self, rows), None
+
+
+@dataclass(frozen=True, eq=False)
+class Memory(MutableMapping[str, Tensor]):
+    """Memory of one guidance in one evaluation: names to tensors with a row for each sample.
+
+    Attributes:
+        store: Holds it from step to step.
+        rows: Number of samples, B.
+        inner: Whether an earlier evaluation of this step writes; what is written here is dropped.
+        place: Indices of the guidance in the sums that hold it.
+    """
+
+    store: Store = field(default_factory=Store)
+    rows: int | None = None
+    inner: bool = False
+    place: Place = ()
+
+    def of_term(self, i: int) -> "Memory":
+        """Memory of a term of a sum."""
+        return Memory(self.store, self.rows, self.inner, (*self.place, i))
+
+    @override
+    def __getitem__(self, name: str) -> Tensor:
+        """Return what was kept, `(B, *D)`."""
+        value = self.store.kept[self.place, name]
+        if self.rows is not None and len(value) != self.rows:
+            raise InputError(
+                f"a guidance remembers {len(value)} samples and is asked for {self.rows}: a "
+                "sampling has to keep its batch from step to step"
+            )
+        return value
+
+    @override
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        """Keep a tensor, `(B, *D)`, for later steps; inner evaluations keep nothing."""
+        if self.rows is not None and (value.ndim == 0 or len(value) != self.rows):
+            raise InputError(
+                f"memory {name!r} must have a row for each of {self.rows} samples, got shape "
+                f"{tuple(value.shape)}"
+            )
+        if not self.inner:
+            self.store.kept[self.place, name] = value
+
+    @override
+    def __delitem__(self, name: str) -> None:
+        if not self.inner:
+            del self.store.kept[self.place, name]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return (name for place, name in self.store.kept if place == self.place)
+
+    @override
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,219 @@
+"""The level ahead and the memory of a sampling: alone and in any batch, for every sampler."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from diffsteer import (
+    CFG,
+    DDIM,
+    CFGpp,
+    Discrete,
+    Eps,
+    Flow,
+    Guidance,
+    Heun,
+    Momentum,
+    Sampler,
+    UniPC,
+    V,
+    Velocity,
+    grid,
+    sample,
+)
+from diffsteer.core.level import CLEAN
+from diffsteer.core.oracle import Mixture
+from diffsteer.core.sampler import first_order
+from diffsteer.guidance import Branch, Denoiser, Network
+from diffsteer.guidance.memory import Store
+from diffsteer.models.edm2.generate import Loop, generate
+from diffsteer.models.edm2.model import EDM2
+
+F64 = torch.float64
+SD = Discrete.scaled_linear()
+SHAPE = (2, 4, 4)
+
+
+def oracle(kind, means=(0.9, 0.3)) -> Network:
+    """A network that knows one mixture for each condition."""
+
+    def call(x, level, cond):
+        rows = [
+            kind.output_for_x0(row, Mixture(means[int(who)])(row, level), level)
+            for row, who in zip(x.split(1), cond["who"], strict=True)
+        ]
+        return torch.cat(rows)
+
+    return Network(call)
+
+
+def denoiser(guidance, batch, kind=None, **settings) -> Denoiser:
+    conds = {name: {"who": torch.full((batch,), i)} for i, name in enumerate(("cond", "null"))}
+    kind = kind or V()
+    return Denoiser({"main": oracle(kind)}, conds, kind, guidance, **settings)
+
+
+@dataclass(frozen=True, repr=False)
+class Seen(Guidance):
+    """Notes what each evaluation sees: step, level, level ahead, and the count that it keeps."""
+
+    log: list = None
+
+    def shift(self, at):
+        (answer,) = yield (Branch(),)
+        count = at.memory.get("count", torch.zeros(len(at.x), dtype=F64))
+        self.log.append((at.step, at.level, at.next, int(count[0])))
+        at.memory["count"] = count + 1
+        return torch.zeros_like(answer.x0)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), Heun(schedule=SD), UniPC()], ids=repr)
+def test_each_step_sees_where_it_goes_and_writes_once(sampler: Sampler) -> None:
+    log: list = []
+    levels = grid(SD, 5)
+    for _ in range(2):  # two samplings in turn do not leak
+        log.clear()
+        *_, _ = sample(denoiser(Seen(log), 1), levels, SHAPE, [0], sampler)
+        for step, level, ahead, count in log:
+            inner = level is not levels[step]
+            assert ahead is levels[step + 1] and count == step + inner
+        assert [count for *_, count in log[:: sampler.evaluations]] == list(range(5))
+    assert log[-1][2] is CLEAN
+
+
+def test_samplings_that_alternate_do_not_leak() -> None:
+    levels, shared = grid(SD, 6), denoiser(Momentum(0.5), 1)
+    alone = [list(sample(shared, levels, SHAPE, [s], DDIM()))[-1].x for s in (0, 1)]
+    a, b = (sample(shared, levels, SHAPE, [s], DDIM()) for s in (0, 1))
+    for both in zip(a, b, strict=True):
+        last = both
+    assert all(torch.equal(step.x, x) for step, x in zip(last, alone, strict=True))
+    unguided = list(sample(denoiser(None, 1), levels, SHAPE, [0], DDIM()))[-1].x
+    assert not torch.equal(alone[0], unguided)
+
+
+def test_a_loop_of_its_own_remembers_and_starts_anew() -> None:
+    """`at_step` keeps memory from step to step; step 0 clears it, and so do plain calls."""
+    log: list = []
+    made, levels = denoiser(Seen(log), 1), grid(SD, 3)
+    x = torch.zeros(1, *SHAPE)
+    for _ in range(2):
+        for i in range(3):
+            made.at_step(i)(x, levels[i])
+    assert [count for *_, count in log] == [0, 1, 2, 0, 1, 2]
+    log.clear()
+    for level in levels[:2]:
+        made(x, level)
+    assert [count for *_, count in log] == [0, 0]
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), Heun(schedule=SD), UniPC()], ids=repr)
+def test_a_sample_is_the_same_in_any_batch(sampler: Sampler) -> None:
+    """Alone, in a batch, in a smaller one, and split by `max_rows`, bit for bit but for SIMD."""
+    guidance, levels = Momentum(0.5, decay=0.7) + CFGpp(0.6), grid(SD, 5)
+
+    def drawn(seeds, **settings):
+        made = denoiser(guidance, len(seeds), **settings)
+        *_, last = sample(made, levels, SHAPE, seeds, sampler)
+        return last.x
+
+    whole = drawn([3, 1, 4, 1, 5])
+    assert torch.equal(whole, drawn([3, 1, 4, 1, 5], max_rows=2))
+    for split in (1, 2):
+        seeds = [[3, 1, 4, 1, 5][i : i + split] for i in range(0, 5, split)]
+        torch.testing.assert_close(torch.cat([drawn(s) for s in seeds]), whole)
+
+
+@dataclass(frozen=True, repr=False)
+class Kept(Guidance):
+    """Adds what the term itself has kept: 0, then `value`."""
+
+    value: float
+
+    def shift(self, at):
+        (answer,) = yield (Branch(),)
+        known = at.memory.get("value", torch.zeros(len(at.x)))
+        at.memory["value"] = torch.full((len(at.x),), self.value)
+        return known[:, None, None, None].expand_as(answer.x0)
+
+
+def test_each_term_of_a_sum_has_a_memory_of_its_own() -> None:
+    x, level = torch.zeros(2, *SHAPE), SD.at(500)
+    made = denoiser(Kept(1.0) + (Kept(2.0) + 2 * Kept(3.0)).within(0, 1e9), 2)
+    base = made.at_step(0)(x, level).x0
+    torch.testing.assert_close(made.at_step(1)(x, level).x0, base + 9)
+
+
+def test_memory_is_a_row_for_each_sample() -> None:
+    memory, _ = Store().begin(0, SD.at(500), 2)
+    memory["mean"] = torch.ones(2, 3)
+    assert list(memory) == ["mean"] and len(memory) == 1
+    for bad in (torch.ones(3), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="a row for each of 2 samples"):
+            memory["mean"] = bad
+    with pytest.raises(ValueError, match="remembers 2 samples and is asked for 3"):
+        replace(memory, rows=3)["mean"]
+    inner, start = memory.store.begin(0, SD.at(400), 2)
+    inner["mean"] = torch.zeros(2, 3)
+    assert start == SD.at(500) and memory["mean"].all()
+    del inner["mean"], memory["mean"]
+    assert "mean" not in memory
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [(Eps(), SD), (V(), SD.zero_snr()), (Velocity(), Flow()), (Velocity(), Flow(3.0))],
+    ids=repr,
+)
+@pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
+def test_cfgpp_is_ddim_with_the_noise_of_the_null(kind, schedule, scale: float) -> None:
+    levels = grid(schedule, 7)
+    x = levels[0].sigma * torch.randn(3, *SHAPE, dtype=F64)
+    *_, got = DDIM()(x, levels, denoiser(CFGpp(scale), 3, kind))
+    for now, nxt in zip(levels, levels[1:], strict=False):
+        cond, null = (Mixture(m)(x, now) for m in (0.9, 0.3))
+        eps = (x - now.alpha * null) / now.sigma
+        x = nxt.alpha * (null + scale * (cond - null)) + nxt.sigma * eps
+    torch.testing.assert_close(got, x, rtol=0, atol=1e-10)
+
+
+def test_cfgpp_weighs_all_evaluations_of_a_step_alike() -> None:
+    """A Heun step with CFGpp is one with CFG of the weight of that step."""
+    levels = grid(SD, 4)
+    now, nxt = levels[1:3]
+    weight = 0.6 * nxt.alpha * now.sigma / (nxt.alpha * now.sigma - now.alpha * nxt.sigma)
+    x = torch.randn(1, *SHAPE, dtype=F64)
+    step = [now, nxt, CLEAN]
+    ahead = denoiser(CFGpp(0.6), 1, levels=step).at_step(0)
+    fixed = denoiser(CFG(weight.item()), 1).at_step(0)
+    steps = [
+        Heun().step(
+            x, now, nxt, lambda x, level, made=made: made(x, level).x0, [], torch.randn_like
+        )
+        for made in (ahead, fixed)
+    ]
+    torch.testing.assert_close(*steps, rtol=0, atol=1e-12)
+
+
+def test_momentum_is_the_mean_of_earlier_predictions() -> None:
+    levels, scale, decay = grid(SD, 6), 0.4, 0.8
+    x = torch.randn(2, *SHAPE, dtype=F64)
+    *_, got = DDIM()(x, levels, denoiser(Momentum(scale, decay=decay), 2))
+    mean = None
+    for now, nxt in zip(levels, levels[1:], strict=False):
+        x0 = Mixture(0.9)(x, now)
+        mean = x0 if mean is None else mean
+        moved, mean = x0 + scale * (x0 - mean), (1 - decay) * x0 + decay * mean
+        x = first_order(x, moved, now, nxt)
+    torch.testing.assert_close(got, x, rtol=0, atol=1e-10)
+
+
+def test_the_loop_of_edm2_remembers_and_looks_ahead() -> None:
+    """Its Heun evaluates each step but the last twice; the second sees and does not write."""
+    log: list = []
+    net = EDM2(8, 2, 0, 8, [1], 1, [], 8, logvar_channels=8).eval()
+    generate(net, [0], Seen(log), loop=Loop(4), dtype=F64)
+    assert [count for *_, count in log] == [0, 1, 1, 2, 2, 3, 3]
+    times = Loop(4).times(F64)
+    assert [ahead.sigma for _, _, ahead, _ in log] == [times[i] for i in (1, 1, 2, 2, 3, 3, 4)]

@@ -1,0 +1,94 @@
+"""The level ahead and the memory of guidances in pipelines, on every way that they are called."""
+
+from dataclasses import dataclass
+
+import diffusers
+import pytest
+import tiny
+import torch
+
+from diffsteer import CFG, Guidance, Momentum
+from diffsteer.guidance import Branch
+from diffsteer.hf.guider import SteerGuider
+from diffsteer.steering import steer
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True, repr=False)
+class Seen(Guidance):
+    """Notes step, timestep, the one ahead, and how many evaluations were kept in memory."""
+
+    log: list = None
+
+    def shift(self, at):
+        (answer,) = yield (Branch(),)
+        if not at.memory.inner or at.start is not None:  # a dry run keeps nothing
+            count = at.memory.get("count", torch.zeros(len(at.x)))
+            self.log.append((at.step, at.level.t.item(), at.next.t.item(), int(count[0])))
+            at.memory["count"] = count + 1
+        return torch.zeros_like(answer.x0)
+
+
+def run(pipe, prompts=("a cat", "a red dog"), **more):
+    more = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"} | more
+    return pipe(list(prompts), height=16, width=16, **more).images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("memory")
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_steered_pipelines(folder, name: str) -> None:
+    """The second evaluation of a Heun step reads the memory and does not write."""
+    pipe = tiny.stable_diffusion(getattr(diffusers, name)(**SD), folder)
+    log: list = []
+    with steer(pipe, Seen(log)):
+        for _ in range(2):
+            log.clear()
+            run(pipe, latents=START.clone())
+    times = pipe.scheduler.timesteps.tolist()
+    twice = len(times) > 4
+    assert [step for step, *_ in log] == ([0, 0, 1, 1, 2, 2, 3] if twice else [0, 1, 2, 3])
+    assert [count for *_, count in log] == ([0, 1, 1, 2, 2, 3, 3] if twice else [0, 1, 2, 3])
+    first = {step: t for step, t, *_ in reversed(log)}
+    assert [ahead for _, _, ahead, _ in log] == [first.get(step + 1, 0.0) for step, *_ in log]
+
+
+@pytest.mark.parametrize("guide", ["guider", "step"])
+def test_modular_pipelines(folder, guide: str) -> None:
+    """With our guider, and guided at the scheduler's step."""
+    pipe = tiny.sdxl(diffusers.EulerDiscreteScheduler(**SD), folder)
+    modular = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = {k: v for k, v in pipe.components.items() if v is not None}
+    modular.update_components(**parts, force_zeros_for_empty_prompt=True)
+    log: list = []
+    call = {"num_inference_steps": 4, "height": 16, "width": 16, "output": "images"}
+    call |= {"prompt": ["a cat"] * 2, "latents": START.clone(), "output_type": "latent"}
+    if guide == "guider":
+        modular.update_components(guider=SteerGuider(Seen(log), modular.scheduler))
+        for _ in range(2):
+            log.clear()
+            modular(**call)
+    else:
+        with steer(modular, Seen(log)):
+            for _ in range(2):
+                log.clear()
+                modular(**call)
+    times = [*modular.scheduler.timesteps.tolist(), 0.0]
+    assert [(step, count) for step, *_, count in log] == [(i, i) for i in range(4)]
+    assert [ahead for _, _, ahead, _ in log] == pytest.approx(times[1:], abs=1e-3)
+
+
+def test_a_sample_alone_is_the_sample_in_a_batch(folder) -> None:
+    pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(**SD), folder)
+    prompts = ("a cat", "a red dog")
+    with steer(pipe, CFG(3) + Momentum(0.5, decay=0.7)):
+        both = run(pipe, prompts, latents=START.clone())
+        alone = [run(pipe, [p], latents=START[i : i + 1].clone()) for i, p in enumerate(prompts)]
+    torch.testing.assert_close(torch.cat(alone), both, atol=1e-4, rtol=1e-4)
+    with steer(pipe, CFG(3)):
+        assert (run(pipe, prompts, latents=START.clone()) - both).abs().max() > 1e-2
