@@ -135,7 +135,7 @@ class Steering:
         if hasattr(pipe, "progress_bar"):
             self._replaced.enter_context(replaced(pipe, "progress_bar", self._runs.begin))
         if guidance is not None and not known:
-            steps = StepGuidance(pipe, guidance, second, max_rows, self._runs)
+            steps = StepGuidance(pipe, guidance, second, max_rows, self._runs, null)
             self._replaced.enter_context(steps)
         if timesteps := getattr(pipe, "get_timesteps", None):
             checked = partial(_some_steps, timesteps)

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.denoiser import Denoiser, Network
+from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.memory import Store
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
@@ -29,6 +30,7 @@ from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled, unwrap_compiled
+from diffsteer.hf.null_call import NullCall
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.step_calls import Call, Clock, Form, Part, parts_of, probe, tensor_of
 from diffsteer.hf.timesteps import (
@@ -52,6 +54,7 @@ class StepGuidance:
         guide: For autoguidance, a second network for the same latents and conditions.
         max_rows: Most samples of one pass of a network.
         runs: Follows the runs of the pipeline.
+        null: The null prompt, where the pipeline sends none and is given no negative prompt.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class StepGuidance:
         guide: Any = None,
         max_rows: int | None = None,
         runs: Runs | None = None,
+        null: str = "",
     ) -> None:
         self.pipe, self.guidance, self.guide, self.max_rows = pipe, guidance, guide, max_rows
         self._runs = runs or Runs(pipe, {})
+        self._null, self._first = NullCall(pipe, null), list[Call]()
         self._evaluating = self._tapping = False
         self._outputs: dict[Any, tuple[Tensor, Tensor]] = {}
         self._scheduler = pipe.scheduler
@@ -87,6 +92,8 @@ class StepGuidance:
             original = plain_forward(network)
             forward = wraps(original)(partial(self._answer, network, original))
             self._replaced.enter_context(replaced(network, "forward", forward))
+        if (noting := self._null.noting()) is not None:
+            self._replaced.enter_context(noting)
         original = self._scheduler.step
         step = wraps(original)(partial(self._step, original))  # pipelines look at parameters
         self._replaced.enter_context(replaced(self._scheduler, "step", step))
@@ -101,6 +108,8 @@ class StepGuidance:
         """Stand in for a network's forward: note the call and answer it with a probe."""
         if self._evaluating:  # called by ourselves, so that hooks of the network act
             return forward(*args, **kwargs)
+        if self._null.repeating:
+            self._null.reach(Call.read(network, bind_arguments(network, args, kwargs)))
         self._check(network)
         call = Call.read(network, bind_arguments(network, args, kwargs))
         form = self._forms.get(call.key)
@@ -130,7 +139,8 @@ class StepGuidance:
                 "calls of the pipeline: call disable_cache() on the network"
             )
         if self._tracker.follow(self._scheduler):
-            self._calls, self._parts, self._clock = [], {}, Clock()
+            self._calls, self._first, self._parts, self._clock = [], [], {}, Clock()
+            self._null.begin()
         if len(self._calls) == MOST_CALLS:
             raise self._refused(f"calls its network more than {MOST_CALLS} times in a step")
 
@@ -147,6 +157,7 @@ class StepGuidance:
             parts = parts_of(calls, unfolded(output, frames), unfolded(sample, frames))
         except InputError as error:
             raise self._refused(str(error)) from error
+        self._first = self._first or calls
         self._parts = self._with_null(parts)
         guided = self._guided(self._parts, calls, timestep)
         guided = guided if frames is None else guided.transpose(1, 2).flatten(0, 1)
@@ -159,6 +170,12 @@ class StepGuidance:
         if "null" in parts or null is None or null.call.module is not parts["cond"].call.module:
             return parts
         return {**parts, "null": null}
+
+    def _null_part(self, cond: Part) -> Part:
+        """Null prompt of a pipeline that does not send it."""
+        null = self._null.of(self._first[0], cond.call)
+        null.time = cond.call.time
+        return replace(cond, call=null)
 
     def _guided(self, parts: Mapping[str, Part], calls: list[Call], timestep: Any) -> Tensor:
         """Guided model output, `(B, *D)`, in float32 or wider."""
@@ -182,7 +199,7 @@ class StepGuidance:
             nets["guide"] = self._network(self.guide, level, schedule, parts["cond"])
         denoiser = Denoiser(
             nets,
-            {name: {"part": p, "time": float(step.time)} for name, p in parts.items()},
+            Conditions(parts, float(step.time), self._null_part),
             prediction,
             self.guidance,
             schedule=schedule,
@@ -317,6 +334,31 @@ class StepGuidance:
 
     def _refused(self, reason: str) -> InputError:
         return InputError(f"{type(self.pipe).__name__} {reason}: it cannot be steered so")
+
+
+class Conditions(dict[str, Cond]):
+    """Conditions of a step by name; the null prompt is made when it is asked for.
+
+    Args:
+        parts: Those that the pipeline sent.
+        time: Timestep of the scheduler.
+        null: Makes the null prompt's part of that of the prompt.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Part], time: float, null: Callable[[Part], Part]
+    ) -> None:
+        super().__init__({name: {"part": part, "time": time} for name, part in parts.items()})
+        self._null = null
+
+    @override
+    def __contains__(self, name: object) -> bool:
+        return name == "null" or super().__contains__(name)
+
+    def __missing__(self, name: str) -> Cond:
+        cond = self["cond"]
+        self[name] = {**cond, "part": self._null(cond["part"])}
+        return self[name]
 
 
 def folded_frames(call: Call, sample: Tensor) -> int | None:

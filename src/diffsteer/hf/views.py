@@ -23,7 +23,7 @@ class View:
     Attributes:
         squeezed: Dimensions of length 1 that the sample does not have.
         dim: Dimension along which the sample is a part, or None where it is all.
-        start: First index of the part.
+        start: First index of the part; negative from the end.
         length: Length of the part.
     """
 
@@ -52,7 +52,7 @@ def views(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
         elif len(unequal) == 1 and unequal[0] and left[unequal[0]] > part[unequal[0]]:
             dim, length = unequal[0], part[unequal[0]]
             yield View(squeezed, dim, 0, length)
-            yield View(squeezed, dim, left[dim] - length, length)
+            yield View(squeezed, dim, -length, length)
 
 
 def placed(inputs: Tensor, sample: Tensor) -> View | None:

@@ -1,0 +1,218 @@
+"""Call of a network for the null prompt, of pipelines that do not make it.
+
+Distilled models, and any pipeline whose own guidance is off, call their network for the prompt
+alone. The pipeline's call is then begun once more, on a copy and with the null prompt, up to its
+first call of the network; what that gives the network otherwise than the first call for the prompt
+is the null prompt. So masks, lengths and places of tokens are those that the pipeline makes.
+"""
+
+import copy
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.errors import InputError
+from diffsteer.hf.hooks import Replaced, replaced
+from diffsteer.hf.step_calls import Call
+
+NEGATIVE = "negative_"
+"""What the names of arguments for the null prompt begin with."""
+PROMPT = re.compile(r"prompt(_\d)?$")
+"""Names of prompts that are texts."""
+
+
+class _Reached(BaseException):
+    """Ends a call of a pipeline at its first call of the network."""
+
+
+class NullCall:
+    """Calls of a network for the null prompt, as a context that notes the calls of a pipeline.
+
+    Args:
+        pipe: The pipeline.
+        null: The null prompt, where a call of the pipeline has no negative prompt.
+    """
+
+    def __init__(self, pipe: Any, null: str = "") -> None:
+        self.pipe, self.null = pipe, null
+        self._noted: tuple[dict[str, Any], dict[int, Any]] | None = None
+        self._reached: Call | None = None
+        self._changes: dict[str, Any] | None = None
+        self._inputs: Tensor | None = None
+        self._rng = torch.empty(0)
+        self._frame: FrameType | None = None
+        self.repeating = False
+
+    def noting(self) -> Replaced | None:
+        """Replacement of `encode_prompt` that notes what the pipeline was called with."""
+        if (encode := getattr(self.pipe, "encode_prompt", None)) is None:
+            return None
+        return replaced(self.pipe, "encode_prompt", wraps(encode)(partial(self._encode, encode)))
+
+    def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._frame = _call_frame(self.pipe)
+        self._note(self._frame)
+        return encode(*args, **kwargs)
+
+    def begin(self) -> None:
+        """Take note of a sampling that begins, also where `encode_prompt` had nothing to do."""
+        if (frame := _call_frame(self.pipe)) is not self._frame or frame is None:
+            self._note(frame)
+        self._frame = None
+
+    def _note(self, frame: FrameType | None) -> None:
+        names = inspect.signature(type(self.pipe).__call__).parameters
+        self._noted, self._changes = None, None
+        if frame is not None and "prompt" in names:
+            given = {n: v for n, v in frame.f_locals.items() if n in names and n != "self"}
+            self._noted = given, {id(g): g.get_state() for g in _generators(given)}
+            self._rng = torch.get_rng_state()
+
+    def reach(self, call: Call) -> None:
+        """End the repeated call of the pipeline at its first call of the network."""
+        self._reached = call
+        raise _Reached
+
+    def of(self, first: Call, now: Call) -> Call:
+        """Call for the null prompt.
+
+        Args:
+            first: Call for the prompt that began this sampling.
+            now: Call for the prompt in this step.
+        """
+        if self._changes is None:
+            null = self._repeated()
+            if len(null.inputs) != len(first.inputs):
+                raise InputError(
+                    f"{type(self.pipe).__name__} gives its network {len(null.inputs)} samples for "
+                    f"the null prompt and {len(first.inputs)} for the prompt: {ASK}"
+                )
+            self._changes = {
+                name: value
+                for name, value in null.arguments.items()
+                if not _equal(value, first.arguments.get(name))
+            }
+            self._inputs = None if null.inputs.shape == first.inputs.shape else null.inputs
+        inputs = now.inputs if self._inputs is None else self._inputs
+        arguments = now.arguments | self._changes
+        return Call(now.module, now.name, inputs, now.listed, arguments, now.autocast)
+
+    def _repeated(self) -> Call:
+        """First call of the network where the pipeline is called with the null prompt."""
+        if self._noted is None:
+            raise InputError(
+                f"the guidance asks for the null prompt, which {type(self.pipe).__name__} neither "
+                f"sends nor encodes: {ASK}"
+            )
+        given, states = self._noted
+        given = {k: _restored(v, states) for k, v in self._with_null(given).items()}
+        self.repeating, self._reached = True, None
+        try:
+            with torch.random.fork_rng(devices=()):
+                torch.set_rng_state(self._rng)
+                type(self.pipe).__call__(shadow(self.pipe), **given)
+        except _Reached:
+            pass
+        except Exception as error:
+            absent = [n for n, v in vars(self.pipe).items() if "text_encoder" in n and v is None]
+            reason = f"has no {absent[0]} to encode it" if absent else f"cannot encode it ({error})"
+            raise InputError(
+                f"the guidance asks for the null prompt {self.null!r}, and "
+                f"{type(self.pipe).__name__} {reason}: {ASK}"
+            ) from error
+        finally:
+            self.repeating = False
+        if self._reached is None:
+            raise InputError(f"{type(self.pipe).__name__} did not call its network again: {ASK}")
+        return self._reached
+
+    def _with_null(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the pipeline's call with the negative prompt in the place of the prompt."""
+        changed = dict(given)
+        names = [name for name in given if NEGATIVE + name in given or "prompt" in name]
+        prompts = [n for n in names if not n.startswith(NEGATIVE) and NEGATIVE + n in given]
+        negative = {name: given[NEGATIVE + name] for name in prompts}
+        if any(_embedded(value) for value in negative.values()):  # they may stand beside a text
+            return changed | {n: None if PROMPT.match(n) else v for n, v in negative.items()}
+        if any(any(value or ()) for value in negative.values()):  # [""] is none
+            return changed | negative
+        changed |= {n: None for n in names if PROMPT.match(n) or _embedded(given[n])}
+        count = _count(given)
+        return changed | {"prompt": self.null if count is None else [self.null] * count}
+
+
+ASK = (
+    "switch its own guidance on (a scale above 1, and a negative prompt), so that it sends it, or "
+    "take a guidance that needs none, such as PAG"
+)
+
+
+def shadow(pipe: Any) -> Any:
+    """Copy of a pipeline with its networks, a scheduler of its own, and nothing replaced."""
+    made = copy.copy(pipe)
+    for name, value in list(vars(made).items()):
+        if isinstance(value, Replaced):
+            del vars(made)[name]
+        elif name == "scheduler" or "guider" in name:
+            vars(made)[name] = copy.copy(value)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _count(given: Mapping[str, Any]) -> int | None:
+    """Number of prompts of a call, None for one that is no list."""
+    if isinstance(prompt := given.get("prompt"), list):
+        return len(prompt)
+    embeddings = given.get("prompt_embeds")
+    return len(embeddings) if isinstance(embeddings, Tensor | list) else None
+
+
+def _call_frame(pipe: Any) -> FrameType | None:
+    """Frame of the call of a pipeline that is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _embedded(value: Any) -> bool:
+    """Whether an argument holds embeddings or masks of prompts."""
+    value = value[0] if isinstance(value, list | tuple) and value else value
+    return isinstance(value, Tensor)
+
+
+def _generators(given: Mapping[str, Any]) -> Sequence[torch.Generator]:
+    values = given.get("generator")
+    values = values if isinstance(values, list | tuple) else [values]
+    return [value for value in values if isinstance(value, torch.Generator)]
+
+
+def _restored(value: Any, states: Mapping[int, Tensor]) -> Any:
+    """Generators in the states in which they were noted; all else as it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(_restored(part, states) for part in value)
+    if not isinstance(value, torch.Generator):
+        return value
+    return torch.Generator(value.device).set_state(states[id(value)])
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two arguments of a network are equal, tensors by value."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and bool(torch.equal(a, b))
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and _equal(list(a.items()), list(b.items()))
+    if isinstance(a, list | tuple):
+        alike = isinstance(b, list | tuple) and len(a) == len(b)
+        return alike and all(_equal(v, w) for v, w in zip(a, b, strict=True))
+    return a is b or bool(a == b)
