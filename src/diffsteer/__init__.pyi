@@ -33,6 +33,11 @@ from .guidance import (
     Classifier,
     Guidance,
     Momentum,
+    WeightSchedule,
+    cosine,
+    exponential,
+    interval,
+    ramp,
 )
 from .guidance.attention_taps import BlurQuery, Edit, Identity
 from .guidance.queries import plan
@@ -51,6 +56,7 @@ __all__ = ["NoiseRefiner", "Recipe", "SteerGuider", "SteerScheduler"]
 __all__ += ["compare", "evaluate", "load", "open_generator", "parse", "plan", "steer"]
 __all__ += ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
 __all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
+__all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]
 __all__ += ["BlurQuery", "Dropout", "Edit", "Identity"]
 __all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]
 __all__ += ["Sampler", "sample"]

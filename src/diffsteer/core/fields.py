@@ -4,7 +4,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Annotated, Any, TypeGuard, TypeVar, get_type_hints
 
@@ -68,6 +68,13 @@ def _hints(cls: type) -> dict[str, Any]:
         return cls.__annotations__
 
 
+def numbers_of(cls: type) -> set[str]:
+    """Names of the fields that hold numbers which need not be whole."""
+    return {
+        name for name, hint in _hints(cls).items() if getattr(hint, "__origin__", hint) is float
+    }
+
+
 def check_fields(value: object) -> None:
     """Check every field of `value` whose annotation is plain or carries a `Rule`."""
     cls = type(value)
@@ -79,6 +86,15 @@ def check_fields(value: object) -> None:
                 raise InputError(
                     f"{cls.__name__}: {field.name} must be {rule.expected}, got {brief(given)}"
                 )
+
+
+def argument_texts(value: object, *omitted: str) -> list[str]:
+    """Arguments of a value object as texts, without those at their defaults."""
+    return [
+        f"{f.name}={given!r}" if f.kw_only or f.default is not MISSING else repr(given)
+        for f in fields(value)  # type: ignore[arg-type]
+        if f.name not in omitted and (given := getattr(value, f.name)) != f.default
+    ]
 
 
 def as_float(value: object, name: str) -> float:

@@ -33,6 +33,8 @@ INNERMOST, DEEPEST = 50, 620
 def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None = None) -> T:
     """Read a value from its `repr`; only known classes, named values and literals can be said.
 
+    Classes of its `written_with` may stand in a text as well.
+
     Args:
         text: Such as "DDIM(eta=0.5)" or "CFG(5).within(0.3, 5) + 2 * PAG(3)"; a class without
             parentheses means its defaults.
@@ -43,7 +45,7 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
     Raises:
         ValueError: the text says anything else, or its arguments do not fit.
     """
-    roots: tuple[type, ...] = (kind, *parts)
+    roots: tuple[type, ...] = (kind, *parts, *getattr(kind, "written_with", ()))
     if not isinstance(text, str):
         raise InputError(f"{brief(text)} is a {type(text).__name__}, not text of a {kind.__name__}")
     classes = {c.__name__: c for root in roots for c in subclasses(root)}
@@ -111,11 +113,14 @@ def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) ->
     if not isinstance(node, NODES) or not _harmless(node):
         raise InputError(f"this {type(node).__name__} is not allowed here")
     if isinstance(node, ast.Name) and node.id not in known:
-        plain = [c for c in subclasses(kind) if not COMBINED & {*c.__annotations__}]
+        kinds = [kind, *getattr(kind, "written_with", ())]
+        below = [c for k in kinds for c in subclasses(k) if not c.__name__.startswith("_")]
+        plain = [c for c in below if not COMBINED & {*c.__annotations__}]
         names = sorted(n for n, v in known.items() if isinstance(v, kind) or v in plain)
+        alike = [n for n in names if n[0].islower() == node.id[0].islower()] or names
         hint = did_you_mean(node.id, names)
         raise InputError(
-            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(names)}"
+            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(alike)}"
         )
 
 

@@ -13,9 +13,11 @@ from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Quer
 from diffsteer.guidance.rescale import rescale, rescale_centred
 from diffsteer.guidance.row_dropout import Dropout
 from diffsteer.guidance.sag import SAG
+from diffsteer.guidance.weights import WeightSchedule, cosine, exponential, interval, ramp
 
 __all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
 __all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
 __all__ += ["Answer", "Branch", "GuidanceState", "Plan", "Queries", "lockstep", "run"]
 __all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
 __all__ += ["class_gradient", "rescale", "rescale_centred"]
+__all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]

@@ -6,7 +6,7 @@ guided x0 = x0(cond) + sum_i shift_i(x, level)
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Annotated, ClassVar, TypeVar
 
@@ -15,10 +15,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import Finite, Rule, Share, Whole, as_float, check_fields
+from diffsteer.core.fields import (
+    Finite,
+    Rule,
+    Share,
+    Whole,
+    argument_texts,
+    as_float,
+    check_fields,
+)
 from diffsteer.core.parse import METHODS
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries, lockstep
 from diffsteer.guidance.rescale import rescale, rescale_centred
+from diffsteer.guidance.weights import WeightSchedule, as_weight, by_numbers, check_schedules
 
 
 class Guidance(ABC):
@@ -29,10 +38,17 @@ class Guidance(ABC):
     """
 
     method: ClassVar[str] = ""
+    written_with: ClassVar[tuple[type, ...]] = (WeightSchedule,)
+
+    def __init_subclass__(cls) -> None:
+        """Let `shift` find a number wherever a weight schedule was given."""
+        if "shift" in vars(cls):
+            cls.shift = by_numbers(cls.shift)  # type: ignore[method-assign, assignment]
 
     def __post_init__(self) -> None:
-        """Check the annotated fields."""
-        check_fields(self)
+        """Check the annotated fields, with both ends of a weight schedule in its place."""
+        if not check_schedules(self):
+            check_fields(self)
 
     @abstractmethod
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -48,7 +64,7 @@ class Guidance(ABC):
 
     def __rmul__(self, factor: float) -> "Guidance":
         """Scale what it adds."""
-        return Scaled(self, as_float(factor, "factor"))
+        return Scaled(self, as_weight(factor, "factor"))
 
     def within(self, lo: float, hi: float = math.inf) -> "Guidance":
         """Apply it only where lo < sigma / alpha <= hi; elsewhere it costs nothing."""
@@ -60,11 +76,11 @@ class Guidance(ABC):
 
     def rescaled(self, phi: float = 0.7, centred: bool = False) -> "Guidance":
         """Bring the spread of the guided output back to the prompt's alone, by the share `phi`."""
-        return Rescaled(self, as_float(phi, "phi"), centred)
+        return Rescaled(self, as_weight(phi, "phi"), centred)
 
     def clamped(self, limit: float = 1.0) -> "Guidance":
         """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
-        return Clamped(self, as_float(limit, "limit"))
+        return Clamped(self, as_weight(limit, "limit"))
 
     def parts(self) -> "Iterator[Guidance]":
         """Itself, and all guidances that it is made of."""
@@ -89,11 +105,7 @@ class Guidance(ABC):
         return f"{type(self).__name__}({', '.join(self._settings())})"
 
     def _settings(self, *omitted: str) -> list[str]:
-        return [
-            f"{f.name}={value!r}" if f.kw_only or f.default is not MISSING else repr(value)
-            for f in fields(self)  # type: ignore[arg-type]
-            if f.name not in omitted and (value := getattr(self, f.name)) != f.default
-        ]
+        return argument_texts(self, *omitted)
 
 
 def extrapolate(at: GuidanceState, factor: float, good: Branch, bad: Branch) -> Queries[Tensor]:
@@ -184,6 +196,8 @@ class Within(Guidance):
     hi: float
 
     def __post_init__(self) -> None:
+        for name in ("lo", "hi"):
+            as_float(getattr(self, name), name)
         super().__post_init__()
         if not 0 <= self.lo < self.hi:
             raise InputError(

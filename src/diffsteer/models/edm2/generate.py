@@ -18,6 +18,7 @@ from diffsteer.core.prediction import X0
 from diffsteer.core.schedule import EDM
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
+from diffsteer.guidance.weights import WeightSchedule
 from diffsteer.models.edm2.loop_settings import Guided
 from diffsteer.models.edm2.loop_settings import Loop as Loop
 from diffsteer.models.edm2.model import EDM2, network
@@ -101,14 +102,16 @@ def guided(
     one = torch.ones((), dtype=torch.float64)
     levels = [] if times is None else [Level(t.double(), one, t.double()) for t in times]
     denoiser = Denoiser(nets, conds, X0(), guidance, schedule=EDM(), seeds=seeds, levels=levels)
-    if isinstance(guidance, Auto) and guidance == Auto(guidance.scale) and guide is not None:
-        return _lerp(nets["main"], nets["guide"], conds["cond"], guidance.scale)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
         level = Level(sigma.double(), one, sigma.double())
         return denoiser.at_step(step)(x.double(), level).x0.to(x.dtype)
 
-    return denoise
+    if not isinstance(guidance, Auto) or guide is None:
+        return denoise
+    if isinstance(guidance.scale, WeightSchedule) or guidance != Auto(guidance.scale):
+        return denoise
+    return _lerp(nets["main"], nets["guide"], conds["cond"], guidance.scale)
 
 
 def _lerp(main: Network, guide: Network, cond: Cond, scale: float) -> Guided:
