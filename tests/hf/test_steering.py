@@ -228,7 +228,7 @@ def test_half_precision_draws_the_same_noise(sd, dtype) -> None:
 
 
 def test_seeds_differ_by_sample_alone() -> None:
-    """Neither rounding, nor scale, nor the batch changes a seed; a thousand samples have as many."""
+    """Rounding, scale and batch change no seed; a thousand samples have as many."""
     x = torch.randn(1000, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     seeds = seeds_of(x)
     assert len(set(seeds)) == 1000
