@@ -234,7 +234,7 @@ def zero_snr_scheduler(pipe: Any) -> Any:
 
 def check_guide(pipe: Any, guide: Any) -> None:
     """Check that a guide with a scheduler means the same output and the same times."""
-    schedulers = [getattr(p, "scheduler", None) for p in (pipe, guide)]
+    schedulers: list[Any] = [getattr(p, "scheduler", None) for p in (pipe, guide)]
     if None in schedulers:
         return
     own, other = (s.config.get("prediction_type", "epsilon") for s in schedulers)

@@ -107,7 +107,8 @@ class Critters:
         parts = (tensor_bytes(s.pixels) for s in samples)
         pictures = parts_hash([repr(self).encode(), *parts])
         captions = bytes_hash("\n".join(s.caption for s in samples).encode())
-        values = {"samples": len(self), "captions": captions[:16], "pictures": pictures[:16]}
+        values: dict[str, str | int] = {"samples": len(self)}
+        values |= {"captions": captions[:16], "pictures": pictures[:16]}
         return Fingerprint({(self.size, self.size): "critter 0"}, values)
 
     def _drawn(self, index: int) -> "tuple[_Draws, Critter, str]":
