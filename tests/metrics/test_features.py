@@ -62,6 +62,23 @@ def test_efficientnet_knows_flat_pictures_apart() -> None:
     assert logits.softmax(1).sum(1).allclose(torch.ones(5))
 
 
+def test_a_mask_hides_grain_and_keeps_what_images_show() -> None:
+    """Grain of 2 levels moves features as far as a square of 400 pixels; masked, a tenth as far."""
+    flat = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
+    draw = torch.Generator().manual_seed(1)
+    grain = (flat + 2 * torch.randn(flat.shape, generator=draw)).round().to(torch.uint8)
+    square = flat.clone()
+    square[..., 20:40, 20:40] = 120
+    ratio = {}
+    for mask in (0.0, 16.0):
+        x = EfficientNetLite0(size=64, mask=mask)(torch.cat([flat, grain, square]))
+        ratio[mask] = ((x[1] - x[0]).norm() / (x[2] - x[0]).norm()).item()
+    assert ratio[16.0] < 0.2 < 0.5 < ratio[0.0]
+    masked = EfficientNetLite0(size=64, mask=16)
+    assert masked.origin.resize == "bicubic-antialias-64+mask-16"
+    assert torch.equal(masked(flat), EfficientNetLite0(size=64, mask=16)(flat))
+
+
 @pytest.mark.parametrize("edge", [7, 8])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (1, 1)])
 def test_same_padding_puts_the_odd_pixel_right_and_below(
@@ -170,6 +187,8 @@ def test_options_that_cannot_be() -> None:
         EfficientNetLite0("block99")
     with pytest.raises(ValueError, match="size=8"):
         EfficientNetLite0(size=8)
+    with pytest.raises(ValueError, match="mask=-1"):
+        EfficientNetLite0(mask=-1)
     with pytest.raises(ValueError, match="2048, logits_unbiased"):
         Inception(layer="4096")
 

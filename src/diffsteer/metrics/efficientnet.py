@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,32 +44,44 @@ class EfficientNetLite0(Extractor):
         size: Side of the square that the network sees, in pixels, >= 32. It was trained at 224;
             64 is 10 times as fast and enough for images of that size.
         device: Where it runs.
+        mask: Standard deviation, in grey levels, of a noise field that every image is seen
+            through, always the same one. It hides grain that nobody sees, to which the network
+            is more sensitive than to what an image shows (docs/evaluate.md); 16 hides 4 levels.
     """
 
     layer: str = "block10"
     size: int = 224
     device: str = "cpu"
+    mask: float = 0.0
 
     def __post_init__(self) -> None:
         if self.layer not in LAYERS:
             raise InputError(f"no layer is called {self.layer!r}: there are {', '.join(LAYERS)}")
         if self.size < 32:
             raise InputError(f"size={self.size} leaves no pixels after 5 halvings: give >= 32")
+        if not 0 <= self.mask < math.inf:
+            raise InputError(f"mask={self.mask} must be 0 or more grey levels (16 hides grain)")
 
     @property
     @override
     def origin(self) -> Origin:
-        resize = f"bicubic-antialias-{self.size}"
+        resize = f"bicubic-antialias-{self.size}" + (f"+mask-{self.mask:g}" if self.mask else "")
         return Origin("EfficientNetLite0", self.layer, resize, SHA256)
 
     @cached_property
     def _net(self) -> "Network":
         return load().to(self.device)
 
+    @cached_property
+    def _field(self) -> Tensor:
+        """Noise that hides grain, `(3, size, size)`."""
+        draw = torch.Generator().manual_seed(0)
+        return self.mask * torch.randn((3, self.size, self.size), generator=draw)
+
     @override
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            x = resized(images, self.size).to(self.device)
+            x = (resized(images, self.size) + self._field).to(self.device)
             features: Tensor = self._net(x, self.layer)
             return features
 
