@@ -247,3 +247,15 @@ def test_low_precision(flux) -> None:
     times = (pipe.scheduler.timesteps.double() / 1000).tolist()
     assert levels == pytest.approx(times, rel=1e-12)
     assert times[1] != pipe.scheduler.timesteps.bfloat16()[1].item() / 1000
+
+
+def test_layers_that_are_edited_leave_their_attention_backend(flux) -> None:
+    """A backend whose package is not there is not asked in a layer whose attention is edited."""
+    pipe = flux()
+    with steer(pipe, PAG(2, layer=SINGLE)):
+        want = sampled(pipe)
+    processor = pipe.transformer.get_submodule(SINGLE).attn.processor
+    processor._attention_backend = "flash"
+    with steer(pipe, PAG(2, layer=SINGLE)):
+        torch.testing.assert_close(sampled(pipe), want, atol=0, rtol=0)
+    assert processor._attention_backend == "flash"

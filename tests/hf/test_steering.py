@@ -679,6 +679,25 @@ def test_a_tap_that_is_never_hit_raises(sd) -> None:
         sampled(pipe)
 
 
+@pytest.mark.parametrize("case", ["AutoDropout(2)", "PAG(3)"])
+def test_what_no_network_can_answer_is_refused_before_it_is_asked(sd, case: str) -> None:
+    """No dropout layer, or an attention processor of diffusers that taps do not reach."""
+    pipe = sd()
+    if case == "AutoDropout(2)":
+        for module in pipe.unet.modules():
+            for name, child in module.named_children():
+                if isinstance(child, torch.nn.Dropout):
+                    setattr(module, name, torch.nn.Identity())
+    else:
+        processor = diffusers.models.attention_processor.CustomDiffusionAttnProcessor
+        pipe.unet.get_submodule(MID).processor = processor(False, False)
+    sizes = counted(pipe.unet)
+    reason = "no dropout layer" if "Dropout" in case else "ran without scaled_dot_product"
+    with steer(pipe, case), pytest.raises(ValueError, match=reason):
+        sampled(pipe)
+    assert sizes == []
+
+
 def test_layers(sd) -> None:
     assert MID in image_attention(sd().unet)
     assert not any("attn2" in name for name in image_attention(sd().unet))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
+from diffsteer.generate.consistent import require_consistent
+from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.first_call import conditions, first_call
 from diffsteer.hf.network import PipelineNetwork, network_of
 from diffsteer.refine import noise_registry
@@ -775,6 +777,11 @@ def test_offloaded_weights_say_when_to_load(sd, tmp_path: Path) -> None:
 def test_a_mistyped_folder_is_not_blamed_on_the_hub_alone(sd, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    recipe = Recipe(model=str(tmp_path / "pipe"), prompt="a cat", refiner="runs/refinr")
+    (tmp_path / "pipe").mkdir()
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="runs/refinr is no folder here, and the hub"):
+        require_consistent(recipe)  # before the model is loaded
     with pytest.raises(FileNotFoundError, match="runs/refinr is no folder here, and the hub"):
         NoiseRefiner.load("runs/refinr", sd())
 

@@ -12,7 +12,7 @@ from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, forma
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import SAG, Guidance
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
-from diffsteer.refine.metadata import ABOUT
+from diffsteer.refine.metadata import ABOUT, found
 from diffsteer.refine.nlg import TrainingFreeRefiner
 
 USED = {
@@ -97,6 +97,7 @@ def _require_pipeline(recipe: Recipe) -> None:
         parse(recipe.refiner, TrainingFreeRefiner)
     elif recipe.refiner:
         require_model(recipe.refiner, (ABOUT,))
+        found(recipe.refiner)
 
 
 def _require_adm(options: ADMOptions, guidance: Guidance | None, sampler: Sampler | None) -> None:

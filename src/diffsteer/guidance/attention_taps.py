@@ -327,10 +327,15 @@ def tapped(
         yield
     for name, tap in taps.items():
         if tap.hits == 0:
-            raise InputError(
-                f"layer {name!r} ran without scaled_dot_product_attention, so it cannot be edited: "
-                "switch off xformers and other attention backends for this network"
-            )
+            raise other_attention(name)
+
+
+def other_attention(name: str) -> InputError:
+    """Make the error for a layer whose attention no tap reaches."""
+    return InputError(
+        f"layer {name!r} ran without scaled_dot_product_attention, so it cannot be edited: give it "
+        "the attention processor that the model was loaded with"
+    )
 
 
 def hooked(layer: nn.Module, mode: TorchFunctionMode, stack: ExitStack) -> None:

@@ -51,6 +51,7 @@ class Network:
             that batch; such branches are never stacked. None where the batch is what it is given.
         locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
         adapted: Makes the context in which some of its adapters (LoRA) act.
+        check: Refuses a branch that the network cannot answer, without evaluating it.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
@@ -63,6 +64,7 @@ class Network:
     place: Callable[[Cond], tuple[int, int]] | None = None
     locate: Locate | None = None
     adapted: Adapt = no_adapters
+    check: Callable[[Branch], None] = lambda branch: None  # noqa: E731
 
 
 @renamed_fields(kind="prediction")
@@ -157,6 +159,7 @@ class Denoiser:
         def check(branches: Sequence[Branch]) -> list[Answer]:
             for branch in branches:
                 self._check(branch)
+                self.nets[branch.net].check(branch)
             return dry_answers(branches, at)
 
         if self.guidance is not None:

@@ -38,11 +38,15 @@ def dropped(parts: Sequence[tuple[slice, Dropout]], rows: int) -> Iterator[None]
     with mode:
         yield
     if not mode.hits:
-        raise InputError(
-            "this network has no dropout layer (nothing in it called "
-            "torch.nn.functional.dropout), so there is nothing to switch on: guide with input "
-            "noise, or with a second network"
-        )
+        raise no_dropout()
+
+
+def no_dropout() -> InputError:
+    """Make the error for a network without dropout."""
+    return InputError(
+        "this network has no dropout layer (nothing in it calls torch.nn.functional.dropout), so "
+        "there is nothing to switch on: guide with input noise, or with a second network"
+    )
 
 
 class _Mode(TorchFunctionMode):

@@ -1,13 +1,19 @@
 """One row a model family of diffusers: what its pipelines send to the network, in which order."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from diffsteer.core.errors import InputError
+from diffsteer.guidance.attention_taps import matching, other_attention
+from diffsteer.guidance.queries import Branch
+from diffsteer.guidance.row_dropout import no_dropout
+from diffsteer.hf.hooks import replaced
 
 Halves = tuple[str, ...]
 
@@ -77,6 +83,25 @@ def joint_attention(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def check_branch(network: nn.Module, layers: Mapping[str, nn.Module], branch: Branch) -> None:
+    """Refuse a branch that a network of diffusers cannot answer, before it is evaluated."""
+    ours = branch.dropout is not None and type(network).__module__.startswith("diffusers.")
+    if ours and not any(isinstance(module, _DropoutNd) for module in network.modules()):
+        raise no_dropout()
+    for wanted in (*(name for name, _ in branch.edits), *branch.record):
+        for name in matching(list(layers), wanted):
+            if not _taps(type(layers[name].processor)):
+                raise other_attention(name)
+
+
+def _taps(processor: Any) -> bool:
+    """Whether a processor computes attention as taps need it, as far as its code shows."""
+    if processor.__name__ in REPLACED or not processor.__module__.startswith("diffusers."):
+        return True
+    names = inspect.unwrap(processor.__call__).__code__.co_names
+    return not {"scaled_dot_product_attention", "dispatch_attention_fn"}.isdisjoint(names)
+
+
 REPLACED = frozenset({"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"})
 """Processors that compute what AttnProcessor2_0 does in another way."""
 
@@ -84,15 +109,15 @@ REPLACED = frozenset({"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProce
 @contextmanager
 def by_sdpa(layer: Any) -> Iterator[None]:
     """Let a diffusers layer compute attention by scaled_dot_product_attention meanwhile."""
-    before = layer.processor
-    if type(before).__name__ in REPLACED:
-        from diffusers.models.attention_processor import AttnProcessor2_0
+    with ExitStack() as stack:
+        if type(layer.processor).__name__ in REPLACED:
+            from diffusers.models.attention_processor import AttnProcessor2_0
 
-        layer.processor = AttnProcessor2_0()
-    try:
+            stack.callback(setattr, layer, "processor", layer.processor)
+            layer.processor = AttnProcessor2_0()
+        elif hasattr(layer.processor, "_attention_backend"):  # else that of set_attention_backend
+            stack.enter_context(replaced(layer.processor, "_attention_backend", "native"))
         yield
-    finally:
-        layer.processor = before
 
 
 def unpacked(tokens: Tensor, size: tuple[int, int]) -> Tensor:

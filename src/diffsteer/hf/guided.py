@@ -16,7 +16,15 @@ from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.memory import Store
 from diffsteer.guidance.queries import number
 from diffsteer.hf.adapters import adapted
-from diffsteer.hf.architectures import by_sdpa, family_of, known_family, packed, size_of, unpacked
+from diffsteer.hf.architectures import (
+    by_sdpa,
+    check_branch,
+    family_of,
+    known_family,
+    packed,
+    size_of,
+    unpacked,
+)
 from diffsteer.hf.call import NetworkCall
 from diffsteer.hf.network import PipelineNetwork, place_of, uncompiled, unwrap_compiled
 from diffsteer.hf.timesteps import StepTracker, level_at, next_level
@@ -127,7 +135,9 @@ class Guided:
         patch = 2 if self.family.packed else getattr(network.module.config, "patch_size", None) or 1
         layers = self._layers if module is self.module else self._guide_layers
         settings = by_sdpa, patch, self.family.text_first, self._touched
-        return Network(evaluate, layers, *settings, adapted=partial(adapted, network.module))
+        check = partial(check_branch, network.module, layers)
+        acting = partial(adapted, network.module)
+        return Network(evaluate, layers, *settings, adapted=acting, check=check)
 
     def _tokens(self, call: NetworkCall) -> Size:
         """Height and width of a packed sample in tokens; read once for each tensor of places."""

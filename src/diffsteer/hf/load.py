@@ -89,7 +89,7 @@ def network(name: str, dtype: Any) -> Any:
     place = str(shipped_folder(name))
     inside: dict[str, Any] = {}
     with _readable(name), complete_weights():
-        if not Path(place).exists() and not _reachable(place):
+        if not Path(place).exists() and not reachable(place):
             inside = {"local_files_only": True}
         with suppress(OSError):  # a network has no index of a pipeline
             index = DiffusionPipeline.load_config(place, **inside)
@@ -117,7 +117,7 @@ def shipped_folder(name: str) -> Path | str:
     return name if model is None else model.folder
 
 
-def _reachable(name: str) -> bool:
+def reachable(name: str) -> bool:
     """Whether the hub answers for a model; asked once, since its loaders try for a minute."""
     from huggingface_hub import model_info
 

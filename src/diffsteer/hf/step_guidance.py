@@ -25,7 +25,7 @@ from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.memory import Store
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
-from diffsteer.hf.architectures import by_sdpa
+from diffsteer.hf.architectures import by_sdpa, check_branch
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
@@ -256,6 +256,7 @@ class StepGuidance:
     def _network(self, network: Any, now: Level, schedule: Schedule, cond: Part) -> Network:
         """A network for the engine; None is the one that was called."""
         n, layers = self._count(schedule), self._measured(network, cond)
+        module = unwrap_compiled(network or cond.call.module)
 
         def evaluate(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
             part: Part = cond["part"]
@@ -273,7 +274,8 @@ class StepGuidance:
             touched=self._touched,
             place=lambda cond: (cond["part"].rows.start, len(cond["part"].call.inputs)),
             locate=layers.tokens,
-            adapted=partial(adapted, unwrap_compiled(network or cond.call.module)),
+            adapted=partial(adapted, module),
+            check=partial(check_branch, module, layers),
         )
 
     def _measured(self, network: Any, part: Part) -> MeasuredLayers:

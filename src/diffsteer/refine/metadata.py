@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.hf.load import shipped_folder
+from diffsteer.hf.load import reachable, shipped_folder
 from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.hashing import bytes_hash, digest, parts_hash, tensor_bytes
@@ -142,8 +142,12 @@ def found(source: str | Path) -> tuple[Path, Path]:
         raise FileNotFoundError(f"{source} is neither a folder nor a hub id, NAME/REFINER")
     from huggingface_hub import hf_hub_download
 
+    offline = not reachable(str(source))
     try:
-        about, weights = (Path(hf_hub_download(str(source), name)) for name in (ABOUT, WEIGHTS))
+        about, weights = (
+            Path(hf_hub_download(str(source), name, local_files_only=offline))
+            for name in (ABOUT, WEIGHTS)
+        )
     except OSError as error:
         raise FileNotFoundError(
             f"{source} is no folder here, and the hub gives no refiner of this name: {error}"
