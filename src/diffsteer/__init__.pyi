@@ -19,20 +19,35 @@ from .core.spacing import SPACINGS, Karras, grid, respaced
 from .generate.generator import open_generator
 from .generate.recipe import Recipe
 from .guidance import (
+    ADG,
     APG,
     CFG,
+    FBG,
+    FDG,
+    MAMBO,
     PAG,
     SAG,
     SEG,
+    SMC,
+    SWG,
+    TCFG,
+    TSG,
+    Adaptive,
     Auto,
     AutoDropout,
     AutoNoise,
+    CFGNorm,
     CFGpp,
+    CFGRenorm,
     CFGZero,
     Clamped,
     Classifier,
+    DynamicThreshold,
+    FreSca,
     Guidance,
     Momentum,
+    RectifiedCFGpp,
+    SelfGuidance,
     WeightSchedule,
     cosine,
     exponential,
@@ -56,6 +71,8 @@ __all__ = ["NoiseRefiner", "Recipe", "SteerGuider", "SteerScheduler"]
 __all__ += ["compare", "evaluate", "load", "open_generator", "parse", "plan", "steer"]
 __all__ += ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
 __all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
+__all__ += ["ADG", "FBG", "FDG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
+__all__ += ["CFGRenorm", "DynamicThreshold", "FreSca", "RectifiedCFGpp", "SelfGuidance"]
 __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]
 __all__ += ["BlurQuery", "Dropout", "Edit", "Identity"]
 __all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]

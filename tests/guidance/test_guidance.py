@@ -42,7 +42,6 @@ from diffsteer import (
     plan,
 )
 from diffsteer.core.oracle import Gaussian, Mixture
-from diffsteer.core.parse import subclasses
 from diffsteer.guidance import (
     Answer,
     Branch,
@@ -497,12 +496,6 @@ def test_text_round_trip(g: Guidance) -> None:
         Clamped(limit=2.0) + g.clamped(0.5),
     ):
         assert parse(repr(value), Guidance) == value
-
-
-def test_every_guidance_is_tested() -> None:
-    wrappers = {"Sum", "Scaled", "Within", "Over", "Rescaled", "Clamped"}
-    classes = {c for c in subclasses(Guidance) if c.__module__.startswith("diffsteer")}
-    assert {c.__name__ for c in classes} == {type(g).__name__ for g in ALL} | wrappers
 
 
 def test_short_text() -> None:

@@ -92,3 +92,21 @@ def test_a_sample_alone_is_the_sample_in_a_batch(folder) -> None:
     torch.testing.assert_close(torch.cat(alone), both, atol=1e-4, rtol=1e-4)
     with steer(pipe, CFG(3)):
         assert (run(pipe, prompts, latents=START.clone()) - both).abs().max() > 1e-2
+
+
+def test_the_catalogue_on_a_pipeline(folder) -> None:
+    """Adaptive guidance evaluates less; crops are refused where they would fail."""
+    pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(**SD), folder)
+    sizes: list = []
+    pipe.unet.conv_in.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with steer(pipe, "Adaptive(3, agree=0.0)"):
+        run(pipe, latents=START.clone())
+    assert sum(sizes) < 16
+    sizes.clear()
+    with steer(pipe, "SWG(2) + CFG(ramp(1, 7)) + FBG() + RectifiedCFGpp(2) + TSG(2) + FDG(2, 4)"):
+        assert run(pipe, latents=START.clone()).isfinite().all()
+    flow = tiny.sd3(diffusers.FlowMatchEulerDiscreteScheduler())
+    call = {"prompt_embeds": torch.zeros(1, 4, 32), "pooled_prompt_embeds": torch.zeros(1, 32)}
+    call |= {f"negative_{name}": value for name, value in call.items()}
+    with steer(flow, "SWG(2).over(1, 2)"), pytest.raises(ValueError, match="asks about crops"):
+        flow(None, num_inference_steps=2, height=16, width=16, output_type="latent", **call)

@@ -1,13 +1,18 @@
 """Ways to steer a prediction. Importing the package registers all of them for `parse`."""
 
-from diffsteer.guidance.ahead import CFGpp
+from diffsteer.guidance.adaptive import FBG, Adaptive
+from diffsteer.guidance.ahead import CFGpp, RectifiedCFGpp
 from diffsteer.guidance.attention_taps import BlurQuery, Edit, Identity
 from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
 from diffsteer.guidance.base import Clamped, Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
+from diffsteer.guidance.cfg_variants import ADG, MAMBO, TCFG, CFGNorm, CFGRenorm, DynamicThreshold
 from diffsteer.guidance.classifier import Classifier, class_gradient
+from diffsteer.guidance.crops import SWG
 from diffsteer.guidance.denoiser import Denoiser, Network
-from diffsteer.guidance.momentum import Momentum
+from diffsteer.guidance.frequency import FDG, FreSca
+from diffsteer.guidance.momentum import SMC, Momentum
+from diffsteer.guidance.other_time import TSG, SelfGuidance
 from diffsteer.guidance.perturbed import PAG, SEG
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
 from diffsteer.guidance.rescale import rescale, rescale_centred
@@ -20,4 +25,6 @@ __all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
 __all__ += ["Answer", "Branch", "GuidanceState", "Plan", "Queries", "lockstep", "run"]
 __all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
 __all__ += ["class_gradient", "rescale", "rescale_centred"]
+__all__ += ["ADG", "FBG", "FDG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
+__all__ += ["CFGRenorm", "DynamicThreshold", "FreSca", "RectifiedCFGpp", "SelfGuidance"]
 __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]

@@ -1,4 +1,4 @@
-"""CFG++: guidance by the level that a step goes to."""
+"""Guidance by the level that a step goes to."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import Finite
+from diffsteer.core.sampler import first_order
 from diffsteer.guidance.base import Guidance, extrapolate
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
@@ -35,3 +36,30 @@ class CFGpp(Guidance):
             raise InputError(f"CFGpp: the step from t={now.t:g} to t={nxt.t:g} loses no noise")
         weight = (self.scale * nxt.alpha * now.sigma / fresh).item()
         return (yield from extrapolate(at, weight - 1, Branch(), Branch(cond="null")))
+
+
+@dataclass(frozen=True, repr=False)
+class RectifiedCFGpp(Guidance):
+    """Rectified-CFG++: the prompt's velocity, and the difference of c and u where it leads to.
+
+    v = v_c(x, t) + scale (v_c - v_u)(x', t'), where x' is one step along v_c to the next level t'.
+    The last step, to data, takes the difference at (x, t). Scale 0 is off.
+
+    Args:
+        scale: lambda of the paper, which lets it fall to 0: `RectifiedCFGpp(ramp(4.5, 0))`.
+
+    Source: Saini et al. 2025, https://arxiv.org/abs/2510.07631.
+    """
+
+    scale: Finite
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        nxt = at.next
+        if self.scale == 0 or nxt.sigma == 0 or not nxt.ratio < at.level.ratio:
+            return (yield from extrapolate(at, self.scale, Branch(), Branch(cond="null")))
+        (here,) = yield (Branch(),)
+        x = first_order(at.x, here.x0, at.level, nxt)
+        cond, null = yield Branch(x=x, level=nxt), Branch("null", x=x, level=nxt)
+        speed = [level.sigma / (level.alpha + level.sigma) for level in (at.level, nxt)]
+        return (self.scale * speed[0] / speed[1]).item() * (cond.x0 - null.x0)

@@ -30,7 +30,7 @@ class CFG(Guidance):
 
 @dataclass(frozen=True, repr=False)
 class APG(Guidance):
-    """Adaptive projected guidance without momentum: CFG that saturates less; scale 1 is off.
+    """Adaptive projected guidance: CFG that saturates less; scale 1 is off.
 
     The difference of the two predictions is shortened to `norm` and its part along the prediction,
     which raises saturation, is weighted by `parallel`.
@@ -39,13 +39,16 @@ class APG(Guidance):
         scale: As for CFG.
         parallel: Share of the parallel part that stays; 1 is CFG.
         norm: Greatest length of the difference of a sample; inf leaves it.
+        momentum: The difference gains so many times that of the step before, which has gained so
+            itself; -0.5 in the paper, 0 is none.
 
-    Source: Sadat et al. 2024, https://arxiv.org/abs/2410.02416.
+    Source: Sadat et al. 2024, algorithm 1, https://arxiv.org/abs/2410.02416.
     """
 
     scale: Finite
     parallel: Finite = 0.0
     norm: Positive = float("inf")
+    momentum: Finite = 0.0
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -53,6 +56,10 @@ class APG(Guidance):
             return torch.zeros_like(at.x)
         cond, null = yield Branch(), Branch(cond="null")
         difference = cond.x0 - null.x0
+        if self.momentum != 0:
+            before = at.memory.get("difference", torch.zeros_like(difference))
+            difference = difference + self.momentum * before
+            at.memory["difference"] = difference
         if self.norm < float("inf"):
             length = _dot(difference, difference).sqrt()
             difference = difference * (self.norm / length.clamp(min=self.norm))

@@ -49,6 +49,7 @@ class Network:
         score: How the attention that SAG looks at is read, if not as what each token receives.
         place: First row of a condition in a batch that the network makes of it, and the size of
             that batch; such branches are never stacked. None where the batch is what it is given.
+        sizes: Whether it takes samples of other sizes, for guidance by crops.
         locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
         adapted: Makes the context in which some of its adapters (LoRA) act.
         check: Refuses a branch that the network cannot answer, without evaluating it.
@@ -65,6 +66,7 @@ class Network:
     locate: Locate | None = None
     adapted: Adapt = no_adapters
     check: Callable[[Branch], None] = lambda branch: None  # noqa: E731
+    sizes: bool = True
 
 
 @renamed_fields(kind="prediction")
@@ -158,7 +160,7 @@ class Denoiser:
 
         def check(branches: Sequence[Branch]) -> list[Answer]:
             for branch in branches:
-                self._check(branch)
+                self._check(branch, at)
                 self.nets[branch.net].check(branch)
             return dry_answers(branches, at)
 
@@ -174,12 +176,12 @@ class Denoiser:
     ) -> list[Answer]:
         """Answer every branch, those that stack in one pass; samples are given in `dtype`."""
         for branch in branches:
-            self._check(branch)
+            self._check(branch, at)
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
             alone = None if self.nets[branch.net].place is None else i
-            key = (id(self.nets[branch.net]), shapes(self.conds[branch.cond]), branch.apart, alone)
-            groups.setdefault(key, []).append(i)
+            like = shapes(self.conds[branch.cond]), at.form(branch), alone
+            groups.setdefault((id(self.nets[branch.net]), *like), []).append(i)
         found: dict[int, Answer] = {}
         for members in groups.values():
             group = [branches[i] for i in members]
@@ -199,7 +201,7 @@ class Denoiser:
         conds = {b.cond: rows_of(self.conds[b.cond], rows, size) for b in group}
         return replace(self, conds=conds)._pass(group, replace(at, x=at.x[rows]), dtype)
 
-    def _check(self, branch: Branch) -> None:
+    def _check(self, branch: Branch, at: GuidanceState) -> None:
         if branch.net not in self.nets:
             raise InputError(
                 f"the guidance asks for a network {branch.net!r}, there is {', '.join(self.nets)}: "
@@ -214,6 +216,11 @@ class Denoiser:
         if branch.adapter is not None:
             self.nets[branch.net].adapted(branch.adapter)  # raises where one is not loaded
         _ = self.conds[branch.cond]  # one that is made when it is asked for may raise
+        if not self.nets[branch.net].sizes and at.form(branch)[-1] != at.x.shape[1:]:
+            raise InputError(
+                "the guidance asks about crops, and this network takes samples of one size alone, "
+                "as transformers do, and calls with a control image or a mask"
+            )
         for layer in (*(name for name, _ in branch.edits), *branch.record):
             matching(list(self.nets[branch.net].layers), layer)
 

@@ -67,7 +67,7 @@ class Branch:
 
     @property
     def apart(self) -> tuple[object, ...]:
-        """Equal for branches of one network that stack, if their conditions do."""
+        """Equal for branches of one network that stack, if inputs and conditions have one shape."""
         return self.time, self.adapter, self.samples
 
 
@@ -138,6 +138,11 @@ class GuidanceState:
     next: Level = CLEAN
     memory: Memory = field(default_factory=lambda: Memory(inner=True))
     start: Level | None = None
+
+    def form(self, branch: Branch) -> tuple[object, ...]:
+        """Equal for branches of one network that stack, if their conditions do."""
+        x = self.x if branch.x is None else branch.x
+        return *branch.apart, x.shape[1:]
 
     def of_term(self, i: int) -> "GuidanceState":
         """State of a term of a sum, which has a memory of its own."""
@@ -255,7 +260,7 @@ def plan(asker: Queries[T], at: GuidanceState) -> Plan:
     passes: dict[str, int] = {}
 
     def count(branches: Sequence[Branch]) -> list[Answer]:
-        for net, _ in dict.fromkeys((branch.net, branch.apart) for branch in branches):
+        for net, _ in dict.fromkeys((branch.net, at.form(branch)) for branch in branches):
             passes[net] = passes.get(net, 0) + 1
         for branch in branches:
             rows[branch.net] = rows.get(branch.net, 0) + 1
@@ -270,13 +275,14 @@ def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
     flat = torch.ones(len(at.x), *at.x.shape[-2:])
     answers = [
         Answer(
-            torch.zeros_like(at.x),
-            at.x,
+            torch.zeros_like(x),
+            x,
             branch.level or at.level,
             at.prediction,
             dict.fromkeys(branch.record, flat),
         )
         for branch in branches
+        for x in (at.x if branch.x is None else branch.x,)
     ]
     return [
         answer if branch.samples is None else answer.of_samples(list(branch.samples))

@@ -101,7 +101,7 @@ class Guided:
 
         On a small sample. At each level the output has to fix x0, whether a guidance acts or not.
         """
-        small, schedule = x.new_zeros(1, x.shape[1], 4, 4), denoiser.schedule
+        small, schedule = x.new_zeros(1, x.shape[1], 8, 8), denoiser.schedule
         assert schedule is not None
         alone = replace(denoiser, seeds=None)
         for step, time in tracker.remaining():
@@ -137,7 +137,8 @@ class Guided:
         settings = by_sdpa, patch, self.family.text_first, self._touched
         check = partial(check_branch, network.module, layers)
         acting = partial(adapted, network.module)
-        return Network(evaluate, layers, *settings, adapted=acting, check=check)
+        sizes = "UNet" in type(network.module).__name__ and network.place.certain
+        return Network(evaluate, layers, *settings, adapted=acting, check=check, sizes=sizes)
 
     def _tokens(self, call: NetworkCall) -> Size:
         """Height and width of a packed sample in tokens; read once for each tensor of places."""

@@ -276,6 +276,7 @@ class StepGuidance:
             locate=layers.tokens,
             adapted=partial(adapted, module),
             check=partial(check_branch, module, layers),
+            sizes=False,
         )
 
     def _measured(self, network: Any, part: Part) -> MeasuredLayers:
