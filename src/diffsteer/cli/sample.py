@@ -1,6 +1,6 @@
 """`diffsteer sample`: images whose metadata hold all that made them; importable without torch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ from diffsteer.generate.options import (
     format_of,
     options_of,
 )
-from diffsteer.generate.recipe import Recipe, recipe_of_png
+from diffsteer.generate.recipe import Recipe, read, recipe_of_png
 from diffsteer.io.seeds import parse_seeds, prompts_of
 from diffsteer.models.edm2.loop_settings import Loop
 
@@ -60,6 +60,7 @@ def sample(
     preset: OmitArgPrefixes[Published] = PUBLISHED,
     network: OmitArgPrefixes[ADMOptions] = NETWORK,
     noise: OmitArgPrefixes[Loop] = LOOP,
+    file: Annotated[Path | None, arg(name="recipe", metavar="FILE")] = None,
 ) -> None:
     """Sample images; one that is there already is not made again.
 
@@ -77,12 +78,17 @@ def sample(
             folder of `diffsteer convert`, its class and the like.
         network: More of such a folder of ADM.
         noise: More of such a folder of EDM2.
+        file: Recipe to follow: JSON, or an image of this command, whose seed is taken as well;
+            options beside it replace what it says.
     """
     numbers = parse_seeds(seeds)
     if batch < 1:
         raise InputError(f"batch={batch} makes no picture: give at least 1")
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
+    if file is not None:
+        recipe, seed = _merged(file, recipe)
+        numbers = [seed] if seed is not None and seeds == "0" else numbers
     settings = _given(preset) | changed(network) | changed(noise)
     if like is not None:
         settings.pop("models", None)
@@ -102,7 +108,7 @@ def sample(
             raise InputError("a preset says model and recipe: give neither, nor --from")
         options_of("", changed(network) | changed(noise))
         recipe = _preset_recipe(preset)
-    else:
+    elif settings or recipe.options is None:
         recipe = replace(recipe, options=options_of(recipe.model, settings))
     if not recipe.model:
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
@@ -115,6 +121,16 @@ def sample(
     with open_generator(recipe, device) as generator:
         done = SeedImages(out, generator, preset.subdirs).fill(numbers, batch)
     print(f"{out}: {done} of {len(numbers)} images were there, {len(numbers) - done} made")
+
+
+def _merged(file: Path, given: Recipe) -> tuple[Recipe, int | None]:
+    """Recipe of a file with the fields that were given, and the seed where it is an image."""
+    recipe, seed = recipe_of_png(file) if file.suffix.lower() == ".png" else (read(file), None)
+    names = [field.name for field in fields(Recipe) if given.differs(field.name)]
+    changes = {name: getattr(given, name) for name in names}
+    if changes.keys() & {"prompt", "prompts"}:
+        changes = {"prompt": "", "prompts": (), **changes}
+    return replace(recipe, **changes), seed
 
 
 def _given(flags: Published) -> dict[str, object]:

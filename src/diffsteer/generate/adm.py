@@ -82,7 +82,7 @@ class ADMGenerator(Generator):
 def open_adm(recipe: Recipe, device: str) -> Iterator[ADMGenerator]:
     """Load an ADM network, its guide and its classifier, and make images until closed."""
     generator = ADMGenerator(recipe, device)
-    with generator.counting(generator.main.net, generator.guide and generator.guide.net):
+    with generator.counting([generator.main.net], generator.guide and generator.guide.net):
         yield generator
 
 

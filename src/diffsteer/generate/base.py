@@ -73,11 +73,11 @@ class NFECounter:
     def counting(self, module: Any, name: str) -> Iterator[None]:
         """Count the evaluations of a network, below any steering, until closed."""
         forward = plain_forward(module)
-        self._counts[name] = 0
+        self._counts.setdefault(name, 0)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            x = args[0] if args else kwargs[next(n for n in SAMPLE if n in kwargs)]
-            self._counts[name] += len(x)
+            named = (kwargs[n] for n in (*SAMPLE, *kwargs) if n in kwargs)
+            self._counts[name] += len(args[0] if args else next(named))
             return forward(*args, **kwargs)
 
         with replaced(module, "forward", counted):
@@ -100,7 +100,11 @@ class Generator(ABC):
 
     @abstractmethod
     def __call__(self, seeds: Sequence[int]) -> Tensor:
-        """One image a seed, uint8 `(N, 3, H, W)`, the same alone and in any batch.
+        """One sample a seed, the same alone and in any batch.
+
+        Returns:
+            Images uint8 `(N, 3, H, W)`; of pipelines that make them videos uint8
+            `(N, F, 3, H, W)`, sounds float32 `(N, C, T)`.
 
         Raises:
             NotFinite: the sample of a seed is not finite.
@@ -120,13 +124,24 @@ class Generator(ABC):
         """All that decides the image of one seed, as JSON holds it."""
         return self.key
 
+    @property
+    def media(self) -> str:
+        """What is made: "image", "video" or "audio"."""
+        return "image"
+
+    @property
+    def rate(self) -> int:
+        """Frames a second of a video, samples a second of a sound."""
+        return 1
+
     @contextmanager
-    def counting(self, main: Any, guide: Any = None) -> Iterator[Self]:
+    def counting(self, main: Sequence[Any], guide: Any = None) -> Iterator[Self]:
         """Count the evaluations of the networks until closed."""
         with ExitStack() as stack:
-            for name, network in {"rows": main, "rows of the guide": guide}.items():
-                if network is not None:
-                    stack.enter_context(self.nfe.counting(network, name))
+            for network in main:
+                stack.enter_context(self.nfe.counting(network, "rows"))
+            if guide is not None:
+                stack.enter_context(self.nfe.counting(guide, "rows of the guide"))
             yield self
 
     def metadata(self, seed: int) -> dict[str, Any]:

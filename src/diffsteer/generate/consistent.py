@@ -8,9 +8,12 @@ from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.spacing import SPACINGS
+from diffsteer.generate.call import fitting, needed, read_image, settings_of
 from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, format_of
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import SAG, Guidance
+from diffsteer.hf.load import require_loadable, shipped_folder
+from diffsteer.hf.signature import call_parameters, pipeline_class
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.refine.metadata import ABOUT, found
 from diffsteer.refine.nlg import TrainingFreeRefiner
@@ -40,7 +43,7 @@ def require_consistent(recipe: Recipe) -> None:
         raise InputError(
             f"{recipe.guidance!r} holds {WEIGHT}: `diffsteer compare --weights` fills it"
         )
-    if not math.isfinite(recipe.strength):
+    if recipe.strength is not None and not math.isfinite(recipe.strength):
         raise InputError(f"strength must be a finite number, got {recipe.strength}")
     sampler = parse(recipe.sampler, Sampler, named=NAMED) if recipe.sampler else None
     if recipe.spacing not in SPACINGS:
@@ -80,7 +83,7 @@ def _networks(guidance: Guidance | None) -> set[str]:
 
 def _require_used(recipe: Recipe, kind: str) -> None:
     for field in fields(Recipe):
-        if field.name not in USED[kind] and getattr(recipe, field.name) != field.default:
+        if field.name not in USED[kind] and recipe.differs(field.name):
             network = "EDM2" if kind == EDM2 else "ADM"
             raise InputError(f"{recipe.model} is an {network} network, which takes no {field.name}")
     if recipe.guide and not Path(recipe.guide).exists():
@@ -88,16 +91,49 @@ def _require_used(recipe: Recipe, kind: str) -> None:
 
 
 def _require_pipeline(recipe: Recipe) -> None:
-    require_model(recipe.model, (INDEX,))
+    require_loadable(recipe.model, recipe.config, recipe.lora)
+    _require_call(recipe)
     if recipe.guide and not format_of(recipe.guide):
         require_model(recipe.guide, (CONFIG, INDEX))
-    if not recipe.refiner and recipe.strength != 1:
-        raise InputError(f"strength={recipe.strength} of no refiner: name one, or leave it out")
+    if recipe.image:
+        _require_image(recipe)
+    elif recipe.mask:
+        raise InputError(f"mask={recipe.mask} of no image: give --image as well")
+    elif not recipe.refiner and recipe.strength != 1:
+        raise InputError(
+            f"strength={recipe.strength} of no refiner and no image: name one, or leave it out"
+        )
     if "(" in recipe.refiner and not Path(recipe.refiner).exists():
         parse(recipe.refiner, TrainingFreeRefiner)
     elif recipe.refiner:
         require_model(recipe.refiner, (ABOUT,))
         found(recipe.refiner)
+
+
+def _require_call(recipe: Recipe) -> None:
+    """Check what the call of the pipeline takes, where its class is known without the hub."""
+    settings_of(recipe)
+    name = pipeline_class(recipe.config or str(shipped_folder(recipe.model)))
+    takes = call_parameters(name) if name else frozenset()
+    if takes and not ({*needed(recipe)} - takes):
+        fitting(recipe, name, takes)
+
+
+def _require_image(recipe: Recipe) -> None:
+    if recipe.refiner:
+        raise InputError(
+            f"refiner={recipe.refiner} refines pure noise, and --image starts from an image: leave "
+            "one of them out"
+        )
+    if recipe.strength is not None and not 0 < recipe.strength <= 1:
+        raise InputError(
+            f"strength must be in (0, 1] with an image, got {recipe.strength} (1 keeps nothing of "
+            "the image)"
+        )
+    for path in filter(None, (recipe.image, recipe.mask)):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no image {path}: give a PNG, JPEG, WebP or BMP file")
+        read_image(path)
 
 
 def _require_adm(options: ADMOptions, guidance: Guidance | None, sampler: Sampler | None) -> None:

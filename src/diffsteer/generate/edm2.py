@@ -14,7 +14,7 @@ from diffsteer.generate.base import Generator, require_finite
 from diffsteer.generate.consistent import guidance_of
 from diffsteer.generate.options import EDM2Options
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import complete_weights
+from diffsteer.hf.weights import complete_weights
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.models.edm2.config import read_config
 from diffsteer.models.edm2.generate import decode_latents, decoded_bytes, generate, pixels
@@ -129,7 +129,7 @@ def open_edm2(recipe: Recipe, device: str) -> Iterator[EDM2Generator]:
     guide = _network(Path(recipe.guide), options.precision, device)[0] if recipe.guide else None
     decode = Decoder.find(about, path, options.models, device)
     generator = EDM2Generator(recipe, options, (main, guide), decode)
-    with generator.counting(main.unet, guide and guide.unet):
+    with generator.counting([main.unet], guide and guide.unet):
         yield generator
 
 

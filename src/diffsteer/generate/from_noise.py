@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diffsteer.generate.base import require_finite
-from diffsteer.generate.pipelines import call_of, images_of
+from diffsteer.generate.call import call_of
+from diffsteer.generate.outputs import images_of
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.conditioning import seeded
 from diffsteer.hf.first_call import first_call

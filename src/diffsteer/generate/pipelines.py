@@ -2,29 +2,32 @@
 
 import inspect
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.base import Generator, require_finite
+from diffsteer.generate.base import Generator, NotFinite
+from diffsteer.generate.call import call_of, guidance_text, media, needed
 from diffsteer.generate.consistent import require_consistent
+from diffsteer.generate.outputs import frame_rate, images_of, sample_rate
 from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.lora import lora_files
 from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs, seeded
 from diffsteer.hf.hooks import replaced
-from diffsteer.hf.load import load, network
-from diffsteer.hf.network import network_of
+from diffsteer.hf.load import load, network, require_fits
+from diffsteer.hf.memory import place, require_offload
+from diffsteer.hf.network import PARTS
 from diffsteer.hf.scheduler_config import flows
-from diffsteer.io.device import device_of
-from diffsteer.io.hashing import digest, weights_hash
+from diffsteer.io.device import device_of, dtype_of
+from diffsteer.io.hashing import digest, file_hash, weights_hash
 from diffsteer.refine.hook import opened
 from diffsteer.steering import steer
 
@@ -47,11 +50,31 @@ class PipelineGenerator(Generator):
     @property
     @override
     def key(self) -> dict[str, Any]:
-        return {**self.recipe.to_dict(), "weights": self.weights}
+        return {**_deciding(self.recipe).to_dict(), "weights": self.weights}
 
     @override
     def provenance(self, seed: int) -> dict[str, Any]:
-        return {"recipe": self.recipe.for_seed(seed).to_dict(), "weights": self.weights}
+        recipe = _deciding(self.recipe).for_seed(seed)
+        return {"recipe": recipe.to_dict(), "weights": self.weights}
+
+    @override
+    def metadata(self, seed: int) -> dict[str, Any]:
+        offload = {} if self.recipe.offload == "none" else {"offload": self.recipe.offload}
+        whole = _deciding(self.recipe)
+        return {**self.provenance(seed), "made_by": whole.hash, **offload}
+
+    @property
+    @override
+    def media(self) -> str:
+        return media(self._takes)
+
+    @property
+    @override
+    def rate(self) -> int:
+        if self.media == "audio":
+            return sample_rate(self.pipe)
+        call = call_of(self.pipe, self.recipe, [self.recipe.for_seed(0).prompt])
+        return self.recipe.fps or frame_rate(self.pipe, call, self._takes)
 
     @override
     def rehearse(self) -> None:
@@ -60,18 +83,37 @@ class PipelineGenerator(Generator):
 
         step = self.pipe.scheduler.step
         with suppress(_Rehearsed), replaced(self.pipe.scheduler, "step", wraps(step)(stop)):
-            self._images([0])
+            self._sampled([0])
 
     @override
     def __call__(self, seeds: Sequence[int]) -> Tensor:
-        return self._images(seeds)
+        if self.media == "image" and not self.recipe.image:
+            return self._sampled(seeds)
+        samples, refused = dict[int, Tensor](), list[int]()
+        for seed in seeds:  # pipelines of videos and of image to image do not all take several
+            try:
+                samples[seed] = self._sampled([seed])[0]
+            except NotFinite:
+                refused.append(seed)
+        if refused:
+            raise NotFinite(refused, samples)
+        return torch.stack([*samples.values()])
 
-    def _images(self, seeds: Sequence[int]) -> Tensor:
+    @property
+    def _takes(self) -> Any:
+        return inspect.signature(self.pipe.__call__).parameters
+
+    def _sampled(self, seeds: Sequence[int]) -> Tensor:
         prompts = [self.recipe.for_seed(seed).prompt for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         kwargs = call_of(self.pipe, self.recipe, prompts)
         with seeded(self.pipe, generators):
             return images_of(self.pipe, seeds, {**kwargs, "generator": generators})
+
+
+def _deciding(recipe: Recipe) -> Recipe:
+    """What decides the samples of a recipe."""
+    return replace(recipe, offload="none")
 
 
 @contextmanager
@@ -80,12 +122,14 @@ def open_pipeline(recipe: Recipe, device: str = "") -> Iterator[PipelineGenerato
 
     Args:
         recipe: What to make.
-        device: Where; empty for a GPU if there is one. float32 on a CPU, bfloat16 on a GPU.
+        device: Where; empty for a GPU if there is one.
     """
     require_consistent(recipe)
-    folder = Path(recipe.model).resolve()
-    files = [(path, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))]
-    pipe, scheduler, weights = _loaded(recipe.model, device_of(device), tuple(files))
+    require_offload(recipe.offload, device_of(device))
+    pipe, scheduler, weights = _loaded(
+        *(recipe.model, device_of(device), _files(recipe), recipe.dtype, recipe.offload),
+        *(recipe.lora, recipe.config, needed(recipe)),
+    )
     pipe.scheduler = scheduler
     if conditioning_argument(pipe) == PROMPTS and not all(recipe.prompts or [recipe.prompt]):
         advice = "noise is refined" if recipe.refiner else "images are made"
@@ -117,9 +161,10 @@ def configured(
         )
     guide_weights = ""
     if recipe.guide and guide is None:
-        guide = network(recipe.guide, pipe.dtype).to(pipe.device)
+        device = getattr(pipe, "_execution_device", pipe.device)  # not where offloaded weights wait
+        guide = network(recipe.guide, pipe.dtype).to(device)
         guide_weights = weights_hash(guide)
-    conditioning_kwargs(pipe, recipe.prompts or [recipe.prompt], bool(_guidance(recipe)))
+    conditioning_kwargs(pipe, recipe.prompts or [recipe.prompt], bool(guidance_text(recipe)))
     with ExitStack() as stack:
         stack.callback(setattr, pipe, "scheduler", pipe.scheduler)
         pipe.scheduler = scheduler_of(recipe, pipe.scheduler)
@@ -128,32 +173,45 @@ def configured(
             refine, give_back = opened(recipe.refiner, pipe)
             stack.callback(give_back)
         more = {"guide": guide_weights, "refiner": getattr(refine, "sha256", None)}
+        more |= {n: file_hash(Path(f)) for n in ("image", "mask") if (f := getattr(recipe, n))}
         if any(more.values()):
             weights = digest({"main": weights, **{k: v for k, v in more.items() if v}})
         generator = PipelineGenerator(recipe, pipe, weights)
-        stack.enter_context(generator.counting(network_of(pipe), guide))
+        networks = [net for name in PARTS if (net := getattr(pipe, name, None)) is not None]
+        stack.enter_context(generator.counting(networks, guide))
         if recipe.guidance or refine is not None:
-            guidance, how_much = _guidance(recipe), recipe.strength
-            stack.enter_context(steer(pipe, guidance, guide, refiner=refine, strength=how_much))
+            guidance, strength = guidance_text(recipe), recipe.refiner_strength if refine else 1.0
+            stack.enter_context(steer(pipe, guidance, guide, refiner=refine, strength=strength))
         yield generator
 
 
-def _guidance(recipe: Recipe) -> str | None:
-    """The guidance; one that is off where the refiner needs the null prompt to be sent."""
-    return recipe.guidance or ("CFG(1)" if recipe.refiner.startswith("NLG") else None)
+def _files(recipe: Recipe) -> tuple[tuple[Path, int], ...]:
+    """Local files that a pipeline is loaded from, with the time of their last change."""
+    places = [Path(place).resolve() for place in (recipe.model, recipe.config) if place]
+    files = [file for place in places for file in (place, *sorted(place.rglob("*")))]
+    files = [file for file in (*files, *lora_files(recipe.lora)) if file.exists()]
+    return tuple((file, file.stat().st_mtime_ns) for file in files)
 
 
 @lru_cache(maxsize=1)
 def _loaded(
-    model: str, device: str, files: tuple[tuple[Path, int], ...] = ()
+    model: str,
+    device: str,
+    files: tuple[tuple[Path, int], ...] = (),
+    dtype: str = "auto",
+    offload: str = "none",
+    lora: tuple[str, ...] = (),
+    config: str = "",
+    takes: tuple[str, ...] = (),
 ) -> tuple[Any, Any, str]:
     """Pipeline, its own scheduler and the hash of both; kept while its files are unchanged."""
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    pipe = load(model, dtype).to(device)
+    require_fits(model, device, offload, dtype)
+    pipe = load(model, dtype_of(dtype, device), config=config, lora=lora, takes=takes)
     pipe.set_progress_bar_config(disable=True)
     parts = {n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, nn.Module)}
-    config = {k: repr(v) for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
-    return pipe, pipe.scheduler, digest({"parts": parts, "scheduler": config})
+    config_of = {k: repr(v) for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    weights = digest({"parts": parts, "scheduler": config_of})
+    return place(pipe, device, offload), pipe.scheduler, weights
 
 
 def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
@@ -172,85 +230,3 @@ def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
     if recipe.zero_snr:
         changes["rescale_betas_zero_snr"] = True
     return SteerScheduler.from_config(scheduler.config, **changes)
-
-
-def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
-    """Arguments of one call of the pipeline, but for where its noise comes from.
-
-    The null half is always sent where something may ask for it; what is not asked for is not
-    evaluated.
-    """
-    takes = inspect.signature(pipe.__call__).parameters
-    call: dict[str, Any] = {"num_inference_steps": recipe.steps}
-    call |= conditioning_kwargs(pipe, texts, bool(_guidance(recipe)))
-    if recipe.negative and "negative_prompt" not in takes:
-        raise InputError(f"{type(pipe).__name__} takes no negative prompt: leave it out")
-    if recipe.negative:
-        call["negative_prompt"] = [recipe.negative] * len(texts)
-    if "guidance_scale" in takes:
-        call["guidance_scale"] = 2.0 if _guidance(recipe) else 1.0
-    if unknown := recipe.size.keys() - takes:
-        names = ", ".join(sorted(unknown))
-        raise InputError(f"{type(pipe).__name__} takes no {names}: leave it out")
-    if len(recipe.size) == 1:  # some pipelines take no notice of one alone
-        call |= dict.fromkeys(("height", "width"), _default_size(pipe))
-    return call | recipe.size
-
-
-def _default_size(pipe: Any) -> int:
-    """Side in pixels of the images that a pipeline makes by itself."""
-    tokens = getattr(pipe, "default_sample_size", network_of(pipe).config.get("sample_size"))
-    scale = getattr(pipe, "vae_scale_factor", None)
-    if not (isinstance(tokens, int) and isinstance(scale, int)):
-        raise InputError(f"{type(pipe).__name__} names no size of its own: give width and height")
-    return tokens * scale
-
-
-def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tensor:
-    """Images of one call of a pipeline, uint8 `(N, 3, H, W)`, as many and as large as it asks for.
-
-    Args:
-        pipe: The pipeline.
-        seeds: Of the images, for errors.
-        call: Its arguments, but for the output type.
-    """
-    last: deque[Tensor] = deque(maxlen=1)
-    decoded: deque[Tensor] = deque()
-    with ExitStack() as stack:
-        stack.enter_context(_results(pipe.scheduler, "step", last))
-        if hasattr(vae := getattr(pipe, "vae", None), "decode"):
-            stack.enter_context(_results(vae, "decode", decoded))
-        try:
-            output = pipe(**call, output_type="np").images
-        except InputError:
-            raise
-        except (ValueError, OverflowError) as error:  # such as of a size, or an endless prompt
-            raise InputError(f"{type(pipe).__name__} refuses this call: {error}") from error
-    floats = [*last, torch.from_numpy(output)] + ([torch.cat([*decoded])] if decoded else [])
-    pil = pipe.numpy_to_pil(np.nan_to_num(output))
-    pixels = np.stack([np.array(image.convert("RGB")) for image in pil])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    size = {"height": images.shape[2], "width": images.shape[3]}
-    if len(images) != len(seeds) or any(call.get(name, n) != n for name, n in size.items()):
-        wanted = ", ".join(f"{name} {call[name]}" for name in size if name in call)
-        raise InputError(
-            f"{type(pipe).__name__} gave {len(images)} images of {size['width']} x "
-            f"{size['height']} pixels for {len(seeds)} of {wanted or 'its own size'}: give "
-            "both width and height, as multiples that it takes"
-        )
-    return require_finite(seeds, images, *floats)
-
-
-@contextmanager
-def _results(owner: Any, name: str, results: deque[Tensor]) -> Iterator[None]:
-    """Append the tensors that a method of a scheduler or autoencoder returns, until closed."""
-    method = getattr(owner, name)
-
-    @wraps(method)  # pipelines look at the signature of `step` for whether to send generators
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        out = method(*args, **kwargs)
-        results.append(out[0])
-        return out
-
-    with replaced(owner, name, watched):
-        yield

@@ -7,9 +7,9 @@ A recipe and a seed make one picture: `diffsteer sample` writes both into its PN
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, UseAppendAction, arg
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.generate.options import ADMOptions, Options, options_of
@@ -29,6 +29,12 @@ KEY = "diffsteer"
 """Name of the text in a PNG that holds the recipe."""
 WEIGHT = "{w}"
 """Stands in a guidance for the numbers of a sweep."""
+LATER = (
+    *("dtype", "offload", "lora", "config", "image", "mask"),
+    *("num_frames", "audio_seconds", "fps", "settings"),
+)
+"""Fields that version 0.1.0 did not have: left out of files at their defaults, so that what it made
+is known again."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Recipe:
     """All that decides how an image comes out, but its seed.
 
     Attributes:
-        model: Hub id or folder of a diffusers pipeline, or a folder of `diffsteer convert`.
+        model: Hub id or folder of a diffusers pipeline, a .safetensors checkpoint (with config), a
+            model that ships, or a folder of `diffsteer convert`.
         prompt: What to show, for networks of classes (DiT) the name or number of one; may be empty.
         prompts: Many of them instead: the image of seed i shows prompts[i mod their number].
         negative: What the null half of the batch shows instead of nothing.
@@ -49,7 +56,22 @@ class Recipe:
         height: The same.
         guide: Hub id or folder of the weaker network for autoguidance, or of its pipeline.
         refiner: Hub id or folder of what refines the initial noise, or "NLG(20)"; empty for none.
-        strength: Factor of what the refiner changes; 1 is as trained.
+        strength: Factor of what the refiner changes, 1 as trained; with image, the share of the
+            steps that is sampled, in (0, 1], None for the pipeline's own.
+        dtype: Of the weights: float32, float16, bfloat16; "auto" is bfloat16 on a GPU, float32 on a
+            CPU.
+        offload: What waits in the machine's memory while another part of the pipeline computes on
+            the accelerator: none, model (whole parts), sequential or group (layers). Changes no
+            image.
+        lora: Low-rank adaptations, each PATH or PATH:SCALE; a folder that `diffsteer train` wrote
+            brings its scheduler.
+        config: Folder of the configuration and tokenizer of a model in one file.
+        image: File of the image that sampling starts from, or that the pipeline edits.
+        mask: File of the mask of inpainting; white is painted anew.
+        num_frames: Of a video; 0 for the pipeline's own.
+        audio_seconds: Length of a sound; 0 for the pipeline's own.
+        fps: Frames a second of an MP4; 0 for the pipeline's own.
+        settings: More arguments of the pipeline's call, each KEY=VALUE.
         options: Of an EDM2 or ADM network; None for their defaults and for pipelines.
     """
 
@@ -66,10 +88,22 @@ class Recipe:
     height: int = 0
     guide: str = ""
     refiner: str = ""
-    strength: float = 1.0
+    strength: float | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    offload: Literal["none", "model", "sequential", "group"] = "none"
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH[:SCALE]")] = ()
+    config: str = ""
+    image: str = ""
+    mask: str = ""
+    num_frames: int = 0
+    audio_seconds: float = 0.0
+    fps: int = 0
+    settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = ()
     options: Annotated[Options | None, Suppress] = None
 
     def __post_init__(self) -> None:
+        if self.strength is None and not self.image:
+            object.__setattr__(self, "strength", 1.0)
         if self.steps < 1:
             raise InputError(f"{self.steps} steps sample nothing: give at least 1")
         if self.prompt and self.prompts:
@@ -96,14 +130,23 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Sha256 of all that differs from the defaults, in hex."""
-        table = self.to_dict()
-        table = {k: v for k, v in table.items() if getattr(self, k) != getattr(Recipe, k)}
+        table = {name: value for name, value in self.to_dict().items() if self.differs(name)}
         return digest(table | ({"options": self.options.to_dict()} if self.options else {}))
 
     def to_dict(self) -> dict[str, Any]:
         """Fields in plain values, as JSON reads them back; without the options."""
-        names = (field.name for field in fields(self) if field.name != "options")
-        return {name: getattr(self, name) for name in names} | {"prompts": list(self.prompts)}
+        names = [field.name for field in fields(self) if field.name != "options"]
+        table = {n: getattr(self, n) for n in names if n not in LATER or self.differs(n)}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in table.items()}
+
+    def differs(self, name: str) -> bool:
+        """Whether a field is not at its default."""
+        return bool(getattr(self, name) != getattr(NOTHING, name))
+
+    @property
+    def refiner_strength(self) -> float:
+        """Factor of what the refiner changes."""
+        return 1.0 if self.strength is None else self.strength
 
     @property
     def size(self) -> dict[str, int]:
@@ -122,6 +165,10 @@ class Recipe:
             return [self]
         texts = [format_number(weight) for weight in weights]
         return [replace(self, guidance=self.guidance.replace(WEIGHT, text)) for text in texts]
+
+
+NOTHING = Recipe()
+"""The defaults."""
 
 
 def read(path: Path) -> Recipe:
@@ -148,7 +195,8 @@ def recipe_of_png(path: Path) -> tuple[Recipe, int]:
             f"{path} is of preset {table['model']}: repeat it by `diffsteer sample --preset "
             f"{table['model']} --seeds {table['seed']}`, with the options that it was made with"
         )
-    return _recipe_of(table["recipe"], table.get("options", {}), str(path)), table["seed"]
+    fields = table["recipe"] | {name: table[name] for name in ("offload",) if name in table}
+    return _recipe_of(fields, table.get("options", {}), str(path)), table["seed"]
 
 
 def metadata(path: Path) -> dict[str, Any] | None:

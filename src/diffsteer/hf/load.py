@@ -6,15 +6,23 @@ random numbers, and leaves out what it does not expect.
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffsteer.core.errors import InputError, brief
+from diffsteer.hf.lora import add_loras, require_lora
+from diffsteer.hf.memory import file_size, place, require_memory, require_offload, weights_sizes
 from diffsteer.hf.network import PARTS
 from diffsteer.hf.scheduler_config import require_timesteps
+from diffsteer.hf.signature import call_parameters
+from diffsteer.hf.single_file import load_single_file, require_single_file
+from diffsteer.hf.weights import complete_weights, require_quantizers
+from diffsteer.io.device import device_of, dtype_of
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.io.strict import read_object
@@ -39,38 +47,128 @@ class Shipped:
     base: Path | None = None
 
 
-def load(name: str, dtype: Any = None) -> Any:
-    """Load a diffusers pipeline by hub id, folder, or name of one that ships.
+def load(
+    name: str,
+    dtype: Any = None,
+    *,
+    config: str = "",
+    lora: Sequence[str] = (),
+    takes: Collection[str] = (),
+    offload: str = "none",
+    device: str = "",
+) -> Any:
+    """Load a diffusers pipeline by hub id, folder, file, or name of one that ships.
 
     Args:
-        name: Of it.
-        dtype: Of the weights.
+        name: Of it; a checkpoint in one file ends in .safetensors and needs config.
+        dtype: Of the weights, or its name: "float32", "float16", "bfloat16", "auto".
+        config: Folder with the configuration of a checkpoint in one file.
+        lora: Low-rank adaptations, each PATH or PATH:SCALE.
+        takes: Arguments that its call has to take, such as "image"; where the class that the model
+            names does not, the one of diffusers for the same model is taken that does.
+        offload: "none", "model", "sequential", "group", as diffusers does it.
+        device: Where it computes; empty for the CPU, and with offload for the accelerator.
 
     Raises:
         OSError: there is none.
-        InputError: it is malformed, or its weights are not those that its configuration names.
+        InputError: it is malformed, or its weights are not those that its configuration names, or
+            do not fit into the memory.
         ModuleNotFoundError: it is one that ships, and is not installed.
     """
-    require_model(name, (INDEX,))
+    require_loadable(name, config, lora)
+    where = device_of(device) if device or offload != "none" else "cpu"
+    require_offload(offload, where)
+    dtype = dtype_of(dtype, where) if isinstance(dtype, str) else dtype
+    with _readable(name, config):
+        require_fits(name, where, offload, dtype)
+        pipe = _loaded(name, dtype, config, takes)
+        if lora:
+            add_loras(pipe, lora)
+    return pipe if where == "cpu" and offload == "none" else place(pipe, where, offload)
+
+
+def require_loadable(name: str, config: str = "", lora: Sequence[str] = ()) -> None:
+    """Check, before a library or the hub is asked, that names can be those of a model."""
+    if Path(name).is_file():
+        require_single_file(name, config)
+    else:
+        require_model(name, (INDEX,))
+        if config:
+            raise InputError(
+                f"config={config} is of a checkpoint in one file, and {name} is none: leave it out"
+            )
+        require_quantizers(Path(name))
+    for text in lora:
+        require_lora(text)
+
+
+def require_fits(name: str, device: str, offload: str, dtype: Any) -> None:
+    """Check that the weights of a local model fit into the memory, before they are read."""
+    folder = Path(name)
+    precision = dtype_of(dtype, device) if isinstance(dtype, str) else dtype
+    if folder.is_file():
+        sizes = {"file": file_size(folder, precision)}
+    else:
+        sizes = weights_sizes(folder, precision or torch.float32) if folder.is_dir() else {}
+    require_memory(name, sizes, device, offload)
+
+
+def _loaded(name: str, dtype: Any, config: str, takes: Collection[str]) -> Any:
+    """Pipeline on the CPU, its weights complete."""
     from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
     model = shipped(name)
     parts: dict[str, Any] = {}
-    with _readable(name), complete_weights(bar=model is None):
+    with complete_weights(bar=model is None):
+        if config:
+            return load_single_file(_class(config, takes), name, config, dtype)
+        place: Path | str = name
         if model is None:
             if Path(name).is_dir():
                 parts = _checked_folder(Path(name))
-            pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, **parts)
         else:
             if model.base:
                 unet = UNet2DConditionModel.from_pretrained(model.folder / "unet", dtype=dtype)
                 scheduler = DDIMScheduler.from_pretrained(model.folder / "scheduler")
                 parts = {"unet": unet, "scheduler": scheduler}
             place = model.base or model.folder
-            pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, **parts)
-        _require_words(pipe)
+        cls = _class(str(place), takes) if takes else DiffusionPipeline
+        pipe = cls.from_pretrained(place, dtype=dtype, **parts)
+    _require_words(pipe)
     _require_dtype(name, pipe, dtype)
     return pipe
+
+
+def _class(place: str, takes: Collection[str]) -> Any:
+    """Class of a pipeline whose call takes some arguments."""
+    import diffusers
+    from diffusers.pipelines import auto_pipeline as auto
+
+    own = diffusers.DiffusionPipeline.load_config(place).get("_class_name")
+    cls = getattr(diffusers, str(own), diffusers.DiffusionPipeline)
+    if cls is diffusers.DiffusionPipeline or not _lacking(cls, takes):
+        return cls
+    texts, images, masks = (
+        auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+        auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+        auto.AUTO_INPAINT_PIPELINES_MAPPING,
+    )
+    kinds = {
+        key for table in (texts, images, masks) for key, value in table.items() if value is cls
+    }
+    others = [table[kind] for table in (images, masks) for kind in kinds if kind in table]
+    for other in others:
+        if not _lacking(other, takes):
+            return other
+    raise InputError(
+        f"{cls.__name__} takes no {', '.join(_lacking(cls, takes))}, and diffusers has no "
+        "pipeline of the same model that does: leave --image and --mask out"
+    )
+
+
+def _lacking(cls: Any, takes: Collection[str]) -> list[str]:
+    names = call_parameters(cls.__name__)
+    return sorted({*takes} - names - ({"mask_image"} if "mask" in names else set()))
 
 
 def network(name: str, dtype: Any) -> Any:
@@ -159,66 +257,6 @@ def _checked_folder(folder: Path) -> dict[str, str]:
     return {}
 
 
-@contextmanager
-def complete_weights(bar: bool = True) -> Iterator[None]:
-    """Refuse models of diffusers and transformers whose weights do not fit, until closed.
-
-    Args:
-        bar: Whether loading shows its progress.
-
-    Raises:
-        InputError: weights are missing, superfluous or of other shapes than the configuration
-            says. Of transformers, which often hold heads that are not used, those alone are
-            superfluous that another number of layers would take.
-    """
-    from diffusers import ModelMixin
-    from transformers import PreTrainedModel
-
-    methods = {owner: vars(owner)["from_pretrained"] for owner in (ModelMixin, PreTrainedModel)}
-
-    def strict(method: Any, lenient: bool) -> Any:
-        def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if lenient:
-                kwargs["ignore_mismatched_sizes"] = True  # so that they are reported by name
-            model, report = method(cls, *args, **{**kwargs, "output_loading_info": True})
-            _require_complete(model, report, lenient)
-            return (model, report) if kwargs.get("output_loading_info") else model
-
-        return classmethod(from_pretrained)
-
-    try:
-        for owner, method in methods.items():
-            checked = strict(method.__func__, lenient=owner is PreTrainedModel)
-            owner.from_pretrained = checked
-        with _quiet(bar):
-            yield
-    finally:
-        for owner, method in methods.items():
-            owner.from_pretrained = method
-
-
-def _require_complete(model: Any, report: Mapping[str, Any], lenient: bool) -> None:
-    unexpected = set(report["unexpected_keys"])
-    if lenient and unexpected:
-        layers = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
-        beyond = {name for name in unexpected if re.sub(r"\d+", "#", name) in layers}
-        if others := unexpected - beyond:
-            text = f"{type(model).__name__} makes no use of {len(others)} weights of its file"
-            warnings.warn(f"{text}, such as {min(others)}", stacklevel=2)
-        unexpected = beyond
-    problems = {
-        "missing": report["missing_keys"],
-        f"beyond its {CONFIG}": unexpected,
-        "of another shape": map(str, report["mismatched_keys"]),
-    }
-    for problem, keys in problems.items():
-        if names := sorted(keys):
-            raise InputError(
-                f"weights of {type(model).__name__} do not fit its {CONFIG}: {len(names)} "
-                f"{problem}, such as {names[0]}"
-            )
-
-
 def _require_words(pipe: Any) -> None:
     """Check that tokenizers know more than special tokens; without files they load so."""
     parts = pipe.components.items()
@@ -229,16 +267,18 @@ def _require_words(pipe: Any) -> None:
 
 
 def _require_dtype(name: str, model: Any, dtype: Any) -> None:
-    if dtype is not None and model.dtype != dtype:
+    parts = getattr(model, "components", {"": model}).values()
+    quantised = any(getattr(part, "hf_quantizer", None) is not None for part in parts)
+    if dtype is not None and model.dtype != dtype and not quantised:
         raise InputError(f"{name} was loaded in {model.dtype}, not in dtype={dtype!r} as asked")
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _readable(name: str, config: str = "") -> Iterator[None]:
     """Turn whatever is raised for a malformed name or damaged file into one error of one line."""
     try:
-        for pattern in CONFIGS if name else ():
-            for path in Path(name).glob(pattern):
+        for pattern in CONFIGS if config or name else ():
+            for path in Path(config or name).glob(pattern):
                 require_timesteps(read_object(path))
         yield
     except ModuleNotFoundError:
@@ -257,25 +297,3 @@ def _readable(name: str) -> Iterator[None]:
             f"{brief(name)} cannot be loaded as a model of diffusers ({reason}): give a folder "
             "that save_pretrained wrote, a hub id NAME/MODEL, or the name of a model that ships"
         ) from error
-
-
-@contextmanager
-def _quiet(bar: bool) -> Iterator[None]:
-    """Leave out advice about loading, which is checked here, and maybe bars."""
-    import diffusers.utils.logging as ours
-    import transformers.utils.logging as theirs
-
-    shown, levels = ours.is_progress_bar_enabled(), (ours.get_verbosity(), theirs.get_verbosity())
-    if not bar:
-        ours.disable_progress_bar()
-        theirs.disable_progress_bar()
-    ours.set_verbosity_error()
-    theirs.set_verbosity_error()
-    try:
-        yield
-    finally:
-        if shown:
-            ours.enable_progress_bar()
-            theirs.enable_progress_bar()
-        ours.set_verbosity(levels[0])
-        theirs.set_verbosity(levels[1])

@@ -2,10 +2,12 @@
 
 import os
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, did_you_mean
 
 
 def device_of(name: str = "") -> str:
@@ -18,6 +20,33 @@ def device_of(name: str = "") -> str:
         _require(name)
         return name
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_of(name: str, device: str) -> torch.dtype:
+    """Precision by its name; "auto" is bfloat16 on an accelerator and float32 on a CPU."""
+    if name == "auto":
+        name = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in dtypes:
+        raise InputError(
+            f"weights are loaded in {', '.join(dtypes)} or auto, not in dtype={name!r} as asked"
+            f"{did_you_mean(name, dtypes)}"
+        )
+    return dtypes[name]
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that a device has left; None where it does not say."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if kind != "cpu":
+        return None
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        return sizes["MemAvailable"] + sizes["SwapFree"]
+    return None
 
 
 def bf16_slowdown() -> float:

@@ -53,9 +53,18 @@ def weights_hash(net: "nn.Module") -> str:
     """Sha256 of names, dtypes, shapes and bytes of all weights, in hex: of what was loaded."""
     return parts_hash(
         part
-        for name, value in sorted(net.state_dict().items())
+        for key, weight in sorted(net.state_dict().items())
+        for name, value in _plain(key, weight)
         for part in (f"{name} {value.dtype} {tuple(value.shape)} ".encode(), tensor_bytes(value))
     )
+
+
+def _plain(name: str, value: "Tensor") -> "list[tuple[str, Tensor]]":
+    """A tensor, or those that a quantised one is made of, by name."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [(name, value)]
+    inner, _ = value.__tensor_flatten__()
+    return [part for key in inner for part in _plain(f"{name}.{key}", getattr(value, key))]
 
 
 def tensor_bytes(tensor: "Tensor") -> memoryview:

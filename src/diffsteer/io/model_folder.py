@@ -37,10 +37,7 @@ def require_model(name: str, files: tuple[str, ...]) -> None:
         hint = "one that save_pretrained or `diffsteer convert` wrote" if inner is None else inner
         raise InputError(f"{name} is a folder without {' or '.join(files)}: give {hint}")
     if path.is_file():
-        raise InputError(
-            f"{name} is a file, and models are folders: load it by from_single_file of diffusers, "
-            "and give the folder that its save_pretrained writes"
-        )
+        raise InputError(f"{name} is a file, and models are folders")
     if not (path.exists() or name in ships or HUB_ID.fullmatch(name)):
         raise FileNotFoundError(
             f"no model {name!r}{did_you_mean(name, ships)}: there is no such folder, a hub id is "

@@ -31,7 +31,7 @@ from diffsteer.core.prediction import Preconditioned
 from diffsteer.core.schedule import EDM
 from diffsteer.generate.base import require_finite
 from diffsteer.guidance import CFG
-from diffsteer.hf.load import complete_weights
+from diffsteer.hf.weights import complete_weights
 from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
 from diffsteer.models.edm2.model import EDM2, Checkpoint
 from diffsteer.train.latents import cached

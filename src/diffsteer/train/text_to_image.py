@@ -13,8 +13,9 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.generate.base import require_finite
-from diffsteer.hf.load import complete_weights, load
+from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
+from diffsteer.hf.weights import complete_weights
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import cached
 from diffsteer.train.objective import Objective, clean, low_discrepancy

@@ -13,8 +13,10 @@ from diffsteer.core.noise import Noise
 from diffsteer.core.sampler import DDIM
 from diffsteer.core.spacing import grid
 from diffsteer.generate.base import NFECounter
+from diffsteer.generate.call import call_of
 from diffsteer.generate.from_noise import sample_from_noise
-from diffsteer.generate.pipelines import call_of, images_of, open_pipeline
+from diffsteer.generate.outputs import images_of
+from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import packed, size_of, unpacked
@@ -118,7 +120,9 @@ class NoiseExperiment:
         self, noise: Tensor, texts: Sequence[str], baseline: TrainingFreeRefiner | None = None
     ) -> Tensor:
         """Noise refined for prompts, by the refiner, or by a baseline in full strength."""
-        by, strength = (self.by, self.recipe.strength) if baseline is None else (baseline, 1.0)
+        by, strength = (
+            (self.by, self.recipe.refiner_strength) if baseline is None else (baseline, 1.0)
+        )
         with open_pipeline(self._plain, self._device) as images:
             pipe = images.pipe
             conds = {"cond": self._cond(pipe, texts)}

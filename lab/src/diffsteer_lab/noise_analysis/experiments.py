@@ -174,7 +174,7 @@ def strengths(
         x = case.noise + factor * (case.refined - case.noise)
         every[factor] = experiment.draw(x, case.texts)
     for factor, got in sorted(every.items()):
-        name = format_number(factor * experiment.recipe.strength)
+        name = format_number(factor * experiment.recipe.refiner_strength)
         results.compare("strength: change", name, got, case.plain, case.fully)
         results.keep("strength", name, got.images)
         if case.guided is not None:

@@ -16,8 +16,10 @@ from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
+from diffsteer.generate.call import call_of
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
-from diffsteer.generate.pipelines import call_of, configured, images_of
+from diffsteer.generate.outputs import images_of
+from diffsteer.generate.pipelines import configured
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.first_call import conditions, require_prompts, sampled_on
 from diffsteer.hf.guided import seeds_of

@@ -1,0 +1,123 @@
+"""What the call of a pipeline returns: images, videos, sounds."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsteer.core.errors import InputError
+from diffsteer.generate.base import require_finite
+from diffsteer.generate.call import RATES
+from diffsteer.hf.hooks import replaced
+
+FIELDS = ("images", "frames", "audios", "audio", "videos")
+"""Names of what is made among the fields of outputs."""
+FPS = 16
+"""Frames a second where a pipeline names none: of Wan, and between those of others."""
+
+
+def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tensor:
+    """What one call of a pipeline makes, as many and as large as it asks for.
+
+    Args:
+        pipe: The pipeline.
+        seeds: Of the samples, for errors.
+        call: Its arguments, but for the output type.
+
+    Returns:
+        Images uint8 `(N, 3, H, W)`, videos uint8 `(N, F, 3, H, W)`, or sounds float32 `(N, C, T)`.
+    """
+    last: deque[Tensor] = deque(maxlen=1)
+    decoded: deque[Tensor] = deque()
+    with ExitStack() as stack:
+        stack.enter_context(_results(pipe.scheduler, "step", last))
+        if hasattr(vae := getattr(pipe, "vae", None), "decode"):
+            stack.enter_context(_results(vae, "decode", decoded))
+        try:
+            output = pipe(**call, output_type="np")
+        except InputError:
+            raise
+        except (ValueError, OverflowError) as error:  # such as of a size, or an endless prompt
+            raise InputError(f"{type(pipe).__name__} refuses this call: {error}") from error
+    floats = _floats(output)
+    alike = len({(each.shape[1:], each.device) for each in decoded}) == 1
+    stages = [torch.cat([*decoded])] if alike else [*decoded]
+    samples = _bytes(pipe, floats) if floats.ndim > 3 else floats
+    _require_size(type(pipe).__name__, len(seeds), samples, call)
+    return require_finite(seeds, samples, *last, floats, *stages)
+
+
+def frame_rate(pipe: Any, call: Mapping[str, Any], takes: Mapping[str, Any]) -> int:
+    """Frames a second of a pipeline's videos: of its call, else by default."""
+    defaults = (getattr(takes.get(name), "default", None) for name in RATES)
+    given = [call[name] for name in RATES if name in call] + [n for n in defaults if n]
+    return round(float(given[0])) if given and isinstance(given[0], int | float) else FPS
+
+
+def sample_rate(pipe: Any) -> int:
+    """Samples a second of a pipeline's sounds."""
+    for owner in (pipe, *(getattr(pipe, name, None) for name in ("vocoder", "vae", "audio_vae"))):
+        for place in (owner, getattr(owner, "config", None)):
+            for name in ("sample_rate", "output_sampling_rate", "sampling_rate"):
+                if isinstance(rate := getattr(place, name, None), int):
+                    return rate
+    raise InputError(f"{type(pipe).__name__} does not name the sample rate of its sounds")
+
+
+def _floats(output: Any) -> Tensor:
+    """The samples of an output as it returns them, with colours as their last dimension."""
+    value = next((v for name in FIELDS if (v := getattr(output, name, None)) is not None), output)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        colours = value.ndim > 3 and value.shape[-1] not in (1, 3, 4)
+        return value.movedim(-3, -1).float() if colours else value.float()
+    if isinstance(value, list | tuple):
+        value = np.stack([np.asarray(each) for each in value])
+    if not isinstance(value, np.ndarray) or value.ndim not in (2, 3, 4, 5):
+        raise InputError(f"an output of {type(value).__name__} is no image, video or sound")
+    floats = torch.from_numpy(np.array(value))
+    if floats.dtype == torch.uint8:
+        floats = floats / 255
+    return floats[:, None].float() if floats.ndim == 2 else floats
+
+
+def _bytes(pipe: Any, floats: Tensor) -> Tensor:
+    """Bytes of images `(..., H, W, C)` of floats in [0, 1], as `(..., 3, H, W)`."""
+    images = floats.nan_to_num().flatten(0, -4).numpy()
+    pixels = np.stack([np.array(image.convert("RGB")) for image in pipe.numpy_to_pil(images)])
+    rows = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return rows.reshape(*floats.shape[:-3], *rows.shape[1:])
+
+
+def _require_size(name: str, count: int, samples: Tensor, call: Mapping[str, Any]) -> None:
+    size = (
+        dict(zip(("height", "width"), samples.shape[-2:], strict=True)) if samples.ndim > 3 else {}
+    )
+    if len(samples) == count and all(call.get(side, n) == n for side, n in size.items()):
+        return
+    wanted = ", ".join(f"{side} {call[side]}" for side in size if side in call)
+    what = f" of {size['width']} x {size['height']} pixels" if size else ""
+    raise InputError(
+        f"{name} gave {len(samples)} images{what} for {count} of {wanted or 'its own size'}: give "
+        "both width and height, as multiples that it takes"
+    )
+
+
+@contextmanager
+def _results(owner: Any, name: str, results: deque[Tensor]) -> Iterator[None]:
+    """Append the tensors that a method of a scheduler or autoencoder returns, until closed."""
+    method = getattr(owner, name)
+
+    @wraps(method)  # pipelines look at the signature of `step` for whether to send generators
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        out = method(*args, **kwargs)
+        results.append(out[0])
+        return out
+
+    with replaced(owner, name, watched):
+        yield

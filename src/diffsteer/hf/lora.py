@@ -1,0 +1,106 @@
+"""Low-rank adaptations (LoRA) on a pipeline, from files of diffusers and of our trainer."""
+
+import math
+import re
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffsteer.core.errors import InputError
+from diffsteer.hf.memory import header
+from diffsteer.io.model_folder import HUB_ID
+from diffsteer.io.strict import read_object
+
+FILE = "pytorch_lora_weights.safetensors"
+"""Name of the weights in a folder."""
+SCHEDULER = "scheduler/scheduler_config.json"
+"""Of the scheduler that a LoRA was trained for, in its folder."""
+MARKS = ("lora", "hada_", "lokr_")
+"""Parts of the names of low-rank weights."""
+
+
+def lora_of(text: str) -> tuple[str, float]:
+    """Read "PATH" or "PATH:SCALE"."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        weight = float(scale) if colon and path else None
+    except ValueError:
+        weight = None
+    if weight is None:
+        return text, 1.0
+    if not math.isfinite(weight):
+        raise InputError(f"lora={text!r}: the scale must be a finite number, got {scale}")
+    return path, weight
+
+
+def require_lora(text: str) -> None:
+    """Check, before a model is loaded, that a text names low-rank weights."""
+    path, _ = lora_of(text)
+    file = _file(Path(path))
+    if file is None:
+        if Path(path).exists() or not HUB_ID.fullmatch(path):
+            what = f"a folder without {FILE}" if Path(path).is_dir() else "not there"
+            raise FileNotFoundError(
+                f"no LoRA {path!r}, which is {what}: give a file of safetensors, a folder with "
+                f"{FILE}, or a hub id NAME/MODEL; a scale follows as PATH:0.8"
+            )
+    elif not any(mark in name for name in header(file) for mark in MARKS):
+        raise InputError(f"{file} holds no low-rank weights: is it a whole model?")
+
+
+def lora_files(texts: Sequence[str]) -> list[Path]:
+    """Local files of LoRAs, whose change changes images."""
+    folders = [Path(lora_of(text)[0]) for text in texts]
+    files = [file for folder in folders if (file := _file(folder))]
+    return files + [path for folder in folders if (path := folder / SCHEDULER).is_file()]
+
+
+def add_loras(pipe: Any, texts: Sequence[str]) -> None:
+    """Add LoRAs to a pipeline, each at its scale, and the scheduler that one of them brings."""
+    if not hasattr(pipe, "load_lora_weights"):
+        raise InputError(f"{type(pipe).__name__} takes no LoRA: leave it out")
+    scales: dict[str, float] = {}
+    for text in texts:
+        path, scale = lora_of(text)
+        name, file = _name(path, scales), _file(Path(path))
+        where = (str(file.parent), {"weight_name": file.name}) if file else (path, {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe.load_lora_weights(where[0], adapter_name=name, **where[1])
+        if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
+            raise InputError(
+                f"{path} fits no part of this {type(pipe).__name__}: it is of another model"
+            )
+        scales[name] = scale
+    pipe.set_adapters(list(scales), list(scales.values()))
+    _take_scheduler(pipe, texts)
+
+
+def _take_scheduler(pipe: Any, texts: Sequence[str]) -> None:
+    import diffusers
+
+    folders = [Path(lora_of(text)[0]) for text in texts]
+    configs = [path for folder in folders if (path := folder / SCHEDULER).is_file()]
+    if len({path.read_bytes() for path in configs}) > 1:
+        names = " and ".join(str(path.parents[1]) for path in configs)
+        raise InputError(f"{names} were trained for different schedulers: take one of them")
+    if configs:
+        name = read_object(configs[0]).get("_class_name")
+        kind = getattr(diffusers, str(name), None)
+        if kind is None:
+            raise InputError(f"{configs[0]} is of {name!r}, which diffusers does not have")
+        pipe.scheduler = kind.from_pretrained(configs[0].parent)
+
+
+def _name(path: str, names: Collection[str]) -> str:
+    """Name of the adapter of a path, by which guidances mean it: of its file or folder."""
+    stem = re.sub(r"\W", "_", Path(path.removesuffix(f"/{FILE}")).name.removesuffix(".safetensors"))
+    return stem if stem not in names else f"{stem}_{len(names)}"
+
+
+def _file(path: Path) -> Path | None:
+    """Weights at a path; None where there are none."""
+    if path.is_dir():
+        return path / FILE if (path / FILE).is_file() else None
+    return path if path.is_file() else None

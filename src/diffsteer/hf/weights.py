@@ -1,0 +1,126 @@
+"""Weights that are read are those that a configuration names: none missing, none beyond."""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from diffsteer.core.errors import InputError
+from diffsteer.io.model_folder import CONFIG
+from diffsteer.io.strict import read_object
+
+QUANTIZERS = {
+    "auto-round": "auto-round",
+    "bitsandbytes": "bitsandbytes",
+    "gguf": "gguf",
+    "modelopt": "nvidia-modelopt",
+    "quanto": "optimum-quanto",
+    "torchao": "torchao",
+}
+"""Package that reads weights of a method of quantisation."""
+
+
+def require_quantizers(folder: Path) -> None:
+    """Check that the packages are there that read the quantised weights of a pipeline's folder."""
+    for config in sorted(folder.glob(f"*/{CONFIG}")):
+        settings = read_object(config).get("quantization_config")
+        method = str(settings.get("quant_method")) if isinstance(settings, dict) else ""
+        package = QUANTIZERS.get(method)
+        if package and not _installed(package):
+            raise InputError(
+                f"{config.parent} is quantised by {method}, which needs a package that is not "
+                f"installed: pip install {package}"
+            )
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def complete_weights(bar: bool = True) -> Iterator[None]:
+    """Refuse models of diffusers and transformers whose weights do not fit, until closed.
+
+    Args:
+        bar: Whether loading shows its progress.
+
+    Raises:
+        InputError: weights are missing, superfluous or of other shapes than the configuration
+            says. Of transformers, which often hold heads that are not used, those alone are
+            superfluous that another number of layers would take.
+    """
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    methods = {owner: vars(owner)["from_pretrained"] for owner in (ModelMixin, PreTrainedModel)}
+
+    def strict(method: Any, lenient: bool) -> Any:
+        def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if lenient:
+                kwargs["ignore_mismatched_sizes"] = True  # so that they are reported by name
+            model, report = method(cls, *args, **{**kwargs, "output_loading_info": True})
+            _require_complete(model, report, lenient)
+            return (model, report) if kwargs.get("output_loading_info") else model
+
+        return classmethod(from_pretrained)
+
+    try:
+        for owner, method in methods.items():
+            checked = strict(method.__func__, lenient=owner is PreTrainedModel)
+            owner.from_pretrained = checked
+        with _quiet(bar):
+            yield
+    finally:
+        for owner, method in methods.items():
+            owner.from_pretrained = method
+
+
+def _require_complete(model: Any, report: Mapping[str, Any], lenient: bool) -> None:
+    unexpected = set(report["unexpected_keys"])
+    if lenient and unexpected:
+        layers = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+        beyond = {name for name in unexpected if re.sub(r"\d+", "#", name) in layers}
+        if others := unexpected - beyond:
+            text = f"{type(model).__name__} makes no use of {len(others)} weights of its file"
+            warnings.warn(f"{text}, such as {min(others)}", stacklevel=2)
+        unexpected = beyond
+    problems = {
+        "missing": report["missing_keys"],
+        f"beyond its {CONFIG}": unexpected,
+        "of another shape": map(str, report["mismatched_keys"]),
+    }
+    for problem, keys in problems.items():
+        if names := sorted(keys):
+            raise InputError(
+                f"weights of {type(model).__name__} do not fit its {CONFIG}: {len(names)} "
+                f"{problem}, such as {names[0]}"
+            )
+
+
+@contextmanager
+def _quiet(bar: bool) -> Iterator[None]:
+    """Leave out advice about loading, which is checked here, and maybe bars."""
+    import diffusers.utils.logging as ours
+    import transformers.utils.logging as theirs
+
+    shown, levels = ours.is_progress_bar_enabled(), (ours.get_verbosity(), theirs.get_verbosity())
+    if not bar:
+        ours.disable_progress_bar()
+        theirs.disable_progress_bar()
+    ours.set_verbosity_error()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        if shown:
+            ours.enable_progress_bar()
+            theirs.enable_progress_bar()
+        ours.set_verbosity(levels[0])
+        theirs.set_verbosity(levels[1])

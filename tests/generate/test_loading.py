@@ -1,0 +1,318 @@
+"""How a recipe's model is loaded: precision, offloading, LoRA, one file, image to image."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffsteer.cli.sample import sample
+from diffsteer.core.errors import InputError
+from diffsteer.generate import pipelines
+from diffsteer.generate.generator import open_generator
+from diffsteer.generate.recipe import Recipe, read, recipe_of_png
+from diffsteer.hf import load as loading
+from diffsteer.hf import memory
+from diffsteer.hf.load import load
+from diffsteer.io.hashing import weights_hash
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def recipe(pipe: str) -> Recipe:
+    return Recipe(pipe, prompt="a cat", guidance="CFG(2)", steps=2)
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail where weights are read; loaded pipelines are forgotten."""
+
+    def read(*_: Any) -> Any:
+        raise AssertionError("weights were read")
+
+    pipelines._loaded.cache_clear()
+    monkeypatch.setattr(loading, "_loaded", read)
+    yield
+    pipelines._loaded.cache_clear()
+
+
+def made(recipe: Recipe, seeds: tuple[int, ...] = (3,)) -> torch.Tensor:
+    with open_generator(recipe, "cpu") as generate:
+        return generate(seeds)
+
+
+def lora(folder: Path, delta: float = 0.3) -> torch.Tensor:
+    """Write a LoRA of rank 1 on one layer; returns what it adds to that layer's weight."""
+    size = tiny.unet().get_submodule(LAYER).in_features
+    down, up = torch.randn(1, size), torch.full((size, 1), delta)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
+    save_file(weights, folder / "pytorch_lora_weights.safetensors")
+    return up @ down
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+    + [("float16", torch.float16)],
+)
+def test_weights_have_the_precision_that_is_asked(pipe: str, name: Any, dtype: Any) -> None:
+    with open_generator(Recipe(pipe, prompt="a", steps=1, dtype=name), "cpu") as generate:
+        assert {generate.pipe.unet.dtype, generate.pipe.text_encoder.dtype} == {dtype}
+    assert load(pipe, name).vae.dtype == dtype
+
+
+def test_layers_that_wait_elsewhere_make_the_same_image(recipe: Recipe, tmp_path: Path) -> None:
+    assert torch.equal(made(replace(recipe, offload="group")), made(recipe))
+    sample(replace(recipe, offload="group"), "3", tmp_path, device="cpu")
+    assert recipe_of_png(tmp_path / "000003.png")[0] == replace(recipe, offload="group")
+    sample(recipe, "3", tmp_path, device="cpu")  # is there, and not made otherwise
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    ("changes", "free", "message"),
+    [
+        ({"offload": "model"}, 10**12, "device=cpu is none: leave --offload out"),
+        ({"offload": "sequential"}, 10**12, "device=cpu is none: leave --offload out"),
+        (
+            {},
+            10**5,
+            r"needs 0.00 GB for its weights and cpu has 0.00 GB left: take a lower --dtype",
+        ),
+        ({"lora": ("nowhere.safetensors",)}, 10**12, "no LoRA 'nowhere.safetensors'"),
+        ({"dtype": "float8"}, 10**12, "not in dtype='float8' as asked"),
+        ({"image": "nowhere.png"}, 10**12, "no image nowhere.png"),
+        ({"mask": "nowhere.png"}, 10**12, "of no image: give --image as well"),
+        ({"config": "x"}, 10**12, "leave it out"),
+        ({"num_frames": 9}, 10**12, "StableDiffusionPipeline takes no num_frames"),
+        ({"audio_seconds": 1.0}, 10**12, "leave --audio-seconds out"),
+        ({"settings": ("eta",)}, 10**12, "write KEY=VALUE"),
+        ({"settings": ("et=1",)}, 10**12, "takes no et .did you mean 'eta'.*: it takes clip_skip"),
+        ({"settings": ("prompt=x",)}, 10**12, "--set prompt: use --prompt"),
+    ],
+)
+def test_a_mistake_is_told_before_weights_are_read(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, changes: Any, free: int, message: str
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda _: free)
+    with pytest.raises((InputError, OSError), match=message):
+        made(replace(recipe, **changes))
+
+
+def test_memory_that_suffices_for_half_precision_does_not_for_single(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = memory.weights_sizes(Path(recipe.model), torch.float32)
+    values = sum(p.numel() for p in load(recipe.model).unet.parameters())
+    assert sizes["unet"] == 4 * values and sizes.keys() == {"unet", "vae", "text_encoder"}
+    monkeypatch.setattr(memory, "free_memory", lambda _: sum(sizes.values()) - 1)
+    assert made(replace(recipe, dtype="bfloat16")).shape == (1, 3, 16, 16)
+    pipelines._loaded.cache_clear()
+    with pytest.raises(InputError, match="a lower --dtype"):
+        made(recipe)
+    free = {"cpu": 2**40, "cuda": max(sizes.values())}
+    monkeypatch.setattr(memory, "free_memory", lambda device: free[device])
+    memory.require_memory("m", sizes, "cuda", "model")
+    with pytest.raises(InputError, match="and cuda has .* take --offload model"):
+        memory.require_memory("m", sizes, "cuda", "none")
+
+
+def test_a_lora_adds_its_product_at_its_scale(recipe: Recipe, tmp_path: Path) -> None:
+    delta = lora(tmp_path / "lora")
+    merged = load(recipe.model)
+    merged.unet.get_submodule(LAYER).weight.data += 0.5 * delta
+    merged.save_pretrained(tmp_path / "merged")
+    adapted = made(replace(recipe, lora=(f"{tmp_path}/lora:0.5",)))
+    wanted = made(replace(recipe, model=str(tmp_path / "merged")))
+    assert (adapted.int() - wanted.int()).abs().max() <= 1
+    assert not torch.equal(adapted, made(recipe))
+    file = f"{tmp_path}/lora/pytorch_lora_weights.safetensors"
+    assert torch.equal(made(replace(recipe, lora=(f"{file}:0.25", f"{file}:0.25"))), adapted)
+
+
+def test_a_lora_brings_the_scheduler_it_was_trained_for(recipe: Recipe, tmp_path: Path) -> None:
+    lora(tmp_path / "lora")
+    own = load(recipe.model).scheduler
+    repaired = diffusers.DDIMScheduler.from_config(
+        own.config, rescale_betas_zero_snr=True, prediction_type="v_prediction"
+    )
+    repaired.save_pretrained(tmp_path / "lora/scheduler")
+    with open_generator(replace(recipe, lora=(str(tmp_path / "lora"),)), "cpu") as generate:
+        assert generate.pipe.scheduler.config.prediction_type == "v_prediction"
+        generate([0])
+    with open_generator(recipe, "cpu") as generate:
+        assert generate.pipe.scheduler.config.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("name", ["other.weight", "unet.nowhere.lora_A.weight"])
+def test_weights_that_are_no_lora_of_the_model_are_refused(
+    recipe: Recipe, tmp_path: Path, name: str
+) -> None:
+    save_file({name: torch.zeros(1, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        InputError, match="holds no low-rank weights|fits no part of this|cannot be"
+    ):
+        made(replace(recipe, lora=(str(tmp_path / "other.safetensors"),)))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    pixels = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.byte().numpy()).save(tmp_path / "start.png")
+    Image.new("L", (16, 16), 255).save(tmp_path / "mask.png")
+    return str(tmp_path / "start.png")
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_an_image_is_where_sampling_starts(recipe: Recipe, picture: str, mask: bool) -> None:
+    start = replace(recipe, image=picture, strength=0.6, steps=4, guidance="")
+    more: dict[str, Any] = {}
+    cls = diffusers.StableDiffusionImg2ImgPipeline
+    if mask:
+        start = replace(start, mask=picture.replace("start", "mask"))
+        cls, more = diffusers.StableDiffusionInpaintPipeline, {"mask_image": Image.open(start.mask)}
+    pipe = cls.from_pipe(load(recipe.model), requires_safety_checker=False)
+    wanted = pipe(
+        "a cat",
+        image=Image.open(picture),
+        strength=0.6,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+        **more,
+    ).images
+    assert torch.equal(
+        made(start)[0], torch.from_numpy((wanted * 255).round()).byte()[0].permute(2, 0, 1)
+    )
+    assert not torch.equal(made(replace(start, strength=None)), made(start))
+    assert torch.equal(made(start, (1, 3))[1:], made(start))
+
+
+def test_a_png_repeats_an_image_to_image(recipe: Recipe, picture: str, tmp_path: Path) -> None:
+    lora(tmp_path / "lora")
+    start = replace(recipe, image=picture, strength=0.5, steps=4, settings=("eta=0.5",))
+    start = replace(start, lora=(f"{tmp_path}/lora:0.5",), dtype="float32")
+    sample(start, "7", tmp_path / "a", device="cpu")
+    sample(out=tmp_path / "b", device="cpu", file=tmp_path / "a/000007.png")
+    a, b = (Image.open(tmp_path / side / "000007.png") for side in "ab")
+    assert a.tobytes() == b.tobytes() and recipe_of_png(tmp_path / "b/000007.png") == (start, 7)
+    Path(picture).write_bytes((tmp_path / "a/000007.png").read_bytes())
+    with pytest.raises(InputError, match="was made otherwise: weights"):
+        sample(start, "7", tmp_path / "a", device="cpu")
+
+
+def test_a_recipe_in_json_is_followed_and_varied(recipe: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe.to_dict() | {"dtype": "bfloat16", "lora": []}))
+    assert read(file) == replace(recipe, dtype="bfloat16")
+    sample(Recipe(guidance="CFG(3)"), "2", tmp_path / "a", device="cpu", file=file)
+    wanted = replace(recipe, dtype="bfloat16", guidance="CFG(3)")
+    assert recipe_of_png(tmp_path / "a/000002.png") == (wanted, 2)
+
+
+def test_what_an_older_version_wrote_holds_no_later_fields(recipe: Recipe) -> None:
+    assert not {"dtype", "lora", "image", "settings"} & recipe.to_dict().keys()
+    assert "dtype" in replace(recipe, dtype="float16").to_dict()
+
+
+def ldm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of the tiny UNet under their names in checkpoints of one file."""
+    parts = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
+    parts |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    first = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+    first |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+    first |= {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1"}
+    first |= {"mid_block.resnets.1": "middle_block.2"}
+    for block in (0, 1):
+        down, up = f"down_blocks.{block}", f"up_blocks.{block}"
+        first |= {f"{down}.resnets.0": f"input_blocks.{2 * block + 1}.0"}
+        first |= {f"{down}.attentions.0": f"input_blocks.{2 * block + 1}.1"}
+        first |= {f"{down}.downsamplers.0.conv": f"input_blocks.{2 * block + 2}.0.op"}
+        first |= {f"{up}.upsamplers.0.conv": f"output_blocks.{2 * block + 1}.{2 - block}.conv"}
+        for layer in (0, 1):
+            first |= {f"{up}.resnets.{layer}": f"output_blocks.{2 * block + layer}.0"}
+            first |= {f"{up}.attentions.{layer}": f"output_blocks.{2 * block + layer}.1"}
+    made = {}
+    for name, value in state.items():
+        prefix = next(p for p in first if name.startswith(p + "."))
+        rest = name[len(prefix) + 1 :]
+        head, _, tail = rest.partition(".")
+        rest = f"{parts[head]}.{tail}" if "resnets" in prefix else rest
+        made[f"model.diffusion_model.{first[prefix]}.{rest}"] = value
+    return made
+
+
+@pytest.fixture
+def single(recipe: Recipe, tmp_path: Path) -> tuple[Recipe, Path]:
+    """The same model as one file without a VAE, and a folder of configurations with one."""
+    diffusers.DiffusionPipeline.from_pretrained(recipe.model).save_pretrained(tmp_path / "config")
+    unet, text = (tmp_path / "config" / part for part in ("unet", "text_encoder"))
+    weights = {path: next(path.glob("*.safetensors")) for path in (unet, text)}
+    state = ldm(load_file(weights[unet]))
+    names = load_file(weights[text]).items()
+    state |= {f"cond_stage_model.transformer.text_model.{name}": value for name, value in names}
+    save_file(state, tmp_path / "model.safetensors")
+    for path in weights.values():
+        path.unlink()
+    changes = {"model": str(tmp_path / "model.safetensors"), "config": str(tmp_path / "config")}
+    return replace(recipe, **changes), tmp_path
+
+
+def test_one_file_is_the_model_of_its_folder(recipe: Recipe, single: tuple[Recipe, Path]) -> None:
+    with pytest.warns(UserWarning, match="holds no vae: that of"):
+        assert torch.equal(made(single[0]), made(recipe))
+    with pytest.raises(InputError, match="give --config FOLDER as well, a local folder"):
+        made(replace(single[0], config=""))
+    with pytest.raises(InputError, match="has to be a local folder with model_index.json"):
+        made(replace(single[0], config="some/model"))
+
+
+def test_one_file_without_a_weight_is_refused(single: tuple[Recipe, Path]) -> None:
+    recipe, folder = single
+    state = load_file(recipe.model)
+    state.pop("model.diffusion_model.middle_block.0.in_layers.2.weight")
+    save_file(state, recipe.model)
+    with pytest.raises(InputError, match="model.safetensors lacks weights that .*config names"):
+        made(recipe)
+
+
+def test_the_hash_of_quantised_weights_has_all_that_they_are_made_of() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    def hashed(first: float, second: float) -> str:
+        net = torch.nn.Linear(2, 2, bias=False)
+        weight = TwoTensor(torch.full((2, 2), first), torch.full((2, 2), second))
+        net.weight = torch.nn.Parameter(weight, requires_grad=False)
+        return weights_hash(net)
+
+    assert len({hashed(1, 1), hashed(1, 2), hashed(2, 1)}) == 3 and hashed(1, 2) == hashed(1, 2)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_quantised_weights_name_the_package_that_reads_them(
+    pipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    shutil.copytree(pipe, tmp_path / "pipe")
+    config = tmp_path / "pipe/unet/config.json"
+    table = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "torchao"}}
+    config.write_text(json.dumps(table))
+    monkeypatch.setattr("diffsteer.hf.weights._installed", lambda _: False)
+    with pytest.raises(InputError, match="unet is quantised by torchao, .*: pip install torchao"):
+        made(Recipe(str(tmp_path / "pipe"), prompt="a"))
