@@ -142,6 +142,10 @@ def test_a_lora_adds_its_product_at_its_scale(recipe: Recipe, tmp_path: Path) ->
     assert not torch.equal(adapted, made(recipe))
     file = f"{tmp_path}/lora/pytorch_lora_weights.safetensors"
     assert torch.equal(made(replace(recipe, lora=(f"{file}:0.25", f"{file}:0.25"))), adapted)
+    one = replace(recipe, lora=(f"{tmp_path}/lora:0.5",), guidance="")
+    alike, apart = (f"Auto(2, adapter='lora@{scale}')" for scale in (0.5, 0.0))
+    assert (made(replace(one, guidance=alike)).int() - made(one).int()).abs().max() <= 1
+    assert not torch.equal(made(replace(one, guidance=apart)), made(one))
 
 
 def test_a_lora_brings_the_scheduler_it_was_trained_for(recipe: Recipe, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from diffsteer.generate.call import call_of, guidance_text, media, needed
 from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.outputs import frame_rate, images_of, sample_rate
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.lora import lora_files
 from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs, seeded
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.load import load, network, require_fits
+from diffsteer.hf.lora import lora_files
 from diffsteer.hf.memory import place, require_offload
 from diffsteer.hf.network import PARTS
 from diffsteer.hf.scheduler_config import flows
