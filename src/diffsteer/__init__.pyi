@@ -14,7 +14,7 @@ from .core.sampler import (
     UniPC,
     sample,
 )
-from .core.schedule import EDM, Cosine, Discrete, Flow, Schedule
+from .core.schedule import EDM, Cosine, Discrete, Flow, LogSigma, OffsetCosine, Schedule
 from .core.spacing import SPACINGS, Karras, grid, respaced
 from .generate.generator import open_generator
 from .generate.recipe import Recipe
@@ -77,7 +77,7 @@ __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]
 __all__ += ["BlurQuery", "Dropout", "Edit", "Identity"]
 __all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]
 __all__ += ["Sampler", "sample"]
-__all__ += ["EDM", "Cosine", "Discrete", "Flow", "Level", "Schedule"]
+__all__ += ["EDM", "Cosine", "Discrete", "Flow", "Level", "LogSigma", "OffsetCosine", "Schedule"]
 __all__ += ["SPACINGS", "Karras", "grid", "respaced"]
 __all__ += ["Eps", "Preconditioned", "Prediction", "V", "Velocity", "X0"]
 __all__ += ["EDMWeight", "MinSNR", "SoftMinSNR", "Uniform", "Weight"]

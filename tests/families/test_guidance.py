@@ -21,21 +21,16 @@ from families.parts import WEIGHTS, TinyFamily, randomised
 from families.test_tiny import guidable
 
 UNKNOWN = {
-    "AnyFlow": "has no betas",
-    "AnyFlowFAR": "has no betas",
+    "AnyFlowFAR": "several outputs",
     "Cosmos2TextToImage": "no part of what its network",
     "Cosmos3Omni": "7 and 11 samples to step 1",
-    "CosmosTextToWorld": "as EDM does",
+    "CosmosTextToWorld": "1 and 1 samples to step 2",
     "DreamLite": "not the one of its network",
     "FluxKontext": "append tokens",
     "LTX2": "several outputs",
     "LTX2-all": "several outputs",
     "SanaWM": "neither the first nor the last",
-    "StableAudio": "as EDM does",
-    "StableCascadeDecoder": "has no betas",
-    "StableCascadePrior": "has no betas",
     "StableDiffusionInstructPix2Pix": "3 rows",
-    "StableVideoDiffusion": "timestep_type='continuous'",
 }
 """Pipelines that are refused, with words of the reason."""
 
@@ -212,6 +207,8 @@ NO_LAYERS = frozenset(
         "Sana",
         "SanaVideo",
         "StableAudio3",
+        "StableCascadeDecoder",
+        "StableCascadePrior",
     }
 )
 """Pipelines without a layer of softmax attention from image to image that can be edited."""

@@ -14,6 +14,7 @@ from families.parts import WEIGHTS, TinyFamily
 from families.test_guidance import UNKNOWN, close, named, own
 
 OTHERS = {
+    "AnyFlow": "puts a negative prompt into the batch without guidance as well",
     "CogView3Plus": "its own guidance does not read negative_prompt_embeds",
     "DiT": "no prompt",
     "Flux": "its row of the table",
@@ -30,6 +31,9 @@ OTHERS = {
     "StableDiffusionInpaint": "its row of the table",
     "StableDiffusionUpscale": "its row of the table",
     "StableDiffusionXL": "its row of the table",
+    "StableCascadeDecoder": "under its null prompt it leaves the embedding out too",
+    "StableCascadePrior": "puts a negative prompt into the batch without guidance as well",
+    "StableVideoDiffusion": "an image, no prompt",
     "WanAnimate": "under its null prompt it leaves the face out too",
 }
 """Pipelines whose null prompt is more than a prompt, or cannot be told from outside."""

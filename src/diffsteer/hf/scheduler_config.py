@@ -120,7 +120,7 @@ def flows(config: Config) -> bool:
     """Whether a config is of flow matching."""
     name = str(config.get("_class_name", ""))
     return (
-        name.startswith("FlowMatch")
+        name.startswith(("FlowMatch", "FlowMap"))
         or config.get("prediction_type") == "flow_prediction"
         or bool(config.get("use_flow_sigmas") and "beta_start" in config)
     )

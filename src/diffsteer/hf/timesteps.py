@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
-from diffsteer.core.schedule import EDM, Flow, Schedule
+from diffsteer.core.schedule import Flow, Schedule
+from diffsteer.hf.continuous_times import continuous
 from diffsteer.hf.protocols import SchedulerLike
 from diffsteer.hf.scheduler_config import trained
 
@@ -154,12 +154,9 @@ def _steps(scheduler: SchedulerLike, calls: int, start: int) -> Sequence[int]:
 
 def timestep_schedule(scheduler: SchedulerLike) -> tuple[Schedule, Prediction]:
     """Schedule on which the timesteps of a scheduler lie, and prediction type of the network."""
+    if (known := continuous(scheduler)) is not None:
+        return known
     schedule, prediction = trained(scheduler)
-    if isinstance(schedule, EDM):
-        raise InputError(
-            f"{type(scheduler).__name__} scales samples and times as EDM does: networks "
-            "trained for it cannot be steered yet"
-        )
     # the timesteps of a flow are shifted already
     return Flow() if isinstance(schedule, Flow) else schedule, prediction
 

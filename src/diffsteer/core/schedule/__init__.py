@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from diffsteer.core.schedule.base import Schedule, Time
-from diffsteer.core.schedule.continuous import EDM, Cosine, Flow
+from diffsteer.core.schedule.continuous import EDM, Cosine, Flow, LogSigma, OffsetCosine
 from diffsteer.core.schedule.discrete import Discrete
 
-__all__ = ["EDM", "Cosine", "Discrete", "Flow", "Schedule", "Time"]
+__all__ = ["EDM", "Cosine", "Discrete", "Flow", "LogSigma", "OffsetCosine", "Schedule", "Time"]
 
 NAMED: dict[str, Callable[[], Schedule]] = {
     "sd": Discrete.scaled_linear,

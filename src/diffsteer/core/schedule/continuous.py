@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import PositiveFinite
+from diffsteer.core.fields import NotNegative, PositiveFinite
 from diffsteer.core.level import Level
 from diffsteer.core.schedule.base import Schedule, Time, between, checked_ratio, checked_time
 
@@ -70,6 +70,98 @@ class EDM(Schedule):
     @override
     def time(self, ratio: Time) -> Tensor:
         return checked_ratio(ratio)
+
+
+BOUNDS = 1e-4, 0.9999
+"""Least and greatest alpha^2 of Wuerstchen's cosine."""
+
+
+@dataclass(frozen=True)
+class OffsetCosine(Schedule):
+    """Cosine in continuous time with an offset, alpha^2 in [1e-4, 0.9999].
+
+    Args:
+        offset: Time at which the cosine begins, >= 0; without it there is next to no noise near 0.
+
+    Source: Nichol & Dhariwal 2021, eq. 17, https://arxiv.org/abs/2102.09672; the bounds are of
+    Wuerstchen and Stable Cascade.
+    """
+
+    offset: NotNegative = 0.008
+
+    @property
+    def first(self) -> float:  # type: ignore[override]
+        """Last time of the least noise."""
+        return self.time(((1 - BOUNDS[1]) / BOUNDS[1]) ** 0.5).item()
+
+    @property
+    def last(self) -> float:  # type: ignore[override]
+        """First time of the most noise."""
+        return self.time(((1 - BOUNDS[0]) / BOUNDS[0]) ** 0.5).item()
+
+    @override
+    def at(self, t: Time) -> Level:
+        t = checked_time(t, 0, 1)
+        bar = ((t + self.offset) * self._speed).cos() ** 2 / math.cos(
+            self.offset * self._speed
+        ) ** 2
+        bar = bar.clamp(*BOUNDS)
+        return Level(t, bar.sqrt(), (1 - bar).sqrt())
+
+    @override
+    def time(self, ratio: Time) -> Tensor:
+        bar = 1 / (1 + checked_ratio(ratio) ** 2)
+        angle = (bar.sqrt() * math.cos(self.offset * self._speed)).acos()
+        return (angle / self._speed - self.offset).clamp(0, 1)
+
+    @property
+    def _speed(self) -> float:
+        return math.pi / 2 / (1 + self.offset)
+
+
+@dataclass(frozen=True)
+class LogSigma(Schedule):
+    """Variance preserving, and time is log(sigma) / 4, as networks of EDM are given it.
+
+    With s = `sigma_data`, x = (data + sigma eps) / sqrt(s^2 + sigma^2), EDM's c_in x, and x0 is
+    data / s.
+
+    Args:
+        sigma_data: Standard deviation of the data, > 0.
+        sigma_min: Least noise of the sampling range, > 0, in data units.
+        sigma_max: Most noise.
+
+    Source: Karras et al. 2022, table 1 (c_in and c_noise), https://arxiv.org/abs/2206.00364.
+    """
+
+    sigma_data: PositiveFinite = 0.5
+    sigma_min: PositiveFinite = 0.002
+    sigma_max: PositiveFinite = 80.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sigma_min < self.sigma_max:
+            raise InputError(f"need sigma_min < sigma_max, not {self.sigma_min}, {self.sigma_max}")
+
+    @property
+    def first(self) -> float:  # type: ignore[override]
+        """Time of `sigma_min`."""
+        return math.log(self.sigma_min) / 4
+
+    @property
+    def last(self) -> float:  # type: ignore[override]
+        """Time of `sigma_max`."""
+        return math.log(self.sigma_max) / 4
+
+    @override
+    def at(self, t: Time) -> Level:
+        t = checked_time(t, -math.inf, math.inf)
+        angle = torch.atan((4 * t).exp() / self.sigma_data)
+        return Level(t, angle.cos(), angle.sin())
+
+    @override
+    def time(self, ratio: Time) -> Tensor:
+        return (checked_ratio(ratio) * self.sigma_data).log() / 4
 
 
 @dataclass(frozen=True)
