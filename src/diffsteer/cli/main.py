@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import tyro
 
-from diffsteer.cli import compare, convert, evaluate, models, refine, sample, train
+from diffsteer.cli import compare, convert, evaluate, models, refine, sample, train, tune
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -72,10 +72,11 @@ app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
 app.command(compare.compare)
+app.command(tune.tune)
 app.command(train.train)
 app.command(convert.ema)
-COMMANDS = ["schedule", "plan", "models", "sample", "stats", "evaluate", "compare", "train", "ema"]
-COMMANDS += ["convert", "refine"]
+COMMANDS = ["schedule", "plan", "models", "sample", "stats", "evaluate", "compare", "tune"]
+COMMANDS += ["train", "ema", "convert", "refine"]
 
 converters = tyro.extras.SubcommandApp()
 converters.command(convert.edm2)
@@ -111,12 +112,14 @@ def _show(
 EXTRAS = {
     **dict.fromkeys(("accelerate", "diffusers", "peft", "PIL", "tqdm", "transformers"), "hf"),
     "matplotlib": "plot",
+    "optuna": "tune",
 }
 """Extra that installs a package, by the name under which that is imported."""
 KEPT = {
     "sample": "images that are finished are kept, and the same command makes the others",
     "evaluate": "samples that were measured are kept in --work, and the same command goes on",
     "compare": "samples that were measured are kept in --work, and the same command goes on",
+    "tune": "finished trials are kept, and the same command goes on",
     "refine": "targets that are finished are kept, and the same command makes the others",
 }
 """What an interrupted command leaves, and how to go on."""

@@ -2,14 +2,17 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SIZE = (4.6, 3.2)
 """Width and height of a chart at scale 1, in inches of 72 points."""
@@ -38,11 +41,13 @@ class Curve:
         name: Its name in a legend.
         points: The points.
         turn: Index of its colour in COLOURS, counted around.
+        joined: Whether a line joins the points.
     """
 
     name: str
     points: tuple[Point, ...]
     turn: int
+    joined: bool = True
 
     @property
     def colour(self) -> str:
@@ -72,6 +77,26 @@ def line_chart(
         curves: Curves; an empty one takes no space.
         level: Height of a dashed line, such as real against real.
     """
+    with _figure(title, x_label, y_label, curves, level) as figure:
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=METADATA)
+    return _element(file.getvalue(), title)
+
+
+def save_chart(path: Path, title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> None:
+    """Write a chart of `line_chart`, with a legend, as a PNG."""
+    from diffsteer.io.atomic import atomic_write
+
+    with _figure(title, x_label, y_label, curves, None) as figure, atomic_write(path) as file:
+        handles = [line for line in figure.axes[0].lines if line.get_gid() == "curve"]
+        figure.axes[0].legend(handles, [curve.name for curve in curves], frameon=False)
+        figure.savefig(file, format="png", dpi=160)
+
+
+@contextmanager
+def _figure(
+    title: str, x_label: str, y_label: str, curves: Sequence[Curve], level: float | None
+) -> "Iterator[Figure]":
     require_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -89,9 +114,7 @@ def line_chart(
             axes.axhline(level, color="#777777", linestyle="--", linewidth=1, clip_on=False)
         for curve in curves:
             _draw(axes, curve)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=METADATA)
-    return _element(file.getvalue(), title)
+        yield figure
 
 
 def _draw(axes: "Axes", curve: Curve) -> None:
@@ -100,7 +123,7 @@ def _draw(axes: "Axes", curve: Curve) -> None:
     axes.plot(
         [p.x for p in points],
         [p.y for p in points],
-        "o-",
+        "o-" if curve.joined else "o",
         color=colour,
         linewidth=1.5,
         markersize=4,

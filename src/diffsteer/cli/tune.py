@@ -1,0 +1,112 @@
+"""`diffsteer tune`: search for the best recipe at each cost; importable without torch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes
+
+from diffsteer.cli.options import FEATURES, Features
+from diffsteer.core.errors import InputError
+from diffsteer.generate.recipe import Recipe, read
+from diffsteer.io.seeds import parse_seeds, prompts_of
+
+RECIPE = Recipe()
+
+
+def tune(
+    reference: Path,
+    space: str,
+    recipe: OmitArgPrefixes[Recipe] = RECIPE,
+    prompts: Path | None = None,
+    metric: str = "FD",
+    trials: int = 60,
+    minutes: float = 15.0,
+    seeds: str = "100000-100199",
+    first: int = 50,
+    report_seeds: str = "0-999",
+    against: tuple[Path, ...] = (),
+    top: int = 5,
+    show: int = 6,
+    resamples: int = 200,
+    at_once: int = 8,
+    storage: str = "",
+    out: Path = Path("tuned"),
+    features: OmitArgPrefixes[Features] = FEATURES,
+) -> None:
+    """Search for the recipes with the best images at each number of network evaluations.
+
+    Started again it goes on; several workers, started by the same command, share its trials. What
+    the search found is measured on seeds of its own, with paired intervals, in OUT/report.html.
+
+    Args:
+        reference: Statistics file (.npz), folder or zip file of real images.
+        space: A guidance with names for numbers, and their ranges, such as
+            "CFG(w) + SAG(s), w=1..8, s=0..1:0.25, steps=8..30". A | B tries either guidance; ranges
+            may end in "log"; names of the recipe vary too: sampler="DDIM()|UniPC()", strength=0..1.
+        recipe: All that does not vary.
+        prompts: File with one prompt a line; the image of seed i shows prompt i mod their number.
+        metric: FD, KID, CMMD, precision, recall, density or coverage.
+        trials: Finished trials after which all workers stop.
+        minutes: Time that this worker searches; the report comes after it.
+        seeds: Of each trial.
+        first: Seeds of them after which a trial that three others beat at no more evaluations ends.
+        report_seeds: Of the report; none of those of the search.
+        against: Recipes (JSON, PNG) to compare with, the first instead of the recipe unguided.
+        top: Recipes of the front that are reported.
+        show: Images of each in the page.
+        resamples: For the intervals, >= 20.
+        at_once: Images sampled at a time, >= 1; changes none of them.
+        storage: URL of a database for Optuna, for workers on many machines; a file in OUT without.
+        out: Folder of the search; workers name the same.
+        features: How images become features.
+    """
+    _require_optuna()
+    from diffsteer.cli.evaluate import known
+    from diffsteer.generate.generator import rehearse
+    from diffsteer.io.atomic import InUse, owned, require_writable
+    from diffsteer.metrics.image_sets import require_comparable
+    from diffsteer.report.plots import require_matplotlib
+    from diffsteer.tune.objective import METRICS, Objective
+    from diffsteer.tune.report import BASE, confirm, require_disjoint, write
+    from diffsteer.tune.space import Space
+    from diffsteer.tune.study import Budget, Search
+
+    require_matplotlib()
+    if min(top, at_once) < 1 or show < 0 or resamples < 20:
+        raise InputError(f"top={top}, at_once={at_once}, show={show}, resamples={resamples}: give "
+                         "top and at_once >= 1, show >= 0 and resamples >= 20")  # fmt: skip
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if prompts is not None:
+        recipe = replace(recipe, prompts=prompts_of(prompts))
+    budget = Budget(parse_seeds(seeds), first, trials, minutes)
+    reported = parse_seeds(report_seeds)
+    require_disjoint(reported, budget.seeds)
+    searched = Space.parse(space)
+    rivals = {path.stem: read(path) for path in against} or {BASE: replace(recipe, guidance="")}
+    require_writable(out)
+    extractor = features.build()
+    examples = list(searched.examples(recipe))
+    require_comparable(reference, extractor)
+    rehearse([*rivals.values(), *examples], features.device)
+    real, _ = known(reference, features, extractor)
+    objective = Objective(metric, real, extractor, out / "measured", at_once, features.device)
+    search = Search(out, searched, recipe, objective, budget, storage)
+    study = search.run()
+    try:
+        with owned(out / "recipes"):
+            results = confirm(search, study, reported, rivals, top, show, resamples)
+            page = write(search, study, results, resamples)
+    except InUse:
+        print(f"{out}: another worker writes the report")
+        return
+    for one in results:
+        print(f"{one.name}: {one.value}, {one.nfe:.4g} NFE\n  {one.command}")
+    print(page)
+
+
+def _require_optuna() -> None:
+    try:
+        import optuna  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("searching needs optuna", name="optuna") from error

@@ -1,0 +1,1 @@
+"""Search for the recipe with the best images at each cost."""

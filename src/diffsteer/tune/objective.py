@@ -1,0 +1,94 @@
+"""Quality and cost of a recipe on some seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffsteer.core.errors import InputError
+from diffsteer.generate.recipe import Recipe
+from diffsteer.metrics.evaluate import compare
+from diffsteer.metrics.features import Extractor
+from diffsteer.metrics.frechet import frechet
+from diffsteer.metrics.sampled import Sampled, measure_recipe
+from diffsteer.metrics.statistics import Statistics
+from diffsteer.metrics.value import RISING
+
+DISTANCE = "FD"
+METRICS = (DISTANCE, "KID", "CMMD", "precision", "recall", "density", "coverage")
+
+
+class Quality(NamedTuple):
+    """Measured quality and cost.
+
+    Attributes:
+        value: Of the metric.
+        nfe: Network evaluations of an image, those of a guide included.
+    """
+
+    value: float
+    nfe: float
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A metric of `diffsteer evaluate` against a reference.
+
+    Attributes:
+        metric: One of METRICS.
+        reference: Of real images.
+        extractor: Of the features, as of the reference.
+        work: Folder for what was measured, which later runs find again.
+        batch: Images sampled at a time, >= 1.
+        device: Where networks run; empty for a GPU if there is one.
+    """
+
+    metric: str
+    reference: Statistics
+    extractor: Extractor
+    work: Path
+    batch: int = 8
+    device: str = ""
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """All that decides a value, but recipe and seeds, as JSON holds it."""
+        mean = self.reference.gaussian.mean.double()
+        return {
+            "metric": self.metric,
+            "features": self.extractor.origin.text,
+            "reference": [self.reference.n, float(mean.sum()), float(mean.square().sum())],
+        }
+
+    @property
+    def rising(self) -> bool:
+        """Whether larger values are better."""
+        return self.metric in RISING
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether a value is better than another."""
+        return a > b if self.rising else a < b
+
+    def __call__(self, recipe: Recipe, seeds: Sequence[int]) -> Quality:
+        """Measure a recipe; what was measured before is not sampled again."""
+        run = self.sampled(recipe, seeds)
+        nfe = sum(float(each.mean()) for name, each in run.costs.items() if name != "seconds")
+        if self.metric == DISTANCE:
+            return Quality(frechet(run.statistics.gaussian, self.reference.gaussian), nfe)
+        values = compare(run.statistics, self.reference)
+        value = next((v.value for v in values if v.name.startswith(self.metric)), None)
+        if value is None:
+            raise InputError(
+                f"{self.metric} cannot be had of these features and {len(seeds)} images: there are "
+                f"{', '.join(v.name for v in values)}"
+            )
+        return Quality(value, nfe)
+
+    def sampled(
+        self, recipe: Recipe, seeds: Sequence[int], show: Path | None = None, shown: int = 0
+    ) -> Sampled:
+        """Samples with their features, of all seeds, and images of the first in a folder."""
+        keep, batch, device = len(seeds), self.batch, self.device
+        return measure_recipe(
+            recipe, seeds, self.extractor, self.work, batch, keep, device, show, shown
+        )

@@ -1,0 +1,230 @@
+"""The front of a search, measured once more on seeds that it did not choose by."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffsteer.core.errors import InputError
+from diffsteer.generate.recipe import Recipe
+from diffsteer.io.atomic import atomic_write, write_json
+from diffsteer.io.seeds import format_seeds
+from diffsteer.io.strict import from_table
+from diffsteer.metrics.bootstrap import Interval
+from diffsteer.metrics.comparison import Compared, compared
+from diffsteer.metrics.value import MetricValue
+from diffsteer.report.page import render
+from diffsteer.report.plots import Curve, Point, line_chart, save_chart
+from diffsteer.tune.objective import Objective
+from diffsteer.tune.study import RECIPE, Search, describe, finished, front
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+BASE = "base"
+"""Name of the recipe that a search began from, with no guidance."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A recipe on the seeds of the report.
+
+    Attributes:
+        name: Its name in the report.
+        recipe: The recipe.
+        chosen: Its value on the seeds of the search; None where it was not searched.
+        nfe: Network evaluations of an image.
+        value: Of the metric on the seeds of the report, with its interval.
+        difference: From the first recipe of the report, and its interval, paired over seeds; None
+            for the first.
+        images: Files by seed.
+    """
+
+    name: str
+    recipe: Recipe
+    chosen: float | None
+    nfe: float
+    value: MetricValue
+    difference: tuple[float, Interval] | None
+    images: Mapping[int, Path]
+
+    @property
+    def verdict(self) -> str:
+        """CSS class: better or worse than the first, or undecided."""
+        if self.difference is None or self.difference[1].low <= 0 <= self.difference[1].high:
+            return ""
+        return "better" if (self.difference[0] > 0) == self.value.higher_is_better else "worse"
+
+    @property
+    def command(self) -> str:
+        """Command that samples it."""
+        return command_of(self.recipe)
+
+
+def confirm(
+    search: Search,
+    study: "Study",
+    seeds: Sequence[int],
+    against: Mapping[str, Recipe],
+    most: int = 5,
+    shown: int = 6,
+    resamples: int = 200,
+) -> list[Confirmed]:
+    """Measure the front of a search on seeds of its own, after recipes to compare it with.
+
+    Args:
+        search: The search.
+        study: Its trials.
+        seeds: Of the report; none of those of the search.
+        against: Recipes to compare with, by name; the first is what differences are taken from.
+        most: Recipes of the front, >= 1.
+        shown: Images of each, of the first seeds.
+        resamples: For the intervals, >= 20.
+    """
+    require_disjoint(seeds, search.budget.seeds)
+    trials = front(study, most)
+    if not trials:
+        raise InputError(
+            f"{search.folder}: no trial is finished, so that there is no front: give more time"
+        )
+    recipes, chosen = dict(against), dict[str, float]()
+    for trial in trials:
+        name = f"{len(chosen) + 1}"
+        recipes[name] = from_table(Recipe, dict(trial.user_attrs[RECIPE]), str(search.folder))
+        chosen[name] = trial.values[0]
+    folders = {name: search.folder / "images" / name for name in recipes}
+    runs = {
+        name: search.objective.sampled(recipe, seeds, folders[name], shown)
+        for name, recipe in recipes.items()
+    }
+    results = compared(runs, search.objective.reference, resamples)
+    order = sorted(seeds)[:shown]
+    return [
+        Confirmed(
+            one.name,
+            recipes[one.name],
+            chosen.get(one.name),
+            sum(cost.median for name, cost in one.costs.items() if name != "seconds"),
+            _metric(one, search.objective),
+            one.differences.get(_metric(one, search.objective).name),
+            {seed: folders[one.name] / f"{seed:06d}.png" for seed in order},
+        )
+        for one in results
+    ]
+
+
+def require_disjoint(seeds: Sequence[int], searched: Sequence[int]) -> None:
+    """Check that a report is not of the seeds that chose what it reports."""
+    if both := sorted(set(seeds) & set(searched)):
+        raise InputError(
+            f"seeds {format_seeds(both)[:80]} serve both to search and to report, which flatters "
+            "what was found: give others, --report-seeds"
+        )
+
+
+def _metric(one: Compared, objective: Objective) -> MetricValue:
+    return next(f for f in one.figures if f.name.startswith(objective.metric))
+
+
+def command_of(recipe: Recipe) -> str:
+    """Shell command that samples a recipe; its list of prompts is left to a file."""
+    words = ["diffsteer", "sample", recipe.model]
+    for each in fields(recipe):
+        value = getattr(recipe, each.name)
+        if each.name in ("model", "prompts", "options") or value == getattr(Recipe, each.name):
+            continue
+        flag = f"--{each.name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)]
+    if recipe.prompts:
+        words += ["--prompts", "prompts.txt"]
+    return shlex.join([*words, "--out", "out"])
+
+
+def write(search: Search, study: "Study", results: Sequence[Confirmed], resamples: int) -> Path:
+    """Write `front.png`, `report.json`, `report.html` and a JSON file of each recipe.
+
+    Returns:
+        Path of the page.
+    """
+    folder, objective = search.folder, search.objective
+    labels = "network evaluations (NFE) an image", objective.metric
+    title = f"{objective.metric} against cost"
+    charts = [
+        (f"{title}, seeds of the search", _searched(search, study)),
+        (f"{title}, seeds of the report", _reported(results)),
+    ]
+    save_chart(folder / "front.png", charts[0][0], *labels, charts[0][1])
+    for one in results:
+        table = {k: v for k, v in one.recipe.to_dict().items() if v != getattr(Recipe, k, None)}
+        write_json(folder / "recipes" / f"{one.name}.json", table)
+    write_json(folder / "report.json", _json(search, study, results))
+    first = results[0]
+    page = render(
+        "tune.html",
+        title=f"{search.base.model}: {title}",
+        search=search,
+        trials=finished(study),
+        results=results,
+        first=first,
+        seeds={seed: _prompt(first.recipe, seed) for seed in first.images},
+        charts=[(line_chart(name, *labels, curves), curves) for name, curves in charts],
+        describe=lambda recipe: describe(recipe.to_dict(), search.space),
+        searched=format_seeds(search.budget.seeds),
+        resamples=resamples,
+    )
+    with atomic_write(folder / "report.html") as file:
+        file.write(page.encode())
+    return folder / "report.html"
+
+
+def _searched(search: Search, study: "Study") -> list[Curve]:
+    from optuna.trial import TrialState
+
+    complete = [t for t in finished(study) if t.state is TrialState.COMPLETE]
+    points = tuple(Point(t.values[1], t.values[0]) for t in complete)
+    best = tuple(Point(t.values[1], t.values[0]) for t in front(study, len(complete)))
+    n = len(search.budget.seeds)
+    return [Curve(f"recipe, N = {n}", points, 5, joined=False), Curve("front", best, 0)]
+
+
+def _reported(results: Sequence[Confirmed]) -> list[Curve]:
+    def point(one: Confirmed) -> Point:
+        return Point(one.nfe, one.value.value, None, one.value.interval, one.name)
+
+    front = tuple(point(one) for one in results if one.chosen is not None)
+    rest = tuple(point(one) for one in results if one.chosen is None)
+    return [Curve("compared with", rest, 1, joined=False), Curve("front", front, 0)]
+
+
+def _json(search: Search, study: "Study", results: Sequence[Confirmed]) -> dict[str, Any]:
+    return {
+        "key": study.user_attrs["key"],
+        "metric": search.objective.metric,
+        "trials": [
+            {
+                "number": trial.number,
+                "state": trial.state.name.lower(),
+                "values": trial.values,
+                "params": trial.params,
+                **{k: v for k, v in trial.user_attrs.items() if k != "worker"},
+            }
+            for trial in finished(study)
+        ],
+        "recipes": {
+            one.name: {
+                "recipe": one.recipe.to_dict(),
+                "command": one.command,
+                "on the seeds of the search": one.chosen,
+                "nfe": one.nfe,
+                "value": json.loads(json.dumps(one.value.json())),
+                "difference": one.difference,
+            }
+            for one in results
+        },
+    }
+
+
+def _prompt(recipe: Recipe, seed: int) -> str:
+    return recipe.for_seed(seed).prompt

@@ -1,0 +1,260 @@
+"""Text of a search space: a guidance with names in place of numbers, and ranges of the names.
+
+CFG(w) + SAG(s), w=1..8, s=0..1:0.25, steps=8..30
+CFG(w).within(lo, hi) | PAG(p), w=1..6, p=0.5..4, lo=0.1..1 log, hi=2..20 log
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from diffsteer.core.errors import InputError, did_you_mean
+from diffsteer.core.parse import parse
+from diffsteer.generate.recipe import Recipe
+from diffsteer.guidance import Guidance
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+TUNED = ("steps", "sampler", "spacing", "strength", "refiner", "zero_snr")
+"""Fields of a recipe that a space may vary beside the numbers of its guidance."""
+NONE, GUIDANCE = "none", "guidance"
+"""The empty text among choices, and the name of the choice between guidances."""
+RANGE = re.compile(r"([-+.\de]+?)\.\.([-+.\de]+?)(?::([.\de]+))?(\s+log)?")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included.
+
+    Attributes:
+        low: Least.
+        high: Most.
+        step: Distance of neighbours; None for any number.
+        log: Whether ratios count and not differences; needs low > 0 and no step.
+        whole: Whether they are whole numbers.
+    """
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise InputError(f"{self.low:g}..{self.high:g} is no range: write the lower one first")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise InputError(f"a range in log needs numbers > 0 and no step, got {self}")
+
+    def suggest(self, trial: "Trial", name: str) -> float:
+        """Ask a trial for a number, of four digits."""
+        if self.whole:
+            step = int(self.step or 1)
+            return trial.suggest_int(name, int(self.low), int(self.high), step=step, log=self.log)
+        value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return float(f"{value:.4g}")
+
+    @property
+    def has_whole_ends(self) -> bool:
+        """Whether both ends and the step are whole numbers."""
+        return all(number == int(number) for number in (self.low, self.high, self.step or 1))
+
+    @property
+    def middle(self) -> float:
+        """A number inside."""
+        if self.whole or self.step:
+            step = self.step or 1
+            middle = self.low + step * int((self.high - self.low) / step / 2)
+            return int(middle) if self.whole else middle
+        return (self.low * self.high) ** 0.5 if self.log else (self.low + self.high) / 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several texts or numbers."""
+
+    options: tuple[str, ...]
+
+    def suggest(self, trial: "Trial", name: str) -> str:
+        """Ask a trial for one."""
+        chosen: str = trial.suggest_categorical(name, self.options)
+        return chosen
+
+    @property
+    def middle(self) -> str:
+        """One of them."""
+        return self.options[0]
+
+
+Values = Mapping[str, float | str]
+"""A number or text for each name of a space."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Recipes to search.
+
+    Attributes:
+        guidances: Texts of guidances, one of which a recipe has, with names for numbers.
+        variables: Values of the names, and of fields of the recipe.
+    """
+
+    guidances: tuple[str, ...]
+    variables: Mapping[str, Range | Choice] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "Space":
+        """Read a space; see the module for the syntax.
+
+        Raises:
+            InputError: a name has no range or is used nowhere, or a guidance does not parse.
+        """
+        guidances: list[str] = []
+        variables: dict[str, Range | Choice] = {}
+        for part in filter(None, map(str.strip, _split(text, ","))):
+            match = re.fullmatch(r"(\w+)\s*=\s*(.+)", part)
+            if match is None:
+                guidances += map(str.strip, _split(part, "|"))
+            elif match[1] in variables:
+                raise InputError(f"{match[1]} has two ranges: give one")
+            else:
+                variables[match[1]] = _values(match[1], match[2])
+        space = cls(tuple(guidances), variables)
+        space._require_used()
+        whole = {name: space._whole(name) for name in variables}
+        return replace(space, variables=whole)
+
+    def suggest(self, trial: "Trial") -> dict[str, float | str]:
+        """Values that a trial proposes; names of other guidances than the chosen are left out."""
+        values: dict[str, float | str] = {}
+        if len(self.guidances) > 1:
+            values[GUIDANCE] = trial.suggest_categorical(GUIDANCE, self.guidances)
+        used = {*_names(self._guidance(values)), *TUNED}
+        asked = {name: each for name, each in self.variables.items() if name in used}
+        return values | {name: each.suggest(trial, name) for name, each in asked.items()}
+
+    def recipe(self, base: Recipe, values: Values) -> Recipe:
+        """Fill values into a recipe.
+
+        Raises:
+            InputError: they do not go together, such as an interval whose end is below its start.
+        """
+        text = self._guidance(values)
+        guidance = repr(parse(_filled(text, values), Guidance)) if text else base.guidance
+        changes = {name: _field(name, values[name]) for name in TUNED if name in values}
+        return replace(base, guidance=guidance, **changes)
+
+    def examples(self, base: Recipe) -> Iterator[Recipe]:
+        """Recipes from the middle of the space, one of each guidance."""
+        middle = {name: each.middle for name, each in self.variables.items()}
+        for text in self.guidances or ("",):
+            yield self.recipe(base, {**middle, GUIDANCE: text})
+
+    def _guidance(self, values: Values) -> str:
+        first = self.guidances[0] if self.guidances else ""
+        return str(values.get(GUIDANCE, first))
+
+    def _require_used(self) -> None:
+        names = {name for text in self.guidances for name in _names(text)}
+        for name in sorted(names - {*self.variables, "inf"}):
+            raise InputError(
+                f"{name} in {self.guidances[0]!r} has no range: add it, such as {name}=1..8"
+            )
+        for name in sorted({*self.variables} - names - {*TUNED}):
+            hint = did_you_mean(name, (*names, *TUNED))
+            raise InputError(
+                f"{name} is no name in a guidance and no field that can vary{hint}: there are "
+                f"{', '.join((*sorted(names), *TUNED))}"
+            )
+
+    def _whole(self, name: str) -> Range | Choice:
+        """Values of a name, whole numbers where the guidance takes nothing else."""
+        values = self.variables[name]
+        if not isinstance(values, Range) or name == "strength":
+            return values
+        if not values.has_whole_ends:
+            return values
+        whole = name == "steps" or (
+            self._takes(name, int(values.low)) and not self._takes(name, values.low + 0.5)
+        )
+        return replace(values, whole=whole)
+
+    def _takes(self, name: str, value: float) -> bool:
+        """Whether all guidances with a name take a number for it, and whole ones for the others."""
+        values = {
+            n: int(v.middle) if isinstance(v, Range) and v.has_whole_ends else v.middle
+            for n, v in self.variables.items()
+        }
+        try:
+            for text in self.guidances:
+                if name in _names(text):
+                    parse(_filled(text, {**values, name: value}), Guidance)
+        except InputError:
+            return False
+        return True
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """Parts between marks that are in no parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == mark and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _values(name: str, text: str) -> Range | Choice:
+    match = RANGE.fullmatch(text.strip())
+    if match is None:
+        options = tuple(map(str.strip, _split(text, "|")))
+        if ".." in text:
+            raise InputError(
+                f'{name}={text} is no range: write "1..8", "0..1:0.25" or "0.1..9 log"'
+            )
+        return Choice(tuple("" if option == NONE else option for option in options))
+    try:
+        low, high = float(match[1]), float(match[2])
+        step = float(match[3]) if match[3] else None
+    except ValueError as error:
+        raise InputError(f"{name}={text} has no numbers at its ends: write 1..8") from error
+    return Range(low, high, step, bool(match[4]))
+
+
+def _tree(text: str) -> ast.Expression:
+    try:
+        return ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{text!r} is no guidance: {error}") from error
+
+
+def _names(text: str) -> list[str]:
+    """Names in a guidance that stand for numbers."""
+    tree = _tree(text) if text else ast.parse("0", mode="eval")
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
+    return [node.id for node in names]
+
+
+def _filled(text: str, values: Values) -> str:
+    """Text of a guidance with values in place of names."""
+
+    class Fill(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            if node.id not in values:
+                return node
+            value = values[node.id]
+            return ast.parse(str(value), mode="eval").body
+
+    return ast.unparse(Fill().visit(_tree(text)))
+
+
+def _field(name: str, value: float | str) -> Any:
+    """Value of a recipe's field from that of a space."""
+    default: Any = getattr(Recipe, name)
+    return str(value).lower() == "true" if default is False else type(default)(value)

@@ -1,0 +1,129 @@
+"""A search on a quality that is known in closed form, shared, killed and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.parse import parse
+from diffsteer.generate.recipe import Recipe
+from diffsteer.guidance import Guidance
+from diffsteer.tune.objective import Quality
+from diffsteer.tune.space import Space
+from diffsteer.tune.study import Budget, Search, finished, front
+
+SPACE = "CFG(w), w=1..8, steps=4..16"
+
+
+class Parabola:
+    """Best at weight 3 at each cost, and better with more steps; fewer seeds are off by 0.1."""
+
+    metric, rising, key = "FD", False, {"metric": "FD"}
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def better(self, a: float, b: float) -> bool:
+        return a < b
+
+    def __call__(self, recipe: Recipe, seeds: Sequence[int]) -> Quality:
+        time.sleep(self.seconds)
+        weight = parse(recipe.guidance, Guidance).scale
+        return Quality((weight - 3) ** 2 + 20 / recipe.steps + 1 / len(seeds), 2.0 * recipe.steps)
+
+
+def search(folder: Path, trials: int = 40, seconds: float = 0.0, **more: object) -> Search:
+    budget = Budget(range(100), first=10, trials=trials, minutes=2)
+    options = {"space": Space.parse(SPACE), "base": Recipe(model="pocket"), **more}
+    return Search(folder, objective=Parabola(seconds), budget=budget, **options)
+
+
+def test_the_front_is_found_and_beaten_trials_are_pruned(tmp_path: Path) -> None:
+    study = search(tmp_path).run()
+    trials = finished(study)
+    assert len(trials) == 40
+    pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
+    assert 5 < len(pruned) < 35
+    best = front(study, 100)
+    values = [trial.values for trial in best]
+    assert values == sorted(values, key=lambda v: v[1])
+    assert all(a[0] > b[0] and a[1] < b[1] for a, b in zip(values, values[1:], strict=False))
+    weights = [parse(t.user_attrs["recipe"]["guidance"], Guidance).scale for t in best]
+    assert min(abs(weight - 3) for weight in weights) < 0.5
+    for trial in pruned:  # three measured ones were better at no more evaluations
+        first, nfe = trial.user_attrs["first"], trial.user_attrs["nfe"]
+        rivals = [t.user_attrs for t in trials if t.number != trial.number]
+        assert sum(r["nfe"] <= nfe and r["first"] < first for r in rivals) >= 3
+    assert [t.number for t in front(study, 2)] == [best[0].number, best[-1].number]
+
+
+def test_it_goes_on_and_refuses_another_search(tmp_path: Path) -> None:
+    search(tmp_path, trials=5).run()
+    assert len(finished(search(tmp_path, trials=8).run())) == 8
+    with pytest.raises(InputError, match="another search .*space was"):
+        search(tmp_path, space=Space.parse("CFG(w), w=1..4, steps=4..16")).study()
+    with pytest.raises(InputError, match="another search .*base was"):
+        search(tmp_path, base=Recipe(model="other")).study()
+
+
+def test_recipes_that_cannot_be_do_not_stop_it(tmp_path: Path) -> None:
+    space = Space.parse("CFG(w).within(lo, hi), w=1..8, lo=0.5..9.5, hi=0.5..9.5, steps=4..16")
+
+    class Flat(Parabola):
+        def __call__(self, recipe: Recipe, seeds: Sequence[int]) -> Quality:
+            return Quality(1.0, 2.0 * recipe.steps)
+
+    budget = Budget(range(100), first=10, trials=12, minutes=2)
+    study = Search(tmp_path, space, Recipe(model="pocket"), Flat(), budget).run()
+    refused = [t.user_attrs["refused"] for t in finished(study) if "refused" in t.user_attrs]
+    assert refused and all("within" in text for text in refused)
+
+
+WORKER = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_study import search
+search(Path(sys.argv[1]), trials=24, seconds=0.05).run()
+"""
+
+
+def test_workers_share_the_trials_and_a_killed_one_loses_its_own_alone(tmp_path: Path) -> None:
+    code = WORKER.format(tests=str(Path(__file__).parent))
+    start = [sys.executable, "-c", code, str(tmp_path / "shared")]
+    workers = [subprocess.Popen(start, env={**os.environ}) for _ in range(2)]
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not _measured_by(tmp_path / "shared", workers[0].pid):
+        time.sleep(0.1)
+    workers[0].send_signal(signal.SIGKILL)
+    assert workers[1].wait(120) == 0
+    workers[0].wait()
+    study = search(tmp_path / "shared").study()
+    states = [trial.state.name for trial in study.trials]
+    done = states.count("COMPLETE") + states.count("PRUNED")
+    assert done == 24 and states.count("FAIL") <= 1 and "RUNNING" not in states
+    owners = {t.user_attrs["worker"].split("-")[0] for t in finished(study)}
+    assert owners == {str(worker.pid) for worker in workers}
+
+
+def _measured_by(folder: Path, pid: int) -> bool:
+    if not (folder / "study.journal").exists():
+        return False
+    try:
+        trials = finished(search(folder).study())
+    except KeyError:
+        return False
+    return any(t.user_attrs.get("worker", "").startswith(f"{pid}-") for t in trials)
+
+
+def test_a_budget_that_measures_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="first must be in"):
+        Budget(range(4), first=5, trials=1, minutes=1)
+    with pytest.raises(InputError, match="minutes=0"):
+        Budget(range(4), first=2, trials=1, minutes=0)
