@@ -1,5 +1,5 @@
 from .core.level import Level
-from .core.loss_weight import EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
+from .core.loss_weight import Debiased, EDMWeight, MinSNR, SoftMinSNR, Uniform, Weight
 from .core.parse import parse
 from .core.prediction import X0, Eps, Preconditioned, Prediction, V, Velocity
 from .core.sampler import (
@@ -80,4 +80,4 @@ __all__ += ["Sampler", "sample"]
 __all__ += ["EDM", "Cosine", "Discrete", "Flow", "Level", "LogSigma", "OffsetCosine", "Schedule"]
 __all__ += ["SPACINGS", "Karras", "grid", "respaced"]
 __all__ += ["Eps", "Preconditioned", "Prediction", "V", "Velocity", "X0"]
-__all__ += ["EDMWeight", "MinSNR", "SoftMinSNR", "Uniform", "Weight"]
+__all__ += ["Debiased", "EDMWeight", "MinSNR", "SoftMinSNR", "Uniform", "Weight"]

@@ -9,6 +9,7 @@ from diffsteer import (
     EDM,
     X0,
     Cosine,
+    Debiased,
     Discrete,
     EDMWeight,
     Eps,
@@ -89,3 +90,15 @@ def test_bad_input() -> None:
         for value in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match="must be a finite number > 0"):
                 make(value)
+
+
+def test_debiased_is_one_over_the_root_of_the_snr_for_eps() -> None:
+    """For V it weighs the same error of x0; finite at zero SNR."""
+    sd = Discrete.scaled_linear()
+    level = sd.at(torch.arange(0, 900, 50, dtype=F64))
+    snr = level.snr
+    torch.testing.assert_close(Debiased().at(level, Eps()), snr**-0.5)
+    torch.testing.assert_close(Debiased().at(level, V()), snr.sqrt() / (1 + snr))
+    last = SD0.at(999)
+    assert Debiased().at(last, V()) > 0 and Debiased().at(last, V()).isfinite()
+    assert Debiased().at(last, Eps()).item() == pytest.approx(FLOOR**-0.5)

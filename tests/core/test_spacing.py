@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from diffusers.schedulers import AysSchedules
 
 from diffsteer import EDM, SPACINGS, Cosine, Discrete, Flow, Karras, grid, respaced
 from diffsteer.core.level import CLEAN
@@ -124,3 +125,18 @@ def test_bad_spacings() -> None:
         grid(Flow(), 2, lambda *_: torch.tensor([1.0, 0.0], dtype=F64))
     with pytest.raises(ValueError, match="rho"):
         Karras(0)
+
+
+def test_align_your_steps_are_the_published_tables() -> None:
+    """At 10 steps the timesteps themselves; at other counts even in log-sigma between them."""
+    for name, key in (("ays-sd", "StableDiffusion"), ("ays-sdxl", "StableDiffusionXL")):
+        want = AysSchedules[f"{key}Timesteps"]
+        assert times(grid(SD, 10, name)) == want
+        sigmas = [level.ratio.item() for level in grid(SD, 10, name)[:-1]]
+        assert sigmas == pytest.approx(AysSchedules[f"{key}Sigmas"][:-1], rel=0.02)
+        assert times(grid(SD, 20, name))[::2] == pytest.approx(want, abs=1e-6)
+    video = grid(EDM(0.002, 700.0), 10, "ays-svd")
+    want = AysSchedules["StableDiffusionVideoSigmas"]
+    assert [level.sigma.item() for level in video] == pytest.approx(want, rel=1e-9)
+    middle = grid(SD, 20, "ays-sd")[5].half_log_snr
+    assert middle == pytest.approx(sum(grid(SD, 10, "ays-sd")[i].half_log_snr for i in (2, 3)) / 2)

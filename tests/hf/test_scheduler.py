@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import tiny
 import torch
+from diffusers.schedulers import AysSchedules
 
 from diffsteer import DDIM, DDPM, Discrete, DPMpp2M, Sampler, UniPC, V, grid
 from diffsteer.core.noise import Noise
@@ -398,3 +399,36 @@ def test_leading_at_zero_snr_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SteerScheduler(**ZERO)
+
+
+def test_custom_sigmas() -> None:
+    """Levels of exactly these sigma / alpha, with or without the 0 at the end, as diffusers has."""
+    sigmas = AysSchedules["StableDiffusionSigmas"]
+    made = SteerScheduler(**SD)
+    made.set_timesteps(sigmas=sigmas)
+    levels = made._levels
+    assert [level.ratio.item() for level in levels[:-1]] == pytest.approx(sigmas[:-1], rel=3e-5)
+    assert [level.ratio.item() for level in levels[1:-1]] == pytest.approx(sigmas[1:-1])
+    euler = diffusers.EulerDiscreteScheduler.from_config(made.config)
+    euler.set_timesteps(sigmas=sigmas)
+    torch.testing.assert_close(made.timesteps.float(), euler.timesteps.float(), atol=0.5, rtol=0)
+    before = made.timesteps.clone()
+    made.set_timesteps(sigmas=torch.tensor(sigmas[:-1]))
+    torch.testing.assert_close(made.timesteps, before)
+    for bad, match in (
+        ([5.0, 0.0, 1.0], "> 0, from most to least"),
+        ([1.0, 5.0], "below the one before"),
+        ([200.0, 1.0], "sigma"),
+        ([], "> 0, from most to least"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            made.set_timesteps(sigmas=bad)
+    with pytest.raises(ValueError, match="give one of"):
+        made.set_timesteps(10, sigmas=sigmas)
+
+
+def test_a_table_of_align_your_steps_by_name() -> None:
+    made = SteerScheduler(**SD, timestep_spacing="ays-sdxl")
+    made.set_timesteps(10)
+    assert made.timesteps.tolist() == AysSchedules["StableDiffusionXLTimesteps"]
+    assert made.timesteps.dtype == torch.int64

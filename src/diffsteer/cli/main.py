@@ -36,8 +36,8 @@ def schedule(
         source: A name (sd, linear, cosine, continuous-cosine, edm, flow, sd3), or the path of a
             diffusers scheduler_config.json or of a folder that holds one.
         steps: Number of sampling steps.
-        spacing: Which levels: trailing, leading, linspace, logsigma, karras; empty for what the
-            config says, else trailing, and karras for edm.
+        spacing: Which levels: trailing, leading, linspace, logsigma, karras, ays-sd, ays-sdxl,
+            ays-svd; empty for what the config says, else trailing, and karras for edm.
         zero_snr: Rescale the schedule so that it ends in pure noise.
         plot: Also draw alpha, sigma and SNR to this image.
     """

@@ -75,6 +75,19 @@ class SoftMinSNR(Weight):
 
 
 @dataclass(frozen=True)
+class Debiased(Weight):
+    """x0 error times sqrt(SNR): 1 / sqrt(SNR) for Eps, sqrt(SNR) / (SNR + 1) for V.
+
+    Source: Yu et al. 2023, debiased estimation loss, https://arxiv.org/abs/2310.08442.
+    """
+
+    @override
+    def at(self, level: Level, prediction: Prediction) -> Tensor:
+        level = _floored(_noisy(level))
+        return level.snr.sqrt() * _gain(level, prediction)
+
+
+@dataclass(frozen=True)
 class EDMWeight(Weight):
     """x0 error times SNR + 1 / sigma_data^2: 1 for `Preconditioned(sigma_data)` at every level.
 

@@ -5,6 +5,7 @@ discrete schedules follow Lin et al. 2023, table 2, https://arxiv.org/abs/2305.0
 integer arithmetic: floating point adds a node after t = 0 for 62 of the step counts 1..1000.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -78,14 +79,50 @@ class Karras:
         return _by_ratio(schedule, n, lambda ratio: ratio ** (1 / rho), lambda root: root**rho)
 
 
+@dataclass(frozen=True)
+class Table:
+    """Levels of a published table, even steps between them in log(sigma / alpha) for other counts.
+
+    On a schedule of another range than the table's, its steps are stretched to that range.
+
+    Args:
+        ratios: sigma / alpha of the table, from most to least noise; the last is not visited.
+    """
+
+    ratios: tuple[float, ...]
+
+    def __call__(self, schedule: Schedule, n: int) -> Tensor:
+        """Return `n` decreasing times."""
+        logs = torch.tensor(self.ratios, dtype=F64).log()
+        at = torch.linspace(0, len(logs) - 1, n + 1, dtype=F64)[1:-1]
+        low = at.floor().long()
+        nodes = torch.lerp(logs[low], logs[(low + 1).clamp(max=len(logs) - 1)], at - low)
+        lo, hi = (math.log(ratio) for ratio in schedule.span())
+        nodes = lo + (nodes - logs[-1]) / (logs[0] - logs[-1]) * (hi - lo)
+        times = schedule.time(nodes.exp())
+        if isinstance(schedule, Discrete):  # a table of timesteps, but for rounding
+            times = torch.where((times - times.round()).abs() < 1e-6, times.round(), times)
+        return torch.cat([torch.tensor([schedule.last], dtype=F64), times])
+
+
+def _of_timesteps(*timesteps: int) -> Table:
+    """Table of timesteps of Stable Diffusion."""
+    return Table(tuple(Discrete.scaled_linear().at(torch.tensor(timesteps)).ratio.tolist()))
+
+
+AYS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 SPACINGS: dict[str, Spacing] = {
     "trailing": trailing,
     "leading": leading,
     "linspace": linspace,
     "logsigma": logsigma,
     "karras": Karras(),
+    "ays-sd": _of_timesteps(999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0),
+    "ays-sdxl": _of_timesteps(999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0),
+    "ays-svd": Table(AYS_SVD),
 }
-"""Spacings that have a name."""
+"""Spacings that have a name; "ays" are those of Align Your Steps for Stable Diffusion 1.5, XL and
+Stable Video Diffusion at 10 steps (Sabour et al. 2024, https://arxiv.org/abs/2404.14507)."""
 
 
 def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tuple[Level, ...]:

@@ -40,7 +40,8 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2".
         trained_betas: All betas; replaces the three above.
         prediction_type: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "trailing", "leading", "linspace", "logsigma" or "karras".
+        timestep_spacing: "trailing", "leading", "linspace", "logsigma", "karras", or a table of
+            Align Your Steps: "ays-sd", "ays-sdxl".
         steps_offset: Added to "leading" timesteps.
         rescale_betas_zero_snr: Rescale to zero terminal SNR; not with "epsilon".
         clip_sample: Clamp every predicted x0.
@@ -161,14 +162,25 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
-        """Choose the timesteps to visit, by number or one by one, and forget earlier steps."""
-        if num_inference_steps is not None and timesteps is None:
+        """Choose the timesteps to visit, and forget earlier steps.
+
+        Args:
+            num_inference_steps: How many, by the spacing; or one of the two below.
+            device: Where `timesteps` are.
+            timesteps: One by one, falling.
+            sigmas: sigma / alpha of each, falling; a 0 at the end is the data, where all end.
+        """
+        given = (num_inference_steps, timesteps, sigmas)
+        if sum(value is not None for value in given) != 1:
+            raise InputError("give one of num_inference_steps, timesteps and sigmas")
+        if num_inference_steps is not None:
             self._levels = self._grid(num_inference_steps)
-        elif timesteps is not None and num_inference_steps is None:
+        elif timesteps is not None:
             self._levels = self._visit(torch.as_tensor(timesteps, dtype=torch.float64))
         else:
-            raise InputError("give either num_inference_steps or timesteps")
+            self._levels = self._visit(self._times_of(sigmas))
         times = torch.stack([level.t for level in self._levels[:-1]])
         whole = bool((times == times.round()).all())
         self.timesteps = times.to(torch.int64 if whole else torch.float32).to(device)
@@ -189,6 +201,17 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"past the last, {self.schedule.last:g}: set steps_offset=0, or take fewer steps"
             )
         return self._visit(times)
+
+    def _times_of(self, sigmas: Any) -> Tensor:
+        """Times at which sigma / alpha is given."""
+        ratios = torch.as_tensor(sigmas, dtype=torch.float64)
+        if ratios.ndim == 1 and len(ratios) and ratios[-1] == 0:
+            ratios = ratios[:-1]
+        if ratios.ndim != 1 or not len(ratios) or not (ratios > 0).all():
+            raise InputError(f"sigmas must be sigma / alpha > 0, from most to least, got {sigmas}")
+        lo, hi = self.schedule.span()  # published tables are rounded past both ends
+        ends = (ratios < 1.001 * hi) & (ratios > 0.999 * lo)
+        return self.schedule.time(torch.where(ends, ratios.clamp(lo, hi), ratios))
 
     def _visit(self, times: Tensor) -> tuple[Level, ...]:
         return grid(self.schedule, len(times), lambda *_: times)
