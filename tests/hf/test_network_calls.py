@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import CFG, PAG, SAG, SEG, Auto, Discrete, Flow
+from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise, Discrete, Flow
 from diffsteer.guidance.attention_taps import blur, received
 from diffsteer.hf.scheduler_config import same_times
 from diffsteer.steering import steer
@@ -158,10 +158,14 @@ def test_networks_without_attention() -> None:
 
 
 def test_schedulers_of_edm(sd) -> None:
+    """As Playground v2.5 has one."""
     pipe = sd()
     pipe.scheduler = diffusers.EDMEulerScheduler()
-    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="EDMEulerScheduler scales samples"):
-        sampled(pipe)
+    own = sampled(pipe, scale=5.0)
+    with steer(pipe, CFG(5)):
+        torch.testing.assert_close(sampled(pipe), own, atol=1e-4, rtol=1e-4)
+    with steer(pipe, AutoNoise(2, noise=0.1)):
+        assert (sampled(pipe) - own).abs().max() > 1e-2
 
 
 def test_features_of_a_controlnet_and_a_guide_of_another_size(sd) -> None:
