@@ -218,7 +218,7 @@ def usable(recipe: Any) -> None:
 def cases(root: Path) -> dict[str, Case]:
     """Every reader by name."""
     from diffsteer.generate import recipe as recipes
-    from diffsteer.io.images import Pictures, decode, size_of
+    from diffsteer.io.images import Pictures, decode, header_of
     from diffsteer.io.seeds import parse_seeds, prompts_of
     from diffsteer.io.shards import Shard, ShardFolder
     from diffsteer.io.strict import read_object, read_safetensors
@@ -281,7 +281,7 @@ def cases(root: Path) -> dict[str, Case]:
         changed = change(data, rng)
 
         def read() -> None:
-            size = size_of("a", io.BytesIO(changed))
+            size = header_of("a", io.BytesIO(changed))[0]
             shape = decode("a", changed, upright=True).pixels.shape
             assert shape[1:] == size[::-1]
 
@@ -314,6 +314,25 @@ def cases(root: Path) -> dict[str, Case]:
                 assert images[i].caption
 
         return read
+
+    @reader
+    def array_files(rng: random.Random) -> Callable[[], object]:
+        from diffsteer.train.captioned_images import open_images
+
+        images, file = np.arange(192, dtype=np.uint8).reshape(3, 8, 8), io.BytesIO()
+        kind = rng.choice(("a.npz", "a.npy", "train-images-idx3-ubyte", "metadata.csv"))
+        if kind == "metadata.csv":
+            put("table/a.png", encoded())
+            put("table/metadata.csv", m.of_bytes(b"file_name,text\na.png,a cat\n", rng))
+            return lambda: open_images(root / "table")[0]
+        if kind == "a.npz":
+            np.savez(file, images=images, labels=np.arange(3))
+        elif kind == "a.npy":
+            np.save(file, images)
+        else:
+            file.write(b"\0\0\x08\3\0\0\0\3\0\0\0\x08\0\0\0\x08" + images.tobytes())
+        path = put(f"arrays/{kind}", m.of_bytes(file.getvalue(), rng))
+        return lambda: open_images(path)[0]
 
     @reader
     def captions(rng: random.Random) -> Callable[[], object]:

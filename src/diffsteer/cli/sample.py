@@ -30,7 +30,7 @@ class Published:
         weight: Of guidance, instead of the preset's.
         ema: Relative width of the main network's average, instead of the preset's.
         guide_ema: The same of the guide.
-        label: Class of all images; without, each seed draws one.
+        label: Class of all images, by number or name; without, each seed draws one.
         subdirs: Sort images into folders of a thousand seeds.
         precision: "official-bit" rounds gains as official sampling did, "f32-clean" does not; empty
             for the first with a preset and the second without.
@@ -41,7 +41,7 @@ class Published:
     weight: float | None = None
     ema: float | None = None
     guide_ema: float | None = None
-    label: Annotated[int | None, arg(name="class")] = None
+    label: Annotated[int | str | None, arg(name="class")] = None
     subdirs: Annotated[bool, FlagCreatePairsOff] = False
     precision: Literal["", "official-bit", "f32-clean"] = ""
 

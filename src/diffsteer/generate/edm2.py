@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.generate.base import Generator, require_finite
 from diffsteer.generate.consistent import guidance_of
 from diffsteer.generate.options import EDM2Options
@@ -97,6 +97,7 @@ class EDM2Generator(Generator):
 
     def _samples(self, seeds: Sequence[int], steps: int) -> Tensor:
         loop, label = replace(self._options.loop, steps=steps), self._options.label
+        assert not isinstance(label, str)  # `open_edm2` looks up its number
         return generate(self._main, seeds, self._guidance, self._guide, loop, label)
 
     @property
@@ -125,12 +126,27 @@ def open_edm2(recipe: Recipe, device: str) -> Iterator[EDM2Generator]:
         encoder = read_config(path).get("encoder", {})
         if encoder.get("kind") != "vae":
             raise InputError(f"{path} samples pixels: --models, which decodes latents, is not used")
+    if isinstance(options.label, str):
+        classes = [] if options.preset else read_config(path).get("classes")
+        options = replace(options, label=_class_of(options.label, classes, path))
     main, about = _network(path, options.precision, device)
     guide = _network(Path(recipe.guide), options.precision, device)[0] if recipe.guide else None
     decode = Decoder.find(about, path, options.models, device)
     generator = EDM2Generator(recipe, options, (main, guide), decode)
     with generator.counting([main.unet], guide and guide.unet):
         yield generator
+
+
+def _class_of(name: str, classes: Any, path: Path) -> int:
+    """Number of a class by its name."""
+    names = [str(each) for each in classes] if isinstance(classes, list) else []
+    if name in names:
+        return names.index(name)
+    known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise InputError(
+        f"{path} has no class {name!r}{did_you_mean(name, names)}: "
+        + (f"there are {known}" if names else "its classes have no names, give a number")
+    )
 
 
 def _network(path: Path, precision: str, device: str) -> tuple[EDM2, Mapping[str, Any]]:
@@ -141,7 +157,7 @@ def _network(path: Path, precision: str, device: str) -> tuple[EDM2, Mapping[str
 
 
 def recipe_of_preset(
-    preset: Preset, models: Path, label: int | None = None, precision: str = ""
+    preset: Preset, models: Path, label: int | str | None = None, precision: str = ""
 ) -> Recipe:
     """Recipe of a published configuration, with networks and decoder in the folder `models`."""
     bits: Literal["f32-clean", "official-bit"] = (

@@ -21,7 +21,8 @@ class EDM2Options:
     """Of an EDM2 network: a folder of `diffsteer convert edm2` or `train`, or a preset.
 
     Attributes:
-        label: Class of all images; None draws one for each seed, after the noise.
+        label: Class of all images, by number or, of a network that was trained here, by name; None
+            draws one for each seed, after the noise.
         precision: "official-bit" rounds gains as official sampling did, "f32-clean" does not;
             empty for the second.
         loop: Settings of the sampler; the number of steps is the recipe's.
@@ -29,7 +30,7 @@ class EDM2Options:
         models: Folder in which to look for the decoder of latents; does not decide the images.
     """
 
-    label: int | None = None
+    label: int | str | None = None
     precision: Literal["", "official-bit", "f32-clean"] = ""
     loop: Loop = OFFICIAL
     preset: str = ""
@@ -122,7 +123,7 @@ def changed(settings: Any) -> dict[str, Any]:
     return {f.name: v for f in fields(settings) if (v := getattr(settings, f.name)) != f.default}
 
 
-def _label(label: int | None) -> dict[str, int]:
+def _label(label: int | str | None) -> dict[str, int | str]:
     return {} if label is None else {"class": label}
 
 

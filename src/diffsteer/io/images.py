@@ -137,12 +137,13 @@ def decode(name: str, data: bytes, upright: bool = False) -> Picture:
     return Picture(name, torch.from_numpy(np.array(rgb)).permute(2, 0, 1), found)
 
 
-def size_of(name: str, file: IO[bytes]) -> tuple[int, int]:
-    """Width and height of an image as `decode` makes it upright, read from its header."""
+def header_of(name: str, file: IO[bytes]) -> tuple[tuple[int, int], str]:
+    """Width and height of an image as `decode` makes it upright, and its mode, from its header."""
     with _opened(name, file) as image:
         # EXIF may follow the pixels of a PNG, and looking for it decodes them: only where it counts
         turned = image.width != image.height and _orientation(image) >= 5
-        return (image.height, image.width) if turned else (image.width, image.height)
+        size = (image.height, image.width) if turned else (image.width, image.height)
+        return size, image.mode
 
 
 def text_of(name: str, data: bytes, key: str) -> str | None:

@@ -3,6 +3,7 @@
 | source | caption of `cat.png` |
 |---|---|
 | folder with `metadata.jsonl` | its line `{"file_name": "cat.png", "text": "a cat"}` |
+| folder with `metadata.csv` | its row, under the header `file_name,text` |
 | other folder | `cat.txt` beside it |
 | tar file | member `cat.txt`, or else member `cat.json` with `{"text": "a cat"}` |
 
@@ -14,17 +15,21 @@ With a `label`, the caption is a class:
 | folder, "dataset.json" | "3", of `{"labels": [["cats/cat.png", 3], ...]}` in that file |
 | tar file, "cls" | content of member `cats/cat.cls` |
 
+Arrays (npy, npz, idx) are read by `diffsteer.train.arrays`.
+
 Images are decoded by the rules of `diffsteer.io.images`. An image without a caption is refused, and
 so are a caption without an image and a folder that mixes tar files with files other than notes:
 nothing is left out silently. In JSON, "caption" serves for "text".
 """
 
+import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.images import MAX_BYTES, NOTES, Pictures, listed
-from diffsteer.io.strict import inner_path, parse_object, read_bytes, read_object
+from diffsteer.io.strict import inner_path, parse_object, read_bytes, read_object, refused
+from diffsteer.train.arrays import IDX, ArrayImages, is_arrays, open_arrays
 from diffsteer.train.captions import (
     MAX_CAPTION,
     CaptionedImages,
@@ -58,12 +63,15 @@ class Folder:
         if label not in ("", "folder", "dataset.json"):
             raise InputError(f'label={label!r} of a folder: there are "folder" and "dataset.json"')
         table = path / (label if label == "dataset.json" else "metadata.jsonl")
+        rows = path / "metadata.csv"
         if label == "folder":
             captions = {name: _first_folder(path, name) for name in images.names}
         elif label:
             captions = _by_image(_dataset_json(table), set(images.names))
         elif table.exists():
             captions = _by_image(_metadata(table), set(images.names))
+        elif rows.exists():
+            captions = _by_image(_csv(table := rows), set(images.names))
         else:
             _require_images(images)
             captions = {name: _text_beside(path / name) for name in images.names}
@@ -76,8 +84,13 @@ class Folder:
 
 def open_images(
     path: Path, size: tuple[int, int] | None = None, label: str = ""
-) -> CaptionedImages:
-    """Open a folder of images or of tar files, or a tar file, as `Folder.at` and `Shards.at`."""
+) -> CaptionedImages | ArrayImages:
+    """Open a folder of images or of tar files, a tar file, or an array file."""
+    idx = sorted(path.glob(f"train{IDX}*")) if path.is_dir() else []
+    if idx or is_arrays(path):
+        if label:
+            raise InputError(f"data.label={label!r} of {path}, which has classes of its own: none")
+        return open_arrays(idx[0] if idx else path, size)
     if not path.is_dir():
         return Shards.at(path, size=size, label=label)
     shards = sorted(p.name for p in path.glob("*.tar") if not p.name.startswith("."))
@@ -118,6 +131,19 @@ def _metadata(path: Path) -> Iterator[tuple[str, str, str]]:
         yield where, name, caption_of_json(where, table)
 
 
+def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Captions of a metadata.csv."""
+    with refused(f"{path} cannot be read"):
+        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+    for number, row in enumerate(rows, 2):
+        where, name = f"{path} row {number}", row.get("file_name")
+        if not name or None in row or None in row.values():
+            raise InputError(f"{where} must have a value under each name of the header, file_name "
+                             "and text")  # fmt: skip
+        yield where, name, caption_of_json(where, dict(row))
+
+
 def _dataset_json(path: Path) -> Iterator[tuple[str, str, str]]:
     """Classes of a dataset.json, `{"labels": [["cat.png", 3], ...]}`."""
     rows = read_object(path, MAX_BYTES).get("labels")
@@ -141,7 +167,10 @@ def _first_folder(path: Path, name: str) -> str:
 def _text_beside(image: Path) -> str:
     path = image.with_suffix(".txt")
     if not path.is_file():
-        raise InputError(f"{image} has no caption: write {path.name} or metadata.jsonl")
+        raise InputError(
+            f"{image} has no caption: write {path.name} or metadata.jsonl; where folders are "
+            "classes, --set data.label=folder"
+        )
     return caption_of_text(str(path), read_bytes(path, MAX_CAPTION))
 
 

@@ -125,7 +125,7 @@ class EDM2Task(Task):
         if self.settings.vae:
             encode = partial(encoded, vae=self.vae)
             source = cached(source, cache, self.vae, encode, alone, "[0, 1]")
-        shape = tuple(source[0].pixels.shape)
+        shape = tuple(self._channels(source[0].pixels).shape)
         if shape != self.net.shape:
             raise InputError(f"the data has shape {shape}, the network {self.net.shape}")
         return source
@@ -134,7 +134,7 @@ class EDM2Task(Task):
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
         noise = torch.randn(self.net.shape, generator=torch.Generator().manual_seed(seed))
         batch = {"noise": noise, "deviate": torch.tensor(NORMAL.inv_cdf(low_discrepancy(number)))}
-        x = sample.pixels
+        x = self._channels(sample.pixels)
         batch |= {"latents": self._scaled(x)} if x.is_floating_point() else {"pixels": x}
         if self.classes:
             label = self._numbers[sample.caption] if sample.caption else NO_CLASS
@@ -204,6 +204,10 @@ class EDM2Task(Task):
             {"encoder": encoder, "loss": loss, "classes": self.classes},
         )
 
+    def _channels(self, x: Tensor) -> Tensor:
+        """Pixels or latents as the network takes them: grey images have three equal channels."""
+        return x[:1] if self.net.shape[0] == 1 else x
+
     def _one_hot(self, label: Tensor) -> Tensor:
         """One-hot labels, `(B, label_dim)`; zeros for none."""
         known = F.one_hot(label.clamp(min=0), len(self.classes))
@@ -227,7 +231,7 @@ def weighed(error: Tensor, u: Tensor) -> Tensor:
 
 def classes_of(captions: Sequence[str]) -> list[str]:
     """Classes in the order of their numbers: that of whole numbers, or else of text."""
-    names = set(captions)
+    names = set(captions) - {""}  # images without classes
     if len(names) > 100_000:
         raise InputError(
             f"{len(names)} different captions are no classes: say by data.label what a class is"

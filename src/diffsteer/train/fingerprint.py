@@ -10,7 +10,7 @@ from PIL.ContainerIO import ContainerIO
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.hashing import bytes_hash, parts_hash
-from diffsteer.io.images import size_of
+from diffsteer.io.images import header_of
 
 PIECES = 16
 PIECE = 4096
@@ -46,19 +46,22 @@ class Fingerprint:
             images covers their lengths, all of short files, and pieces from start to end of longer
             ones: enough for a compressed image, and for most changes of others. Neither paths nor
             times count: a copy is the same.
+        grey: Whether every image has one channel.
     """
 
     sizes: dict[tuple[int, int], str]
     values: dict[str, str | int]
+    grey: bool = False
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> "Fingerprint":
         """Read the header of each image."""
         sizes: dict[tuple[int, int], str] = {}
-        images = parts_hash(_pieces_of(entries, sizes))
+        modes: set[str] = set()
+        images = parts_hash(_pieces_of(entries, sizes, modes))
         captions = bytes_hash(json.dumps([entry.caption for entry in entries]).encode())
         digests = {"captions": captions[:16], "pictures": images[:16]}
-        return cls(sizes, {"samples": len(entries), **digests})
+        return cls(sizes, {"samples": len(entries), **digests}, modes <= {"1", "L"})
 
     def require(self, size: tuple[int, int] | None, multiple: int) -> None:
         """Refuse images that make no batch: of `size` if given, all alike, sides of a multiple."""
@@ -86,14 +89,18 @@ def require_size(name: str, shape: tuple[int, int], size: tuple[int, int] | None
         )
 
 
-def _pieces_of(entries: Sequence[Entry], sizes: dict[tuple[int, int], str]) -> Iterator[bytes]:
-    """Yield what is hashed of each image, and put its size into `sizes`."""
+def _pieces_of(
+    entries: Sequence[Entry], sizes: dict[tuple[int, int], str], modes: set[str]
+) -> Iterator[bytes]:
+    """Yield what is hashed of each image, and put its size into `sizes`, its mode into `modes`."""
     from tqdm import tqdm
 
     for entry in tqdm(entries, "looking at images", delay=2, disable=None):
         with Path(entry.file).open("rb") as file:
             part = ContainerIO(file, entry.start, entry.length)
-            sizes.setdefault(size_of(entry.name, part), entry.name)
+            size, mode = header_of(entry.name, part)
+            modes.add(mode)
+            sizes.setdefault(size, entry.name)
             yield f"{entry.length}:".encode()
             yield from _pieces(part, entry.length)
 

@@ -1,6 +1,7 @@
 """Tasks by name, and the trainer of a run's settings."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.strict import from_table
+from diffsteer.train.arrays import ArrayImages
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.captioned_images import open_images
 from diffsteer.train.captions import CaptionedImages
@@ -20,7 +22,7 @@ from diffsteer.train.stream import Source, captions
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 
-SOURCES = '"emoji", "critters", a folder of images, a folder of tar files, or one tar file'
+SOURCES = '"emoji", "critters", a folder of images or of tar files, or a file: tar, npz, npy or idx'
 
 
 def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
@@ -31,7 +33,7 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
     settings = from_table(settings_class, run.settings, "settings")
     torch.manual_seed(run.training.seed)
     task, source = make(run, settings)
-    if isinstance(source, CaptionedImages):
+    if isinstance(source, CaptionedImages | ArrayImages):
         vae = getattr(task, "vae", None)  # which halves the sides of images several times
         halvings = 0 if vae is None else len(vae.config.block_out_channels) - 1
         source.fingerprint.require(source.size, 2**halvings)
@@ -72,6 +74,15 @@ def _edm2(run: Run, settings: EDM2Settings) -> tuple[Task, Source]:
             "guidance 1"
         )
     source = source_of(run.data)
+    grey = isinstance(source, CaptionedImages | ArrayImages) and source.fingerprint.grey
+    channels = len(settings.latent_mean) or (1 if grey else 3)
+    network = {"img_channels": channels, **settings.network}
+    if network["img_channels"] == 1 and channels != 1:
+        raise InputError(
+            f"settings.network.img_channels=1, and {run.data.source} has images in colour: leave "
+            "it out, or make all of them grey"
+        )
+    settings = replace(settings, network=network)
     return EDM2Task(settings, captions(source), run.data.drop), source
 
 

@@ -9,6 +9,7 @@ settings of its task. With `like = "edm2-img512-xs"` it takes what it does not s
 import json
 import math
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.io.extensions import extensions
+from diffsteer.io.extensions import LAB, extensions
 from diffsteer.io.strict import from_table, parse_json, parse_toml, read_bytes, refused
 
 PRESETS = files("diffsteer") / "train" / "presets"
@@ -174,6 +175,8 @@ class Pictures:
             )
 
 
+CHANNELS = ("img_channels",)
+"""Arguments of an EDM2 that its data decide."""
 LATER = frozenset({"images", "checkpoint", "snapshot", "log", "workers", "keep"})
 """Settings of `Training` that a resumed run may change: they do not decide the weights."""
 
@@ -202,8 +205,11 @@ class Run:
     def named(cls, preset: str, *changes: str) -> "Run":
         """Read a preset by name, or a TOML file by path, with changes ("training.images=9")."""
         table = _table(preset)
+        source = table.get("data", {}).get("source", Data.source)
         for change in changes:
             _change(table, change)
+        if table.get("data", {}).get("source", Data.source) != source:
+            _leave(source, table, {change.partition("=")[0].strip() for change in changes})
         if "images" in table:  # another name of [pictures]
             _over(table, {"pictures": table.pop("images")})
         return from_table(cls, table, preset)
@@ -255,6 +261,22 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(below.get(key), dict)
         below[key] = _over(below[key], value) if both else value
     return below
+
+
+def _leave(source: str, table: dict[str, Any], given: set[str]) -> None:
+    """Leave out, with a warning, what a preset says of its own data, once there are others."""
+    if source not in {*LAB["data"], *extensions("data")}:
+        return
+    network = table.get("settings", {}).get("network", {})
+    names = {"data": ("split", "label", "group", "images", "seed"), "settings.network": CHANNELS}
+    lost = []
+    for place, group in names.items():
+        values = table["data"] if place == "data" else network
+        for name in group:
+            if name in values and f"{place}.{name}" not in given:
+                lost.append(f"{place}.{name}={values.pop(name)!r}")
+    if lost:
+        warnings.warn(f"{', '.join(lost)}: of {source}, and left out for other data", stacklevel=3)
 
 
 def _text(preset: str) -> str:

@@ -137,8 +137,12 @@ def _check(main: EDM2, guide: EDM2 | None, label: int | None) -> None:
 
 
 def pixels(x: Tensor) -> Tensor:
-    """Bytes of RGB samples, `(B, 3, H, W)` in [-1, 1]; truncated as in official sampling."""
-    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    """Bytes of samples in [-1, 1], `(B, 3, H, W)` of RGB or of grey, whose one channel is copied.
+
+    Truncated as in official sampling.
+    """
+    grey = x.shape[1] == 1
+    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8).expand(-1, 3 if grey else -1, -1, -1)
 
 
 def latents(x: Tensor, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
