@@ -26,11 +26,15 @@ from .guidance import (
     FDG,
     MAMBO,
     PAG,
+    S2,
     SAG,
     SEG,
+    SLG,
     SMC,
+    STG,
     SWG,
     TCFG,
+    TPG,
     TSG,
     Adaptive,
     Auto,
@@ -54,7 +58,7 @@ from .guidance import (
     interval,
     ramp,
 )
-from .guidance.attention_taps import BlurQuery, Edit, Identity
+from .guidance.attention_edits import BlurQuery, Edit, Identity
 from .guidance.queries import plan
 from .guidance.row_dropout import Dropout
 from .hf.guider import SteerGuider
@@ -73,6 +77,7 @@ __all__ += ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise
 __all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
 __all__ += ["ADG", "FBG", "FDG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
 __all__ += ["CFGRenorm", "DynamicThreshold", "FreSca", "RectifiedCFGpp", "SelfGuidance"]
+__all__ += ["S2", "SLG", "STG", "TPG"]
 __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]
 __all__ += ["BlurQuery", "Dropout", "Edit", "Identity"]
 __all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]

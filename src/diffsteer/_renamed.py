@@ -58,6 +58,7 @@ _GUIDANCE = (
     *("Answer", "Branch", "Denoiser", "GuidanceState", "Network", "Plan", "Queries"),
     *("class_gradient", "lockstep", "rescale", "rescale_centred", "run"),
 )
+_EDITS = ("BlurQuery", "Edit", "Identity", "blur", "received")
 _QUERIES = {
     "Asking": "diffsteer.guidance:Queries",
     "Point": "diffsteer.guidance:GuidanceState",
@@ -74,6 +75,7 @@ NAMES = {
         "Step": "diffsteer.core.sampler:Step",
         "trace": "diffsteer.core.sampler:trace",
     },
+    "diffsteer.attention": {name: f"diffsteer.guidance.attention_edits:{name}" for name in _EDITS},
     "diffsteer.branch": _QUERIES,
     "diffsteer.recipe": {
         "digest": "diffsteer.io.hashing:digest",

@@ -15,11 +15,15 @@ from diffsteer import (
     FDG,
     MAMBO,
     PAG,
+    S2,
     SAG,
     SEG,
+    SLG,
     SMC,
+    STG,
     SWG,
     TCFG,
+    TPG,
     TSG,
     Adaptive,
     Auto,
@@ -42,11 +46,12 @@ from diffsteer import (
     parse,
     plan,
 )
+from diffsteer.core.noise import number
 from diffsteer.core.parse import subclasses
 from diffsteer.core.sampler import first_order
 from diffsteer.guidance import Answer, GuidanceState, run
 from diffsteer.guidance.memory import Store
-from diffsteer.guidance.queries import number, with_conditional
+from diffsteer.guidance.queries import with_conditional
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -59,6 +64,7 @@ ON: list[Guidance] = [
     *(MAMBO(6.0), TCFG(5.0), CFGNorm(4.0), CFGRenorm(4.0), DynamicThreshold(9.0, percentile=0.9)),
     *(ADG(4.0), FDG(3.0, 6.0), FreSca(4.0, cutoff=2), RectifiedCFGpp(2.0), FBG(0.9)),
     *(SelfGuidance(2.0), TSG(2.0), SWG(2.0)),
+    *(SLG(2.8), STG(1.0, mode="attention"), S2(0.25), TPG(3.0), Auto(2.0, adapter="style@0.3")),
 ]
 OFF: list[Guidance | None] = [
     *(CFG(1.0), APG(1.0, momentum=-0.5), CFGZero(1.0), None),  # CFG++ is never off
@@ -67,6 +73,7 @@ OFF: list[Guidance | None] = [
     *(MAMBO(1.0), TCFG(1.0), CFGNorm(1.0), CFGRenorm(1.0), DynamicThreshold(1.0)),
     *(ADG(1.0), FDG(1.0, 1.0), FreSca(1.0, high=1.0), RectifiedCFGpp(0.0), FBG(1.0)),
     *(SelfGuidance(0.0), TSG(1.0), SWG(1.0)),
+    *(SLG(0.0), STG(0.0), S2(0.0), TPG(0.0), Auto(1.0, adapter="style@0.3")),
 ]
 
 
@@ -85,7 +92,9 @@ class Networks:
             x = x[list(branch.samples)]
         level = branch.level or self.at.level
         drop = branch.dropout and branch.dropout.p
-        key = (branch.cond, branch.net, branch.edits, drop, round(level.t.item(), 9))
+        edits = tuple((name, type(edit)) for name, edit in branch.edits)
+        inside = branch.cond, branch.net, edits, drop, branch.adapter
+        key = (*inside, round(level.t.item(), 9))
         a = number(repr(key).encode()) / 2**64
         out = torch.sin((1 + a) * x + 6 * a) + a * x.roll(1, -1)
         maps = dict.fromkeys(branch.record, 1 + x[:, 0].sin())

@@ -22,6 +22,7 @@ TEXTS = (
     *("CFG(6).rescaled(0.5, centred=True).clamped(0.5)", "CFG(3).within(0.01, 500)"),
     *("SAG(0.5)", "SAG(0.5, on='cond', clamp=1.0)", "PAG(1)", "SEG(1)", "SEG(1, sigma=2.0)"),
     *("Auto(2)", "AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2)", "Clamped(limit=0.4)"),
+    *("SLG(2)", "STG(1)", "S2(0.5)", "TPG(2)"),
     *("Classifier(2)", "CFG(3) + 0.5 * SAG(0.5).over(0, 1) + PAG(2) + Auto(2)"),
 )
 
@@ -61,7 +62,7 @@ def networks(dtype: torch.dtype, answer: torch.dtype | None) -> dict[str, Networ
             out = net(x if answer is None else x.to(dtype), cond["c"].to(dtype))
             return out if answer is None else out.to(answer)
 
-        made[name] = Network(call, {"mid": net.mid})
+        made[name] = Network(call, {"mid": net.mid}, blocks={"mid": net.mid})
     judge = nn.Linear(3, 5).to(dtype)
     made["classifier"] = Network(
         class_gradient(lambda x, level, cond: judge(x.to(dtype).mean((2, 3))))

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise
-from diffsteer.guidance.attention_taps import received
+from diffsteer.guidance.attention_edits import received
 from diffsteer.hf import guided
 from diffsteer.hf.architectures import packed, unpacked
 from diffsteer.steering import steer

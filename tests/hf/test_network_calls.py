@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise, Discrete, Flow
-from diffsteer.guidance.attention_taps import blur, received
+from diffsteer.guidance.attention_edits import blur, received
 from diffsteer.hf.scheduler_config import same_times
 from diffsteer.steering import steer
 

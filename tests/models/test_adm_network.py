@@ -16,7 +16,7 @@ from tiny import random_weights
 from torch import nn
 
 from diffsteer import X0, Eps
-from diffsteer.guidance.attention_taps import received
+from diffsteer.guidance.attention_edits import received
 from diffsteer.models.adm.blocks import join_heads, split_heads, time_features
 from diffsteer.models.adm.checkpoint import (
     Diffusion,

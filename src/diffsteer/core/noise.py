@@ -1,6 +1,7 @@
 """One random generator a sample, so that a seed means one image at any batch size."""
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -38,3 +39,8 @@ class Noise:
         if like.is_cuda:
             return rows.pin_memory().to(like.device, like.dtype, non_blocking=True)
         return rows.to(like)
+
+
+def number(data: bytes) -> int:
+    """A number in [0, 2^64) that depends on all of `data`."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")

@@ -2,7 +2,7 @@
 
 from diffsteer.guidance.adaptive import FBG, Adaptive
 from diffsteer.guidance.ahead import CFGpp, RectifiedCFGpp
-from diffsteer.guidance.attention_taps import BlurQuery, Edit, Identity
+from diffsteer.guidance.attention_edits import BlurQuery, Edit, Identity
 from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
 from diffsteer.guidance.base import Clamped, Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
@@ -13,7 +13,7 @@ from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
 from diffsteer.guidance.momentum import SMC, Momentum
 from diffsteer.guidance.other_time import TSG, SelfGuidance
-from diffsteer.guidance.perturbed import PAG, SEG
+from diffsteer.guidance.perturbed import PAG, S2, SEG, SLG, STG, TPG
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
 from diffsteer.guidance.rescale import rescale, rescale_centred
 from diffsteer.guidance.row_dropout import Dropout
@@ -21,7 +21,7 @@ from diffsteer.guidance.sag import SAG
 from diffsteer.guidance.weights import WeightSchedule, cosine, exponential, interval, ramp
 
 __all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
-__all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
+__all__ += ["S2", "SLG", "STG", "TPG", "CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
 __all__ += ["Answer", "Branch", "GuidanceState", "Plan", "Queries", "lockstep", "run"]
 __all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
 __all__ += ["class_gradient", "rescale", "rescale_centred"]

@@ -4,15 +4,11 @@ Inside chosen layers every call of `scaled_dot_product_attention` passes through
 leaves other rows as they are; edited rows get what the edit makes of their query, key and value. No
 processor is written for any architecture. A tap that is never hit raises: its layer computes
 attention in another way.
-
-Source of the edits: Ahn et al. 2024 (PAG), https://arxiv.org/abs/2403.17377; Hong 2024 (SEG),
-https://arxiv.org/abs/2408.00760; Hong et al. 2023 (SAG), https://arxiv.org/abs/2210.00939.
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -22,12 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-Size = tuple[int, ...]
+from diffsteer.guidance.attention_edits import Edit, Size, in_plane, received
 
 
 @dataclass(frozen=True)
@@ -57,113 +50,6 @@ class ImageTokens:
 
 Locate = Callable[[str, int], ImageTokens]
 """From the name of a layer and its number of tokens to those of the image."""
-
-
-class Edit(ABC):
-    """A change of self-attention."""
-
-    @abstractmethod
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
-        """Return what replaces `attend(q, k, v, None)`, `(B, heads, tokens, channels)`.
-
-        Args:
-            q: Queries of the image tokens, h w of them, and then of text tokens, if any.
-            k: Keys.
-            v: Values.
-            attend: The attention as it was; its last argument is a boolean mask or None.
-            size: Shape of the image in tokens, as in `ImageTokens`.
-        """
-
-
-@dataclass(frozen=True)
-class Identity(Edit):
-    """Every image token attends to no other image token (PAG); to itself, and to text if any."""
-
-    @override
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
-        n = prod(size)
-        if q.shape[2] == n:
-            return v
-        mask = torch.ones(2 * (q.shape[2],), dtype=torch.bool, device=q.device)
-        mask[:n, :n] = torch.eye(n, dtype=torch.bool, device=q.device)
-        return attend(q, k, v, mask)
-
-
-@dataclass(frozen=True)
-class BlurQuery(Edit):
-    """Queries are blurred over the image (SEG).
-
-    Args:
-        sigma: Of the Gaussian, in tokens; inf replaces every query by their mean.
-    """
-
-    sigma: float = float("inf")
-
-    @override
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
-        n = prod(size)
-        image = self._blurred(q[:, :, :n], size)
-        return attend(torch.cat([image, q[:, :, n:]], dim=2), k, v, None)
-
-    def _blurred(self, q: Tensor, size: Size) -> Tensor:
-        if self.sigma == float("inf"):
-            return q.mean(dim=2, keepdim=True).expand_as(q)
-        b, heads, _, c = q.shape
-        frames = q.reshape(b, heads, -1, prod(in_plane(size)), c).permute(0, 1, 2, 4, 3)
-        image = frames.reshape(b, -1, *in_plane(size))
-        image = blur(image, self.sigma, 2 * round(3 * self.sigma) + 1)
-        return image.reshape(frames.shape).permute(0, 1, 2, 4, 3).reshape(q.shape)
-
-
-def in_plane(size: Size) -> Size:
-    """Height and width of an image or a frame in tokens."""
-    if len(size) < 2:
-        raise InputError(
-            f"this layer attends to {size[0]} tokens, of which neither height nor width is known, "
-            "so nothing can be blurred in it: take another layer, or PAG, which needs neither"
-        )
-    return size[-2:]
-
-
-def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
-    """Gaussian blur, `(B, C, H, W)` or `(B, C, F, H, W)`, reflected at the border.
-
-    Args:
-        image: What to blur.
-        sigma: Standard deviation in pixels, > 0.
-        kernel: Taps, odd; cut to what the reflection of the shorter side allows. The taps are
-            renormalised, as in the official code of SAG.
-    """
-    if image.ndim == 5:
-        frames = image.transpose(1, 2)
-        blurred = blur(frames.flatten(0, 1), sigma, kernel)
-        return blurred.reshape(frames.shape).transpose(1, 2)
-    for dim in (2, 3):
-        reach = min(kernel // 2, image.shape[dim] - 1)
-        taps = torch.arange(-reach, reach + 1, device=image.device, dtype=torch.float32)
-        taps = torch.exp(-0.5 * (taps / sigma) ** 2)
-        taps = (taps / taps.sum()).to(image.dtype)
-        pad = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
-        weight = taps.view((1, 1, -1, 1) if dim == 2 else (1, 1, 1, -1))
-        weight = weight.expand(image.shape[1], -1, -1, -1)
-        with _as_given(image):
-            image = F.conv2d(F.pad(image, pad, mode="reflect"), weight, groups=image.shape[1])
-    return image
-
-
-def received(q: Tensor, k: Tensor) -> Tensor:
-    """Attention that each token receives, mean over heads, `(B, tokens)`; its mean is 1."""
-    with _as_given(q):
-        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
-        weights: Tensor = scores.softmax(dim=-1)
-    return weights.mean(dim=1).sum(dim=1)
-
-
-def _as_given(x: Tensor) -> AbstractContextManager[object]:
-    """Computing in the dtypes that are given, though the pipeline may run under torch.autocast."""
-    if not torch.amp.is_autocast_available(x.device.type):
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -351,16 +237,21 @@ def hooked(layer: nn.Module, mode: TorchFunctionMode, stack: ExitStack) -> None:
     stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
 
 
-def matching(layers: Sequence[str], wanted: str) -> list[str]:
-    """Names of the layers that `wanted` means: a part of dotted names, "mid" or "blocks.3".
+def matching(names: Sequence[str], wanted: str, kind: str = "attention layer") -> list[str]:
+    """Names that `wanted` means, in its order: parts of names, "mid" or "layers.3, layers.5".
 
-    "mid" is the middle one of all in transformers, which have no layer of that name.
+    "all" is all of them; "mid" is the middle one in transformers, where none is called so.
     """
+    found = (name for part in wanted.split(",") for name in _fitting(names, part.strip(), kind))
+    return list(dict.fromkeys(found))
+
+
+def _fitting(names: Sequence[str], wanted: str, kind: str) -> list[str]:
     part = re.compile(rf"(^|\.){re.escape(wanted)}($|[._])")
-    names = [name for name in layers if part.search(name)]
-    if wanted == "mid" and layers and not names:
-        return [layers[len(layers) // 2]]
-    if not names:
-        there = ", ".join(layers) or "none in this network"
-        raise InputError(f"no attention layer is called {wanted!r}: there are {there}")
-    return names
+    fitting = list(names) if wanted == "all" else [n for n in names if wanted and part.search(n)]
+    if wanted == "mid" and names and not fitting:
+        return [names[len(names) // 2]]
+    if not fitting:
+        there = ", ".join(names) or "none in this network"
+        raise InputError(f"no {kind} is called {wanted!r}: there are {there}")
+    return fitting

@@ -1,13 +1,12 @@
 """From networks, conditions and a guidance to one denoiser, in as few passes as there can be."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import renamed_fields
@@ -15,11 +14,11 @@ from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
-from diffsteer.guidance.adapters import Adapt, no_adapters
-from diffsteer.guidance.attention_taps import Locate, Score, Tap, Using, in_grid, matching, tapped
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
+from diffsteer.guidance.edited_pass import Maps, edited
 from diffsteer.guidance.memory import Store
+from diffsteer.guidance.network import Cond, Network
 from diffsteer.guidance.queries import (
     Answer,
     Branch,
@@ -28,45 +27,8 @@ from diffsteer.guidance.queries import (
     run,
     with_conditional,
 )
-from diffsteer.guidance.row_dropout import Dropout, dropped
 
-Cond = Mapping[str, Any]
-"""What a network is told besides x, by name: tensors with one row a sample, and anything else."""
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A network as the engine calls it.
-
-    Attributes:
-        call: From `(rows, *D)`, a level and a condition for as many rows to the output; twice the
-            channels where it learned its variance, which comes second.
-        layers: Its self-attention modules by name, for guidances that edit or read attention.
-        using: Context in which such a module computes attention by scaled_dot_product_attention.
-        patch: Side of a token in pixels of the sample, in its first layer.
-        text_first: Whether layers that attend to image and text put the text first.
-        touched: Context of a pass in which something inside of the network is read or changed.
-        score: How the attention that SAG looks at is read, if not as what each token receives.
-        place: First row of a condition in a batch that the network makes of it, and the size of
-            that batch; such branches are never stacked. None where the batch is what it is given.
-        sizes: Whether it takes samples of other sizes, for guidance by crops.
-        locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
-        adapted: Makes the context in which some of its adapters (LoRA) act.
-        check: Refuses a branch that the network cannot answer, without evaluating it.
-    """
-
-    call: Callable[[Tensor, Level, Cond], Tensor]
-    layers: Mapping[str, nn.Module] = field(default_factory=dict)
-    using: Using = lambda layer: nullcontext()  # noqa: E731
-    patch: int = 1
-    text_first: bool = False
-    touched: Callable[[], AbstractContextManager[None]] = nullcontext
-    score: Score | None = None
-    place: Callable[[Cond], tuple[int, int]] | None = None
-    locate: Locate | None = None
-    adapted: Adapt = no_adapters
-    check: Callable[[Branch], None] = lambda branch: None  # noqa: E731
-    sizes: bool = True
+__all__ = ["Cond", "Denoiser", "Network"]
 
 
 @renamed_fields(kind="prediction")
@@ -221,8 +183,8 @@ class Denoiser:
                 "the guidance asks about crops, and this network takes samples of one size alone, "
                 "as transformers do, and calls with a control image or a mask"
             )
-        for layer in (*(name for name, _ in branch.edits), *branch.record):
-            matching(list(self.nets[branch.net].layers), layer)
+        for layer, edit in (*branch.edits, *((name, None) for name in branch.record)):
+            self.nets[branch.net].matching(layer, edit)
 
     def _pass(self, group: list[Branch], at: GuidanceState, dtype: torch.dtype) -> list[Answer]:
         """Evaluate branches of one network and level whose conditions have equal shapes."""
@@ -230,24 +192,11 @@ class Denoiser:
         size, level = len(at.x), group[0].level or at.level
         inputs = [(at.x if branch.x is None else branch.x).to(dtype) for branch in group]
         x, cond = stacked(inputs), joined([self.conds[b.cond] for b in group], size)
-        maps: list[dict[str, list[Tensor]]] = [{n: [] for n in b.record} for b in group]
-        grid = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
-        locate = net.locate or partial(in_grid, grid, net.text_first)
+        maps: list[Maps] = [{name: [] for name in b.record} for b in group]
         outs = []
         for rows in chunks(len(x), self.max_rows):
-            count = rows.stop - rows.start
-            first, batch = net.place(cond) if net.place else (0, count)
-            taps = _taps(net, group, maps, size, rows, first)
-            drops = _drops(group, size, rows, first)
-            part = cond if len(x) == count else rows_of(cond, rows, len(x))
-            with ExitStack() as stack:
-                if taps or drops or group[0].adapter is not None:
-                    stack.enter_context(net.touched())
-                if group[0].adapter is not None:
-                    stack.enter_context(net.adapted(group[0].adapter))
-                if drops:
-                    stack.enter_context(dropped(drops, batch))
-                stack.enter_context(tapped(net.layers, taps, locate, net.using))
+            part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
+            with edited(net, group, maps, rows, x, cond):
                 outs.append(net.call(x[rows], level, part))
         found = torch.split(stacked(outs).to(at.x.dtype), size)
         seen = [{name: stacked(m) for name, m in recorded.items()} for recorded in maps]
@@ -255,50 +204,6 @@ class Denoiser:
             _answer(out, upcast(x), level, at.prediction, scores)
             for out, x, scores in zip(found, inputs, seen, strict=True)
         ]
-
-
-def _taps(
-    net: Network,
-    group: list[Branch],
-    maps: list[dict[str, list[Tensor]]],
-    size: int,
-    rows: slice,
-    first: int,
-) -> dict[str, Tap]:
-    """Taps of a pass over `rows` of the stacked branches, the first at `first`, by layer."""
-    taps: dict[str, Tap] = {}
-    for i, branch in enumerate(group):
-        mine = _within(rows, i, size)
-        if mine.start >= mine.stop:
-            continue
-        mine = slice(mine.start + first, mine.stop + first)
-        for wanted, edit in branch.edits:
-            for name in matching(list(net.layers), wanted):
-                taps.setdefault(name, Tap(net.score)).edits.append((mine, edit))
-        for wanted in branch.record:
-            name = matching(list(net.layers), wanted)[0]
-            taps.setdefault(name, Tap(net.score)).records.append((mine, maps[i][wanted]))
-    return taps
-
-
-def _drops(group: list[Branch], size: int, rows: slice, first: int) -> list[tuple[slice, Dropout]]:
-    """Dropout of a pass over `rows` of the stacked branches, each with the seeds of its rows."""
-    found = []
-    for i, branch in enumerate(group):
-        mine = _within(rows, i, size)
-        if branch.dropout is not None and mine.start < mine.stop:
-            start = rows.start + mine.start - i * size
-            seeds = branch.dropout.seeds[start : start + mine.stop - mine.start]
-            mine = slice(mine.start + first, mine.stop + first)
-            found.append((mine, Dropout(branch.dropout.p, seeds)))
-    return found
-
-
-def _within(rows: slice, i: int, size: int) -> slice:
-    """Which of `rows` belong to the branch `i`, of `size` rows; empty or backwards if none."""
-    return slice(
-        max(i * size, rows.start) - rows.start, min((i + 1) * size, rows.stop) - rows.start
-    )
 
 
 def _answer(

@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import Finite, Name, PositiveFinite, Rule
-from diffsteer.core.noise import Noise
+from diffsteer.core.noise import Noise, number
 from diffsteer.guidance.base import Guidance
-from diffsteer.guidance.queries import Branch, GuidanceState, Queries, number
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
 @dataclass(frozen=True, repr=False)

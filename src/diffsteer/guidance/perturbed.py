@@ -1,13 +1,15 @@
-"""Guidance by a network whose self-attention is disturbed: one more row of the same pass."""
+"""Guidance by a network that is disturbed inside: one more row of the same pass."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.fields import Finite, Name, Positive
-from diffsteer.guidance.attention_taps import BlurQuery, Identity
+from diffsteer.core.fields import Finite, Name, Positive, Rule
+from diffsteer.guidance.attention_edits import BlurQuery, Identity
 from diffsteer.guidance.base import Guidance, extrapolate
+from diffsteer.guidance.block_edits import ShuffleTokens, SkipBlock
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
@@ -17,7 +19,8 @@ class PAG(Guidance):
 
     Args:
         scale: x0 gains scale (x0 - x0 with identity attention).
-        layer: Self-attention layers to perturb, by a part of their names.
+        layer: Self-attention layers to perturb, by parts of their names, "mid, up_blocks.1", or
+            "all".
         on: The branch to perturb, "cond" or "null".
 
     Source: Ahn et al. 2024, eq. 12, https://arxiv.org/abs/2403.17377.
@@ -54,4 +57,102 @@ class SEG(Guidance):
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         disturbed = Branch(self.on, edits=((self.layer, BlurQuery(self.sigma)),))
+        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+
+
+@dataclass(frozen=True, repr=False)
+class SLG(Guidance):
+    """Skip-layer guidance; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with blocks skipped); 2.8 for Stable Diffusion 3.5 medium.
+        layer: Blocks to skip, by parts of their names, "7, 8, 9" for Stable Diffusion 3.5 medium.
+        on: As for PAG.
+
+    Source: the reference code of Stable Diffusion 3.5, 2024.
+    """
+
+    scale: Finite
+    layer: Name = "mid"
+    on: Name = "cond"
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        disturbed = Branch(self.on, edits=((self.layer, SkipBlock()),))
+        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+
+
+@dataclass(frozen=True, repr=False)
+class STG(Guidance):
+    """Spatiotemporal skip guidance of videos; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with layers skipped); 1 is usual, with `.rescaled(0.7)`.
+        layer: Layers to skip, by parts of their names.
+        mode: "block" skips blocks (STG-R), "attention" takes values for attention (STG-A).
+        on: As for PAG.
+
+    Source: Hyung et al. 2024, https://arxiv.org/abs/2411.18664.
+    """
+
+    scale: Finite
+    layer: Name = "mid"
+    mode: Annotated[str, Rule("'block' or 'attention'", ("block", "attention").__contains__)] = (
+        "block"
+    )
+    on: Name = "cond"
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        edit = SkipBlock() if self.mode == "block" else Identity()
+        disturbed = Branch(self.on, edits=((self.layer, edit),))
+        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+
+
+@dataclass(frozen=True, repr=False)
+class S2(Guidance):
+    """Stochastic self-guidance: random blocks are skipped; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with blocks skipped); 0.25 is usual.
+        share: Of the blocks that are skipped, in ]0, 1[, drawn for each sample at every level.
+        layer: Blocks to draw from, as for SLG.
+        on: As for PAG.
+
+    Source: Chen et al. 2025, https://arxiv.org/abs/2508.12880.
+    """
+
+    scale: Finite
+    share: Annotated[Finite, Rule("a share in ]0, 1[", lambda share: 0 < share < 1)] = 0.1
+    layer: Name = "all"
+    on: Name = "cond"
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        skip = SkipBlock(self.share, seeds=at.seeds_for("skip"))
+        disturbed = Branch(self.on, edits=((self.layer, skip),))
+        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+
+
+@dataclass(frozen=True, repr=False)
+class TPG(Guidance):
+    """Token perturbation guidance; scale 0 is off and costs nothing.
+
+    Args:
+        scale: x0 gains scale (x0 - x0 with tokens shuffled); 3 is usual.
+        layer: Blocks whose tokens are shuffled, drawn for each sample at every level, by parts of
+            their names; "down_blocks" in UNets.
+        on: As for PAG.
+
+    Source: Rajabi et al. 2025, https://arxiv.org/abs/2506.10036.
+    """
+
+    scale: Finite
+    layer: Name = "mid"
+    on: Name = "cond"
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        shuffle = ShuffleTokens(seeds=at.seeds_for("shuffle"))
+        disturbed = Branch(self.on, edits=((self.layer, shuffle),))
         return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))

@@ -8,7 +8,6 @@ is asked in one round is one joint question; `run` answers each distinct branch 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from itertools import islice
 from typing import TypeVar
 
@@ -17,9 +16,11 @@ from torch import Tensor
 
 from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import CLEAN, Level
+from diffsteer.core.noise import number
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
-from diffsteer.guidance.attention_taps import Edit
+from diffsteer.guidance.attention_edits import Edit
+from diffsteer.guidance.block_edits import BlockEdit
 from diffsteer.guidance.memory import Memory
 from diffsteer.guidance.row_dropout import Dropout
 
@@ -33,7 +34,7 @@ class Branch:
     Attributes:
         cond: Which conditioning: "cond", "null", or another name that the denoiser knows.
         net: Which network: "main" or "guide".
-        edits: Changes of attention, as (layer, edit).
+        edits: Changes of attention, as (layer, edit), and of blocks, as (block, edit).
         x: Another input than the sample, `(B, *D)`.
         level: The level of that input, if it is another than the sample's; a pass of its own.
         dropout: Dropout in the network.
@@ -46,7 +47,7 @@ class Branch:
 
     cond: str = "cond"
     net: str = "main"
-    edits: tuple[tuple[str, Edit], ...] = ()
+    edits: tuple[tuple[str, Edit | BlockEdit], ...] = ()
     x: Tensor | None = None
     level: Level | None = None
     dropout: Dropout | None = None
@@ -156,11 +157,6 @@ class GuidanceState:
         seeds = range(len(self.x)) if self.seeds is None else self.seeds
         texts = (f"{seed} {self.level.t.item()} {purpose}" for seed in seeds)
         return tuple(number(text.encode()) for text in texts)
-
-
-def number(data: bytes) -> int:
-    """A number in [0, 2^64) that depends on all of `data`."""
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 Queries = Generator[tuple[Branch, ...], tuple[Answer, ...], T]

@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import Finite, Name, Positive, PositiveFinite, Rule, Whole
-from diffsteer.guidance.attention_taps import blur
+from diffsteer.guidance.attention_edits import blur
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
 

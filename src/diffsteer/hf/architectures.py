@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from diffsteer.core.errors import InputError
+from diffsteer.guidance.attention_edits import Edit
 from diffsteer.guidance.attention_taps import matching, other_attention
 from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.row_dropout import no_dropout
@@ -75,7 +76,7 @@ def image_attention(network: nn.Module) -> dict[str, nn.Module]:
 def joint_attention(network: nn.Module) -> dict[str, nn.Module]:
     """Modules that compute attention of image and text to each other, by name."""
     modules = dict(network.named_modules())
-    others = tuple(f"{n}." for n, m in modules.items() if type(m).__name__ in OTHER_TOKENS)
+    others = _inside_other_tokens(modules)
     return {
         name: module
         for name, module in modules.items()
@@ -88,7 +89,8 @@ def check_branch(network: nn.Module, layers: Mapping[str, nn.Module], branch: Br
     ours = branch.dropout is not None and type(network).__module__.startswith("diffusers.")
     if ours and not any(isinstance(module, _DropoutNd) for module in network.modules()):
         raise no_dropout()
-    for wanted in (*(name for name, _ in branch.edits), *branch.record):
+    edited = (name for name, edit in branch.edits if isinstance(edit, Edit))
+    for wanted in (*edited, *branch.record):
         for name in matching(list(layers), wanted):
             if not _taps(type(layers[name].processor)):
                 raise other_attention(name)
@@ -100,6 +102,29 @@ def _taps(processor: Any) -> bool:
         return True
     names = inspect.unwrap(processor.__call__).__code__.co_names
     return not {"scaled_dot_product_attention", "dispatch_attention_fn"}.isdisjoint(names)
+
+
+def _inside_other_tokens(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Beginnings of names inside of modules whose tokens are not those of one image."""
+    return tuple(f"{n}." for n, m in modules.items() if type(m).__name__ in OTHER_TOKENS)
+
+
+def blocks_with_attention(network: nn.Module) -> dict[str, nn.Module]:
+    """Innermost entries of lists of modules with attention inside, by name.
+
+    They are the blocks of transformers, in UNets those of the transformers inside of its blocks.
+    """
+    modules = dict(network.named_modules())
+    lists = {name for name, module in modules.items() if isinstance(module, nn.ModuleList)}
+    found = set()
+    others = _inside_other_tokens(modules)
+    for name, module in modules.items():
+        if not hasattr(module, "processor") or name.startswith(others):
+            continue
+        while name and name.rpartition(".")[0] not in lists:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return {name: module for name, module in modules.items() if name and name in found}
 
 
 REPLACED = frozenset({"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"})

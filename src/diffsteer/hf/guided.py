@@ -11,12 +11,13 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
+from diffsteer.core.noise import number
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.memory import Store
-from diffsteer.guidance.queries import number
 from diffsteer.hf.adapters import adapted
 from diffsteer.hf.architectures import (
+    blocks_with_attention,
     by_sdpa,
     check_branch,
     family_of,
@@ -50,8 +51,8 @@ class Guided:
         self.family = family_of(unwrap_compiled(module))
         if guide is not None:
             _check_fit(unwrap_compiled(module), unwrap_compiled(guide))
-        self._layers = self.family.layers(unwrap_compiled(module))
-        self._guide_layers = {} if guide is None else self.family.layers(unwrap_compiled(guide))
+        inner = [unwrap_compiled(m) for m in (module, guide) if m is not None]
+        self._inside = [(self.family.layers(m), blocks_with_attention(m)) for m in inner]
         blocks = (block for m in (module, guide) if m is not None for block in m.modules())
         compiled = any(getattr(block, "_compiled_call_impl", None) for block in blocks)
         # blocks that are compiled in place; asked for only where there are any, since it is slow
@@ -133,12 +134,13 @@ class Guided:
             return unpacked(chosen.evaluate(packed(x), cond, dtype, other), size)
 
         patch = 2 if self.family.packed else getattr(network.module.config, "patch_size", None) or 1
-        layers = self._layers if module is self.module else self._guide_layers
+        layers, blocks = self._inside[module is not self.module]
         settings = by_sdpa, patch, self.family.text_first, self._touched
         check = partial(check_branch, network.module, layers)
         acting = partial(adapted, network.module)
         sizes = "UNet" in type(network.module).__name__ and network.place.certain
-        return Network(evaluate, layers, *settings, adapted=acting, check=check, sizes=sizes)
+        more: dict[str, Any] = {"adapted": acting, "check": check, "sizes": sizes}
+        return Network(evaluate, layers, *settings, **more, blocks=blocks)
 
     def _tokens(self, call: NetworkCall) -> Size:
         """Height and width of a packed sample in tokens; read once for each tensor of places."""

@@ -8,7 +8,7 @@ and the last pixel most show whether the image comes first or last.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
-from diffsteer.guidance.attention_taps import ImageTokens, Size, hooked
+from diffsteer.guidance.attention_edits import Size
+from diffsteer.guidance.attention_taps import ImageTokens, hooked
 from diffsteer.hf.architectures import by_sdpa, joint_attention
 
 SAME = 1e-4
@@ -75,6 +76,8 @@ class MeasuredLayers(Mapping[str, nn.Module]):
     def tokens(self, name: str, count: int) -> ImageTokens:
         """Tokens of the image in a layer of so many tokens."""
         _, tokens, length = self._layers[name]
+        if count == tokens.count:  # in a block that joins the text in its attention alone
+            return replace(tokens, start=0)
         if count != length:
             raise InputError(
                 f"{name} has {count} tokens where it was measured with {length}: under this "

@@ -14,7 +14,7 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
@@ -25,7 +25,7 @@ from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.memory import Store
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
-from diffsteer.hf.architectures import by_sdpa, check_branch
+from diffsteer.hf.architectures import blocks_with_attention, by_sdpa, check_branch
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
@@ -76,6 +76,7 @@ class StepGuidance:
         self._forms: dict[Any, Form] = {}
         self._probes: dict[Any, Tensor] = {}
         self._layers: dict[Any, Located] = {}
+        self._blocks: dict[int, dict[str, nn.Module]] = {}
         self._calls: list[Call] = []
         self._parts: dict[str, Part] = {}
         self._seeds: tuple[int, ...] = ()
@@ -257,6 +258,8 @@ class StepGuidance:
         """A network for the engine; None is the one that was called."""
         n, layers = self._count(schedule), self._measured(network, cond)
         module = unwrap_compiled(network or cond.call.module)
+        if id(module) not in self._blocks:
+            self._blocks[id(module)] = blocks_with_attention(module)
 
         def evaluate(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
             part: Part = cond["part"]
@@ -277,6 +280,7 @@ class StepGuidance:
             adapted=partial(adapted, module),
             check=partial(check_branch, module, layers),
             sizes=False,
+            blocks=self._blocks[id(module)],
         )
 
     def _measured(self, network: Any, part: Part) -> MeasuredLayers:

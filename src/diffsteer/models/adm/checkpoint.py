@@ -15,7 +15,7 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import X0, Eps, Prediction
 from diffsteer.core.schedule import Discrete
 from diffsteer.guidance import Clamped, Guidance
-from diffsteer.guidance.attention_taps import received
+from diffsteer.guidance.attention_edits import received
 from diffsteer.guidance.classifier import class_gradient
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.models.adm.blocks import join_heads, split_heads

@@ -1,0 +1,61 @@
+"""A network as the engine calls it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffsteer.core.level import Level
+from diffsteer.guidance.adapters import Adapt, no_adapters
+from diffsteer.guidance.attention_edits import Edit
+from diffsteer.guidance.attention_taps import Locate, Score, Using, matching
+from diffsteer.guidance.block_edits import BlockEdit
+from diffsteer.guidance.queries import Branch
+
+Cond = Mapping[str, Any]
+"""What a network is told besides x, by name: tensors with one row a sample, and anything else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as the engine calls it.
+
+    Attributes:
+        call: From `(rows, *D)`, a level and a condition for as many rows to the output; twice the
+            channels where it learned its variance, which comes second.
+        layers: Its self-attention modules by name, for guidances that edit or read attention.
+        using: Context in which such a module computes attention by scaled_dot_product_attention.
+        patch: Side of a token in pixels of the sample, in its first layer.
+        text_first: Whether layers that attend to image and text put the text first.
+        touched: Context of a pass in which something inside of the network is read or changed.
+        score: How the attention that SAG looks at is read, if not as what each token receives.
+        place: First row of a condition in a batch that the network makes of it, and the size of
+            that batch; such branches are never stacked. None where the batch is what it is given.
+        sizes: Whether it takes samples of other sizes, for guidance by crops.
+        locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
+        adapted: Makes the context in which some of its adapters (LoRA) act.
+        check: Refuses a branch that the network cannot answer, without evaluating it.
+        blocks: Its blocks by name, each with attention inside, for guidances that skip or shuffle.
+    """
+
+    call: Callable[[Tensor, Level, Cond], Tensor]
+    layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    using: Using = lambda layer: nullcontext()  # noqa: E731
+    patch: int = 1
+    text_first: bool = False
+    touched: Callable[[], AbstractContextManager[None]] = nullcontext
+    score: Score | None = None
+    place: Callable[[Cond], tuple[int, int]] | None = None
+    locate: Locate | None = None
+    adapted: Adapt = no_adapters
+    check: Callable[[Branch], None] = lambda branch: None  # noqa: E731
+    sizes: bool = True
+    blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def matching(self, wanted: str, edit: Edit | BlockEdit | None = None) -> list[str]:
+        """Names of the layers that are recorded or edited, or of the blocks that are."""
+        if isinstance(edit, BlockEdit):
+            return matching(list(self.blocks), wanted, "block with attention")
+        return matching(list(self.layers), wanted)
