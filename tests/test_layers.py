@@ -25,9 +25,10 @@ LAYERS = {  # what each may import of diffsteer besides itself
 }
 LAYERS["metrics"] = {*LAYERS["generate"], "generate"}
 LAYERS["report"] = {*LAYERS["metrics"], "metrics"}
+LAYERS["doctor"] = {*LAYERS["report"], "report"}
 LAYERS["train"] = {*LAYERS["metrics"], "metrics"}
 LAYERS["tune"] = {*LAYERS["report"], "report"}
-LAYERS["cli"] = {*LAYERS["report"], "report", "train", "tune"}
+LAYERS["cli"] = {*LAYERS["report"], "report", "train", "tune", "doctor"}
 LAYERS["_renamed"], LAYERS["__init__"] = set(), {"_renamed"}
 HEAVY = {"diffusers", "transformers", "accelerate", "peft", "matplotlib"}
 FILES = sorted(ROOT.rglob("*.py"))

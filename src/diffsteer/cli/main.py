@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import tyro
 
-from diffsteer.cli import compare, convert, evaluate, models, refine, sample, train, tune
+from diffsteer.cli import compare, convert, doctor, evaluate, models, refine, sample, train, tune
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -68,6 +68,7 @@ def plan(
 
 
 app.command(models.models)
+app.command(doctor.doctor)
 app.command(sample.sample)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
@@ -76,7 +77,7 @@ app.command(tune.tune)
 app.command(train.train)
 app.command(convert.ema)
 COMMANDS = ["schedule", "plan", "models", "sample", "stats", "evaluate", "compare", "tune"]
-COMMANDS += ["train", "ema", "convert", "refine"]
+COMMANDS += ["train", "ema", "convert", "refine", "doctor"]
 
 converters = tyro.extras.SubcommandApp()
 converters.command(convert.edm2)
@@ -110,7 +111,9 @@ def _show(
 
 
 EXTRAS = {
-    **dict.fromkeys(("accelerate", "diffusers", "peft", "PIL", "tqdm", "transformers"), "hf"),
+    **dict.fromkeys(
+        ("accelerate", "diffusers", "peft", "PIL", "tqdm", "transformers", "yaml"), "hf"
+    ),
     "matplotlib": "plot",
     "optuna": "tune",
 }

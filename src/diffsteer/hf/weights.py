@@ -75,7 +75,7 @@ def complete_weights(bar: bool = True) -> Iterator[None]:
         for owner, method in methods.items():
             checked = strict(method.__func__, lenient=owner is PreTrainedModel)
             owner.from_pretrained = checked
-        with _quiet(bar):
+        with quiet(bar):
             yield
     finally:
         for owner, method in methods.items():
@@ -105,7 +105,7 @@ def _require_complete(model: Any, report: Mapping[str, Any], lenient: bool) -> N
 
 
 @contextmanager
-def _quiet(bar: bool) -> Iterator[None]:
+def quiet(bar: bool) -> Iterator[None]:
     """Leave out advice about loading, which is checked here, and maybe bars."""
     import diffusers.utils.logging as ours
     import transformers.utils.logging as theirs

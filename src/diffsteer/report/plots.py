@@ -1,4 +1,4 @@
-"""Line charts by matplotlib as SVG text, for pages that load nothing."""
+"""Line charts by matplotlib: SVG text for pages that load nothing, and PNG files."""
 
 import io
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
+
+from diffsteer.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +67,44 @@ def require_matplotlib() -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class Chart:
+    """Curves with labels.
+
+    Attributes:
+        title: Title.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        curves: Curves.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+
+
+def write_png(path: Path, charts: Sequence[Chart], title: str) -> None:
+    """Draw charts side by side, with a legend each, to a PNG."""
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(SIZE[0] * 1.2 * len(charts), SIZE[1] * 1.2), layout="constrained")
+        for axes, chart in zip(
+            figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True
+        ):
+            _frame(axes, chart.title, chart.x_label, chart.y_label)
+            for curve in chart.curves:
+                _draw(axes, curve)
+                axes.plot([], [], "o-", color=curve.colour, markersize=4, label=curve.name)
+            axes.legend(frameon=False)
+        figure.suptitle(title)
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=120)
+
+
 def line_chart(
     title: str, x_label: str, y_label: str, curves: Sequence[Curve], level: float | None = None
 ) -> Markup:
@@ -104,17 +144,21 @@ def _figure(
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
-        axes.set_title(title, loc="left", fontweight="bold")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e4e4e4", clip_on=False)
-        axes.set_axisbelow(True)
+        _frame(axes, title, x_label, y_label)
         if level is not None:
             axes.axhline(level, color="#777777", linestyle="--", linewidth=1, clip_on=False)
         for curve in curves:
             _draw(axes, curve)
         yield figure
+
+
+def _frame(axes: "Axes", title: str, x_label: str, y_label: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e4e4", clip_on=False)
+    axes.set_axisbelow(True)
 
 
 def _draw(axes: "Axes", curve: Curve) -> None:

@@ -1,0 +1,153 @@
+"""Prediction type and terminal SNR of a network from its outputs: what no file can lie about."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.identify import (
+    Ask,
+    brightness_gain,
+    data_slope,
+    kind_without_data,
+    noise_slope,
+)
+from diffsteer.core.level import Level
+from diffsteer.core.prediction import Prediction, V
+from diffsteer.core.schedule import Discrete
+from diffsteer.doctor import brightness, layout
+from diffsteer.doctor.checkpoint import Checkpoint
+from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
+from diffsteer.doctor.layout import PREFIX, unet_config
+from diffsteer.doctor.tensors import load
+from diffsteer.hf.load import network
+from diffsteer.hf.scheduler_config import KINDS, discrete_of
+
+BATCH, SIDE = 8, 32
+"""Samples of a measurement, and largest side of their latents."""
+WORDS = 77
+"""Tokens of a prompt; their embedding is 0.5 everywhere, as A1111 asks networks."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outputs of a network in numbers.
+
+    Attributes:
+        noise_slope: At the last level, of the output with the noise.
+        data_slope: Half way, of the output's mean with that of the data.
+        gain: Brightness gain at the last level; None where the prediction type is not known.
+        expected_gain: The gain that a network has whose terminal SNR is above zero.
+        claims: What follows.
+    """
+
+    noise_slope: float
+    data_slope: float
+    gain: float | None
+    expected_gain: float
+    claims: tuple[Claim, ...]
+
+
+def measure(checkpoint: Checkpoint) -> Measurement:
+    """Load the network and evaluate it five times on eight samples.
+
+    Raises:
+        InputError: it is no UNet of Stable Diffusion's kind, or cannot be loaded.
+    """
+    unet = _unet(checkpoint)
+    side = min(unet.config.sample_size or SIDE, SIDE)
+    like = torch.empty(BATCH, unet.config.in_channels, side, side)
+    schedule = trained_schedule(checkpoint.scheduler)
+    return measured(_ask(unet), schedule, like)
+
+
+def measured(ask: Ask, schedule: Discrete, like: Tensor) -> Measurement:
+    """Measure a network.
+
+    Args:
+        ask: Its raw output.
+        schedule: That it was trained on, before a repair to zero SNR.
+        like: Any tensor with the shape of some samples, `(B, C, H, W)`.
+    """
+    noise, data = noise_slope(ask, schedule, like), data_slope(ask, schedule, like)
+    kind = kind_without_data(noise, data)
+    usual = brightness.gain(schedule, like[0].shape)
+    if kind is None:
+        return Measurement(noise, data, None, usual, ())
+    word = next(word for word, prediction in KINDS.items() if prediction == kind)
+    text = f"slopes {noise:.2f} on noise at the last level, {data:.2f} on data half way"
+    gain = brightness_gain(lambda x, level: kind.x0(x, ask(x, level), level), schedule, like)
+    claims = (Claim(PREDICTION, word, "network", text), *_snr(kind, gain, usual))
+    return Measurement(noise, data, gain, usual, claims)
+
+
+def _snr(kind: Prediction, gain: float, usual: float) -> tuple[Claim, ...]:
+    """Terminal SNR by the gain, which alone of all tells it, where the network could have any."""
+    if kind not in (V(), KINDS["sample"]):
+        return ()
+    text = f"brightness gain {gain:.2f} at the last level; {usual:.2f} with SNR above zero"
+    if abs(gain) < usual / 4:
+        return (Claim(SNR, ZERO, "network", text),)
+    return (Claim(SNR, ABOVE, "network", text),) if gain > usual / 2 else ()
+
+
+def trained_schedule(config: Mapping[str, Any]) -> Discrete:
+    """Schedule of a config's betas without repair; Stable Diffusion's where it has none."""
+    try:
+        return discrete_of({**config, "rescale_betas_zero_snr": False})
+    except InputError:
+        return Discrete.scaled_linear()
+
+
+def _unet(checkpoint: Checkpoint) -> Any:
+    kind = checkpoint.architecture.network
+    if checkpoint.kind == "lora" or kind not in ("UNet2DConditionModel", "UNet2DModel"):
+        word = "a LoRA" if checkpoint.kind == "lora" else kind or "this network"
+        raise InputError(f"{word} cannot be measured: --deep is for UNets of Stable Diffusion")
+    if checkpoint.kind != "file":
+        return network(str(checkpoint.network_folder), torch.float32).eval()
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    names = [n for n in checkpoint.entries if n.startswith((PREFIX, *layout.BARE))]
+    config = unet_config({n: checkpoint.entries[n] for n in names}, checkpoint.architecture)
+    tensors = load(checkpoint.entries, names)
+    original = {PREFIX + n.removeprefix(PREFIX): t.float() for n, t in tensors.items()}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    weights = convert_ldm_unet_checkpoint(original, dict(unet.config))
+    try:
+        unet.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{checkpoint.name} cannot be measured: {reason}") from error
+    return unet.eval()
+
+
+def _ask(unet: Any) -> Ask:
+    """Raw output of a UNet for no prompt in particular."""
+    conditional = hasattr(unet.config, "cross_attention_dim")
+
+    @torch.no_grad()
+    def ask(x: Tensor, level: Level) -> Tensor:
+        time = level.t.float()
+        if not conditional:
+            return Tensor(unet(x.float(), time).sample[:, : x.shape[1]])
+        words = torch.full((len(x), WORDS, unet.config.cross_attention_dim), 0.5)
+        out: Tensor = unet(x.float(), time, words, added_cond_kwargs=_sizes(unet, len(x))).sample
+        return out[:, : x.shape[1]]
+
+    return ask
+
+
+def _sizes(unet: Any, batch: int) -> dict[str, Tensor]:
+    """Pooled text and sizes of SDXL."""
+    if unet.config.addition_embed_type != "text_time":
+        return {}
+    width = unet.config.projection_class_embeddings_input_dim
+    pooled = width - 6 * unet.config.addition_time_embed_dim
+    sizes = torch.tensor([1024.0, 1024, 0, 0, 1024, 1024]).expand(batch, -1)
+    return {"text_embeds": torch.zeros(batch, pooled), "time_ids": sizes}

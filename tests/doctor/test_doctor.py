@@ -1,0 +1,315 @@
+"""Folders, LoRAs, damaged files, and findings on schedulers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from doctor.made import Made, Marks, original, original_name, scheduler
+from safetensors.torch import save_file
+from tiny import saved, stable_diffusion
+
+from diffsteer.cli.main import main
+from diffsteer.core.errors import InputError
+from diffsteer.doctor.claims import PREDICTION, SNR, ZERO, Claim
+from diffsteer.doctor.diagnosis import diagnose
+from diffsteer.doctor.fix import fix
+from diffsteer.doctor.schedule import findings
+from diffsteer.doctor.tensors import read_header
+
+ZSNR = Marks("v_prediction", True)
+
+
+def codes(found) -> set[str]:
+    return {finding.code for finding in found}
+
+
+def lora(path: Path, width: int = 768, metadata: dict[str, str] | None = None) -> Path:
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {
+        f"{name}.lora_down.weight": torch.ones(4, width),
+        f"{name}.lora_up.weight": torch.ones(32, 4),
+        f"{name}.alpha": torch.tensor(4.0),
+    }
+    save_file(tensors, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(("width", "base"), [(768, "SD 1"), (1024, "SD 2"), (2048, "SDXL")])
+def test_lora(width: int, base: str, tmp_path) -> None:
+    said = {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}
+    diagnosis = diagnose(lora(tmp_path / "lora.safetensors", width, said))
+    assert (diagnosis.checkpoint.kind, diagnosis.checkpoint.architecture.name) == ("lora", base)
+    assert (diagnosis.prediction.value, diagnosis.snr.value) == ("v_prediction", ZERO)
+    fix(diagnosis, tmp_path / "out" / "fixed.safetensors")
+    entries, metadata = read_header(tmp_path / "out/fixed.safetensors")
+    assert metadata["modelspec.prediction_type"] == "v" and len(entries) == 3
+    assert metadata["modelspec.architecture"].endswith("/lora")
+
+
+def test_lora_without_words_is_unknown(tmp_path) -> None:
+    diagnosis = diagnose(lora(tmp_path / "lora.safetensors"))
+    assert not diagnosis.prediction.known and not diagnosis.snr.known
+    with pytest.raises(InputError, match="prediction type is unknown"):
+        fix(diagnosis, tmp_path / "fixed.safetensors")
+    assert not (tmp_path / "fixed.safetensors").exists()
+
+
+def test_a_lora_of_half_pairs(tmp_path) -> None:
+    path = lora(tmp_path / "lora.safetensors")
+    tensors = {"a.lora_down.weight": torch.ones(4, 8), "b.lora_A.weight": torch.ones(4, 8)}
+    save_file(tensors, path)
+    assert "missing-tensors" in codes(diagnose(path).findings)
+
+
+def test_a_repaired_folder_samples(tmp_path) -> None:
+    """The pipeline loads as it is, from the last timestep on, with the weights of before."""
+    from diffusers import DiffusionPipeline
+
+    folder = Path(saved(tmp_path))
+    stated = [
+        Claim(PREDICTION, "v_prediction", "user", "test"),
+        Claim(SNR, ZERO, "user", "test"),
+    ]
+    diagnosis = diagnose(folder, stated=stated)
+    assert {"disagreement", "last-timestep", "misread"} <= codes(diagnosis.findings)
+    assert fix(diagnosis, tmp_path / "fixed") == [tmp_path / "fixed"]
+    after = diagnose(tmp_path / "fixed")
+    assert after.exit_status == 0 and after.scan.hash == diagnosis.scan.hash
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "fixed")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a cat", num_inference_steps=3, output_type="np").images
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.scheduler.timesteps[0] == 999 and pipe.scheduler.alphas_cumprod[-1] == 0
+    assert torch.as_tensor(image).isfinite().all()
+
+
+def test_never_over_the_input(tmp_path) -> None:
+    path = Made("SD 1", ZSNR, ZSNR).save(tmp_path / "a.safetensors")
+    before = path.read_bytes()
+    diagnosis = diagnose(path)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    for out in (path, link):
+        with pytest.raises(InputError, match="the checkpoint itself"):
+            fix(diagnosis, out)
+    (tmp_path / "b.yaml").write_text("mine: true")
+    with pytest.raises(FileExistsError, match="there already"):
+        fix(diagnosis, tmp_path / "b.safetensors")
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.yaml", link.name]
+
+
+def test_a_file_that_changes_while_it_is_copied(tmp_path) -> None:
+    path = Made("SD 1", ZSNR, ZSNR).save(tmp_path / "a.safetensors")
+    diagnosis = diagnose(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="changed while it was copied"):
+        fix(diagnosis, tmp_path / "b.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "a.safetensors"
+    save_file(original("SD 1"), path)
+    return path.read_bytes()
+
+
+def damaged(whole: bytes, kind: str) -> bytes:
+    length = int.from_bytes(whole[:8], "little")
+    return {
+        "truncated": whole[:-100],
+        "truncated header": whole[: length // 2],
+        "longer": whole + b"1234",
+        "empty": b"",
+        "header of gigabytes": (2**40).to_bytes(8, "little") + whole[8:],
+        "no JSON": whole[:8] + b"x" * length + whole[8 + length :],
+        "no table": (2).to_bytes(8, "little") + b"[]",
+        "no entry": (7).to_bytes(8, "little") + b'{"a":1}',
+        "pickle": b"PK\x03\x04" + whole[:1000],
+    }[kind]
+
+
+KINDS = ["truncated", "truncated header", "longer", "empty", "header of gigabytes", "no JSON"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "no table", "no entry", "pickle"])
+def test_damaged_files(kind: str, whole: bytes, tmp_path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(damaged(whole, kind))
+    with pytest.raises(InputError, match="is no file of safetensors") as error:
+        diagnose(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_architecture(tmp_path) -> None:
+    save_file({"weird.layer.weight": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="architecture that is not known"):
+        diagnose(tmp_path / "a.safetensors")
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    with pytest.raises(InputError, match="is a pickle"):
+        diagnose(tmp_path / "a.ckpt")
+    with pytest.raises(FileNotFoundError, match="no model 'pockett' "):
+        diagnose("pockett")
+
+
+def test_damaged_configs_beside_it(tmp_path) -> None:
+    path = Made("SD 1", ZSNR).save(tmp_path / "a.safetensors")
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="is no YAML"):
+        diagnose(path)
+    (tmp_path / "a.yaml").unlink()
+    (tmp_path / "a.scheduler_config.json").write_text("[]")
+    with pytest.raises(InputError, match="not an object"):
+        diagnose(path)
+    (tmp_path / "a.scheduler_config.json").write_text('{"_class_name": "NoScheduler"}')
+    assert "scheduler" in codes(diagnose(path).findings)
+
+
+def test_faults_of_weights(tmp_path) -> None:
+    tensors = original("SDXL")
+    names = sorted(n for n in tensors if n.endswith("in_layers.2.weight"))
+    tensors[names[0]][0] = float("nan")
+    tensors[names[1]][0] = 1e6
+    tensors.pop("model.diffusion_model.out.0.weight")
+    save_file(tensors, tmp_path / "a.safetensors")
+    diagnosis = diagnose(tmp_path / "a.safetensors", deep=True)
+    assert diagnosis.scan.not_finite == (names[0],)
+    assert diagnosis.scan.beyond_fp16 == (names[1],)
+    wanted = {"not-finite", "beyond-fp16", "missing-tensors", "not-measured", "unknown"}
+    assert wanted <= codes(diagnosis.findings)
+    assert diagnosis.exit_status == 3 and not diagnosis.prediction.known
+
+
+def test_yaml_and_words_of_other_tools(tmp_path) -> None:
+    path = Made("SD 1", ZSNR).save(tmp_path / "a.safetensors")
+    (tmp_path / "a.yaml").write_text("model: {params: {parameterization: v}}")
+    diagnosis = diagnose(path)
+    assert (diagnosis.prediction.value, diagnosis.prediction.confidence) == (
+        *("v_prediction", "declared"),
+    )
+    assert next(r for r in diagnosis.readings if "A1111" in r.program).prediction == "v_prediction"
+    save_file(original("SD 1"), path, {"modelspec.prediction_type": "banana"})
+    assert "not-understood" in codes(diagnose(path).findings)
+
+
+@pytest.mark.parametrize(
+    ("marks", "extra", "code"),
+    [
+        (ZSNR, {"timestep_spacing": "leading"}, "last-timestep"),
+        (ZSNR, {"timestep_spacing": "trailing"}, "timestep-minus-one"),
+        (ZSNR, {"timestep_spacing": "trailing"}, "stride"),
+        (ZSNR, {"timestep_spacing": "trailing"}, "ddim-eta"),
+        (ZSNR, {"_class_name": "HeunDiscreteScheduler"}, "flag-dropped"),
+        (ZSNR, {"_class_name": "PNDMScheduler"}, "pndm-v"),
+        (
+            ZSNR,
+            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+            "sigmas-at-zero",
+        ),
+        (
+            ZSNR,
+            {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "linear"},
+            "clipped-zero",
+        ),
+    ],
+)
+def test_bugs_of_schedulers(marks: Marks, extra: dict[str, object], code: str) -> None:
+    config = scheduler(marks, extra)
+    assert code in codes(findings(config, "v_prediction", ZERO))
+    assert code not in codes(findings(scheduler(Marks("epsilon", False)), "epsilon", "above zero"))
+
+
+def test_the_timesteps_of_the_bugs(tmp_path) -> None:
+    """Trailing spacing with 61 steps ends at -1; DDIM steps wrongly at 15, 28 and 30 steps."""
+    found = findings(scheduler(ZSNR, {"timestep_spacing": "trailing"}), "v_prediction", ZERO)
+    texts = {f.code: f.text for f in found}
+    assert " 61 steps" in texts["timestep-minus-one"]
+    assert "15, 28, 30 steps" in texts["stride"]
+
+
+def test_a_guidance_rescale_that_acts_twice(tmp_path) -> None:
+    folder = Path(saved(tmp_path))
+    (folder / "guider").mkdir()
+    for name in ("guider/guider_config.json", "generation_config.json"):
+        (folder / name).write_text(json.dumps({"guidance_rescale": 0.7}))
+    assert "rescale-twice" in codes(diagnose(folder).findings)
+
+
+def run(monkeypatch, *words: object) -> object:
+    """Exit status, or message, of `diffsteer doctor`."""
+    monkeypatch.setattr(sys, "argv", ["diffsteer", "doctor", *map(str, words)])
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_command(tmp_path, monkeypatch, capsys) -> None:
+    """JSON on stdout, 3 for a problem, one line for a mistake; the repair ends in 0."""
+    path = Made("SDXL", ZSNR, metadata=ZSNR).save(tmp_path / "a.safetensors")
+    out = tmp_path / "b.safetensors"
+    assert run(monkeypatch, path, "--json") == 3
+    report = json.loads(capsys.readouterr().out)
+    assert (report["prediction_type"], report["terminal_snr"]) == ("v_prediction", "zero")
+    assert run(monkeypatch, path, "--fix", out, "--plot", tmp_path / "a.png") == 0
+    printed = capsys.readouterr()
+    assert "sha256" in printed.out and (tmp_path / "a.png").stat().st_size > 1000
+    assert not printed.err
+    assert {"v_pred", "ztsnr"} <= read_header(out)[0].keys()
+    assert "target: sgm" in out.with_suffix(".yaml").read_text()
+    assert "there already" in str(run(monkeypatch, path, "--fix", out))
+
+
+def test_a_user_says_what_no_source_says(tmp_path, monkeypatch, capsys) -> None:
+    path = Made("SD 1", ZSNR).save(tmp_path / "a.safetensors")
+    words = ("--prediction", "v_prediction", "--terminal-snr", "zero")
+    assert "unknown" in str(run(monkeypatch, path, "--fix", tmp_path / "b.safetensors"))
+    assert run(monkeypatch, path, "--fix", tmp_path / "b", *words) == 0
+    names = sorted(p.name for p in (tmp_path / "b").iterdir())
+    assert names == ["a.safetensors", "a.scheduler_config.json", "a.yaml"]
+
+
+def test_a_folder_without_zero_snr_in_its_scheduler(tmp_path) -> None:
+    """A zero SNR that its scheduler drops without a word."""
+    config = scheduler(ZSNR, {"_class_name": "PNDMScheduler"})
+    pipe = stable_diffusion(DDIMScheduler(), tmp_path)
+    pipe.save_pretrained(tmp_path / "pipe")
+    (tmp_path / "pipe/scheduler/scheduler_config.json").write_text(json.dumps(config))
+    diagnosis = diagnose(tmp_path / "pipe")
+    assert {"flag-dropped", "pndm-v"} <= codes(diagnosis.findings)
+    fix(diagnosis, tmp_path / "fixed")
+    index = json.loads((tmp_path / "fixed/model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "EulerDiscreteScheduler"]
+    assert diagnose(tmp_path / "fixed").exit_status == 0
+
+
+@pytest.mark.slow
+def test_a_full_size_stable_diffusion_in_a_minute(tmp_path) -> None:
+    """859 million weights, float16: header, values, hash, names and shapes."""
+    import time
+
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=768, attention_head_dim=8, in_channels=4
+        )
+    tensors = {
+        f"model.diffusion_model.{original_name(name, 2, plain=0)}": torch.randn(t.shape).half()
+        * 0.02
+        for name, t in unet.state_dict().items()
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    start = time.perf_counter()
+    diagnosis = diagnose(tmp_path / "a.safetensors")
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.1f} s")
+    assert diagnosis.checkpoint.architecture.name == "SD 1" and seconds < 60
+    assert not codes(diagnosis.findings) & {"missing-tensors", "other-shapes", "not-finite"}

@@ -1,0 +1,106 @@
+"""The network itself: measured on perfect networks, and on the models that ship."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from diffsteer.core.identify import data_slope
+from diffsteer.core.oracle import Bright
+from diffsteer.core.prediction import X0, Eps, V, Velocity
+from diffsteer.core.schedule import Discrete
+from diffsteer.doctor.brightness import expected, gain
+from diffsteer.doctor.diagnosis import diagnose
+from diffsteer.doctor.measure import measured
+from diffsteer.hf.load import shipped
+
+SD, LIKE = Discrete.scaled_linear(), torch.empty(8, 4, 16, 16)
+
+
+def network(kind, schedule):
+    """A perfect network; asked at the levels of SD, it takes its time from them."""
+
+    def ask(x, level):
+        own = schedule.at(level.t)
+        return kind.output_for_x0(x, Bright()(x, own), own)
+
+    return ask
+
+
+@pytest.mark.parametrize("kind", [Eps(), V(), X0(), Velocity()], ids=repr)
+def test_slope_of_the_mean_half_way(kind) -> None:
+    """g / alpha of x0 is 1 within the Wiener gain g; the outputs' slopes follow from their rows."""
+    level = SD.at(SD.share(torch.tensor(0.5)))
+    size = LIKE[0].numel()
+    var = 0.3**2 + 0.2**2 / size
+    share = level.alpha**2 * var / (level.alpha**2 * var + level.sigma**2 / size)
+    a, b = kind.coefficients(level.alpha, level.sigma)
+    want = a * share + b * (level.alpha - level.alpha * share) / level.sigma
+    assert data_slope(network(kind, SD), SD, LIKE) == pytest.approx(want.item(), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "zero", "prediction", "snr"),
+    [
+        (Eps(), False, "epsilon", []),
+        (V(), False, "v_prediction", ["above zero"]),
+        (V(), True, "v_prediction", ["zero"]),
+        (X0(), False, "sample", ["above zero"]),
+        (X0(), True, "sample", ["zero"]),
+        (Velocity(), False, "flow_prediction", []),
+    ],
+)
+def test_perfect_networks(kind, zero: bool, prediction: str, snr: list[str]) -> None:
+    schedule = SD.zero_snr() if zero else SD
+    claims = measured(network(kind, schedule), SD, LIKE).claims
+    assert [c.value for c in claims] == [prediction, *snr]
+
+
+def test_an_untrained_network_is_nothing() -> None:
+    gen = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 4, 3, 3, generator=gen) / 6
+    outputs = [lambda x, level: 0 * x + 0.3, lambda x, level: torch.conv2d(x, weight, padding=1)]
+    assert all(measured(output, SD, LIKE).claims == () for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "snr"),
+    [("pocket", "v_prediction", "zero"), ("pocket-eps", "epsilon", "above zero")],
+)
+def test_models_that_ship_against_a_config_that_lies(name, prediction, snr, tmp_path) -> None:
+    """The network is believed, and the lie is named."""
+    folder = tmp_path / "model"
+    for source in (shipped(name).base, shipped(name).folder):
+        if source is not None:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+    path = folder / "scheduler/scheduler_config.json"
+    config = json.loads(path.read_text())
+    v = prediction == "v_prediction"
+    config |= {
+        "prediction_type": "epsilon" if v else "v_prediction",
+        "rescale_betas_zero_snr": not v,
+    }
+    path.write_text(json.dumps(config))
+    diagnosis = diagnose(folder, deep=True)
+    assert (diagnosis.prediction.value, diagnosis.prediction.confidence) == (prediction, "measured")
+    assert "by config" in diagnosis.prediction.disagreement
+    assert diagnosis.exit_status == 3
+    if v:
+        assert (diagnosis.snr.value, diagnosis.snr.confidence) == (snr, "measured")
+
+
+@pytest.mark.parametrize(
+    ("side", "mean", "std"), [(8, 0.413, 0.286), (16, 0.271, 0.251), (64, 0.039, 0.107)]
+)
+def test_brightness_of_the_paper(side: int, mean: float, std: float) -> None:
+    """Samples of Stable Diffusion's schedule, data 0.600 +- 0.300, at 4 x side x side."""
+    light = expected(SD, (4, side, side))
+    assert (light.mean, light.std) == pytest.approx((mean, std), abs=1e-3)
+    fixed = expected(SD.zero_snr(), (4, side, side))
+    assert (fixed.mean, fixed.std) == pytest.approx((0.6, 0.3), abs=1e-3)
+    assert fixed.gain == 0
+
+
+def test_gain_of_the_paper() -> None:
+    assert gain(SD, (4, 64, 64)) == pytest.approx(12.8, abs=0.05)
