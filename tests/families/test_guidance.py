@@ -152,6 +152,28 @@ def test_state_of_a_pipeline_that_is_guided_at_its_steps() -> None:
         assert torch.equal(run(pipe), plain)
 
 
+def test_a_run_ends_with_a_step_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline that never steps is refused in its call; one that failed leaves nothing behind."""
+    family = next(f for f in FAMILIES if f.name.endswith("-Sana"))
+    pipe = family.build()
+    call = family.kwargs(pipe) | family.guided(pipe)
+    with steer(pipe, "CFG(2)"):
+        guided = first(pipe(**call))
+        with monkeypatch.context() as patched:
+            patched.setattr(pipe.scheduler, "step", lambda out, t, x, **_: (x,))
+            with pytest.raises(InputError, match="ended without a step of its scheduler"):
+                pipe(**call | {"num_inference_steps": 1})
+        handle = pipe.transformer.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipe(**family.kwargs(pipe) | family.guided(pipe))
+        handle.remove()
+        assert torch.equal(first(pipe(**family.kwargs(pipe) | family.guided(pipe))), guided)
+        handle = pipe.transformer.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipe(**family.kwargs(pipe) | family.guided(pipe))
+    handle.remove()
+
+
 def test_a_probe_is_not_the_latents_of_any_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model output that holds the sample is refused, also where latents have the seed 0."""
     family = next(f for f in FAMILIES if f.name.endswith("-Sana"))

@@ -184,6 +184,4 @@ def test_errors(pair) -> None:
         modular_run(modular, SteerGuider(Auto(3), modular.scheduler))
     with pytest.raises(ValueError, match="the guide takes 9 channels"):
         modular_run(modular, SteerGuider(Auto(3), modular.scheduler, tiny.unet(in_channels=9)))
-    with pytest.raises(ValueError, match="from the block state"):
-        SteerGuider("CFG(5)").prepare_inputs_from_block_state(None, {})
     assert calls == [] and "forward" not in pipe.unet.__dict__

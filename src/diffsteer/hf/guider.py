@@ -1,14 +1,17 @@
-"""Guidances in modular pipelines of diffusers, which take a guider as a component.
+"""Guidances in pipelines of diffusers that have a guider: modular ones, HunyuanImage and others.
 
     pipe.update_components(guider=SteerGuider("CFG(6) + SAG(0.75)", pipe.scheduler))
 
-diffusers runs each condition as a pass of its own and adds up the answers. Here every call of the
-network but the last of a step is only noted; the last one runs all that the guidance asks for.
+diffusers runs each condition as a pass of its own and adds up the answers. Here the calls of a
+step are only noted, and all that the guidance asks for runs at the scheduler's step
+(`step_guidance`); for Stable Diffusion XL and 3, at the last call.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, wraps
+from types import FrameType
 from typing import Any
 
 from diffusers.guiders import BaseGuidance
@@ -18,22 +21,24 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
+from diffsteer.hf.architectures import known_family
 from diffsteer.hf.call import NotedCalls
 from diffsteer.hf.guided import Guided
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.layout import FirstStep
-from diffsteer.hf.network import check_free, network_of
+from diffsteer.hf.network import check_free, network_of, unwrap_compiled
+from diffsteer.hf.step_guidance import StepGuidance
 
 
 class SteerGuider(BaseGuidance):  # type: ignore[misc]
-    """Any sum of guidances as a guider, for modular pipelines of Stable Diffusion XL and 3.
+    """Any sum of guidances as a guider, for all modular pipelines and others that have a guider.
 
     `disable()` leaves the prompt's prediction, until `enable()`; pipelines of Stable Diffusion XL
     enable their guider in every call.
 
     Its config is the text of the guidance and `max_rows`; scheduler and guide are set anew after
-    loading. If a ControlNet fails, the network stays wrapped until the pipeline is called again or
-    `cleanup_models` is.
+    loading. If a step fails, the network stays wrapped until the pipeline is called again or the
+    guider is disabled.
 
     Args:
         guidance: A guidance or its text.
@@ -59,6 +64,9 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         self.scheduler, self.guide, self.max_rows = scheduler, guide, max_rows
         self._steered: tuple[NotedCalls, Guided] | None = None
         self._replaced, self._first = ExitStack(), FirstStep()
+        self._steps: StepGuidance | None = None
+        self._guided: Any = None
+        self._active = ExitStack()
         self._conditions = 1
 
     @override
@@ -84,28 +92,72 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
     @override
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """Split what the pipeline has into the prompt's inputs and, if it has them, the null's."""
-        pairs = [v for v in data.values() if isinstance(v, tuple) and v[0] is not None]
-        both = self._enabled and pairs and all(null is not None for _, null in pairs)
-        self._conditions = 2 if both else 1
-        if self._steered is not None:
-            self._steered[0].expect(self._conditions)
-        names = self._input_predictions[: self._conditions]
+        names = self._begin(value for value in data.values() if isinstance(value, tuple))
         return [self._prepare_batch(data, i, name) for i, name in enumerate(names)]
 
     @override
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> list[Any]:
-        """Refuse: the pipelines that ask so have networks that cannot be steered."""
-        raise InputError(
-            "modular pipelines that prepare inputs from the block state have networks that cannot "
-            "be steered yet; those of Stable Diffusion XL and 3 can"
-        )
+        """Split what the pipeline's state has, under pairs of names, in the same way."""
+        fields = [value for value in input_fields.values() if isinstance(value, tuple)]
+        names = self._begin([getattr(data, name, None) for name in pair[:2]] for pair in fields)
+        prepare = self._prepare_batch_from_block_state
+        return [prepare(input_fields, data, i, name) for i, name in enumerate(names)]
+
+    def _begin(self, values: Iterable[Sequence[Any]]) -> list[str]:
+        """Begin a step and return the names of its conditions."""
+        pairs = [pair for pair in values if pair[0] is not None]
+        both = self._enabled and pairs and all(null is not None for _, null in pairs)
+        self._conditions = 2 if both else 1
+        if self._steered is not None:
+            self._steered[0].expect(self._conditions)
+        if self._enabled:
+            self._guide_step(_running_pipeline())
+        return self._input_predictions[: self._conditions]
+
+    def _guide_step(self, pipe: Any) -> None:
+        """Guide the coming step of a pipeline's scheduler, unless its last call is answered."""
+        if pipe is None or known_family(unwrap_compiled(network_of(pipe))) is not None:
+            return
+        scheduler = pipe.scheduler
+        if self.scheduler not in (None, scheduler):
+            raise InputError(
+                "the scheduler of this pipeline is another than that of its SteerGuider: give "
+                "SteerGuider(guidance, pipe.scheduler), or set guider.scheduler"
+            )
+        if self._steps is None or self._guided != (pipe, scheduler):
+            self._guided = pipe, scheduler
+            guide = None if self.guide is None else network_of(self.guide)
+            self._steps = StepGuidance(pipe, self.guidance, guide, self.max_rows)
+        self._leave(failed=not self._step)  # the first step of a sampling
+        self._active.enter_context(self._steps)
+        step = scheduler.step
+        stepped = wraps(step)(partial(self._stepped, step))
+        self._active.enter_context(replaced(scheduler, "step", stepped))
+
+    def _stepped(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the scheduler's step, the last of what is guided."""
+        try:
+            return step(*args, **kwargs)
+        finally:
+            self._leave(failed=True)
+
+    def _leave(self, failed: bool) -> None:
+        """Give networks and scheduler back; calls without a step raise unless the step failed."""
+        if self._steps is not None and failed:
+            self._steps.end(failed)
+        self._active.close()
+
+    @override
+    def disable(self) -> None:
+        self._leave(failed=True)
+        super().disable()
 
     @override
     def prepare_models(self, denoiser: Any) -> None:
         """Take the next call of the network."""
         self.cleanup_models(denoiser)
         super().prepare_models(denoiser)
-        if not self._enabled:
+        if not self._enabled or self._guiding:
             return
         check_free(denoiser)
         if self.scheduler is None:
@@ -139,5 +191,26 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
 
     @override
     def __call__(self, data: list[Any]) -> GuiderOutput:
-        """The guided output, which is the answer to the last call."""
-        return GuiderOutput(pred=data[-1].noise_pred, pred_cond=None, pred_uncond=None)
+        """The guided output: the answer to the last call, or what the step will replace by it."""
+        if not self._guiding:
+            return GuiderOutput(pred=data[-1].noise_pred, pred_cond=None, pred_uncond=None)
+        cond, *null = (part.noise_pred for part in data)
+        pred = 2 * cond - null[0] if null else cond
+        return GuiderOutput(pred=pred, pred_cond=cond, pred_uncond=null[0] if null else None)
+
+    @property
+    def _guiding(self) -> bool:
+        """Whether the coming step of a scheduler is guided."""
+        return self._steps is not None and self._steps.active
+
+
+def _running_pipeline() -> Any:
+    """The pipeline that calls a guider, or None in a loop of one's own."""
+    from diffusers import DiffusionPipeline, ModularPipeline
+
+    frame: FrameType | None = sys._getframe(1)
+    while frame := frame and frame.f_back:
+        for name in ("components", "self"):
+            if isinstance(owner := frame.f_locals.get(name), DiffusionPipeline | ModularPipeline):
+                return owner
+    return None

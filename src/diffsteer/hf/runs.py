@@ -16,22 +16,28 @@ from diffsteer.core.errors import InputError
 class Run:
     """A sampling, in the place of the pipeline's progress bar."""
 
-    def __init__(self, bar: Any) -> None:
+    def __init__(self, bar: Any, ended: Callable[[bool], None]) -> None:
         self.bar, self.thread = bar, get_ident()
         self.ended = self.crossed = False
+        self._ended = ended
 
     def __enter__(self) -> Any:
         return self.bar.__enter__()
 
     def __exit__(self, *error: object) -> Any:
         self.ended = True
-        return self.bar.__exit__(*error)
+        result = self.bar.__exit__(*error)
+        self._ended(error[0] is not None)
+        return result
 
     def __iter__(self) -> Iterator[Any]:
+        failed = True
         try:
             yield from self.bar
+            failed = False
         finally:
             self.ended = True
+            self._ended(failed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.bar, name)
@@ -43,12 +49,16 @@ class Runs:
     Args:
         pipe: The pipeline, whose method `progress_bar` is replaced by `begin`.
         parts: Its components that must stay while it is steered, by name.
+
+    Attributes:
+        ended: Called at the end of a run, with whether it failed.
     """
 
     def __init__(self, pipe: Any, parts: dict[str, Any]) -> None:
         self.pipe, self.parts = pipe, parts
         self._progress_bar: Callable[..., Any] | None = getattr(pipe, "progress_bar", None)
         self._run: Callable[[], Run | None] = lambda: None
+        self.ended: Callable[[bool], None] = lambda failed: None
 
     def begin(self, *args: Any, **kwargs: Any) -> Run:
         """Begin a run: the progress bar of the pipeline."""
@@ -62,7 +72,7 @@ class Runs:
             other.crossed = True
             _refuse_threads()
         assert self._progress_bar is not None
-        run = Run(self._progress_bar(*args, **kwargs))
+        run = Run(self._progress_bar(*args, **kwargs), self.ended)
         self._run = ref(run)
         return run
 

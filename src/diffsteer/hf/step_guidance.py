@@ -53,7 +53,7 @@ class StepGuidance:
         guidance: What guides.
         guide: For autoguidance, a second network for the same latents and conditions.
         max_rows: Most samples of one pass of a network.
-        runs: Follows the runs of the pipeline.
+        runs: Follows the runs of the pipeline, and says when one ends.
         null: The null prompt, where the pipeline sends none and is given no negative prompt.
     """
 
@@ -67,7 +67,8 @@ class StepGuidance:
         null: str = "",
     ) -> None:
         self.pipe, self.guidance, self.guide, self.max_rows = pipe, guidance, guide, max_rows
-        self._runs = runs or Runs(pipe, {})
+        self._runs, self.active = runs or Runs(pipe, {}), False
+        self._runs.ended = self.end
         self._null, self._first = NullCall(pipe, null), list[Call]()
         self._evaluating = self._tapping = False
         self._outputs: dict[Any, tuple[Tensor, Tensor]] = {}
@@ -98,11 +99,18 @@ class StepGuidance:
         original = self._scheduler.step
         step = wraps(original)(partial(self._step, original))  # pipelines look at parameters
         self._replaced.enter_context(replaced(self._scheduler, "step", step))
+        self.active = True
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
         self._replaced.close()
-        if self._calls and kind is None:
+        self.active = False
+        self.end(failed=kind is not None)
+
+    def end(self, failed: bool = False) -> None:
+        """End a run of the pipeline, in which a step follows every call of a network."""
+        calls, self._calls = self._calls, []
+        if calls and not failed:
             raise self._refused("ended without a step of its scheduler after its network's call")
 
     def _answer(self, network: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
