@@ -47,7 +47,11 @@ class Recipe:
         prompt: What to show, for networks of classes (DiT) the name or number of one; may be empty.
         prompts: Many of them instead: the image of seed i shows prompts[i mod their number].
         negative: What the null half of the batch shows instead of nothing.
-        guidance: Such as "CFG(6) + SAG(0.75)"; empty for none.
+        guidance: Such as "CFG(6) + SAG(0.75)" or "CFG(ramp(1, 7))"; empty for none. There are CFG,
+            APG, CFGZero, CFGpp, RectifiedCFGpp, FDG, FreSca, SMC, Adaptive, FBG, MAMBO, TCFG, ADG,
+            CFGNorm, CFGRenorm, DynamicThreshold, Momentum, PAG, SEG, SAG, SLG, STG, S2, TPG, Auto,
+            AutoDropout, AutoNoise, SelfGuidance, TSG, SWG and Classifier:
+            docs/choosing-a-guidance.md.
         sampler: Such as "UniPC()" or "DDIM(eta=1.0)"; empty keeps the scheduler of the model.
         spacing: Which timesteps a sampler visits: trailing, leading, linspace, logsigma, karras.
         zero_snr: Rescale the schedule to zero terminal SNR; for networks that were trained so.
