@@ -277,7 +277,7 @@ class Convention(SAG):
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        (seen,) = yield (Branch(self.on, record=(self.layer,)),)
+        (seen,) = yield (Branch(self.on, record=self.layers),)
         blurred = self.blurred(seen)
         (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
         moved: dict[str, float | Tensor] = {"eps": 1, "v": at.level.alpha**2, "x0": 0}

@@ -19,7 +19,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CONDITIONAL = (
     *("Auto(2)", "AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2)", "Clamped(limit=0.4)"),
     *("PAG(1, 'L')", "SEG(1, layer='L')", "SEG(1, layer='L', sigma=2.0)"),
-    "SAG(0.5, 'L', on='cond')",
+    *("SAG(0.5, 'L', on='cond')", "SAG(0.5, 'L', on='cond', mask='random')"),
+    *("SAG(0.5, 'L', on='cond', mask='edges')", "SAG(0.5, on='cond', mask='global')"),
     "SAG(0.5, 'L', on='cond', clamp=1.0).rescaled(0.7) + 0.5 * PAG(2, 'L').over(0, 1)",
 )
 WITH_NULL = (

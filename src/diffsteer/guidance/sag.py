@@ -17,7 +17,9 @@ the same noise; the published form moves nothing there, this one moves x0 toward
 Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated
 
 import torch
@@ -31,6 +33,9 @@ from diffsteer.guidance.attention_edits import blur
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
 
+MASKS = ("attention", "random", "edges", "global")
+"""What SAG blurs."""
+
 
 @dataclass(frozen=True, repr=False)
 class SAG(Guidance):
@@ -38,12 +43,16 @@ class SAG(Guidance):
 
     Args:
         scale: s (0.75 is usual with CFG; the official `guide_scale` is 1 + s).
-        layer: Self-attention layer that A is read from, by a part of its name; the first that fits.
+        layer: Self-attention layers that A is read from, by parts of their names, "mid" or
+            "mid, up_blocks.1"; of each part the first that fits, and of several the mean.
         threshold: psi, in multiples of the average.
         sigma: Standard deviation of G, in pixels of the sample (latents, where it has them), > 0.
         kernel: Taps of G, odd; 9 for latents of 64 x 64, 31 for the official networks of pixels.
         on: The condition that x and x~ are evaluated under: "null" beside CFG, "cond" without. What
             it adds is added to x0 of the prompt either way.
+        mask: What is blurred, by the paper's ablations: "attention" is M; "random" and "edges" are
+            as many tokens, drawn by the sample's seed, or those with the most detail x0 - G(x0);
+            "global" is all, which asks for no attention.
         clamp: Bound of the predicted x0 before it is blurred; 1 for networks of pixels in [-1, 1].
             It bounds x0~ outside of M as well.
 
@@ -56,6 +65,7 @@ class SAG(Guidance):
     sigma: PositiveFinite = 1.0
     kernel: Annotated[Whole, Rule("odd, in [1, 9999]", lambda n: 0 < n < 10_000 and n % 2 == 1)] = 9
     on: Name = "null"
+    mask: Annotated[str, Rule(f"one of {', '.join(MASKS)}", MASKS.__contains__)] = "attention"
     clamp: Positive = float("inf")
 
     @override
@@ -67,17 +77,51 @@ class SAG(Guidance):
                 f"SAG blurs images, and the samples of this network, {tuple(at.x.shape[1:])}, are "
                 "packed or sound: take PAG, or SEG in a layer whose height and width are known"
             )
-        (answer,) = yield (Branch(self.on, record=(self.layer,)),)
-        blurred_x0 = self.blurred(answer)
+        (answer,) = yield (Branch(self.on, record=self.layers),)
+        blurred_x0 = self.blurred(answer, at.seeds_for("mask"))
         noised = at.level.mix(blurred_x0, answer.eps)
         (degraded,) = yield (Branch(self.on, x=noised),)
         return self.scale * (blurred_x0 - degraded.x0)
 
-    def blurred(self, answer: Answer) -> Tensor:
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Parts of names of the layers that are read."""
+        return () if self.mask == "global" else tuple(map(str.strip, self.layer.split(",")))
+
+    def blurred(self, answer: Answer, seeds: Sequence[int] = ()) -> Tensor:
         """Return x0~, `(B, C, H, W)`: the predicted x0, blurred where M is 1."""
-        mask = (answer.maps[self.layer] > self.threshold)[:, None].to(answer.x0.dtype)
         x0 = answer.x0.clamp(-self.clamp, self.clamp)
-        if mask.ndim < x0.ndim:  # one map for all frames of a video
-            mask = mask.unsqueeze(2)
-        mask = F.interpolate(mask, x0.shape[2:], mode="nearest")
-        return torch.lerp(x0, blur(x0, self.sigma, self.kernel), mask)
+        soft = blur(x0, self.sigma, self.kernel)
+        if self.mask == "global":
+            return soft
+        mask = attended([answer.maps[layer] for layer in self.layers], x0, self.threshold)
+        if self.mask == "random":
+            mask = shuffled(mask, seeds)
+        elif self.mask == "edges":
+            mask = detailed(mask, x0 - soft)
+        return torch.lerp(x0, soft, F.interpolate(mask.to(x0.dtype), x0.shape[2:], mode="nearest"))
+
+
+def attended(scores: Sequence[Tensor], x0: Tensor, threshold: float) -> Tensor:
+    """M, `(B, 1, *tokens)`: where the mean of maps, `(B, *tokens)` each, is above a threshold."""
+    maps = [a[:, None] for a in scores]
+    maps = [a.unsqueeze(2) if a.ndim < x0.ndim else a for a in maps]  # one for all frames
+    tokens = max((a.shape[2:] for a in maps), key=prod)
+    fine = [F.interpolate(a, tokens, mode="nearest") for a in maps]
+    return torch.stack(fine).mean(dim=0) > threshold
+
+
+def shuffled(mask: Tensor, seeds: Sequence[int]) -> Tensor:
+    """As many tokens of each sample at random places."""
+    n = mask[0].numel()
+    orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    places = torch.stack(orders).to(mask.device)
+    return mask.flatten(1).gather(1, places).reshape(mask.shape)
+
+
+def detailed(mask: Tensor, detail: Tensor) -> Tensor:
+    """As many tokens of each sample where the detail, `(B, C, *D)`, has the largest squares."""
+    squares = detail.square().mean(dim=1, keepdim=True)
+    energy = F.interpolate(squares, mask.shape[2:], mode="area").flatten(1)
+    rank = energy.argsort(dim=1, descending=True).argsort(dim=1)
+    return (rank < mask.flatten(1).sum(dim=1, keepdim=True)).reshape(mask.shape)
