@@ -25,6 +25,7 @@ from diffsteer.hf.call import BatchedConditions, CallReader, NetworkCall, Separa
 from diffsteer.hf.guided import Guided
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.layout import FirstStep
+from diffsteer.hf.load import guide_beside
 from diffsteer.hf.network import PARTS, check_free, claimed, network_of, unwrap_compiled
 from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.runs import Runs
@@ -51,8 +52,8 @@ def steer(
         pipe: A diffusers pipeline. Its own guidance scale loses its meaning; where a guidance asks
             for the null prompt it has to be > 1, so that the pipeline sends it. Flux needs none.
         guidance: A guidance or its text, "CFG(6) + PAG(3)"; None leaves the pipeline's own.
-        guide: For autoguidance, a second network, or a pipeline that holds one, for the same
-            latents and conditions.
+        guide: For autoguidance, a second network or a pipeline that holds one, for the same latents
+            and conditions, or the name of one; of a model that ships, its own without.
         max_rows: Most rows of one pass of a network, where memory is short.
         null: The null prompt of pipelines that do not send it (Flux), unless the call has a
             negative prompt.
@@ -81,6 +82,8 @@ def steer(
             f"strength={strength} is the factor of what a refiner changes: give a finite "
             "number, with a refiner"
         )
+    if isinstance(guide, str | Path) or (guide is None and _asks_guide(guidance)):
+        guide = guide_beside(pipe, None if guide is None else str(guide))
     steering = Steering(pipe, guidance, guide, max_rows, null, zero_snr)
     try:
         if refiner is not None:
@@ -200,6 +203,12 @@ class Steering:
         for hook in self._before_call:
             call = hook(call)
         return call
+
+
+def _asks_guide(guidance: Guidance | None) -> bool:
+    """Whether a guidance evaluates a second network."""
+    parts = guidance.parts() if guidance else ()
+    return any(getattr(p, "net", "") == "guide" and not getattr(p, "adapter", "") for p in parts)
 
 
 def _some_steps(get_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -9,8 +9,9 @@ from diffsteer_lab.emoji import BACKGROUNDS, Emoji
 
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import load, network
+from diffsteer.hf.load import guide_beside, load, network
 from diffsteer.metrics.background import errors, nearest
+from diffsteer.steering import steer
 
 FOLDER = files("diffsteer_lab") / "assets" / "pocket"
 NAMES = ("pocket", "pocket-eps", "pocket-guide")
@@ -39,6 +40,25 @@ def test_the_network_knows_its_prompt(pictures: torch.Tensor) -> None:
     turned = Recipe("pocket", prompts=PROMPTS[1:] + PROMPTS[:1], sampler="UniPC()", steps=8)
     with open_pipeline(turned) as images:
         assert (images(range(8)).int() - pictures.int()).abs().float().mean() > 30
+
+
+def test_autoguidance_finds_the_guide_that_belongs_to_a_model() -> None:
+    pipe = load("pocket", torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn(**guide: object) -> object:
+        with steer(pipe, "Auto(2)", **guide):
+            noise = torch.Generator().manual_seed(0)
+            return pipe(PROMPTS[0], num_inference_steps=2, generator=noise, output_type="np").images
+
+    own = drawn()
+    assert (own == drawn(guide="pocket-guide")).all()
+    assert (own == drawn(guide=network("pocket-guide", torch.float32))).all()
+    recipe = Recipe("pocket", prompt=PROMPTS[0], guidance="Auto(2)", steps=2)
+    with open_pipeline(recipe, "cpu") as images:
+        assert images.recipe.guide == "pocket-guide"
+        assert (images([0])[0].permute(1, 2, 0).numpy() == (own[0] * 255).round()).all()
+    assert guide_beside(load("pocket-eps", torch.float32), None) is None
 
 
 def test_what_ships() -> None:

@@ -7,7 +7,7 @@ from diffsteer.hf.load import Shipped
 
 _POCKET = Path(str(files("diffsteer_lab"))) / "assets" / "pocket"
 
-POCKET = Shipped(_POCKET / "pocket")
+POCKET = Shipped(_POCKET / "pocket", guide="pocket-guide")
 POCKET_EPS = Shipped(_POCKET / "pocket-eps", base=_POCKET / "pocket")
 POCKET_GUIDE = Shipped(_POCKET / "pocket-guide")
 POCKET_REFINER = Shipped(_POCKET / "pocket-refiner")

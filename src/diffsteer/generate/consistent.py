@@ -1,7 +1,7 @@
 """Checks of a recipe that need none of its models."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from diffsteer.core.errors import InputError, did_you_mean
@@ -12,7 +12,9 @@ from diffsteer.generate.call import fitting, needed, read_image, settings_of
 from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, format_of
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import SAG, Guidance
-from diffsteer.hf.load import require_loadable, shipped_folder
+from diffsteer.guidance.adapters import scales
+from diffsteer.hf.load import require_loadable, shipped, shipped_folder
+from diffsteer.hf.lora import lora_names
 from diffsteer.hf.signature import call_parameters, pipeline_class
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.refine.metadata import ABOUT, found
@@ -56,6 +58,7 @@ def require_consistent(recipe: Recipe) -> None:
         _require_used(recipe, kind)
     else:
         _require_pipeline(recipe)
+        _require_adapters(recipe, guidance)
     if isinstance(recipe.options, ADMOptions):
         _require_adm(recipe.options, guidance, sampler)
 
@@ -69,16 +72,40 @@ def guidance_of(recipe: Recipe) -> Guidance | None:
             f"guide={recipe.guide} does nothing with guidance={recipe.guidance!r}: give one that "
             'asks it, such as --guidance "Auto(1.7)", or no guide'
         )
-    if evaluated and not recipe.guide:
+    if evaluated and not with_guide(recipe).guide:
         raise InputError(
             f"guidance={recipe.guidance!r} evaluates a weaker network: name it, --guide MODEL"
         )
     return guidance
 
 
+def with_guide(recipe: Recipe) -> Recipe:
+    """Recipe with the guide that belongs to a model that ships, where it asks for one."""
+    guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
+    if recipe.guide or format_of(recipe.model) or "guide" not in _networks(guidance):
+        return recipe
+    model = shipped(recipe.model)
+    return replace(recipe, guide=model.guide) if model else recipe
+
+
 def _networks(guidance: Guidance | None) -> set[str]:
     """Networks that the parts of a guidance evaluate besides the main one."""
-    return {getattr(part, "net", "") for part in guidance.parts()} if guidance else set()
+    parts = guidance.parts() if guidance else ()
+    own = (part for part in parts if getattr(part, "adapter", None) is None)
+    return {getattr(part, "net", "") for part in own}
+
+
+def _require_adapters(recipe: Recipe, guidance: Guidance | None) -> None:
+    """Check that the adapters that a guidance means are those of --lora."""
+    texts = [getattr(part, "adapter", None) for part in guidance.parts()] if guidance else []
+    names = lora_names(recipe.lora)
+    for name in (name for text in texts if text for name in scales(text)):
+        if name not in names:
+            raise InputError(
+                f"guidance={recipe.guidance!r} asks for the adapter {name!r}"
+                f"{did_you_mean(name, names)}: give its file by --lora, under whose name it is "
+                f"known; there is {', '.join(names) or 'none'}"
+            )
 
 
 def _require_used(recipe: Recipe, kind: str) -> None:

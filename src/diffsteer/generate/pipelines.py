@@ -16,7 +16,7 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator, NotFinite
 from diffsteer.generate.call import call_of, guidance_text, media, needed
-from diffsteer.generate.consistent import require_consistent
+from diffsteer.generate.consistent import require_consistent, with_guide
 from diffsteer.generate.outputs import frame_rate, images_of, sample_rate
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs, seeded
@@ -125,6 +125,7 @@ def open_pipeline(recipe: Recipe, device: str = "") -> Iterator[PipelineGenerato
         device: Where; empty for a GPU if there is one.
     """
     require_consistent(recipe)
+    recipe = with_guide(recipe)
     require_offload(recipe.offload, device_of(device))
     pipe, scheduler, weights = _loaded(
         *(recipe.model, device_of(device), _files(recipe), recipe.dtype, recipe.offload),

@@ -4,8 +4,6 @@ Weights files and configurations have to say the same: `from_pretrained` fills w
 random numbers, and leaves out what it does not expect.
 """
 
-import re
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,14 +19,11 @@ from diffsteer.hf.network import PARTS
 from diffsteer.hf.scheduler_config import require_timesteps
 from diffsteer.hf.signature import call_parameters
 from diffsteer.hf.single_file import load_single_file, require_single_file
-from diffsteer.hf.weights import complete_weights, require_quantizers
+from diffsteer.hf.weights import checked_folder, complete_weights, require_quantizers
 from diffsteer.io.device import device_of, dtype_of
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.io.strict import read_object
-
-VARIANT = re.compile(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$")
-"""Ends the name of a weights file of another precision."""
 
 CONFIGS = ("model_index.json", "config.json", "*/config.json", "*/scheduler_config.json")
 """Files of a folder that have to be JSON objects; diffusers takes for granted that they are."""
@@ -41,10 +36,12 @@ class Shipped:
     Attributes:
         folder: As diffusers saves it.
         base: Folder of a pipeline that has what `folder` lacks; None where nothing is lacking.
+        guide: Name of the weaker network for autoguidance that belongs to it; empty for none.
     """
 
     folder: Path
     base: Path | None = None
+    guide: str = ""
 
 
 def load(
@@ -125,7 +122,7 @@ def _loaded(name: str, dtype: Any, config: str, takes: Collection[str]) -> Any:
         place: Path | str = name
         if model is None:
             if Path(name).is_dir():
-                parts = _checked_folder(Path(name))
+                parts = checked_folder(Path(name))
         else:
             if model.base:
                 unet = UNet2DConditionModel.from_pretrained(model.folder / "unet", dtype=dtype)
@@ -134,6 +131,8 @@ def _loaded(name: str, dtype: Any, config: str, takes: Collection[str]) -> Any:
             place = model.base or model.folder
         cls = _class(str(place), takes) if takes else DiffusionPipeline
         pipe = cls.from_pretrained(place, dtype=dtype, **parts)
+        if model is not None:
+            pipe.register_to_config(_name_or_path=str(model.folder))
     _require_words(pipe)
     _require_dtype(name, pipe, dtype)
     return pipe
@@ -197,6 +196,16 @@ def network(name: str, dtype: Any) -> Any:
     return module
 
 
+def guide_beside(pipe: Any, name: str | None) -> Any:
+    """Load a guide by name beside a pipeline; without, the one of a model that ships, or None."""
+    if name is None:
+        own = Path(getattr(pipe, "name_or_path", None) or "nowhere")
+        models = [model for each in extensions("models") if (model := shipped(each))]
+        name = next((m.guide for m in models if m.guide and own == m.folder), None)
+    device = getattr(pipe, "_execution_device", pipe.device)
+    return None if name is None else network(name, pipe.dtype).to(device)
+
+
 def shipped(name: str) -> Shipped | None:
     """Find a model that ships by its name; None for any other name.
 
@@ -224,37 +233,6 @@ def reachable(name: str) -> bool:
     except Exception:  # of three libraries of connections
         return False
     return True
-
-
-def _checked_folder(folder: Path) -> dict[str, str]:
-    """Arguments for loading a pipeline's folder, once it has all that its index names.
-
-    Raises:
-        InputError: a component is missing, or a configuration names a class that there is not.
-    """
-    import diffusers
-
-    named = {k: v for k, v in read_object(folder / INDEX).items() if isinstance(v, list) and v[0]}
-    if absent := [name for name in named if not (folder / name).is_dir()]:
-        raise InputError(f"{INDEX} names {', '.join(absent)}, which the folder does not have")
-    for name, (library, wanted, *_) in named.items():
-        for config in (folder / name / CONFIG, folder / name / "scheduler_config.json"):
-            if library != "diffusers" or not config.is_file():
-                continue
-            kind = read_object(config).get("_class_name", wanted)
-            if not hasattr(diffusers, str(kind)):
-                raise InputError(f"{config} is of {kind!r}, which diffusers does not have")
-            if kind != wanted:
-                text = f"{config} is of {kind}, and {INDEX} names {wanted}, which is taken"
-                warnings.warn(text, stacklevel=4)
-    for name in named:
-        files = [path.name for path in (folder / name).glob("*.safetensors")]
-        marks = [mark for file in files if (mark := VARIANT.search(file))]
-        if marks and len(marks) == len(files):
-            variant = marks[0][1]
-            warnings.warn(f"{folder / name} has weights of variant {variant} alone", stacklevel=4)
-            return {"variant": variant}
-    return {}
 
 
 def _require_words(pipe: Any) -> None:

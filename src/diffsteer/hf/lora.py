@@ -3,12 +3,13 @@
 import math
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.memory import header
+from diffsteer.hf.weights import quiet
 from diffsteer.io.model_folder import HUB_ID
 from diffsteer.io.strict import read_object
 
@@ -56,16 +57,26 @@ def lora_files(texts: Sequence[str]) -> list[Path]:
     return files + [path for folder in folders if (path := folder / SCHEDULER).is_file()]
 
 
+def lora_names(texts: Sequence[str]) -> list[str]:
+    """Names of the adapters of LoRAs, by which guidances mean them: of their file or folder."""
+    names: list[str] = []
+    for text in texts:
+        path = Path(lora_of(text)[0].removesuffix(f"/{FILE}"))
+        stem = re.sub(r"\W", "_", path.name.removesuffix(".safetensors"))
+        names.append(stem if stem not in names else f"{stem}_{len(names)}")
+    return names
+
+
 def add_loras(pipe: Any, texts: Sequence[str]) -> None:
     """Add LoRAs to a pipeline, each at its scale, and the scheduler that one of them brings."""
     if not hasattr(pipe, "load_lora_weights"):
         raise InputError(f"{type(pipe).__name__} takes no LoRA: leave it out")
-    scales: dict[str, float] = {}
-    for text in texts:
+    scales = {}
+    for name, text in zip(lora_names(texts), texts, strict=True):
         path, scale = lora_of(text)
-        name, file = _name(path, scales), _file(Path(path))
+        file = _file(Path(path))
         where = (str(file.parent), {"weight_name": file.name}) if file else (path, {})
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet(bar=True):  # of parts that a LoRA leaves as they are
             warnings.simplefilter("ignore")
             pipe.load_lora_weights(where[0], adapter_name=name, **where[1])
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
@@ -91,12 +102,6 @@ def _take_scheduler(pipe: Any, texts: Sequence[str]) -> None:
         if kind is None:
             raise InputError(f"{configs[0]} is of {name!r}, which diffusers does not have")
         pipe.scheduler = kind.from_pretrained(configs[0].parent)
-
-
-def _name(path: str, names: Collection[str]) -> str:
-    """Name of the adapter of a path, by which guidances mean it: of its file or folder."""
-    stem = re.sub(r"\W", "_", Path(path.removesuffix(f"/{FILE}")).name.removesuffix(".safetensors"))
-    return stem if stem not in names else f"{stem}_{len(names)}"
 
 
 def _file(path: Path) -> Path | None:

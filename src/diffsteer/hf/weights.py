@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.model_folder import CONFIG
+from diffsteer.io.model_folder import CONFIG, INDEX
 from diffsteer.io.strict import read_object
+
+VARIANT = re.compile(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$")
+"""Ends the name of a weights file of another precision."""
 
 QUANTIZERS = {
     "auto-round": "auto-round",
@@ -42,6 +45,37 @@ def _installed(package: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def checked_folder(folder: Path) -> dict[str, str]:
+    """Arguments for loading a pipeline's folder, once it has all that its index names.
+
+    Raises:
+        InputError: a component is missing, or a configuration names a class that there is not.
+    """
+    import diffusers
+
+    named = {k: v for k, v in read_object(folder / INDEX).items() if isinstance(v, list) and v[0]}
+    if absent := [name for name in named if not (folder / name).is_dir()]:
+        raise InputError(f"{INDEX} names {', '.join(absent)}, which the folder does not have")
+    for name, (library, wanted, *_) in named.items():
+        for config in (folder / name / CONFIG, folder / name / "scheduler_config.json"):
+            if library != "diffusers" or not config.is_file():
+                continue
+            kind = read_object(config).get("_class_name", wanted)
+            if not hasattr(diffusers, str(kind)):
+                raise InputError(f"{config} is of {kind!r}, which diffusers does not have")
+            if kind != wanted:
+                text = f"{config} is of {kind}, and {INDEX} names {wanted}, which is taken"
+                warnings.warn(text, stacklevel=4)
+    for name in named:
+        files = [path.name for path in (folder / name).glob("*.safetensors")]
+        marks = [mark for file in files if (mark := VARIANT.search(file))]
+        if marks and len(marks) == len(files):
+            variant = marks[0][1]
+            warnings.warn(f"{folder / name} has weights of variant {variant} alone", stacklevel=4)
+            return {"variant": variant}
+    return {}
 
 
 @contextmanager
