@@ -63,6 +63,7 @@ def compare(
         show: Images of each recipe in the page, of the first seeds.
         resamples: For the intervals, >= 20.
     """
+    from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.generator import rehearse
     from diffsteer.io.atomic import owned, require_writable
     from diffsteer.io.distributed import Processes, launched
@@ -73,6 +74,9 @@ def compare(
     entries = entries_of(recipes, weights)
     if resamples < 20 or show < 0:
         raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
+    for entry in entries:
+        require_consistent(entry.recipe)
+        require_images(entry.recipe, media_of(entry.recipe))
     features = replace(features, keep=len(parse_seeds(samples.seeds)))
     require_writable(out)
     require_writable(samples.work)

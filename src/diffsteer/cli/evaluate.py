@@ -71,7 +71,7 @@ def evaluate(
         resamples: For the intervals; 0 for none.
         out: JSON file for the figures.
     """
-    from diffsteer.generate.consistent import require_consistent
+    from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.recipe import read
     from diffsteer.io.atomic import owned_file, require_writable, write_json
     from diffsteer.io.distributed import Processes, launched
@@ -87,6 +87,7 @@ def evaluate(
     if pictures.suffix.lower() in RECIPES and not pictures.is_dir():
         asked = read(pictures)
         require_consistent(asked)
+        require_images(asked, media_of(asked))
         require_writable(samples.work)
     else:
         Pictures.at(pictures)

@@ -114,6 +114,7 @@ EXTRAS = {
     **dict.fromkeys(
         ("accelerate", "diffusers", "peft", "PIL", "tqdm", "transformers", "yaml"), "hf"
     ),
+    **dict.fromkeys(("imageio", "imageio_ffmpeg"), "video"),
     "matplotlib": "plot",
     "optuna": "tune",
 }

@@ -14,7 +14,7 @@ from diffsteer.generate.options import (
     format_of,
     options_of,
 )
-from diffsteer.generate.recipe import Recipe, read, recipe_of_png
+from diffsteer.generate.recipe import Recipe, recipe_of, recipe_of_png
 from diffsteer.io.seeds import parse_seeds, prompts_of
 from diffsteer.models.edm2.loop_settings import Loop
 
@@ -61,6 +61,7 @@ def sample(
     network: OmitArgPrefixes[ADMOptions] = NETWORK,
     noise: OmitArgPrefixes[Loop] = LOOP,
     file: Annotated[Path | None, arg(name="recipe", metavar="FILE")] = None,
+    frames: Annotated[bool, FlagCreatePairsOff] = False,
 ) -> None:
     """Sample images; one that is there already is not made again.
 
@@ -78,8 +79,9 @@ def sample(
             folder of `diffsteer convert`, its class and the like.
         network: More of such a folder of ADM.
         noise: More of such a folder of EDM2.
-        file: Recipe to follow: JSON, or an image of this command, whose seed is taken as well;
+        file: Recipe to follow: JSON, or a sample of this command, whose seed is taken as well;
             options beside it replace what it says.
+        frames: Keep videos as folders of frames, SEED/0000.png, instead of MP4.
     """
     numbers = parse_seeds(seeds)
     if batch < 1:
@@ -112,20 +114,25 @@ def sample(
         recipe = replace(recipe, options=options_of(recipe.model, settings))
     if not recipe.model:
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
+    from diffsteer.generate.consistent import media_of, require_consistent
     from diffsteer.generate.generator import open_generator
     from diffsteer.generate.seed_images import SeedImages, share
     from diffsteer.io.atomic import require_writable
+    from diffsteer.io.media import require_video
 
+    require_consistent(recipe)
+    if media_of(recipe) == "video" and not frames:
+        require_video()
     require_writable(out)
     numbers = share(numbers)
     with open_generator(recipe, device) as generator:
-        done = SeedImages(out, generator, preset.subdirs).fill(numbers, batch)
+        done = SeedImages(out, generator, preset.subdirs, frames).fill(numbers, batch)
     print(f"{out}: {done} of {len(numbers)} images were there, {len(numbers) - done} made")
 
 
 def _merged(file: Path, given: Recipe) -> tuple[Recipe, int | None]:
     """Recipe of a file with the fields that were given, and the seed where it is an image."""
-    recipe, seed = recipe_of_png(file) if file.suffix.lower() == ".png" else (read(file), None)
+    recipe, seed = recipe_of(file)
     names = [field.name for field in fields(Recipe) if given.differs(field.name)]
     changes = {name: getattr(given, name) for name in names}
     if changes.keys() & {"prompt", "prompts"}:

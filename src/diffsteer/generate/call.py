@@ -171,7 +171,7 @@ def _scales(
     from diffsteer.hf.network import network_of, unwrap_compiled
 
     network = unwrap_compiled(network_of(pipe))
-    scale = 2.0 if guided else 1.0
+    scale = 2.0 if guided else _unguided(pipe)
     if "true_cfg_scale" in takes:
         family = known_family(network)
         if not guided or (family and family.encoded):
@@ -179,6 +179,14 @@ def _scales(
         return {"true_cfg_scale": scale, "negative_prompt": [negative] * count}
     embedded = getattr(network, "config", {}).get("guidance_embeds")
     return {"guidance_scale": scale} if "guidance_scale" in takes and not embedded else {}
+
+
+def _unguided(pipe: Any) -> float:
+    """Scale at which a pipeline does not guide: 1, or 0 of those that add it to 1 (Z-Image)."""
+    from diffsteer.hf.hooks import replaced
+
+    with replaced(pipe, "_guidance_scale", 1.0):
+        return 0.0 if getattr(pipe, "do_classifier_free_guidance", False) else 1.0
 
 
 def _default_size(pipe: Any) -> int:

@@ -8,7 +8,7 @@ from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.spacing import SPACINGS
-from diffsteer.generate.call import fitting, needed, read_image, settings_of
+from diffsteer.generate.call import fitting, media, needed, read_image, settings_of
 from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, format_of
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import SAG, Guidance
@@ -137,11 +137,33 @@ def _require_pipeline(recipe: Recipe) -> None:
         found(recipe.refiner)
 
 
+def media_of(recipe: Recipe) -> str:
+    """What the model of a recipe makes: image, video or audio; image where only the hub knows."""
+    return media(_pipeline(recipe)[1])
+
+
+def require_images(recipe: Recipe, made: str) -> None:
+    """Refuse to measure what is made where it is no image."""
+    if made != "image":
+        advice = "sample it with --frames, and evaluate the folder, which measures every frame"
+        raise InputError(
+            f"{recipe.model} makes {made}, and what is measured are images: "
+            f"{advice if made == 'video' else 'evaluate takes no sounds'}"
+        )
+
+
+def _pipeline(recipe: Recipe) -> tuple[str, frozenset[str]]:
+    """Name of a recipe's pipeline and the arguments of its call, as far as its folder tells."""
+    if kind_of(recipe):
+        return "", frozenset()
+    name = pipeline_class(recipe.config or str(shipped_folder(recipe.model)))
+    return name, call_parameters(name) if name else frozenset()
+
+
 def _require_call(recipe: Recipe) -> None:
     """Check what the call of the pipeline takes, where its class is known without the hub."""
     settings_of(recipe)
-    name = pipeline_class(recipe.config or str(shipped_folder(recipe.model)))
-    takes = call_parameters(name) if name else frozenset()
+    name, takes = _pipeline(recipe)
     if takes and not ({*needed(recipe)} - takes):
         fitting(recipe, name, takes)
 

@@ -27,6 +27,8 @@ from diffsteer.io.strict import (
 
 KEY = "diffsteer"
 """Name of the text in a PNG that holds the recipe."""
+VIDEO, SOUND = ".mp4", ".wav"
+"""Files whose recipe stands beside them, in a JSON file of the same name."""
 WEIGHT = "{w}"
 """Stands in a guidance for the numbers of a sweep."""
 LATER = (
@@ -189,8 +191,15 @@ def read(path: Path) -> Recipe:
     return _recipe_of(table, table.pop("options", {}), str(path))
 
 
+def recipe_of(path: Path) -> tuple[Recipe, int | None]:
+    """Recipe of a JSON file or a sample, and the seed of a sample."""
+    if path.suffix.lower() == ".json" and not {"recipe", "seed"} <= read_object(path).keys():
+        return read(path), None
+    return recipe_of_png(path)
+
+
 def recipe_of_png(path: Path) -> tuple[Recipe, int]:
-    """Recipe and seed of an image that was made by `diffsteer sample`."""
+    """Recipe and seed of a sample that was made by `diffsteer sample`."""
     table = metadata(path)
     if table is None:
         raise InputError(f"{path} holds no recipe: `diffsteer sample` did not make it")
@@ -204,9 +213,11 @@ def recipe_of_png(path: Path) -> tuple[Recipe, int]:
 
 
 def metadata(path: Path) -> dict[str, Any] | None:
-    """Metadata that `diffsteer sample` wrote into an image; None where there is none."""
+    """Metadata that `diffsteer sample` wrote into or beside a sample; None where there is none."""
     from diffsteer.io.images import MAX_BYTES, text_of
 
+    if path.suffix.lower() in (VIDEO, SOUND, ".json"):
+        return parsed(read_bytes(path.with_suffix(".json")).decode(errors="replace"), str(path))
     return parsed(text_of(str(path), read_bytes(path, MAX_BYTES), KEY), str(path))
 
 

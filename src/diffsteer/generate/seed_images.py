@@ -1,6 +1,5 @@
 """Folders of images named after their seeds, each with what made it."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator, NotFinite
-from diffsteer.generate.recipe import KEY, metadata
+from diffsteer.generate.files import metadata_file, save
+from diffsteer.generate.recipe import metadata
 from diffsteer.io.hashing import differences
 
 HOPELESS = 8
@@ -21,17 +21,19 @@ HOPELESS = 8
 
 @dataclass(frozen=True, eq=False)
 class SeedImages:
-    """The images SEED.png of a folder.
+    """The images SEED.png of a folder; videos and sounds as `generate/files.py` names them.
 
     Attributes:
         out: The folder.
         generator: Makes them, and knows what decides them.
         subdirs: Sort images into folders of a thousand seeds.
+        frames: Keep videos as folders of frames.
     """
 
     out: Path
     generator: Generator
     subdirs: bool = False
+    frames: bool = False
 
     def path(self, seed: int) -> Path:
         """Path of the image of a seed."""
@@ -65,7 +67,7 @@ class SeedImages:
 
         with owned(self.out, *launch()):
             done = self._fill(seeds, batch)
-            if lost := [seed for seed in seeds if not self.path(seed).exists()]:
+            if lost := [seed for seed in seeds if self._file(seed) is None]:
                 raise InputError(
                     f"{self.out} lacks {len(lost)} of {len(seeds)} images, the first of them of "
                     f"seed {lost[0]}: they were removed meanwhile; start again, which makes them"
@@ -94,8 +96,8 @@ class SeedImages:
         return len(seeds) - len(todo)
 
     def _made(self, seed: int) -> bool:
-        path = self.path(seed)
-        if not path.exists():
+        path = self._file(seed)
+        if path is None:
             return False
         table, expected = metadata(path), self.generator.provenance(seed)
         made = {} if table is None else {name: table.get(name) for name in expected}
@@ -107,22 +109,16 @@ class SeedImages:
             )
         return True
 
-    def save(self, seed: int, image: Tensor) -> None:
-        """Write an image, uint8 `(3, H, W)`, with its metadata."""
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
+    def _file(self, seed: int) -> Path | None:
+        return metadata_file(self.path(seed), self.frames)
 
-        from diffsteer.io.atomic import atomic_write
-
-        self.path(seed).parent.mkdir(parents=True, exist_ok=True)
+    def save(self, seed: int, sample: Tensor) -> None:
+        """Write a sample with its metadata."""
         modules = [sys.modules.get(name) for name in ("torch", "diffusers")]
         versions = {module.__name__: module.__version__ for module in modules if module}
-        info = PngInfo()
         table = {**self.generator.metadata(seed), "seed": seed, "versions": versions}
-        info.add_text(KEY, json.dumps(table))
-        png = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        with atomic_write(self.path(seed)) as file:
-            png.save(file, format="png", pnginfo=info)
+        rate = 1 if sample.ndim == 3 else self.generator.rate
+        save(self.path(seed), sample, table, rate, self.frames)
 
 
 def launch() -> tuple[int, int]:

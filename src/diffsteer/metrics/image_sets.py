@@ -109,7 +109,7 @@ def seeds_in(images: Pictures, wanted: Recipe | None = None, mixed: bool = False
         PictureError: an image was made otherwise than the first or than `wanted`, or a seed is
             there twice; names the file and what differs.
     """
-    names: dict[int, str] = {}
+    names: dict[tuple[int, int], str] = {}
     first: tuple[str, dict[str, Any]] | None = None
     for name, text in images.texts(KEY):
         metadata = parsed(text, name)
@@ -123,12 +123,12 @@ def seeds_in(images: Pictures, wanted: Recipe | None = None, mixed: bool = False
         shared = {} if metadata is None else _shared(metadata)
         first = first or (name, shared)
         _require_same(name, first[1], shared, first[0])
-        if metadata is not None and names.setdefault(metadata["seed"], name) != name:
-            raise PictureError(
-                f"{name} and {names[metadata['seed']]} both have seed {metadata['seed']}: "
-                "remove one"
-            )
-    return format_seeds(list(names)) if names else UNSTATED
+        if metadata is None:
+            continue
+        number = (metadata["seed"], metadata.get("frame", 0))  # every frame of a video counts
+        if names.setdefault(number, name) != name:
+            raise PictureError(f"{name} and {names[number]} both have seed {number[0]}: remove one")
+    return format_seeds(sorted({seed for seed, _ in names})) if names else UNSTATED
 
 
 def _require_same(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.consistent import require_images
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
 from diffsteer.generate.seed_images import SeedImages
@@ -233,6 +234,7 @@ def measure_recipe(
         shown: Number of them, of the first seeds.
     """
     with open_generator(recipe, device) as generator:
+        require_images(recipe, generator.media)
         folder = None if show is None else SeedImages(show, generator)
         missing = set(folder.missing(sorted(set(seeds))[:shown])) if folder else set()
 

@@ -1,0 +1,166 @@
+"""Videos, sounds and images of many pipelines, with the recipe in or beside them."""
+
+import json
+import sys
+import wave
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import tiny_audio, tiny_image_batched, tiny_video_separate
+from families.encoders import CHAT, decoder, spelling, t5
+from families.parts import kl_vae, pipeline, wan_vae
+from PIL import Image
+
+from diffsteer.cli.evaluate import evaluate
+from diffsteer.cli.main import main
+from diffsteer.cli.sample import sample
+from diffsteer.core.errors import InputError
+from diffsteer.generate.generator import open_generator
+from diffsteer.generate.recipe import Recipe, recipe_of
+from diffsteer.io.images import Pictures
+from diffsteer.io.media import write_sound, write_video
+from diffsteer.metrics.image_sets import seeds_in
+
+
+def saved(kind: str, like: Any, folder: Path, **parts: Any) -> str:
+    """Folder of a tiny pipeline with the parts that the families leave out."""
+    own = {"scheduler": like.scheduler, "transformer": like.transformer}
+    pipeline(kind, **own | parts).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    parts = {"vae": wan_vae(), "text_encoder": t5("UMT5EncoderModel", "UMT5Config")}
+    folder = tmp_path_factory.mktemp("wan") / "pipe"
+    model = saved("WanPipeline", tiny_video_separate.wan(), folder, tokenizer=spelling(), **parts)
+    size = {"width": 32, "height": 32, "num_frames": 5}
+    return Recipe(model, prompt="a cat", guidance="CFG(3)", steps=2, **size)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    like = tiny_audio.stable_audio()
+    parts = {"text_encoder": t5(), "tokenizer": spelling(), "vae": like.vae}
+    parts |= {"projection_model": like.projection_model}
+    folder = tmp_path_factory.mktemp("audio") / "pipe"
+    return Recipe(
+        saved("StableAudioPipeline", like, folder, **parts), prompt="rain", steps=2, audio_seconds=2
+    )
+
+
+def test_a_video_is_the_pipelines_own(video: Recipe) -> None:
+    """Guided, since both are CFG; and alone as beside another."""
+    with open_generator(video, "cpu") as generate:
+        both = generate([3, 4])
+        assert both.shape == (2, 5, 3, 32, 32) and generate.rate == 16
+        assert torch.equal(generate([4])[0], both[1])
+        pipe = generate.pipe
+    noise = torch.Generator().manual_seed(4)
+    call = {"num_inference_steps": 2, "width": 32, "height": 32, "num_frames": 5}
+    own = pipe("a cat", guidance_scale=3.0, generator=noise, output_type="np", **call).frames[0]
+    difference = both[1].int() - torch.from_numpy((own * 255).round()).permute(0, 3, 1, 2).int()
+    assert difference.abs().max() <= 1
+
+
+def test_a_video_is_written_and_made_again(video: Recipe, tmp_path: Path) -> None:
+    import imageio
+
+    fast = replace(video, fps=8)
+    sample(fast, "0,3", tmp_path / "a", device="cpu")
+    assert {p.name for p in (tmp_path / "a").glob("0*")} == {
+        *("000000.mp4", "000000.json", "000003.mp4", "000003.json")
+    }
+    file = tmp_path / "a/000003.mp4"
+    assert recipe_of(file) == recipe_of(file.with_suffix(".json")) == (fast, 3)
+    with imageio.get_reader(file) as reader:
+        assert reader.get_meta_data()["fps"] == 8
+        assert np.stack([np.asarray(frame) for frame in reader]).shape == (5, 32, 32, 3)
+    before = file.stat().st_mtime_ns
+    sample(fast, "0,3", tmp_path / "a", device="cpu")
+    assert file.stat().st_mtime_ns == before
+    sample(out=tmp_path / "b", device="cpu", file=file)
+    assert (tmp_path / "b/000003.mp4").read_bytes() == file.read_bytes()
+    with pytest.raises(InputError, match="made otherwise: steps was 2 and is 3"):
+        sample(replace(fast, steps=3), "3", tmp_path / "a", device="cpu")
+
+
+def test_frames_hold_the_recipe_and_are_measured_one_by_one(video: Recipe, tmp_path: Path) -> None:
+    sample(video, "0-1", tmp_path, device="cpu", frames=True)
+    names = [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*.png"))]
+    assert names == [f"00000{seed}/000{frame}.png" for seed in (0, 1) for frame in range(5)]
+    with open_generator(video, "cpu") as generate:
+        frame = torch.from_numpy(np.array(Image.open(tmp_path / names[7]))).permute(2, 0, 1)
+        assert torch.equal(generate([1])[0, 2], frame)
+    assert recipe_of(tmp_path / names[7]) == (video, 1)
+    assert seeds_in(Pictures.at(tmp_path)) == "0-1"
+    sample(video, "0-1", tmp_path, device="cpu", frames=True)  # are there
+
+
+def test_a_video_is_no_image_to_measure(video: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "video.json").write_text(json.dumps(video.to_dict()))
+    with pytest.raises(InputError, match="makes video, .* sample it with --frames"):
+        evaluate(tmp_path / "video.json", reference=tmp_path)
+
+
+def test_a_sound_is_written_and_made_again(sound: Recipe, tmp_path: Path) -> None:
+    sample(sound, "3", tmp_path / "a", device="cpu")
+    file = tmp_path / "a/000003.wav"
+    with open_generator(sound, "cpu") as generate, wave.open(str(file)) as written:
+        values = generate([3])[0]
+        assert (written.getnchannels(), written.getframerate()) == (2, 16) and values.shape[
+            -1
+        ] == 32
+        data = np.frombuffer(written.readframes(32), "<i2").reshape(32, 2).T
+    assert np.abs(data / 32767 - values.clamp(-1, 1).numpy()).max() <= 0.5 / 32767 + 1e-7
+    assert recipe_of(file) == (sound, 3)
+    sample(out=tmp_path / "b", device="cpu", file=file)
+    assert (tmp_path / "b/000003.wav").read_bytes() == file.read_bytes()
+    with open_generator(replace(sound, audio_seconds=1.0), "cpu") as generate:
+        assert generate([0]).shape[-1] == 16
+
+
+def test_without_guidance_no_null_prompt_is_evaluated(tmp_path: Path) -> None:
+    """Z-Image guides wherever its scale is above 0."""
+    words = spelling(64)
+    words.chat_template = CHAT
+    like = tiny_image_batched.z_image()
+    parts = {"vae": kl_vae(like.transformer.config.in_channels, 2), "tokenizer": words}
+    parts |= {"text_encoder": decoder("Qwen3Model", "Qwen3Config", num_hidden_layers=2)}
+    model = saved("ZImagePipeline", like, tmp_path / "pipe", **parts)
+    for guidance, rows in (("", 2), ("CFG(3)", 4)):
+        recipe = Recipe(model, prompt="a", guidance=guidance, steps=2, width=32, height=32)
+        with open_generator(recipe, "cpu") as generate:
+            assert generate([0]).shape == (1, 3, 32, 32) and generate.nfe() == {"rows": rows}
+
+
+def test_files_of_known_content(tmp_path: Path) -> None:
+    write_sound(tmp_path / "a.wav", torch.tensor([[0.0, 1.0, -2.0], [0.5, 0.0, 0.0]]), 8000)
+    with wave.open(str(tmp_path / "a.wav")) as sound:
+        assert np.frombuffer(sound.readframes(3), "<i2").tolist() == [0, 16384, 32767, 0, -32767, 0]
+    import imageio
+
+    frames = torch.zeros(4, 3, 18, 34, dtype=torch.uint8)
+    frames[2:] = 255
+    write_video(tmp_path / "a.mp4", frames, 4)
+    with imageio.get_reader(tmp_path / "a.mp4") as reader:
+        means = [frame.mean() for frame in reader]
+        assert reader.get_meta_data()["size"] == (34, 18)
+    assert len(means) == 4 and max(means[:2]) < 5 and min(means[2:]) > 250
+
+
+def test_a_missing_extra_is_told_before_the_model_is_loaded(
+    video: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("diffsteer.io.media.find_spec", lambda name: None)
+    options = ["--width", "32", "--height", "32", "--num-frames", "5", "--out", str(tmp_path / "o")]
+    monkeypatch.setattr(
+        sys, "argv", ["diffsteer", "sample", video.model, "--prompt", "a", *options]
+    )
+    with pytest.raises(SystemExit, match=r'diffsteer\[video\]", or `pip install -e ".\[video\]"'):
+        main()
+    assert not (tmp_path / "o").exists()
