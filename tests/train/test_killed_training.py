@@ -27,9 +27,11 @@ from diffsteer.cli.train import warn_of_bf16
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import InUse, owned
+from diffsteer.train import loop
 from diffsteer.train.checkpoints import Checkpoints
 from diffsteer.train.loop import Trainer
 from diffsteer.train.refiner.targets import make
+from diffsteer.train.settings import Pictures
 
 LENGTHS = {"images": 7, "batch": 4, "rate": 1e-3, "precision": "no", "checkpoint": 8}
 LENGTHS |= {"snapshot": 4, "log": 4}
@@ -157,7 +159,7 @@ def test_a_folder_that_is_removed_meanwhile_ends_the_run(folder: Path, tmp_path:
     path, out = written(folder, "edm2"), tmp_path / "run"
     trainer = begun(path, out)
     shutil.rmtree(out)
-    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=f"{out}"):
         trainer.fit()
     assert not out.exists()
 
@@ -189,6 +191,41 @@ def test_a_full_disk_is_an_error_of_the_system_and_loses_nothing(
     with full(2_000), pytest.raises(OSError, match="weights cannot be written"):
         begun(path, out).fit()
     assert contents(out) == expected
+
+
+@pytest.mark.parametrize("lack", ["memory", "disk", "grid"])
+def test_what_would_end_a_run_late_is_met_before_its_first_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: str
+) -> None:
+    """A byte less than what it takes, by hand: three checkpoints, two snapshots, a result."""
+    trainer = begun(written(folder, "edm2"), tmp_path / "run")
+    numbers = sum(p.numel() for p in trainer.trained.values())
+    disk = numbers * (3 * 20 + 2 * 4 + 4)
+    sizes = {"memory": 12 * numbers, "disk": disk}
+    for name in ("memory", "disk"):
+        sizes[name] -= name == lack
+    monkeypatch.setattr(loop, "free_memory", lambda device: sizes["memory"])
+    usage = shutil.disk_usage(tmp_path)._replace(free=sizes["disk"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(trainer, "_step", lambda passes: pytest.fail("a step was taken"))
+    if lack == "grid":
+        monkeypatch.setattr(trainer.task, "pictures", fails)
+    reason = {"memory": "are free: end other", "disk": "2 snapshots and the result"}
+    with pytest.raises(InputError, match=reason.get(lack, "no grid in 1 steps")):
+        trainer.fit()
+
+
+def fails(how: Pictures) -> None:
+    raise InputError(f"no grid in {how.steps} steps")
+
+
+def test_curves_show_each_value_of_the_log(folder: Path, tmp_path: Path) -> None:
+    trainer = begun(written(folder, "edm2"), tmp_path / "run")
+    trainer.fit()
+    image = Image.open(tmp_path / "run/curves.png")
+    values = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert image.size == (700, round(100 * (1 + 1.6 * (len(values) - 2))))
+    assert len(image.convert("L").getcolors()) > 20  # not blank
 
 
 @pytest.mark.parametrize("snapshot", [4, 500, 1000])

@@ -370,7 +370,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
         ("pictures.every=-5", "every >= 0"),
         ("data.drop=3.0", "data.drop=3.0.*0 <= drop <= 1"),
         ("data.drop=NaN", "data.drop=nan"),
-        ("data.size=-1", "data.size=-1.*size >= 0"),
+        ("data.size=-1", "data.size=-1.*others >= 0"),
         ("task.x=1", "no table"),
     ],
 )
@@ -542,7 +542,9 @@ def test_wrong_data_is_refused_before_the_folder_is_claimed(tmp_path: Path) -> N
     (tmp_path / "pictures").mkdir()
     with pytest.raises(ValueError, match="data.split='nonsense' is of the emoji, not of"):
         begun(path, out, f"data.source={tmp_path / 'pictures'}", "data.split=nonsense")
-    with pytest.raises(FileNotFoundError, match='data.source=nope is not there: name "emoji", a f'):
+    with pytest.raises(
+        FileNotFoundError, match='data.source=nope is not there: name "emoji", "critters", a f'
+    ):
         begun(path, out, "data.source=nope")
     assert not out.exists()
 

@@ -574,3 +574,27 @@ def test_best_of_n_is_the_best_of_its_candidates(model: str) -> None:
                 BestOf(images, score, 2, PROMPTS)([1, 4])
     with pytest.raises(ValueError, match="n=0"):
         BestOf(images, brightness, 0, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"targets": "absent"}, "holds no targets"),
+        ({"prompt_file": "absent.txt", "teacher": {"guidance": "CFG(2)"}}, "no file absent.txt"),
+        ({"prompt_file": "p.txt", "teacher": {"guidance": "Cfg(2)"}}, "did you mean 'CFG'"),
+        ({"prompt_file": "p.txt", "teacher": {"guidance": "CFG(2)", "n": 1}}, "no setting 'n'"),
+        ({"targets": "t", "sampler": "ddim"}, "did you mean 'DDIM'"),
+        ({"targets": "t", "head": "none"}, "settings.head='none': there are"),
+        ({"targets": "t", "rank": 0}, "settings.rank=0"),
+    ],
+)
+def test_settings_are_checked_before_the_model_is_loaded(
+    teacher: Recipe, tmp_path: Path, monkeypatch, changes: dict[str, Any], reason: str
+) -> None:
+    from diffsteer.train.refiner import task
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(task, "load", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "p.txt").write_text("a cat", "utf-8")
+    with pytest.raises((ValueError, FileNotFoundError), match=reason):
+        task.RefinerTask(task.RefinerSettings(teacher.model, **changes))

@@ -41,13 +41,14 @@ def train(
     if not preset and (model or targets or changes or out or start):
         raise InputError("name the preset that is to be trained; `diffsteer train` lists them")
     if not preset:
-        for name, about in presets().items():
-            print(f"{name:18} {about}")
+        for name, (about, cost) in presets().items():
+            print(f"{name:18} {about}" + (f" ({cost})" if cost else ""))
         return
     short = (f"settings.{name}={json.dumps(value)}" for name, value in named.items() if value)
     run = Run.named(preset, *short, *changes)
     folder = out or Path("runs") / Path(preset).stem
     require_writable(folder)
+    from diffsteer.train.curves import MISSING, can_draw
     from diffsteer.train.registry import begin
 
     how = run.training
@@ -67,6 +68,8 @@ def train(
             f"{named.get(how.precision, how.precision)} on {device}"
         )
         warn_of_bf16(how.precision, device)
+        if not can_draw():
+            print(MISSING, file=sys.stderr)
     try:
         trainer.fit()
     except KeyboardInterrupt:

@@ -16,8 +16,10 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_folder, put, remove_folder
 from diffsteer.io.hashing import bytes_hash, digest
-from diffsteer.io.strict import parse_safetensors, read_object
+from diffsteer.io.strict import inner_path, parse_safetensors, read_bytes, read_object, refused
 
+MAX_BYTES = 2**40
+"""Of a file of a checkpoint, which is read whole."""
 State = dict[str, Any]
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -74,19 +76,21 @@ class Checkpoints:
 
     def load(self, images: int) -> tuple[dict[str, dict[str, Tensor]], State]:
         """Read a checkpoint; one that is cut short or changed is a BrokenCheckpoint."""
-        folder = self.path(images)
         try:
-            state = read_object(folder / "state.json")
-            groups = {}
-            for name, expected in state.pop("files").items():
-                data = (folder / f"{name}.safetensors").read_bytes()
-                if bytes_hash(data) != expected:
-                    raise InputError(f"{name}.safetensors is not what was written")
-                groups[name] = parse_safetensors(data, f"{name}.safetensors")
-            if state.pop("sha256") != digest(state):
-                raise InputError("state.json is not what was written")
-        except Exception as error:
-            raise BrokenCheckpoint(f"{folder} is broken: {error}. {self._other(images)}") from error
+            with refused(f"{self.path(images)} is broken", absent=True):
+                return self._read(self.path(images))
+        except InputError as error:
+            raise BrokenCheckpoint(f"{error}. {self._other(images)}") from error
+
+    def _read(self, folder: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
+        state, groups = read_object(folder / "state.json"), {}
+        for name, expected in state.pop("files").items():
+            data = read_bytes(folder / f"{inner_path('state.json', name)}.safetensors", MAX_BYTES)
+            if bytes_hash(data) != expected:
+                raise InputError(f"{name}.safetensors is not what was written")
+            groups[name] = parse_safetensors(data, f"{name}.safetensors")
+        if state.pop("sha256") != digest(state):
+            raise InputError("state.json is not what was written")
         return groups, state
 
     def set_aside(self, images: int) -> None:

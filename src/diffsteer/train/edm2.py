@@ -88,6 +88,8 @@ class EDM2Task(Task):
         drop: Share of captions that come empty, by which it learns to go without a class.
     """
 
+    shown = "error"
+
     def __init__(self, settings: EDM2Settings, captions: Sequence[str], drop: float = 0.0) -> None:
         super().__init__()
         self.settings, self.drop = settings, drop

@@ -8,7 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
+from diffsteer.core.fields import is_number
 from diffsteer.io.atomic import atomic_write, put
+from diffsteer.io.strict import parse_object, read_bytes
+
+MAX_BYTES = 2**28
+"""Of metrics.jsonl; a line has some 150."""
 
 
 class Metrics:
@@ -19,17 +25,23 @@ class Metrics:
 
     def rewind(self, images: int) -> None:
         """Drop lines beyond a count, which will be written again, and a line cut short."""
+        if lines := self.lines():
+            kept = [json.dumps(line) + "\n" for line in lines if line["images"] <= images]
+            put(self.path, "".join(kept).encode())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Read all lines, none where there is no file, up to one that was cut short."""
+        lines: list[dict[str, Any]] = []
         if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text("utf-8").splitlines():
+            return lines
+        for text in read_bytes(self.path, MAX_BYTES).splitlines():
             try:
-                metrics = json.loads(line)
-            except ValueError:
+                lines.append(parse_object(text, str(self.path)))
+            except InputError:
                 break
-            if metrics["images"] <= images:
-                kept.append(line + "\n")
-        put(self.path, "".join(kept).encode())
+            if not is_number(lines[-1].get("images")):
+                raise InputError(f'{self.path} line {len(lines)} has no number of "images"')
+        return lines
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line."""

@@ -1,18 +1,20 @@
 """The training loop: on any number of processes, from checkpoint to checkpoint.
 
-A run is a folder: `run.json` (its settings), `checkpoints/`, `metrics.jsonl`, `pictures/`,
-`averages/` and, at the end, `model/`. Started again, it resumes bit-exactly from its latest
-checkpoint: every image has its own seed, so there is no other state. A checkpoint is written last:
-it says that everything before it is there.
+A run is a folder: `run.json` (its settings), `checkpoints/`, `metrics.jsonl`, `curves.png`,
+`pictures/`, `averages/` and, at the end, `model/`. Started again, it resumes bit-exactly from its
+latest checkpoint: every image has its own seed, so there is no other state. A checkpoint is written
+last: it says that everything before it is there.
 """
 
 import math
+import shutil
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,10 +27,13 @@ from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import NotFinite as SamplesNotFinite
 from diffsteer.io.atomic import atomic_folder, owned
+from diffsteer.io.device import free_memory
 from diffsteer.models.edm2 import posthoc
 from diffsteer.train.checkpoints import Checkpoints
+from diffsteer.train.curves import can_draw, draw_curves
 from diffsteer.train.learning_rate import learning_rate
 from diffsteer.train.log import Metrics, save_grid
+from diffsteer.train.room import require_room
 from diffsteer.train.settings import Run
 from diffsteer.train.state import claim, fill, pack, unpack
 from diffsteer.train.stream import Source, Stream, contents
@@ -84,6 +89,7 @@ class Trainer:
             self._owner = stack.pop_all()
         self.model = self.accelerator.prepare_model(task)
         self._interrupted = self._stop = False
+        self._drawn = time.monotonic()
 
     @property
     def first(self) -> bool:
@@ -101,6 +107,7 @@ class Trainer:
         batches = self._timed(self._batches(), bar)
         every = training.log, training.checkpoint, training.snapshot, self.run.pictures.every
         with self._owner, bar:
+            self._alone(self._rehearse)
             with self._signals():
                 while self.images < training.end:
                     self._losses.append(self._step(next(batches)))
@@ -114,6 +121,17 @@ class Trainer:
                     if self._stop:
                         raise KeyboardInterrupt
             self._alone(self._finish)
+
+    def _rehearse(self) -> None:
+        """Meet before the first step what would end the run late: no room, or a grid that fails."""
+        pictures = self.run.pictures
+        device = str(self.accelerator.device)
+        free = free_memory(device), shutil.disk_usage(self.folder).free
+        have = bool(self.optimizer.state), len(self.checkpoints.counts())
+        require_room(self.run, self.trained.values(), self.images, have, free)
+        if pictures.every and self.images < self.run.training.end:
+            with torch.random.fork_rng(), suppress(SamplesNotFinite):
+                self.task.pictures(replace(pictures, steps=min(2, pictures.steps)))
 
     def _step(self, passes: Passes) -> dict[str, Tensor]:
         """Take one step of the optimizer; return losses and the norm of the gradient."""
@@ -174,7 +192,7 @@ class Trainer:
                 "images_per_second": rate,
             }
             self.metrics.write({"images": self.images, **line, **now})
-            bar.set_postfix(loss=f"{line['loss']:.4f}")
+            bar.set_postfix({self.task.shown: f"{line[self.task.shown]:.4f}"})
         self._losses, self._since = [], time.perf_counter()
 
     def _require_finite(self, losses: dict[str, float]) -> None:
@@ -203,6 +221,7 @@ class Trainer:
             last = self._stop or self.images >= self.run.training.end
             if last or self._due(self.run.training.checkpoint):
                 groups = pack(self.trained, self.optimizer, self.averages)
+                self._draw_curves(last)
                 self.checkpoints.save(self.images, groups, {"images": self.images})
         except OSError as error:
             raise OSError(
@@ -250,6 +269,13 @@ class Trainer:
                 save_grid(self.task.pictures(self.run.pictures), path)
         except SamplesNotFinite as error:  # the weights are: training goes on
             warnings.warn(f"no grid at {self.images} images: {error}", stacklevel=2)
+
+    def _draw_curves(self, last: bool) -> None:
+        """Draw the log, at most twice a minute."""
+        due = last or time.monotonic() - self._drawn > 30
+        if due and can_draw() and (lines := self.metrics.lines()):
+            self._drawn, title = time.monotonic(), f"{self.run.task}, {self.images} images"
+            draw_curves(self.folder / "curves.png", lines, title)
 
     def _finish(self) -> None:
         with self._averaged(), atomic_folder(self.folder / "model", over=True) as draft:

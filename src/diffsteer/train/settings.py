@@ -8,7 +8,6 @@ settings of its task. With `like = "edm2-img512-xs"` it takes what it does not s
 
 import json
 import math
-import tomllib
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -191,6 +190,7 @@ class Run:
         data: Table [data].
         pictures: Table [pictures], which may be named [images] as well.
         about: Purpose, in a sentence.
+        cost: Time and hardware that it takes.
         settings: Table [settings], of the task.
     """
 
@@ -199,6 +199,7 @@ class Run:
     data: Data = Data()
     pictures: Pictures = Pictures()
     about: str = ""
+    cost: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -217,15 +218,16 @@ class Run:
     def binds(self) -> dict[str, Any]:
         """Settings that decide the weights, which a resumed run has to share."""
         table: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        del table["about"], table["pictures"]
+        del table["about"], table["cost"], table["pictures"]
         for name in LATER:
             del table["training"][name]
         return table
 
 
-def presets() -> dict[str, str]:
-    """Names and purposes of the presets that ship."""
-    return {name: tomllib.loads(text)["about"] for name, text in sorted(_texts().items())}
+def presets() -> dict[str, tuple[str, str]]:
+    """Presets that ship, by name: purpose, and time and hardware that they take."""
+    tables = {name: _table(name) for name in sorted(_texts())}
+    return {name: (table["about"], table.get("cost", "")) for name, table in tables.items()}
 
 
 @cache
@@ -283,10 +285,10 @@ def _text(preset: str) -> str:
     if preset.endswith(".toml"):
         with refused(f"{preset} cannot be read"):
             return read_bytes(Path(preset)).decode()
-    if preset not in presets():
+    if preset not in _texts():
         raise InputError(
-            f"{brief(preset)} is no preset: there are {', '.join(presets())}, and a .toml file "
-            "of your own will do"
+            f"{brief(preset)} is no preset: there are {', '.join(sorted(_texts()))}, and a .toml "
+            "file of your own will do"
         )
     return _texts()[preset]
 

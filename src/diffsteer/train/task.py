@@ -19,7 +19,12 @@ class Task(nn.Module, ABC):
 
     All that is random about an image comes from its seed, so that a run that goes on sees what it
     would have seen.
+
+    Attributes:
+        shown: Name of the loss that the bar shows: a mean error, where "loss" is a sum.
     """
+
+    shown = "loss"
 
     def prepare(
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]

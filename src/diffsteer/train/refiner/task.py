@@ -17,6 +17,7 @@ from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.generate.call import call_of
+from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.outputs import images_of
 from diffsteer.generate.pipelines import configured
@@ -28,6 +29,7 @@ from diffsteer.hf.load import network as guide_network
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import prompts_of
 from diffsteer.io.strict import from_table
+from diffsteer.refine.heads import HEADS
 from diffsteer.refine.metadata import fingerprint
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
@@ -81,6 +83,12 @@ class RefinerSettings:
             raise InputError(
                 f"settings.gradient={self.gradient!r}: there are {', '.join(GRADIENTS)}"
             )
+        if self.head not in HEADS:
+            raise InputError(f"settings.head={self.head!r}: there are {', '.join(HEADS)}")
+        if min(self.rank, self.steps) < 1:
+            raise InputError(
+                f"settings.rank={self.rank}, settings.steps={self.steps}: give at least 1 each"
+            )
         if not 0 <= self.penalty < float("inf"):
             raise InputError(f"settings.penalty={self.penalty}: give a number >= 0")
         if bool(self.targets) == bool(self.prompt_file):
@@ -131,39 +139,51 @@ class Prompts:
         return seed if self.targets is None else self.targets.seeds[index]
 
 
+def _taught(settings: RefinerSettings) -> Targets | Recipe:
+    """Stored targets, or the recipe of a teacher; needs no model."""
+    if settings.targets:
+        return Targets.at(Path(settings.targets), settings.least)
+    texts = prompts_of(Path(settings.prompt_file))
+    require_prompts(list(texts))
+    table = {"model": settings.start, "prompts": texts, **settings.teacher}
+    recipe = from_table(Recipe, table, "settings.teacher")
+    require_consistent(recipe)
+    return recipe
+
+
 class RefinerTask(Task):
     """The adapter of a frozen pipeline's network."""
+
+    shown = "distance"
 
     def __init__(self, settings: RefinerSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.sampler = parse(settings.sampler, Sampler, named=NAMED)
+        taught = _taught(settings)
         self.pipe = load(settings.start, torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         parts = {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)}
         self.parts = nn.ModuleDict(parts).requires_grad_(False).eval()
-        if settings.targets:
-            targets = Targets.at(Path(settings.targets), settings.least)
+        if isinstance(taught, Targets):
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
-            targets.require(fingerprint(self.refiner.model.module), settings.teacher)
-            self.source = Prompts(targets.key["prompts"], targets)
-            self.teacher = targets.key
-            self.shape = tuple(targets.key["shape"])
+            taught.require(fingerprint(self.refiner.model.module), settings.teacher)
+            self.source = Prompts(taught.key["prompts"], taught)
+            self.teacher = taught.key
+            self.shape = tuple(taught.key["shape"])
         else:
-            texts = prompts_of(Path(settings.prompt_file))
-            table = {"model": settings.start, "prompts": texts, **settings.teacher}
-            self.recipe = from_table(Recipe, table, "settings.teacher")
+            self.recipe = taught
             name, dtype = self.recipe.guide, torch.float32
             guide = guide_network(name, dtype) if name else None
             self.guide = guide and guide.requires_grad_(False).eval()
             with configured(self.pipe, self.recipe, guide=self.guide):
                 pass  # what it says can be done
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
-            self.source, self.teacher = Prompts(texts), self.recipe.to_dict()
+            self.source, self.teacher = Prompts(taught.prompts), self.recipe.to_dict()
             self.shape = noise_shape(self.pipe, self.recipe)
         self.texts = self.source.texts
         require_prompts(self.texts)
         self._numbers = {text: i for i, text in enumerate(self.texts)}
-        self.sampler = parse(settings.sampler, Sampler, named=NAMED)
         width, height = self.teacher["width"], self.teacher["height"]
         self.plain = Recipe(settings.start, steps=settings.steps, width=width, height=height)
         schedule = sampled_on(self.pipe, self.texts[0], **self.plain.size)
