@@ -24,6 +24,7 @@ from .guidance import (
     CFG,
     FBG,
     FDG,
+    ICG,
     MAMBO,
     PAG,
     S2,
@@ -75,7 +76,7 @@ __all__ = ["NoiseRefiner", "Recipe", "SteerGuider", "SteerScheduler"]
 __all__ += ["compare", "evaluate", "load", "open_generator", "parse", "plan", "steer"]
 __all__ += ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
 __all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
-__all__ += ["ADG", "FBG", "FDG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
+__all__ += ["ADG", "FBG", "FDG", "ICG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
 __all__ += ["CFGRenorm", "DynamicThreshold", "FreSca", "RectifiedCFGpp", "SelfGuidance"]
 __all__ += ["S2", "SLG", "STG", "TPG"]
 __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]

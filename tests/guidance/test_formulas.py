@@ -18,6 +18,7 @@ from diffsteer import (
     EDM,
     FBG,
     FDG,
+    ICG,
     MAMBO,
     SMC,
     SWG,
@@ -388,3 +389,42 @@ def test_sliding_windows() -> None:
     same(got[..., 3, 4], 2 * (whole - middle), 1e-9)
     same(got[..., 3, 0], 2 * (whole - (corner[0] + corner[2]) / 2), 1e-9)
     assert (got[..., 0, 0] == 0).all() and (got[..., 7, 1] == 0).all()
+
+
+def test_independent_condition_guidance_is_cfg_against_a_random_condition() -> None:
+    """Embeddings of the same mean and deviation, another class; the rest stays."""
+    seen = []
+
+    def call(x, level, cond):
+        seen.append(cond)
+        text = cond["added_cond_kwargs"]["text_embeds"].mean(1) + cond["labels"] @ torch.arange(4.0)
+        return text[:, None, None, None].expand_as(x)
+
+    labels = torch.eye(4)[[0, 3, 2]]
+    text = torch.randn(3, 64, generator=torch.Generator().manual_seed(5)) + 1
+    more = {"text_embeds": text, "time_ids": torch.ones(3, 6)}
+    cond = {"labels": labels, "added_cond_kwargs": more}
+    made = Denoiser({"main": Network(call)}, {"cond": cond}, X0(), ICG(3.0), seeds=(1, 2, 3))
+    x, level = torch.zeros(3, 4, 8, 8), SD.at(400)
+    got = made(x, level)
+    (both,) = seen
+    drawn = {name: value[3:] for name, value in both["added_cond_kwargs"].items()}
+    assert torch.equal(both["labels"][:3], labels) and torch.equal(
+        drawn["time_ids"], torch.ones(3, 6)
+    )
+    assert (both["labels"][3:].sum(1) == 1).all() and (both["labels"][3:] * labels).sum() == 0
+    same(drawn["text_embeds"].mean(1), text.mean(1), 0.5)
+    same(drawn["text_embeds"].std(1), text.std(1), 0.4)
+    assert (drawn["text_embeds"] - text).abs().mean() > 0.5
+    c, u = (
+        call(x, level, part)
+        for part in (cond, {"labels": both["labels"][3:], "added_cond_kwargs": drawn})
+    )
+    same(got, u + 3 * (c - u), 1e-4)
+    alone = {"labels": labels[1:2], "added_cond_kwargs": {n: v[1:2] for n, v in more.items()}}
+    one = Denoiser(made.nets, {"cond": alone}, X0(), ICG(3.0), seeds=(2,))
+    same(one(x[1:2], level), got[1:2], 1e-5)
+    bare = Denoiser(made.nets, {"cond": {"y": torch.tensor([1, 2, 3])}}, X0(), ICG(3.0))
+    with pytest.raises(ValueError, match="ICG finds no prompt"):
+        bare(x, level)
+    assert len(seen) == 4  # nothing was evaluated

@@ -21,11 +21,14 @@ CONDITIONAL = (
     *("PAG(1, 'L')", "SEG(1, layer='L')", "SEG(1, layer='L', sigma=2.0)"),
     *("SAG(0.5, 'L', on='cond')", "SAG(0.5, 'L', on='cond', mask='random')"),
     *("SAG(0.5, 'L', on='cond', mask='edges')", "SAG(0.5, on='cond', mask='global')"),
+    "SelfGuidance(1) + TSG(1.5) + SWG(1.5) + Momentum(0.5)",
     "SAG(0.5, 'L', on='cond', clamp=1.0).rescaled(0.7) + 0.5 * PAG(2, 'L').over(0, 1)",
 )
 WITH_NULL = (
     *("CFG(3)", "APG(4, parallel=0.5, norm=2)", "CFGZero(3, zero=1)", "CFG(6).rescaled(0.7)"),
     *("CFG(6).rescaled(0.5, centred=True).clamped(0.5)", "CFG(3).within(0.3, 5)"),
+    "ICG(2) + MAMBO(3) + TCFG(2) + CFGNorm(2) + CFGRenorm(2) + DynamicThreshold(3)",
+    "FDG(2, 4) + FreSca(2) + SMC(2) + FBG() + Adaptive(2) + RectifiedCFGpp(1) + CFGpp(0.6)",
     *("SAG(0.5, 'L')", "CFG(3).over(0, 1) + 0.5 * Auto(2) + SAG(0.5, 'L') + PAG(1, 'L')"),
 )
 TINY = Flags(

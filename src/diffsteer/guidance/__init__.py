@@ -11,6 +11,7 @@ from diffsteer.guidance.classifier import Classifier, class_gradient
 from diffsteer.guidance.crops import SWG
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
+from diffsteer.guidance.independent import ICG
 from diffsteer.guidance.momentum import SMC, Momentum
 from diffsteer.guidance.other_time import TSG, SelfGuidance
 from diffsteer.guidance.perturbed import PAG, S2, SEG, SLG, STG, TPG
@@ -25,6 +26,6 @@ __all__ += ["S2", "SLG", "STG", "TPG", "CFGpp", "Clamped", "Classifier", "Guidan
 __all__ += ["Answer", "Branch", "GuidanceState", "Plan", "Queries", "lockstep", "run"]
 __all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
 __all__ += ["class_gradient", "rescale", "rescale_centred"]
-__all__ += ["ADG", "FBG", "FDG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
+__all__ += ["ADG", "FBG", "FDG", "ICG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
 __all__ += ["CFGRenorm", "DynamicThreshold", "FreSca", "RectifiedCFGpp", "SelfGuidance"]
 __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]

@@ -17,6 +17,7 @@ from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
 from diffsteer.guidance.edited_pass import Maps, edited
+from diffsteer.guidance.independent import require_prompt, unrelated
 from diffsteer.guidance.memory import Store
 from diffsteer.guidance.network import Cond, Network
 from diffsteer.guidance.queries import (
@@ -177,7 +178,9 @@ class Denoiser:
             )
         if branch.adapter is not None:
             self.nets[branch.net].adapted(branch.adapter)  # raises where one is not loaded
-        _ = self.conds[branch.cond]  # one that is made when it is asked for may raise
+        cond = self.conds[branch.cond]  # one that is made when it is asked for may raise
+        if branch.unrelated is not None:
+            require_prompt(cond)
         if not self.nets[branch.net].sizes and at.form(branch)[-1] != at.x.shape[1:]:
             raise InputError(
                 "the guidance asks about crops, and this network takes samples of one size alone, "
@@ -191,7 +194,12 @@ class Denoiser:
         net = self.nets[group[0].net]
         size, level = len(at.x), group[0].level or at.level
         inputs = [(at.x if branch.x is None else branch.x).to(dtype) for branch in group]
-        x, cond = stacked(inputs), joined([self.conds[b.cond] for b in group], size)
+        conds = [
+            cond if b.unrelated is None else unrelated(cond, b.unrelated)
+            for b in group
+            for cond in (self.conds[b.cond],)
+        ]
+        x, cond = stacked(inputs), joined(conds, size)
         maps: list[Maps] = [{name: [] for name in b.record} for b in group]
         outs = []
         for rows in chunks(len(x), self.max_rows):

@@ -43,6 +43,7 @@ class Branch:
             a pass of its own.
         samples: Indices of the samples that are asked about, ascending, where it is not all of
             them; the answer has a row for each. Inputs and dropout have rows for these alone.
+        unrelated: Seeds of the samples, by which their prompts are replaced by random ones.
     """
 
     cond: str = "cond"
@@ -54,12 +55,13 @@ class Branch:
     record: tuple[str, ...] = ()
     adapter: str | None = None
     samples: tuple[int, ...] | None = None
+    unrelated: tuple[int, ...] | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for branches with equal answers, but for what they record."""
         x = None if self.x is None else id(self.x)
-        return self.cond, self.net, self.edits, x, self.dropout, self.apart
+        return self.cond, self.net, self.edits, x, self.dropout, self.unrelated, self.apart
 
     @property
     def time(self) -> float | None:

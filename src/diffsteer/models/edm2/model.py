@@ -144,8 +144,12 @@ class EDM2(nn.Module):
 
     def _out(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Output of the inner network."""
-        if x.shape[1:] != self.shape:
-            raise InputError(f"x must have shape (B, *{self.shape}), got {tuple(x.shape)}")
+        unit = 2 ** (len(self.config["channel_mult"]) - 1)  # crops have sides of whole units
+        if x.ndim != 4 or x.shape[1] != self.shape[0] or any(n % unit for n in x.shape[2:]):
+            raise InputError(
+                f"x must have shape (B, *{self.shape}), or sides that are multiples of {unit}, got "
+                f"{tuple(x.shape)}"
+            )
         half = self.use_fp16 and x.is_cuda and x.dtype == torch.float32
         c_in = 1 / (self.sigma_data**2 + sigma**2).sqrt()
         inner = (c_in * x).to(torch.float16 if half else x.dtype)
