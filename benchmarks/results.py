@@ -66,7 +66,7 @@ def guidance_page(found: dict[str, Any]) -> list[str]:
         "**These distances measure grain as well as content.** They were taken without a mask, and "
         "on real emoji grain of one grey level, which nobody sees, moves this distance to 2.3 "
         "times that of untouched images, as far as a blur of almost one pixel; a round trip of the "
-        "autoencoder to 1.35 times, and to 1.13 with `--mask 16` ([which distance to "
+        "autoencoder to 1.35 times, and to 1.13 with `--noise-mask 16` ([which distance to "
         "take](evaluate.md#what-a-distance-sees)). Orders below may change under a mask; gaps of a "
         "few units say nothing about what an image shows.",
         "",

@@ -11,7 +11,10 @@ import diffsteer
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "lab/README.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "lab/README.md", "comfyui/README.md")
+    ),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 BLOCKS = [
@@ -23,7 +26,7 @@ BLOCKS = [
 ]
 
 
-GENERATED = {"cli.md", "contributing.md", "changelog.md"}  # by tools/mkdocs_hooks.py
+GENERATED = {"cli.md", "contributing.md", "changelog.md", "comfyui.md"}  # by tools/mkdocs_hooks.py
 STAND_INS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "UNet2DCondition-StableDiffusion",
     "ByteDance/sd2.1-base-zsnr-laionaes5": "UNet2DCondition-StableDiffusion",
@@ -82,3 +85,11 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
     files = [target for target in targets if "://" not in target and target not in GENERATED]
     assert [target for target in files if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    docs = ROOT / "docs"
+    pages = [page.relative_to(docs).as_posix() for page in PAGES if docs in page.parents]
+    hidden = ("plans/", "results/")
+    assert [p for p in pages if not p.startswith(hidden) and f": {p}" not in text] == []

@@ -11,13 +11,19 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-COPIED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+COPIED = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "comfyui/README.md": "comfyui.md",
+}
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that have no file in docs."""
     for source, page in COPIED.items():
-        text = (ROOT / source).read_text("utf-8").replace("](docs/", "](")
+        text = (
+            (ROOT / source).read_text("utf-8").replace("](docs/", "](").replace("](../docs/", "](")
+        )
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "cli.md", content=commands()))
     return files

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffsteer.cli.main import COMMANDS, app
 from diffsteer.cli.schedule import show
 
 
@@ -119,3 +120,12 @@ def test_plan() -> None:
 def test_plan_of_nonsense() -> None:
     done = run("plan", "CFG(6) + Magic(2)")
     assert done.returncode == 1 and "unknown Guidance 'Magic'; there are APG, Auto" in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options of parts of a command may not share a name."""
+    with pytest.raises(SystemExit) as stopped:
+        app.cli(args=[command, "--help"], prog="diffsteer")
+    assert stopped.value.code == 0
+    assert f"diffsteer {command}" in capsys.readouterr().out

@@ -22,8 +22,8 @@ class Features:
         layer: Of EfficientNetLite0 (block10, head, logits) or Inception (2048, logits_unbiased, 64,
             192, 768); its default is the first named.
         size: Side in pixels at which EfficientNetLite0 or DINOv2 sees images; 224 by default.
-        mask: Grey levels of a fixed noise field through which EfficientNetLite0 sees images, so
-            that grain that nobody sees does not decide; 16 hides 4 levels.
+        noise_mask: Grey levels of a fixed noise field through which EfficientNetLite0 sees images,
+            so that grain that nobody sees does not decide; 16 hides 4 levels.
         checkpoint: Folder or hub id of DINOv2 and CLIP; weights file of Inception.
         batch: Images in one pass, >= 1.
         device: Where networks run; empty for a GPU if there is one.
@@ -33,7 +33,7 @@ class Features:
     extractor: Literal["EfficientNetLite0", "Inception", "DINOv2", "CLIP"] = "EfficientNetLite0"
     layer: str | None = None
     size: int | None = None
-    mask: float | None = None
+    noise_mask: float | None = None
     checkpoint: str | None = None
     batch: int = 32
     device: str = ""
@@ -50,7 +50,7 @@ class Features:
         from diffsteer.metrics.pretrained import CLIP, DINOv2, Inception
 
         kinds = {k.__name__: k for k in (EfficientNetLite0, Inception, DINOv2, CLIP)}
-        wanted = {"layer": self.layer, "size": self.size, "mask": self.mask}
+        wanted = {"layer": self.layer, "size": self.size, "mask": self.noise_mask}
         wanted["weights"] = self.checkpoint
         given = {name: value for name, value in wanted.items() if value is not None}
         try:

