@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffsteer.cli.main import app, main
 
@@ -15,6 +17,12 @@ from diffsteer.cli.main import app, main
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    return tmp_path
+
+
+def prepare(tmp_path: Path) -> None:
+    """Write the files that the mistakes name."""
     (tmp_path / "cut.toml").write_text("a = [", "utf-8")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     (tmp_path / "file.txt").write_text("x", "utf-8")
@@ -25,10 +33,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"real/{name}.bmp")
     recipe = {"model": "pocket", "prompt": "owl"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "whole.safetensors")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), "utf-8")
     (tmp_path / "wrong.json").write_text(json.dumps(recipe | {"guidance": "Cfg(2)"}), "utf-8")
     (tmp_path / "model/model_index.json").write_text('{"_class_name": 3}', "utf-8")
-    return tmp_path
 
 
 MISTAKES = [
@@ -61,6 +69,45 @@ MISTAKES = [
     ("sample pocket --sampler DDPM()", r"DDPM is DDIM\(eta=1.0\) and takes no arguments"),
     ("sample pocket --sampler DDIM() --spacing traling", "'traling' .did you mean 'trailing'"),
     ("sample pocket --zero-snr", "spacing and zero SNR belong to a sampler of ours"),
+    ("sample pocket --guidnace CFG(2)", "unrecognized options: --guidnace, .*mean '--guidance'"),
+    ("sample pocket --zero-snrr", "did you mean '--zero-snr'.*see `diffsteer sample --help`"),
+    ("sample pocket --offload disk", "--offload must be one of none, model, .*, got 'disk'"),
+    ("sample pocket --dtype float23", "--dtype must be one of .*got 'float23' .did you mean"),
+    ("sample pocket --dtype", "--dtype needs a value: {auto,float32"),
+    ("sample pocket --steps many", "--steps takes INT, got 'many'"),
+    ("sample pocket --strength much", "--strength takes FLOAT, got 'much'"),
+    ("sample pocket --offload model --device cpu", "and device=cpu is none: leave --offload out"),
+    ("sample pocket --lora absent.safetensors", "no LoRA 'absent.safetensors', which is not there"),
+    ("sample pocket --lora empty", "a folder without pytorch_lora_weights.safetensors"),
+    ("sample pocket --image absent.png", "no image absent.png: give a PNG"),
+    ("sample pocket --image file.txt", "file.txt is no readable picture"),
+    ("sample pocket --mask real/a.bmp", "of no image: give --image as well"),
+    (
+        "sample pocket --image real/a.bmp --strength 2",
+        r"strength must be in \(0, 1\] with an image",
+    ),
+    (
+        "sample pocket --image real/a.bmp --refiner pocket-refiner",
+        "refines pure noise, and --image",
+    ),
+    ("sample pocket --num-frames 9", "StableDiffusionPipeline takes no num_frames"),
+    ("sample pocket --set eta", "write KEY=VALUE"),
+    (
+        "sample pocket --set gidance_scale=3",
+        "takes no gidance_scale .did you mean 'guidance_scale'",
+    ),
+    ("sample pocket --set width=64", "--set width: use --width"),
+    ("sample pocket --config empty", "config=empty is of a checkpoint in one file, and pocket is"),
+    ("sample model.safetensors --prompt x", "no model 'model.safetensors'"),
+    ("sample whole.safetensors --prompt x", "give --config FOLDER as well"),
+    (
+        "sample whole.safetensors --config empty --prompt x",
+        "has to be a local folder with model_in",
+    ),
+    ("sample --recipe absent.json", "absent.json: No such file"),
+    ("sample --recipe real/a.bmp", "holds no recipe"),
+    ("evaluate recipe.json", "missing: --reference; see `diffsteer evaluate --help`"),
+    ("convert", "diffsteer convert needs one of edm2, adm"),
     ("sample pocket --steps 0", "0 steps sample nothing: give at least 1"),
     ("sample pocket --width -1", "-1 x 0 pixels: give both >= 0"),
     ("sample pocket --refiner nowhere", "no model 'nowhere'"),

@@ -74,12 +74,12 @@ def compare(
     entries = entries_of(recipes, weights)
     if resamples < 20 or show < 0:
         raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
-    for entry in entries:
-        require_consistent(entry.recipe)
-        require_images(entry.recipe, media_of(entry.recipe))
     features = replace(features, keep=len(parse_seeds(samples.seeds)))
     require_writable(out)
     require_writable(samples.work)
+    for entry in entries:
+        require_consistent(entry.recipe)
+        require_images(entry.recipe, media_of(entry.recipe))
     extractor = features.build()
     require_comparable(reference, extractor)
     runs = {}

@@ -2,15 +2,14 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import tyro
 
 from diffsteer.cli import compare, convert, doctor, evaluate, models, refine, sample, train, tune
+from diffsteer.cli.mistakes import one_line
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -147,22 +146,10 @@ def _require_command(args: list[str]) -> None:
         raise InputError(f"no command {args[0]!r}{hint}; there are {', '.join(COMMANDS)}")
 
 
-def _refuse(event: Any) -> None:
-    """Report settings that cannot be together as any other mistake; tyro names an inner type."""
-    if getattr(event, "message", None) and getattr(event, "argument", None) is None:
-        raise InputError(event.message)
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Turn tyro's report of a dataclass that refuses its values into one of ours."""
-    try:
-        from tyro._errors import on_parse_error
-    except ImportError:
-        yield
-    else:
-        with on_parse_error(_refuse):
-            yield
+def _command(args: list[str]) -> str:
+    """Words of the command in what was typed, such as "sample" or "convert edm2"."""
+    words = [arg for arg in args[:2] if not arg.startswith("-")]
+    return " ".join(words if words[:1] in (["convert"], ["refine"]) else words[:1])
 
 
 def _stop(error: object) -> NoReturn:
@@ -178,7 +165,7 @@ def main() -> None:
         return
     try:
         _require_command(args)
-        with _one_line():
+        with one_line(app, _command(args)):
             app.cli(prog="diffsteer", description=DESCRIPTION)
     except ModuleNotFoundError as error:
         sys.exit(f"diffsteer: {error}{_hint(error.name)}")
