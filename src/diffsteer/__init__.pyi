@@ -26,6 +26,7 @@ from .guidance import (
     FDG,
     ICG,
     MAMBO,
+    NAG,
     PAG,
     S2,
     SAG,
@@ -78,7 +79,7 @@ __all__ += ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise
 __all__ += ["CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
 __all__ += ["ADG", "FBG", "FDG", "ICG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
 __all__ += ["CFGRenorm", "DynamicThreshold", "FreSca", "RectifiedCFGpp", "SelfGuidance"]
-__all__ += ["S2", "SLG", "STG", "TPG"]
+__all__ += ["NAG", "S2", "SLG", "STG", "TPG"]
 __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]
 __all__ += ["BlurQuery", "Dropout", "Edit", "Identity"]
 __all__ += ["DDIM", "DDPM", "Ancestral", "DPMpp2M", "Euler", "EulerAncestral", "Heun", "UniPC"]

@@ -15,6 +15,7 @@ from diffsteer import (
     FDG,
     ICG,
     MAMBO,
+    NAG,
     PAG,
     S2,
     SAG,
@@ -65,6 +66,7 @@ ON: list[Guidance] = [
     *(MAMBO(6.0), TCFG(5.0), CFGNorm(4.0), CFGRenorm(4.0), DynamicThreshold(9.0, percentile=0.9)),
     *(ADG(4.0), FDG(3.0, 6.0), FreSca(4.0, cutoff=2), RectifiedCFGpp(2.0), FBG(0.9)),
     *(SelfGuidance(2.0), TSG(2.0), ICG(3.0), SWG(2.0)),
+    NAG(4.0),
     *(SLG(2.8), STG(1.0, mode="attention"), S2(0.25), TPG(3.0), Auto(2.0, adapter="style@0.3")),
 ]
 OFF: list[Guidance | None] = [
@@ -74,6 +76,7 @@ OFF: list[Guidance | None] = [
     *(MAMBO(1.0), TCFG(1.0), CFGNorm(1.0), CFGRenorm(1.0), DynamicThreshold(1.0)),
     *(ADG(1.0), FDG(1.0, 1.0), FreSca(1.0, high=1.0), RectifiedCFGpp(0.0), FBG(1.0)),
     *(SelfGuidance(0.0), TSG(1.0), ICG(1.0), SWG(1.0)),
+    NAG(0.0),
     *(SLG(0.0), STG(0.0), S2(0.0), TPG(0.0), Auto(1.0, adapter="style@0.3")),
 ]
 
@@ -95,11 +98,14 @@ class Networks:
         drop = branch.dropout and branch.dropout.p
         edits = tuple((name, type(edit)) for name, edit in branch.edits)
         inside = branch.cond, branch.net, edits, drop, branch.adapter, bool(branch.unrelated)
+        inside = *inside, branch.second
         key = (*inside, round(level.t.item(), 9))
         a = number(repr(key).encode()) / 2**64
         out = torch.sin((1 + a) * x + 6 * a) + a * x.roll(1, -1)
         maps = dict.fromkeys(branch.record, 1 + x[:, 0].sin())
-        self.rows[branch.net] = self.rows.get(branch.net, 0) + len(x)
+        self.rows[branch.net] = self.rows.get(branch.net, 0) + len(x) * (
+            1 if branch.second is None else 2
+        )
         return Answer(out, x, level, self.at.prediction, maps)
 
 

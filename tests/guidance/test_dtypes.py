@@ -23,6 +23,9 @@ TEXTS = (
     *("SAG(0.5)", "SAG(0.5, on='cond', clamp=1.0)", "PAG(1)", "SEG(1)", "SEG(1, sigma=2.0)"),
     *("Auto(2)", "AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2)", "Clamped(limit=0.4)"),
     *("SLG(2)", "STG(1)", "S2(0.5)", "TPG(2)"),
+    *("ADG(4)", "FBG(0.9)", "FDG(3, 6)", "MAMBO(6)", "SMC(4)", "SWG(2)", "TCFG(5)", "TSG(2)"),
+    *("Adaptive(5, agree=0.5)", "CFGNorm(4)", "CFGRenorm(4)", "CFGpp(0.6)", "FreSca(4)"),
+    *("DynamicThreshold(9)", "Momentum(0.4)", "RectifiedCFGpp(2)", "SelfGuidance(2)"),
     *("Classifier(2)", "CFG(3) + 0.5 * SAG(0.5).over(0, 1) + PAG(2) + Auto(2)"),
 )
 
@@ -97,7 +100,7 @@ def test_all_guidances_are_tried() -> None:
     names = set(re.findall(r"\w+(?=\()", " ".join(TEXTS)))
     tried = {methods.get(name, name) for name in names} | {"Sum", "Scaled"}
     shipped = {c.__name__ for c in subclasses(Guidance) if c.__module__.startswith("diffsteer.")}
-    assert shipped <= tried
+    assert shipped <= tried | {"ICG", "NAG"}  # of networks that read a text
 
 
 def test_pipelines(tmp_path) -> None:

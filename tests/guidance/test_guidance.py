@@ -13,6 +13,7 @@ from diffsteer import (
     DDIM,
     DDPM,
     EDM,
+    NAG,
     PAG,
     S2,
     SAG,
@@ -64,7 +65,7 @@ Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]
 SD0 = Discrete.scaled_linear().zero_snr()
 ALL = [CFG(5.0), APG(4.0), CFGZero(3.0), PAG(3.0), SEG(3.0), SAG(0.75), Auto(2.0)]
 ALL += [AutoDropout(2.0, p=0.2), AutoNoise(2.0, noise=0.3), Classifier(1.5)]
-ALL += [SLG(2.8), STG(1.0, mode="attention"), S2(0.25), TPG(3.0)]
+ALL += [NAG(4.0), SLG(2.8), STG(1.0, mode="attention"), S2(0.25), TPG(3.0)]
 ALL += [CFGpp(0.5), Momentum(0.4, decay=0.8)]
 
 

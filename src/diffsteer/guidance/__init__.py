@@ -13,6 +13,7 @@ from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
 from diffsteer.guidance.independent import ICG
 from diffsteer.guidance.momentum import SMC, Momentum
+from diffsteer.guidance.nag import NAG
 from diffsteer.guidance.other_time import TSG, SelfGuidance
 from diffsteer.guidance.perturbed import PAG, S2, SEG, SLG, STG, TPG
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
@@ -22,7 +23,18 @@ from diffsteer.guidance.sag import SAG
 from diffsteer.guidance.weights import WeightSchedule, cosine, exponential, interval, ramp
 
 __all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
-__all__ += ["S2", "SLG", "STG", "TPG", "CFGpp", "Clamped", "Classifier", "Guidance", "Momentum"]
+__all__ += [
+    "NAG",
+    "S2",
+    "SLG",
+    "STG",
+    "TPG",
+    "CFGpp",
+    "Clamped",
+    "Classifier",
+    "Guidance",
+    "Momentum",
+]
 __all__ += ["Answer", "Branch", "GuidanceState", "Plan", "Queries", "lockstep", "run"]
 __all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
 __all__ += ["class_gradient", "rescale", "rescale_centred"]

@@ -77,6 +77,33 @@ class BlurQuery(Edit):
         return image.reshape(frames.shape).permute(0, 1, 2, 4, 3).reshape(q.shape)
 
 
+@dataclass(frozen=True)
+class SecondContext:
+    """A second text that attention reads, away from which its output is moved (NAG).
+
+    Args:
+        scale: s of Z+ + s (Z+ - Z-).
+        tau: Largest L1 norm of that in multiples of Z+'s.
+        alpha: Share of the result; the rest is Z+.
+        cond: Condition with the second text.
+    """
+
+    scale: float
+    tau: float
+    alpha: float
+    cond: str
+
+    def combined(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """What replaces Z+, from both outputs of attention, `(B, heads, tokens, channels)`."""
+        plus, minus = (
+            z.to(torch.promote_types(z.dtype, torch.float32)) for z in (positive, negative)
+        )
+        moved = plus + self.scale * (plus - minus)
+        norm, most = (z.abs().sum(dim=(1, 3), keepdim=True) for z in (moved, self.tau * plus))
+        moved = torch.where(norm > most, most / norm, 1.0) * moved
+        return torch.lerp(plus, moved, self.alpha).to(positive.dtype)
+
+
 def in_plane(size: Size) -> Size:
     """Height and width of an image or a frame in tokens."""
     if len(size) < 2:

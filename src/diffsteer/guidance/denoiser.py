@@ -16,10 +16,10 @@ from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
-from diffsteer.guidance.edited_pass import Maps, edited
+from diffsteer.guidance.edited_pass import Maps, edited, located
 from diffsteer.guidance.independent import require_prompt, unrelated
 from diffsteer.guidance.memory import Store
-from diffsteer.guidance.network import Cond, Network
+from diffsteer.guidance.network import Cond, Network, no_text
 from diffsteer.guidance.queries import (
     Answer,
     Branch,
@@ -28,6 +28,7 @@ from diffsteer.guidance.queries import (
     run,
     with_conditional,
 )
+from diffsteer.guidance.second_context import evaluated
 
 __all__ = ["Cond", "Denoiser", "Network"]
 
@@ -161,7 +162,8 @@ class Denoiser:
         if self.nets[group[0].net].place is not None:  # it makes a batch of its own
             whole = self._pass([replace(branch, samples=None) for branch in group], at, dtype)
             return [answer.of_samples(rows) for answer in whole]
-        conds = {b.cond: rows_of(self.conds[b.cond], rows, size) for b in group}
+        names = {b.cond for b in group} | {b.second.cond for b in group if b.second is not None}
+        conds = {name: rows_of(self.conds[name], rows, size) for name in names}
         return replace(self, conds=conds)._pass(group, replace(at, x=at.x[rows]), dtype)
 
     def _check(self, branch: Branch, at: GuidanceState) -> None:
@@ -170,15 +172,20 @@ class Denoiser:
                 f"the guidance asks for a network {branch.net!r}, there is {', '.join(self.nets)}: "
                 "give the weaker network of autoguidance as guide, others by their name"
             )
-        if branch.cond not in self.conds:
+        if branch.second is not None and not self.nets[branch.net].attention:
+            raise no_text()
+        asked = (branch.cond, *([] if branch.second is None else [branch.second.cond]))
+        if missing := [name for name in asked if name not in self.conds]:
             raise InputError(
-                f"the guidance asks for the condition {branch.cond!r}, there is "
+                f"the guidance asks for the condition {missing[0]!r}, there is "
                 f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
                 'pipeline); SAG(..., on="cond") does without'
             )
         if branch.adapter is not None:
             self.nets[branch.net].adapted(branch.adapter)  # raises where one is not loaded
         cond = self.conds[branch.cond]  # one that is made when it is asked for may raise
+        if branch.second is not None:
+            self.nets[branch.net].second(cond, self.conds[branch.second.cond])
         if branch.unrelated is not None:
             require_prompt(cond)
         if not self.nets[branch.net].sizes and at.form(branch)[-1] != at.x.shape[1:]:
@@ -191,6 +198,8 @@ class Denoiser:
 
     def _pass(self, group: list[Branch], at: GuidanceState, dtype: torch.dtype) -> list[Answer]:
         """Evaluate branches of one network and level whose conditions have equal shapes."""
+        if group[0].second is not None:
+            return [self._pair(branch, at, dtype) for branch in group]
         net = self.nets[group[0].net]
         size, level = len(at.x), group[0].level or at.level
         inputs = [(at.x if branch.x is None else branch.x).to(dtype) for branch in group]
@@ -212,6 +221,17 @@ class Denoiser:
             _answer(out, upcast(x), level, at.prediction, scores)
             for out, x, scores in zip(found, inputs, seen, strict=True)
         ]
+
+    def _pair(self, branch: Branch, at: GuidanceState, dtype: torch.dtype) -> Answer:
+        """Evaluate a branch whose attention reads a second text."""
+        net, second, level = self.nets[branch.net], branch.second, branch.level or at.level
+        assert second is not None
+        x = (at.x if branch.x is None else branch.x).to(dtype)
+        cond = self.conds[branch.cond]
+        other = net.second(cond, self.conds[second.cond])
+        settings = second, x, level, cond, other, self.max_rows
+        out = evaluated(net, located(net, x), *settings)
+        return _answer(out.to(at.x.dtype), upcast(x), level, at.prediction, {})
 
 
 def _answer(

@@ -40,8 +40,7 @@ def edited(
         if start < stop:
             mine = slice(start - rows.start + first, stop - rows.start + first)
             changes.add(net, branch, maps[i], mine, slice(start - i * size, stop - i * size))
-    grid = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
-    locate = net.locate or partial(in_grid, grid, net.text_first)
+    locate = located(net, x)
     layers = list(net.layers) if changes.shuffles else []  # may be measured, by other passes
     adapter = group[0].adapter
     with ExitStack() as stack:
@@ -55,6 +54,12 @@ def edited(
         stack.enter_context(blocks_edited(net.blocks, changes.blocks, batch, places))
         stack.enter_context(tapped(net.layers, changes.taps, locate, net.using))
         yield
+
+
+def located(net: Network, x: Tensor) -> Locate:
+    """Finds the tokens of the image in layers of a network for samples of this shape."""
+    grid = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
+    return net.locate or partial(in_grid, grid, net.text_first)
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance.adapters import Adapt, no_adapters
 from diffsteer.guidance.attention_edits import Edit
@@ -16,6 +17,19 @@ from diffsteer.guidance.queries import Branch
 
 Cond = Mapping[str, Any]
 """What a network is told besides x, by name: tensors with one row a sample, and anything else."""
+
+
+def no_text() -> InputError:
+    """Error of a network whose attention reads no text."""
+    return InputError(
+        "NAG combines two texts in the attention that reads them, and no attention of this network "
+        "reads a text: take CFG, or PAG, which needs none"
+    )
+
+
+def no_second(cond: Cond, other: Cond) -> Cond:
+    """Refuse: the network reads no text."""
+    raise no_text()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +51,9 @@ class Network:
         locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
         adapted: Makes the context in which some of its adapters (LoRA) act.
         check: Refuses a branch that the network cannot answer, without evaluating it.
+        attention: All its modules of attention by name, where some read a text.
+        second: From a condition and another one to the first with the other's text; where `place`
+            says the batch, to one of both, in this order.
         blocks: Its blocks by name, each with attention inside, for guidances that skip or shuffle.
     """
 
@@ -52,6 +69,8 @@ class Network:
     adapted: Adapt = no_adapters
     check: Callable[[Branch], None] = lambda branch: None  # noqa: E731
     sizes: bool = True
+    attention: Mapping[str, nn.Module] = field(default_factory=dict)
+    second: Callable[[Cond, Cond], Cond] = no_second
     blocks: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def matching(self, wanted: str, edit: Edit | BlockEdit | None = None) -> list[str]:

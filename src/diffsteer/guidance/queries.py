@@ -19,7 +19,7 @@ from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.noise import number
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
-from diffsteer.guidance.attention_edits import Edit
+from diffsteer.guidance.attention_edits import Edit, SecondContext
 from diffsteer.guidance.block_edits import BlockEdit
 from diffsteer.guidance.memory import Memory
 from diffsteer.guidance.row_dropout import Dropout
@@ -41,6 +41,7 @@ class Branch:
         record: Layers whose attention scores are wanted.
         adapter: Adapters (LoRA) that act, and no others, as "style@0.3"; None leaves those that do;
             a pass of its own.
+        second: Another text that attention reads; two rows of a pass of its own.
         samples: Indices of the samples that are asked about, ascending, where it is not all of
             them; the answer has a row for each. Inputs and dropout have rows for these alone.
         unrelated: Seeds of the samples, by which their prompts are replaced by random ones.
@@ -54,6 +55,7 @@ class Branch:
     dropout: Dropout | None = None
     record: tuple[str, ...] = ()
     adapter: str | None = None
+    second: SecondContext | None = None
     samples: tuple[int, ...] | None = None
     unrelated: tuple[int, ...] | None = None
 
@@ -71,7 +73,7 @@ class Branch:
     @property
     def apart(self) -> tuple[object, ...]:
         """Equal for branches of one network that stack, if inputs and conditions have one shape."""
-        return self.time, self.adapter, self.samples
+        return self.time, self.adapter, self.samples, self.second
 
 
 @renamed_fields(kind="prediction")
@@ -261,7 +263,7 @@ def plan(asker: Queries[T], at: GuidanceState) -> Plan:
         for net, _ in dict.fromkeys((branch.net, at.form(branch)) for branch in branches):
             passes[net] = passes.get(net, 0) + 1
         for branch in branches:
-            rows[branch.net] = rows.get(branch.net, 0) + 1
+            rows[branch.net] = rows.get(branch.net, 0) + (1 if branch.second is None else 2)
         return dry_answers(branches, at)
 
     run(asker, count)

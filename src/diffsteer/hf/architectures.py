@@ -109,6 +109,13 @@ def _inside_other_tokens(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     return tuple(f"{n}." for n, m in modules.items() if type(m).__name__ in OTHER_TOKENS)
 
 
+def text_attention(network: nn.Module) -> dict[str, nn.Module]:
+    """Modules of attention that may read a text, by name; none where the network takes no text."""
+    if "encoder_hidden_states" not in inspect.signature(type(network).forward).parameters:
+        return {}
+    return {n: m for n, m in network.named_modules() if hasattr(m, "processor")}
+
+
 def blocks_with_attention(network: nn.Module) -> dict[str, nn.Module]:
     """Innermost entries of lists of modules with attention inside, by name.
 

@@ -24,10 +24,12 @@ from diffsteer.hf.architectures import (
     known_family,
     packed,
     size_of,
+    text_attention,
     unpacked,
 )
 from diffsteer.hf.call import NetworkCall
 from diffsteer.hf.network import PipelineNetwork, place_of, uncompiled, unwrap_compiled
+from diffsteer.hf.second_text import with_text_of
 from diffsteer.hf.timesteps import StepTracker, level_at, next_level
 
 Size = tuple[int, int]
@@ -139,7 +141,14 @@ class Guided:
         check = partial(check_branch, network.module, layers)
         acting = partial(adapted, network.module)
         sizes = "UNet" in type(network.module).__name__ and network.place.certain
-        more: dict[str, Any] = {"adapted": acting, "check": check, "sizes": sizes}
+        texts = text_attention(network.module)
+        more: dict[str, Any] = {
+            "second": with_text_of,
+            "attention": texts,
+            "adapted": acting,
+            "check": check,
+            "sizes": sizes,
+        }
         return Network(evaluate, layers, *settings, **more, blocks=blocks)
 
     def _tokens(self, call: NetworkCall) -> Size:

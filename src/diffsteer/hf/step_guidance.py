@@ -25,13 +25,14 @@ from diffsteer.guidance.denoiser import Cond, Denoiser, Network
 from diffsteer.guidance.memory import Store
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
-from diffsteer.hf.architectures import blocks_with_attention, by_sdpa, check_branch
+from diffsteer.hf.architectures import blocks_with_attention, by_sdpa, check_branch, text_attention
 from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.network import PARTS, bind_arguments, claimed, uncompiled, unwrap_compiled
 from diffsteer.hf.null_call import NullCall
 from diffsteer.hf.runs import Runs
+from diffsteer.hf.second_text import pair_of
 from diffsteer.hf.step_calls import Call, Clock, Form, Part, parts_of, probe, tensor_of
 from diffsteer.hf.timesteps import (
     FLOW_TIMESTEPS,
@@ -289,6 +290,8 @@ class StepGuidance:
             check=partial(check_branch, module, layers),
             sizes=False,
             blocks=self._blocks[id(module)],
+            attention=text_attention(module),
+            second=pair_of,
         )
 
     def _measured(self, network: Any, part: Part) -> MeasuredLayers:

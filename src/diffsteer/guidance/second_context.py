@@ -1,0 +1,102 @@
+"""A branch whose attention reads two texts: normalised attention guidance (NAG).
+
+The sample is evaluated as a pair of rows, under a text and under another. Where an attention reads
+the text, its outputs for the image, Z+ and Z-, are combined and both rows go on with the same, so
+that the image is one and each text is read as if alone.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from diffsteer.core.level import Level
+from diffsteer.guidance.attention_edits import SecondContext
+from diffsteer.guidance.attention_taps import Locate, hooked
+from diffsteer.guidance.batching import chunks, joined, rows_of, stacked
+from diffsteer.guidance.network import Cond, Network, no_text
+
+Image = Callable[[int, int], slice | None]
+"""From numbers of queries and keys to the queries of the image; None where no text is read."""
+
+
+class _Mode(TorchFunctionMode):
+    """Combines the outputs of the two halves of a batch."""
+
+    def __init__(self, second: SecondContext, image: Image) -> None:
+        super().__init__()
+        self.second, self.image, self.hits = second, image, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is not F.scaled_dot_product_attention:
+            return out
+        given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
+        image = self.image(given["query"].shape[2], given["key"].shape[2])
+        if image is None:
+            return out
+        self.hits += 1
+        both = out.clone()
+        positive, negative = out[:, :, image].chunk(2)
+        both[:, :, image] = self.second.combined(positive, negative).repeat(2, 1, 1, 1)
+        return both
+
+
+def evaluated(
+    net: Network,
+    locate: Locate,
+    second: SecondContext,
+    x: Tensor,
+    level: Level,
+    cond: Cond,
+    other: Cond,
+    max_rows: int | None,
+) -> Tensor:
+    """Output of a network for samples whose attention reads a second text.
+
+    Args:
+        net: The network.
+        locate: Finds the tokens of the image in a layer.
+        second: How both texts act together.
+        x: The samples, `(B, *D)`.
+        level: Their level.
+        cond: Their condition.
+        other: What `Network.second` makes of it and the second text's.
+        max_rows: Most rows of a pass; a sample takes two.
+    """
+    layers, outs = set(net.layers), []  # layers may be measured, by other passes
+    for rows in chunks(len(x), None if max_rows is None else max(max_rows // 2, 1)):
+        part, inputs = other, x
+        if net.place is None:
+            halves = [rows_of(c, rows, len(x)) for c in (cond, other)]
+            part, inputs = joined(halves, rows.stop - rows.start), stacked([x[rows]] * 2)
+        with ExitStack() as stack:
+            stack.enter_context(net.touched())
+            modes = []
+            for name, layer in net.attention.items():
+                stack.enter_context(net.using(layer))
+                crossing = bool(getattr(layer, "is_cross_attention", False))
+                own = locate if name in layers else None
+                modes.append(_Mode(second, _image_of(name, own, crossing)))
+                hooked(layer, modes[-1], stack)
+            out = net.call(inputs, level, part)
+        if not any(mode.hits for mode in modes):
+            raise no_text()
+        outs.append(out[: rows.stop - rows.start])
+    return torch.cat(outs)
+
+
+def _image_of(name: str, locate: Locate | None, crossing: bool) -> Image:
+    def image(queries: int, keys: int) -> slice | None:
+        if locate is None or crossing:
+            return slice(None) if crossing or queries != keys else None
+        tokens = locate(name, queries)
+        if tokens.count == queries:  # of the image to itself, which both rows have in common
+            return slice(None) if queries != keys else None
+        return slice(tokens.start, tokens.start + tokens.count)
+
+    return image
