@@ -85,16 +85,19 @@ def short(reason: str) -> str:
 
 REASONS = {
     "no attention layer": "no attention map of the image",
-    "SAG blurs images": "packed samples or sound: no SAG",
+    "linear attention": "linear attention: no SEG, no SAG",
+    "SAG blurs images": "packed samples, sound or several images: no SAG",
     "neither height nor width is known": "height and width of its tokens unknown: no blur",
     "frames SAG cannot tell": "frames come before channels: no SAG",
     "no betas": "a noise schedule of its own",
     "samples to step 2": "steps both conditions at once, by EDM",
     "no part of what its network": "a schedule of EDM",
     "asks for the condition 'null'": "no null prompt",
+    "neither sends nor encodes": "no null prompt",
+    "to encode it": "its tiny pipeline has no text encoder",
     "it is not certain how": "told its time by a rule of its own: no other noise level",
     "keeps a cache": "keeps keys and values between calls: no edits of attention, no guide",
-    "several outputs": "image and sound in one output",
+    "several outputs": "several outputs: image and sound, or a cache",
 }
 """Words of an error and what the table says of it."""
 

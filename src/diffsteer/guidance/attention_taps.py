@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diffsteer.core.errors import InputError
-from diffsteer.guidance.attention_edits import Edit, Size, in_plane, received
+from diffsteer.guidance.attention_edits import Edit, Identity, Size, in_plane, received
 
 
 @dataclass(frozen=True)
@@ -208,12 +208,48 @@ def tapped(
             raise InputError(f"no attention layer is called {name!r}: there are {there}")
     with ExitStack() as stack:
         for name, tap in taps.items():
+            if linear(layers[name]):
+                _by_value(layers[name], tap, partial(locate, name), stack)
+                continue
             stack.enter_context(using(layers[name]))
             hooked(layers[name], _Mode(tap, partial(locate, name)), stack)
         yield
     for name, tap in taps.items():
         if tap.hits == 0:
             raise other_attention(name)
+
+
+def linear(layer: nn.Module) -> bool:
+    """Whether a layer of diffusers computes linear attention, without a map (Sana)."""
+    return "Linear" in type(getattr(layer, "processor", None)).__name__
+
+
+def _by_value(layer: Any, tap: Tap, locate: Callable[[int], ImageTokens], stack: ExitStack) -> None:
+    """Let the edits of a tap act in a layer of linear attention, where PAG leaves the values."""
+    if tap.records or not all(isinstance(edit, Identity) for _, edit in tap.edits):
+        raise no_map()
+    values: list[Tensor] = []
+
+    def replace_rows(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        value, x = values.pop(), args[0].clone()
+        tokens = locate(value.shape[1])
+        image = slice(tokens.start, tokens.start + tokens.count)
+        for rows, _edit in tap.edits:
+            x[tokens.rows(rows), image] = value[tokens.rows(rows), image].to(x)
+        tap.hits += 1
+        return (x, *args[1:])
+
+    noted = layer.to_v.register_forward_hook(lambda _, args, out: values.append(out))
+    stack.callback(noted.remove)
+    stack.callback(layer.to_out[0].register_forward_pre_hook(replace_rows).remove)
+
+
+def no_map() -> InputError:
+    """Make the error for what needs a map in a layer of linear attention."""
+    return InputError(
+        "this network has linear attention, without a map to be blurred or read: of the guidances "
+        "by attention PAG alone acts in it"
+    )
 
 
 def other_attention(name: str) -> InputError:

@@ -72,10 +72,11 @@ class SAG(Guidance):
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 0:
             return torch.zeros_like(at.x)
-        if at.x.ndim < 4:
+        if at.x.ndim not in (4, 5):
             raise InputError(
                 f"SAG blurs images, and the samples of this network, {tuple(at.x.shape[1:])}, are "
-                "packed or sound: take PAG, or SEG in a layer whose height and width are known"
+                "packed, sound or several images: take PAG, or SEG in a layer whose height and "
+                "width are known"
             )
         (answer,) = yield (Branch(self.on, record=self.layers),)
         blurred_x0 = self.blurred(answer, at.seeds_for("mask"))

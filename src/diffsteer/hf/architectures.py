@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from diffsteer.core.errors import InputError
-from diffsteer.guidance.attention_edits import Edit
-from diffsteer.guidance.attention_taps import matching, other_attention
+from diffsteer.guidance.attention_edits import Edit, Identity
+from diffsteer.guidance.attention_taps import linear, matching, no_map, other_attention
 from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.row_dropout import no_dropout
 from diffsteer.hf.hooks import replaced
@@ -80,8 +80,14 @@ def joint_attention(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in modules.items()
-        if hasattr(module, "to_q") and hasattr(module, "processor") and not name.startswith(others)
+        if _attends(module) and not name.startswith(others)
     }
+
+
+def _attends(module: Any) -> bool:
+    """Whether a module is a layer of attention of diffusers."""
+    processor = type(getattr(module, "processor", None)).__name__
+    return "AttnProcessor" in processor or (hasattr(module, "to_q") and processor != "NoneType")
 
 
 def check_branch(network: nn.Module, layers: Mapping[str, nn.Module], branch: Branch) -> None:
@@ -89,10 +95,13 @@ def check_branch(network: nn.Module, layers: Mapping[str, nn.Module], branch: Br
     ours = branch.dropout is not None and type(network).__module__.startswith("diffusers.")
     if ours and not any(isinstance(module, _DropoutNd) for module in network.modules()):
         raise no_dropout()
-    edited = (name for name, edit in branch.edits if isinstance(edit, Edit))
-    for wanted in (*edited, *branch.record):
+    edited = ((name, edit) for name, edit in branch.edits if isinstance(edit, Edit))
+    for wanted, edit in (*edited, *((name, None) for name in branch.record)):
         for name in matching(list(layers), wanted):
-            if not _taps(type(layers[name].processor)):
+            if linear(layers[name]):
+                if not isinstance(edit, Identity):
+                    raise no_map()
+            elif not _taps(type(layers[name].processor)):
                 raise other_attention(name)
 
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Size
-from diffsteer.guidance.attention_taps import ImageTokens, hooked
+from diffsteer.guidance.attention_taps import ImageTokens, hooked, linear
 from diffsteer.hf.architectures import by_sdpa, joint_attention
 
 SAME = 1e-4
@@ -113,8 +113,12 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         records: dict[str, Recorded] = {}
         with ExitStack() as stack:
             for name, layer in layers.items():
+                record = _Record(records, name, self._batch)
+                if linear(layer):
+                    record.hook(layer, stack)
+                    continue
                 stack.enter_context(by_sdpa(layer))
-                hooked(layer, _Record(records, name, self._batch), stack)
+                hooked(layer, record, stack)
             self._run(x)
         return records
 
@@ -213,11 +217,25 @@ class _Record(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and self.name not in self.records:
             given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
-            q, k = given["query"], given["key"]
-            frames = max(len(q) // self.batch, 1)
-            parts = (_projected(x[::frames]) for x in (q, k))
-            self.records[self.name] = Recorded(len(q), *parts)
+            self.keep(given["query"], given["key"])
         return func(*args, **(kwargs or {}))
+
+    def keep(self, q: Tensor, k: Tensor) -> None:
+        """Keep queries and keys, `(rows, heads, tokens, channels)`."""
+        frames = max(len(q) // self.batch, 1)
+        parts = (_projected(x[::frames]) for x in (q, k))
+        self.records[self.name] = Recorded(len(q), *parts)
+
+    def hook(self, layer: Any, stack: ExitStack) -> None:
+        """Keep queries and keys of a layer of linear attention, until the stack is closed."""
+        queries: list[Tensor] = []
+
+        def keep(_: nn.Module, args: Any, keys: Tensor) -> None:
+            self.keep(queries.pop()[:, None], keys[:, None])
+
+        noted = layer.to_q.register_forward_hook(lambda _, args, out: queries.append(out))
+        stack.callback(noted.remove)
+        stack.callback(layer.to_k.register_forward_hook(keep).remove)
 
 
 def _projected(x: Tensor) -> Tensor:
