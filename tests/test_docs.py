@@ -65,11 +65,11 @@ def test_block(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
 
 
-def test_readme_shows_what_the_command_prints() -> None:
+def test_docs_show_what_the_command_prints() -> None:
     from diffsteer.cli.schedule import show
 
     printed = show("sd", 10, "trailing", True, None).splitlines()
-    text = (ROOT / "README.md").read_text("utf-8")
+    text = (ROOT / "docs/zero-snr.md").read_text("utf-8")
     block = re.search(r"^```text\n(.*?)^\.\.\.\n```", text, re.M | re.S)
     assert block and block.group(1).splitlines() == printed[:5]
 
