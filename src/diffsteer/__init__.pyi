@@ -66,8 +66,7 @@ from .guidance.row_dropout import Dropout
 from .hf.guider import SteerGuider
 from .hf.load import load
 from .hf.scheduler import SteerScheduler
-from .metrics.evaluate import compare
-from .metrics.image_sets import evaluate
+from .metrics.image_sets import compare, evaluate
 from .refine.refiner import NoiseRefiner
 from .steering import steer
 

@@ -20,6 +20,7 @@ from diffsteer.cli.refine import targets
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.features import normalised, resized
+from diffsteer.metrics.preference import INNER, NORMS, OUTER, PROJECTIONS, HPSv2
 from diffsteer.metrics.scores import Aesthetic, CLIPScore, Scorer, name_of, score_of
 from diffsteer.train.refiner.targets import Targets
 
@@ -244,3 +245,77 @@ def _judged(recipe: Recipe, score: CLIPScore) -> Tensor:
     with open_pipeline(recipe, "cpu") as images:
         texts = [recipe.for_seed(seed).prompt for seed in range(6)]
         return score(images(range(6)), texts)
+
+
+# ------------------------------------------------------------------ preference
+
+
+def processed(folder: Path, pictures: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    """Inputs by transformers' own processor, which crops the middle."""
+    from PIL import Image
+    from transformers import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size=30)
+    images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
+    words = CLIPTokenizer.from_pretrained(folder)
+    said = words(prompts, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
+    return {**said, **processor(images=images, return_tensors="pt")}
+
+
+@pytest.mark.parametrize("size", [(30, 30), (40, 57), (64, 33)])
+def test_pick_score_is_what_transformers_says(tmp_path: Path, size: tuple[int, int]) -> None:
+    model, pictures = saved(tmp_path), random_pictures(3, *size)
+    with torch.no_grad():
+        want = model(**processed(tmp_path, pictures, PROMPTS)).logits_per_image.diagonal()
+    found = score_of(f'PickScore("{tmp_path}")', "cpu")(pictures, PROMPTS)
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+    assert found.std() > 1e-3
+
+
+def opened(model: CLIPModel) -> dict[str, Tensor]:
+    """State dict of a CLIP of transformers under the names of open_clip."""
+    state = model.state_dict()
+    inner = {v: k for k, v in INNER.items()}
+    out = {k: state[v] for k, v in OUTER.items()}
+    out |= {k: state[v].T.contiguous() for k, v in PROJECTIONS.items()}
+    for ours, theirs in NORMS.items():
+        out |= {f"{ours}.{p}": state[f"{theirs}.{p}"] for p in ("weight", "bias")}
+    for side, prefix in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
+        for i in range(2):
+            place, new = f"{side}.encoder.layers.{i}", f"{prefix}.resblocks.{i}"
+            for p in ("weight", "bias"):
+                parts = [state[f"{place}.self_attn.{c}_proj.{p}"] for c in "qkv"]
+                out[f"{new}.attn.in_proj_{p}"] = torch.cat(parts)
+                out |= {f"{new}.{b}.{p}": state[f"{place}.{a}.{p}"] for a, b in inner.items()}
+    return out
+
+
+@pytest.mark.parametrize("name", ["a.pt", "nested.pt", "a.safetensors"])
+def test_hps_is_the_cosine_of_an_open_clip_file(tmp_path: Path, name: str) -> None:
+    model, pictures = saved(tmp_path / "clip"), random_pictures(3, 40, 57)
+    saved(tmp_path / "other", seed=5)  # gives config and tokenizer alone
+    state = opened(model)
+    if name.endswith("safetensors"):
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(
+            {"epoch": 1, "state_dict": state} if "nested" in name else state, tmp_path / name
+        )
+    with torch.no_grad():
+        out = model(**processed(tmp_path / "clip", pictures, PROMPTS))
+        want = (out.logits_per_image / model.logit_scale.exp()).diagonal()
+    score = score_of(f'HPSv2("{tmp_path / name}", "{tmp_path / "other"}")', "cpu")
+    torch.testing.assert_close(score(pictures, PROMPTS), want, atol=1e-5, rtol=1e-5)
+    assert name_of(score, "").endswith(score.digest)
+
+
+def test_files_that_are_no_open_clip(clip: Path, tmp_path: Path) -> None:
+    state = opened(saved(tmp_path / "clip"))
+    state.pop("ln_final.weight")
+    save_file(state, tmp_path / "short.safetensors")
+    save_file({"weird": torch.ones(1)}, tmp_path / "weird.safetensors")
+    for name, message in (("short", "does not fit"), ("weird", "weird is no part of a CLIP")):
+        with pytest.raises(ValueError, match=message):
+            HPSv2(str(tmp_path / f"{name}.safetensors"), str(clip))(random_pictures(1), ["owl"])
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        HPSv2(str(tmp_path / "none.pt"), str(clip))(random_pictures(1), ["owl"])

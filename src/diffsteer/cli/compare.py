@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from diffsteer.cli.evaluate import known
 from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
@@ -47,6 +47,7 @@ def compare(
     out: Path = Path("compared"),
     show: int = 6,
     resamples: int = 200,
+    score: UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Compare recipes on the same seeds and prompts: figures, cost, curves, images, one page.
 
@@ -62,11 +63,14 @@ def compare(
         out: Folder for report.html, report.json and the images that are shown.
         show: Images of each recipe in the page, of the first seeds.
         resamples: For the intervals, >= 20.
+        score: Also the mean of a score of each image, as for `diffsteer evaluate`; may be given
+            several times.
     """
     from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.generator import rehearse
     from diffsteer.io.atomic import owned, require_writable
     from diffsteer.io.distributed import Processes, launched
+    from diffsteer.metrics.image_scores import named, scores_of
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib
 
@@ -74,6 +78,7 @@ def compare(
     entries = entries_of(recipes, weights)
     if resamples < 20 or show < 0:
         raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
+    scores = scores_of(score, features.device)
     features = replace(features, keep=len(parse_seeds(samples.seeds)))
     require_writable(out)
     require_writable(samples.work)
@@ -92,13 +97,13 @@ def compare(
                 if processes.rank == 0:
                     print(f"{entry.name}: {entry.recipe.guidance or 'no guidance'}", flush=True)
                 runs[entry.name] = samples.measure(
-                    entry.recipe, features, extractor, entry.folder(out), show
+                    entry.recipe, features, extractor, entry.folder(out), show, scores
                 )
             if against is None:
                 return
             real, digest = against
             source = {"path": str(reference), "sha256": digest}
-            _report(entries, runs, real, source, out, show, resamples)
+            _report(entries, runs, real, source, out, show, resamples, named(scores))
 
 
 def entries_of(paths: tuple[Path, ...], weights: str) -> list[Entry]:
@@ -156,6 +161,7 @@ def _report(
     out: Path,
     show: int,
     resamples: int,
+    scores: dict[str, str],
 ) -> None:
     from diffsteer.io.atomic import atomic_write, write_json
     from diffsteer.metrics.comparison import compared
@@ -166,7 +172,7 @@ def _report(
     first = runs[entries[0].name].statistics
     notes, cautioned = omitted(first, real), cautions(first, real)
     results = []
-    for entry, one in zip(entries, compared(runs, real, resamples), strict=True):
+    for entry, one in zip(entries, compared(runs, real, resamples, scores), strict=True):
         images = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
         results.append(Result(one, entry.recipe.to_dict(), entry.curve, entry.weight, images))
         print(f"\n{one.name}", table(one.figures), *_lines(results[-1]), sep="\n")

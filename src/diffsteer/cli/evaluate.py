@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction
 
 from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
 from diffsteer.core.errors import InputError
+from diffsteer.io.seeds import prompts_of
 
 if TYPE_CHECKING:
     from diffsteer.metrics.features import Extractor
@@ -54,6 +55,8 @@ def evaluate(
     mixed: FlagCreatePairsOff[bool] = False,
     resamples: int = 200,
     out: Path | None = None,
+    score: UseAppendAction[tuple[str, ...]] = (),
+    prompts: Path | None = None,
 ) -> None:
     """Compare images with a reference and print every metric that it allows.
 
@@ -70,6 +73,11 @@ def evaluate(
         mixed: Also count images of several recipes; they are refused otherwise.
         resamples: For the intervals; 0 for none.
         out: JSON file for the figures.
+        score: Also the mean of a score, such as 'CLIPScore("WEIGHTS")', 'PickScore("WEIGHTS")',
+            'HPSv2("FILE", "CLIP")', 'Aesthetic("FILE", "CLIP")' or MODULE:FUNCTION; may be given
+            several times.
+        prompts: File with the prompt of each image of a folder, one a line in the order of names;
+            images of `diffsteer sample` hold theirs.
     """
     from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.recipe import read
@@ -78,12 +86,13 @@ def evaluate(
     from diffsteer.io.images import Pictures
     from diffsteer.io.seeds import format_seeds
     from diffsteer.metrics.evaluate import cautions, compare, omitted, spreads
+    from diffsteer.metrics.image_scores import judged, mean_spreads, means, named, scores_of
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.metrics.value import table
 
     if resamples != 0 and resamples < 20:
         raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
-    asked = None
+    asked, scores = None, scores_of(score, features.device)
     if pictures.suffix.lower() in RECIPES and not pictures.is_dir():
         asked = read(pictures)
         require_consistent(asked)
@@ -99,14 +108,18 @@ def evaluate(
             stack.enter_context(owned_file(out))
         against = known(reference, features, extractor) if first else None
         if asked is not None:
-            run = samples.measure(asked, features, extractor)
-            fake, seeds = run.statistics, format_seeds(run.seeds)
+            if prompts is not None:
+                raise InputError(f"{pictures} is a recipe, which has prompts: leave --prompts out")
+            run = samples.measure(asked, features, extractor, scores=scores)
+            fake, seeds, each = run.statistics, format_seeds(run.seeds), run.scores
         else:
+            each = judged(pictures, scores, _lines(prompts), features.batch)
             fake, seeds = _folder(pictures, features, extractor, recipe, mixed)
         if against is None:
             return
         real, digest = against
         figures = compare(fake, real, seeds, spreads(fake, real, resamples))
+        figures += means(each, named(scores), seeds, mean_spreads(each, resamples))
         notes = omitted(fake, real)
         print(f"{pictures} against {reference}", table(figures), sep="\n")
         for note in notes:
@@ -122,6 +135,10 @@ def evaluate(
                 "too few images": cautioned,
             }
             write_json(out, content)
+
+
+def _lines(path: Path | None) -> list[str]:
+    return [] if path is None else list(prompts_of(path))
 
 
 def known(

@@ -1,5 +1,6 @@
 """Options that several commands take; importable without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,7 @@ from diffsteer.io.seeds import parse_seeds
 
 if TYPE_CHECKING:
     from diffsteer.generate.recipe import Recipe
+    from diffsteer.metrics.best_of_n import Score
     from diffsteer.metrics.features import Extractor
     from diffsteer.metrics.sampled import Sampled
 
@@ -89,13 +91,23 @@ class Samples:
         extractor: "Extractor",
         show: Path | None = None,
         shown: int = 0,
+        scores: "Mapping[str, Score] | None" = None,
     ) -> "Sampled":
         """Make and measure the images of a recipe, as `metrics.sampled.measure_recipe`."""
         from diffsteer.metrics.sampled import measure_recipe
 
         seeds, keep, device = parse_seeds(self.seeds), features.keep, features.device
         return measure_recipe(
-            recipe, seeds, extractor, self.work, self.at_once, keep, device, show, shown
+            recipe,
+            seeds,
+            extractor,
+            self.work,
+            self.at_once,
+            keep,
+            device,
+            show,
+            shown,
+            scores or {},
         )
 
 

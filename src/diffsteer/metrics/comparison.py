@@ -5,6 +5,7 @@ All recipes are resampled with the same weights, so that a difference is of the 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.io.seeds import format_seeds
 from diffsteer.metrics.bootstrap import Estimate, interval, weights
 from diffsteer.metrics.evaluate import compare, resampled
+from diffsteer.metrics.image_scores import means, resampled_means
 from diffsteer.metrics.sampled import Sampled
 from diffsteer.metrics.statistics import Statistics
 from diffsteer.metrics.value import MetricValue
@@ -48,7 +50,10 @@ class Compared:
 
 
 def compared(
-    runs: Mapping[str, Sampled], reference: Statistics, resamples: int = 200
+    runs: Mapping[str, Sampled],
+    reference: Statistics,
+    resamples: int = 200,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Compared, ...]:
     """Measure recipes against a reference and against the first of them.
 
@@ -56,6 +61,7 @@ def compared(
         runs: Samples of each recipe by its name, of the same seeds, all features kept.
         reference: What they are compared with.
         resamples: Of the intervals, >= 20.
+        names: Of the scores with the digests of their weights, as of `image_scores.named`.
     """
     first, *_ = runs
     seeds = runs[first].seeds
@@ -65,10 +71,15 @@ def compared(
         if len(run.statistics.features) != len(seeds):
             raise InputError(f"{name} keeps features of a part: pairing needs those of all seeds")
     w = weights(len(seeds), resamples)
-    spreads = {name: resampled(run.statistics, reference, w) for name, run in runs.items()}
+    spreads = {
+        name: {**resampled(run.statistics, reference, w), **resampled_means(run.scores, w)}
+        for name, run in runs.items()
+    }
     recipes: list[Compared] = []
     for name, run in runs.items():
-        figures = compare(run.statistics, reference, format_seeds(seeds), spread=spreads[name])
+        said = format_seeds(seeds)
+        figures = compare(run.statistics, reference, said, spread=spreads[name])
+        figures += means(run.scores, names, said, spreads[name])
         base = {figure.name: figure.value for figure in recipes[0].figures} if recipes else {}
         differences = {}
         for figure in figures:

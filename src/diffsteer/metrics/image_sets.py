@@ -1,9 +1,11 @@
 """Sets of images in memory, folders, zip files or statistics files, and their evaluation."""
 
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -13,9 +15,13 @@ from diffsteer.generate.recipe import KEY, Recipe, parsed
 from diffsteer.io.hashing import differences
 from diffsteer.io.images import PictureError, Pictures, stacked
 from diffsteer.io.seeds import format_seeds
+from diffsteer.metrics.comparison import Compared, compared
 from diffsteer.metrics.efficientnet import EfficientNetLite0
-from diffsteer.metrics.evaluate import compare, spreads
+from diffsteer.metrics.evaluate import cautions, spreads
+from diffsteer.metrics.evaluate import compare as measured
 from diffsteer.metrics.features import UNSTATED, Extractor
+from diffsteer.metrics.image_scores import judged, mean_spreads, means, named, scores_of
+from diffsteer.metrics.sampled import Sampled
 from diffsteer.metrics.statistics import KEEP, Statistics, measure
 from diffsteer.metrics.value import MetricValue
 
@@ -32,20 +38,120 @@ def evaluate(
     reference: Tensor | Path | str,
     extractor: Extractor | None = None,
     resamples: int = 200,
+    scores: Sequence[str] = (),
+    prompts: Sequence[str] = (),
 ) -> tuple[MetricValue, ...]:
     """All metrics that a set of images and a reference allow, as `diffsteer evaluate`.
+
+    Warns where there are too few images for a metric.
 
     Args:
         images: uint8 `(N, 3, H, W)`, or a folder, zip file or statistics file (.npz).
         reference: The same, of real images.
         extractor: Of the features; None for EfficientNet-Lite0.
         resamples: For the intervals, >= 20; 0 for none.
+        scores: Texts of scores, such as 'PickScore("WEIGHTS")' or "MODULE:FUNCTION".
+        prompts: One of each image, for scores that read them; images of `diffsteer sample` hold
+            theirs.
     """
     extractor = extractor or EfficientNetLite0()
+    judges = scores_of(scores)
     for side in (images, reference):
         require_comparable(side, extractor)
+    each = judged(_pictures(images), judges, prompts) if judges else {}
     fake, real = (statistics_of(side, extractor) for side in (images, reference))
-    return compare(fake, real, spread=spreads(fake, real, resamples))
+    _warn(fake, real)
+    figures = measured(fake, real, spread=spreads(fake, real, resamples))
+    return figures + means(each, named(judges), spread=mean_spreads(each, resamples))
+
+
+@overload
+def compare(
+    images: Statistics,
+    reference: Statistics,
+    seeds: str = UNSTATED,
+    spread: Mapping[str, Tensor] = MappingProxyType({}),
+) -> tuple[MetricValue, ...]: ...
+
+
+@overload
+def compare(
+    images: Mapping[str, Tensor | Path | str],
+    reference: Tensor | Path | str,
+    *,
+    extractor: Extractor | None = None,
+    resamples: int = 200,
+    scores: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+) -> tuple[Compared, ...]: ...
+
+
+def compare(
+    images: Statistics | Mapping[str, Tensor | Path | str],
+    reference: Statistics | Tensor | Path | str,
+    seeds: str = UNSTATED,
+    spread: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    extractor: Extractor | None = None,
+    resamples: int = 200,
+    scores: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+) -> tuple[MetricValue, ...] | tuple[Compared, ...]:
+    """Compare sets of images of the same seeds, with paired differences from the first.
+
+    Warns where there are too few images for a metric. Of two `Statistics` it gives the metrics
+    alone, as `metrics.evaluate.compare`, which `seeds` and `spread` are for.
+
+    Args:
+        images: Sets by name, as for `evaluate`, but no statistics files. Images in the same place
+            of the order of names are of one seed and prompt.
+        reference: Of real images, as for `evaluate`.
+        seeds: Of the generated images, in words.
+        spread: Of `resampled`, for the intervals.
+        extractor: Of the features; None for EfficientNet-Lite0.
+        resamples: For the intervals, >= 20.
+        scores: As for `evaluate`.
+        prompts: As for `evaluate`.
+    """
+    if isinstance(images, Statistics) and isinstance(reference, Statistics):
+        return measured(images, reference, seeds, spread)
+    if isinstance(images, Statistics) or isinstance(reference, Statistics) or len(images) < 2:
+        raise InputError("give two sets of images or more by name, or two Statistics")
+    extractor, judges = extractor or EfficientNetLite0(), scores_of(scores)
+    sizes = {name: _size(name, side) for name, side in images.items()}
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"sets hold {sizes} images: give one of each seed in all of them")
+    real = statistics_of(reference, extractor)
+    runs = {
+        name: Sampled(
+            tuple(range(sizes[name])),
+            statistics_of(side, extractor, keep=sizes[name]),
+            {},
+            judged(_pictures(side), judges, prompts),
+        )
+        for name, side in images.items()
+    }
+    _warn(next(iter(runs.values())).statistics, real)
+    return compared(runs, real, resamples, named(judges))
+
+
+def _size(name: str, images: Tensor | Path | str) -> int:
+    pictures = _pictures(images)
+    n = len(pictures) if isinstance(pictures, Tensor) else len(Pictures.at(pictures))
+    if n < 2:
+        raise InputError(f"{name} holds {n} image, which has no covariance: give at least 2")
+    return n
+
+
+def _pictures(images: Tensor | Path | str) -> Tensor | Path:
+    if not isinstance(images, Tensor) and Path(images).suffix == STATISTICS:
+        raise InputError(f"{images} holds statistics, and images are needed: give their folder")
+    return images if isinstance(images, Tensor) else Path(images)
+
+
+def _warn(fake: Statistics, real: Statistics) -> None:
+    for note in cautions(fake, real):
+        warnings.warn(f"too few images for {note}", stacklevel=3)
 
 
 def require_comparable(images: Tensor | Path | str, extractor: Extractor) -> None:

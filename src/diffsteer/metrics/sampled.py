@@ -9,9 +9,10 @@ grey level in rare pixels) and of sums (1e-12 relative).
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ from diffsteer.io.atomic import owned
 from diffsteer.io.distributed import Processes
 from diffsteer.io.hashing import digest
 from diffsteer.io.shards import Shard, ShardFolder
+from diffsteer.metrics.best_of_n import Score
 from diffsteer.metrics.features import Extractor, key_of, pictures
 from diffsteer.metrics.frechet import Gaussian
+from diffsteer.metrics.image_scores import PREFIX, Judge, judge, named, no_scores
 from diffsteer.metrics.moments import F64, Moments, table
 from diffsteer.metrics.statistics import KEEP, Statistics, kept
 
@@ -49,11 +52,13 @@ class Sampled:
         seeds: Of all of them, sorted.
         statistics: Moments of all, features of a random part.
         costs: By name, `(N,)`, in the order of `seeds`: seconds, and what `costs` told.
+        scores: By the text of the score, the same.
     """
 
     seeds: tuple[int, ...]
     statistics: Statistics
     costs: dict[str, Tensor]
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
 
 def sampled(
@@ -65,6 +70,7 @@ def sampled(
     batch: int = 8,
     keep: int = KEEP,
     costs: Costs = dict,
+    judge: Judge = no_scores,
 ) -> Sampled:
     """Make images of seeds and measure them; call it in every process where there are several.
 
@@ -79,13 +85,15 @@ def sampled(
         batch: Images at a time, >= 1.
         keep: Images of which features are kept, for metrics other than Frechet distances.
         costs: Tells what the last images cost besides seconds.
+        judge: Gives numbers of images and their seeds, by the texts of scores; `key` has to name
+            what decides them.
     """
     order = tuple(sorted(set(seeds)))
     if len(order) < max(2, len(seeds)) or batch < 1:
         raise InputError(f"{len(order)} different seeds of {len(seeds)}, batch={batch}: give at "
                          "least 2 seeds, each once, and batch >= 1")  # fmt: skip
     together = Processes.running()
-    make = partial(_measured, images, extractor, costs)
+    make = partial(_measured, images, extractor, costs, judge)
     costs()  # what came before is not ours
     if out is None:
         chunks = list(_chunks(make, order, len(order), batch, together))
@@ -156,7 +164,9 @@ def _chunks(
                 parts, since = [], time.monotonic()
 
 
-def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[int]) -> Shard:
+def _measured(
+    images: Images, extractor: Extractor, costs: Costs, judge: Judge, seeds: list[int]
+) -> Shard:
     start, n = time.perf_counter(), len(seeds)
     made = pictures(images(seeds))
     spent = {"seconds": time.perf_counter() - start, **costs()}
@@ -164,7 +174,8 @@ def _measured(images: Images, extractor: Extractor, costs: Costs, seeds: list[in
         raise InputError(f"{len(made)} images came for {n} seeds: return one each, in order")
     features = table(extractor(made)).to("cpu", torch.float32)
     each = {name: torch.full((n,), value / n, dtype=F64) for name, value in spent.items()}
-    return Shard(tuple(seeds), {FEATURES: features, **each})
+    scores = {PREFIX + text: values for text, values in judge(made, seeds).items()}
+    return Shard(tuple(seeds), {FEATURES: features, **each, **scores})
 
 
 def _joined(
@@ -192,7 +203,10 @@ def _joined(
         raise InputError(f"{moments.n} samples are there of {len(order)}: was the folder changed?")
     rows = _in_order(features, together)[FEATURES]
     statistics = Statistics(extractor.origin, Gaussian.of(moments), moments.n, rows)
-    return Sampled(order, statistics, _in_order(costs, together))
+    arrays = _in_order(costs, together)
+    scores = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
+    spent = {n: a for n, a in arrays.items() if not n.startswith(PREFIX)}
+    return Sampled(order, statistics, spent, scores)
 
 
 def _rows(shard: Shard, seeds: Container[int]) -> Shard:
@@ -219,6 +233,7 @@ def measure_recipe(
     device: str = "",
     show: Path | None = None,
     shown: int = 0,
+    scores: Mapping[str, Score] = MappingProxyType({}),
 ) -> Sampled:
     """Make and measure the images of a recipe, as `sampled`, in every process.
 
@@ -232,6 +247,7 @@ def measure_recipe(
         device: Where the networks of the recipe run; empty for a GPU if there is one.
         show: Folder for images to look at; None for none.
         shown: Number of them, of the first seeds.
+        scores: Judge each image and its prompt, by their texts.
     """
     with open_generator(recipe, device) as generator:
         require_images(recipe, generator.media)
@@ -246,8 +262,12 @@ def measure_recipe(
                         folder.save(seed, image)
             return images
 
-        out, key = work / digest(key_of(generator.key, extractor))[:16], generator.key
-        run = sampled(make, seeds, extractor, out, key, batch, keep, generator.nfe)
+        def judged(images: Tensor, part: Sequence[int]) -> Mapping[str, Tensor]:
+            return judge(scores, images, [recipe.for_seed(seed).prompt for seed in part])
+
+        key = {**generator.key, **({"scores": named(scores)} if scores else {})}
+        out = work / digest(key_of(key, extractor))[:16]
+        run = sampled(make, seeds, extractor, out, key, batch, keep, generator.nfe, judged)
         if folder is not None:
             processes = Processes.running()
             processes.gathered(len(missing))  # all have written before the first looks

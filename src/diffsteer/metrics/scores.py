@@ -5,9 +5,8 @@ Those that ship load weights that you name, when they first judge.
 
 import re
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from itertools import pairwise
@@ -25,33 +24,11 @@ from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.io.strict import read_safetensors
 from diffsteer.metrics.best_of_n import Score
+from diffsteer.metrics.preference import HPSv2 as HPSv2
+from diffsteer.metrics.preference import PickScore as PickScore
 from diffsteer.metrics.pretrained import CLIP, pretrained
+from diffsteer.metrics.scorer import SHORT, Scorer, require_words
 from diffsteer.models.adm import files as adm_files
-
-SHORT = 16
-"""Digits of a digest."""
-LEGACY_END = 2
-"""End token of old configs of CLIP, which stands for the highest token."""
-
-
-@dataclass(frozen=True)
-class Scorer(ABC):
-    """A score known by its text, such as 'CLIPScore("openai/clip-vit-base-patch16")'.
-
-    Args:
-        device: Where it runs; empty for a GPU if there is one. No part of what it is.
-    """
-
-    device: str = field(default="", repr=False, compare=False, kw_only=True)
-
-    @property
-    @abstractmethod
-    def digest(self) -> str:
-        """Hash of the weights that were loaded, in hex, short."""
-
-    @abstractmethod
-    def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
-        """Return a number each, `(N,)`, of uint8 images `(N, 3, H, W)`; more is better."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +65,7 @@ class CLIPScore(Scorer):
 
         text: Any = pretrained(CLIPTextModelWithProjection, self.weights)
         words = CLIPTokenizer.from_pretrained(self.weights)
-        size, end = text.config.vocab_size, text.config.eos_token_id
-        end = size - 1 if end == LEGACY_END else end
-        if words.eos_token_id != end:
-            raise InputError(
-                f"{self.weights}: the text model knows {size} tokens and ends texts at {end}, the "
-                f"tokenizer knows {len(words)} and ends them at {words.eos_token_id}, so that "
-                "embeddings would be of no prompt: give the checkpoint with its own tokenizer"
-            )
+        require_words(self.weights, text.config, words)
         return text.to(device_of(self.device)), words
 
     @override
@@ -129,6 +99,7 @@ class Aesthetic(Scorer):
 
     weights: str
     clip: str
+    reads_prompts = False
 
     @cached_property
     @override

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from diffsteer.metrics.bootstrap import Interval
 from diffsteer.metrics.features import UNSTATED, Origin
 
-RISING = ("IS", "precision", "recall", "density", "coverage")
+RISING = ("score ", "IS", "precision", "recall", "density", "coverage")
 """First letters of metrics that are better when they are larger."""
 
 

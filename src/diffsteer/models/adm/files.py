@@ -30,6 +30,20 @@ def read(path: Path) -> tuple[State, Flags | None]:
     """
     if path.is_dir():
         return _read_folder(path)
+    return read_tensors(path), None
+
+
+def read_tensors(path: Path, inner: str = "") -> State:
+    """Tensors by name of a file of torch.save, and nothing else.
+
+    Args:
+        path: The file.
+        inner: Name under which they may stand, beside other values.
+
+    Raises:
+        OSError: there is no such file.
+        InputError: it cannot be read, or holds anything but tensors by name.
+    """
     with open_file(path) as file:
         try:
             _require_stored(file)
@@ -40,7 +54,9 @@ def read(path: Path) -> tuple[State, Flags | None]:
                 f"{path} cannot be read as tensors: {_refused(reason)}. A checkpoint of this kind "
                 "holds nothing else; if it is cut short, fetch it again"
             ) from error
-    return _state(content, path), None
+    if inner and isinstance(content, Mapping):
+        content = content.get(inner, content)
+    return _state(content, path)
 
 
 def _require_stored(file: BinaryIO) -> None:
