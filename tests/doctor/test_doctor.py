@@ -49,8 +49,33 @@ def test_lora(width: int, base: str, tmp_path) -> None:
     assert metadata["modelspec.architecture"].endswith("/lora")
 
 
+def test_edm_keys(tmp_path) -> None:
+    tensors = {**original("SDXL"), "edm_mean": torch.zeros(4), "edm_std": torch.ones(4)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    diagnosis = diagnose(tmp_path / "a.safetensors")
+    assert (diagnosis.prediction.value, diagnosis.snr.value) == ("edm", "above zero")
+    fix(diagnosis, tmp_path / "b.safetensors")
+    after = diagnose(tmp_path / "b.safetensors")
+    assert after.prediction.confidence == "agreed" and after.exit_status == 0
+    assert after.checkpoint.scheduler["sigma_data"] == 0.5 and not after.last_timestep
+
+
+def test_a_flow_needs_no_rescale(tmp_path) -> None:
+    import tiny
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    tiny.sd3(FlowMatchEulerDiscreteScheduler(shift=3.0)).save_pretrained(tmp_path / "sd3")
+    diagnosis = diagnose(tmp_path / "sd3", deep=True)
+    assert (diagnosis.prediction.value, diagnosis.prediction.confidence) == (
+        *("flow_prediction", "certain"),
+    )
+    assert diagnosis.exit_status == 0 and all(diagnosis.last_timestep.values())
+    assert codes(diagnosis.findings) == {"not-measured"}
+
+
 def test_lora_without_words_is_unknown(tmp_path) -> None:
-    diagnosis = diagnose(lora(tmp_path / "lora.safetensors"))
+    diagnosis = diagnose(lora(tmp_path / "lora.safetensors"), deep=True)
+    assert "not-measured" in codes(diagnosis.findings)
     assert not diagnosis.prediction.known and not diagnosis.snr.known
     with pytest.raises(InputError, match="prediction type is unknown"):
         fix(diagnosis, tmp_path / "fixed.safetensors")

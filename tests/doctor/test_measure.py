@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from doctor.made import original_name
+from safetensors.torch import load_file, save_file
 
 from diffsteer.core.identify import data_slope
 from diffsteer.core.oracle import Bright
@@ -88,6 +90,24 @@ def test_models_that_ship_against_a_config_that_lies(name, prediction, snr, tmp_
     assert diagnosis.exit_status == 3
     if v:
         assert (diagnosis.snr.value, diagnosis.snr.confidence) == (snr, "measured")
+
+
+def test_a_single_file_is_measured(tmp_path, monkeypatch) -> None:
+    """The network that ships, in the original layout; its heads and groups are its own."""
+    from diffsteer.doctor import measure
+
+    place = shipped("pocket").folder / "unet"
+    config = json.loads((place / "config.json").read_text())
+    traceless = {name: config[name] for name in ("attention_head_dim", "norm_num_groups")}
+    weights = load_file(place / "diffusion_pytorch_model.safetensors")
+    names = {name: f"model.diffusion_model.{original_name(name, 1)}" for name in weights}
+    save_file({names[n]: value for n, value in weights.items()}, tmp_path / "a.safetensors")
+    assert not diagnose(tmp_path / "a.safetensors", deep=True).prediction.known
+    own = measure.unet_config
+    monkeypatch.setattr(measure, "unet_config", lambda *a: own(*a) | traceless)
+    diagnosis = diagnose(tmp_path / "a.safetensors", deep=True)
+    assert (diagnosis.prediction.value, diagnosis.snr.value) == ("v_prediction", "zero")
+    assert diagnosis.prediction.confidence == "measured"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,34 @@ def figures(path: Path) -> dict[str, dict[str, object]]:
     return {figure["name"]: figure for figure in json.loads(path.read_text())["figures"]}
 
 
+def test_scores_of_recipes_and_of_their_images(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt of each image is that of its recipe; a page shows the score beside the metrics."""
+    code = "def letters(images, prompts):\n    return [float(len(p)) for p in prompts]\n"
+    (tmp_path / "letter_scores.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scores, samples = ("letter_scores:letters",), Samples("0-7", 4, tmp_path / "work")
+    for name, path in (("recipe", root / "cfg.json"), ("folder", root / "cfg")):
+        out = tmp_path / f"{name}.json"
+        evaluate(path, root / "real.npz", SMALL, samples, resamples=20, out=out, score=scores)
+        # of "a cat" and "<b>a dog" in turn
+        assert figures(out)["score letter_scores:letters"]["value"] == pytest.approx(6.5)
+    recipes = (root / "plain.json", root / "cfg.json")
+    compare(
+        *(recipes, root / "real.npz"),
+        features=SMALL,
+        samples=samples,
+        out=tmp_path / "compared",
+        show=1,
+        resamples=20,
+        score=scores,
+    )
+    report = json.loads((tmp_path / "compared/report.json").read_text())
+    assert report["recipes"][1]["differences"]["score letter_scores:letters"][0] == 0
+    assert "score letter_scores:letters" in (tmp_path / "compared/report.html").read_text()
+
+
 def test_a_recipe_and_its_pictures_have_the_same_figures(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,13 +92,14 @@ def defaults(checkpoint: Checkpoint, prediction: str, snr: str) -> Defaults | No
     return Defaults(f"CFG({scale})" if guided else "", "UniPC()", "trailing", 25)
 
 
-def rescaling(checkpoint: Checkpoint, snr: str) -> Iterator[Finding]:
+def rescaling(checkpoint: Checkpoint, prediction: str, snr: str) -> Iterator[Finding]:
     """Yield whether guidance rescale is missing or would act twice."""
     places = {str(path): value for path, value in _stated(checkpoint)}
     if len(places) > 1:
         text = f"guidance rescale stands in {' and in '.join(places)}, and would act twice"
         yield Finding("rescale-twice", "problem", text, "keep one, and set the other to 0")
-    if snr != ZERO or places or not any(t.name == "CFG" and t.works for t in terms(checkpoint)):
+    guided = any(term.name == "CFG" and term.works for term in terms(checkpoint))
+    if snr != ZERO or prediction == "flow_prediction" or places or not guided:
         return
     import diffusers
 

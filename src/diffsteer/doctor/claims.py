@@ -27,6 +27,8 @@ SPELLINGS = {
     **dict.fromkeys(("sample", "x0", "x_0", "x_start", "original_sample"), "sample"),
     **dict.fromkeys(("flow_prediction", "flow", "flow_matching", "flow-matching"), PREDICTIONS[3]),
     **dict.fromkeys(("rectified_flow", "rectified-flow", "rf"), "flow_prediction"),
+    EDM: EDM,
+    EDM_V: EDM_V,
 }
 """Prediction types as trainers spell them."""
 PREDICTION_KEYS = ("modelspec.prediction_type", "ss_prediction_type", "prediction_type")

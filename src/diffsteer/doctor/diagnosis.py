@@ -127,10 +127,10 @@ def _diagnosis(checkpoint: Checkpoint, deep: bool, stated: Sequence[Claim]) -> D
     findings = [
         *faults,
         *more,
-        *_verdicts(checkpoint, prediction, snr),
+        *_verdicts(checkpoint, deep, prediction, snr),
         *_misread(read, prediction, snr),
         *_scheduler(checkpoint, prediction, snr),
-        *advice.rescaling(checkpoint, snr.value),
+        *advice.rescaling(checkpoint, prediction.value, snr.value),
         *_dark(light),
     ]
     order = ("problem", "warning", "note")
@@ -156,23 +156,24 @@ def _measurement(
     if any(fault.severity == "problem" for fault in faults):
         text = "the network was not measured, since its weights are damaged"
         return None, [Finding("not-measured", "warning", text)]
-    measurement = measure(checkpoint)
+    try:
+        measurement = measure(checkpoint)
+    except InputError as error:
+        return None, [Finding("not-measured", "warning", str(error))]
     text = "its outputs fit no prediction type, as those of an untrained network"
     return measurement, [] if measurement.claims else [Finding("no-type-fits", "warning", text)]
 
 
-def _verdicts(checkpoint: Checkpoint, *verdicts: Verdict) -> Iterator[Finding]:
+def _verdicts(checkpoint: Checkpoint, deep: bool, *verdicts: Verdict) -> Iterator[Finding]:
     prediction, snr = (verdict.value for verdict in verdicts)
     for verdict in verdicts:
         if verdict.disagreement:
-            certain = verdict.known
-            remedy = "--fix writes all of them anew" if certain else "--deep measures the network"
+            remedy = "--fix writes all of them anew" if verdict.known else _way(deep)
             text = f"sources disagree on the {verdict.subject}: {verdict.disagreement}"
             yield Finding("disagreement", "problem", text, remedy)
         elif not verdict.known:
             text = f"nothing says the {verdict.subject}"
-            remedy = "--deep measures the network; most checkpoints without marks predict epsilon"
-            yield Finding("unknown", "warning", text, remedy)
+            yield Finding("unknown", "warning", text, _way(deep))
     for text in not_understood(checkpoint.metadata):
         yield Finding("not-understood", "warning", f"metadata {text!r} is no prediction type")
     yield from schedule.contradictions(prediction, snr)
@@ -180,6 +181,11 @@ def _verdicts(checkpoint: Checkpoint, *verdicts: Verdict) -> Iterator[Finding]:
     if offset not in ("None", "0", "0.0", ""):
         text = f"trained with noise offset {offset[:20]}: brightness varies more than expected here"
         yield Finding("noise-offset", "note", text)
+
+
+def _way(deep: bool) -> str:
+    """Say how a verdict can still be had."""
+    return "say it: --prediction, --terminal-snr" if deep else "--deep measures the network"
 
 
 def _misread(read: Sequence[Reading], prediction: Verdict, snr: Verdict) -> Iterator[Finding]:
@@ -223,7 +229,9 @@ def _dark(light: brightness.Brightness | None) -> Iterator[Finding]:
 def _last(checkpoint: Checkpoint) -> dict[int, bool]:
     try:
         steps = (*schedule.COMMON, DEFAULT_STEPS)
-        return schedule.visits(checkpoint.scheduler, steps).reaches if checkpoint.scheduler else {}
+        config = checkpoint.scheduler
+        discrete = config and not str(config.get("_class_name", "")).startswith("EDM")
+        return schedule.visits(config, steps).reaches if discrete else {}
     except InputError:
         return {}
 

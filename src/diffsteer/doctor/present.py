@@ -53,7 +53,7 @@ def _verdicts(diagnosis: Diagnosis) -> Iterator[str]:
         spacing = diagnosis.checkpoint.scheduler.get("timestep_spacing", "its")
         yield f"  {'last timestep sampled':28} at {asked} of steps ({spacing} spacing)"
     else:
-        yield f"  {'last timestep sampled':28} unknown (no scheduler config)"
+        yield f"  {'last timestep sampled':28} unknown (no scheduler config of timesteps)"
     light = diagnosis.brightness
     if light:
         shape = "x".join(map(str, diagnosis.checkpoint.latent or ()))
