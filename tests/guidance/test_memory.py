@@ -83,7 +83,7 @@ def test_each_step_sees_where_it_goes_and_writes_once(sampler: Sampler) -> None:
 
 
 def test_samplings_that_alternate_do_not_leak() -> None:
-    levels, shared = grid(SD, 6), denoiser(Momentum(0.5), 1)
+    levels, shared = grid(SD, 6), denoiser(Momentum(0.5), 1, memory=Store())
     alone = [list(sample(shared, levels, SHAPE, [s], DDIM()))[-1].x for s in (0, 1)]
     a, b = (sample(shared, levels, SHAPE, [s], DDIM()) for s in (0, 1))
     for both in zip(a, b, strict=True):
