@@ -1,6 +1,6 @@
 """What guidance, refined noise and zero terminal SNR do on the pocket model, in figures.
 
-    python benchmarks/pocket.py sheet brightness guidance sag refined rivals [--models runs]
+    python benchmarks/pocket.py sheet brightness guidance masked sag refined rivals [--models runs]
     python benchmarks/results.py
 
 The first writes docs/results/*.json, the second docs/results.md. Each study keeps what it sampled
@@ -46,6 +46,7 @@ from diffsteer.train.log import save_grid
 
 Split = Literal["train", "test"]
 Costs = dict[str, float]
+Features = Callable[[Tensor], Tensor]
 OUT = Path(__file__).parent.parent / "docs" / "results"
 SIDE = 64
 OWN = 5
@@ -69,6 +70,14 @@ def extractor() -> Custom:
     return Custom(features, replace(at, layer=f"brightness, edges, background, {at.layer}"))
 
 
+@cache
+def twice() -> Custom:
+    """The extractor's block10, then that of the same network with a mask of 16 grey levels."""
+    plain, masked = network(), EfficientNetLite0(size=SIDE, mask=16)
+    at = replace(plain.origin, layer="block10, block10 masked", resize=masked.origin.resize)
+    return Custom(lambda images: torch.cat([plain(images), masked(images)], 1), at)
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where models are and samples go."""
@@ -78,14 +87,18 @@ class Bench:
     batch: int
 
     def features(
-        self, recipe: Recipe, seeds: Sequence[int], score: Score | None = None
+        self,
+        recipe: Recipe,
+        seeds: Sequence[int],
+        score: Score | None = None,
+        made: Custom | None = None,
     ) -> tuple[Tensor, Costs]:
         """Features of samples, `(N, 5 + d)`, and how many rows of which network one took.
 
         With a score each is the best of `DRAWS`.
         """
         with open_pipeline(located(recipe, self.models)) as images:
-            made, key = extractor(), {**images.key, "autocast": "bfloat16"}
+            made, key = made or extractor(), {**images.key, "autocast": "bfloat16"}
             draw = half(images)
             if score is not None:
                 draw, key = BestOf(draw, score, DRAWS, recipe.prompts), {**key, "best of": DRAWS}
@@ -122,15 +135,16 @@ def captions(n: int, background: str | None = None, split: Split = "train") -> l
     return said[:n]
 
 
-def real(samples: Sequence[int], split: Split = "train") -> Tensor:
+def real(samples: Sequence[int], split: Split = "train", made: Features | None = None) -> Tensor:
     """Features of real images."""
-    source = Emoji(split)
+    source, made = Emoji(split), made or features
     parts = [samples[i : i + 64] for i in range(0, len(samples), 64)]
-    return torch.cat([features(torch.stack([source[i].pixels for i in p])) for p in parts])
+    return torch.cat([made(torch.stack([source[i].pixels for i in p])) for p in parts])
 
 
-def decoded(bench: Bench, samples: Sequence[int]) -> Tensor:
+def decoded(bench: Bench, samples: Sequence[int], measure: Features | None = None) -> Tensor:
     """Features of real images after encoding and decoding: the best that the model could do."""
+    measure = measure or features
     source, parts = Emoji("train"), [samples[i : i + 50] for i in range(0, len(samples), 50)]
     found = []
     with open_pipeline(located(Recipe(model="pocket"), bench.models)) as images, torch.no_grad():
@@ -138,7 +152,7 @@ def decoded(bench: Bench, samples: Sequence[int]) -> Tensor:
             pixels = torch.stack([source[i].pixels for i in part]) / 127.5 - 1
             z = images.pipe.vae.encode(pixels).latent_dist.mean
             made = images.pipe.vae.decode(z).sample
-            found.append(features((127.5 * made + 127.5).round().clamp(0, 255).to(torch.uint8)))
+            found.append(measure((127.5 * made + 127.5).round().clamp(0, 255).to(torch.uint8)))
     return torch.cat(found)
 
 
@@ -229,6 +243,46 @@ def guidance(bench: Bench, n: int) -> dict[str, Any]:
     seeds = f"{CHOICE}-{CHOICE + n // 4 - 1}"
     told = {"choice": tried, "choice seeds": seeds, "rows": rows}
     return {"n": n, "steps": 16, "sampler": "UniPC", **told}
+
+
+MASKED = ("", "CFG(1.5)", "CFG(2)", "Auto(1.25)")
+
+
+def masked(bench: Bench, n: int) -> dict[str, Any]:
+    """The same images measured without and with a mask; more than without guidance, paired."""
+    base, made = trained_on(n)[0], twice()
+    samples, others = captions(n), captions(2 * CHOSEN)[CHOSEN:]
+    known_ones = [Gaussian.of(Moments.of(x)) for x in real(others, made=made).chunk(2, 1)]
+    drawn, first, rows = weights(n, 200), None, []
+    sets = {
+        "real": real(samples, made=made),
+        "real, encoded and decoded": decoded(bench, samples, made),
+    }
+    for text in MASKED:
+        recipe = replace(base, guidance=text, guide="pocket-guide" if "Auto" in text else "")
+        sets[text or "none"], _ = bench.features(recipe, range(n), made=made)
+    for name, table in sets.items():
+        halves = list(zip(table.chunk(2, 1), known_ones, strict=True))
+        values = [frechet(Gaussian.of(Moments.of(x)), g) for x, g in halves]
+        row: dict[str, Any] = {"name": name, "FD": values}
+        if not name.startswith("real"):
+            again = [frechet_resampled(x.double(), g, drawn) for x, g in halves]
+            first = first or (values, again)
+            row["more"] = list(map(gain, values, again, *first))
+        rows.append(row)
+        report(row)
+    return {"n": n, "others": len(others), "steps": 16, "sampler": "UniPC", "rows": rows}
+
+
+CHOSEN = 2000
+"""Captions before those of the reference of `masked`."""
+
+
+def gain(value: float, again: Tensor, first: float, first_again: Tensor) -> list[float]:
+    """How much more a distance is than the first, with a 95 % interval of paired resamples."""
+    difference = again - first_again
+    moved = difference - difference.mean() + (value - first)
+    return [value - first, *moved.quantile(torch.tensor([0.025, 0.975]).double()).tolist()]
 
 
 def figures(
@@ -454,7 +508,7 @@ class Probe:
 
 STUDIES = {"sheet": (sheet, 32), "brightness": (brightness, 1000)}
 STUDIES |= {"guidance": (guidance, 2000), "sag": (sag, 500), "refined": (refined, 2000)}
-STUDIES |= {"rivals": (rivals, 1000)}
+STUDIES |= {"rivals": (rivals, 1000), "masked": (masked, 300)}
 
 
 @contextmanager
