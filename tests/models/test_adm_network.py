@@ -114,7 +114,7 @@ def test_iddpm_says_whether_timesteps_are_rescaled() -> None:
     [
         ("--image_size", "are no flags"),
         ("image_size 64", "are no flags"),
-        ("--imagesize 64", "no ADM flag is called 'imagesize'"),
+        ("--imagesize 64", "ADM has no setting 'imagesize'"),
         ("--image_size big", "image_size='big' is no int"),
         ("--class_cond maybe", "class_cond='maybe' is no bool"),
         ("--image_size 48", "channel_mult='' at image_size=48"),
@@ -126,7 +126,7 @@ def test_iddpm_says_whether_timesteps_are_rescaled() -> None:
         ("--classifier_pool adaptive", "classifier_pool='adaptive'"),
         ("--classifier_depth 4 --num_res_blocks 3", "classifier_depth beside num_res_blocks"),
         ("--classifier False --classifier_depth 4", "of two networks"),
-        ("--classifier_colour 4", "no ADM flag is called 'classifier_colour'"),
+        ("--classifier_colour 4", "ADM has no setting 'classifier_colour'"),
     ],
 )
 def test_bad_flags(text: str, says: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import Share, between, check_fields
-from diffsteer.io.strict import refused
+from diffsteer.io.strict import from_table, refused
 
 MULTS = {
     512: "0.5,1,1,2,2,4,4",
@@ -131,13 +131,12 @@ class Flags:
     def of(cls, settings: Mapping[str, Any]) -> "Flags":
         """Read flags by name; values may be texts."""
         types = {f.name: type(f.default) for f in fields(cls)}
-        unknown = [name for name in settings if name not in types and name not in WITHOUT_EFFECT]
-        if unknown:
-            raise InputError(
-                f"no ADM flag is called {brief(unknown[0])}: there are {', '.join(types)}"
-            )
-        known = {name: value for name, value in settings.items() if name in types}
-        return cls(**{name: _value(name, value, types[name]) for name, value in known.items()})
+        table = {
+            name: _value(name, value, types[name]) if name in types else value
+            for name, value in settings.items()
+            if name not in WITHOUT_EFFECT
+        }
+        return from_table(cls, table, "ADM")
 
     @classmethod
     def parse(cls, text: str) -> "Flags":

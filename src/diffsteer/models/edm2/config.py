@@ -1,23 +1,49 @@
 """Arguments of an EDM2 network and its folder, checked without building it or loading torch."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import Rule, between, check_fields, is_number
 from diffsteer.io import model_folder
+from diffsteer.io.strict import from_table
 
 FORMAT = "diffsteer.EDM2"
-LIMITS = {
-    "img_resolution": (1, 4096),
-    "img_channels": (1, 1024),
-    "label_dim": (0, 10**6),
-    "model_channels": (1, 8192),
-    "num_blocks": (1, 64),
-    "channels_per_head": (1, 8192),
-    "logvar_channels": (1, 8192),
-}
-"""Smallest and largest values of integers; far beyond any network, but no file can ask for more."""
+Sides = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Arguments of `EDM2` in the ranges of any network; no file can ask for more."""
+
+    img_resolution: Annotated[int, between(1, 4096)]
+    img_channels: Annotated[int, between(1, 1024)]
+    label_dim: Annotated[int, between(0, 10**6)]
+    model_channels: Annotated[int, between(1, 8192)]
+    channel_mult: Sides
+    num_blocks: Annotated[int, between(1, 64)]
+    attn_resolutions: Sides
+    channels_per_head: Annotated[int, between(1, 8192)]
+    dropout: Annotated[float, Rule("in [0, 1[", lambda p: is_number(p) and 0 <= p < 1)]
+    sigma_data: Annotated[float, Rule("in ]0, 1e6[", lambda s: is_number(s) and 0 < s < 1e6)]
+    logvar_channels: Annotated[int, between(1, 8192)]
+    use_fp16: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("channel_mult", "attn_resolutions"):
+            if not all(0 < value <= 4096 for value in getattr(self, name)):
+                raise InputError(
+                    f"{name} must hold integers in [1, 4096], got {brief(getattr(self, name))}"
+                )
+        levels, side = len(self.channel_mult), self.img_resolution
+        if not 1 <= levels <= 12 or side % 2 ** (levels - 1):
+            raise InputError(
+                f"img_resolution={side} must be divisible by 2 once less than the {levels} values "
+                "of channel_mult, of which there are 1 to 12"
+            )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -32,26 +58,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise InputError for arguments from which no network of reasonable size can be built."""
-    for name, (least, most) in LIMITS.items():
-        value = config[name]
-        if type(value) is not int or not least <= value <= most:
-            raise InputError(f"EDM2: {name} must be an integer in [{least}, {most}], got {value!r}")
-    if type(config["use_fp16"]) is not bool:
-        raise InputError(f"EDM2: use_fp16 must be true or false, got {config['use_fp16']!r}")
-    for name in ("channel_mult", "attn_resolutions"):
-        if not all(type(v) is int and 0 < v <= 4096 for v in config[name]):
-            raise InputError(f"EDM2: {name} must hold integers in [1, 4096], got {config[name]!r}")
-    levels, side = len(config["channel_mult"]), config["img_resolution"]
-    if not 1 <= levels <= 12 or side % 2 ** (levels - 1):
-        raise InputError(
-            f"EDM2: img_resolution={side} must be divisible by 2 once less than the {levels} "
-            "values of channel_mult, of which there are 1 to 12"
-        )
-    dropout, sigma_data = config["dropout"], config["sigma_data"]
-    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        raise InputError(f"EDM2: dropout must be in [0, 1[, got {dropout!r}")
-    if type(sigma_data) not in (int, float) or not 0 < sigma_data < 1e6:
-        raise InputError(f"EDM2: sigma_data must be in ]0, 1e6[, got {sigma_data!r}")
+    from_table(Architecture, config, "EDM2")
 
 
 def check_encoder(encoder: Any, channels: int) -> None:
