@@ -16,7 +16,7 @@ def can_draw() -> bool:
 
 
 def draw_curves(path: Path, lines: Sequence[Mapping[str, float]], title: str) -> None:
-    """Draw each value of the lines of metrics.jsonl by the count of images; positive ones by log.
+    """Draw each value of metrics.jsonl by the count of images, where it spans a decade by log.
 
     Args:
         path: The PNG file.
@@ -34,7 +34,7 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, float]], title: str) ->
         axes.plot(*zip(*points, strict=True), "o-" if len(points) < 30 else "-", markersize=3)
         axes.set_ylabel({"rate": "learning rate", "gradient": "gradient norm"}.get(name, name))
         axes.grid(color="#e4e4e4")
-        if min(y for _, y in points) > 0:
+        if 0 < min(values := [y for _, y in points]) < max(values) / 10:
             axes.set_yscale("log")
     rows[-1].set_xlabel("images")
     with atomic_write(path) as file:
