@@ -119,8 +119,9 @@ def _inside_other_tokens(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
 
 
 def text_attention(network: nn.Module) -> dict[str, nn.Module]:
-    """Modules of attention that may read a text, by name; none where the network takes no text."""
-    if "encoder_hidden_states" not in inspect.signature(type(network).forward).parameters:
+    """Modules of attention that may read a text, by name; none where the table knows of no text."""
+    arguments = inspect.signature(type(network).forward).parameters
+    if known_family(network) is not None and "encoder_hidden_states" not in arguments:
         return {}
     return {n: m for n, m in network.named_modules() if hasattr(m, "processor")}
 

@@ -54,7 +54,9 @@ class Guided:
         if guide is not None:
             _check_fit(unwrap_compiled(module), unwrap_compiled(guide))
         inner = [unwrap_compiled(m) for m in (module, guide) if m is not None]
-        self._inside = [(self.family.layers(m), blocks_with_attention(m)) for m in inner]
+        self._inside = [
+            (self.family.layers(m), blocks_with_attention(m), text_attention(m)) for m in inner
+        ]
         blocks = (block for m in (module, guide) if m is not None for block in m.modules())
         compiled = any(getattr(block, "_compiled_call_impl", None) for block in blocks)
         # blocks that are compiled in place; asked for only where there are any, since it is slow
@@ -136,12 +138,11 @@ class Guided:
             return unpacked(chosen.evaluate(packed(x), cond, dtype, other), size)
 
         patch = 2 if self.family.packed else getattr(network.module.config, "patch_size", None) or 1
-        layers, blocks = self._inside[module is not self.module]
+        layers, blocks, texts = self._inside[module is not self.module]
         settings = by_sdpa, patch, self.family.text_first, self._touched
         check = partial(check_branch, network.module, layers)
         acting = partial(adapted, network.module)
         sizes = "UNet" in type(network.module).__name__ and network.place.certain
-        texts = text_attention(network.module)
         more: dict[str, Any] = {
             "second": with_text_of,
             "attention": texts,

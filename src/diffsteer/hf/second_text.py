@@ -50,7 +50,8 @@ def pair_of(cond: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, A
     mine = _rows(part.call.arguments, part)
     mixed = with_text_of(mine, _rows(null.call.arguments, null))
     arguments = {
-        name: _stacked(value, mixed[name], len(part.sample)) for name, value in mine.items()
+        name: value if name.endswith("scale") else _stacked(value, mixed[name], len(part.sample))
+        for name, value in mine.items()
     }
     inputs = part.call.inputs[part.rows]
     call = replace(part.call, inputs=torch.cat([inputs, inputs]), arguments=arguments, out=None)
@@ -64,18 +65,35 @@ def _rows(arguments: Mapping[str, Any], part: Part) -> dict[str, Any]:
     def rows(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: rows(v) for name, v in value.items()}
-        each = (isinstance(value, Tensor) and value.ndim > 0) or isinstance(value, list)
-        return value[part.rows] if each and len(value) == batch else value
+        if _per_sample(value, batch):
+            return value[part.rows]
+        return [rows(v) for v in value] if isinstance(value, list) else value
 
-    return {name: rows(value) for name, value in arguments.items()}
+    for name, value in arguments.items():
+        if "hidden_states" in name and isinstance(value, Tensor) and value.ndim == 4:
+            raise InputError(
+                f"NAG takes texts with a row of tokens for each sample, and {name} is "
+                f"{tuple(value.shape)}: take CFG"
+            )
+    # a scale may have an entry for each layer, as many as there are samples
+    return {n: v if n.endswith("scale") else rows(v) for n, v in arguments.items()}
+
+
+def _per_sample(value: Any, size: int) -> bool:
+    """Whether a tensor or list has an entry for each sample; lists of stacks are of layers."""
+    if isinstance(value, Tensor):
+        return value.ndim > 0 and len(value) == size
+    stacks = isinstance(value, list) and any(isinstance(v, Tensor) and v.ndim > 2 for v in value)
+    return isinstance(value, list) and len(value) == size and not stacks
 
 
 def _stacked(first: Any, second: Any, size: int) -> Any:
     """Rows of both, where there is one for each sample; else the first."""
     if isinstance(first, Mapping):
         return {name: _stacked(value, second[name], size) for name, value in first.items()}
-    if isinstance(first, list) and len(first) == size:
-        return [*first, *second]
-    if isinstance(first, Tensor) and first.ndim > 0 and len(first) == size:
-        return torch.cat([first, second])
+    if _per_sample(first, size):
+        both = [*first, *second]
+        return both if isinstance(first, list) else torch.stack(both)
+    if isinstance(first, list):
+        return [_stacked(a, b, size) for a, b in zip(first, second, strict=True)]
     return first

@@ -78,7 +78,7 @@ class StepGuidance:
         self._forms: dict[Any, Form] = {}
         self._probes: dict[Any, Tensor] = {}
         self._layers: dict[Any, Located] = {}
-        self._blocks: dict[int, dict[str, nn.Module]] = {}
+        self._inside: dict[int, tuple[dict[str, nn.Module], dict[str, nn.Module]]] = {}
         self._calls: list[Call] = []
         self._parts: dict[str, Part] = {}
         self._seeds: tuple[int, ...] = ()
@@ -267,8 +267,8 @@ class StepGuidance:
         """A network for the engine; None is the one that was called."""
         n, layers = self._count(schedule), self._measured(network, cond)
         module = unwrap_compiled(network or cond.call.module)
-        if id(module) not in self._blocks:
-            self._blocks[id(module)] = blocks_with_attention(module)
+        if id(module) not in self._inside:
+            self._inside[id(module)] = blocks_with_attention(module), text_attention(module)
 
         def evaluate(x: Tensor, level: Level, cond: Mapping[str, Any]) -> Tensor:
             part: Part = cond["part"]
@@ -289,8 +289,8 @@ class StepGuidance:
             adapted=partial(adapted, module),
             check=partial(check_branch, module, layers),
             sizes=False,
-            blocks=self._blocks[id(module)],
-            attention=text_attention(module),
+            blocks=self._inside[id(module)][0],
+            attention=self._inside[id(module)][1],
             second=pair_of,
         )
 
