@@ -119,7 +119,7 @@ def test_plan() -> None:
 
 def test_plan_of_nonsense() -> None:
     done = run("plan", "CFG(6) + Magic(2)")
-    assert done.returncode == 1 and "unknown Guidance 'Magic'; there are APG, Auto" in done.stderr
+    assert done.returncode == 1 and "unknown Guidance 'Magic'; there are ADG, APG" in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

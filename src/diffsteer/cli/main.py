@@ -8,7 +8,17 @@ from typing import Annotated, NoReturn, TextIO
 
 import tyro
 
-from diffsteer.cli import compare, convert, doctor, evaluate, models, refine, sample, train, tune
+from diffsteer.cli import (
+    compare,
+    convert,
+    doctor,
+    evaluate,
+    models,
+    refine,
+    sample_command,
+    train,
+    tune,
+)
 from diffsteer.cli.mistakes import one_line
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
@@ -68,7 +78,7 @@ def plan(
 
 app.command(models.models)
 app.command(doctor.doctor)
-app.command(sample.sample)
+app.command(name="sample")(sample_command.command)
 app.command(evaluate.stats)
 app.command(evaluate.evaluate)
 app.command(compare.compare)

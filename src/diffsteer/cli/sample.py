@@ -1,5 +1,7 @@
 """`diffsteer sample`: images whose metadata hold all that made them; importable without torch."""
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +17,7 @@ from diffsteer.generate.options import (
     options_of,
 )
 from diffsteer.generate.recipe import Recipe, recipe_of, recipe_of_png
-from diffsteer.io.seeds import parse_seeds, prompts_of
+from diffsteer.io.seeds import format_seeds, parse_seeds, prompts_of
 from diffsteer.models.edm2.loop_settings import Loop
 
 
@@ -46,6 +48,8 @@ class Published:
     precision: Literal["", "official-bit", "f32-clean"] = ""
 
 
+COLUMNS = 8
+"""Most images in a row of a contact sheet."""
 RECIPE, PUBLISHED, NETWORK, LOOP = Recipe(), Published(), ADMOptions(), Loop()
 
 
@@ -61,11 +65,13 @@ def sample(
     network: OmitArgPrefixes[ADMOptions] = NETWORK,
     noise: OmitArgPrefixes[Loop] = LOOP,
     file: Annotated[Path | None, arg(name="recipe", metavar="FILE")] = None,
-    frames: Annotated[bool, FlagCreatePairsOff] = False,
+    frames: bool = False,
+    save: Path | None = None,
+    sheet: Path | None = None,
 ) -> None:
     """Sample images; one that is there already is not made again.
 
-    Where torchrun or accelerate launch starts several processes, each makes a share of them.
+    `cli/sample_command.py` gives these arguments their order on the command line.
 
     Args:
         recipe: How.
@@ -82,6 +88,8 @@ def sample(
         file: Recipe to follow: JSON, or a sample of this command, whose seed is taken as well;
             options beside it replace what it says.
         frames: Keep videos as folders of frames, SEED/0000.png, instead of MP4.
+        save: JSON file for the recipe.
+        sheet: PNG for a labelled contact sheet of the images.
     """
     numbers = parse_seeds(seeds)
     if batch < 1:
@@ -116,18 +124,54 @@ def sample(
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
     from diffsteer.generate.consistent import media_of, require_consistent
     from diffsteer.generate.generator import open_generator
-    from diffsteer.generate.seed_images import SeedImages, share
-    from diffsteer.io.atomic import require_writable
+    from diffsteer.generate.seed_images import SeedImages, launch, share
+    from diffsteer.io.atomic import require_writable, write_json
     from diffsteer.io.media import require_video
 
     require_consistent(recipe)
     if media_of(recipe) == "video" and not frames:
         require_video()
-    require_writable(out)
+    if sheet is not None and (media_of(recipe) != "image" or launch()[1] > 1):
+        raise InputError("--sheet shows images, of one process: leave it out")
+    for path in (out, *(file.parent for file in (save, sheet) if file)):
+        require_writable(path)
+    if save is not None:
+        write_json(save, recipe.to_json())
     numbers = share(numbers)
+    if not sys.stderr.isatty():
+        print(f"loading {recipe.model}", file=sys.stderr, flush=True)
     with open_generator(recipe, device) as generator:
-        done = SeedImages(out, generator, preset.subdirs, frames).fill(numbers, batch)
+        images = SeedImages(out, generator, preset.subdirs, frames)
+        done = images.fill(numbers, batch)
+    if sheet is not None:
+        write_sheet(sheet, recipe, {seed: images.path(seed) for seed in numbers})
     print(f"{out}: {done} of {len(numbers)} images were there, {len(numbers) - done} made")
+
+
+def write_sheet(path: Path, recipe: Recipe, images: Mapping[int, Path]) -> None:
+    """Write a contact sheet of the images of seeds: a row for each prompt, its seeds as label."""
+    from PIL import Image
+
+    from diffsteer.io.atomic import atomic_write
+    from diffsteer.io.sheet import sheet
+
+    prompts: dict[str, list[int]] = {}
+    for seed in images:
+        prompts.setdefault(recipe.for_seed(seed).prompt, []).append(seed)
+    lines = [
+        (prompt, seeds[start : start + COLUMNS])
+        for prompt, seeds in prompts.items()
+        for start in range(0, len(seeds), COLUMNS)
+    ]
+    rows = [[Image.open(images[seed]).convert("RGB") for seed in seeds] for _, seeds in lines]
+    labels = [
+        f"{prompt[:60]} {recipe.guidance} seeds {format_seeds(seeds)}" for prompt, seeds in lines
+    ]
+    widest = max(len(seeds) for _, seeds in lines)
+    first = [f"seed {seed}" for seed in lines[0][1]]
+    columns = first if len(lines) == 1 else [""] * widest
+    with atomic_write(path) as file:
+        sheet(rows, columns, labels).save(file, format="png")
 
 
 def _merged(file: Path, given: Recipe) -> tuple[Recipe, int | None]:

@@ -136,14 +136,18 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Sha256 of all that differs from the defaults, in hex."""
-        table = {name: value for name, value in self.to_dict().items() if self.differs(name)}
-        return digest(table | ({"options": self.options.to_dict()} if self.options else {}))
+        return digest(self.to_json())
 
     def to_dict(self) -> dict[str, Any]:
         """Fields in plain values, as JSON reads them back; without the options."""
         names = [field.name for field in fields(self) if field.name != "options"]
         table = {n: getattr(self, n) for n in names if n not in LATER or self.differs(n)}
         return {n: list(v) if isinstance(v, tuple) else v for n, v in table.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `read` reads back: all that is not at its default, and the options."""
+        table = {name: value for name, value in self.to_dict().items() if self.differs(name)}
+        return table | ({"options": self.options.to_dict()} if self.options else {})
 
     def differs(self, name: str) -> bool:
         """Whether a field is not at its default."""

@@ -14,6 +14,7 @@ from diffsteer.generate.base import Generator, NotFinite
 from diffsteer.generate.files import metadata_file, save
 from diffsteer.generate.recipe import metadata
 from diffsteer.io.hashing import differences
+from diffsteer.io.progress import progress
 
 HOPELESS = 8
 """Samples of which none is finite, after which no more are tried."""
@@ -75,10 +76,8 @@ class SeedImages:
         return done
 
     def _fill(self, seeds: Sequence[int], batch: int) -> int:
-        from tqdm import tqdm
-
         todo, refused = self.missing(seeds), list[int]()
-        with tqdm(total=len(todo), unit="image", disable=None) as bar:
+        with progress(len(todo)) as bar:
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]
                 try:

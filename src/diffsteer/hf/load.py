@@ -4,6 +4,7 @@ Weights files and configurations have to say the same: `from_pretrained` fills w
 random numbers, and leaves out what it does not expect.
 """
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def _loaded(name: str, dtype: Any, config: str, takes: Collection[str]) -> Any:
 
     model = shipped(name)
     parts: dict[str, Any] = {}
-    with complete_weights(bar=model is None):
+    with complete_weights(bar=model is None and sys.stderr.isatty()):
         if config:
             return load_single_file(_class(config, takes), name, config, dtype)
         place: Path | str = name
