@@ -52,10 +52,11 @@ class Recipe:
         guidance: Such as "CFG(6) + SAG(0.75)" or "CFG(ramp(1, 7))"; empty for none. There are CFG,
             APG, CFGZero, CFGpp, RectifiedCFGpp, FDG, FreSca, SMC, Adaptive, FBG, MAMBO, TCFG, ADG,
             CFGNorm, CFGRenorm, DynamicThreshold, Momentum, PAG, SEG, SAG, SLG, STG, S2, TPG, Auto,
-            AutoDropout, AutoNoise, SelfGuidance, TSG, ICG, SWG and Classifier:
+            AutoDropout, AutoNoise, SelfGuidance, TSG, ICG, SWG, NAG and Classifier:
             docs/choosing-a-guidance.md.
         sampler: Such as "UniPC()" or "DDIM(eta=1.0)"; empty keeps the scheduler of the model.
-        spacing: Which timesteps a sampler visits: trailing, leading, linspace, logsigma, karras.
+        spacing: Which timesteps a sampler visits: trailing, leading, linspace, logsigma, karras,
+            ays-sd, ays-sdxl, ays-svd.
         zero_snr: Rescale the schedule to zero terminal SNR; for networks that were trained so.
         steps: Number of sampling steps.
         width: Of the image in pixels; 0 for the size of the model.
