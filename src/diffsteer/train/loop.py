@@ -125,12 +125,13 @@ class Trainer:
     def _rehearse(self) -> None:
         """Meet before the first step what would end the run late: no room, or a grid that fails."""
         pictures = self.run.pictures
-        device = str(self.accelerator.device)
-        free = free_memory(device), shutil.disk_usage(self.folder).free
+        device = self.accelerator.device
+        free = free_memory(str(device)), shutil.disk_usage(self.folder).free
         have = bool(self.optimizer.state), len(self.checkpoints.counts())
         require_room(self.run, self.trained.values(), self.images, have, free)
         if pictures.every and self.images < self.run.training.end:
-            with torch.random.fork_rng(), suppress(SamplesNotFinite):
+            drawn = [] if device.type == "cpu" else [device]
+            with torch.random.fork_rng(drawn, device_type=device.type), suppress(SamplesNotFinite):
                 self.task.pictures(replace(pictures, steps=min(2, pictures.steps)))
 
     def _step(self, passes: Passes) -> dict[str, Tensor]:
