@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffsteer import steer
@@ -221,11 +222,7 @@ NO_LAYERS = frozenset(
     {
         "KandinskyV22",
         "Mochi",
-        "NucleusMoEImage",
-        "PRX",
         "QwenImage21",
-        "StableCascadeDecoder",
-        "StableCascadePrior",
     }
 )
 """Pipelines without a layer of softmax attention from image to image that can be edited."""
@@ -245,6 +242,40 @@ def test_perturbed_attention(family: TinyFamily) -> None:
     scale = 40 if name == "StableAudio3" else 2  # whose tiny network hardly follows one layer
     assert one_token == close(sampled(family, f"PAG({scale}, layer='{layer}')"), off)
     assert close(sampled(family, f"0.0 * PAG(2, layer='{layer}')"), off)
+
+
+@pytest.mark.parametrize("key", [0, 2])
+def test_keys_of_a_text_beside_those_of_the_image(key: int) -> None:
+    """Under PAG an image token attends to itself and to the text that the mask leaves."""
+    generator = torch.Generator().manual_seed(key)
+    q = torch.randn(2, 1, 4, 3, generator=generator)
+    k, v = torch.randn(2, 2, 1, 6, 3, generator=generator)
+    text = [i for i in range(6) if not key <= i < key + 4]
+    mask = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    mask[..., text[0]] = False
+    tap = Tap(edits=[(slice(1, 2), Identity())])
+    out = tap.attend(q, k, v, {"attn_mask": mask}, ImageTokens((2, 2), key=key))
+    torch.testing.assert_close(out[0], F.scaled_dot_product_attention(q, k, v, mask)[0])
+    for i in range(4):
+        seen = [key + i, text[1]]
+        weights = (k[1, 0, seen] @ q[1, 0, i] / 3**0.5).softmax(dim=0)
+        torch.testing.assert_close(out[1, 0, i], weights @ v[1, 0, seen])
+
+
+@pytest.mark.parametrize(("name", "key"), [("PRX", 5), ("StableCascadePrior", 0)])
+def test_places_of_the_image_among_keys(
+    name: str, key: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: set[int | None] = set()
+    attend = Tap.attend
+
+    def noted(tap: Tap, *args: Any) -> Tensor:
+        keys.add(args[-1].key)
+        return attend(tap, *args)
+
+    monkeypatch.setattr(Tap, "attend", noted)
+    sampled(named(name), "PAG(2)")
+    assert keys == {key}
 
 
 def test_linear_attention_keeps_its_values() -> None:

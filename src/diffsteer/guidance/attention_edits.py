@@ -44,9 +44,9 @@ class Identity(Edit):
     @override
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, size: Size) -> Tensor:
         n = prod(size)
-        if q.shape[2] == n:
+        if k.shape[2] == n:
             return v
-        mask = torch.ones(2 * (q.shape[2],), dtype=torch.bool, device=q.device)
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
         mask[:n, :n] = torch.eye(n, dtype=torch.bool, device=q.device)
         return attend(q, k, v, mask)
 

@@ -32,11 +32,14 @@ class ImageTokens:
             tokens alone where no more is known.
         start: Index of the first; text comes before it, or after the last.
         frames: Frames of a video that lie in the batch, each an image.
+        key: Index of the first among the keys, in a layer whose queries are the image alone and
+            whose keys hold text as well; None in others.
     """
 
     shape: Size
     start: int = 0
     frames: int = 1
+    key: int | None = None
 
     @property
     def count(self) -> int:
@@ -84,10 +87,13 @@ class Tap:
     ) -> Tensor:
         """Attention of all rows, with those of the edits replaced."""
         if k.shape[2] != q.shape[2]:
-            raise InputError(
-                f"a layer attends from {q.shape[2]} tokens to {k.shape[2]} others, which is no "
-                "self-attention: guide by another layer"
-            )
+            if tokens.key is None:
+                raise InputError(
+                    f"a layer attends from {q.shape[2]} tokens to {k.shape[2]} others, which is no "
+                    "self-attention: guide by another layer"
+                )
+            k, v = (part.roll(-tokens.key, dims=2) for part in (k, v))
+            rest = _rolled(rest, -tokens.key, dims=(-1,))
         if text := tokens.start:
             q, k, v = (part.roll(-text, dims=2) for part in (q, k, v))
             first = replace(tokens, start=0)
@@ -127,12 +133,12 @@ def each_head(x: Tensor, q: Tensor) -> Tensor:
     return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
-def _rolled(rest: Mapping[str, Any], by: int) -> dict[str, Any]:
+def _rolled(rest: Mapping[str, Any], by: int, dims: tuple[int, ...] = (-2, -1)) -> dict[str, Any]:
     """Roll a mask along its keys, and its queries where it has one row for each."""
     mask = rest.get("attn_mask")
     if not isinstance(mask, Tensor):
         return dict(rest)
-    dims = (-1,) if mask.ndim < 2 or mask.shape[-2] == 1 else (-2, -1)
+    dims = (-1,) if mask.ndim < 2 or mask.shape[-2] == 1 else dims
     return {**rest, "attn_mask": mask.roll((by,) * len(dims), dims=dims)}
 
 

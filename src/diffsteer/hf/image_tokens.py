@@ -135,9 +135,12 @@ class MeasuredLayers(Mapping[str, nn.Module]):
                 spans.add(exact[length])
             if not counts or len(self._shape(length, frames)) > 1:
                 spans.add((0, length))
+            if change.key is not None:
+                spans = {(0, length)}
             if spans and not left:
                 start, count = min(spans, key=change.distance)
-                located[name] = ImageTokens(self._shape(count, frames), start, frames)
+                shape = self._shape(count, frames)
+                located[name] = ImageTokens(shape, start, frames, change.key)
                 counts = counts or {count}
         return located
 
@@ -165,21 +168,30 @@ class Change:
         all: Change of each token where the whole sample moves, `(tokens,)`.
         first: The same, where its first pixel or token moves.
         last: The same, where its last one moves.
+        key: First key of the image, where the queries are the image alone and the keys are not.
     """
 
     rows: int
     all: Tensor
     first: Tensor
     last: Tensor
+    key: int | None = None
 
     @classmethod
     def of(cls, row: int, still: "Recorded", *moved: "Recorded") -> "Change | None":
         """Change of a row; None for a layer that attends to a text, or not to itself."""
-        if still.q.shape != still.k.shape or torch.equal(moved[0].k, still.k):
+        if len(still.q) != len(still.k) or torch.equal(moved[0].k, still.k):
             return None
         row = min(row, len(still.q) - 1)
         parts = [(record.q[row] - still.q[row]).norm(dim=1) for record in moved]
-        return cls(still.rows, *parts) if parts[0].max() > 0 else None
+        change = cls(still.rows, *parts)
+        if parts[0].max() == 0 or still.q.shape == still.k.shape:
+            return change if parts[0].max() > 0 else None
+        # keys of a text beside those of the image, which alone follow the sample
+        keys = (moved[0].k[row] - still.k[row]).norm(dim=1)
+        followed = (keys > SAME * keys.max()).nonzero().flatten()
+        run = len(followed) == int(followed[-1] - followed[0]) + 1 == len(parts[0])
+        return replace(change, key=int(followed[0])) if run and not change.others else None
 
     @property
     def others(self) -> int:
