@@ -117,6 +117,11 @@ def test_plan() -> None:
     assert "In all main: 35 rows in 15 passes; without guidance main: 10 rows." in done.stdout
 
 
+def test_a_model_that_ships_has_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "terminal SNR 0>" in show("pocket", 10, "", False, None)
+    assert "terminal SNR 0>" not in show("pocket-eps", 10, "", False, None)
+
+
 def test_plan_of_nonsense() -> None:
     done = run("plan", "CFG(6) + Magic(2)")
     assert done.returncode == 1 and "unknown Guidance 'Magic'; there are ADG, APG" in done.stderr

@@ -43,7 +43,7 @@ def schedule(
 
     Args:
         source: A name (sd, linear, cosine, continuous-cosine, edm, flow, sd3), or the path of a
-            diffusers scheduler_config.json or of a folder that holds one.
+            diffusers scheduler_config.json or of a folder that holds one, or a model that ships.
         steps: Number of sampling steps.
         spacing: Which levels: trailing, leading, linspace, logsigma, karras, ays-sd, ays-sdxl,
             ays-svd; empty for what the config says, else trailing, and karras for edm.

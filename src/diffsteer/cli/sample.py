@@ -125,7 +125,9 @@ def sample(
     from diffsteer.generate.consistent import media_of, require_consistent
     from diffsteer.generate.generator import open_generator
     from diffsteer.generate.seed_images import SeedImages, launch, share
+    from diffsteer.hf.memory import require_offload
     from diffsteer.io.atomic import require_writable, write_json
+    from diffsteer.io.device import device_of
     from diffsteer.io.media import require_video
 
     require_consistent(recipe)
@@ -138,6 +140,7 @@ def sample(
     if save is not None:
         write_json(save, recipe.to_json())
     numbers = share(numbers)
+    require_offload(recipe.offload, device_of(device))
     if not sys.stderr.isatty():
         print(f"loading {recipe.model}", file=sys.stderr, flush=True)
     with open_generator(recipe, device) as generator:

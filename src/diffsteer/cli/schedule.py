@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Eps
 from diffsteer.core.schedule import EDM, NAMED, Discrete, Schedule
 from diffsteer.core.spacing import grid
+from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.scheduler_config import kind_of, read, schedule_of, spacing_of
 from diffsteer.io.atomic import atomic_write
 
@@ -38,12 +39,13 @@ def load(source: str) -> tuple[Schedule, bool, str | None]:
     """Return a schedule, whether its network is known to predict epsilon, and its own spacing."""
     if source in NAMED:
         return NAMED[source](), False, None
-    if not Path(source).exists():
+    place = Path(shipped_folder(source))
+    if not place.exists():
         raise InputError(
-            f"{source!r} is neither a schedule ({', '.join(NAMED)}) nor a path: "
-            "give scheduler_config.json or a folder that has one"
+            f"{source!r} is neither a schedule ({', '.join(NAMED)}) nor a path nor a model that "
+            f"ships{did_you_mean(source, NAMED)}: give scheduler_config.json or its folder"
         )
-    config = read(Path(source))
+    config = read(place)
     schedule = schedule_of(config)
     eps = isinstance(schedule, Discrete) and kind_of(config) == Eps()
     return schedule, eps, spacing_of(config)
