@@ -3,10 +3,9 @@
     with steer(pipe, CFG(6).rescaled(0.7) + PAG(3)):
         image = pipe("a cat").images[0]
 
-The network's `forward` is replaced. A pipeline that guides sends both conditions in one batch, or
-calls the network for each, and computes null + s (cond - null); both are answered with the guided
-prediction, so that this sum returns it whatever s is. Image to image, inpainting, ControlNet and
-adapters come along.
+The network's `forward` is replaced. When the pipeline steps its scheduler, the guided prediction
+takes the place of what it made of the network's answers, whatever its own scale is. Image to image,
+inpainting, ControlNet and adapters come along.
 """
 
 from collections.abc import Callable
@@ -20,14 +19,10 @@ from typing import TYPE_CHECKING, Any
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
-from diffsteer.hf.architectures import family_of, known_family
-from diffsteer.hf.call import BatchedConditions, CallReader, NetworkCall, SeparateConditions
-from diffsteer.hf.guided import Guided
+from diffsteer.hf.architectures import known_family
 from diffsteer.hf.hooks import plain_forward, replaced
-from diffsteer.hf.layout import FirstStep
 from diffsteer.hf.load import guide_beside
 from diffsteer.hf.network import PARTS, check_free, claimed, network_of, unwrap_compiled
-from diffsteer.hf.null_prompt import Prompts
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.scheduler_config import flows, same_times, trained
 from diffsteer.hf.step_guidance import StepGuidance
@@ -107,71 +102,43 @@ class Steering:
         zero_snr: bool,
     ) -> None:
         self.pipe, self.guidance, self._max_rows = pipe, guidance, max_rows
-        self._before_call: list[Callable[[NetworkCall], NetworkCall]] = []
-        self._guided: Guided | None = None
-        self._replaced = ExitStack()
-        self._first = self._replaced.enter_context(FirstStep())
         scheduler = zero_snr_scheduler(pipe) if zero_snr else None
+        parts = {name: part for name in PARTS if (part := getattr(pipe, name, None)) is not None}
+        parts |= {"scheduler": scheduler} if scheduler is not None else {}
+        self._runs = Runs(pipe, parts)
+        self._forward: Callable[..., Any] | None = None
         if guidance is not None:
-            second = None if guide is None else network_of(guide)
             check_free(network_of(pipe))
             check_guide(pipe, guide)
-            network = unwrap_compiled(network_of(pipe))
-            modular = hasattr(pipe, "update_components")  # calls once for each condition
-            known = known_family(network) is not None and not modular
-            pipeline = modular or hasattr(pipe, "progress_bar")
-            if not known and not (pipeline and hasattr(network, "config")):
-                raise InputError(
-                    f"{type(network).__name__} of {type(pipe).__name__} is no network that can be "
-                    "steered: give a pipeline of diffusers"
-                )
-            if known:
-                self._guided = Guided(network_of(pipe), guidance, second, max_rows)
-                self._replace_forward(null)
-        parts = {name: part for name in PARTS if (part := getattr(pipe, name, None)) is not None}
-        if scheduler is not None:
-            self._replaced.enter_context(replaced(pipe, "scheduler", scheduler))
-            parts["scheduler"] = scheduler
-        elif guidance is not None and not known:
-            parts["scheduler"] = pipe.scheduler
-        self._runs = Runs(pipe, parts)
-        if hasattr(pipe, "progress_bar"):
-            self._replaced.enter_context(replaced(pipe, "progress_bar", self._runs.begin))
-        if guidance is not None and not known:
-            steps = StepGuidance(pipe, guidance, second, max_rows, self._runs, null)
-            self._replaced.enter_context(steps)
-        if timesteps := getattr(pipe, "get_timesteps", None):
-            checked = partial(_some_steps, timesteps)
-            self._replaced.enter_context(replaced(pipe, "get_timesteps", checked))
+            check_network(pipe)
+        with ExitStack() as stack:
+            if scheduler is not None:
+                stack.enter_context(replaced(pipe, "scheduler", scheduler))
+            if guidance is not None:
+                self._forward = plain_forward(network_of(pipe))
+                second = None if guide is None else network_of(guide)
+                steps = StepGuidance(pipe, guidance, second, max_rows, self._runs, null)
+                stack.enter_context(steps)
+            if hasattr(pipe, "progress_bar"):
+                stack.enter_context(replaced(pipe, "progress_bar", self._runs.begin))
+            if timesteps := getattr(pipe, "get_timesteps", None):
+                checked = partial(_some_steps, timesteps)
+                stack.enter_context(replaced(pipe, "get_timesteps", checked))
+            self._replaced = stack.pop_all()
 
     def refine_by(self, refiner: "Refine | str | Path", strength: float) -> None:
         """Refine the noise of every sampling from now on."""
         from diffsteer.refine.hook import RefineHook, opened
 
-        if self._guided is None:
-            check_free(network_of(self.pipe))
+        network = network_of(self.pipe)
+        if self.guidance is None:
+            check_free(network)
         refine, give_back = opened(refiner, self.pipe)
         self._replaced.callback(give_back)
-        if self._guided is None:
-            self._replace_forward(null="")
-        hook = RefineHook(self.pipe, refine, strength, self._max_rows)
-        self._before_call.append(self._replaced.enter_context(hook))
-
-    def _replace_forward(self, null: str) -> None:
-        network = network_of(self.pipe)
-        self._replaced.enter_context(claimed(network))
-        self._forward = plain_forward(network)
-        self._reader = self._call_reader(network, null)
-        self._replaced.enter_context(replaced(network, "forward", self.forward))
-
-    def _call_reader(self, network: Any, null: str) -> CallReader:
-        """Reader of the pattern in which the pipeline calls its network."""
-        encoded = family_of(unwrap_compiled(network)).encoded
-        if self._guided is None or not encoded or not hasattr(self.pipe, "encode_prompt"):
-            return BatchedConditions(self.pipe, network, self._forward)
-        prompts = Prompts(self.pipe, null, encoded)
-        self._replaced.enter_context(replaced(self.pipe, "encode_prompt", prompts.encode))
-        return SeparateConditions(self.pipe, network, self._forward, prompts)
+        if self.guidance is None:
+            self._replaced.enter_context(claimed(network))
+        hook = RefineHook(self.pipe, refine, strength, self._max_rows, self._forward, self._runs)
+        self._replaced.enter_context(hook)
 
     def remove(self) -> None:
         """Give the pipeline back as it was."""
@@ -183,26 +150,16 @@ class Steering:
     def __exit__(self, *error: Any) -> None:
         self._replaced.__exit__(*error)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the network's forward."""
-        self._runs.check()
-        if self._guided is not None and getattr(self.pipe, "guidance_rescale", None):
-            raise InputError(
-                f"guidance_rescale={self.pipe.guidance_rescale} of the pipeline would act on top "
-                "of this guidance: leave it at 0 and write .rescaled(phi)"
-            )
-        call = self._reader.read(self.pipe.scheduler, args, kwargs)
-        if call.pending is not None:
-            return call.reply(call.pending)
-        if self._guided is None:
-            return self._forward(**self._hooked(call).forwarded())
-        guided = self._guided
-        return self._first.answer(call, lambda call: guided(self._hooked(call)))
 
-    def _hooked(self, call: NetworkCall) -> NetworkCall:
-        for hook in self._before_call:
-            call = hook(call)
-        return call
+def check_network(pipe: Any) -> None:
+    """Check that the network of a pipeline is one of diffusers, in a pipeline of diffusers."""
+    network: Any = unwrap_compiled(network_of(pipe))
+    pipeline = hasattr(pipe, "update_components") or hasattr(pipe, "progress_bar")
+    if known_family(network) is None and not (pipeline and hasattr(network, "config")):
+        raise InputError(
+            f"{type(network).__name__} of {type(pipe).__name__} is no network that can be steered: "
+            "give a pipeline of diffusers"
+        )
 
 
 def _asks_guide(guidance: Guidance | None) -> bool:

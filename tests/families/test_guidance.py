@@ -15,10 +15,10 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
 from diffsteer.hf.architectures import by_sdpa
+from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
-from diffsteer.hf.step_calls import Clock
-from diffsteer.hf.step_guidance import StepGuidance
+from diffsteer.hf.time_arguments import TimeArgument
 from families import FAMILIES, MODULAR
 from families.calls import first
 from families.parts import WEIGHTS, TinyFamily, randomised
@@ -27,10 +27,8 @@ from families.test_tiny import guidable
 UNKNOWN = {
     "AnyFlowFAR": "several outputs",
     "Cosmos2TextToImage": "no part of what its network",
-    "Cosmos3Omni": "7 and 11 samples to step 1",
+    "Cosmos3Omni": "7 and 11 rows that are not the same",
     "CosmosTextToWorld": "1 and 1 samples to step 2",
-    "DreamLite": "not the one of its network",
-    "FluxKontext": "append tokens",
     "LTX2": "several outputs",
     "LTX2-all": "several outputs",
     "SanaWM": "neither the first nor the last",
@@ -148,12 +146,13 @@ def test_state_of_a_pipeline_that_is_guided_at_its_steps() -> None:
         assert torch.equal(run(other), plain) and not close(guided, plain)
         with steer(other, "CFG(2)"):
             assert close(run(other), guided)
-    for part in ("scheduler", "transformer"):
-        with steer(pipe, "CFG(2)"):
-            setattr(pipe, part, copy.deepcopy(getattr(pipe, part)))
-            with pytest.raises(InputError, match=f"^{part} of this pipeline was replaced"):
-                run(pipe)
-        assert torch.equal(run(pipe), plain)
+    with steer(pipe, "CFG(2)"):
+        pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        assert close(run(pipe), guided)
+        pipe.transformer = copy.deepcopy(pipe.transformer)
+        with pytest.raises(InputError, match="^transformer of this pipeline was replaced"):
+            run(pipe)
+    assert torch.equal(run(pipe), plain)
 
 
 def test_a_run_ends_with_a_step_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +163,14 @@ def test_a_run_ends_with_a_step_of_the_scheduler(monkeypatch: pytest.MonkeyPatch
     with steer(pipe, "CFG(2)"):
         guided = first(pipe(**call))
         with monkeypatch.context() as patched:
-            patched.setattr(pipe.scheduler, "step", lambda out, t, x, **_: (x,))
+            forward = pipe.transformer.forward
+
+            def skipping(*args: Any, **more: Any) -> Any:
+                out = forward(*args, **more)
+                patched.setattr(pipe.scheduler, "step", lambda out, t, x, **_: (x,))
+                return out
+
+            patched.setattr(pipe.transformer, "forward", skipping)
             with pytest.raises(InputError, match="ended without a step of its scheduler"):
                 pipe(**call | {"num_inference_steps": 1})
         handle = pipe.transformer.register_forward_hook(lambda *_: 1 / 0)
@@ -184,36 +190,73 @@ def test_a_probe_is_not_the_latents_of_any_seed(monkeypatch: pytest.MonkeyPatch)
     pipe = family.build()
     call = family.kwargs(pipe) | family.guided(pipe)
     with steer(pipe, "CFG(2)"), monkeypatch.context() as patched:
-        step = pipe.scheduler.step
+        forward = pipe.transformer.forward
 
-        def mixed(out: Tensor, t: Tensor, x: Tensor, **more: Any) -> Any:
-            return step(0.4 * x + 0.6 * out, t, x, **more)
+        def mixed(x: Tensor, **more: Any) -> Any:
+            return (0.4 * x + 0.6 * forward(x, **more)[0],)
 
-        patched.setattr(pipe.scheduler, "step", mixed)
+        patched.setattr(pipe.transformer, "forward", mixed)
         with pytest.raises(InputError, match="no part of what its network"):
             pipe(**call | {"num_inference_steps": 1})
 
 
-@pytest.mark.parametrize("name", ["LTX", "CogView4"])
-def test_cfg_evaluates_a_network_as_often_as_the_pipeline(
-    name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "guidance", "rows", "want"),
+    [
+        ("LTX", "CFG(4)", None, [2, 2, 2]),
+        ("LTX", "CFG(4)", 1, [2, 1, 1, 1, 1, 1, 1]),  # the first call tells the form of answers
+        ("CogView4", "CFG(4)", None, [1, 2, 2, 2]),
+        ("CogView4", "CFG(4)", 1, [1] * 6),
+        ("CogView4", "CFG(4) + AutoNoise(2, noise=0.1)", None, [1, 2, 2, 1, 2, 1]),
+    ],
+)
+def test_both_conditions_are_one_batch(
+    name: str, guidance: str, rows: int | None, want: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = next(f for f in FAMILIES if f.name.endswith(f"-{name}"))
-    pipe, counts = family.build(), [0]
+    pipe, call, sizes = counted(name, monkeypatch)
+    plain = first(pipe(**call()))
+    sizes.clear()
+    with steer(pipe, guidance, max_rows=rows):
+        got = first(pipe(**call()))
+    assert sizes == want
+    assert close(got, plain) == (guidance == "CFG(4)")
+
+
+def test_a_batch_that_answers_otherwise_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing says that the rows of a network do not see each other: it is measured."""
+    pipe, call, sizes = counted("CogView4", monkeypatch)
+    plain, answer = first(pipe(**call())), type(pipe.transformer).forward
+    for wrong in (lambda out: out * len(out), lambda out: out.flip(0), lambda out: out[:3] / 0):
+        sizes.clear()
+
+        def seeing(*args: Any, wrong: Any = wrong, **kwargs: Any) -> Any:
+            out = answer(*args, **kwargs)[0]
+            if len(out) > 1 and wrong(out).isinf().any():
+                raise RuntimeError("shapes do not fit")
+            return (wrong(out) if len(out) > 1 else out,)
+
+        monkeypatch.setattr(type(pipe.transformer), "forward", wraps(answer)(seeing))
+        with steer(pipe, "CFG(4)"):
+            assert close(first(pipe(**call())), plain)
+        assert sizes == [1, 2, 1, 1, 1, 1, 1]
+
+
+def counted(name: str, patch: pytest.MonkeyPatch) -> tuple[Any, Any, list[int]]:
+    """A pipeline, its arguments for three steps, and the batch sizes of its network."""
+    pipe, sizes = named(name).build(), list[int]()
     forward = type(pipe.transformer).forward
 
     @wraps(forward)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        counts[-1] += 1
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(kwargs["hidden_states"]))
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(type(pipe.transformer), "forward", counted)
-    call = family.kwargs(pipe) | family.guided(pipe)
-    pipe(**call)
-    counts.append(0)
-    with steer(pipe, "CFG(2)"):
-        pipe(**call)
-    assert counts[0] == counts[1]
+    patch.setattr(type(pipe.transformer), "forward", noted)
+
+    def call() -> dict[str, Any]:
+        return named(name).kwargs(pipe) | named(name).guided(pipe) | {"num_inference_steps": 3}
+
+    return pipe, call, sizes
 
 
 CACHED = ("GlmImage", "QwenImage21")
@@ -317,13 +360,13 @@ def test_image_tokens(family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> No
     if name not in TOKENS:
         pytest.skip("joins image and text as others do")
     layers: list[MeasuredLayers] = []
-    measured = StepGuidance._measured
+    measured = GuidedOutput._measured_layers
 
-    def noted(self: StepGuidance, network: Any, part: Any) -> MeasuredLayers:
-        layers.append(measured(self, network, part))
+    def noted(self: GuidedOutput, guide: Any, layout: Any) -> MeasuredLayers:
+        layers.append(measured(self, guide, layout))
         return layers[-1]
 
-    monkeypatch.setattr(StepGuidance, "_measured", noted)
+    monkeypatch.setattr(GuidedOutput, "_measured_layers", noted)
     sampled(family, "PAG(2)")
     places = {(t.shape, t.start) for _, t, _ in layers[0]._layers.values()}
     assert places == {TOKENS[name]}
@@ -382,7 +425,7 @@ def test_a_null_prompt_of_another_length() -> None:
 
 def test_times_that_two_rules_say() -> None:
     """At t = 500 of 1000, t / n is 1 - t / n; the other steps tell which one it is."""
-    family, clock = named("Lumina2"), Clock()
+    family, clock = named("Lumina2"), TimeArgument()
     pipe = family.build()
     told: list[float] = []
     forward = pipe.transformer.forward

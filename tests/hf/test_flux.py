@@ -7,7 +7,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise
 from diffsteer.guidance.attention_edits import received
-from diffsteer.hf import guided
+from diffsteer.hf import guided_output
 from diffsteer.hf.architectures import packed, unpacked
 from diffsteer.steering import steer
 
@@ -232,18 +232,18 @@ def test_low_precision(flux) -> None:
     """The level comes from the scheduler, not from what bf16 left of the timestep."""
     pipe = flux().to(torch.bfloat16)
     levels = []
-    own = guided.Denoiser.predict
+    own = guided_output.Denoiser.predict
 
     def watched(self, x, level):
         levels.append(level.t.item())
         return own(self, x, level)
 
-    guided.Denoiser.predict = watched
+    guided_output.Denoiser.predict = watched
     try:
         with steer(pipe, CFG(4)):
             assert sampled(pipe).dtype == torch.bfloat16
     finally:
-        guided.Denoiser.predict = own
+        guided_output.Denoiser.predict = own
     times = (pipe.scheduler.timesteps.double() / 1000).tolist()
     assert levels == pytest.approx(times, rel=1e-12)
     assert times[1] != pipe.scheduler.timesteps.bfloat16()[1].item() / 1000

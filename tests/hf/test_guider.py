@@ -172,8 +172,8 @@ def test_as_it_was_after_an_error(pair) -> None:
 def test_errors(pair) -> None:
     pipe, modular = pair
     calls = counted(pipe.unet)
-    with pytest.raises(ValueError, match="has to know the scheduler"):
-        modular_run(modular, SteerGuider("CFG(5)"))
+    with pytest.raises(ValueError, match="another than that of its SteerGuider"):
+        modular_run(modular, SteerGuider("CFG(5)", copy.copy(modular.scheduler)))
     with pytest.raises(ValueError, match="unknown Guidance"):
         SteerGuider("XYZ(5)")
     with steer(pipe, CFG(5)), pytest.raises(ValueError, match="steered already"):

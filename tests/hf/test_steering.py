@@ -9,8 +9,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProc
 
 from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, V
 from diffsteer.hf.architectures import image_attention
-from diffsteer.hf.guided import seeds_of
+from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.scheduler import SteerScheduler
+from diffsteer.hf.timesteps import timestep_schedule
 from diffsteer.steering import steer
 
 SD = {
@@ -132,9 +133,9 @@ def test_sag_for_v_is_the_eps_rule_which_diffusers_misses(sd) -> None:
     outs = []
     forward = pipe.unet.forward
     pipe.unet.forward = lambda *a, **k: outs.append((k["sample"], forward(*a, **k))) or outs[-1][1]
-    with steer(pipe, SAG(s, on="cond")) as handle:
+    with steer(pipe, SAG(s, on="cond")):
         got = every_step(pipe, scale=1.0)
-        schedule = handle._reader.network(pipe.scheduler).schedule
+        schedule = timestep_schedule(pipe.scheduler)[0]
     (x, (v,)), (x_bar, (v_bar,)) = outs[:2]
     level = schedule.at(pipe.scheduler.timesteps[0])
     e, e_bar = V().solve(x, v, level)[1], V().solve(x_bar, v_bar, level)[1]
@@ -256,9 +257,9 @@ def test_input_noise_tells_the_network(sd, t) -> None:
     forward = pipe.unet.forward
     pipe.unet.forward = lambda *a, **k: seen.append(k) or forward(*a, **k)
     text = torch.randn(2, 16, 32)
-    with torch.no_grad(), steer(pipe, AutoNoise(3, noise=0.5)) as handle:
+    with torch.no_grad(), steer(pipe, AutoNoise(3, noise=0.5)):
         got = pipe.unet(START, t, text).sample
-        schedule = handle._reader.network(pipe.scheduler).schedule
+        schedule = timestep_schedule(pipe.scheduler)[0]
     del pipe.unet.forward
     now = schedule.at(500)
     level = schedule.at(schedule.time(1.5 * now.ratio))

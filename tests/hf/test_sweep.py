@@ -112,7 +112,6 @@ REFUSED = {
     "StableDiffusionXLInstructPix2PixPipeline": "rows that are not the same samples",
     "StableDiffusionPAGPipeline": "rows that are not the same samples",
     "StableDiffusionSAGPipeline": "looks at attention of the rows",
-    "FluxKontextPipeline": "append tokens of another image",
 }
 """Pipelines that no guidance can steer, and why."""
 UNCONDITIONAL = ("Marigold", "DDIM", "DDPM", "LDMSuper")

@@ -938,7 +938,7 @@ def fails_without(refiner: NoiseRefiner) -> Any:
 def test_nlg_is_its_formula(sd) -> None:
     """One round by hand, with the noise that it adds drawn again from its seed."""
     from diffsteer.core.noise import Noise
-    from diffsteer.hf.guided import seeds_of
+    from diffsteer.hf.sample_seeds import seeds_of
 
     pipe = sd()
     model = PipelineNetwork.of(pipe)

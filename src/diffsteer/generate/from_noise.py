@@ -15,8 +15,8 @@ from diffsteer.generate.outputs import images_of
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.conditioning import seeded
 from diffsteer.hf.first_call import first_call
-from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.hooks import replaced
+from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.timesteps import predicted_x0
 from diffsteer.refine.hook import started_from
 

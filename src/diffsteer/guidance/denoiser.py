@@ -143,9 +143,9 @@ class Denoiser:
             self._check(branch, at)
         groups: dict[Any, list[int]] = {}
         for i, branch in enumerate(branches):
-            alone = None if self.nets[branch.net].place is None else i
-            like = shapes(self.conds[branch.cond]), at.form(branch), alone
-            groups.setdefault((id(self.nets[branch.net]), *like), []).append(i)
+            net, cond = self.nets[branch.net], self.conds[branch.cond]
+            alone = None if net.place(cond) is None else i
+            groups.setdefault((id(net), shapes(cond), at.form(branch), alone), []).append(i)
         found: dict[int, Answer] = {}
         for members in groups.values():
             group = [branches[i] for i in members]
@@ -159,7 +159,7 @@ class Denoiser:
         if group[0].samples is None:
             return self._pass(group, at, dtype)
         rows, size = list(group[0].samples), len(at.x)
-        if self.nets[group[0].net].place is not None:  # it makes a batch of its own
+        if self.nets[group[0].net].place(self.conds[group[0].cond]) is not None:  # its own batch
             whole = self._pass([replace(branch, samples=None) for branch in group], at, dtype)
             return [answer.of_samples(rows) for answer in whole]
         names = {b.cond for b in group} | {b.second.cond for b in group if b.second is not None}

@@ -31,9 +31,8 @@ def edited(
         x: The stack, `(rows, *D)`.
         cond: Its condition.
     """
-    size, first, batch = len(x) // len(group), 0, rows.stop - rows.start
-    if net.place is not None:
-        first, batch = net.place(cond)
+    size = len(x) // len(group)
+    first, batch = net.place(cond) or (0, rows.stop - rows.start)
     changes = _Changes()
     for i, branch in enumerate(group):
         start, stop = max(i * size, rows.start), min((i + 1) * size, rows.stop)

@@ -60,9 +60,14 @@ def require_prompt(cond: Mapping[str, Any]) -> None:
         for name, value in part.items()
     ):
         raise InputError(
-            f"ICG finds no prompt that it could replace in {', '.join(cond) or 'no condition'}: it "
+            f"ICG finds no prompt that it could replace in {_names(cond) or 'no condition'}: it "
             f"works on {', '.join(EMBEDDINGS)} and one-hot classes; take PAG or TSG"
         )
+
+
+def _names(cond: Mapping[Any, Any]) -> str:
+    parts = (cond, *(value for value in cond.values() if isinstance(value, Mapping)))
+    return ", ".join(name for part in parts for name in part if isinstance(name, str))
 
 
 def _holds_prompt(name: str, value: Any) -> bool:

@@ -46,7 +46,8 @@ class Network:
         touched: Context of a pass in which something inside of the network is read or changed.
         score: How the attention that SAG looks at is read, if not as what each token receives.
         place: First row of a condition in a batch that the network makes of it, and the size of
-            that batch; such branches are never stacked. None where the batch is what it is given.
+            that batch; such branches are never stacked. None for a condition whose batch is what
+            the network is given.
         sizes: Whether it takes samples of other sizes, for guidance by crops.
         locate: Finds the tokens of the image in a layer, where `patch` and `text_first` do not say.
         adapted: Makes the context in which some of its adapters (LoRA) act.
@@ -64,7 +65,7 @@ class Network:
     text_first: bool = False
     touched: Callable[[], AbstractContextManager[None]] = nullcontext
     score: Score | None = None
-    place: Callable[[Cond], tuple[int, int]] | None = None
+    place: Callable[[Cond], tuple[int, int] | None] = lambda cond: None  # noqa: E731
     locate: Locate | None = None
     adapted: Adapt = no_adapters
     check: Callable[[Branch], None] = lambda branch: None  # noqa: E731

@@ -71,7 +71,7 @@ def evaluated(
     layers, outs = set(net.layers), []  # layers may be measured, by other passes
     for rows in chunks(len(x), None if max_rows is None else max(max_rows // 2, 1)):
         part, inputs = other, x
-        if net.place is None:
+        if net.place(other) is None:
             halves = [rows_of(c, rows, len(x)) for c in (cond, other)]
             part, inputs = joined(halves, rows.stop - rows.start), stacked([x[rows]] * 2)
         with ExitStack() as stack:

@@ -187,8 +187,8 @@ def size_of(ids: Tensor, tokens: int) -> tuple[int, int]:
     h, w = int(last[1]) + 1, int(last[2]) + 1
     if tokens != h * w:
         raise InputError(
-            f"{tokens} tokens are not an image of {h}x{w}: pipelines that append tokens of another "
-            "image (Kontext) cannot be steered"
+            f"{tokens} tokens are not an image of {h}x{w}: give img_ids with the place of each, "
+            "rows and columns from 0"
         )
     return h, w
 

@@ -1,6 +1,10 @@
-"""Conditions that the batch of a network call holds, and their order."""
+"""A call of a network of a known family, read before its scheduler steps.
 
-from collections.abc import Mapping
+So the noise that a sampling starts from is refined, and calls from a loop of one's own are
+answered. The pipeline's declarations and the batch tell which conditions the batch holds.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.level import upcast
+from diffsteer.guidance.batching import rows_of
+from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import Halves, family_of
+from diffsteer.hf.network import PipelineNetwork, unwrap_compiled
+from diffsteer.hf.stacking import with_shared
+from diffsteer.hf.timesteps import SamplingStep, StepTracker, timestep_factor
 
 
 @dataclass(frozen=True)
@@ -70,19 +80,25 @@ def conditions_in_batch(
             f"same samples under {' and '.join(halves)}: switch off what else it guides by (an "
             "image, PAG, skipped layers) while it is steered, or take the plain pipeline"
         )
-    _check_processors(pipe, network)
+    if counting := counting_processor(network):
+        raise InputError(
+            f"{type(pipe).__name__} has put {counting} into its network, which looks at attention "
+            "of the rows that the pipeline sends: take the plain pipeline"
+        )
     return doubled[0] if guides else ALONE
 
 
-def _check_processors(pipe: Any, network: nn.Module) -> None:
-    """Check that no attention processor counts the rows of its pipeline's batch."""
-    for module in network.modules():
-        kind = type(getattr(module, "processor", None))
-        if kind.__module__.startswith("diffusers.pipelines.") or kind.__name__.startswith("PAG"):
-            raise InputError(
-                f"{type(pipe).__name__} has put {kind.__name__} into its network, which looks at "
-                "attention of the rows that the pipeline sends: take the plain pipeline"
-            )
+def counting_processor(network: nn.Module) -> str:
+    """Class of an attention processor that counts the rows of its pipeline's batch, or nothing."""
+    kinds = {type(getattr(module, "processor", None)) for module in network.modules()}
+    return next(
+        (
+            kind.__name__
+            for kind in kinds
+            if kind.__module__.startswith("diffusers.pipelines.") or kind.__name__.startswith("PAG")
+        ),
+        "",
+    )
 
 
 def _declared(pipe: Any) -> bool | None:
@@ -95,3 +111,77 @@ def _declared(pipe: Any) -> bool | None:
         return None
     guides: bool | None = getattr(pipe, "do_classifier_free_guidance", None)
     return guides
+
+
+@dataclass(frozen=True, eq=False)
+class BatchedCall:
+    """A call of a network.
+
+    Attributes:
+        pipe: The pipeline.
+        network: The network, with what the pipeline's scheduler says of it.
+        inputs: Argument with the sample: all conditions of the batch, extra channels.
+        arguments: All other arguments by name.
+        batch: Conditions that the batch holds, in order.
+    """
+
+    pipe: Any
+    network: PipelineNetwork
+    inputs: Tensor
+    arguments: Cond
+    batch: Conditions
+
+    @classmethod
+    def of(
+        cls, pipe: Any, module: Any, forward: Callable[..., Any], arguments: Cond
+    ) -> "BatchedCall":
+        """Read a call.
+
+        Args:
+            pipe: The pipeline.
+            module: Its network, maybe compiled.
+            forward: Evaluates the network.
+            arguments: Of the call, by name.
+        """
+        network = PipelineNetwork.on(pipe.scheduler, module, forward)
+        inputs = arguments[network.family.sample]
+        batch = conditions_in_batch(pipe, unwrap_compiled(module), inputs, arguments)
+        return cls(pipe, network, inputs, arguments, batch)
+
+    @property
+    def sample(self) -> Tensor:
+        """Noisy sample of one condition, `(B, *D)`, as the network takes it, in its dtype."""
+        return self.network.split(self.inputs[self.rows("cond")])[0]
+
+    @property
+    def conds(self) -> dict[str, Cond]:
+        """Conditions by name: "cond" and, where the batch holds it, "null"."""
+        size, inputs = len(self.inputs), self.inputs[self.rows("cond")]
+        arguments = with_shared(self.network.module, self.arguments, size)
+        return {
+            name: self.network.condition(rows_of(arguments, self.rows(name), size), inputs)
+            for name in self.batch.names
+        }
+
+    def rows(self, name: str) -> slice:
+        """Rows of the batch that belong to a condition."""
+        return self.batch.rows(name, len(self.inputs))
+
+    def step(self, tracker: StepTracker) -> SamplingStep:
+        """Step of the sampling for which the network is called."""
+        factor = timestep_factor(self.network.schedule, self.network.family.flow_time)
+        return tracker.read(self.arguments["timestep"], self.pipe.scheduler, factor)
+
+    def moved(self, shift: Tensor) -> Cond:
+        """Arguments with another sample under each condition: `shift`, `(B, *D)`, is added."""
+        inputs = self.inputs.clone()
+        for name in self.batch.names:
+            sample = self.network.split(inputs[self.rows(name)])[0]
+            sample.copy_(shifted(sample, shift))
+        return {**self.arguments, self.network.family.sample: inputs}
+
+
+def shifted(sample: Tensor, shift: Tensor) -> Tensor:
+    """Sample, `(n B, *D)`, with `shift`, `(B, *D)`, added to each of its n parts, in its dtype."""
+    copies = len(sample) // len(shift)
+    return (upcast(sample) + shift.repeat(copies, *[1] * (shift.ndim - 1))).to(sample.dtype)

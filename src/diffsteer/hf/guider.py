@@ -3,14 +3,13 @@
     pipe.update_components(guider=SteerGuider("CFG(6) + SAG(0.75)", pipe.scheduler))
 
 diffusers runs each condition as a pass of its own and adds up the answers. Here the calls of a
-step are only noted, and all that the guidance asks for runs at the scheduler's step
-(`step_guidance`); for Stable Diffusion XL and 3, at the last call.
+step are only noted, and all that the guidance asks for runs at the scheduler's step, as in `steer`.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial, wraps
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -21,12 +20,7 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
-from diffsteer.hf.architectures import known_family
-from diffsteer.hf.call import NotedCalls
-from diffsteer.hf.guided import Guided
-from diffsteer.hf.hooks import plain_forward, replaced
-from diffsteer.hf.layout import FirstStep
-from diffsteer.hf.network import check_free, network_of, unwrap_compiled
+from diffsteer.hf.network import network_of
 from diffsteer.hf.step_guidance import StepGuidance
 
 
@@ -62,12 +56,9 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         self.guidance = parse(guidance, Guidance) if isinstance(guidance, str) else guidance
         self.register_to_config(guidance=repr(self.guidance), max_rows=max_rows)
         self.scheduler, self.guide, self.max_rows = scheduler, guide, max_rows
-        self._steered: tuple[NotedCalls, Guided] | None = None
-        self._replaced, self._first = ExitStack(), FirstStep()
         self._steps: StepGuidance | None = None
         self._guided: Any = None
         self._active = ExitStack()
-        self._conditions = 1
 
     @override
     def new(self, **kwargs: Any) -> "SteerGuider":
@@ -107,17 +98,12 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         """Begin a step and return the names of its conditions."""
         pairs = [pair for pair in values if pair[0] is not None]
         both = self._enabled and pairs and all(null is not None for _, null in pairs)
-        self._conditions = 2 if both else 1
-        if self._steered is not None:
-            self._steered[0].expect(self._conditions)
         if self._enabled:
             self._guide_step(_running_pipeline())
-        return self._input_predictions[: self._conditions]
+        return self._input_predictions[: 2 if both else 1]
 
     def _guide_step(self, pipe: Any) -> None:
-        """Guide the coming step of a pipeline's scheduler, unless its last call is answered."""
-        if pipe is None or known_family(unwrap_compiled(network_of(pipe))) is not None:
-            return
+        """Guide the coming step of a pipeline's scheduler."""
         scheduler = pipe.scheduler
         if self.scheduler not in (None, scheduler):
             raise InputError(
@@ -128,18 +114,9 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
             self._guided = pipe, scheduler
             guide = None if self.guide is None else network_of(self.guide)
             self._steps = StepGuidance(pipe, self.guidance, guide, self.max_rows)
+            self._steps.stepped = partial(self._leave, failed=True)
         self._leave(failed=not self._step)  # the first step of a sampling
         self._active.enter_context(self._steps)
-        step = scheduler.step
-        stepped = wraps(step)(partial(self._stepped, step))
-        self._active.enter_context(replaced(scheduler, "step", stepped))
-
-    def _stepped(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the scheduler's step, the last of what is guided."""
-        try:
-            return step(*args, **kwargs)
-        finally:
-            self._leave(failed=True)
 
     def _leave(self, failed: bool) -> None:
         """Give networks and scheduler back; calls without a step raise unless the step failed."""
@@ -153,59 +130,15 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
         super().disable()
 
     @override
-    def prepare_models(self, denoiser: Any) -> None:
-        """Take the next call of the network."""
-        self.cleanup_models(denoiser)
-        super().prepare_models(denoiser)
-        if not self._enabled or self._guiding:
-            return
-        check_free(denoiser)
-        if self.scheduler is None:
-            raise InputError(
-                "SteerGuider has to know the scheduler, which says what the network predicts: "
-                "give SteerGuider(guidance, pipe.scheduler), or set guider.scheduler"
-            )
-        if self._steered is None or self._steered[0].module is not denoiser:
-            guide = None if self.guide is None else network_of(self.guide)
-            guided = Guided(denoiser, self.guidance, guide, self.max_rows)
-            self._steered = NotedCalls(denoiser, plain_forward(denoiser)), guided
-            self._steered[0].expect(self._conditions)
-        self._steered[0].forward = plain_forward(denoiser)
-        forward = partial(self._forward, denoiser, *self._steered)
-        self._replaced.enter_context(replaced(denoiser, "forward", forward))
-
-    @override
-    def cleanup_models(self, denoiser: Any) -> None:
-        """Give the network its forward back."""
-        self._replaced.close()
-
-    def _forward(
-        self, denoiser: Any, reader: NotedCalls, guided: Guided, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Stand in for one call of the network's forward."""
-        self.cleanup_models(denoiser)
-        call = reader.read(self.scheduler, args, kwargs)
-        if call.pending is not None:
-            return call.reply(call.pending)
-        return self._first.answer(call, guided)
-
-    @override
     def __call__(self, data: list[Any]) -> GuiderOutput:
-        """The guided output: the answer to the last call, or what the step will replace by it."""
-        if not self._guiding:
-            return GuiderOutput(pred=data[-1].noise_pred, pred_cond=None, pred_uncond=None)
+        """A sum of the answers, which the step will replace by the guided output."""
         cond, *null = (part.noise_pred for part in data)
         pred = 2 * cond - null[0] if null else cond
         return GuiderOutput(pred=pred, pred_cond=cond, pred_uncond=null[0] if null else None)
 
-    @property
-    def _guiding(self) -> bool:
-        """Whether the coming step of a scheduler is guided."""
-        return self._steps is not None and self._steps.active
-
 
 def _running_pipeline() -> Any:
-    """The pipeline that calls a guider, or None in a loop of one's own."""
+    """The pipeline that calls a guider."""
     from diffusers import DiffusionPipeline, ModularPipeline
 
     frame: FrameType | None = sys._getframe(1)
@@ -213,4 +146,4 @@ def _running_pipeline() -> Any:
         for name in ("components", "self"):
             if isinstance(owner := frame.f_locals.get(name), DiffusionPipeline | ModularPipeline):
                 return owner
-    return None
+    raise InputError("SteerGuider is for pipelines of diffusers: it was called from none")

@@ -1,12 +1,10 @@
 """The network of a diffusers pipeline: where it is, and how it is called."""
 
-import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -20,6 +18,7 @@ from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import Family, family_of
 from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.protocols import NetworkLike, SchedulerLike
+from diffsteer.hf.stacking import put_together, signature, with_shared
 from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 
 PARTS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "prior", "decoder")
@@ -49,39 +48,26 @@ def uncompiled() -> AbstractContextManager[Any]:
     return stance
 
 
-class Place(NamedTuple):
-    """Channels of a network's input that are the noisy sample, a run of them.
+def sample_channels(network: NetworkLike, learned: bool = False) -> int:
+    """Channels of the noisy sample: those returned, less a learned variance.
 
-    Attributes:
-        start: The first; channels before and after are conditioning.
-        size: How many.
-        certain: Whether nothing else can be meant; else the scheduler's sample has to tell.
-    """
-
-    start: int
-    size: int
-    certain: bool = True
-
-
-def place_of(network: NetworkLike, learned: bool = False) -> Place:
-    """Place of the sample as far as channels tell: those returned, less a learned variance.
+    Where a network takes more, it depends on the pipeline which of its channels they are.
 
     Args:
         network: The network.
         learned: Whether the scheduler takes a learned variance.
     """
-    takes = network.config.in_channels
-    returns = network.config.out_channels or takes
+    takes: int = network.config.in_channels
+    returns: int = network.config.out_channels or takes
     if returns == 2 * takes:
-        return Place(0, takes)
-    size = returns // 2 if learned else min(takes, returns)
-    return Place(0, size, size == takes)
+        return takes
+    return returns // 2 if learned else min(takes, returns)
 
 
 def bind_arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a call of a network's forward, by name."""
-    signature = _signature(type(unwrap_compiled(network)).forward)
-    arguments: dict[str, Any] = dict(signature.bind(network, *args, **kwargs).arguments)
+    parameters = signature(type(unwrap_compiled(network)).forward)
+    arguments: dict[str, Any] = dict(parameters.bind(network, *args, **kwargs).arguments)
     arguments.pop("self")
     more: dict[str, Any] = arguments.pop("kwargs", {})
     return arguments | more
@@ -89,12 +75,7 @@ def bind_arguments(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def sample_argument(network: Any) -> str:
     """Name of the argument of a network that holds the sample: its first."""
-    return list(_signature(type(unwrap_compiled(network)).forward).parameters)[1]
-
-
-@cache
-def _signature(forward: Hashable) -> inspect.Signature:
-    return inspect.signature(forward)  # type: ignore[arg-type]
+    return list(signature(type(unwrap_compiled(network)).forward).parameters)[1]
 
 
 _steered: WeakSet[nn.Module] = WeakSet()
@@ -132,74 +113,8 @@ def network_replaced(pipe: Any, answer: Callable[[dict[str, Any]], Any]) -> Repl
     return replaced(network, "forward", forward)
 
 
-PROBE_SEED = 0x5EED_0F_9A0BE5
-"""Seed of noise in the place of an answer, which must not be latents: nobody draws them with it."""
 EXTRA = "extra"
-"""Name, in a condition, of channels or tokens that go with the sample and are not denoised."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """An argument that is the same for all rows, though its first dimension may be as long."""
-
-    value: Any
-
-
-PER_SAMPLE = frozenset({"gligen", "ip_adapter_image_embeds", "ip_hidden_states"})
-"""Attention arguments with a row for each sample."""
-SHARED = frozenset({"ip_adapter_masks", "img_ids", "txt_ids"})
-"""Arguments without a row for each sample: one for each adapter, or token."""
-
-
-def with_shared(network: Any, arguments: Cond, rows: int) -> Cond:
-    """Arguments of a call of so many rows, `Shared` where they have no row for each.
-
-    What diffusers' own forward takes has a row for each sample, or one for all, but for what
-    `SHARED` names. Attention arguments go to processors of any kind: only `PER_SAMPLE` has rows.
-    """
-    bases = (c for c in type(network).__mro__ if c.__module__.startswith("diffusers."))
-    own: Any = next(bases, type(network))
-    known = _signature(own.forward).parameters
-    return {
-        name: {k: _shared(k, v, rows, k in PER_SAMPLE) for k, v in value.items()}
-        if name.endswith("attention_kwargs") and isinstance(value, Mapping)
-        else _shared(name, value, rows, name in known)
-        for name, value in arguments.items()
-    }
-
-
-def _shared(name: str, value: Any, rows: int, per_sample: bool) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _shared(k, v, rows, per_sample) for k, v in value.items()}
-    if isinstance(value, list | tuple) and name not in SHARED:
-        return type(value)(_shared(name, v, rows, per_sample) for v in value)
-    if name in SHARED and not isinstance(value, Shared):
-        return Shared(value)
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    if len(value) == 1 < rows:
-        return Shared(value)
-    if per_sample and len(value) != rows:
-        raise InputError(
-            f"{name} has {len(value)} rows in a call of {rows}: give one for each sample, or one"
-        )
-    if not per_sample and len(value) == rows > 1:
-        raise InputError(
-            f"{name} of shape {tuple(value.shape)} may hold a row for each of {rows} rows of this "
-            "call, or be the same for all: give it another first dimension"
-        )
-    return value if per_sample else Shared(value)
-
-
-def without_shared(tree: Any) -> Any:
-    """Arguments as the network takes them."""
-    if isinstance(tree, Shared):
-        return tree.value
-    if isinstance(tree, Mapping):
-        return {key: without_shared(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(without_shared(value) for value in tree)
-    return tree
+"""Name, in a condition, of channels that come after the sample's and are not denoised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +127,7 @@ class PipelineNetwork:
         family: Of the network.
         schedule: On which the scheduler's timesteps lie.
         prediction: Prediction type.
-        place: Of the noisy sample in the input.
+        channels: Of the noisy sample, the first of the input.
     """
 
     module: Any
@@ -220,7 +135,7 @@ class PipelineNetwork:
     family: Family
     schedule: Schedule
     prediction: Prediction
-    place: Place
+    channels: int
 
     @classmethod
     def of(cls, pipe: Any, forward: Callable[..., Any] | None = None) -> "PipelineNetwork":
@@ -234,7 +149,7 @@ class PipelineNetwork:
         """Network that a scheduler samples; see `of`."""
         module = unwrap_compiled(network)
         learned = str(scheduler.config.get("variance_type")).startswith("learned")
-        settings = *timestep_schedule(scheduler), place_of(module, learned)
+        settings = *timestep_schedule(scheduler), sample_channels(module, learned)
         return cls(module, forward or module, family_of(module), *settings)
 
     @property
@@ -250,47 +165,25 @@ class PipelineNetwork:
             level: 0-dim; what the network is told comes from it.
             cond: All other arguments, as `condition` gives them.
         """
-        out = self.evaluate(x, cond, self.module.dtype, level)
-        return out.narrow(self.family.channel_dim, 0, self.place.size)
-
-    def evaluate(
-        self, x: Tensor, cond: Cond, dtype: torch.dtype, level: Level | None = None
-    ) -> Tensor:
-        """Whole output, with a learned variance beside the sample's channels.
-
-        Args:
-            x: As for a call.
-            cond: As for a call.
-            dtype: Of the sample that the network is given.
-            level: Where it is evaluated; None for the timestep of the condition.
-        """
-        arguments = without_shared({name: v for name, v in cond.items() if name != EXTRA})
-        if level is not None:
-            arguments["timestep"] = timestep_like(
-                level, self.schedule, self.family.flow_time, arguments["timestep"]
-            )
-        inputs = x.to(dtype)
-        if extra := cond.get(EXTRA):
-            before, after = (part.to(inputs) for part in extra)
-            inputs = torch.cat([before, inputs, after], dim=self.family.channel_dim)
+        arguments = put_together({name: v for name, v in cond.items() if name != EXTRA})
+        arguments["timestep"] = timestep_like(
+            level, self.schedule, self.family.flow_time, arguments["timestep"]
+        )
+        inputs, dim = x.to(self.module.dtype), self.family.channel_dim
+        if (extra := cond.get(EXTRA)) is not None:
+            inputs = torch.cat([inputs, extra.to(inputs)], dim=dim)
         arguments[self.family.sample] = inputs
-        return upcast(self.forward(**arguments, return_dict=False)[0])
+        out = self.forward(**arguments, return_dict=False)[0]
+        return upcast(out).narrow(dim, 0, self.channels)
 
-    def noise_like_output(self, inputs: Tensor) -> Tensor:
-        """Noise in the shape and dtype of the output for an input."""
-        shape, config = list(inputs.shape), self.module.config
-        shape[self.family.channel_dim] = config.out_channels or config.in_channels
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(PROBE_SEED))
-        return noise.to(inputs)
-
-    def split(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The sample, and the channels before and after it, or None where there are none."""
-        (start, size, _), dim = self.place, self.family.channel_dim
-        left = inputs.shape[dim] - start - size
-        if not start and not left:
+    def split(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The sample, and the channels after it, or None where there are none."""
+        dim = self.family.channel_dim
+        if inputs.shape[dim] == self.channels:
             return inputs, None
-        before, sample, after = torch.split(inputs, [start, size, left], dim=dim)
-        return sample, (before, after)
+        sizes = [self.channels, inputs.shape[dim] - self.channels]
+        sample, extra = torch.split(inputs, sizes, dim=dim)
+        return sample, extra
 
     def condition(self, arguments: Cond, inputs: Tensor) -> Cond:
         """Condition of a call's arguments: all but the sample, channels beyond it included.

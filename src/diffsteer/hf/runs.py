@@ -76,17 +76,19 @@ class Runs:
         self._run = ref(run)
         return run
 
-    def check(self) -> None:
-        """Check that a call of the network is one of the current run, or of none."""
+    def check(self) -> bool:
+        """Whether a call of the network is one of the pipeline; raises where it is another's."""
         run = self._run()
         if run is not None and not run.ended:
             if run.crossed or run.thread != get_ident():
                 _refuse_threads()
-        elif (other := _calling_pipeline()) not in (None, self.pipe):
+            return True
+        if (other := _calling_pipeline()) not in (None, self.pipe):
             raise InputError(
                 f"{type(other).__name__} shares its network with the {type(self.pipe).__name__} "
                 "that is steered: steer the pipeline that you call"
             )
+        return other is not None
 
 
 def _refuse_threads() -> NoReturn:

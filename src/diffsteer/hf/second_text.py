@@ -9,7 +9,9 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.network import Cond, no_text
-from diffsteer.hf.step_calls import Part
+from diffsteer.hf.batches import INPUTS, ROWS, Layout, RowsOf
+from diffsteer.hf.conditions import Part
+from diffsteer.hf.stacking import LISTED
 
 
 def with_text_of(cond: Cond, other: Cond) -> Cond:
@@ -18,6 +20,12 @@ def with_text_of(cond: Cond, other: Cond) -> Cond:
     Texts are the arguments with a row of tokens for each sample, and their masks. Pooled texts act
     by the time embedding, on image and texts alike, and are not taken.
     """
+    for name, value in cond.items():
+        if "hidden_states" in name and isinstance(value, Tensor) and value.ndim == 4:
+            raise InputError(
+                f"NAG takes texts with a row of tokens for each sample, and {name} is "
+                f"{tuple(value.shape)}: take CFG"
+            )
     texts = [name for name, value in cond.items() if _tokens(value) and name in other]
     if not texts:
         raise no_text()
@@ -34,6 +42,8 @@ def with_text_of(cond: Cond, other: Cond) -> Cond:
 
 def _tokens(value: Any) -> bool:
     """Whether an argument holds tokens of a text: one row for each sample."""
+    if isinstance(value, Mapping) and value.keys() == {LISTED}:
+        value = value[LISTED]
     if isinstance(value, list) and value:
         return all(isinstance(v, Tensor) and v.ndim == 2 and v.is_floating_point() for v in value)
     return isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point()
@@ -44,18 +54,28 @@ def _mask(name: str, value: Any) -> bool:
     return whole or ("mask" in name and isinstance(value, Tensor)) or "len" in name
 
 
-def pair_of(cond: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+def second(cond: Any, other: Any) -> Any:
+    """A condition with the text of another; for batches like those of calls, one call of both."""
+    ((layout, mine),), ((its_layout, its),) = cond.items(), other.items()
+    if layout.tree is None or its_layout.tree is None:
+        return pair_of(layout, its_layout)
+    texts = with_text_of({k: v for k, v in mine.items() if k not in (INPUTS, ROWS)}, its)
+    return {layout: {**mine, **texts, ROWS: torch.full_like(mine[ROWS], -1)}}
+
+
+def pair_of(layout: Layout, other: Layout) -> RowsOf:
     """One call of a network for two conditions of calls: the first, and with the other's text."""
-    part, null = cond["part"], other["part"]
-    mine = _rows(part.call.arguments, part)
-    mixed = with_text_of(mine, _rows(null.call.arguments, null))
+    part = layout.part
+    mine = _rows(layout.arguments, part)
+    mixed = with_text_of(mine, _rows(other.arguments, other.part))
     arguments = {
         name: value if name.endswith("scale") else _stacked(value, mixed[name], len(part.sample))
         for name, value in mine.items()
     }
     inputs = part.call.inputs[part.rows]
     call = replace(part.call, inputs=torch.cat([inputs, inputs]), arguments=arguments, out=None)
-    return {**cond, "part": replace(part, call=call, rows=slice(0, len(inputs)))}
+    pair = replace(part, call=call, rows=slice(0, len(inputs)))
+    return {replace(layout, part=pair, arguments=arguments, tree=None): {}}
 
 
 def _rows(arguments: Mapping[str, Any], part: Part) -> dict[str, Any]:
@@ -69,12 +89,6 @@ def _rows(arguments: Mapping[str, Any], part: Part) -> dict[str, Any]:
             return value[part.rows]
         return [rows(v) for v in value] if isinstance(value, list) else value
 
-    for name, value in arguments.items():
-        if "hidden_states" in name and isinstance(value, Tensor) and value.ndim == 4:
-            raise InputError(
-                f"NAG takes texts with a row of tokens for each sample, and {name} is "
-                f"{tuple(value.shape)}: take CFG"
-            )
     # a scale may have an entry for each layer, as many as there are samples
     return {n: v if n.endswith("scale") else rows(v) for n, v in arguments.items()}
 

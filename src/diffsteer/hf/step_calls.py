@@ -1,38 +1,26 @@
 """Calls of networks between two steps of a scheduler, answered with probes.
 
-A probe is a tensor of random numbers in the form of the network's output. The model output that the
-pipeline makes of the probes says which part of the network's output it takes, with which sign, and
-which of two calls, or halves of a batch, is for the null prompt: its factor is negative.
+A probe is a tensor of random numbers in the form of the network's output, whose part in what the
+pipeline gives its scheduler can be told.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.level import upcast
-from diffsteer.hf.network import PROBE_SEED, sample_argument
-from diffsteer.hf.timesteps import LOSSY
-from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
+from diffsteer.hf.architectures import known_family
+from diffsteer.hf.network import sample_argument, sample_channels, unwrap_compiled
 
 EPSILON = 2.0**-5
 """Share by which the probe of a second condition differs from the first's."""
-CLOSE = 0.1
-"""Largest relative difference of a model output from a sum of the probes: some pipelines bring the
-norm of the guided output back, which the probes hardly change."""
-TIMES: tuple[Callable[[float, float], float], ...] = (
-    lambda t, n: t,
-    lambda t, n: t / n,
-    lambda t, n: 1 - t / n,
-    lambda t, n: t - 1,
-)
-"""Times that networks are told at a timestep t of n."""
+PROBE_SEED = 0x5EED_0F_9A0BE5
+"""Seed of probes, which must not be latents: nobody draws them with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +59,22 @@ class Form:
             return (value, *output[1:]) if isinstance(output, tuple) else value
 
         return cls(tensor.shape, tensor.dtype, wrap)
+
+    @classmethod
+    def expected(cls, call: "Call") -> "Form | None":
+        """Form of the output of a network of a known family, which is not evaluated for it."""
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        network = unwrap_compiled(call.module)
+        if (family := known_family(network)) is None:
+            return None
+        shape, as_object = list(call.inputs.shape), call.arguments.get("return_dict", True)
+        shape[family.channel_dim] = network.config.out_channels or network.config.in_channels
+
+        def wrap(x: Tensor) -> Any:
+            return Transformer2DModelOutput(sample=x) if as_object else (x,)
+
+        return cls(torch.Size(shape), call.inputs.dtype, wrap)
 
 
 def _values(output: Any) -> Any:
@@ -123,6 +127,25 @@ class Call:
         """Equal for calls with outputs of one form."""
         return id(self.module), self.inputs.shape, self.inputs.dtype, _shapes(self.arguments)
 
+    @property
+    def stateful(self) -> bool:
+        """Whether it hands the network a cache that it changes."""
+        return any("cache" in name and value is not None for name, value in self.arguments.items())
+
+    def evaluated(self, inputs: Tensor, arguments: Mapping[str, Any], network: Any) -> Tensor:
+        """Output of a network, `(N, *D)`, for other inputs and arguments than this call's."""
+        given = list(inputs.unbind()) if self.listed else inputs
+        with self.autocast():
+            return tensor_of((network or self.module)(**{**arguments, self.name: given}))
+
+
+def certain(call: Call) -> bool:
+    """Whether a call has nothing but samples, of a known family; else its step has to tell."""
+    network = unwrap_compiled(call.module)
+    if (family := known_family(network)) is None:
+        return False
+    return call.inputs.shape[family.channel_dim] == sample_channels(network)
+
 
 def _autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
     if not torch.amp.is_autocast_available(device):
@@ -152,161 +175,3 @@ def probe(form: Form, second: bool) -> Tensor:
     if second:
         x = x + EPSILON * torch.randn(x.shape, generator=generator)
     return x.to(form.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One condition of a call: some rows of its batch.
-
-    Attributes:
-        call: The call.
-        rows: Rows of its batch, one for each sample.
-        taken: Where its input holds the sample.
-        given: Part of its output that becomes the scheduler's model output.
-        sign: Factor of that part.
-    """
-
-    call: Call
-    rows: slice
-    taken: View = View()
-    given: View = View()
-    sign: float = 1.0
-
-    @property
-    def sample(self) -> Tensor:
-        """The sample as the network is given it, `(B, *D)`."""
-        return self.taken(self.call.inputs[self.rows])
-
-    def output(self, x: Tensor, arguments: Mapping[str, Any], network: Any = None) -> Tensor:
-        """Output of a network for samples, `(B, *D)`, under all conditions of the call, `(N, *D)`.
-
-        The batch is the call's own: which arguments have a row for each sample is not known.
-
-        Args:
-            x: The samples as the network is given them.
-            arguments: All others by name.
-            network: Another network, in place of the call's.
-        """
-        call, size = self.call, len(x)
-        inputs = call.inputs.clone()
-        for start in range(0, len(inputs), size):
-            self.taken(inputs[start : start + size]).copy_(x)
-        given = list(inputs.unbind()) if call.listed else inputs
-        with call.autocast():
-            return tensor_of((network or call.module)(**{**arguments, call.name: given}))
-
-    def model_output(self, out: Tensor) -> Tensor:
-        """The scheduler's model output of an output, `(N, *D)`, in float32 or wider."""
-        return self.sign * upcast(self.given(out[self.rows]))
-
-
-class Clock:
-    """What a network is told at a timestep, as the calls of a sampling show it.
-
-    At one timestep two rules may mean the same (t = n / 2); the others tell them apart.
-    """
-
-    def __init__(self) -> None:
-        self._rules = TIMES
-
-    def see(self, arguments: Mapping[str, Any], now: float, n: float) -> None:
-        """Take note of a call at the timestep `now` of n."""
-        kept = tuple(rule for rule in self._rules if self._name(arguments, rule(now, n)))
-        self._rules = kept or self._rules
-
-    def told(self, arguments: Mapping[str, Any], t: float, now: float, n: float) -> dict[str, Any]:
-        """Arguments with which a network is told the timestep t, from those of `now`.
-
-        Raises:
-            ValueError: none of them, or more than one rule, is known to say the timestep.
-        """
-        names = {rule: self._name(arguments, rule(now, n)) for rule in self._rules}
-        rules = [rule for rule, name in names.items() if name]
-        if not rules or len({rule(t, n) for rule in rules}) > 1:
-            raise InputError(
-                "the guidance asks the network at another noise level, and it is not certain how "
-                f"its arguments ({', '.join(arguments)}) say the timestep"
-            )
-        name = names[rules[0]]
-        times = torch.as_tensor(arguments[name])
-        dtype = times.dtype if times.is_floating_point() else torch.float32
-        return {**arguments, name: torch.full_like(times, rules[0](t, n), dtype=dtype)}
-
-    def _name(self, arguments: Mapping[str, Any], time: float) -> str:
-        """Name of the argument that holds a time, empty where none does."""
-        for name, value in arguments.items():
-            if (name == "t" or name.startswith("time")) and value is not None:
-                times = torch.as_tensor(value)
-                error = time - times.double()
-                if not times.is_floating_point():  # rounded down
-                    fits = ((error >= 0) & (error < 1)).all()
-                else:
-                    share = ROUNDING if times.dtype in LOSSY else 1e-4
-                    fits = error.abs().max() <= share * abs(time) + 1e-5
-                if fits:
-                    return name
-        return ""
-
-
-def parts_of(calls: list[Call], model_output: Tensor, sample: Tensor) -> dict[str, Part]:
-    """Conditions of a step's calls: "cond" and, where there are two, "null".
-
-    Args:
-        calls: Made since the last step.
-        model_output: What the pipeline made of their probes, `(B, *D)`.
-        sample: The scheduler's, `(B, *D)`.
-
-    Raises:
-        ValueError: the layout cannot be made out.
-    """
-    size = len(sample)
-    parts = [
-        Part(call, slice(start, start + size))
-        for call in calls
-        for start in range(0, len(call.inputs), size)
-    ]
-    if len(parts) > 2 or any(len(call.inputs) % size for call in calls):
-        rows = " and ".join(str(len(call.inputs)) for call in calls)
-        raise InputError(
-            f"calls its network with {rows} samples to step {size}, where each sample is expected "
-            "once, or once for the prompt and once for the null prompt"
-        )
-    parts = [replace(part, taken=_taken(part, sample)) for part in parts]
-    factors, given = _given(parts, model_output)
-    if not 0.5 < abs(sum(factors)) < 2:
-        raise InputError(
-            f"multiplies what its network returns by {sum(factors):.3g}, where 1 or -1 is expected"
-        )
-    sign = 1.0 if sum(factors) > 0 else -1.0
-    parts = [replace(part, given=view, sign=sign) for part, view in zip(parts, given, strict=True)]
-    if len(parts) == 2 and factors[0] * sign < factors[1] * sign:
-        parts.reverse()
-    return dict(zip(("cond", "null"), parts, strict=False))
-
-
-def _taken(part: Part, sample: Tensor) -> View:
-    inputs = part.call.inputs[part.rows]
-    if (view := placed(inputs, sample)) is None:
-        raise InputError(
-            f"gives its network {tuple(inputs.shape)}, in which the scheduler's sample "
-            f"{tuple(sample.shape)} is neither the first nor the last channels or tokens"
-        )
-    return view
-
-
-def _given(parts: list[Part], output: Tensor) -> tuple[tuple[float, ...], tuple[View, ...]]:
-    """Factors and views of the parts' probes that add up to the scheduler's model output."""
-    probes = [part.call.probe[part.rows] for part in parts]
-    choices = [list(views(probe.shape, output.shape)) for probe in probes]
-    fits = []
-    for chosen in product(*choices):
-        columns = [view(probe) for view, probe in zip(chosen, probes, strict=True)]
-        if (factors := fitted(output, columns, CLOSE)) is not None:
-            total = sum(f * column.double() for f, column in zip(factors, columns, strict=True))
-            fits.append((float((output.double() - total).norm()), factors, chosen))
-    if fits:  # where only one of the views is right, what is left may be small as well
-        return min(fits, key=lambda fit: fit[0])[1:]
-    raise InputError(
-        f"steps its scheduler by {tuple(output.shape)}, which is no part of what its network "
-        f"returns, {tuple(probes[0].shape)}, times a factor"
-    )

@@ -57,10 +57,16 @@ def views(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
 
 def placed(inputs: Tensor, sample: Tensor) -> View | None:
     """View of an input that holds a sample, `(B, *D)`, times any factor; None where none does."""
-    for view in views(inputs.shape, sample.shape):
+    for view in (*views(inputs.shape, sample.shape), *_inner(inputs.shape, sample.shape)):
         if fitted(view(inputs), [sample]) is not None:
             return view
     return None
+
+
+def _inner(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
+    """Runs of channels with others before and after them."""
+    if len(shape) == len(part) > 3 and tuple(shape[2:]) == tuple(part[2:]):
+        yield from (View((), 1, start, part[1]) for start in range(1, shape[1] - part[1]))
 
 
 def fitted(

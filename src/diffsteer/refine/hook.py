@@ -7,10 +7,10 @@ condition that the pipeline sends.
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +23,19 @@ from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
 from diffsteer.guidance.batching import chunks, rows_of
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.call import BatchedConditions, NetworkCall, shifted
+from diffsteer.hf.batch_conditions import BatchedCall, shifted
 from diffsteer.hf.first_call import conditions, require_prompts
 from diffsteer.hf.hooks import plain_forward, replaced
-from diffsteer.hf.layout import place_in
-from diffsteer.hf.network import PipelineNetwork, check_free, network_of, unwrap_compiled
+from diffsteer.hf.network import (
+    PipelineNetwork,
+    bind_arguments,
+    check_free,
+    network_of,
+    unwrap_compiled,
+)
+from diffsteer.hf.runs import Runs
+from diffsteer.hf.timesteps import StepTracker
+from diffsteer.hf.views import fitted
 from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 from diffsteer.refine.noise_registry import refined_before, remember
 from diffsteer.refine.refiner import NoiseRefiner
@@ -43,62 +51,86 @@ class Refine(Protocol):
 
 
 class RefineHook(AbstractContextManager["RefineHook"]):
-    """Moves the noise of every sampling to what it is refined to; a hook of network calls.
+    """Moves the noise of every sampling to what it is refined to, as a context.
 
     Args:
         pipe: A pipeline of a known family.
         refine: Makes the noise.
         strength: Factor of the change, whoever makes it.
         max_rows: Most rows of noise that are refined in one pass.
+        forward: Evaluates the network, past any steering; that which stands there by default.
+        runs: Follows the runs of the pipeline.
     """
 
     def __init__(
-        self, pipe: Any, refine: Refine, strength: float = 1.0, max_rows: int | None = None
+        self,
+        pipe: Any,
+        refine: Refine,
+        strength: float = 1.0,
+        max_rows: int | None = None,
+        forward: Callable[..., Any] | None = None,
+        runs: Runs | None = None,
     ) -> None:
-        self.pipe, self.refine = pipe, refine
+        self.pipe, self.refine, self._network = pipe, refine, network_of(pipe)
         self.strength, self.max_rows = strength, max_rows
+        self._inner = plain_forward(self._network)
+        self._plain, self._runs = forward or self._inner, runs
+        self._tracker = StepTracker()
         self._shift: Tensor | None = None
         self._scale = 1.0
-        self._replaced = ExitStack()
+        self._calling = False
+        self._steps, self._replaced = ExitStack(), ExitStack()
+
+    @override
+    def __enter__(self) -> "RefineHook":
+        forward = wraps(self._inner)(partial(self._forward))
+        self._replaced.enter_context(replaced(self._network, "forward", forward))
+        return self
 
     @override
     def __exit__(self, *_: object) -> None:
         """Leave a sampling that was broken off."""
         self._release()
+        self._replaced.close()
 
-    def __call__(self, call: NetworkCall) -> NetworkCall:
-        """Return the call with the refined sample, in the first step of a sampling."""
-        moved = self.moved(call)
-        self.step_from(call)
-        return moved
-
-    def moved(self, call: NetworkCall) -> NetworkCall:
-        """Return the call with the refined sample; `step_from` has to follow."""
-        if call.starts:
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the network's forward: give it the refined sample in the first step."""
+        if self._runs is not None and not self._calling:
+            self._runs.check()
+        starts = not self._calling and self._tracker.follow(self.pipe.scheduler)
+        if starts:
             self._release()
+        if self._calling or not (starts or self._shift is not None):
+            return self._inner(*args, **kwargs)
+        arguments = bind_arguments(self._network, args, kwargs)
+        call = BatchedCall.of(self.pipe, self._network, self._plain, arguments)
+        if starts:
             size, self._scale = self._start(call)
             with torch.no_grad():
                 self._shift = size * self._change(call, size * self._scale)
-        return call if self._shift is None else call.moved(self._scale * self._shift)
-
-    def step_from(self, call: NetworkCall) -> None:
-        """Let the scheduler step from the refined sample as well."""
-        if call.starts and self._shift is not None:
-            step = self._first_step(call, self._shift, call.scheduler.step)
-            self._replaced.enter_context(replaced(call.scheduler, "step", step))
+        assert self._shift is not None
+        self._calling = True  # what the steering under this one evaluates is moved already
+        try:
+            out = self._inner(**call.moved(self._scale * self._shift))
+        finally:
+            self._calling = False
+        if starts:  # after the steering has put its own step there, which is given the moved sample
+            step = self._first_step(call, self._shift, self.pipe.scheduler.step)
+            self._steps.enter_context(replaced(self.pipe.scheduler, "step", step))
+        return out
 
     def _release(self) -> None:
         self._shift = None
-        self._replaced.close()
+        self._steps.close()
 
-    def _start(self, call: NetworkCall) -> tuple[float, float]:
+    def _start(self, call: BatchedCall) -> tuple[float, float]:
         """Size of the noise and factor by which it is scaled for the network."""
-        if (step := call.step.step) or call.reader.tracker.start:
+        if (step := call.step(self._tracker).step) or self._tracker.start:
             raise InputError(
                 f"this sampling starts at step {step + 1} from an image, and only pure noise can "
                 "be refined: leave the refiner out of image to image"
             )
-        scheduler: Any = call.scheduler
+        scheduler: Any = self.pipe.scheduler
         size = float(getattr(scheduler, "init_noise_sigma", 1.0))
         takes = inspect.signature(self.pipe.__call__).parameters
         if size != 1 and not {"latents", "image"} & takes.keys():
@@ -110,9 +142,9 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         scale = getattr(scheduler, "scale_model_input", None)
         return size, 1.0 if scale is None else float(scale(torch.ones(1), scheduler.timesteps[0]))
 
-    def _change(self, call: NetworkCall, size: float) -> Tensor:
+    def _change(self, call: BatchedCall, size: float) -> Tensor:
         """Change of the unit noise of a call, `(B, *D)`."""
-        conds = {name: call.conds[name] for name in call.names}
+        conds = call.conds
         if self.refine.null and "null" not in conds:
             raise InputError(
                 f"{self.refine!r} asks for the null prompt, which this call does not send: "
@@ -132,7 +164,7 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         return self.strength * (torch.cat(refined) - noise)
 
     def _first_step(
-        self, call: NetworkCall, shift: Tensor, step: Callable[..., Any]
+        self, call: BatchedCall, shift: Tensor, step: Callable[..., Any]
     ) -> Callable[..., Any]:
         """Step of a scheduler from the refined sample, which then is as it was."""
 
@@ -144,10 +176,10 @@ class RefineHook(AbstractContextManager["RefineHook"]):
                     f"{len(sample)} samples: switch off what else it guides by (PAG) while noise "
                     "is refined, or take the plain pipeline"
                 )
-            if place_in(call, timestep, sample)[:2] != call.network.place[:2]:
+            if fitted(call.sample, [sample[: len(shift)].to(call.sample)]) is None:
                 raise InputError(
-                    f"{type(self.pipe).__name__} puts other channels before its noise: steer it "
-                    "by a guidance as well, which looks for them"
+                    f"{type(self.pipe).__name__} puts other channels before its noise, so that it "
+                    "cannot be refined: leave the refiner out"
                 )
             moved = shifted(sample, shift)
             self._release()
@@ -165,21 +197,9 @@ class _Given:
         return self.noise.to(x)
 
 
-@contextmanager
-def started_from(pipe: Any, noise: Tensor) -> Iterator[None]:
-    """Let a pipeline that draws its noise itself start from noise, `(B, *D)`."""
-    network = network_of(pipe)
-    inner = plain_forward(network)
-    reader = BatchedConditions(pipe, network, inner)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        call = reader.read(pipe.scheduler, args, kwargs)
-        out = inner(**hook.moved(call).forwarded())
-        hook.step_from(call)  # before what a steering did inside, which saw the moved sample
-        return out
-
-    with RefineHook(pipe, _Given(noise)) as hook, replaced(network, "forward", forward):
-        yield
+def started_from(pipe: Any, noise: Tensor) -> RefineHook:
+    """Let a pipeline that draws its noise itself start from noise, `(B, *D)`, as a context."""
+    return RefineHook(pipe, _Given(noise))
 
 
 def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any) -> Tensor:

@@ -12,8 +12,8 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, broadcast_like, upcast
 from diffsteer.core.noise import Noise
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.guided import seeds_of
 from diffsteer.hf.network import PipelineNetwork
+from diffsteer.hf.sample_seeds import seeds_of
 
 CLIP = 0.5
 """Greatest change of an element in a round, before the scale."""

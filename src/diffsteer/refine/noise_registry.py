@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.call import BatchedConditions
-from diffsteer.hf.network import network_of, unwrap_compiled
+from diffsteer.hf.batch_conditions import BatchedCall
+from diffsteer.hf.network import bind_arguments, network_of, unwrap_compiled
 from diffsteer.hf.timesteps import StepTracker
 
 KEPT = 256
@@ -43,8 +43,9 @@ class Registry:
         pipe = self._pipe()
         if pipe is None or not self._tracker.follow(pipe.scheduler):
             return
-        call = BatchedConditions(pipe, network, network.forward).read(pipe.scheduler, args, kwargs)
         try:
+            arguments = bind_arguments(network, args, kwargs)
+            call = BatchedCall.of(pipe, network, network.forward, arguments)
             text, noise = call.conds["cond"].get("encoder_hidden_states"), call.sample
         except ValueError:
             return  # conditions that cannot be told apart

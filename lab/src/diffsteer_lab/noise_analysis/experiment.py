@@ -174,7 +174,7 @@ class NoiseExperiment:
             model = PipelineNetwork.of(pipe)
 
             def nothing(arguments: dict[str, Any]) -> _Out:
-                n = model.place.size
+                n = model.channels
                 x = model.split(arguments[model.family.sample])[0]
                 times = (model.module.config.out_channels or n) // n  # twice with a variance
                 return _Out(torch.cat([torch.zeros_like(x)] * times, dim=1))

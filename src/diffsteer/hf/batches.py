@@ -1,0 +1,255 @@
+"""Batches of a network: conditions of equal form as rows of one batch, or each in its own call.
+
+For networks of the table of families it is known which arguments have a row for each sample. Any
+other network shows it: the first batch of a sampling begins with the prompt's samples, and has to
+answer them as the pipeline's own call was answered. Where it does not, or where that call is all
+there is, every condition is evaluated in a batch like that of its call.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import upcast
+from diffsteer.guidance.batching import rows_of
+from diffsteer.hf.architectures import known_family, packed, size_of, unpacked
+from diffsteer.hf.conditions import Part
+from diffsteer.hf.network import uncompiled, unwrap_compiled
+from diffsteer.hf.stacking import by_length, put_together, stackable, with_shared
+from diffsteer.hf.step_calls import Call
+from diffsteer.hf.timesteps import LOSSY
+from diffsteer.hf.views import View
+
+INPUTS, ROWS = "inputs of the network", "rows of the call"
+"""Names, in a condition, of what its call gave the network for a sample, and of its rows there."""
+Told = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Changes arguments of a call to those at another noise level; None at that of the step."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Layout:
+    """What conditions share that may be rows of one batch.
+
+    Attributes:
+        part: One of them.
+        arguments: Of its call, at the time of the step.
+        tree: The same, with rows apart; None where batches are like that of the call.
+        grid: Height and width of packed samples in tokens.
+    """
+
+    part: Part
+    arguments: Mapping[str, Any]
+    tree: Mapping[str, Any] | None
+    grid: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, part: Part, arguments: Mapping[str, Any], divided: bool) -> "Layout":
+        """Layout of a part of a call."""
+        network, rows = unwrap_compiled(part.call.module), len(part.call.inputs)
+        grid, tree = None, None
+        with suppress(InputError):  # rows of several forms
+            tree = by_length(arguments, rows) if divided else None
+        if (family := known_family(network)) is not None:
+            tree = with_shared(network, arguments, rows)
+        if family is not None and family.packed:
+            start, count = part.taken.start, part.sample.shape[1]
+            grid = size_of(arguments["img_ids"][..., start : start + count, :], count)
+        return cls(part, arguments, tree, grid)
+
+    @property
+    def sample(self) -> Tensor:
+        """Sample, `(B, *D)`, unpacked, in float32 or wider."""
+        x = self.part.sample
+        return upcast(x if self.grid is None else unpacked(x, self.grid))
+
+    def condition(self, base: "Layout") -> "RowsOf":
+        """Condition of this part, by the layout of another where that fits it as well."""
+        if self.tree is None:
+            return {self: {}}
+        part, call, shared = self.part, self.part.call, self
+        rows = torch.arange(len(call.inputs))[part.rows]
+        if base.fits(self):
+            shared, rows = base, rows if call is base.part.call else torch.full_like(rows, -1)
+        tree = rows_of(self.tree, part.rows, len(call.inputs))
+        return {shared: {**tree, INPUTS: call.inputs[part.rows], ROWS: rows}}
+
+    def fits(self, other: "Layout") -> bool:
+        """Whether conditions of another layout can be rows of the same batch."""
+        a, b = self.part, other.part
+        alike = (a.call.module, a.call.listed, a.taken, a.given, a.sign)
+        if alike != (b.call.module, b.call.listed, b.taken, b.given, b.sign):
+            return False
+        return self.tree is not None and stackable(self.tree, other.tree)
+
+
+RowsOf = Mapping[Layout, Mapping[str, Any]]
+"""A condition: its layout, and what each of its rows has of its own."""
+
+
+class NotDivided(Exception):  # noqa: N818
+    """A call is not certain to be what its rows are, each for itself."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+
+class Batches:
+    """Evaluates networks for conditions, as `Layout.condition` makes them.
+
+    Args:
+        max_rows: Most rows of one pass of a network.
+
+    Attributes:
+        evaluating: Whether a network is being called from here.
+        starting: Whether the next batch is the first of a step.
+    """
+
+    def __init__(self, max_rows: int | None) -> None:
+        self.max_rows = max_rows
+        self.evaluating = self.starting = self._tapping = False
+        self._divides: dict[Any, bool] = {}
+        self._known = set[Any]()
+        self._outputs: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._compiled: dict[int, bool] = {}
+
+    def begin(self, calls: Sequence[Call]) -> None:
+        """Begin a step of such calls."""
+        self.starting, self._outputs = True, {}
+        self._known = {call.key for call in calls if call.out is not None}
+
+    def divides(self, call: Call) -> bool:
+        """Whether rows of a call are evaluated apart; in its first step, to see if they can."""
+        return self._divides.get(call.key, call.key in self._known) and not call.stateful
+
+    def keep(self, call: Call) -> None:
+        """Evaluate no rows of such calls apart."""
+        self._divides[call.key] = False
+
+    def output(
+        self, x: Tensor, cond: RowsOf, network: Any = None, told: Told | None = None
+    ) -> Tensor:
+        """Model output for samples, `(B, *D)`, in float32 or wider.
+
+        Args:
+            x: The samples.
+            cond: The condition of each row.
+            network: Another network, in place of the call's.
+            told: Changes the arguments to those at another noise level.
+        """
+        ((layout, tree),) = cond.items()
+        starting, self.starting = self.starting, False
+        x = x if layout.grid is None else packed(x)
+        if layout.tree is None:
+            out = self._in_call(layout, x, network, told)
+        else:
+            out = self._in_rows(layout, tree, x, network, told, starting)
+        out = layout.part.model_output(out)
+        return out if layout.grid is None else unpacked(out, layout.grid)
+
+    def _in_rows(
+        self,
+        layout: Layout,
+        tree: Mapping[str, Any],
+        x: Tensor,
+        network: Any,
+        told: Told | None,
+        starting: bool,
+    ) -> Tensor:
+        """Output of a batch of any rows."""
+        call, inputs = layout.part.call, tree[INPUTS]
+        if layout.part.taken == View():
+            inputs = x.to(inputs.dtype)  # also crops
+        else:
+            inputs = inputs.clone()
+            layout.part.taken(inputs).copy_(x)
+        plain = starting and network is None and told is None
+        if plain and self._answered(call, tree[ROWS], inputs):
+            assert call.out is not None
+            return call.out[tree[ROWS]]
+        given = {k: v for k, v in tree.items() if k not in (INPUTS, ROWS)}
+        arguments: Mapping[str, Any] = put_together(given, len(x))
+        arguments = arguments if told is None else told(arguments)
+        known = self._divides.get(call.key) or known_family(unwrap_compiled(call.module))
+        if known or torch.equal(tree[ROWS], torch.arange(len(call.inputs))):  # or the call's batch
+            return self._run(call, inputs, arguments, network)
+        if not starting or call.out is None:
+            raise NotDivided(call)
+        try:
+            out = self._run(call, inputs, arguments, network)
+        except Exception as error:  # of any kind, from arguments that do not fit each other
+            raise NotDivided(call) from error
+        self._compare(layout.part, call.out, out)
+        return out
+
+    def _answered(self, call: Call, rows: Tensor, inputs: Tensor) -> bool:
+        """Whether a batch is of rows of a call whose output is known."""
+        if call.out is None or self._tapping or bool((rows < 0).any()):
+            return False
+        few = self.max_rows is None or len(call.inputs) <= self.max_rows
+        few = few and len(rows) == len(set(rows.tolist()))
+        return few and torch.equal(inputs, call.inputs[rows])
+
+    def _compare(self, part: Part, answered: Tensor, out: Tensor) -> None:
+        """Check that the first batch of a sampling answers the prompt as its call was answered."""
+        expected = answered[part.rows][: len(out)]
+        difference = (out[: len(expected)] - expected).norm()
+        if not difference <= (3e-2 if out.dtype in LOSSY else 1e-3) * expected.norm():
+            raise NotDivided(part.call)
+        self._divides[part.call.key] = True
+
+    def _in_call(self, layout: Layout, x: Tensor, network: Any, told: Told | None) -> Tensor:
+        """Output of a batch like that of the call, which is evaluated once for the same samples."""
+        part, call = layout.part, layout.part.call
+        plain, key = told is None and not self._tapping, (call, x.data_ptr(), network)
+        if plain and key in self._outputs:
+            return self._outputs[key][1][part.rows]
+        if plain and network is None and call.out is not None and torch.equal(x, part.sample):
+            return call.out[part.rows]
+        out = self.in_call(layout, x, network, told)
+        if plain:
+            self._outputs[key] = x, out  # the samples are kept, and so their place
+        return out[part.rows]
+
+    def in_call(
+        self, layout: Layout, x: Tensor, network: Any = None, told: Told | None = None
+    ) -> Tensor:
+        """Output for samples under all conditions of a call, `(N, *D)`, evaluated anew."""
+        call, size, arguments = layout.part.call, len(x), layout.arguments
+        if (network is not None or self._tapping) and call.stateful:
+            raise InputError(
+                "the pipeline keeps a cache of the network's keys and values in its calls, which "
+                "guides and changes inside of the network would spoil: switch that off "
+                "(use_kv_cache=False)"
+            )
+        inputs = call.inputs.clone()
+        for start in range(0, len(inputs), size):
+            layout.part.taken(inputs[start : start + size]).copy_(x)
+        return self._run(call, inputs, arguments if told is None else told(arguments), network)
+
+    def _run(
+        self, call: Call, inputs: Tensor, arguments: Mapping[str, Any], network: Any
+    ) -> Tensor:
+        before, self.evaluating = self.evaluating, True
+        try:
+            return call.evaluated(inputs, arguments, network)
+        finally:
+            self.evaluating = before
+
+    @contextmanager
+    def touched(self, network: Any) -> Iterator[None]:
+        """Evaluate anew what is changed inside of a network, and by code that is not compiled."""
+        if id(network) not in self._compiled:  # asked for once, and only where needed: it is slow
+            blocks = (getattr(block, "_compiled_call_impl", None) for block in network.modules())
+            self._compiled[id(network)] = hasattr(network, "_orig_mod") or any(blocks)
+        before, self._tapping = self._tapping, True
+        try:
+            with uncompiled() if self._compiled[id(network)] else nullcontext():
+                yield
+        finally:
+            self._tapping = before

@@ -1,0 +1,206 @@
+"""Conditions of a step: which rows of which call are for the prompt, which for the null prompt.
+
+The model output that the pipeline makes of the probes says which part of the network's output it
+takes, with which sign, and which of two calls, or parts of a batch, is for the null prompt: its
+factor is negative.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import upcast
+from diffsteer.hf.step_calls import Call
+from diffsteer.hf.timesteps import LOSSY
+from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
+
+CLOSE = 0.1
+"""Largest relative difference of a model output from a sum of the probes: some pipelines bring the
+norm of the guided output back, which the probes hardly change."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One condition of a call: some rows of its batch.
+
+    Attributes:
+        call: The call.
+        rows: Rows of its batch, one for each sample.
+        taken: Where its input holds the sample.
+        given: Part of its output that becomes the scheduler's model output.
+        sign: Factor of that part.
+    """
+
+    call: Call
+    rows: slice
+    taken: View = View()
+    given: View = View()
+    sign: float = 1.0
+
+    @property
+    def sample(self) -> Tensor:
+        """The sample as the network is given it, `(B, *D)`."""
+        return self.taken(self.call.inputs[self.rows])
+
+    def output(self, x: Tensor, arguments: Mapping[str, Any], network: Any = None) -> Tensor:
+        """Output of a network for samples, `(B, *D)`, under all conditions of the call, `(N, *D)`.
+
+        The batch is the call's own: which arguments have a row for each sample is not known.
+
+        Args:
+            x: The samples as the network is given them.
+            arguments: All others by name.
+            network: Another network, in place of the call's.
+        """
+        inputs, size = self.call.inputs.clone(), len(x)
+        for start in range(0, len(inputs), size):
+            self.taken(inputs[start : start + size]).copy_(x)
+        return self.call.evaluated(inputs, arguments, network)
+
+    def model_output(self, out: Tensor) -> Tensor:
+        """The scheduler's model output of outputs, `(B, *D)`, in float32 or wider."""
+        return self.sign * upcast(self.given(out))
+
+
+def parts_of(calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> dict[str, Part]:
+    """Conditions of a step's calls: "cond" and, where there are two, "null".
+
+    Args:
+        calls: Made since the last step.
+        model_output: What the pipeline made of their probes, `(B, *D)`; twice the channels where a
+            learned variance comes second.
+        sample: The scheduler's, `(B, *D)`.
+
+    Raises:
+        ValueError: the layout cannot be made out.
+    """
+    size, rows = len(sample), [len(call.inputs) for call in calls]
+    if any(n % size for n in rows):
+        raise InputError(
+            f"calls its network with {' and '.join(map(str, rows))} samples to step {size}, where "
+            "each sample is expected once, or once for the prompt and once for the null prompt"
+        )
+    if sum(rows) > 2 * size:
+        raise InputError(
+            f"calls its network with {' and '.join(map(str, rows))} rows that are not the same "
+            f"samples under null and cond, to step {size}: switch off what else it guides by (an "
+            "image, PAG, skipped layers) while it is steered, or take the plain pipeline"
+        )
+    try:
+        return _parts(calls, model_output, sample, in_turn=False)
+    except InputError as error:
+        if max(rows) == size or size == 1:
+            raise
+        try:  # each sample under all conditions in turn
+            return _parts(calls, model_output, sample, in_turn=True)
+        except InputError:
+            raise error from None
+
+
+def _parts(
+    calls: Sequence[Call], model_output: Tensor, sample: Tensor, in_turn: bool
+) -> dict[str, Part]:
+    parts = [
+        Part(call, rows, _taken(call.inputs[rows], sample))
+        for call in calls
+        for rows in _rows(len(call.inputs), len(sample), in_turn)
+    ]
+    factors, given = _given(parts, model_output, sample)
+    if not 0.5 < abs(sum(factors)) < 2:
+        raise InputError(
+            f"multiplies what its network returns by {sum(factors):.3g}, where 1 or -1 is expected"
+        )
+    sign = 1.0 if sum(factors) > 0 else -1.0
+    parts = [replace(part, given=view, sign=sign) for part, view in zip(parts, given, strict=True)]
+    if len(parts) == 2 and factors[0] * sign < factors[1] * sign:
+        parts.reverse()
+    return dict(zip(("cond", "null"), parts, strict=False))
+
+
+def _rows(rows: int, size: int, in_turn: bool) -> list[slice]:
+    """Rows of each condition in a batch of so many rows."""
+    count = rows // size
+    if in_turn:
+        return [slice(i, None, count) for i in range(count)]
+    return [slice(i * size, (i + 1) * size) for i in range(count)]
+
+
+def _taken(inputs: Tensor, sample: Tensor) -> View:
+    if (view := placed(inputs, sample)) is None:
+        raise InputError(
+            f"gives its network {tuple(inputs.shape)}, in which the scheduler's sample "
+            f"{tuple(sample.shape)} is no run of channels, neither the first nor the last tokens"
+        )
+    return view
+
+
+def _given(
+    parts: list[Part], output: Tensor, sample: Tensor
+) -> tuple[tuple[float, ...], tuple[View, ...]]:
+    """Factors and views of the parts' probes that add up to the scheduler's model output."""
+    probes = [part.call.probe[part.rows] for part in parts]
+    choices = [list(views(probe.shape, output.shape)) for probe in probes]
+    learned = output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]
+    channels = slice(sample.shape[1] if learned else None)  # those of a variance are not guided
+    target = output[:, channels]
+    fits: list[tuple[float, tuple[float, ...], tuple[View, ...]]] = []
+    rounding = ROUNDING if probes[0].dtype in LOSSY or output.dtype in LOSSY else 1e-4
+    for chosen in product(*choices):
+        columns = [view(probe)[:, channels] for view, probe in zip(chosen, probes, strict=True)]
+        if (factors := fitted(target, columns, CLOSE)) is None:
+            continue
+        total = sum(f * column.double() for f, column in zip(factors, columns, strict=True))
+        left = float((target.double() - total).norm())
+        if left > rounding * target.norm() and fitted(target, [*columns, sample], rounding):
+            fits = []  # a sum that holds the sample
+            break
+        fits.append((left, factors, chosen))
+    if fits:  # where only one of the views is right, what is left may be small as well
+        return min(fits, key=lambda fit: fit[0])[1:]
+    raise InputError(
+        f"does not give its scheduler what its network answers: {tuple(output.shape)} is no part "
+        f"of what its network returns, {tuple(probes[0].shape)}, times a factor. Switch off "
+        "guidance of its own and preconditioning, or take the plain pipeline"
+    )
+
+
+@dataclass(frozen=True)
+class Folding:
+    """How the batch that a scheduler steps holds samples: as they are, or as below.
+
+    Attributes:
+        frames: Frames of a video that are a batch, else 0.
+        twice: Whether both halves are the same samples, one for each condition (DiT).
+    """
+
+    frames: int = 0
+    twice: bool = False
+
+    @classmethod
+    def of(cls, calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> "Folding":
+        """Folding of what a scheduler is given after calls of a network."""
+        shape, half = calls[0].inputs.shape, len(sample) // 2
+        if len(shape) == sample.ndim + 1 == 5 and shape[1] == sample.shape[1]:
+            return cls(frames=shape[2] if len(sample) % shape[2] == 0 else 0)
+        # halves of probes differ, so that equal ones of the model output were made of both
+        alike = len(sample) == 2 * half and all(
+            torch.equal(x[:half], x[half:]) for x in (model_output, sample)
+        )
+        return cls(twice=alike)
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """Samples, `(B, *D)`, of the scheduler's batch."""
+        if self.frames:
+            return x.reshape(-1, self.frames, *x.shape[1:]).transpose(1, 2)
+        return x[: len(x) // 2] if self.twice else x
+
+    def folded(self, x: Tensor) -> Tensor:
+        """The scheduler's batch of samples, `(B, *D)`."""
+        if self.frames:
+            return x.transpose(1, 2).flatten(0, 1)
+        return torch.cat([x, x]) if self.twice else x

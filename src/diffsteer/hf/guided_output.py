@@ -1,0 +1,252 @@
+"""The guided model output of a step, from its conditions and a guidance."""
+
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level
+from diffsteer.guidance import Guidance
+from diffsteer.guidance.denoiser import Denoiser, Network
+from diffsteer.guidance.memory import Store
+from diffsteer.guidance.sag import SAG
+from diffsteer.hf.adapters import adapted
+from diffsteer.hf.architectures import (
+    blocks_with_attention,
+    by_sdpa,
+    check_branch,
+    known_family,
+    packed,
+    text_attention,
+)
+from diffsteer.hf.batches import Batches, Layout, NotDivided, RowsOf
+from diffsteer.hf.conditions import Part
+from diffsteer.hf.guide_fit import check_residuals
+from diffsteer.hf.image_tokens import Located, MeasuredLayers
+from diffsteer.hf.network import unwrap_compiled
+from diffsteer.hf.sample_seeds import seeds_of
+from diffsteer.hf.second_text import second
+from diffsteer.hf.step_calls import Call, certain
+from diffsteer.hf.time_arguments import RULES, TimeArgument, Timeline
+from diffsteer.hf.timesteps import SamplingStep, StepTracker, next_level
+
+
+class Parts(UserDict[str, Any]):
+    """Conditions of a step by name; one that is a function is made when it is asked for."""
+
+    @override
+    def __getitem__(self, name: str) -> Any:
+        if callable(self.data[name]):
+            self.data[name] = self.data[name]()
+        return self.data[name]
+
+
+@dataclass(frozen=True)
+class Now:
+    """A step of a sampling: its timeline, its place there, and its level.
+
+    Attributes:
+        timeline: Timesteps of the scheduler.
+        step: This step.
+        tracker: Follows the sampling.
+        level: Noise level of this step.
+    """
+
+    timeline: Timeline
+    step: SamplingStep
+    tracker: StepTracker
+    level: Level
+
+    @property
+    def time(self) -> float:
+        """Timestep of the scheduler."""
+        return float(self.step.time)
+
+    def next(self, step: int) -> Level:
+        """Level that a step goes to."""
+        return next_level(self.tracker, step, self.timeline.level)
+
+
+class GuidedOutput:
+    """Evaluates a guidance.
+
+    Args:
+        owner: Class of the pipeline, for errors.
+        guidance: What guides.
+        guide: For autoguidance, a second network for the same latents and conditions.
+        max_rows: Most rows of one pass of a network.
+    """
+
+    def __init__(self, owner: str, guidance: Guidance, guide: Any, max_rows: int | None) -> None:
+        self.owner, self.guidance, self.guide, self.max_rows = owner, guidance, guide, max_rows
+        self.batches = Batches(max_rows)
+        self._times = TimeArgument()
+        self._seeds: tuple[int, ...] = ()
+        self._memory = Store()
+        self._measured: dict[Any, Located] = {}
+        self._layers: dict[int, Mapping[str, nn.Module]] = {}
+        self._blocks: dict[int, Mapping[str, nn.Module]] = {}
+        self._texts: dict[int, Mapping[str, nn.Module]] = {}
+
+    def begin(self, network: Any) -> None:
+        """Begin a sampling."""
+        family = known_family(unwrap_compiled(network))
+        told = RULES if family is None else RULES[1:2] if family.flow_time == 1 else RULES[:1]
+        self._times = TimeArgument(told)
+
+    def __call__(self, parts: Mapping[str, Part], calls: Sequence[Call], now: Now) -> Tensor:
+        """Guided model output, `(B, *D)`, as the scheduler is given it, in float32 or wider.
+
+        Args:
+            parts: Conditions by name, "cond" and, where there is one, "null".
+            calls: Of this step.
+            now: This step.
+        """
+        for call in calls:
+            call.time = now.time
+            self._times.see(call.arguments, now.time, now.timeline.count)
+        while True:
+            self.batches.begin(calls)
+            try:
+                return self._predicted(parts, now)
+            except NotDivided as error:
+                self.batches.keep(error.call)
+
+    def _predicted(self, parts: Mapping[str, Part], now: Now) -> Tensor:
+        layout = self._layout(parts["cond"], now)
+        x = layout.sample
+        self._check(layout, x, now)
+        if now.step.first or len(self._seeds) != len(x):
+            self._seeds = seeds_of(x)
+        if now.step.first:
+            self._memory = Store()
+        nets = {"main": self._network(None, layout, now)}
+        if self.guide is not None:
+            own = self.guide is layout.part.call.module
+            nets["guide"] = nets["main"] if own else self._network(self.guide, layout, now)
+        conds = Parts({name: partial(self._cond, parts, name, layout, now) for name in parts})
+        settings = self.guidance, self.max_rows, now.timeline.schedule, self._seeds, now.step.step
+        ahead = now.next(now.step.step), self._memory
+        denoiser = Denoiser(nets, conds, now.timeline.prediction, *settings, *ahead)
+        if now.step.first:
+            self._dry_run(replace(denoiser, seeds=None), x[:1], now)
+        base, shift = denoiser.predict(x, now.level)
+        assert shift is not None
+        out = base.out + denoiser.prediction.output_shift(shift, now.level)
+        out = now.timeline.direction * out
+        if base.variance is not None:
+            out = torch.cat([out, base.variance], dim=1)
+        return out if layout.grid is None else packed(out)
+
+    def _check(self, layout: Layout, x: Tensor, now: Now) -> None:
+        """Check what can be known before anything is evaluated."""
+        if layout.tree is None and self.max_rows is not None and len(x) > self.max_rows:
+            raise InputError(
+                f"{self.owner} samples {len(x)} at once, more than max_rows={self.max_rows}, and "
+                "its network does not show how its calls can be divided: sample fewer at once"
+            )
+        if now.step.first and self.guide is not None:
+            check_residuals(layout.part.call.module, self.guide, layout.arguments)
+        if any(isinstance(part, SAG) for part in self.guidance.parts()):
+            network = unwrap_compiled(layout.part.call.module)
+            channels = getattr(network.config, "in_channels", None)
+            if x.ndim == 5 and x.shape[2] == channels:
+                raise InputError(
+                    f"{self.owner} has samples {tuple(x.shape[1:])} of {channels} channels, whose "
+                    "frames SAG cannot tell: take PAG or SEG, or another number of frames"
+                )
+
+    def _dry_run(self, denoiser: Denoiser, x: Tensor, now: Now) -> None:
+        """Ask all that later steps will ask, so that what is missing shows before the first."""
+        for step, time in now.tracker.remaining():
+            level = now.timeline.level(time)
+            denoiser.prediction.x0(x, x, level)  # the output has to fix x0
+            replace(denoiser, step=step, next=now.next(step)).dry_run(x, level)
+
+    def _layout(self, part: Part, now: Now) -> Layout:
+        arguments: Mapping[str, Any] = part.call.arguments
+        if part.call.time != now.time:  # the null prompt of an earlier step
+            count = now.timeline.count
+            arguments = self._times.told(arguments, now.time, part.call.time, count)
+        return Layout.of(part, arguments, self.batches.divides(part.call))
+
+    def _cond(self, parts: Mapping[str, Part], name: str, base: Layout, now: Now) -> RowsOf:
+        part = parts[name]
+        own = part.call is not base.part.call
+        layout = self._layout(part, now) if own else replace(base, part=part)
+        return layout.condition(base)
+
+    def _network(self, guide: Any, layout: Layout, now: Now) -> Network:
+        """A network for the engine; None is the one that was called."""
+        part = layout.part
+        network = guide or part.call.module
+        module = unwrap_compiled(network)
+        family, patch, locate = known_family(module), 1, None
+        layers: Mapping[str, nn.Module]
+        if family is None or (family.packed and part.taken.dim == 1):  # more tokens than known of
+            measured = self._measured_layers(guide, layout)
+            layers, locate = measured, measured.tokens
+        else:
+            patch = 2 if family.packed else getattr(module.config, "patch_size", None) or 1
+            layers = _once(self._layers, module, family.layers)
+
+        def evaluate(x: Tensor, level: Level, cond: Any) -> Tensor:
+            told = None
+            if level is not now.level:
+                time = now.timeline.time(level)
+                told = partial(self._times.told, t=time, now=now.time, n=now.timeline.count)
+            return now.timeline.direction * self.batches.output(x, cond, guide, told)
+
+        return Network(
+            evaluate,
+            layers,
+            by_sdpa,
+            patch,
+            text_first=family is not None and family.text_first,
+            touched=partial(self.batches.touched, network),
+            place=_place,
+            locate=locate,
+            adapted=partial(adapted, module),
+            check=partial(check_branch, module, layers),
+            attention=_once(self._texts, module, text_attention),
+            second=second,
+            blocks=_once(self._blocks, module, blocks_with_attention),
+            sizes="UNet" in type(module).__name__ and certain(part.call),
+        )
+
+    def _measured_layers(self, guide: Any, layout: Layout) -> MeasuredLayers:
+        """Layers of a network that attend from image to image, for calls of this form."""
+        call, network = layout.part.call, guide or layout.part.call.module
+
+        def run(x: Tensor) -> None:
+            with self.batches.touched(network):
+                self.batches.in_call(layout, x, guide)
+
+        module = unwrap_compiled(network)
+        sample, rows, arguments = layout.part.sample, len(call.inputs), call.arguments
+        form = id(module), call.key
+        return MeasuredLayers(module, run, sample, rows, arguments, self._measured, form)
+
+
+def _once(
+    known: dict[int, Mapping[str, nn.Module]],
+    module: nn.Module,
+    find: Callable[[nn.Module], Mapping[str, nn.Module]],
+) -> Mapping[str, nn.Module]:
+    """Modules inside of a network, which are looked for once."""
+    if id(module) not in known:
+        known[id(module)] = find(module)
+    return known[id(module)]
+
+
+def _place(cond: Any) -> tuple[int, int] | None:
+    """First row of a condition in the batch of its call, and the size of that, where it is kept."""
+    (layout,) = cond
+    part = layout.part
+    return (part.rows.start, len(part.call.inputs)) if layout.tree is None else None

@@ -1,0 +1,121 @@
+"""Timesteps of a scheduler as noise levels, and what a network is told of them.
+
+Networks are told the timestep itself, a share of the schedule, or the share that is left.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level
+from diffsteer.core.prediction import Prediction
+from diffsteer.core.schedule import Flow, Schedule
+from diffsteer.hf.protocols import SchedulerLike
+from diffsteer.hf.timesteps import FLOW_TIMESTEPS, LOSSY, level_at, timestep_schedule
+from diffsteer.hf.views import ROUNDING
+
+Rule = Callable[[float, float], float]
+RULES: tuple[Rule, ...] = (
+    lambda t, n: t,
+    lambda t, n: t / n,
+    lambda t, n: 1 - t / n,
+    lambda t, n: t - 1,
+)
+"""Times that networks are told at a timestep t of n."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Timesteps of a scheduler.
+
+    Attributes:
+        schedule: Levels of the timesteps.
+        prediction: What the scheduler takes a model output for, but for the sign.
+        count: Timestep at the noisy end.
+        inverted: Whether the timesteps of a flow run from data to noise (Mochi).
+    """
+
+    schedule: Schedule
+    prediction: Prediction
+    count: float
+    inverted: bool
+
+    @classmethod
+    def of(cls, scheduler: SchedulerLike) -> "Timeline":
+        """Timesteps of a scheduler; raises where it cannot be steered."""
+        schedule, prediction = timestep_schedule(scheduler)
+        flow = isinstance(schedule, Flow)
+        count = scheduler.config.get("num_train_timesteps", FLOW_TIMESTEPS)
+        inverted = bool(scheduler.config.get("invert_sigmas"))
+        return cls(schedule, prediction, float(count if flow else schedule.last), inverted)
+
+    @property
+    def direction(self) -> float:
+        """Factor of the scheduler's model output in the prediction."""
+        return -1.0 if self.inverted else 1.0
+
+    def level(self, time: float) -> Level:
+        """Noise level of a timestep."""
+        time = self.count - time if self.inverted else time
+        if isinstance(self.schedule, Flow) and self.count != FLOW_TIMESTEPS:
+            time = time / self.count * FLOW_TIMESTEPS
+        return level_at(self.schedule, torch.tensor(time, dtype=torch.float64))
+
+    def time(self, level: Level) -> float:
+        """Timestep of a level."""
+        time = float(level.t) * (self.count if isinstance(self.schedule, Flow) else 1.0)
+        return self.count - time if self.inverted else time
+
+
+class TimeArgument:
+    """What a network is told at a timestep, as the calls of a sampling show it.
+
+    At one timestep two rules may mean the same (t = n / 2); the others tell them apart.
+
+    Args:
+        rules: Those that may hold.
+    """
+
+    def __init__(self, rules: tuple[Rule, ...] = RULES) -> None:
+        self._rules = rules
+
+    def see(self, arguments: Mapping[str, Any], now: float, n: float) -> None:
+        """Take note of a call at the timestep `now` of n."""
+        kept = tuple(rule for rule in self._rules if self._name(arguments, rule(now, n)))
+        self._rules = kept or self._rules
+
+    def told(self, arguments: Mapping[str, Any], t: float, now: float, n: float) -> dict[str, Any]:
+        """Arguments with which a network is told the timestep t, from those of `now`.
+
+        Raises:
+            ValueError: none of them, or more than one rule, is known to say the timestep.
+        """
+        names = {rule: self._name(arguments, rule(now, n)) for rule in self._rules}
+        rules = [rule for rule, name in names.items() if name]
+        if not rules or len({rule(t, n) for rule in rules}) > 1:
+            raise InputError(
+                "the guidance asks the network at another noise level, and it is not certain how "
+                f"its arguments ({', '.join(arguments)}) say the timestep"
+            )
+        name = names[rules[0]]
+        times = torch.as_tensor(arguments[name])
+        dtype = times.dtype if times.is_floating_point() else torch.float32
+        return {**arguments, name: torch.full_like(times, rules[0](t, n), dtype=dtype)}
+
+    def _name(self, arguments: Mapping[str, Any], time: float) -> str:
+        """Name of the argument that holds a time, empty where none does."""
+        for name, value in arguments.items():
+            if (name == "t" or name.startswith("time")) and value is not None:
+                times = torch.as_tensor(value)
+                error = time - times.double()
+                if not times.is_floating_point():  # rounded down
+                    fits = ((error >= 0) & (error < 1)).all()
+                else:
+                    share = ROUNDING if times.dtype in LOSSY else 1e-4
+                    fits = error.abs().max() <= share * abs(time) + 1e-5
+                if fits:
+                    return name
+        return ""
