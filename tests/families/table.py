@@ -26,9 +26,6 @@ GUIDANCES = {
     "PAG": "PAG(1)",
     "SEG": "SEG(1)",
     "SAG": "SAG(0.5, on='cond')",
-    "SLG": "SLG(1)",
-    "TPG": "TPG(1)",
-    "NAG": "NAG(2)",
 }
 """Columns of the table, and the guidance that is tried."""
 PATTERNS = {
@@ -88,11 +85,6 @@ def short(reason: str) -> str:
 
 
 REASONS = {
-    "reads a text": "no text in its attention: no NAG",
-    "pad both prompts to one length": "prompts of other lengths: no NAG",
-    "NAG takes texts": "a text without a row for each sample: no NAG",
-    "cannot be shuffled": "tokens of the image unknown in its middle block: no TPG there",
-    "was measured with": "a block without the text that its attention joins: no TPG there",
     "no attention layer": "no attention map of the image",
     "linear attention": "linear attention: no SEG, no SAG",
     "SAG blurs images": "packed samples, sound or several images: no SAG",
