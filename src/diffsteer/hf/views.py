@@ -57,6 +57,8 @@ def views(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
 
 def placed(inputs: Tensor, sample: Tensor) -> View | None:
     """View of an input that holds a sample, `(B, *D)`, times any factor; None where none does."""
+    if not torch.isfinite(sample).all():  # which the end of the sampling refuses
+        return next(views(inputs.shape, sample.shape), None)
     for view in (*views(inputs.shape, sample.shape), *_inner(inputs.shape, sample.shape)):
         if fitted(view(inputs), [sample]) is not None:
             return view
