@@ -160,7 +160,7 @@ def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
     [
         ("cfg(5)", Guidance, "unknown Guidance 'cfg' .did you mean 'CFG'"),
         ("Saag(1)", Guidance, "did you mean 'SAG'"),
-        ("Magic(1)", Guidance, "'Magic'; there are APG, .* SAG, SEG$"),  # none that a method makes
+        ("Magic(1)", Guidance, "'Magic'; there are ADG, APG, .* ramp$"),  # none that a method makes
         ("CFG(weight=5)", Guidance, r"unexpected keyword argument 'weight'; it is CFG\(scale\)"),
         ("PAG()", Guidance, r"missing .* it is PAG\(scale, layer='mid', "),
         ("CFG(5).withn(1)", Guidance, "unknown .withn .did you mean 'within'.*; there are clamped"),

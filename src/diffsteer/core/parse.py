@@ -117,10 +117,9 @@ def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) ->
         below = [c for k in kinds for c in subclasses(k) if not c.__name__.startswith("_")]
         plain = [c for c in below if not COMBINED & {*c.__annotations__}]
         names = sorted(n for n, v in known.items() if isinstance(v, kind) or v in plain)
-        alike = [n for n in names if n[0].islower() == node.id[0].islower()] or names
         hint = did_you_mean(node.id, names)
         raise InputError(
-            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(alike)}"
+            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(names)}"
         )
 
 
