@@ -50,11 +50,11 @@ class SAG(Guidance):
         kernel: Taps of G, odd; 9 for latents of 64 x 64, 31 for the official networks of pixels.
         on: The condition that x and x~ are evaluated under: "null" beside CFG, "cond" without. What
             it adds is added to x0 of the prompt either way.
+        clamp: Bound of the predicted x0 before it is blurred; 1 for networks of pixels in [-1, 1].
+            It bounds x0~ outside of M as well.
         mask: What is blurred, by the paper's ablations: "attention" is M; "random" and "edges" are
             as many tokens, drawn by the sample's seed, or those with the most detail x0 - G(x0);
             "global" is all, which asks for no attention.
-        clamp: Bound of the predicted x0 before it is blurred; 1 for networks of pixels in [-1, 1].
-            It bounds x0~ outside of M as well.
 
     Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
     """
@@ -65,8 +65,8 @@ class SAG(Guidance):
     sigma: PositiveFinite = 1.0
     kernel: Annotated[Whole, Rule("odd, in [1, 9999]", lambda n: 0 < n < 10_000 and n % 2 == 1)] = 9
     on: Name = "null"
-    mask: Annotated[str, Rule(f"one of {', '.join(MASKS)}", MASKS.__contains__)] = "attention"
     clamp: Positive = float("inf")
+    mask: Annotated[str, Rule(f"one of {', '.join(MASKS)}", MASKS.__contains__)] = "attention"
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
