@@ -563,7 +563,7 @@ def test_noise_is_packed_for_the_pipeline_alone(flux: Recipe) -> None:
         assert studied.shape == (4, 8, 16)
         noise, texts = studied.noise([0, 1]), list(PROMPTS[:2])
         given: list[Tensor] = []
-        plain = replace(flux, refiner="", guidance="")
+        plain = replace(flux, refiner="", guidance="", settings=("guidance_scale=1.0",))
         with open_pipeline(plain, "cpu") as images:
             pipe, want = images.pipe, images([0, 1])
         watch = pipe.transformer.register_forward_pre_hook(

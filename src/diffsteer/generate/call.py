@@ -138,7 +138,8 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     """Arguments of one call of the pipeline, but for where its noise comes from.
 
     The null half is always sent where something may ask for it; what is not asked for is not
-    evaluated. A scale that the network is given as an input (distilled models) is the pipeline's.
+    evaluated. A scale that the network is given as an input (distilled models) is the pipeline's,
+    or 1 with a refiner, as it was trained.
     """
     from diffsteer.hf.conditioning import conditioning_kwargs
 
@@ -151,6 +152,8 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     if recipe.negative:
         call["negative_prompt"] = [recipe.negative] * len(texts)
     call |= _scales(pipe, takes, guided, recipe.negative, len(texts))
+    if recipe.refiner and "guidance_scale" in takes:
+        call.setdefault("guidance_scale", 1.0)  # refiners are trained for networks that are told 1
     call |= fitting(recipe, name, takes) | images_in(recipe, takes)
     size = {side: n for side, n in recipe.size.items() if side in takes}
     if len(size) == 1:  # some pipelines take no notice of one alone

@@ -75,7 +75,9 @@ class NoiseExperiment:
         self.recipe, self.by, self.shape, self._tokens = recipe, by, shape, tokens
         self.weights, self.extractor, self._device = weights, extractor, device
         self._guided = replace(recipe, refiner="", strength=1.0)
-        self._plain = replace(self._guided, guidance="", guide="")
+        told = () if tokens is None else ("guidance_scale=1.0",)  # as refiners are trained
+        settings = (*recipe.settings, *told)
+        self._plain = replace(self._guided, guidance="", guide="", settings=settings)
         self.progress: Callable[[int], Any] = lambda n: None
         self._spent: dict[str, float] = {}
 
