@@ -26,6 +26,7 @@ CAT = Recipe("some/model", prompt="a cat", guidance="CFG({w})", sampler="UniPC()
 def test_every_field_is_in_the_hash() -> None:
     others: dict[str, object] = {"options": ADMOptions(label=3)}
     others |= {"sampler": "DDIM()", "spacing": "karras", "zero_snr": True, "prompt": "a dog"}
+    others |= {"lora": ("x",), "settings": ("x=1",)}
     changed = {f.name: others.get(f.name, 7 if f.type == "int" else "x") for f in fields(Recipe)}
     changed["steps"] = changed["width"] = changed["height"] = 7
     hashes = {replace(CAT, **{k: v}).hash for k, v in changed.items() if k != "prompts"}

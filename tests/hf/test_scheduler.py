@@ -362,7 +362,7 @@ def test_bad_use() -> None:
     for n in (0, 1001):
         with pytest.raises(ValueError, match="steps"):
             scheduler.set_timesteps(n)
-    with pytest.raises(ValueError, match="give either"):
+    with pytest.raises(ValueError, match="give one of num_inference_steps"):
         scheduler.set_timesteps()
     with pytest.raises(ValueError, match="must lie below"):
         scheduler.set_timesteps(timesteps=[1, 500])

@@ -392,7 +392,7 @@ def test_factors_of_latents_are_checked_in_folders_too(tiny: EDM2, tmp_path: Pat
             EDM2.load(tmp_path / "net")
     content["config"]["use_fp16"] = "yes"
     config.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match="use_fp16 must be true or false, got 'yes'"):
+    with pytest.raises(ValueError, match="use_fp16 must be True or False, got 'yes'"):
         EDM2.load(tmp_path / "net")
 
 

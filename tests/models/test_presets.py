@@ -160,7 +160,9 @@ def test_one_step_and_no_weight_are_ordinary() -> None:
 
 def test_bytes_and_latents() -> None:
     x = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 6)
-    assert pixels(x).flatten().tolist() == [0, 0, 128, 255, 255, 255]
+    for channels in (1, 3):  # grey is copied to RGB
+        shown = pixels(x.expand(-1, channels, -1, -1))
+        assert shown.view(3, 6).tolist() == [[0, 0, 128, 255, 255, 255]] * 3
     raw = torch.randn(2, 4, 3, 3)
     scale, bias = (0.5 / 4.17, 0.5 / 4.62, 0.5 / 3.71, 0.5 / 3.28), (-0.7, -0.35, -0.02, 0.33)
     encoded = torch.stack([raw[:, i] * scale[i] + bias[i] for i in range(4)], 1)

@@ -264,7 +264,8 @@ def test_a_longer_run_replaces_its_result(tmp_path: Path, whole: Path) -> None:
     assert torch.equal(after["unet.emb_fourier.freqs"], before["unet.emb_fourier.freqs"])
     assert Image.open(tmp_path / "run/pictures/0000000028.png").size == (8 * 18, 4 * 18)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        *("averages", "checkpoints", "metrics.jsonl", "model", "pictures", "run.json")
+        *("averages", "checkpoints", "curves.png", "metrics.jsonl", "model", "pictures"),
+        "run.json",
     ]
 
 

@@ -62,7 +62,7 @@ def test_what_is_wrong_is_said(text: str, reason: str) -> None:
 
 
 def test_a_guidance_that_does_not_parse_is_refused_with_the_first_recipe() -> None:
-    with pytest.raises(InputError, match="did you mean .CFG"):
+    with pytest.raises(InputError, match="unknown Guidance .CGF"):
         list(Space.parse("CGF(w), w=1..2").examples(BASE))
     with pytest.raises(InputError, match="within"):
         Space.parse("CFG(2).within(a, b), a=1.0..9.0, b=1.0..9.0").recipe(BASE, {"a": 5, "b": 2})

@@ -91,7 +91,7 @@ def _bytes(pipe: Any, floats: Tensor) -> Tensor:
     images = floats.nan_to_num().flatten(0, -4).numpy()
     pixels = np.stack([np.array(image.convert("RGB")) for image in pipe.numpy_to_pil(images)])
     rows = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return rows if floats.ndim == 4 else rows.unflatten(0, floats.shape[:-3])
+    return rows.reshape(-1, *floats.shape[1:-3], *rows.shape[1:])
 
 
 def _require_size(name: str, count: int, samples: Tensor, call: Mapping[str, Any]) -> None:

@@ -109,6 +109,11 @@ class Recipe:
     options: Annotated[Options | None, Suppress] = None
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "lora", "settings"):
+            texts = getattr(self, name)
+            if isinstance(texts, str):
+                raise InputError(f"{name} must be a list of texts, got one: [{brief(texts)}]")
+            object.__setattr__(self, name, tuple(texts))
         if self.strength is None and not self.image:
             object.__setattr__(self, "strength", 1.0)
         if self.steps < 1:

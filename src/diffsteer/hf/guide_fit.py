@@ -25,8 +25,8 @@ def check_guide(network: Any, guide: Any) -> None:
     family = known_family(main)
     if type(main) is not type(other) and (family is None or family is not known_family(other)):
         raise InputError(
-            f"the guide is a {type(other).__name__}, the network a {type(main).__name__}: both "
-            "have to take the same latents and conditions"
+            f"a guide of {type(other).__name__} cannot guide a {type(main).__name__}: both have to "
+            "take the same latents and conditions"
         )
     if family is not None:
         (takes, returns), (others, back) = (

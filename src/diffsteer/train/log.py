@@ -25,8 +25,8 @@ class Metrics:
 
     def rewind(self, images: int) -> None:
         """Drop lines beyond a count, which will be written again, and a line cut short."""
-        if lines := self.lines():
-            kept = [json.dumps(line) + "\n" for line in lines if line["images"] <= images]
+        if self.path.exists():
+            kept = [json.dumps(line) + "\n" for line in self.lines() if line["images"] <= images]
             put(self.path, "".join(kept).encode())
 
     def lines(self) -> list[dict[str, Any]]:
