@@ -474,7 +474,7 @@ def test_networks_that_keep_keys_and_values() -> None:
 
 def test_guides_and_caches_that_do_not_fit() -> None:
     family, other = named("Sana"), named("CogView4").build().transformer
-    with pytest.raises(InputError, match="the guide is a CogView4Transformer2DModel"):
+    with pytest.raises(InputError, match="a guide of CogView4Transformer2DModel"):
         steer(family.build(), "Auto(2)", guide=other)
     wan = named("Wan")
     pipe = wan.build()
