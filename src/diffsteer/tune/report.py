@@ -23,6 +23,7 @@ from diffsteer.tune.study import RECIPE, Search, describe, finished, front
 if TYPE_CHECKING:
     from optuna import Study
 
+PLAIN = Recipe()
 BASE = "base"
 """Name of the recipe that a search began from, with no guidance."""
 
@@ -133,7 +134,7 @@ def command_of(recipe: Recipe) -> str:
     words = ["diffsteer", "sample", recipe.model]
     for each in fields(recipe):
         value = getattr(recipe, each.name)
-        if each.name in ("model", "prompts", "options") or value == getattr(Recipe, each.name):
+        if each.name in ("model", "prompts", "options") or value == getattr(PLAIN, each.name):
             continue
         flag = f"--{each.name.replace('_', '-')}"
         words += [flag] if value is True else [flag, str(value)]
@@ -157,7 +158,7 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
     ]
     save_chart(folder / "front.png", charts[0][0], *labels, charts[0][1])
     for one in results:
-        table = {k: v for k, v in one.recipe.to_dict().items() if v != getattr(Recipe, k, None)}
+        table = {k: v for k, v in one.recipe.to_dict().items() if v != getattr(PLAIN, k)}
         write_json(folder / "recipes" / f"{one.name}.json", table)
     write_json(folder / "report.json", _json(search, study, results))
     first = results[0]
