@@ -48,7 +48,7 @@ class Evaluation:
 
     def __call__(self, branches: Sequence[Branch]) -> list[Answer]:
         """Answer branches: plain ones of a model together, edited ones each by itself."""
-        plain = [b for b in branches if self._is_plain(b) and b.net == "main"]
+        plain = [b for b in branches if self._is_plain(b)]
         missing = list(dict.fromkeys(b.cond for b in plain if b.cond not in self.known))
         if missing:
             conds = [self._cond("main", name) for name in missing]
@@ -64,7 +64,7 @@ class Evaluation:
                 "ComfyUI give the weaker model, with its LoRA, as guide"
             )
         scaled = self.sampling.scaled(self.x, self.level) if branch.x is None else branch.x
-        if self._is_plain(branch) and branch.net == "main":
+        if self._is_plain(branch):
             x0 = self.known[branch.cond]
         else:
             x, sigma = self.x, self.sigma
@@ -82,7 +82,8 @@ class Evaluation:
         return Answer(out, scaled, level, self.sampling.prediction, maps)
 
     def _is_plain(self, branch: Branch) -> bool:
-        return not branch.edits and not branch.record and branch.x is None
+        plain = branch.net == "main" and branch.x is None
+        return plain and not branch.edits and not branch.record
 
     def _calculate(
         self, net: str, conds: list[Any], x: Tensor, sigma: Tensor, options: Any
@@ -121,7 +122,7 @@ class Guider(comfy.samplers.CFGGuider):
     def inner_sample(
         self, noise: Tensor, latent_image: Tensor, device: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Sample, with the guide's model loaded and told the same as the main one."""
+        """Sample, with the guide's model loaded and given the conditions of the main one."""
         self.memory = Store()
         self.guide_conds: dict[str, Any] = {}
         if self.guide is not None:

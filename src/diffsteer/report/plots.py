@@ -2,8 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +13,6 @@ from diffsteer.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SIZE = (4.6, 3.2)
 """Width and height of a chart at scale 1, in inches of 72 points."""
@@ -98,7 +96,8 @@ def write_png(path: Path, charts: Sequence[Chart], title: str) -> None:
             _frame(axes, chart.title, chart.x_label, chart.y_label)
             for curve in chart.curves:
                 _draw(axes, curve)
-                axes.plot([], [], "o-", color=curve.colour, markersize=4, label=curve.name)
+                mark = "o-" if curve.joined else "o"
+            axes.plot([], [], mark, color=curve.colour, markersize=4, label=curve.name)
             axes.legend(frameon=False)
         figure.suptitle(title)
         with atomic_write(path) as file:
@@ -117,26 +116,6 @@ def line_chart(
         curves: Curves; an empty one takes no space.
         level: Height of a dashed line, such as real against real.
     """
-    with _figure(title, x_label, y_label, curves, level) as figure:
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=METADATA)
-    return _element(file.getvalue(), title)
-
-
-def save_chart(path: Path, title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> None:
-    """Write a chart of `line_chart`, with a legend, as a PNG."""
-    from diffsteer.io.atomic import atomic_write
-
-    with _figure(title, x_label, y_label, curves, None) as figure, atomic_write(path) as file:
-        handles = [line for line in figure.axes[0].lines if line.get_gid() == "curve"]
-        figure.axes[0].legend(handles, [curve.name for curve in curves], frameon=False)
-        figure.savefig(file, format="png", dpi=160)
-
-
-@contextmanager
-def _figure(
-    title: str, x_label: str, y_label: str, curves: Sequence[Curve], level: float | None
-) -> "Iterator[Figure]":
     require_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -149,7 +128,9 @@ def _figure(
             axes.axhline(level, color="#777777", linestyle="--", linewidth=1, clip_on=False)
         for curve in curves:
             _draw(axes, curve)
-        yield figure
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=METADATA)
+    return _element(file.getvalue(), title)
 
 
 def _frame(axes: "Axes", title: str, x_label: str, y_label: str) -> None:

@@ -1,6 +1,5 @@
 """The front of a search, measured once more on seeds that it did not choose by."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from diffsteer.metrics.bootstrap import Interval
 from diffsteer.metrics.comparison import Compared, compared
 from diffsteer.metrics.value import MetricValue
 from diffsteer.report.page import render
-from diffsteer.report.plots import Curve, Point, line_chart, save_chart
+from diffsteer.report.plots import Chart, Curve, Point, line_chart, write_png
 from diffsteer.tune.objective import Objective
 from diffsteer.tune.study import RECIPE, Search, describe, finished, front
 
@@ -156,7 +155,9 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
         (f"{title}, seeds of the search", _searched(search, study)),
         (f"{title}, seeds of the report", _reported(results)),
     ]
-    save_chart(folder / "front.png", charts[0][0], *labels, charts[0][1])
+    write_png(
+        folder / "front.png", [Chart(charts[0][0], *labels, tuple(charts[0][1]))], search.base.model
+    )
     for one in results:
         table = {k: v for k, v in one.recipe.to_dict().items() if v != getattr(PLAIN, k)}
         write_json(folder / "recipes" / f"{one.name}.json", table)
@@ -169,7 +170,7 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
         trials=finished(study),
         results=results,
         first=first,
-        seeds={seed: _prompt(first.recipe, seed) for seed in first.images},
+        seeds={seed: first.recipe.for_seed(seed).prompt for seed in first.images},
         charts=[(line_chart(name, *labels, curves), curves) for name, curves in charts],
         describe=lambda recipe: describe(recipe.to_dict(), search.space),
         searched=format_seeds(search.budget.seeds),
@@ -219,13 +220,9 @@ def _json(search: Search, study: "Study", results: Sequence[Confirmed]) -> dict[
                 "command": one.command,
                 "on the seeds of the search": one.chosen,
                 "nfe": one.nfe,
-                "value": json.loads(json.dumps(one.value.json())),
+                "value": one.value.json(),
                 "difference": one.difference,
             }
             for one in results
         },
     }
-
-
-def _prompt(recipe: Recipe, seed: int) -> str:
-    return recipe.for_seed(seed).prompt
