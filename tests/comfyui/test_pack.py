@@ -160,7 +160,7 @@ def test_zero_snr_ends_in_pure_noise_and_steps_visit_it(
 def test_mistakes_are_said_before_the_first_step(comfy: ModuleType, pack: ModuleType) -> None:
     model = patcher(comfy, unet())
     for guidance, reason in (
-        ("CGF(w)", "did you mean 'CFG'"),
+        ("cfg(w)", "did you mean 'CFG'"),
         ("CFG(w) + PAG(q)", "unknown Guidance 'q'"),
     ):
         with pytest.raises(InputError, match=reason):
