@@ -93,3 +93,15 @@ def test_every_page_is_in_the_navigation() -> None:
     pages = [page.relative_to(docs).as_posix() for page in PAGES if docs in page.parents]
     hidden = ("plans/", "results/")
     assert [p for p in pages if not p.startswith(hidden) and f": {p}" not in text] == []
+
+
+def test_facts_are_where_the_internals_say() -> None:
+    """Each row names files that are there, and names of a row are words of one of its files."""
+    table = (ROOT / "docs/internals.md").read_text("utf-8").split("## Each fact in one place")[1]
+    for row in re.findall(r"^\|.*\|$", table, re.M)[2:]:
+        codes = re.findall(r"`([^`]+)`", row.split("|")[2])
+        files = [code for code in codes if code.endswith(".py")]
+        text = "\n".join((ROOT / "src/diffsteer" / file).read_text("utf-8") for file in files)
+        for name in (code for code in codes if re.fullmatch(r"\.?[A-Za-z_.]+", code)):
+            word = name.rpartition(".")[2]
+            assert word in ("py", "repr") or re.search(rf"\b{word}\b", text), (row, name)
