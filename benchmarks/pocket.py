@@ -332,7 +332,7 @@ class Convention(SAG):
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         (seen,) = yield (Branch(self.on, record=self.layers),)
-        blurred = self.blurred(seen)
+        blurred = self.blurred(seen, at.seeds_for("mask"))
         (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
         moved: dict[str, float | Tensor] = {"eps": 1, "v": at.level.alpha**2, "x0": 0}
         return self.scale * (seen.x0 - worse.x0 - moved[self.space] * (seen.x0 - blurred))

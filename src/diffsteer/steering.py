@@ -44,14 +44,14 @@ def steer(
     """Guide a pipeline until the handle is removed.
 
     Args:
-        pipe: A diffusers pipeline. Its own guidance scale loses its meaning; where a guidance asks
-            for the null prompt it has to be > 1, so that the pipeline sends it. Flux needs none.
+        pipe: A diffusers pipeline. Its own guidance scale loses its meaning. Where a guidance asks
+            for a null prompt that the pipeline does not send, it is made as the pipeline makes it.
         guidance: A guidance or its text, "CFG(6) + PAG(3)"; None leaves the pipeline's own.
         guide: For autoguidance, a second network or a pipeline that holds one, for the same latents
             and conditions, or the name of one; of a model that ships, its own without.
         max_rows: Most rows of one pass of a network, where memory is short.
-        null: The null prompt of pipelines that do not send it (Flux), unless the call has a
-            negative prompt.
+        null: The null prompt of pipelines that do not send it, unless the call has a negative
+            prompt.
         zero_snr: Sample on the schedule rescaled to zero terminal SNR, from its last timestep on,
             by our DDIM; for networks that were trained so and predict v or x0.
         refiner: Refines the noise that a sampling starts from: folder or hub id of a
@@ -62,22 +62,24 @@ def steer(
         A handle with `remove()`, also a context manager. Afterwards the pipeline is as it was.
 
     Raises:
-        ValueError: the pipeline is of no known family, or steered, or the guide does not fit, or
+        ValueError: the pipeline is none of diffusers, or steered, or the guide does not fit, or
             zero SNR has no meaning for its network.
     """
     if isinstance(guidance, str):
         guidance = parse(guidance, Guidance)
-    idle = not zero_snr and refiner is None
-    if guidance is None and (idle or guide is not None or max_rows is not None):
+    if guidance is None and refiner is None and (not zero_snr or max_rows is not None):
         raise InputError(
             'nothing to steer by: give a guidance, such as "CFG(6)", a refiner, or zero_snr=True'
         )
+    if guidance is None and guide is not None:
+        raise InputError('a guide does nothing without a guidance: give one, such as "Auto(2)"')
     if not isfinite(strength) or (refiner is None and strength != 1):
         raise InputError(
             f"strength={strength} is the factor of what a refiner changes: give a finite "
             "number, with a refiner"
         )
-    if isinstance(guide, str | Path) or (guide is None and _asks_guide(guidance)):
+    asked = guidance is not None and "guide" in guidance.networks()
+    if isinstance(guide, str | Path) or (guide is None and asked):
         guide = guide_beside(pipe, None if guide is None else str(guide))
     steering = Steering(pipe, guidance, guide, max_rows, null, zero_snr)
     try:
@@ -160,12 +162,6 @@ def check_network(pipe: Any) -> None:
             f"{type(network).__name__} of {type(pipe).__name__} is no network that can be steered: "
             "give a pipeline of diffusers"
         )
-
-
-def _asks_guide(guidance: Guidance | None) -> bool:
-    """Whether a guidance evaluates a second network."""
-    parts = guidance.parts() if guidance else ()
-    return any(getattr(p, "net", "") == "guide" and not getattr(p, "adapter", "") for p in parts)
 
 
 def _some_steps(get_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -630,6 +630,8 @@ def test_zero_snr_where_it_has_no_meaning(sd) -> None:
         steer(pipe.unet, CFG(5), zero_snr=True)
     with pytest.raises(ValueError, match="nothing to steer by"):
         steer(pipe)
+    with pytest.raises(ValueError, match="a guide does nothing without a guidance"):
+        steer(pipe, guide=pipe, zero_snr=True)
 
 
 # ------------------------------------------------------------------ bad input

@@ -54,6 +54,9 @@ def test_a_field_alone_and_guidances_in_turn() -> None:
         ("CFG(w), w=0..1 log", "log needs numbers > 0"),
         ("CFG(w), w=1..x", "w=1..x is no range: write"),
         ("CFG(w, w=1..2", "is no guidance"),
+        ("CFG(2) | PAG(p)", "p in 'PAG.p.' has no range"),
+        ("CFG(2), zero_snr=true|yes", "zero_snr takes \"true|false\", got 'yes'"),
+        ("CFG(2), steps=8|many", "steps takes whole numbers, got 'many'"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, reason: str) -> None:

@@ -66,7 +66,7 @@ def require_consistent(recipe: Recipe) -> None:
 def guidance_of(recipe: Recipe) -> Guidance | None:
     """Guidance of a recipe; None for none."""
     guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
-    evaluated = "guide" in _networks(guidance)
+    evaluated = guidance is not None and "guide" in guidance.networks()
     if recipe.guide and not evaluated:
         raise InputError(
             f"guide={recipe.guide} does nothing with guidance={recipe.guidance!r}: give one that "
@@ -81,18 +81,12 @@ def guidance_of(recipe: Recipe) -> Guidance | None:
 
 def with_guide(recipe: Recipe) -> Recipe:
     """Recipe with the guide that belongs to a model that ships, where it asks for one."""
-    guidance = parse(recipe.guidance, Guidance) if recipe.guidance else None
-    if recipe.guide or format_of(recipe.model) or "guide" not in _networks(guidance):
+    if recipe.guide or not recipe.guidance or format_of(recipe.model):
+        return recipe
+    if "guide" not in parse(recipe.guidance, Guidance).networks():
         return recipe
     model = shipped(recipe.model)
     return replace(recipe, guide=model.guide) if model else recipe
-
-
-def _networks(guidance: Guidance | None) -> set[str]:
-    """Networks that the parts of a guidance evaluate besides the main one."""
-    parts = guidance.parts() if guidance else ()
-    own = (part for part in parts if getattr(part, "adapter", None) is None)
-    return {getattr(part, "net", "") for part in own}
 
 
 def _require_adapters(recipe: Recipe, guidance: Guidance | None) -> None:
@@ -191,8 +185,12 @@ def _require_adm(options: ADMOptions, guidance: Guidance | None, sampler: Sample
         raise InputError(
             f"official_head_split does nothing with guidance={guidance!r}: it is of SAG"
         )
-    evaluated = "classifier" in _networks(guidance) or getattr(sampler, "classifier", None)
-    if options.classifier and not evaluated:
+    networks = guidance.networks() if guidance else ()
+    if (
+        options.classifier
+        and "classifier" not in networks
+        and not getattr(sampler, "classifier", 0)
+    ):
         raise InputError(
             f"classifier={options.classifier} does nothing here: give --guidance "
             '"Classifier(1.0)" or --sampler "Ancestral(classifier=1.0)", or no classifier'

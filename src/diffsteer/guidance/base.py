@@ -91,6 +91,14 @@ class Guidance(ABC):
                 if isinstance(inner, Guidance):
                     yield from inner.parts()
 
+    def networks(self) -> frozenset[str]:
+        """Names of the networks beside "main" that it evaluates; adapters of "main" are none."""
+        return frozenset(
+            net
+            for part in self.parts()
+            if (net := getattr(part, "net", "")) and getattr(part, "adapter", None) is None
+        )
+
     def __repr__(self) -> str:
         """Text that `parse` reads back; fields at their defaults are left out."""
         calls, core = "", self

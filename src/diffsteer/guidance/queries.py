@@ -33,7 +33,7 @@ class Branch:
 
     Attributes:
         cond: Which conditioning: "cond", "null", or another name that the denoiser knows.
-        net: Which network: "main" or "guide".
+        net: Which network: "main", "guide", "classifier", or another that the denoiser knows.
         edits: Changes of attention, as (layer, edit), and of blocks, as (block, edit).
         x: Another input than the sample, `(B, *D)`.
         level: The level of that input, if it is another than the sample's; a pass of its own.

@@ -8,11 +8,12 @@ filter of the predicted x0,
     x~  = alpha x0~ + sigma eps                   noised again with the predicted eps
     eps guided = eps(x~) + (1 + s) (eps(x) - eps(x~))
 
-The last line is the published one. Both x and x~ have the same eps(x), so that
+The last line is the published one. x~ holds the eps that was predicted at x, so that
 sigma (eps(x) - eps(x~)) = alpha (x0(x~) - x0~), and eps moved by s (eps(x) - eps(x~)) moves x0 at
-fixed x by s (x0~ - x0(x~)). That is what the code returns, for every prediction type: from what the
-network restores of the blurred image towards the blurred image itself. At alpha = 0 both inputs are
-the same noise; the published form moves nothing there, this one moves x0 towards its blurred self.
+fixed x by s (x0~ - x0(x~)). That is what the code returns, for every prediction type. It sharpens
+although it points to the blurred image: x0~ holds the image at x, so the sum leads away from
+x0(x~), what the network makes of an input that lacks the detail. At alpha = 0 both inputs are the
+same noise; the published form moves nothing there, this one moves x0 towards its blurred self.
 
 Source: Hong et al. 2023, algorithm 1, https://arxiv.org/abs/2210.00939.
 """
@@ -89,18 +90,19 @@ class SAG(Guidance):
         """Parts of names of the layers that are read."""
         return () if self.mask == "global" else tuple(map(str.strip, self.layer.split(",")))
 
-    def blurred(self, answer: Answer, seeds: Sequence[int] = ()) -> Tensor:
+    def blurred(self, answer: Answer, seeds: Sequence[int]) -> Tensor:
         """Return x0~, `(B, C, H, W)`: the predicted x0, blurred where M is 1."""
         x0 = answer.x0.clamp(-self.clamp, self.clamp)
-        soft = blur(x0, self.sigma, self.kernel)
+        all_blurred = blur(x0, self.sigma, self.kernel)
         if self.mask == "global":
-            return soft
+            return all_blurred
         mask = attended([answer.maps[layer] for layer in self.layers], x0, self.threshold)
         if self.mask == "random":
             mask = shuffled(mask, seeds)
         elif self.mask == "edges":
-            mask = detailed(mask, x0 - soft)
-        return torch.lerp(x0, soft, F.interpolate(mask.to(x0.dtype), x0.shape[2:], mode="nearest"))
+            mask = detailed(mask, x0 - all_blurred)
+        weight = F.interpolate(mask.to(x0.dtype), x0.shape[2:], mode="nearest")
+        return torch.lerp(x0, all_blurred, weight)
 
 
 def attended(scores: Sequence[Tensor], x0: Tensor, threshold: float) -> Tensor:
@@ -113,7 +115,7 @@ def attended(scores: Sequence[Tensor], x0: Tensor, threshold: float) -> Tensor:
 
 
 def shuffled(mask: Tensor, seeds: Sequence[int]) -> Tensor:
-    """As many tokens of each sample at random places."""
+    """Mask that marks as many tokens of each sample as the given one, at random places."""
     n = mask[0].numel()
     orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     places = torch.stack(orders).to(mask.device)
@@ -121,7 +123,12 @@ def shuffled(mask: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def detailed(mask: Tensor, detail: Tensor) -> Tensor:
-    """As many tokens of each sample where the detail, `(B, C, *D)`, has the largest squares."""
+    """Mask that marks as many tokens of each sample, where the detail has the most energy.
+
+    Args:
+        mask: `(B, 1, *tokens)`, whose count is kept.
+        detail: `(B, C, *D)`.
+    """
     squares = detail.square().mean(dim=1, keepdim=True)
     energy = F.interpolate(squares, mask.shape[2:], mode="area").flatten(1)
     rank = energy.argsort(dim=1, descending=True).argsort(dim=1)

@@ -155,7 +155,7 @@ def _autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
 
 
 def _shapes(tree: Any) -> Any:
-    """Shapes and dtypes of all tensors in a tree of arguments, with all else that is hashable."""
+    """Shapes and dtypes of tensors in a tree of arguments, flags and texts, types of the rest."""
     if isinstance(tree, Tensor):
         return tree.shape, tree.dtype
     if isinstance(tree, Mapping):

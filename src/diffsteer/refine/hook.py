@@ -1,4 +1,4 @@
-"""Refine the noise that a pipeline starts from, whatever its family.
+"""Refine the noise that a pipeline of a known family starts from.
 
 Pipelines give the network a copy of their sample, and the scheduler the sample. In the first step
 of a sampling both are given the refined one; the network is asked for it just before, with the

@@ -2,6 +2,9 @@
 
 CFG(w) + SAG(s), w=1..8, s=0..1:0.25, steps=8..30
 CFG(w).within(lo, hi) | PAG(p), w=1..6, p=0.5..4, lo=0.1..1 log, hi=2..20 log
+
+Guidances stand between "|", one of which a recipe has. `a..b` is a range, `a..b:step` one in steps,
+`a..b log` one whose ratios count; `x|y|none` is a choice, where none is the empty text.
 """
 
 import ast
@@ -124,6 +127,9 @@ class Space:
                 variables[match[1]] = _values(match[1], match[2])
         space = cls(tuple(guidances), variables)
         space._require_used()
+        for name, values in variables.items():
+            for option in values.options if isinstance(values, Choice) and name in TUNED else ():
+                _field(name, option)
         whole = {name: space._whole(name) for name in variables}
         return replace(space, variables=whole)
 
@@ -160,9 +166,8 @@ class Space:
     def _require_used(self) -> None:
         names = {name for text in self.guidances for name in _names(text)}
         for name in sorted(names - {*self.variables, "inf"}):
-            raise InputError(
-                f"{name} in {self.guidances[0]!r} has no range: add it, such as {name}=1..8"
-            )
+            text = next(text for text in self.guidances if name in _names(text))
+            raise InputError(f"{name} in {text!r} has no range: add it, such as {name}=1..8")
         for name in sorted({*self.variables} - names - {*TUNED}):
             hint = did_you_mean(name, (*names, *TUNED))
             raise InputError(
@@ -255,7 +260,15 @@ def _filled(text: str, values: Values) -> str:
 
 
 def _field(name: str, value: float | str) -> Any:
-    """Value of a recipe's field from that of a space."""
+    """Value of a recipe's field from that of a space.
+
+    Raises:
+        InputError: it is no value of that field.
+    """
     kinds: dict[str, Callable[[Any], Any]] = {"steps": int, "strength": float}
-    kinds["zero_snr"] = lambda text: str(text).lower() == "true"
-    return kinds.get(name, str)(value)
+    kinds["zero_snr"] = lambda text: {"true": True, "false": False}[str(text).lower()]
+    try:
+        return kinds.get(name, str)(value)
+    except (KeyError, ValueError) as error:
+        expected = {"steps": "whole numbers", "strength": "numbers"}.get(name, '"true|false"')
+        raise InputError(f"{name} takes {expected}, got {value!r}") from error
