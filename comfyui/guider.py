@@ -1,6 +1,7 @@
 """A guider for SamplerCustomAdvanced: one evaluation of any sum of guidances."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.model_management
@@ -13,32 +14,54 @@ from diffsteer.core.level import CLEAN
 from diffsteer.guidance import Answer, Branch, GuidanceState, run
 from diffsteer.guidance.memory import Store
 from diffsteer.guidance.queries import with_conditional
+from diffsteer.hf.sample_seeds import seeds_of
 
 from .attention import edited
 from .levels import Sampling
+from .variant import Variant
 
 CONDS = {"cond": "positive", "null": "negative"}
 
 
+class Memory:
+    """What a guidance keeps in one sampling: its memory, and seeds from the noise, as `steer`."""
+
+    def __init__(self) -> None:
+        self.store, self.seeds = Store(), tuple[int, ...]()
+
+
 class Evaluation:
-    """Answers the branches of a guidance by ComfyUI's models at one sample and level."""
+    """Answers the branches of a guidance by ComfyUI's models at one sample and level.
+
+    Args:
+        models: By the names of branches, "main" and "guide".
+        conds: Conditions of each, "positive" and "negative".
+        x: The sample as ComfyUI has it, `(B, *D)`.
+        sigma: Its level, `(B,)`.
+        options: Options of the model.
+        variant: Weights of the guide, where it is a clone of the main model.
+    """
 
     def __init__(
-        self, models: dict[str, Any], conds: dict[str, Any], x: Tensor, sigma: Tensor, options: Any
-    ) -> None:
+        self, models: dict[str, Any], conds: dict[str, Any], x: Tensor, sigma: Tensor,
+        options: Any, variant: Variant | None = None,
+    ) -> None:  # fmt: skip
         self.models, self.conds, self.x, self.sigma, self.options = models, conds, x, sigma, options
+        self.variant = variant
         self.sampling = Sampling.of(models["main"].model_sampling)
         self.level = self.sampling.level(float(sigma.max()))
         self.known: dict[str, Tensor] = {}
 
-    def denoised(self, guidance: Guidance | None, memory: Store) -> tuple[Tensor, Tensor]:
+    def denoised(self, guidance: Guidance | None, memory: Memory) -> tuple[Tensor, Tensor]:
         """x0 of the prompt, and what the guidance adds to it."""
         step, ahead = self._step()
-        kept, start = memory.begin(step, self.level, len(self.x))
+        kept, start = memory.store.begin(step, self.level, len(self.x))
         x = self.sampling.scaled(self.x, self.level)
+        if (step == 0 and start is None) or len(memory.seeds) != len(x):
+            memory.seeds = seeds_of(x)
         at = GuidanceState(
             x, self.level, self.sampling.prediction, step, self.sampling.schedule,
-            next=ahead, memory=kept, start=start,
+            memory.seeds, ahead, kept, start,
         )  # fmt: skip
         if guidance is None:
             (answer,) = self([Branch()])
@@ -58,18 +81,14 @@ class Evaluation:
 
     def _answer(self, branch: Branch) -> Answer:
         level, maps = branch.level or self.level, dict[str, Tensor]()
-        if branch.dropout is not None or branch.adapter is not None:
-            raise InputError(
-                "guidance by dropout or by an adapter's scale works in pipelines of diffusers: in "
-                "ComfyUI give the weaker model, with its LoRA, as guide"
-            )
+        _check(branch)
         scaled = self.sampling.scaled(self.x, self.level) if branch.x is None else branch.x
         if self._is_plain(branch):
             x0 = self.known[branch.cond]
         else:
             x, sigma = self.x, self.sigma
-            if branch.x is not None:
-                x = self.sampling.unscaled(branch.x, level).to(self.x)
+            if branch.x is not None or branch.level is not None:
+                x = self.sampling.unscaled(scaled, level).to(self.x)
                 sigma = self.sigma * 0 + self.sampling.sigma(level)
             cond = self._cond(branch.net, branch.cond)
             options = edited(self.options, self.models[branch.net], branch, maps)
@@ -82,17 +101,20 @@ class Evaluation:
         return Answer(out, scaled, level, self.sampling.prediction, maps)
 
     def _is_plain(self, branch: Branch) -> bool:
-        plain = branch.net == "main" and branch.x is None
+        plain = branch.net == "main" and branch.x is None and branch.level is None
         return plain and not branch.edits and not branch.record
 
     def _calculate(
         self, net: str, conds: list[Any], x: Tensor, sigma: Tensor, options: Any
     ) -> list[Tensor]:
-        return comfy.samplers.calc_cond_batch(self.models[net], conds, x, sigma, options)
+        other = self.variant if net == "guide" else None
+        with nullcontext() if other is None else other.on():
+            return comfy.samplers.calc_cond_batch(self.models[net], conds, x, sigma, options)
 
     def _cond(self, net: str, name: str) -> Any:
         if net not in self.models:
-            raise InputError(f"the guidance asks for a network {net!r}: connect a model to guide")
+            hint = "connect a model to guide" if net == "guide" else "ComfyUI has main and guide"
+            raise InputError(f"the guidance asks for a network {net!r}: {hint}")
         known = self.conds[net]
         if known.get(CONDS.get(name, name)) is None:
             raise InputError(
@@ -112,26 +134,43 @@ class Evaluation:
         return step, self.sampling.level(following) if following > 0 else CLEAN
 
 
+def _check(branch: Branch) -> None:
+    """Refuse what only pipelines of diffusers can answer."""
+    if branch.dropout is not None or branch.adapter is not None:
+        raise InputError(
+            "guidance by dropout or by an adapter's scale works in pipelines of diffusers: in "
+            "ComfyUI give the weaker model, with its LoRA, as guide"
+        )
+    if branch.second is not None or branch.unrelated is not None:
+        name = "NAG" if branch.unrelated is None else "ICG"
+        raise InputError(f"{name} works in pipelines of diffusers: in ComfyUI take CFG or PAG")
+
+
 class Guider(comfy.samplers.CFGGuider):
     """Guider of a sum of guidances; its model's own CFG is not used."""
 
     def __init__(self, model: Any, guidance: Guidance, guide: Any = None) -> None:
         super().__init__(model)
-        self.guidance, self.guide, self.memory = guidance, guide, Store()
+        self.guidance, self.guide, self.memory = guidance, guide, Memory()
+        self.variant: Variant | None = None
 
     def inner_sample(
         self, noise: Tensor, latent_image: Tensor, device: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Sample, with the guide's model loaded and given the conditions of the main one."""
-        self.memory = Store()
-        self.guide_conds: dict[str, Any] = {}
-        if self.guide is not None:
-            comfy.model_management.load_models_gpu([self.model_patcher, self.guide])
+        self.memory, self.variant = Memory(), None
+        if self.guide is None:
+            return super().inner_sample(noise, latent_image, device, *args, **kwargs)
+        if self.guide.is_clone(self.model_patcher):
+            self.variant = Variant(self.model_patcher, self.guide, self.loaded_models)
+        else:
+            self.loaded_models = [*self.loaded_models, self.guide]  # cleaned up with the others
+            comfy.model_management.load_models_gpu([self.model_patcher, *self.loaded_models])
             self.guide.pre_run()
-            conds = {k: [c.copy() for c in v] for k, v in self.conds.items()}
-            self.guide_conds = comfy.samplers.process_conds(
-                self.guide.model, noise, conds, device, latent_image
-            )
+        conds = {k: [c.copy() for c in v] for k, v in self.conds.items()}
+        self.guide_conds = comfy.samplers.process_conds(
+            self.guide.model, noise, conds, device, latent_image
+        )
         return super().inner_sample(noise, latent_image, device, *args, **kwargs)
 
     def predict_noise(
@@ -141,6 +180,6 @@ class Guider(comfy.samplers.CFGGuider):
         models, conds = {"main": self.inner_model}, {"main": self.conds}
         if self.guide is not None:
             models["guide"], conds["guide"] = self.guide.model, self.guide_conds
-        evaluation = Evaluation(models, conds, x, timestep, model_options or {})
+        evaluation = Evaluation(models, conds, x, timestep, model_options or {}, self.variant)
         x0, shift = evaluation.denoised(self.guidance, self.memory)
         return (x0 + shift).to(x)

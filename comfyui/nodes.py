@@ -1,20 +1,19 @@
-"""The nodes: guidance as a guider, guidance on top of CFG, zero terminal SNR, sigmas."""
+"""The nodes: a guider, guidance on top of CFG, zero terminal SNR, refined noise, sigmas."""
 
 import json
 from typing import Any
 
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.samplers
 import torch
 
 from diffsteer import Discrete, Flow, Guidance, grid, parse
-from diffsteer.guidance.memory import Store
 
-from .guider import Evaluation, Guider
-from .levels import Sampling
+from .guider import Evaluation, Guider, Memory
+from .levels import LARGEST, Sampling
+from .refine import opened, refined
 
-LARGEST = 4518.0
-"""Sigma of ComfyUI at zero terminal SNR, where it would be infinite: alpha^2 = 4.9e-8."""
 CATEGORY = "diffsteer"
 SLIDERS = {"w": 6.0, "p": 3.0, "s": 0.5, "a": 2.0}
 """Names that an expression may use for numbers, with their defaults."""
@@ -73,7 +72,7 @@ class DiffsteerGuidance:
 
     def patch(self, model: Any, guidance: str, **sliders: float) -> tuple[Any]:
         """Add what the guidance adds to x0 after the model's own CFG."""
-        chosen, memory = _guidance(guidance, sliders), Store()
+        chosen, memory = _guidance(guidance, sliders), Memory()
 
         def guided(args: dict[str, Any]) -> torch.Tensor:
             conds = {"positive": args["cond"], "negative": args["uncond"]}
@@ -123,6 +122,32 @@ class DiffsteerZeroSNR:
         return (patched,)
 
 
+class DiffsteerRefine:
+    """Refined noise in place of guidance or beside it, for any sampler that starts from noise."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION, CATEGORY = "patch", CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Sockets and widgets."""
+        tip = 'folder or hub id of a refiner for this model, or "NLG(20)", which needs no training'
+        texts = {"refiner": ("STRING", {"default": "NLG(20)", "tooltip": tip})}
+        limits = {"default": 1.0, "min": 0.0, "max": 2.0, "step": 0.05}
+        other = {"default": False, "tooltip": "also for a fine-tuned model, or one with a LoRA"}
+        numbers = {"strength": ("FLOAT", limits), "any_model": ("BOOLEAN", other)}
+        return {"required": {"model": ("MODEL",), **texts, **numbers}}
+
+    def patch(self, model: Any, refiner: str, strength: float, any_model: bool) -> tuple[Any]:
+        """Refine the noise of every sampling of the model, for its positive prompt."""
+        patched, kind = model.clone(), comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
+        if patched.get_wrappers(kind, CATEGORY):
+            raise ValueError("this model refines its noise already: leave one of the nodes out")
+        wrapper = refined(opened(refiner, any_model), strength)
+        patched.add_wrapper_with_key(kind, CATEGORY, wrapper)
+        return (patched,)
+
+
 class DiffsteerSigmas:
     """Sigmas of a spacing; trailing visits the last timestep, which zero terminal SNR needs."""
 
@@ -153,5 +178,6 @@ NODES = {
     "DiffsteerGuider": (DiffsteerGuider, "diffsteer guider"),
     "DiffsteerGuidance": (DiffsteerGuidance, "diffsteer guidance"),
     "DiffsteerZeroSNR": (DiffsteerZeroSNR, "diffsteer zero terminal SNR"),
+    "DiffsteerRefine": (DiffsteerRefine, "diffsteer refine noise"),
     "DiffsteerSigmas": (DiffsteerSigmas, "diffsteer sigmas"),
 }

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError, brief
+from diffsteer.core.level import Level
+from diffsteer.core.prediction import Prediction
 from diffsteer.hf.load import reachable, shipped_folder
 from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
@@ -63,18 +65,23 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
 
     A network that was trained in float32 and one that was loaded in bfloat16 share the latter.
     """
-    if away := next((name for name, p in own_parameters(network) if p.is_meta), None):
+    weights = dict(own_parameters(network))
+    if away := next((name for name, p in weights.items() if p.is_meta), None):
         raise InputError(
             f"{away} is offloaded, so that nobody can see whether the refiner is for these "
             "weights: load the refiner first, and enable sequential offload afterwards"
         )
-    given = next(p for _, p in own_parameters(network)).dtype
+    return fingerprint_of(weights)
+
+
+def fingerprint_of(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Sha256 of weights by the names that diffusers gives them; see `fingerprint`."""
+    given = next(iter(weights.values())).dtype
     dtypes = PRECISIONS if given in (torch.float32, torch.float64) else {str(given)[6:]: given}
-    weights = sorted(own_parameters(network))
     return {
         precision: parts_hash(
             part
-            for name, p in weights
+            for name, p in sorted(weights.items())
             for part in (f"{name} {tuple(p.shape)} ".encode(), tensor_bytes(p.to(dtype)))
         )
         for precision, dtype in dtypes.items()
@@ -157,31 +164,47 @@ def found(source: str | Path) -> tuple[Path, Path]:
 
 def require(metadata: RefinerMetadata, model: PipelineNetwork, any_model: bool, where: str) -> None:
     """Check that a refiner was trained for a network."""
-    level, terminal = model.terminal, metadata.terminal
+    network = type(model.module).__name__
+    if metadata.network != network:
+        raise _for_another("network", metadata.network, network, where)
+    require_level(metadata, model.prediction, model.terminal, where)
+    if not any_model:
+        require_weights(metadata, fingerprint(model.module), where)
+
+
+def require_level(
+    metadata: RefinerMetadata, prediction: Prediction, terminal: Level, where: str
+) -> None:
+    """Check that a refiner was trained for a prediction type and where sampling starts."""
     pairs = {
-        "network": (metadata.network, type(model.module).__name__),
-        "prediction type": (metadata.kind, repr(model.prediction)),
-        "terminal timestep": (terminal["t"], level.t.item()),
-        "terminal alpha": (round(terminal["alpha"], 6), round(level.alpha.item(), 6)),
+        "prediction type": (metadata.kind, repr(prediction)),
+        "terminal timestep": (metadata.terminal["t"], terminal.t.item()),
+        "terminal alpha": (round(metadata.terminal["alpha"], 6), round(terminal.alpha.item(), 6)),
     }
     for name, (trained, here) in pairs.items():
         if trained != here:
-            raise InputError(
-                f"{where} was trained for a {name} {trained}, this pipeline has {here}: load the "
-                "model that it was trained for, with its scheduler"
-            )
-    if any_model:
-        return
-    trained_for, hashes = metadata.weights, fingerprint(model.module)
+            raise _for_another(name, trained, here, where)
+
+
+def require_weights(metadata: RefinerMetadata, hashes: Mapping[str, str], where: str) -> None:
+    """Check that a refiner was trained for weights of these hashes, by precision."""
+    trained_for = metadata.weights
     shared = trained_for.keys() & hashes.keys()
     if not shared:
         warnings.warn(
             f"{where} knows the weights of its network in {', '.join(trained_for)}, this one "
-            f"is in {', '.join(hashes)}: whether they are the same is not known",
-            stacklevel=3,
+            f"is in {', '.join(hashes) or 'others'}: whether they are the same is not known",
+            stacklevel=4,
         )
     if any(trained_for[name] != hashes[name] for name in shared):
         raise InputError(
             f"{where} was trained for other weights of {metadata.network}: load that model, or, "
             "where this one is fine-tuned from it, NoiseRefiner.load(..., any_model=True)"
         )
+
+
+def _for_another(name: str, trained: object, here: object, where: str) -> InputError:
+    return InputError(
+        f"{where} was trained for a {name} {trained}, this pipeline has {here}: load the "
+        "model that it was trained for, with its scheduler"
+    )

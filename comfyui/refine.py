@@ -1,0 +1,200 @@
+"""Refined noise: a refiner of diffsteer, applied to the noise that a sampling starts from."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import comfy.lora
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from diffsteer import Level, Prediction, parse
+from diffsteer.core.errors import InputError
+from diffsteer.hf.architectures import FAMILIES
+from diffsteer.refine.heads import HEADS, RefineInput
+from diffsteer.refine.metadata import (
+    RefinerMetadata,
+    fingerprint_of,
+    read,
+    require_level,
+    require_weights,
+)
+from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
+
+from .levels import Sampling
+from .variant import Variant
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The network of a sampling at its noisiest level, as refiners call it."""
+
+    guider: Any
+    options: Any
+
+    @property
+    def sampling(self) -> Sampling:
+        """Its noise schedule."""
+        return Sampling.of(self.guider.inner_model.model_sampling)
+
+    @property
+    def terminal(self) -> Level:
+        """Where sampling starts."""
+        return self.sampling.terminal
+
+    @property
+    def prediction(self) -> Prediction:
+        """Prediction type."""
+        return self.sampling.prediction
+
+    def __call__(self, x: Tensor, _: Level, cond: Mapping[str, Any]) -> Tensor:
+        """Output for unit noise, `(B, *D)`."""
+        sampling = self.sampling
+        sigma = sampling.own.sigma_max.to(x).expand(len(x))
+        level = sampling.level(float(sigma[0]))
+        arguments = sampling.unscaled(x, level), sigma, self.options
+        model = self.guider.inner_model
+        (x0,) = comfy.samplers.calc_cond_batch(model, [cond["entries"]], *arguments)
+        return sampling.prediction.output_for_x0(x, x0.float(), level)
+
+
+class Trained:
+    """A refiner that was trained, of a folder or a hub id."""
+
+    null = False
+
+    def __init__(self, source: str, any_model: bool = False) -> None:
+        self.source, self.any_model = source, any_model
+        self.metadata, self.weights = read(source)
+        if self.metadata.network not in FAMILIES:
+            raise InputError(
+                f"{source} is for {self.metadata.network}, and ComfyUI knows {', '.join(FAMILIES)}"
+            )
+        self._known: WeakSet[Any] = WeakSet()  # models whose weights were looked at
+
+    def __call__(self, x: Tensor, conds: Mapping[str, Any], network: Network) -> Tensor:
+        """Refined noise, `(B, *D)`."""
+        model = network.guider.model_patcher
+        require_level(self.metadata, network.prediction, network.terminal, self.source)
+        names = layer_names(model.model, self.weights)
+        if not self.any_model and model.model not in self._known:
+            require_weights(self.metadata, own_weights(model), self.source)
+            self._known.add(model.model)
+
+        @contextmanager
+        def on(alone: bool) -> Iterator[None]:
+            adapted = model.clone()
+            for patches in adapter(self.metadata, self.weights, names, model.model, alone):
+                adapted.add_patches(patches)
+            beside = network.guider.loaded_models
+            with Variant(model, adapted, beside).on():
+                yield
+
+        def out() -> Tensor:
+            return network(x, network.terminal, conds["cond"])
+
+        at = RefineInput(x, network.terminal, network.prediction, out, on)
+        return x + HEADS[self.metadata.head].delta(at)
+
+
+def adapter(
+    metadata: RefinerMetadata, weights: Weights, names: Mapping[str, str], model: Any, alone: bool
+) -> Iterator[dict[Any, Any]]:
+    """Patches of a refiner; with `alone` its last layer has the adapter's part in place of its own.
+
+    Yields:
+        Patches as `add_patches` of a MODEL takes them.
+    """
+    last = FAMILIES[metadata.network].output if alone else ""
+    lora = {f"{layer}.alpha": torch.tensor(float(metadata.alpha)) for layer in names}
+    lora |= {name: w for name, w in weights.items() if not name.startswith(f"{last}.lora_")}
+    targets = {layer: key for layer, key in names.items() if layer != last}
+    yield comfy.lora.load_lora(lora, targets, log_missing=False)
+    if alone:
+        a, b = (weights[f"{last}.lora_{side}.weight"] for side in "AB")
+        key = names[last]
+        bias = key.removesuffix("weight") + "bias"
+        own = comfy.utils.get_attr(model, key)
+        part = (b.flatten(1) @ a.flatten(1)).reshape(own.shape) * metadata.alpha / metadata.rank
+        yield {key: ("set", (part,))}
+        yield {bias: ("set", (torch.zeros(len(own)),))}
+
+
+def layer_names(model: Any, weights: Weights) -> dict[str, str]:
+    """Layers of a refiner, as diffusers names them, and ComfyUI's names of their weights.
+
+    Raises:
+        InputError: ComfyUI knows none for a layer.
+    """
+    known = comfy.lora.model_lora_keys_unet(model, {})
+    layers = {name.partition(".lora_")[0] for name in weights}
+    forms = ("lora_unet_{}".format, "transformer.{}".format)
+    found = {
+        layer: key
+        for layer in layers
+        for key in (known.get(forms[0](layer.replace(".", "_"))) or known.get(forms[1](layer)),)
+        if key is not None
+    }
+    if missing := sorted(layers - found.keys()):
+        raise InputError(
+            f"this model has no layer {missing[0]} (and {len(missing) - 1} more) of the refiner's: "
+            "load the model that it was trained for"
+        )
+    return found
+
+
+def own_weights(model: Any) -> dict[str, str]:
+    """Hashes of a UNet's own weights, without patches, by the names of diffusers."""
+    patches = model.get_key_patches("diffusion_model.")
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    weights = {
+        name: patches[f"diffusion_model.{key}"][0][0]
+        for name, key in names.items()
+        if f"diffusion_model.{key}" in patches
+    }
+    if len(weights) != len(patches):
+        return {}  # names that cannot be translated, one by one
+    return fingerprint_of(weights)
+
+
+def opened(source: str, any_model: bool) -> Any:
+    """A refiner of a folder or hub id, or one without training by its text, "NLG(20)"."""
+    if source.startswith(NLG.__name__):
+        return parse(source, TrainingFreeRefiner)
+    return Trained(source, any_model)
+
+
+def refined(refiner: Any, strength: float) -> Callable[..., Any]:
+    """Wrapper of a sampler of ComfyUI that starts it from refined noise."""
+
+    def sample(
+        execute: Any, guider: Any, sigmas: Tensor, extra: Any, callback: Any, noise: Tensor,
+        latent: Tensor | None = None, *more: Any,
+    ) -> Any:  # fmt: skip
+        if latent is not None and latent.count_nonzero():
+            raise InputError(
+                "this sampling starts from an image, and only pure noise can be refined: give it "
+                "an empty latent, or the model as it was before this node"
+            )
+        network = Network(guider, extra["model_options"])
+        with torch.no_grad():
+            x = noise.float()
+            change = refiner(x, _conds(guider, refiner.null), network) - x
+        moved = (x + strength * change).to(noise)
+        return execute(guider, sigmas, extra, callback, moved, latent, *more)
+
+    return sample
+
+
+def _conds(guider: Any, null: bool) -> dict[str, dict[str, Any]]:
+    """Prompts of a sampling, as refiners name them."""
+    wanted = {"cond": "positive", **({"null": "negative"} if null else {})}
+    if missing := [name for name in wanted.values() if guider.conds.get(name) is None]:
+        raise InputError(f"the refiner asks for a {missing[0]} prompt: connect one")
+    return {name: {"entries": guider.conds[socket]} for name, socket in wanted.items()}
