@@ -53,7 +53,6 @@ from diffsteer.core.parse import subclasses
 from diffsteer.core.sampler import first_order
 from diffsteer.guidance import Answer, GuidanceState, run
 from diffsteer.guidance.memory import Store
-from diffsteer.guidance.queries import with_conditional
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -124,9 +123,9 @@ def sampled(g: Guidance, x, seeds, log=None):
     walk = states(x, seeds)
     for at in walk:
         networks = Networks(at)
-        base, shift = run(with_conditional(g.shift(at)), networks)
+        base, shift = run(g.guided(at), networks)
         if log is not None:
-            log.append((networks.rows, plan(with_conditional(g.shift(bare(at))), bare(at)).rows))
+            log.append((networks.rows, plan(g.guided(bare(at)), bare(at)).rows))
         x = walk.send(base.x0 + shift)
     return x
 

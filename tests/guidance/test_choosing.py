@@ -8,7 +8,6 @@ import torch
 from diffsteer import EDM, Guidance, Recipe, V, parse, plan
 from diffsteer.core.parse import subclasses
 from diffsteer.guidance import GuidanceState
-from diffsteer.guidance.queries import with_conditional
 
 PAGE = Path(__file__).parents[2] / "docs" / "choosing-a-guidance.md"
 WRAPPERS = {"Sum", "Scaled", "Within", "Over", "Rescaled", "Clamped"}
@@ -26,7 +25,7 @@ def nfe(guidance: Guidance) -> str:
     edm = EDM()
     x, now, ahead = torch.zeros(1, 4, 8, 8), edm.at(2.0), edm.at(1.0)
     at = GuidanceState(x, now, V(), 1, edm, next=ahead)
-    counts = dict(plan(with_conditional(guidance.shift(at)), at).rows)
+    counts = dict(plan(guidance.guided(at), at).rows)
     others = "".join(f" + {n} {net}" for net, n in counts.items() if net != "main")
     return f"{counts['main']}{others}"
 

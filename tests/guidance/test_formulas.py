@@ -43,7 +43,6 @@ from diffsteer import (
 from diffsteer.core.oracle import Gaussian
 from diffsteer.guidance import Answer, Denoiser, GuidanceState, Network, run
 from diffsteer.guidance.memory import Store
-from diffsteer.guidance.queries import with_conditional
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -77,7 +76,7 @@ def output(g: Guidance, kind=None, c=C, u=U, memory=None, step=0):
         rows.append(sum(len(a.out) for a in answers))
         return answers
 
-    base, shift = run(with_conditional(g.shift(at)), evaluate)
+    base, shift = run(g.guided(at), evaluate)
     return at.prediction.output_for_x0(at.x, base.x0 + shift, at.level), sum(rows)
 
 
@@ -147,7 +146,7 @@ def test_cfgnorm_of_packed_tokens_is_along_the_last_dimension() -> None:
     def evaluate(branches):
         return [Answer(answers[b.cond], at.x, at.level, at.prediction) for b in branches]
 
-    base, shift = run(with_conditional(CFGNorm(4.0).shift(at)), evaluate)
+    base, shift = run(CFGNorm(4.0).guided(at), evaluate)
     got = at.prediction.output_for_x0(at.x, base.x0 + shift, at.level)
     out = u + 4 * (c - u)
     same(got, out * (c.norm(dim=-1, keepdim=True) / out.norm(dim=-1, keepdim=True)), 1e-9)
@@ -354,7 +353,7 @@ def told(g, kind=None, t=400.0):
             for b in branches
         ]
 
-    base, shift = run(with_conditional(g.shift(at)), evaluate)
+    base, shift = run(g.guided(at), evaluate)
     return at.prediction.output_for_x0(at.x, base.x0 + shift, at.level) / at.x
 
 

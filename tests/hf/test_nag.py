@@ -12,8 +12,9 @@ from families.calls import first
 from families.test_guidance import named
 from torch import Tensor
 
-from diffsteer import CFG, NAG, Guidance, parse, steer
+from diffsteer import CFG, NAG, Discrete, Guidance, V, parse, plan, steer
 from diffsteer.core.errors import InputError
+from diffsteer.guidance import GuidanceState
 from diffsteer.guidance.attention_edits import SecondContext
 
 SCALE, TAU, ALPHA = 6.0, 1.7, 0.4
@@ -64,8 +65,12 @@ def test_unet_is_the_published_processor(tmp_path: Any) -> None:
     call |= {"negative_prompt": NEGATIVES, "guidance_scale": 4.0}
     plain = pipe(PROMPTS, **call | {"guidance_scale": 1.0}).images
     guidance = NAG(SCALE, tau=TAU, alpha=ALPHA)
+    rows: list[int] = []
+    handle = pipe.unet.conv_in.register_forward_hook(lambda _, args, out: rows.append(len(out)))
     with steer(pipe, guidance):
         got = pipe(PROMPTS, **call).images
+    handle.remove()
+    assert rows == [4] * 3  # each prompt with its negative, and never alone
     with steer(pipe, guidance, max_rows=2):
         torch.testing.assert_close(pipe(PROMPTS, **call).images, got, atol=1e-5, rtol=1e-5)
     with steer(pipe, "NAG(0) + NAG(3, alpha=0)"):
@@ -84,7 +89,9 @@ def test_unet_is_the_published_processor(tmp_path: Any) -> None:
     assert (got - plain).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["StableDiffusion3", "Flux", "PixArtAlpha", "Wan", "ZImage"])
+@pytest.mark.parametrize(
+    "name", ["StableDiffusion3", "Flux", "PixArtAlpha", "Wan", "ZImage", "QwenImage"]
+)
 def test_joint_and_cross_attention(name: str) -> None:
     """The image of both rows stays one: with the prompt as its own negative nothing changes."""
     family = named(name)
@@ -106,6 +113,30 @@ def test_joint_and_cross_attention(name: str) -> None:
     assert both.isfinite().all() and (both - run("CFG(2)")).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ["QwenImage", "NucleusMoEImage"])
+def test_prompts_of_two_lengths(name: str) -> None:
+    """The shorter is padded, and masked: what it is padded by does not count."""
+    family = named(name)
+    pipe = family.build()
+    call = family.kwargs(pipe) | family.guided(pipe)
+    lengths = [call[n].shape[1] for n in ("prompt_embeds", "negative_prompt_embeds")]
+    assert lengths[0] != lengths[1]
+
+    def run(**more: Any) -> Tensor:
+        with steer(pipe, "NAG(4)"):
+            return first(pipe(**copy.deepcopy(call | more)))
+
+    padded = {}
+    for prefix, length in zip(("", "negative_"), lengths, strict=True):
+        more = max(lengths) - length
+        names = f"{prefix}prompt_embeds", f"{prefix}prompt_embeds_mask"
+        padded[names[0]] = F.pad(call[names[0]], (0, 0, 0, more), value=0.7)
+        padded[names[1]] = F.pad(torch.ones(1, length, dtype=torch.long), (0, more))
+    torch.testing.assert_close(run(), run(**padded), atol=1e-4, rtol=1e-4)
+    other = {"negative_prompt_embeds": -call["negative_prompt_embeds"]}
+    assert (run(**other) - run()).abs().max() > 1e-4
+
+
 def test_networks_without_a_text(tmp_path: Any) -> None:
     calls: list[int] = []
     pipe = tiny.unconditional(diffusers.DDIMScheduler())
@@ -122,12 +153,26 @@ def test_networks_without_a_text(tmp_path: Any) -> None:
 def test_texts_that_cannot_be_paired() -> None:
     for name, reason in (
         ("HiDreamImage", "encoder_hidden_states_llama3 is"),
-        ("QwenImage", "have 5 and 7 tokens: pad both prompts to one length"),
+        ("AnimateDiff", "a row of tokens for each sample, and encoder_hidden_states is"),
+        ("Mochi", "tells the image from the text and has both samples of a pair"),
+        ("Flux2Klein", "5 and 7 tokens, and the network takes no mask of its text alone"),
     ):
         family = named(name)
         pipe = family.build()
         with steer(pipe, "NAG(4)"), pytest.raises(InputError, match=reason):
             pipe(**family.kwargs(pipe) | family.guided(pipe))
+
+
+def test_it_needs_no_evaluation_of_the_prompt_alone() -> None:
+    """By itself, in an interval and clamped; in a sum others need it."""
+    sd = Discrete.scaled_linear()
+    at = GuidanceState(START, sd.at(500.0), V(), 1, sd)
+    for text, count in (
+        *(("NAG(4)", 2), ("NAG(ramp(1, 4))", 2), ("NAG(4).within(0, 99)", 2), ("NAG(0)", 1)),
+        *(("NAG(4).over(0, 2).clamped(3)", 2), ("NAG(4).over(3, 9)", 1), ("Clamped()", 1)),
+        *(("CFG(2) + NAG(4)", 4), ('NAG(4, on="null")', 4), ("NAG(4).rescaled(0.7)", 3)),
+    ):
+        assert plan(parse(text, Guidance).guided(at), at).rows == {"main": count}, text
 
 
 def test_values() -> None:

@@ -10,7 +10,7 @@ from diffsteer.core.prediction import V, Velocity
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.queries import GuidanceState, Plan, with_conditional
+from diffsteer.guidance.queries import GuidanceState, Plan
 from diffsteer.guidance.queries import plan as planned
 
 
@@ -25,7 +25,7 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
     costs = []
     for i, level in enumerate(levels):
         at = GuidanceState(x, level, prediction, i, source)
-        costs.append(planned(with_conditional(steered.shift(at)), at))
+        costs.append(planned(steered.guided(at), at))
     lines = [f"{steered!r} on {schedule}, {steps} steps, {spacing}:"]
     for cost, run in groupby(range(steps), key=lambda i: costs[i]):
         those = list(run)

@@ -16,7 +16,7 @@ from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.claims import ZERO
 from diffsteer.doctor.schedule import Finding
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.queries import GuidanceState, plan, with_conditional
+from diffsteer.guidance.queries import GuidanceState, plan
 from diffsteer.io.strict import read_object
 
 TERMS = {
@@ -75,7 +75,7 @@ def cost(guidance: str) -> int:
     schedule = Discrete.scaled_linear()
     state = GuidanceState(torch.zeros(1, 4, 8, 8), schedule.at(500.0), V(), 0, schedule)
     steered = parse(guidance, Guidance)
-    return sum(plan(with_conditional(steered.shift(state)), state).rows.values())
+    return sum(plan(steered.guided(state), state).rows.values())
 
 
 def defaults(checkpoint: Checkpoint, prediction: str, snr: str) -> Defaults | None:

@@ -25,7 +25,14 @@ from diffsteer.core.fields import (
     check_fields,
 )
 from diffsteer.core.parse import METHODS
-from diffsteer.guidance.queries import Branch, GuidanceState, Queries, lockstep
+from diffsteer.guidance.queries import (
+    Answer,
+    Branch,
+    GuidanceState,
+    Queries,
+    lockstep,
+    with_conditional,
+)
 from diffsteer.guidance.rescale import rescale, rescale_centred
 from diffsteer.guidance.weights import WeightSchedule, as_weight, by_numbers, check_schedules
 
@@ -41,9 +48,9 @@ class Guidance(ABC):
     written_with: ClassVar[tuple[type, ...]] = (WeightSchedule,)
 
     def __init_subclass__(cls) -> None:
-        """Let `shift` find a number wherever a weight schedule was given."""
-        if "shift" in vars(cls):
-            cls.shift = by_numbers(cls.shift)  # type: ignore[method-assign, assignment]
+        """Let methods find a number wherever a weight schedule was given."""
+        for name in {"shift", "guided"} & vars(cls).keys():
+            setattr(cls, name, by_numbers(vars(cls)[name]))
 
     def __post_init__(self) -> None:
         """Check the annotated fields, with both ends of a weight schedule in its place."""
@@ -56,6 +63,13 @@ class Guidance(ABC):
 
         The x0 is that of the "cond" branch, in the shape of `at.x`.
         """
+
+    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
+        """Ask for an answer and what to add to its x0: the "cond" branch and the shift.
+
+        Override it where the prompt alone need not be evaluated, and `shift` for sums.
+        """
+        return (yield from with_conditional(self.shift(at)))
 
     def __add__(self, other: "Guidance") -> "Guidance":
         """Apply both."""
@@ -214,9 +228,16 @@ class Within(Guidance):
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        if not self.lo < at.level.ratio <= self.hi:
+        if not self._acts(at):
             return torch.zeros_like(at.x)
         return (yield from self.inner.shift(at))
+
+    @override
+    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
+        return (yield from self.inner.guided(at) if self._acts(at) else super().guided(at))
+
+    def _acts(self, at: GuidanceState) -> bool:
+        return bool(self.lo < at.level.ratio <= self.hi)
 
 
 @composable("over")
@@ -240,6 +261,11 @@ class Over(Guidance):
         if not self.start <= at.step < self.stop:
             return torch.zeros_like(at.x)
         return (yield from self.inner.shift(at))
+
+    @override
+    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
+        acts = self.start <= at.step < self.stop
+        return (yield from self.inner.guided(at) if acts else super().guided(at))
 
 
 @composable("rescaled")
@@ -281,6 +307,13 @@ class Clamped(Guidance):
         shift = torch.zeros_like(at.x) if self.inner is None else (yield from self.inner.shift(at))
         (cond,) = yield (Branch(),)
         return (cond.x0 + shift).clamp(-self.limit, self.limit) - cond.x0
+
+    @override
+    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
+        if self.inner is None:
+            return (yield from super().guided(at))
+        answer, shift = yield from self.inner.guided(at)
+        return answer, (answer.x0 + shift).clamp(-self.limit, self.limit) - answer.x0
 
     @override
     def _settings(self, *omitted: str) -> list[str]:

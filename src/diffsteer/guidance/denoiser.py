@@ -26,7 +26,6 @@ from diffsteer.guidance.queries import (
     GuidanceState,
     dry_answers,
     run,
-    with_conditional,
 )
 from diffsteer.guidance.second_context import evaluated
 
@@ -116,7 +115,7 @@ class Denoiser:
         evaluate = partial(self.evaluate, dtype=x.dtype)
         if self.guidance is None:
             return evaluate([Branch()], at=at)[0], None
-        return run(with_conditional(self.guidance.shift(at)), partial(evaluate, at=at))
+        return run(self.guidance.guided(at), partial(evaluate, at=at))
 
     def dry_run(self, x: Tensor, level: Level) -> None:
         """Check that all is there that the guidance asks for at a level, without any network."""
@@ -129,7 +128,7 @@ class Denoiser:
             return dry_answers(branches, at)
 
         if self.guidance is not None:
-            run(with_conditional(self.guidance.shift(at)), check)
+            run(self.guidance.guided(at), check)
 
     def _state(self, x: Tensor, level: Level) -> GuidanceState:
         seeing = self.prediction, self.step, self.schedule, self.seeds, self.next
@@ -227,9 +226,8 @@ class Denoiser:
         net, second, level = self.nets[branch.net], branch.second, branch.level or at.level
         assert second is not None
         x = (at.x if branch.x is None else branch.x).to(dtype)
-        cond = self.conds[branch.cond]
-        other = net.second(cond, self.conds[second.cond])
-        settings = second, x, level, cond, other, self.max_rows
+        conds = net.second(self.conds[branch.cond], self.conds[second.cond])
+        settings = second, x, level, conds, self.max_rows
         out = evaluated(net, located(net, x), *settings)
         return _answer(out.to(at.x.dtype), upcast(x), level, at.prediction, {})
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 from diffsteer.core.fields import Finite, Name, PositiveFinite, Share
 from diffsteer.guidance.attention_edits import SecondContext
 from diffsteer.guidance.base import Guidance
-from diffsteer.guidance.queries import Branch, GuidanceState, Queries
+from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +39,17 @@ class NAG(Guidance):
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 0 or self.alpha == 0:
             return torch.zeros_like(at.x)
-        second = SecondContext(self.scale, self.tau, self.alpha, self.negative)
-        plain, moved = yield Branch(self.on), Branch(self.on, second=second)
+        plain, moved = yield Branch(self.on), self._moved
         return moved.x0 - plain.x0
+
+    @override
+    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
+        if self.scale == 0 or self.alpha == 0 or self.on != "cond":
+            return (yield from super().guided(at))
+        (moved,) = yield (self._moved,)
+        return moved, torch.zeros_like(at.x)
+
+    @property
+    def _moved(self) -> Branch:
+        second = SecondContext(self.scale, self.tau, self.alpha, self.negative)
+        return Branch(self.on, second=second)

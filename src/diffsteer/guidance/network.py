@@ -1,6 +1,6 @@
 """A network as the engine calls it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ def no_text() -> InputError:
     )
 
 
-def no_second(cond: Cond, other: Cond) -> Cond:
+def no_second(cond: Cond, other: Cond) -> Sequence[Cond]:
     """Refuse: the network reads no text."""
     raise no_text()
 
@@ -53,8 +53,8 @@ class Network:
         adapted: Makes the context in which some of its adapters (LoRA) act.
         check: Refuses a branch that the network cannot answer, without evaluating it.
         attention: All its modules of attention by name, where some read a text.
-        second: From a condition and another one to the first with the other's text; where `place`
-            says the batch, to one of both, in this order.
+        second: From a condition and another one to both rows of a pair, the first, and the first
+            with the other's text; where `place` says the batch, to one condition for the pair.
         blocks: Its blocks by name, each with attention inside, for guidances that skip or shuffle.
     """
 
@@ -71,7 +71,7 @@ class Network:
     check: Callable[[Branch], None] = lambda branch: None  # noqa: E731
     sizes: bool = True
     attention: Mapping[str, nn.Module] = field(default_factory=dict)
-    second: Callable[[Cond, Cond], Cond] = no_second
+    second: Callable[[Cond, Cond], Sequence[Cond]] = no_second
     blocks: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def matching(self, wanted: str, edit: Edit | BlockEdit | None = None) -> list[str]:

@@ -5,7 +5,7 @@ the text, its outputs for the image, Z+ and Z-, are combined and both rows go on
 that the image is one and each text is read as if alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance.attention_edits import SecondContext
 from diffsteer.guidance.attention_taps import Locate, hooked
 from diffsteer.guidance.batching import chunks, joined, rows_of, stacked
-from diffsteer.guidance.network import Cond, Network, no_text
+from diffsteer.guidance.network import Cond, Network
 
 Image = Callable[[int, int], slice | None]
 """From numbers of queries and keys to the queries of the image; None where no text is read."""
@@ -52,8 +53,7 @@ def evaluated(
     second: SecondContext,
     x: Tensor,
     level: Level,
-    cond: Cond,
-    other: Cond,
+    conds: Sequence[Cond],
     max_rows: int | None,
 ) -> Tensor:
     """Output of a network for samples whose attention reads a second text.
@@ -64,15 +64,14 @@ def evaluated(
         second: How both texts act together.
         x: The samples, `(B, *D)`.
         level: Their level.
-        cond: Their condition.
-        other: What `Network.second` makes of it and the second text's.
+        conds: What `Network.second` makes of their condition and that of the second text.
         max_rows: Most rows of a pass; a sample takes two.
     """
     layers, outs = set(net.layers), []  # layers may be measured, by other passes
     for rows in chunks(len(x), None if max_rows is None else max(max_rows // 2, 1)):
-        part, inputs = other, x
-        if net.place(other) is None:
-            halves = [rows_of(c, rows, len(x)) for c in (cond, other)]
+        part, inputs = conds[0], x
+        if len(conds) == 2:
+            halves = [rows_of(cond, rows, len(x)) for cond in conds]
             part, inputs = joined(halves, rows.stop - rows.start), stacked([x[rows]] * 2)
         with ExitStack() as stack:
             stack.enter_context(net.touched())
@@ -85,7 +84,11 @@ def evaluated(
                 hooked(layer, modes[-1], stack)
             out = net.call(inputs, level, part)
         if not any(mode.hits for mode in modes):
-            raise no_text()
+            raise InputError(
+                "NAG combines two texts in the attention that reads them, and no attention of this "
+                "network tells the image from the text and has both samples of a pair in one "
+                "batch: take CFG, or PAG, which needs no text"
+            )
         outs.append(out[: rows.stop - rows.start])
     return torch.cat(outs)
 

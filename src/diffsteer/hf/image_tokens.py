@@ -78,13 +78,16 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         _, tokens, length = self._layers[name]
         if count == tokens.count:  # in a block that joins the text in its attention alone
             return replace(tokens, start=0)
-        if count != length:
+        if count == length:
+            return tokens
+        after = length - tokens.count - tokens.start
+        if (tokens.start == 0) == (after == 0):  # no text, or some before and some after
             raise InputError(
                 f"{name} has {count} tokens where it was measured with {length}: under this "
                 "condition its text has another length; edit attention under the prompt, or give "
                 "both prompts one length"
             )
-        return tokens
+        return tokens if after else replace(tokens, start=count - tokens.count)
 
     @cached_property
     def _layers(self) -> Located:

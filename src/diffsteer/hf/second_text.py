@@ -1,43 +1,86 @@
-"""Conditions of a network with the text of another condition."""
+"""Pairs of conditions of a network that differ in their text."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.network import Cond, no_text
 from diffsteer.hf.batches import INPUTS, ROWS, Layout, RowsOf
 from diffsteer.hf.conditions import Part
-from diffsteer.hf.stacking import LISTED
+from diffsteer.hf.network import unwrap_compiled
+from diffsteer.hf.stacking import LISTED, Shared, signature
 
 
-def with_text_of(cond: Cond, other: Cond) -> Cond:
-    """A condition with the text of another, and all else as it was.
+def texts_of_both(cond: Cond, other: Cond, network: Any) -> tuple[Cond, Cond]:
+    """A condition, and one with the text of another and all else as it was.
 
     Texts are the arguments with a row of tokens for each sample, and their masks. Pooled texts act
-    by the time embedding, on image and texts alike, and are not taken.
+    by the time embedding, on image and texts alike, and are not taken. The shorter text is padded
+    where the network takes a mask of it.
     """
+    texts = [name for name, value in cond.items() if _tokens(value) and name in other]
     for name, value in cond.items():
-        if "hidden_states" in name and isinstance(value, Tensor) and value.ndim == 4:
+        whole = value.value if isinstance(value, Shared) else value
+        deep = isinstance(whole, Tensor) and whole.ndim == 4
+        if "hidden_states" in name and (deep or (not texts and _tokens(whole))):
             raise InputError(
                 f"NAG takes texts with a row of tokens for each sample, and {name} is "
-                f"{tuple(value.shape)}: take CFG"
+                f"{tuple(whole.shape)}: take CFG"
             )
-    texts = [name for name, value in cond.items() if _tokens(value) and name in other]
     if not texts:
         raise no_text()
-    names = [*texts, *(name for name, value in cond.items() if _mask(name, value))]
-    for name in names:
+    names = dict.fromkeys((*cond, *other))
+    masks = [n for n in names if _mask(n, cond.get(n)) or _mask(n, other.get(n))]
+    first, second = dict(cond), {**cond, **{name: other.get(name) for name in (*texts, *masks)}}
+    for name in texts:
         if isinstance(cond[name], Tensor) and cond[name].shape != other[name].shape:
             lengths = cond[name].shape[1], other[name].shape[1]
-            raise InputError(
-                f"NAG evaluates both prompts in one batch, and they have {lengths[0]} and "
-                f"{lengths[1]} tokens: pad both prompts to one length"
-            )
-    return {**cond, **{name: other[name] for name in names}}
+            mask = _mask_of(name, network)
+            if mask is None:
+                raise _of_two_lengths(*lengths)
+            first |= _padded(first, name, mask, max(lengths))
+            second |= _padded(second, name, mask, max(lengths))
+    for name in masks:
+        first[name], second[name] = _both(first.get(name), second[name])
+    return first, second
+
+
+def _both(first: Any, second: Any) -> tuple[Any, Any]:
+    """Two masks of one shape; where there is one alone, the other hides nothing."""
+    if isinstance(first, Tensor) != isinstance(second, Tensor):
+        ones = torch.ones_like(first if isinstance(first, Tensor) else second)
+        first, second = (x if isinstance(x, Tensor) else ones for x in (first, second))
+    if isinstance(first, Tensor) and first.shape != second.shape:
+        raise _of_two_lengths(first.shape[-1], second.shape[-1])
+    return first, second
+
+
+def _of_two_lengths(length: int, other: int) -> InputError:
+    return InputError(
+        f"NAG evaluates both prompts in one batch, they have {length} and {other} tokens, and the "
+        "network takes no mask of its text alone: pad both prompts to one length"
+    )
+
+
+def _mask_of(name: str, network: Any) -> str | None:
+    """Argument of a network that masks a text; None where it has none."""
+    names = f"{name}_mask", name.replace("hidden_states", "attention_mask")
+    takes = signature(type(unwrap_compiled(network)).forward).parameters
+    return next((n for n in names if n != name and n in takes), None)
+
+
+def _padded(cond: Cond, name: str, mask: str, count: int) -> dict[str, Tensor]:
+    """A text with zeros after its last token, and its mask."""
+    tokens, seen = cond[name], cond.get(mask)
+    if not isinstance(seen, Tensor):
+        seen = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+    more = count - tokens.shape[1]
+    return {name: F.pad(tokens, (0, 0, 0, more)), mask: F.pad(seen, (0, more))}
 
 
 def _tokens(value: Any) -> bool:
@@ -54,23 +97,25 @@ def _mask(name: str, value: Any) -> bool:
     return whole or ("mask" in name and isinstance(value, Tensor)) or "len" in name
 
 
-def second(cond: Any, other: Any) -> Any:
-    """A condition with the text of another; for batches like those of calls, one call of both."""
+def second(cond: Any, other: Any) -> tuple[Any, ...]:
+    """A condition and one with another's text; one call of both for batches like those of calls."""
     ((layout, mine),), ((its_layout, its),) = cond.items(), other.items()
     if layout.tree is None or its_layout.tree is None:
-        return pair_of(layout, its_layout)
-    texts = with_text_of({k: v for k, v in mine.items() if k not in (INPUTS, ROWS)}, its)
-    return {layout: {**mine, **texts, ROWS: torch.full_like(mine[ROWS], -1)}}
+        return (pair_of(layout, its_layout),)
+    rows = {ROWS: torch.full_like(mine[ROWS], -1)}
+    arguments = {k: v for k, v in mine.items() if k not in (INPUTS, ROWS)}
+    texts = texts_of_both(arguments, its, layout.part.call.module)
+    return tuple({layout: {**mine, **text, **rows}} for text in texts)
 
 
 def pair_of(layout: Layout, other: Layout) -> RowsOf:
     """One call of a network for two conditions of calls: the first, and with the other's text."""
     part = layout.part
-    mine = _rows(layout.arguments, part)
-    mixed = with_text_of(mine, _rows(other.arguments, other.part))
+    mine, its = _rows(layout.arguments, part), _rows(other.arguments, other.part)
+    both = texts_of_both(mine, its, part.call.module)
     arguments = {
-        name: value if name.endswith("scale") else _stacked(value, mixed[name], len(part.sample))
-        for name, value in mine.items()
+        name: value if name.endswith("scale") else _stacked(value, both[1][name], len(part.sample))
+        for name, value in both[0].items()
     }
     inputs = part.call.inputs[part.rows]
     call = replace(part.call, inputs=torch.cat([inputs, inputs]), arguments=arguments, out=None)
