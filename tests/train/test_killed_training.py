@@ -64,15 +64,17 @@ def kinds(folder: Path) -> dict[str, dict[str, Any]]:
         "refiner": {
             "settings": {"start": start, "targets": str(folder / "targets"), "rank": 2, "steps": 2}
         },
+        "agd": {"settings": {"start": start, "targets": str(folder / "targets"), "rank": 2}},
     }
 
 
 def written(folder: Path, kind: str) -> str:
     """Write the preset of a kind, two steps with a snapshot and a grid each."""
     table = {"task": "text-to-image" if kind == "lora" else kind, **kinds(folder)[kind]}
-    if kind == "refiner" and not (folder / "targets").exists():
-        teacher = Recipe(str(folder / "pipe"), prompts=("a cat", "a dog"), guidance="CFG(2)")
-        make(Recipe(**{**vars(teacher), "steps": 2}), range(4), folder / "targets")
+    if kind in ("refiner", "agd") and not (folder / "targets").exists():
+        prompts = "a cat", "a dog"
+        teacher = Recipe(str(folder / "pipe"), prompts=prompts, guidance="CFG(2)", steps=2)
+        make(teacher, range(4), folder / "targets", trajectory=True)
     path = Path(preset(folder, {**table, "training": LENGTHS}))
     prompts = '["cat"]' if kind not in ("autoencoder", "edm2") else "[]"
     path.write_text(
@@ -88,7 +90,7 @@ def whole(path: str, out: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "moments"),
-    [("edm2", range(100)), *((k, (6,)) for k in ("autoencoder", "lora", "refiner"))]
+    [("edm2", range(100)), *((k, (6,)) for k in ("autoencoder", "lora", "refiner", "agd"))]
     + [("text-to-image", (7,))],
 )
 def test_a_run_that_died_before_any_write_ends_as_one_that_did_not(
@@ -296,7 +298,7 @@ def test_bf16_that_is_slow_here_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["autoencoder", "edm2", "text-to-image", "lora", "refiner"])
+@pytest.mark.parametrize("kind", ["autoencoder", "edm2", "text-to-image", "lora", "refiner", "agd"])
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:

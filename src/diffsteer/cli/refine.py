@@ -20,8 +20,9 @@ def targets(
     batch: int = 8,
     device: str = "",
     score: str = "",
+    trajectory: bool = False,
 ) -> None:
-    """Sample what a guided teacher makes of noise, for `diffsteer train refiner`.
+    """Sample what a guided teacher makes of noise, for `diffsteer train refiner` or `agd`.
 
     What is there is not made again. Where torchrun or accelerate launch starts several processes,
     each makes a share.
@@ -36,6 +37,7 @@ def targets(
         score: By which training may leave out the worse (settings.least): CLIPScore("WEIGHTS"),
             Aesthetic("FILE", clip="WEIGHTS"), or MODULE:FUNCTION from uint8 images (N, 3, H, W)
             and their prompts to a number each.
+        trajectory: Keep each step as well, for `diffsteer train agd`.
     """
     from diffsteer.generate.consistent import require_consistent
     from diffsteer.io.atomic import require_writable
@@ -51,6 +53,6 @@ def targets(
     judge = score_of(score, device) if score else None
     with launched():
         scorer = name_of(judge, score) if judge else ""
-        n = make(recipe, parse_seeds(seeds), out, batch, device, judge, scorer)
+        n = make(recipe, parse_seeds(seeds), out, batch, device, judge, scorer, trajectory)
         if Processes.running().rank == 0:
             print(f"{out} holds {n} targets of {recipe.guidance}")

@@ -17,7 +17,7 @@ from diffsteer.hf.conditioning import seeded
 from diffsteer.hf.first_call import first_call
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.sample_seeds import seeds_of
-from diffsteer.hf.timesteps import predicted_x0
+from diffsteer.hf.timesteps import Predicted, predicted
 from diffsteer.refine.hook import started_from
 
 
@@ -35,6 +35,23 @@ def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
         return
     with started_from(pipe, noise):  # a pipeline that draws its noise itself: DiT
         yield {}
+
+
+@contextmanager
+def predictions(scheduler: Any) -> Iterator[list[Predicted]]:
+    """Note what the network of a pipeline predicts at each step of its samplings meanwhile."""
+    steps: list[Predicted] = []
+    step = scheduler.step
+
+    @wraps(step)
+    def noted(
+        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        steps.append(predicted(scheduler, model_output, timestep, sample))
+        return step(model_output, timestep, sample, *args, **kwargs)
+
+    with replaced(scheduler, "step", noted):
+        yield steps
 
 
 @torch.no_grad()
@@ -67,8 +84,8 @@ def sample_from_noise(
         model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         if watch is not None:
-            x0 = predicted_x0(pipe.scheduler, model_output, timestep, sample)
-            watch(x0[: len(noise)].to("cpu", torch.float32))
+            now = predicted(pipe.scheduler, model_output, timestep, sample)
+            watch(now.x0[: len(noise)].to("cpu", torch.float32))
         out = step(model_output, timestep, sample, *args, **kwargs)
         last[:] = [out[0]]
         return out

@@ -180,17 +180,37 @@ def timestep_factor(schedule: Schedule, flow_time: float) -> float:
 def timestep_like(
     level: Level, schedule: Schedule, flow_time: float, like: float | Tensor
 ) -> Tensor:
-    """Time of a level as a network is told, a float tensor in the shape of what it was told."""
+    """Time of a level as a network is told, a float tensor in the shape of what it was told.
+
+    Levels of their own for samples, `(B,)`, give each its time.
+    """
     like = torch.as_tensor(like)
-    time = level.t.item() * (flow_time if isinstance(schedule, Flow) else 1.0)
     dtype = like.dtype if like.is_floating_point() else torch.float32
-    return torch.full_like(like, time, dtype=dtype)
+    time = level.t * (flow_time if isinstance(schedule, Flow) else 1.0)
+    if time.ndim:
+        time = time.reshape(-1, *(1,) * (like.ndim - 1)).expand(-1, *like.shape[1:])
+        return time.to(like.device, dtype)
+    return torch.full_like(like, time.item(), dtype=dtype)
 
 
-def predicted_x0(
+class Predicted(NamedTuple):
+    """What a network predicts at a step, guidance included.
+
+    Attributes:
+        x: Sample as the network takes it, `(B, *D)`.
+        level: Of the sample.
+        x0: Of it, `(B, *D)`, in float32 or wider.
+    """
+
+    x: Tensor
+    level: Level
+    x0: Tensor
+
+
+def predicted(
     scheduler: SchedulerLike, out: Tensor, timestep: float | Tensor, sample: Tensor
-) -> Tensor:
-    """The x0 that a network's output predicts, `(B, *D)`, in float32 or wider.
+) -> Predicted:
+    """Prediction of a network by its output.
 
     Args:
         scheduler: Of diffusers, about to step.
@@ -201,5 +221,5 @@ def predicted_x0(
     schedule, prediction = timestep_schedule(scheduler)
     level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
     scale = getattr(scheduler, "scale_model_input", None)
-    x = sample if scale is None else scale(sample, timestep)
-    return prediction.x0(upcast(x), upcast(out[:, : x.shape[1]]), level)
+    x = upcast(sample if scale is None else scale(sample, timestep))
+    return Predicted(x, level, prediction.x0(x, upcast(out[:, : x.shape[1]]), level))

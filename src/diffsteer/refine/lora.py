@@ -39,7 +39,7 @@ class Lora:
         if NAME in getattr(network, "peft_config", {}):
             raise InputError("this network has a noise refiner already: remove it first")
         self.network, self.output, self.rank, self.alpha = network, output, rank, alpha or rank
-        names = list(_targets(network))
+        names = list(adaptable(network))
         for name in names:
             _check_unfused(name, network.get_submodule(name))
         config = LoraConfig(r=rank, lora_alpha=self.alpha, target_modules=names)
@@ -176,7 +176,7 @@ def _merged(layer: Any, x: Tensor) -> Tensor:
     return out
 
 
-def _targets(network: nn.Module) -> Iterator[str]:
+def adaptable(network: nn.Module) -> Iterator[str]:
     """Names of the layers to adapt; grouped convolutions would have to divide the rank."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

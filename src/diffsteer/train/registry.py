@@ -10,6 +10,7 @@ import torch
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.strict import from_table
+from diffsteer.train.agd import AGDSettings, AGDTask
 from diffsteer.train.arrays import ArrayImages
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.captioned_images import open_images
@@ -93,14 +94,25 @@ def _text_to_image(run: Run, settings: TextToImageSettings) -> tuple[Task, Sourc
     return TextToImage(settings, captions(source) if settings.text is not None else []), source
 
 
+def _agd(run: Run, settings: AGDSettings) -> tuple[Task, Source]:
+    _require_targets(run)
+    task = AGDTask(settings)
+    return task, task.source
+
+
 def _refiner(run: Run, settings: RefinerSettings) -> tuple[Task, Source]:
-    if run.data != Data():
-        raise InputError("a refiner learns from settings.targets: leave [data] out")
+    _require_targets(run)
     task = RefinerTask(settings)
     return task, task.source
 
 
+def _require_targets(run: Run) -> None:
+    if run.data != Data():
+        raise InputError(f"{run.task} learns from settings.targets: leave [data] out")
+
+
 TASKS: dict[str, tuple[type[Any], Callable[[Run, Any], tuple[Task, Source]]]] = {
+    "agd": (AGDSettings, _agd),
     "autoencoder": (AutoencoderSettings, _autoencoder),
     "edm2": (EDM2Settings, _edm2),
     "refiner": (RefinerSettings, _refiner),

@@ -18,6 +18,7 @@ from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.hf.weights import complete_weights
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import cached
+from diffsteer.train.lora import add_lora, save_lora
 from diffsteer.train.objective import Objective, clean, low_discrepancy
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Sample, Source
@@ -86,13 +87,8 @@ class TextToImage(Task):
         config = {"_class_name": type(self.pipe.scheduler).__name__, **self.pipe.scheduler.config}
         self.objective = Objective(schedule_of(config), kind_of(config))
         if settings.lora:
-            from peft import LoraConfig
-
             layers = ["to_q", "to_k", "to_v", "to_out.0"]
-            alpha = settings.alpha or settings.lora
-            self.unet.requires_grad_(False)
-            config = LoraConfig(r=settings.lora, lora_alpha=alpha, target_modules=layers)
-            self.unet.add_adapter(config)
+            add_lora(self.unet, settings.lora, settings.alpha, layers)
         if settings.low_memory:
             self.unet.enable_gradient_checkpointing()
 
@@ -148,14 +144,7 @@ class TextToImage(Task):
             self._ids("")  # a tokenizer that was used is saved otherwise than one that was not
             self.pipe.save_pretrained(folder)
             return
-        from diffusers import StableDiffusionPipeline
-        from peft.utils import get_peft_model_state_dict
-
-        layers = get_peft_model_state_dict(self.unet)
-        scale = self.unet.peft_config["default"].to_dict()  # else readers take a scale of 1
-        StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=scale
-        )
+        save_lora(self.pipe, folder)
         self.pipe.scheduler.save_pretrained(folder / "scheduler")
 
     def _ids(self, caption: str) -> Tensor:

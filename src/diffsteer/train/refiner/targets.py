@@ -1,4 +1,4 @@
-"""Samples of a guided teacher from the noise of seeds, as targets of a refiner.
+"""Samples of a guided teacher from the noise of seeds, as targets of a refiner or of an adapter.
 
 Noise is not stored: that of seed i is `Noise([i])`. A folder of targets is one of chunks as
 measuring keeps them, with latents in the place of features: bound to its recipe and network, shared
@@ -6,6 +6,7 @@ by processes, resumed after any end.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,19 +17,22 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.noise import Noise
-from diffsteer.generate.from_noise import noise_shape, sample_from_noise
+from diffsteer.generate.from_noise import noise_shape, predictions, sample_from_noise
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.first_call import require_prompts
 from diffsteer.hf.network import network_of, unwrap_compiled
-from diffsteer.io.hashing import differences
+from diffsteer.hf.timesteps import Predicted
+from diffsteer.io.hashing import differences, digest
 from diffsteer.io.shards import MANIFEST, BrokenShard, Shard, ShardFolder
 from diffsteer.io.strict import read_object, refused
 from diffsteer.metrics.best_of_n import Score, scored
 from diffsteer.metrics.sampled import filled
 from diffsteer.refine.metadata import fingerprint
+from diffsteer.train.fingerprint import Fingerprint
 
 LATENTS, SCORE = "features", "score"
+TRAJECTORY, TIMES = "trajectory", "times"
 """Names of the arrays of a shard; latents are stored as the features of an evaluation are."""
 
 
@@ -40,6 +44,7 @@ def make(
     device: str = "",
     score: Score | None = None,
     scorer: str = "",
+    trajectory: bool = False,
 ) -> int:
     """Sample targets, in each process where there are several; returns how many are there.
 
@@ -51,6 +56,7 @@ def make(
         device: Where; empty for a GPU if there is one.
         score: Judges the image of each target, so that training can leave out the worse.
         scorer: Its name, which binds the folder too.
+        trajectory: Keep each step's sample and guided x0 as well, for `diffsteer train agd`.
     """
     require_prompts(list(recipe.prompts))
     if not recipe.guidance:
@@ -61,21 +67,33 @@ def make(
         shape = noise_shape(images.pipe, recipe)
         networks = fingerprint(unwrap_compiled(network_of(images.pipe)))
         key = {**images.key, "networks": networks, "shape": list(shape), "score": scorer}
+        key |= {TRAJECTORY: True} if trajectory else {}
         folder = ShardFolder(out, key)
 
         def chunk(part: list[int]) -> Shard:
             texts = [recipe.for_seed(seed).prompt for seed in part]
             noise = Noise(part)(torch.empty(len(part), *shape))
-            latents, shown = sample_from_noise(
-                images.pipe, recipe, texts, noise, part, shown=score is not None
-            )
-            arrays = {LATENTS: latents.flatten(1)}
+            none: AbstractContextManager[list[Predicted]] = nullcontext([])
+            with predictions(images.pipe.scheduler) if trajectory else none as steps:
+                latents, shown = sample_from_noise(
+                    images.pipe, recipe, texts, noise, part, shown=score is not None
+                )
+            arrays = {LATENTS: latents.flatten(1), **_trajectory(steps, len(part))}
             if score is not None and shown is not None:
                 arrays[SCORE] = scored(score, shown, texts)
             return Shard(tuple(part), arrays)
 
         with filled(folder, sorted(seeds), chunk, batch):
             return len(seeds)
+
+
+def _trajectory(steps: Sequence[Predicted], n: int) -> dict[str, Tensor]:
+    """Arrays of n samples, each with its steps: x and x0, `(n, S, 2, *D)`, and times, `(n, S)`."""
+    if not steps:
+        return {}
+    pairs = [torch.stack([at.x[:n], at.x0[:n]], 1).to("cpu", torch.float32) for at in steps]
+    times = torch.stack([at.level.t for at in steps]).expand(n, -1)
+    return {TRAJECTORY: torch.stack(pairs, 1), TIMES: times.contiguous()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +105,16 @@ class Targets:
         key: All that decides them: the recipe, hashes of the weights, the shape.
         seeds: Of the noise of each.
         latents: What the teacher makes of it, `(N, *D)`, float32.
+        trajectory: Sample and guided x0 of each step, `(N, S, 2, *D)`, where they were kept.
+        times: Of the steps, `(N, S)`, float64.
     """
 
     path: Path
     key: Mapping[str, Any]
     seeds: tuple[int, ...]
     latents: Tensor
+    trajectory: Tensor | None = None
+    times: Tensor | None = None
 
     @classmethod
     def at(cls, path: Path, least: float | None = None) -> "Targets":
@@ -122,7 +144,18 @@ class Targets:
         shape = folder.key["shape"]
         assert latents.shape[1] == prod(shape)
         kept = latents[order].reshape(-1, *shape)
-        return cls(path, folder.key, tuple(seeds[i] for i in order.tolist()), kept)
+        steps = [
+            torch.cat([shard.arrays[name] for shard in shards])[order]
+            for name in (TRAJECTORY, TIMES)
+            if folder.key.get(TRAJECTORY)
+        ]
+        return cls(path, folder.key, tuple(seeds[i] for i in order.tolist()), kept, *steps)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the targets, as a source of training."""
+        values = digest({"targets": self.key, "seeds": self.seeds})[:16]
+        return Fingerprint({}, {"samples": len(self.seeds), "digest": values})
 
     def prompt(self, index: int) -> str:
         """What a target shows."""

@@ -119,11 +119,9 @@ class Prompts:
 
     def __init__(self, texts: Sequence[str], targets: Targets | None = None) -> None:
         self.texts, self.targets = list(texts), targets
-        values: dict[str, Any] = {"prompts": texts}
-        if targets is not None:
-            values = {"targets": targets.key, "seeds": targets.seeds}
-        counts: dict[str, str | int] = {"samples": len(self), "digest": digest(values)[:16]}
-        self.fingerprint = Fingerprint({}, counts)
+        counts: dict[str, str | int] = {"samples": len(self.texts)}
+        counts |= {"digest": digest({"prompts": texts})[:16]}
+        self.fingerprint = targets.fingerprint if targets else Fingerprint({}, counts)
 
     def __len__(self) -> int:
         return len(self.texts) if self.targets is None else len(self.targets.seeds)
