@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from torch import Tensor
 
 from diffsteer.cli.options import Features
 from diffsteer.cli.tune import tune
 from diffsteer.core.errors import InputError
+from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe, read
 
 SPACE = "CFG(w), w=1..4, steps=1..3"
@@ -68,6 +70,42 @@ def test_search_report_and_start_again(reference: Path, model: str, tmp_path: Pa
     assert (out / "report.json").read_text() == before
 
 
+def brightness(images: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of an image; a score that needs the prompt."""
+    assert set(prompts) == {"a cat"}
+    return images.float().mean((1, 2, 3))
+
+
+def test_search_by_a_score(reference: Path, model: str, tmp_path: Path) -> None:
+    """The more the better, in the search, in what is pruned, and in the report."""
+    out, recipe = tmp_path / "tuned", Recipe(model=model, prompt="a cat", width=16, height=16)
+    options = OPTIONS | {"metric": "test_tune:brightness", "trials": 6, "top": 9}
+    tune(reference, recipe=recipe, out=out, **options)
+    report = json.loads((out / "report.json").read_text())
+    done = [t for t in report["trials"] if t["state"] == "complete"]
+    for trial in report["trials"]:
+        others = [t for t in report["trials"] if t["number"] < trial["number"]]
+        beaten = [t for t in others if t["nfe"] <= trial["nfe"] and t["first"] > trial["first"]]
+        assert (trial["state"] == "pruned") == (len(beaten) >= 3)
+    front = [t for t in done if not any(
+        o["values"] != t["values"] and o["values"][0] >= t["values"][0]
+        and o["values"][1] <= t["values"][1] for o in done)]  # fmt: skip
+    best = {round(t["values"][0], 6) for t in front}
+    names = [name for name in report["recipes"] if name != "base"]
+    chosen = [report["recipes"][n]["on the seeds of the search"] for n in names]
+    assert {round(value, 6) for value in chosen} == best
+    entry = report["recipes"][names[-1]]
+    assert entry["value"]["name"] == "score test_tune:brightness" and entry["value"]["n"] == 12
+    seeds, recipe = range(12), read(out / "recipes" / f"{names[-1]}.json")
+    with open_generator(recipe) as generator:
+        by_hand = brightness(generator(seeds), ["a cat"] * 12)
+    assert entry["value"]["value"] == pytest.approx(by_hand.mean().item(), abs=0.1)
+    assert entry["difference"][1][0] <= entry["difference"][0] <= entry["difference"][1][1]
+    assert "score test_tune:brightness (higher is better)" in (out / "report.html").read_text()
+    with pytest.raises(InputError, match="another search .*metric was"):
+        tune(reference, recipe=recipe, out=out, **OPTIONS)
+
+
 def test_mistakes_are_refused_before_a_model_is_loaded(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +117,7 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
     for options, reason in (
         ({"report_seeds": "105-120"}, "serve both to search and to report"),
         ({"metric": "beauty"}, "metric must be one of FD"),
+        ({"metric": "test_tune:beauty"}, "no attribute 'beauty'; write MODULE:FUNCTION"),
         ({"space": "CFG(w), w=1..4, step=1..3"}, "did you mean 'steps'"),
         ({"space": "CFG(2).over(a, 3), a=4..6"}, "over"),
         ({"top": 0}, "top=0"),

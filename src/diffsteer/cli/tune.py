@@ -45,7 +45,8 @@ def tune(
             may end in "log"; names of the recipe vary too: sampler="DDIM()|UniPC()", strength=0..1.
         recipe: All that does not vary.
         prompts: File with one prompt a line; the image of seed i shows prompt i mod their number.
-        metric: FD, KID, CMMD, precision, recall, density or coverage.
+        metric: FD, KID, CMMD, precision, recall, density or coverage; or a score, as for
+            `diffsteer evaluate --score`: 'CLIPScore("WEIGHTS")', MODULE:FUNCTION.
         trials: Finished trials after which all workers stop.
         minutes: Time that this worker searches; the report comes after it.
         seeds: Of each trial.
@@ -66,7 +67,7 @@ def tune(
     from diffsteer.io.atomic import InUse, owned, require_writable
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib
-    from diffsteer.tune.objective import METRICS, Objective
+    from diffsteer.tune.objective import Objective, scores_for
     from diffsteer.tune.report import BASE, confirm, require_disjoint, write
     from diffsteer.tune.space import Space
     from diffsteer.tune.study import Budget, Search
@@ -75,8 +76,7 @@ def tune(
     if min(top, at_once) < 1 or show < 0 or resamples < 20:
         raise InputError(f"top={top}, at_once={at_once}, show={show}, resamples={resamples}: give "
                          "top and at_once >= 1, show >= 0 and resamples >= 20")  # fmt: skip
-    if metric not in METRICS:
-        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    scores = scores_for(metric, features.device)
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
     budget = Budget(parse_seeds(seeds), first, trials, minutes)
@@ -90,7 +90,8 @@ def tune(
     require_comparable(reference, extractor)
     rehearse([*rivals.values(), *examples], features.device)
     real, _ = known(reference, features, extractor)
-    objective = Objective(metric, real, extractor, out / "measured", at_once, features.device)
+    work = out / "measured"
+    objective = Objective(metric, real, extractor, work, at_once, features.device, scores)
     search = Search(out, searched, recipe, objective, budget, storage)
     study = search.run()
     try:

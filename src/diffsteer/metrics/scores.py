@@ -186,9 +186,9 @@ def score_of(text: str, device: str = "") -> Score:
     try:
         score: Score = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--score {text}: {error}; {either}") from error
+        raise InputError(f"score {text}: {error}; {either}") from error
     if not colon or not callable(score):
-        raise InputError(f"--score {text} is no function: {either}")
+        raise InputError(f"score {text} is no function: {either}")
     return score
 
 

@@ -99,7 +99,7 @@ def confirm(
         name: search.objective.sampled(recipe, seeds, folders[name], shown)
         for name, recipe in recipes.items()
     }
-    results = compared(runs, search.objective.reference, resamples)
+    results = compared(runs, search.objective.reference, resamples, search.objective.names)
     order = sorted(seeds)[:shown]
     return [
         Confirmed(
@@ -125,7 +125,7 @@ def require_disjoint(seeds: Sequence[int], searched: Sequence[int]) -> None:
 
 
 def _metric(one: Compared, objective: Objective) -> MetricValue:
-    return next(f for f in one.figures if f.name.startswith(objective.metric))
+    return next(f for f in one.figures if f.name.startswith(objective.label))
 
 
 def command_of(recipe: Recipe) -> str:
