@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffsteer.report.page import THUMBNAIL, render, thumbnail
-from diffsteer.report.plots import COLOURS, Curve, Point, line_chart
+from diffsteer.report.plots import COLOURS, Chart, Curve, Point, line_chart, write_png
 
 
 def chart(**changes: object) -> str:
@@ -25,6 +25,19 @@ def test_a_chart_has_curves_intervals_and_labels() -> None:
         assert text in svg
     assert COLOURS[0] in svg and COLOURS[1] in svg and COLOURS[2] not in svg
     assert "stroke-dasharray" not in svg and "stroke-dasharray" in chart(level=0.7)
+
+
+def test_every_curve_of_a_png_is_in_its_legend(tmp_path: Path, monkeypatch) -> None:
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    curves = tuple(Curve(name, (Point(0, i), Point(1, i)), i) for i, name in enumerate("abc"))
+    write_png(tmp_path / "a.png", [Chart("title", "x", "y", curves)], "all")
+    (legend,) = [axes.get_legend() for axes in figures[0].axes]
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
+    colours = [line.get_color() for line in legend.get_lines()]
+    assert colours == [curve.colour for curve in curves]
 
 
 def test_charts_load_nothing_and_equal_ones_are_equal_text() -> None:

@@ -97,7 +97,7 @@ def write_png(path: Path, charts: Sequence[Chart], title: str) -> None:
             for curve in chart.curves:
                 _draw(axes, curve)
                 mark = "o-" if curve.joined else "o"
-            axes.plot([], [], mark, color=curve.colour, markersize=4, label=curve.name)
+                axes.plot([], [], mark, color=curve.colour, markersize=4, label=curve.name)
             axes.legend(frameon=False)
         figure.suptitle(title)
         with atomic_write(path) as file:
