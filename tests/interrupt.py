@@ -2,10 +2,13 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,20 +41,78 @@ def dies(at: int) -> Iterator[None]:
         yield
 
 
+def child(act: Callable[[], object], **environment: str) -> int:
+    """Call a function in a fork of this process, which has all libraries loaded; return its pid."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.environ.update(environment)
+        if "accelerate" in sys.modules:  # which keeps what it once read of the environment
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state(reset_partial_state=True)
+        act()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def launched(world: int, act: Callable[[], object]) -> list[int]:
+    """Call a function in so many processes, with what torchrun tells them; return their pids."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
+    shared |= {"MASTER_ADDR": "localhost", "GLOO_SOCKET_IFNAME": "lo"}
+    return [child(act, **shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(world)]
+
+
+def together(world: int, act: Callable[[], object]) -> None:
+    """Call a function in so many processes, and wait until all are done."""
+    for pid in launched(world, act):
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def command(*words: str) -> None:
+    """Run a command of diffsteer in this process; its error is a SystemExit."""
+    from diffsteer.cli.main import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["diffsteer", *words])
+        main()
+
+
 def killed(act: Callable[[], None], seconds: float) -> bool:
     """Call a function in a child, and kill it after some time; return whether it was at work."""
-    sys.stdout.flush()
-    if not (child := os.fork()):
+
+    def quietly() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        try:
-            act()
-        finally:
-            os._exit(0)
+        act()
+
+    pid = child(quietly)
     time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    os.kill(pid, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+@contextmanager
+def full(size: int) -> Iterator[None]:
+    """Let the kernel write no more than so many bytes to a file."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def contents(out: Path) -> dict[str, Any]:

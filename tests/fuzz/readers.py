@@ -40,6 +40,8 @@ from diffsteer.core.sampler import NAMED
 
 SECONDS, MEMORY = 5, 2**30
 """What one file may take; an image of 64 megapixels takes the most."""
+FEW = 1000
+"""Variants of which some are as good as the file that they were made of."""
 Case = Callable[[random.Random], Callable[[], object]]
 """Writes a variant, and returns what reads it."""
 
@@ -55,7 +57,7 @@ PIXELS = RNG.randint(0, 256, (9, 7, 3), dtype=np.uint8)
 RECIPE = {
     "model": "some/model", "prompt": "a cat", "prompts": [], "negative": "", "guidance": "CFG(5)",
     "sampler": "UniPC()", "spacing": "trailing", "zero_snr": False, "steps": 5, "width": 8,
-    "height": 8, "guide": "", "refiner": "x/y", "strength": 0.5,
+    "height": 8, "guide": "", "refiner": "NLG(20)", "strength": 0.5,
 }  # fmt: skip
 SCHEDULERS = [
     {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
@@ -696,6 +698,9 @@ def main(count: int, names: list[str], seed: int = 0) -> int:
                     seen.add(last)
                     print(f"--- {name} {i}: {text[-700:]}", flush=True)
             faults += counts["fault"]
+            if count >= FEW and not counts["read"]:
+                print(f"--- {name}: nothing is read, so that what reading leads to is not tried")
+                faults += 1
             print(json.dumps({name: counts}), flush=True)
     return faults
 

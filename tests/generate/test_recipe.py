@@ -44,6 +44,14 @@ def test_a_seed_shows_its_prompt() -> None:
     assert many.for_seed(4) == replace(CAT, prompt="b") and CAT.for_seed(4) == CAT
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative", "prompts"])
+def test_half_a_character_is_no_prompt(field: str) -> None:
+    """As Python reads what a terminal of another encoding sends; tokenizers raise a TypeError."""
+    text = "caf\udce9"
+    with pytest.raises(InputError, match="holds no UTF-8"):
+        Recipe(**{field: (text,) if field == "prompts" else text})
+
+
 def test_a_sweep_fills_the_guidance() -> None:
     assert [r.guidance for r in CAT.sweep([1, 1.23456789])] == ["CFG(1)", "CFG(1.23456789)"]
     assert replace(CAT, guidance="CFG(2)").sweep([1, 2]) == [replace(CAT, guidance="CFG(2)")]

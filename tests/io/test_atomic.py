@@ -9,8 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from interrupt import full
 
-from diffsteer.io.atomic import InUse, atomic_folder, atomic_write, owned, owned_file
+from diffsteer.io.atomic import (
+    InUse,
+    atomic_folder,
+    atomic_write,
+    owned,
+    owned_file,
+    require_writable,
+)
 
 OWNER = """
 import os, sys, time
@@ -143,4 +151,25 @@ def test_nothing_is_left_of_what_failed(tmp_path: Path) -> None:
         raise OSError("no space")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileExistsError, match="is there already"), atomic_folder(tmp_path.parent):
+        pass
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with (
+        full(10),
+        pytest.raises(OSError, match="a.png") as error,
+        atomic_write(tmp_path / "a.png") as f,
+    ):
+        f.write(bytes(11))
+    assert error.value.filename == str(tmp_path / "a.png") and not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_links_that_lead_nowhere_are_no_folders(tmp_path: Path, target: str) -> None:
+    """Also one that leads to itself, of which Python's own `resolve` raises no OSError."""
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    for path in (tmp_path / "link", tmp_path / "link/out"):
+        with pytest.raises(FileNotFoundError, match="link is a link to nothing"):
+            require_writable(path)
+    with pytest.raises(OSError, match="link"), owned(tmp_path / "link"):
         pass

@@ -1,14 +1,12 @@
-"""One, two and four processes of torchrun make the same images and the same figures."""
+"""One, two and four processes, as of torchrun, make the same images and the same figures."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from interrupt import together
 from torch import Tensor
 
 from diffsteer.generate.pipelines import open_pipeline
@@ -36,12 +34,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return Recipe(tiny.saved(folder), "", prompts, guidance="CFG(3)", sampler="UniPC()", steps=2)
 
 
-def main(text: str, out: str, batch: str) -> None:
-    """Run in each process of torchrun."""
-    torch.set_num_threads(1)
-    said = json.loads(text)
-    found = measured(Recipe(**said | {"prompts": tuple(said["prompts"])}), Path(out), int(batch))
-    found.save(Path(out) / f"statistics{os.environ['RANK']}.npz")
+def in_each(recipe: Recipe, out: Path, batch: int) -> None:
+    """Run in each process."""
+    measured(recipe, out, batch).save(out / f"statistics{os.environ['RANK']}.npz")
 
 
 def grid(features: Tensor) -> Tensor:
@@ -70,9 +65,7 @@ def test_figures_do_not_depend_on_processes(
         sampled(images, SEEDS[:5], PIXELS, out, images.key)
         key = images.key
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    arguments = [json.dumps(vars(recipe)), str(out), str(batch)]
-    subprocess.run([sys.executable, *launcher, __file__, *arguments], check=True)
+    together(processes, lambda: in_each(recipe, out, batch))
     assert before.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("*.npz")}.items()
     found = [Statistics.load(path) for path in sorted(out.glob("statistics*.npz"))]
     assert len(found) == processes and found[0].n == len(SEEDS)
@@ -86,7 +79,3 @@ def test_figures_do_not_depend_on_processes(
     target = Gaussian(torch.zeros(768), torch.eye(768))
     figures = [frechet(statistics.gaussian, target) for statistics in (alone, found[0])]
     assert figures[1] == pytest.approx(figures[0], rel=1e-9 if off.max() == 0 else 1e-3)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

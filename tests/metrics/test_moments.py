@@ -1,6 +1,5 @@
 """Moments: numpy's numbers in any grouping, and over processes."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,9 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupt import together
 
+from diffsteer.io.distributed import launched
 from diffsteer.metrics.moments import Moments
 
 F64 = torch.float64
@@ -75,22 +76,17 @@ def test_order_does_not_matter(order: list[int]) -> None:
     same(Moments.of(x[order]), Moments.of(x))
 
 
-def reduce_one(rank: int, folder: str, sizes: list[int]) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(sizes))
-    x = features(sum(sizes)).split(sizes)[rank]
-    m = Moments.of(x).reduced()
-    torch.save((m.n, m.mean, m.scatter), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def reduce_one(folder: Path, sizes: list[int]) -> None:
+    with launched():
+        rank = dist.get_rank()
+        m = Moments.of(features(sum(sizes)).split(sizes)[rank]).reduced()
+        torch.save((m.n, m.mean, m.scatter), folder / f"{rank}.pt")
 
 
 def test_two_processes_reduce_to_the_whole(tmp_path: Path) -> None:
-    sizes = [130, 0]  # a process without work is an ordinary case
-    torch.multiprocessing.spawn(reduce_one, (str(tmp_path), sizes), nprocs=2)
-    sizes = [30, 100]
+    together(2, lambda: reduce_one(tmp_path, [130, 0]))  # a process without work is ordinary
     (tmp_path / "two").mkdir()
-    torch.multiprocessing.spawn(reduce_one, (str(tmp_path / "two"), sizes), nprocs=2)
+    together(2, lambda: reduce_one(tmp_path / "two", [30, 100]))
     whole = Moments.of(features(130))
     for file in [*tmp_path.glob("*.pt"), *tmp_path.glob("two/*.pt")]:
         same(Moments(*torch.load(file)), whole)

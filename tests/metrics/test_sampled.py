@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from contextlib import suppress
@@ -12,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupt import launched
 from torch import Tensor
 
+from diffsteer.io import distributed
 from diffsteer.io.atomic import owned
 from diffsteer.io.shards import ShardFolder
 from diffsteer.metrics import sampled as sampling
@@ -201,38 +201,21 @@ def test_bad_input(tmp_path: Path) -> None:
         sampled(lambda seeds: noise(seeds).float(), [1, 2], MEAN)
 
 
-PROGRAM = r"""
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-from diffsteer.metrics import sampled as sampling
-from diffsteer.io.distributed import launched
-from test_sampled import KEY, MEAN, noise
-sampling.ROWS = 8
-torch.set_num_threads(1)
+def started(tmp_path: Path, processes: int) -> list[int]:
+    """Start processes that note the seeds that they make; returns their pids."""
 
-with open({log!r} + ".pids", "a") as file:
-    file.write(f"{{os.getpid()}}\n")
+    def images(seeds: list[int]) -> Tensor:
+        with (tmp_path / "log").open("a") as file:
+            file.write("".join(f"{seed}\n" for seed in seeds))
+        time.sleep(0.01)
+        return noise(seeds)
 
-def images(seeds):
-    with open({log!r}, "a") as file:
-        file.write("".join(f"{{seed}}\n" for seed in seeds))
-    time.sleep(0.01)
-    return noise(seeds)
+    def act() -> None:
+        sampling.ROWS = 8
+        with distributed.launched():
+            sampled(images, range(400), MEAN, tmp_path / "out", KEY, batch=2)
 
-with launched():
-    sampling.sampled(images, range(400), MEAN, Path({out!r}), KEY, batch=2)
-"""
-
-
-def started(tmp_path: Path, processes: int) -> subprocess.Popen[bytes]:
-    out, log = tmp_path / "out", tmp_path / "log"
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(tests=str(Path(__file__).parent), log=str(log), out=str(out)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(program)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return launched(processes, act)
 
 
 def measured(tmp_path: Path) -> int:
@@ -250,18 +233,16 @@ def test_kill_9_loses_at_most_the_chunks_in_progress(tmp_path: Path) -> None:
     """Killed at random moments, with one process and with two; then it ends as if never killed."""
     moments, kills = random.Random(0), (1, 2, 1)
     for processes in kills:
-        program = started(tmp_path, processes)
+        pids = started(tmp_path, processes)
         target = measured(tmp_path) + moments.randrange(10, 120)
         limit = time.monotonic() + 600  # a busy machine takes minutes to start one
         while measured(tmp_path) < target:
-            assert time.monotonic() < limit and program.poll() is None
+            assert time.monotonic() < limit
+            assert all(os.waitpid(pid, os.WNOHANG) == (0, 0) for pid in pids)
             time.sleep(0.005)
-        program.kill()  # the launcher first, so that it starts nothing anew
-        program.wait()
-        for pid in (tmp_path / "log.pids").read_text().split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        (tmp_path / "log.pids").unlink()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         while not free(tmp_path / "out"):  # its last process is gone
             assert time.monotonic() < limit
             time.sleep(0.005)

@@ -7,18 +7,15 @@ Here it ends before each of its writes. Each kind is killed at 20 random moments
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-from interrupt import Dead, contents, dies, killed
+from interrupt import Dead, contents, dies, full, killed
 from PIL import Image
 from test_train import NETWORK, begun, preset
 
@@ -164,19 +161,6 @@ def test_a_folder_that_is_removed_meanwhile_ends_the_run(folder: Path, tmp_path:
     with pytest.raises(FileNotFoundError, match=f"{out}"):
         trainer.fit()
     assert not out.exists()
-
-
-@contextmanager
-def full(size: int) -> Iterator[None]:
-    """Let the kernel write no more than so many bytes to a file."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_loses_nothing(

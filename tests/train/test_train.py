@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffsteer_lab.emoji import Emoji
+from interrupt import child, command, full, together
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import stable_diffusion
@@ -129,20 +128,16 @@ def test_unit_latents_change_no_reconstruction() -> None:
 
 def killed(path: str, out: Path, after: float) -> None:
     """Start a run and kill it some seconds after its first checkpoint began to be written."""
-    run = subprocess.Popen(
-        [sys.executable, "-m", "diffsteer.cli", "train", path, "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    begun = time.monotonic()
-    there = set(out.glob("checkpoints/*"))
-    while set(out.glob("checkpoints/*")) <= there and run.poll() is None:
-        assert time.monotonic() - begun < 120
+    there, ended = set(out.glob("checkpoints/*")), False
+    run, start = child(lambda: begun(path, out).fit()), time.monotonic()
+    while set(out.glob("checkpoints/*")) <= there and not ended:
+        assert time.monotonic() - start < 120
         time.sleep(0.001)
-    time.sleep(after)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+        ended = os.waitpid(run, os.WNOHANG) != (0, 0)
+    if not ended:
+        time.sleep(after)
+        os.kill(run, signal.SIGKILL)
+        os.waitpid(run, 0)
 
 
 def resumes_exactly(tmp_path: Path, whole: Path, kills: int) -> None:
@@ -205,16 +200,7 @@ def test_passes_accumulate_to_the_same_step(tmp_path: Path, whole: Path) -> None
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     path, out = preset(tmp_path), tmp_path / "two"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
-            *("--master_port=29517", "-m", "diffsteer.cli"),
-            *("train", path, "--out", str(out), "--set", "training.images=4"),
-        ],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    together(2, lambda: command("train", path, "--out", str(out), "--set", "training.images=4"))
     reports = [json.loads(line)["images"] for line in (out / "metrics.jsonl").open()]
     assert reports == sorted(set(reports)), "each process trained a run of its own"
     begun(path, tmp_path / "one", "training.images=4").fit()
@@ -333,16 +319,9 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path: Path)
     """The kernel refuses to write more than a few bytes to any file."""
     path, out = preset(tmp_path), tmp_path / "run"
     begun(path, out, "training.images=8").fit()
-    code = (
-        "import resource, signal, sys; from diffsteer.cli.main import main\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        f"sys.argv = ['diffsteer', 'train', {path!r}, '--out', {str(out)!r}]\nmain()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "no checkpoint could be written at 16 images" in done.stderr.splitlines()[-1]
-    assert "the checkpoint at 8 images is whole" in done.stderr
+    match = "no checkpoint could be written at 16 images.*the checkpoint at 8 images is whole"
+    with full(4096), pytest.raises(SystemExit, match=match):
+        command("train", path, "--out", str(out))
     assert Checkpoints(out / "checkpoints").counts() == [8]
     assert not list((out / "checkpoints").glob(".*"))
 

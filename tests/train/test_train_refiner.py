@@ -1,10 +1,7 @@
 """Targets of a guided teacher, and training on them: resumed, bound to their origin, exact."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from interrupt import command, together
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -140,19 +138,9 @@ def test_a_target_that_is_no_number_is_not_kept_and_those_before_it_are(
 def test_processes_share_the_seeds(teacher: Recipe, stored: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), "utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [
-        "-m",
-        "diffsteer.cli",
-        "refine",
-        "targets",
-        teacher.model,
-        "--prompts",
-        str(prompts),
-    ]
-    command += ["--guidance", "CFG(4)", "--sampler", "DDIM()", "--steps", "4", "--seeds", "0-7"]
-    command += ["--out", str(tmp_path / "t")]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    words = ["refine", "targets", teacher.model, "--prompts", str(prompts), "--guidance", "CFG(4)"]
+    words += ["--sampler", "DDIM()", "--steps", "4", "--seeds", "0-7", "--out", str(tmp_path / "t")]
+    together(2, lambda: command(*words))
     a, b = Targets.at(tmp_path / "t"), Targets.at(stored)
     assert (
         a.key == b.key and a.seeds == b.seeds and len(list((tmp_path / "t").glob("chunk-*"))) == 2

@@ -114,6 +114,9 @@ class Recipe:
             if isinstance(texts, str):
                 raise InputError(f"{name} must be a list of texts, got one: [{brief(texts)}]")
             object.__setattr__(self, name, tuple(texts))
+        prompts = (self.prompt, self.negative, *self.prompts)
+        if broken := [p for p in prompts if p != p.encode("utf-8", "replace").decode()]:
+            raise InputError(f"prompt {brief(broken[0])} holds no UTF-8: type or save it as such")
         if self.strength is None and not self.image:
             object.__setattr__(self, "strength", 1.0)
         if self.steps < 1:

@@ -43,7 +43,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}{PART}")
-    with _locked(draft, path) as file:
+    with _named(path), _locked(draft, path) as file:
         try:
             file.truncate()
             yield file
@@ -54,6 +54,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             draft.unlink(missing_ok=True)
             raise
         flush(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file that could not be written, of which the system says nothing."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def put(path: Path, data: bytes) -> None:
@@ -159,7 +169,7 @@ def _locked(path: Path, target: Path, rank: int = 0, world: int = 1) -> Iterator
 
     Processes that share it lock a byte each, others all bytes.
     """
-    key = path.parent.resolve() / path.name
+    key = Path(os.path.realpath(path.parent), path.name)  # resolve() raises where links loop
     if key in _held:
         raise _in_use(target)
     file = _opened(path, target, rank, world)
@@ -246,10 +256,12 @@ def require_writable(path: Path) -> None:
     """Check, before work begins, that a folder is there or can be made.
 
     Raises:
-        OSError: a file stands in its way, or it cannot be written.
+        OSError: a file or a dead link stands in its way, or it cannot be written.
     """
     place = path.absolute()
     while not place.exists():
+        if place.is_symlink():
+            raise FileNotFoundError(f"{place} is a link to nothing: name another folder")
         place = place.parent
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file where a folder is to be: name another")

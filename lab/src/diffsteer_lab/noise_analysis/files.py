@@ -26,7 +26,8 @@ NUMBERS = ("round trip", "strength: score", "between", *RIVALS)
 
 def write(analysis: Analysis, out: Path) -> None:
     """Write `index.html`, `analysis.json`, an SVG a chart and a PNG an experiment to a folder."""
-    for name, svg in charts(analysis).items():
+    drawn = charts(analysis)
+    for name, svg in drawn.items():
         with atomic_write(out / f"{name}.svg") as file:
             file.write(svg.encode())
     for name in analysis.results.images:
@@ -39,7 +40,7 @@ def write(analysis: Analysis, out: Path) -> None:
     with atomic_write(out / "analysis.json") as file:
         file.write((json.dumps(numbers(analysis), indent=2, ensure_ascii=False) + "\n").encode())
     with atomic_write(out / "index.html") as file:
-        file.write(page(analysis).encode())
+        file.write(page(analysis, drawn).encode())
 
 
 def numbers(analysis: Analysis) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from diffsteer.metrics.best_of_n import STRIDE
 from diffsteer.report.page import render
 from diffsteer_lab.noise_analysis.analysis import Analysis
 from diffsteer_lab.noise_analysis.baselines import BEST, NUDGED
-from diffsteer_lab.noise_analysis.charts import Ratios, charts, growing, legend, spaces_of, tenths
+from diffsteer_lab.noise_analysis.charts import Ratios, growing, legend, spaces_of, tenths
 from diffsteer_lab.noise_analysis.experiments import FULLY, RANDOM, REFINED, STOPS, UNREFINED
 from diffsteer_lab.noise_analysis.inversion import INVERSIONS
 from diffsteer_lab.noise_analysis.results import Thumbnail
@@ -52,8 +52,8 @@ def grid(
     return Grid(names, rows)
 
 
-def page(analysis: Analysis) -> str:
-    """HTML of an analysis."""
+def page(analysis: Analysis, charts: Mapping[str, str]) -> str:
+    """HTML of an analysis with its charts."""
     results = analysis.results
     bands, ways = results.ratios("bands"), list(results.ratios(ALL)["1"])
     h, w = analysis.shape[-2:]
@@ -69,7 +69,7 @@ def page(analysis: Analysis) -> str:
         "noise_analysis.html",
         package="diffsteer_lab",
         analysis=analysis,
-        charts=charts(analysis),
+        charts=charts,
         ratios=results.ratios,
         numbers=results.numbers,
         spaces_of=spaces_of,
