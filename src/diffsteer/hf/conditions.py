@@ -5,7 +5,7 @@ takes, with which sign, and which of two calls, or parts of a batch, is for the 
 factor is negative.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
+from diffsteer.hf.stacking import form
 from diffsteer.hf.step_calls import Call
 from diffsteer.hf.timesteps import LOSSY
 from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
@@ -188,3 +189,49 @@ class Folding:
         if self.frames:
             return x.transpose(1, 2).flatten(0, 1)
         return torch.cat([x, x]) if self.twice else x
+
+
+@dataclass(frozen=True, eq=False)
+class StepParts:
+    """Conditions of a step, and the calls and the model output that they were measured from.
+
+    Attributes:
+        calls: Of the step.
+        model_output: What the pipeline made of their probes.
+        folding: Of the batch that its scheduler steps.
+        parts: Conditions by name.
+    """
+
+    calls: Sequence[Call]
+    model_output: Tensor
+    folding: Folding
+    parts: Mapping[str, Part]
+
+    @classmethod
+    def of(cls, calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> "StepParts":
+        """Measure the conditions of a step; see `parts_of`."""
+        folding = Folding.of(calls, model_output, sample)
+        measured = parts_of(calls, folding.unfolded(model_output), folding.unfolded(sample))
+        return cls(calls, model_output, folding, measured)
+
+    def next(self, calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> "StepParts":
+        """Conditions of the next step, which are these where the same is made of the same probes.
+
+        Waits for the device once, or once more where the sample is scaled for the network.
+        """
+        before = [call.key for call in self.calls], form(self.model_output)
+        if before != ([call.key for call in calls], form(model_output)):
+            return StepParts.of(calls, model_output, sample)
+        now = dict(zip(self.calls, calls, strict=True))
+        parts = {name: replace(part, call=now[part.call]) for name, part in self.parts.items()}
+        x = self.folding.unfolded(sample)
+        pairs = [(part.sample, x) for part in parts.values()]
+        if any(own.shape != x.shape for own, x in pairs):
+            return StepParts.of(calls, model_output, sample)
+        pairs.append((self.model_output, model_output))
+        equal = [(a == b.to(a.dtype)).all() for a, b in pairs]
+        *placed, same = torch.stack(equal).tolist()
+        scaled = (fitted(a, [b]) for (a, b), equal in zip(pairs, placed, strict=False) if not equal)
+        if not same or None in scaled:
+            return StepParts.of(calls, model_output, sample)
+        return StepParts(calls, model_output, self.folding, parts)

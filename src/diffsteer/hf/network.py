@@ -37,7 +37,7 @@ def network_of(pipe: Any) -> Any:
 
 def unwrap_compiled(module: Any) -> Any:
     """The network inside a compiled one."""
-    return getattr(module, "_orig_mod", module)
+    return vars(module).get("_modules", {}).get("_orig_mod", module)
 
 
 def uncompiled() -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ answered with the guided output itself.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial, wraps
@@ -23,7 +23,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance import Guidance
 from diffsteer.hf.architectures import known_family
 from diffsteer.hf.batch_conditions import BatchedCall, conditions_in_batch, counting_processor
-from diffsteer.hf.conditions import Folding, Part, parts_of
+from diffsteer.hf.conditions import Part, StepParts
 from diffsteer.hf.guide_fit import check_guide
 from diffsteer.hf.guided_output import GuidedOutput, Now, Parts
 from diffsteer.hf.hooks import plain_forward, replaced
@@ -84,7 +84,8 @@ class StepGuidance:
         self._forms: dict[Any, Form] = {}
         self._probes: dict[Any, Tensor] = {}
         self._calls: list[Call] = []
-        self._parts: dict[str, Part] = {}
+        self._measured: StepParts | None = None
+        self._parts: Mapping[str, Part] = {}
         self._null: Prompts | NullCall | None = null_of(pipe, null)
         self._first: list[Call] = []
         self._replaced, self._awaited, self._awaiting = ExitStack(), ExitStack(), False
@@ -162,7 +163,7 @@ class StepGuidance:
             )
         if starts := self._tracker.follow(self.pipe.scheduler):
             self._release()
-            self._parts, self._first = {}, []
+            self._measured, self._parts, self._first = None, {}, []
             self._guided.begin(network)
             if isinstance(self._null, NullCall):
                 self._null.begin()
@@ -210,21 +211,21 @@ class StepGuidance:
         self._release()
         given = self._bound(*args, **kwargs)
         output, sample = given.arguments["model_output"], given.arguments["sample"]
-        folding = Folding.of(calls, output, sample)
+        measure = StepParts.of if self._measured is None else self._measured.next
         try:
-            parts = parts_of(calls, folding.unfolded(output), folding.unfolded(sample))
+            self._measured = measured = measure(calls, output, sample)
         except InputError as error:
             raise InputError(f"{self._owner} {error}") from error
         time = self._tracker.read(given.arguments["timestep"], self.pipe.scheduler)
-        guided = self._guided(self._conditions(parts), calls, self._now(time))
-        given.arguments["model_output"] = folding.folded(guided).to(output.dtype)
+        guided = self._guided(self._conditions(measured.parts), calls, self._now(time))
+        given.arguments["model_output"] = measured.folding.folded(guided).to(output.dtype)
         return step(*given.args[1:], **given.kwargs)
 
     def _bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         """Arguments of the scheduler's step by name."""
         return signature(type(self.pipe.scheduler).step).bind(None, *args, **kwargs)
 
-    def _conditions(self, parts: dict[str, Part]) -> Parts:
+    def _conditions(self, parts: Mapping[str, Part]) -> Parts:
         """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:

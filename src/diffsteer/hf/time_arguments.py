@@ -4,7 +4,7 @@ Networks are told the timestep itself, a share of the schedule, or the share tha
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Timeline:
     prediction: Prediction
     count: float
     inverted: bool
+    _levels: dict[float, Level] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, scheduler: SchedulerLike) -> "Timeline":
@@ -58,11 +59,13 @@ class Timeline:
         return -1.0 if self.inverted else 1.0
 
     def level(self, time: float) -> Level:
-        """Noise level of a timestep."""
-        time = self.count - time if self.inverted else time
-        if isinstance(self.schedule, Flow) and self.count != FLOW_TIMESTEPS:
-            time = time / self.count * FLOW_TIMESTEPS
-        return level_at(self.schedule, torch.tensor(time, dtype=torch.float64))
+        """Noise level of a timestep, made once."""
+        if time not in self._levels:
+            at = self.count - time if self.inverted else time
+            if isinstance(self.schedule, Flow) and self.count != FLOW_TIMESTEPS:
+                at = at / self.count * FLOW_TIMESTEPS
+            self._levels[time] = level_at(self.schedule, torch.tensor(at, dtype=torch.float64))
+        return self._levels[time]
 
     def time(self, level: Level) -> float:
         """Timestep of a level."""
@@ -81,11 +84,13 @@ class TimeArgument:
 
     def __init__(self, rules: tuple[Rule, ...] = RULES) -> None:
         self._rules = rules
+        self._seen: list[tuple[Mapping[str, Any], float, float]] = []
 
     def see(self, arguments: Mapping[str, Any], now: float, n: float) -> None:
-        """Take note of a call at the timestep `now` of n."""
-        kept = tuple(rule for rule in self._rules if self._name(arguments, rule(now, n)))
-        self._rules = kept or self._rules
+        """Take note of a call at the timestep `now` of n, to be read when it is asked for."""
+        if len(self._rules) > 1:
+            times = {name: value for name, value in arguments.items() if _timed(name)}
+            self._seen.append((times, now, n))
 
     def told(self, arguments: Mapping[str, Any], t: float, now: float, n: float) -> dict[str, Any]:
         """Arguments with which a network is told the timestep t, from those of `now`.
@@ -93,6 +98,10 @@ class TimeArgument:
         Raises:
             ValueError: none of them, or more than one rule, is known to say the timestep.
         """
+        for seen, then, count in self._seen:
+            kept = tuple(rule for rule in self._rules if self._name(seen, rule(then, count)))
+            self._rules = kept or self._rules
+        self._seen.clear()
         names = {rule: self._name(arguments, rule(now, n)) for rule in self._rules}
         rules = [rule for rule, name in names.items() if name]
         if not rules or len({rule(t, n) for rule in rules}) > 1:
@@ -108,7 +117,7 @@ class TimeArgument:
     def _name(self, arguments: Mapping[str, Any], time: float) -> str:
         """Name of the argument that holds a time, empty where none does."""
         for name, value in arguments.items():
-            if (name == "t" or name.startswith("time")) and value is not None:
+            if _timed(name) and value is not None:
                 times = torch.as_tensor(value)
                 error = time - times.double()
                 if not times.is_floating_point():  # rounded down
@@ -119,3 +128,8 @@ class TimeArgument:
                 if fits:
                     return name
         return ""
+
+
+def _timed(name: str) -> bool:
+    """Whether an argument may hold a time."""
+    return name == "t" or name.startswith("time")

@@ -76,17 +76,19 @@ def fitted(
 ) -> tuple[float, ...] | None:
     """Factors by which parts, of the target's shape, add up to it; None where they do not.
 
+    Waits for the device once.
+
     Args:
         target: The sum.
         parts: What it is a sum of.
         tolerance: Largest norm of what is left, relative to the target's.
     """
-    columns = torch.stack([part.flatten().double() for part in parts], dim=1)
-    total = target.flatten().double()
-    gram, projected = columns.T @ columns, columns.T @ total
-    if not (total.norm() > 0 and torch.isfinite(gram).all() and torch.isfinite(projected).all()):
+    rows = torch.stack([x.flatten().double() for x in (*parts, target)])
+    gram = (rows @ rows.T).cpu()
+    if not (gram[-1, -1] > 0 and torch.isfinite(gram).all()):
         return None
-    factors = torch.linalg.pinv(gram) @ projected
-    if not (total - columns @ factors).norm() <= tolerance * total.norm():
+    factors = torch.linalg.pinv(gram[:-1, :-1]) @ gram[:-1, -1]
+    left = torch.cat([factors, -torch.ones_like(factors[:1])])
+    if not left @ gram @ left <= tolerance**2 * gram[-1, -1]:
         return None
     return tuple(factors.tolist())
