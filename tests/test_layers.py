@@ -28,9 +28,10 @@ LAYERS["report"] = {*LAYERS["metrics"], "metrics"}
 LAYERS["doctor"] = {*LAYERS["report"], "report"}
 LAYERS["train"] = {*LAYERS["metrics"], "metrics"}
 LAYERS["tune"] = {*LAYERS["report"], "report"}
-LAYERS["cli"] = {*LAYERS["report"], "report", "train", "tune", "doctor"}
+LAYERS["studio"] = {*LAYERS["doctor"], "doctor"}
+LAYERS["cli"] = {*LAYERS["report"], "report", "train", "tune", "doctor", "studio"}
 LAYERS["_renamed"], LAYERS["__init__"] = set(), {"_renamed"}
-HEAVY = {"diffusers", "transformers", "accelerate", "peft", "matplotlib"}
+HEAVY = {"diffusers", "transformers", "accelerate", "peft", "matplotlib", "gradio"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

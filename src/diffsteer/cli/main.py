@@ -16,6 +16,7 @@ from diffsteer.cli import (
     models,
     refine,
     sample_command,
+    studio,
     train,
     tune,
 )
@@ -83,10 +84,11 @@ app.command(evaluate.stats)
 app.command(evaluate.evaluate)
 app.command(compare.compare)
 app.command(tune.tune)
+app.command(studio.studio)
 app.command(train.train)
 app.command(convert.ema)
 COMMANDS = ["schedule", "plan", "models", "sample", "stats", "evaluate", "compare", "tune"]
-COMMANDS += ["train", "ema", "convert", "refine", "doctor"]
+COMMANDS += ["studio", "train", "ema", "convert", "refine", "doctor"]
 
 converters = tyro.extras.SubcommandApp()
 converters.command(convert.edm2)
@@ -126,6 +128,7 @@ EXTRAS = {
     **dict.fromkeys(("imageio", "imageio_ffmpeg"), "video"),
     "matplotlib": "plot",
     "optuna": "tune",
+    "gradio": "studio",
 }
 """Extra that installs a package, by the name under which that is imported."""
 KEPT = {

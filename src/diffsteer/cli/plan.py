@@ -2,16 +2,13 @@
 
 from itertools import groupby
 
-import torch
-
 from diffsteer.cli.schedule import load
 from diffsteer.core.parse import parse
 from diffsteer.core.prediction import V, Velocity
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.queries import GuidanceState, Plan
-from diffsteer.guidance.queries import plan as planned
+from diffsteer.guidance.cost import plans, total
 
 
 def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
@@ -20,12 +17,8 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
     source, _, own = load(schedule)
     spacing = spacing or own or source.spacing
     prediction = Velocity() if isinstance(source, Flow) else V()
-    x = torch.zeros(1, 4, 8, 8)
     levels = grid(source, steps, spacing)[:-1]
-    costs = []
-    for i, level in enumerate(levels):
-        at = GuidanceState(x, level, prediction, i, source)
-        costs.append(planned(steered.guided(at), at))
+    costs = plans(steered, levels, source, prediction)
     lines = [f"{steered!r} on {schedule}, {steps} steps, {spacing}:"]
     for cost, run in groupby(range(steps), key=lambda i: costs[i]):
         those = list(run)
@@ -35,12 +28,4 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
         if first != last:
             noise += f" to {levels[last].ratio:.3g}"
         lines.append(f"  {span} ({noise}): {cost}")
-    return "\n".join([*lines, f"In all {_total(costs)}; without guidance main: {steps} rows."])
-
-
-def _total(costs: list[Plan]) -> Plan:
-    nets = list(dict.fromkeys(net for cost in costs for net in cost.rows))
-    return Plan(
-        {net: sum(c.rows.get(net, 0) for c in costs) for net in nets},
-        {net: sum(c.passes.get(net, 0) for c in costs) for net in nets},
-    )
+    return "\n".join([*lines, f"In all {total(costs)}; without guidance main: {steps} rows."])

@@ -75,6 +75,12 @@ def numbers_of(cls: type) -> set[str]:
     }
 
 
+def rules_of(cls: type, name: str) -> tuple[Rule, ...]:
+    """Rules that the annotation of a field carries."""
+    marks = getattr(_hints(cls).get(name), "__metadata__", ())
+    return tuple(mark for mark in marks if isinstance(mark, Rule))
+
+
 def check_fields(value: object) -> None:
     """Check every field of `value` whose annotation is plain or carries a `Rule`."""
     cls = type(value)

@@ -5,9 +5,9 @@ random numbers, and leaves out what it does not expect.
 """
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,19 @@ class Shipped:
         folder: As diffusers saves it.
         base: Folder of a pipeline that has what `folder` lacks; None where nothing is lacking.
         guide: Name of the weaker network for autoguidance that belongs to it; empty for none.
+        refiner: Name of the refiner of its noise; empty for none.
+        prompt: Form of its prompts, such as "{thing}, on a {background} background"; empty for any.
+        words: Gives the words that it knows, by their name in `prompt`.
+        guidances: Expressions with values that were tried on it, by name.
     """
 
     folder: Path
     base: Path | None = None
     guide: str = ""
+    refiner: str = ""
+    prompt: str = ""
+    words: Callable[[], Mapping[str, Sequence[str]]] = dict
+    guidances: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(

@@ -1,0 +1,194 @@
+"""What all tabs of a studio share: models, one lock around sampling, speed, history; and runs."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffsteer.core.errors import InputError
+from diffsteer.generate.consistent import kind_of, media_of, require_consistent
+from diffsteer.generate.generator import open_generator
+from diffsteer.generate.pipelines import PipelineGenerator
+from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.load import Shipped, shipped
+from diffsteer.studio.catalogue import Entry, entries
+from diffsteer.studio.cost import Cost, Speed, cost_of
+from diffsteer.studio.history import History
+from diffsteer.studio.render import Cancelled, Preview, Sampled, sampled, strip
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model of the page.
+
+    Attributes:
+        name: As the studio was started with it.
+        scheduler: Its own.
+        menu: Guidances that its family takes.
+        about: What ships with it; None for other models.
+    """
+
+    name: str
+    scheduler: Any
+    menu: tuple[Entry, ...]
+    about: Shipped | None
+
+    @property
+    def defaults(self) -> Recipe:
+        """Settings to start with."""
+        words = {name: _first(name, given) for name, given in self.words.items()}
+        prompt = self.about.prompt.format(**words) if self.about and self.about.prompt else ""
+        guidance = next((e.text for e in self.menu if e.text), "")
+        return Recipe(self.name, prompt, guidance=guidance, steps=16 if self.about else 25)
+
+    @property
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """Words of its prompts by their name; empty where it takes any text."""
+        return {k: tuple(v) for k, v in self.about.words().items()} if self.about else {}
+
+
+def _first(name: str, given: tuple[str, ...]) -> str:
+    wanted = {"thing": "owl", "background": "black"}.get(name, given[0])
+    return wanted if wanted in given else given[0]
+
+
+@dataclass(frozen=True)
+class Done:
+    """An image of a run, and its file in the history.
+
+    Attributes:
+        sample: The image.
+        path: Its file.
+    """
+
+    sample: Sampled
+    path: Path
+
+
+Update = Preview | Done | list[Preview]
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """Loads models one after the other and samples for one tab at a time.
+
+    Attributes:
+        models: Names that the page offers; nothing else is loaded.
+        refiners: Names of refiners that it offers.
+        history: Where images go.
+        device: Where networks run; empty for a GPU if there is one.
+        dtype: Of weights.
+    """
+
+    models: tuple[str, ...]
+    refiners: tuple[str, ...]
+    history: History
+    device: str = ""
+    dtype: Dtype = "auto"
+    speed: Speed = field(default_factory=Speed)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _known: dict[str, Model] = field(default_factory=dict)
+
+    @property
+    def trusted(self) -> set[str]:
+        """Names on the disk that a recipe may say."""
+        guides = {about.guide for name in self.models if (about := shipped(name))}
+        return {*self.models, *self.refiners, *guides}
+
+    def model(self, name: str) -> Model:
+        """A model of the page, loaded where it was not."""
+        if name not in self.models:
+            raise InputError(f"this studio was not started with {name}: diffsteer studio {name}")
+        if name not in self._known:
+            about = shipped(name)
+            recipe = Recipe(name, "a cat" if about and about.prompt else "", dtype=self.dtype)
+            if kind_of(recipe) or media_of(recipe) != "image":
+                raise InputError(f"{name} makes no images by a pipeline: try `diffsteer sample`")
+            with self._lock, open_generator(recipe, self.device) as generator:
+                assert isinstance(generator, PipelineGenerator)
+                pipe = generator.pipe
+                guidances = about.guidances if about else {}
+                menu = entries(pipe, bool(about and about.guide), guidances)
+                self._known[name] = Model(name, pipe.scheduler, tuple(menu), about)
+        return self._known[name]
+
+    def cost(self, recipe: Recipe) -> Cost:
+        """Cost of one image of a recipe."""
+        require_consistent(recipe)
+        return cost_of(recipe, self.model(recipe.model), self.speed)
+
+    @contextmanager
+    def opened(self, recipe: Recipe) -> Iterator[PipelineGenerator]:
+        """Generator of a recipe, while no other tab has one."""
+        self.model(recipe.model)
+        with self._lock, open_generator(recipe, self.device) as generator:
+            assert isinstance(generator, PipelineGenerator)
+            yield generator
+
+    def images(
+        self, recipe: Recipe, seeds: list[int], cancelled: threading.Event, keep: bool = True
+    ) -> Iterator[Update]:
+        """Sample seeds one after the other, with previews, and at the end the strip of the last.
+
+        Args:
+            recipe: Of the images.
+            seeds: Of the images.
+            cancelled: Ends it.
+            keep: Whether images go into the history.
+        """
+
+        def work(report: Callable[[Update], None]) -> None:
+            with self.opened(recipe) as generator:
+                for seed in seeds:
+                    sample = sampled(generator, seed, cancelled, report)
+                    self.speed.note(recipe.model, sample.seconds, sum(sample.nfe.values()))
+                    path = self.history.add(sample, generator) if keep else Path()
+                    report(Done(sample, path))
+                if keep:
+                    report(strip(generator.pipe, sample.steps))
+
+        yield from followed(work, cancelled)
+
+    def warm_up(self) -> None:
+        """Load the first model and sample two steps of it, so that the first click is quick."""
+        recipe = self.model(self.models[0]).defaults
+        two = Recipe(recipe.model, recipe.prompt, guidance=recipe.guidance, steps=2)
+        for _ in range(2):
+            for _ in self.images(two, [0], threading.Event(), keep=False):
+                pass
+
+
+def followed(
+    work: Callable[[Callable[[Any], None]], None], cancelled: threading.Event
+) -> Iterator[Any]:
+    """Yield what work reports in a thread; raises what it raises, and ends it when it is left."""
+    reports: queue.Queue[Any] = queue.Queue()
+    end = object()
+
+    def run() -> None:
+        try:
+            work(reports.put)
+        except BaseException as error:  # of the thread, raised again where it is followed
+            reports.put(error)
+        reports.put(end)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (report := reports.get()) is not end:
+            if isinstance(report, BaseException):
+                raise report
+            yield report
+    except GeneratorExit:
+        cancelled.set()
+        raise
+    finally:
+        thread.join(timeout=30)
+
+
+__all__ = ["Cancelled", "Done", "Engine", "Model", "Preview", "Sampled", "followed"]

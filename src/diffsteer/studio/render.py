@@ -1,0 +1,179 @@
+"""Samplings that show each step and end at once when they are cancelled."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from diffsteer.generate.pipelines import PipelineGenerator
+from diffsteer.hf.hooks import replaced
+from diffsteer.hf.timesteps import predicted
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STRIP, PAUSE = 12, 0.3
+"""Most images of a strip, and seconds between two previews."""
+
+
+class Cancelled(Exception):
+    """A sampling was cancelled."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What a step predicts.
+
+    Attributes:
+        step: Number of the step, from 1.
+        time: Timestep of the scheduler.
+        image: The predicted x0; None where latents cannot be decoded apart from their pipeline.
+    """
+
+    step: int
+    time: float
+    image: "Image | None"
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """An image, and how it came about.
+
+    Attributes:
+        seed: Its seed.
+        image: The image.
+        pixels: The same as uint8, `(3, H, W)`.
+        steps: Timestep and predicted x0 of each step, float32 on the CPU.
+        seconds: That it took.
+        nfe: Network evaluations, by network.
+    """
+
+    seed: int
+    image: "Image"
+    pixels: Tensor
+    steps: tuple[tuple[float, Tensor], ...]
+    seconds: float
+    nfe: dict[str, float]
+
+
+Report = Callable[[Preview], None]
+
+
+def sampled(
+    generator: PipelineGenerator, seed: int, cancelled: threading.Event, report: Report
+) -> Sampled:
+    """Sample one seed.
+
+    Args:
+        generator: Of the recipe.
+        seed: Of the image.
+        cancelled: Ends the sampling once it is set, before the next layer of any network.
+        report: Called with a preview in a step, at most every PAUSE seconds.
+
+    Raises:
+        Cancelled: it was.
+        InputError: as the generator.
+    """
+    watch = _Watch(generator.pipe, report, seed)
+    generator.nfe()
+    start = time.monotonic()
+    with cancellable(cancelled), replaced(generator.pipe.scheduler, "step", watch.step()):
+        pixels = generator([seed])[0]
+    seconds = time.monotonic() - start
+    return Sampled(seed, image_of(pixels), pixels, tuple(watch.steps), seconds, generator.nfe())
+
+
+@torch.no_grad()
+def strip(pipe: Any, steps: Sequence[tuple[float, Tensor]]) -> list[Preview]:
+    """x0 of up to STRIP steps, evenly chosen, the last among them."""
+    most = min(len(steps), STRIP)
+    places = [i * (len(steps) - 1) / (most - 1) for i in range(most)] if most > 1 else [0]
+    chosen = sorted({round(place) for place in places})
+    return [Preview(i + 1, steps[i][0], decoded(pipe, steps[i][1])) for i in chosen]
+
+
+@contextmanager
+def cancellable(event: threading.Event) -> Iterator[None]:
+    """Raise Cancelled before the next layer that this thread evaluates once an event is set."""
+    thread = threading.get_ident()
+
+    def check(*_: Any) -> None:
+        if event.is_set() and threading.get_ident() == thread:
+            raise Cancelled
+
+    handle = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def image_of(pixels: Tensor) -> "Image":
+    """Image of uint8 pixels `(3, H, W)`."""
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def decoded(pipe: Any, x0: Tensor) -> "Image | None":
+    """Image of a predicted sample `(1, C, H, W)`; None where only its pipeline can decode it."""
+    vae = getattr(pipe, "vae", None)
+    if x0.ndim != 4:
+        return None
+    if vae is None:
+        image = x0 if x0.shape[1] == 3 else None
+    elif (
+        getattr(vae.config, "latent_channels", 0) == x0.shape[1] and "scaling_factor" in vae.config
+    ):
+        shift = vae.config.get("shift_factor") or 0.0
+        latents = (x0 / vae.config.scaling_factor + shift).to(vae.device, vae.dtype)
+        image = type(vae).decode(vae, latents, return_dict=False)[0]  # below whoever watches it
+    else:
+        return None
+    if image is None or image.shape[1] != 3 or not image.isfinite().all():
+        return None
+    return image_of(((image[0].float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().cpu())
+
+
+class _Watch:
+    """Keeps x0 of each step of a sampling, and reports some.
+
+    Attributes:
+        steps: Timestep and x0 so far.
+    """
+
+    def __init__(self, pipe: Any, report: Report, seed: int) -> None:
+        self._pipe, self._report = pipe, report
+        self.steps: list[tuple[float, Tensor]] = []
+        self._last, self._cost = -PAUSE, 0.0
+
+    def step(self) -> Any:
+        """Step of the scheduler, watched; it is given guided outputs."""
+        scheduler = self._pipe.scheduler
+        step = scheduler.step
+
+        @wraps(step)  # pipelines look at its signature for whether to send generators
+        def watched(
+            model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            x0 = predicted(scheduler, model_output, timestep, sample).x0[:1]
+            self._note(float(timestep), x0)
+            return step(model_output, timestep, sample, *args, **kwargs)
+
+        return watched
+
+    def _note(self, time_: float, x0: Tensor) -> None:
+        self.steps.append((time_, x0.detach().to("cpu", torch.float32)))
+        now = time.monotonic()
+        if now - self._last < max(PAUSE, 4 * self._cost):
+            return  # previews take a fifth of the time at most
+        self._report(Preview(len(self.steps), time_, decoded(self._pipe, x0)))
+        self._last = time.monotonic()
+        self._cost = self._last - now

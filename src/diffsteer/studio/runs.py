@@ -1,0 +1,159 @@
+"""What the buttons of the page do, as generators of what the page shows next."""
+
+import math
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from diffsteer.core.errors import InputError
+from diffsteer.generate.consistent import require_consistent
+from diffsteer.generate.recipe import Recipe
+from diffsteer.studio.engine import Done, Engine, Update
+from diffsteer.studio.render import Cancelled, Preview
+from diffsteer.studio.settings import Settings, values_of
+from diffsteer.studio.view import bar, error, grid_sheet, label, note, strip_sheet
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the page shows next; None leaves a part as it is.
+
+    Attributes:
+        status: HTML of the status line; empty leaves it.
+        image: The image, or two for the slider, or a grid.
+        batch: All images of a run, by label.
+        strip: Strip of predictions.
+        kept: Whether the history has more images.
+    """
+
+    status: str
+    image: Any = None
+    batch: list[tuple[Any, str]] | None = None
+    strip: Any = None
+    kept: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Runs of all tabs: each tab has one at a time, which it alone cancels.
+
+    Attributes:
+        engine: Makes the images.
+    """
+
+    engine: Engine
+    _events: dict[str, threading.Event] = field(default_factory=dict)
+
+    def begin(self, tab: str) -> threading.Event:
+        """Event that cancels the run of a tab which begins now."""
+        self.cancel(tab)
+        self._events[tab] = threading.Event()
+        return self._events[tab]
+
+    def cancel(self, tab: str) -> None:
+        """Cancel the run of a tab, if there is one."""
+        if event := self._events.get(tab):
+            event.set()
+
+    def close(self, tab: str) -> None:
+        """Forget a tab that was closed."""
+        self.cancel(tab)
+        self._events.pop(tab, None)
+
+    def generate(self, tab: str, values: tuple[Any, ...]) -> Iterator[Shown]:
+        """Sample the seeds of the settings."""
+        settings = Settings.of(values)
+        recipe, made = settings.recipe, list[tuple[Any, str]]()
+        yield Shown(note("Waiting for the model ..."))
+        for update in self._checked(tab, recipe, list(settings.seeds)):
+            yield _shown(update, settings, made)
+
+    def compare(self, tab: str, values: tuple[Any, ...], pinned: Recipe | None) -> Iterator[Shown]:
+        """Sample the first seed by the pinned recipe, or without guidance, and by the settings."""
+        settings = Settings.of(values)
+        recipes = (pinned or unguided(settings.recipe), settings.recipe)
+        for recipe in recipes:
+            require_consistent(recipe)
+        event, pair = self.begin(tab), list[Done]()
+        for name, recipe in zip("AB", recipes, strict=True):
+            for update in self.engine.images(recipe, [settings.seeds[0]], event):
+                if isinstance(update, Preview):
+                    step = f"{name}: {label(recipe)}, step {update.step} of {recipe.steps}"
+                    yield Shown(bar(update.step, recipe.steps, step))
+                elif isinstance(update, Done):
+                    pair.append(update)
+        costs = [
+            f"{n}: {label(r)} ({cost(d)})" for n, r, d in zip("AB", recipes, pair, strict=True)
+        ]
+        text = f"Seed {settings.seeds[0]}, left {costs[0]}, right {costs[1]}"
+        yield Shown(note(text), (pair[0].sample.image, pair[1].sample.image), kept=True)
+
+    def grid(
+        self, tab: str, values: tuple[Any, ...], x: str, columns: str, y: str, rows: str
+    ) -> Iterator[Shown]:
+        """Sample a grid over two numbers, and show it as it grows."""
+        settings = Settings.of(values)
+        xs, ys = values_of(columns), values_of(rows) if y else [0.0]
+        cells = settings.grid(x, xs, y, ys if y else None)
+        for row in cells:
+            for one in row:
+                require_consistent(one.recipe)
+        event, images, count = self.begin(tab), list[list[Any]](), len(xs) * len(ys)
+        for row in cells:
+            images.append([])
+            for one in row:
+                for update in self.engine.images(one.recipe, list(one.seeds), event, keep=False):
+                    if isinstance(update, Done):
+                        images[-1].append(update.sample.image)
+                number = sum(map(len, images))
+                sheet = grid_sheet(images, (x, xs), (y, ys), settings)
+                text = "Grid finished" if number == count else f"Image {number} of {count}"
+                yield Shown(bar(number, count, text), sheet)
+
+    def _checked(self, tab: str, recipe: Recipe, seeds: list[int]) -> Iterator[Update]:
+        require_consistent(recipe)
+        yield from self.engine.images(recipe, seeds, self.begin(tab))
+
+
+def guarded(shown: Iterator[Shown]) -> Iterator[Shown]:
+    """The same, with an error as its last status line."""
+    try:
+        yield from shown
+    except Cancelled:
+        yield Shown(note("Cancelled"))
+    except Exception as problem:
+        yield Shown(error(one_line(problem)))
+
+
+def one_line(problem: Exception) -> str:
+    """Error in a line; faults of ours show their traceback on the terminal."""
+    if isinstance(problem, InputError | OSError):
+        return str(problem)
+    traceback.print_exception(problem)
+    return f"{type(problem).__name__}: {problem}"
+
+
+def _shown(update: Update, settings: Settings, made: list[tuple[Any, str]]) -> Shown:
+    recipe, count = settings.recipe, len(settings.seeds)
+    if isinstance(update, Preview):
+        which = f"image {len(made) + 1} of {count}, " if count > 1 else ""
+        text = f"{which}step {update.step} of {recipe.steps}".capitalize()
+        return Shown(bar(update.step, recipe.steps, text), update.image)
+    if isinstance(update, Done):
+        made.append((update.sample.image, f"seed {update.sample.seed}"))
+        text = f"Seed {update.sample.seed}: {cost(update)}"
+        return Shown(note(text), update.sample.image, [*made], kept=True)
+    return Shown("", strip=strip_sheet(update, recipe, settings.seeds[-1]))
+
+
+def cost(done: Done) -> str:
+    """What an image took."""
+    nfe = math.fsum(done.sample.nfe.values())
+    return f"{nfe:.0f} network evaluations, {done.sample.seconds:.1f} s"
+
+
+def unguided(recipe: Recipe) -> Recipe:
+    """The same recipe without guidance."""
+    return replace(recipe, guidance="", guide="")

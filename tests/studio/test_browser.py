@@ -1,0 +1,257 @@
+"""The studio in headless Chromium: what a user clicks, and what comes of it.
+
+`pytest -m studio tests/studio` on two cores takes some four minutes. Skipped where playwright or
+Chromium is missing.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.studio
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DONE = "/network evaluations,/"
+
+
+@dataclass
+class Server:
+    url: str
+    out: Path
+    pid: int
+
+    @property
+    def resident(self) -> float:
+        """Resident memory in MiB."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    out, port = tmp_path_factory.mktemp("studio") / "out", free_port()
+    words = ["studio", "--no-browser", "--port", str(port), "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffsteer.cli", *words], stdout=subprocess.PIPE, text=True
+    )
+    line = process.stdout.readline()
+    assert "diffsteer studio: http://127.0.0.1" in line
+    yield Server(f"http://127.0.0.1:{port}", out, process.pid)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with sync_api.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def opened(browser: Any, server: Server, width: int = 1200) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(90_000)
+    page.requests, page.faults = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(server.url)
+    page.wait_for_selector("#cost .status")
+    return page
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    page = opened(browser, server)
+    yield page
+    assert page.faults == []
+    assert {url.split("/")[2] for url in page.requests if url.startswith("http")} == {
+        server.url.split("/")[2]
+    }
+    page.close()
+
+
+def status(page: Any, pattern: str) -> str:
+    page.wait_for_function(f"{pattern}.test(document.querySelector('#status').innerText)")
+    return page.inner_text("#status")
+
+
+def fill(page: Any, where: str, text: str) -> None:
+    box = page.locator(f"{where} input, {where} textarea").first
+    box.fill(text)
+    box.blur()
+
+
+def generated(page: Any, seed: str = "0", steps: int = 4) -> str:
+    fill(page, "#seeds", seed)
+    fill(page, "#steps", str(steps))
+    page.click("#generate")
+    return status(page, f"/Seed {seed}: .*network evaluations,/")
+
+
+def pixels(path: Path) -> bytes:
+    return Image.open(path).convert("RGB").tobytes()
+
+
+def newest(server: Server) -> Path:
+    return max(server.out.glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def copied(page: Any, name: str) -> str:
+    page.get_by_text("Copy these settings").click()
+    page.get_by_role("tab", name=name).click()
+    lines = page.locator(f"#copy-{name.lower()} .cm-line")
+    lines.first.wait_for()
+    return "\n".join(lines.all_inner_texts())
+
+
+def test_first_image_comes_within_ten_seconds(page: Any) -> None:
+    start = time.monotonic()
+    page.click("#generate")
+    page.wait_for_selector("#image img")
+    first = time.monotonic() - start
+    status(page, DONE)
+    print(f"first image {first:.1f} s, finished {time.monotonic() - start:.1f} s after the click")
+    assert first < 10
+    page.wait_for_selector("#strip img")
+
+
+def test_slider_moves_the_expression_and_its_cost(page: Any) -> None:
+    before = page.inner_text("#cost")
+    fill(page, ".number >> nth=0", "4.5")
+    page.wait_for_function("document.querySelector('#expression textarea, #expression input')"
+                           ".value == 'CFG(4.5)'")  # fmt: skip
+    fill(page, ".number >> nth=0", "1")
+    page.wait_for_function(f"document.querySelector('#cost').innerText != {before!r}")
+    assert "16 network evaluations" in page.inner_text("#cost")  # CFG(1) is off
+
+
+def test_compare_shows_two_images_of_one_noise(page: Any, server: Server) -> None:
+    fill(page, "#steps", "4")
+    page.get_by_role("tab", name="Compare").click()
+    page.click("#compare")
+    text = status(page, "/left A:.*right B:/")
+    assert "no guidance" in text and "CFG(3)" in text
+    assert page.locator("#slider img").count() == 2
+
+
+def test_grid_over_two_numbers(page: Any) -> None:
+    fill(page, "#steps", "2")
+    page.get_by_role("tab", name="Grid").click()
+    fill(page, "#columns", "1, 3")
+    fill(page, "#rows", "1, 2")
+    page.click("#make-grid")
+    status(page, "/Grid finished/")
+    page.wait_for_selector("#grid img")
+
+
+def test_cancel_ends_within_a_step(page: Any) -> None:
+    fill(page, "#steps", "100")
+    page.click("#generate")
+    status(page, "/Step [1-9]/")
+    start = time.monotonic()
+    page.click("#cancel")
+    status(page, "/Cancelled/")
+    assert time.monotonic() - start < 5
+    generated(page)
+
+
+def test_copied_python_makes_the_same_pixels(page: Any, server: Server, tmp_path: Path) -> None:
+    generated(page, "5")
+    code = copied(page, "Python")
+    (tmp_path / "made.py").write_text(code)
+    subprocess.run([sys.executable, "made.py"], cwd=tmp_path, check=True, env={**os.environ})
+    assert pixels(tmp_path / "000005.png") == pixels(newest(server))
+
+
+def test_dropped_png_restores_its_settings(page: Any, server: Server) -> None:
+    fill(page, "#expression", "CFG(2)")
+    generated(page, "6")
+    made = newest(server)
+    fill(page, "#expression", "CFG(7)")
+    fill(page, "#seeds", "0")
+    page.get_by_role("tab", name="History").click()
+    page.set_input_files("#drop input[type=file]", str(made))
+    status(page, "/restored/")
+    assert page.input_value("#seeds input, #seeds textarea") == "6"
+    assert page.input_value("#expression input, #expression textarea") == "CFG(2)"
+    before = pixels(made)
+    page.click("#generate")
+    status(page, "/Seed 6:.*network evaluations,/")
+    assert newest(server) == made and pixels(made) == before
+
+
+def test_history_survives_a_reload(page: Any) -> None:
+    generated(page, "8")
+    page.reload()
+    page.wait_for_selector("#cost .status")
+    page.get_by_role("tab", name="History").click()
+    page.wait_for_selector("#history img")
+    page.locator("#history button:has(img)").first.click()
+    status(page, "/restored/")
+    assert page.input_value("#seeds input, #seeds textarea") == "8"
+
+
+def test_two_tabs_do_not_mix(browser: Any, server: Server) -> None:
+    first, second = opened(browser, server), opened(browser, server)
+    for page, text in ((first, "CFG(2)"), (second, "CFG(5)")):
+        fill(page, "#expression", text)
+        fill(page, "#steps", "12")
+    first.click("#generate")
+    second.click("#generate")
+    status(first, "/Step/")
+    first.click("#cancel")
+    status(first, "/Cancelled/")
+    status(second, DONE)  # the other goes on
+    assert first.input_value("#expression input, #expression textarea") == "CFG(2)"
+    assert second.input_value("#expression input, #expression textarea") == "CFG(5)"
+    first.close()
+    second.close()
+
+
+def test_error_shows_in_one_line_and_the_page_lives_on(page: Any) -> None:
+    fill(page, "#expression", "CGF(3)")
+    page.click("#generate")
+    text = status(page, "/did you mean/")
+    assert "CFG" in text and "\n" not in text.strip()
+    fill(page, "#expression", "CFG(3)")
+    generated(page)
+
+
+def test_hundred_clicks_take_no_more_memory(page: Any, server: Server) -> None:
+    sizes = []
+    for i in range(100):
+        generated(page, str(i % 7), steps=1)
+        page.click("#cancel")
+        sizes.append(server.resident)
+    print(
+        f"resident MiB after 20, 60, 100 clicks: {sizes[19]:.0f}, {sizes[59]:.0f}, {sizes[99]:.0f}"
+    )
+    assert sizes[-1] < sizes[19] + 60
+
+
+def test_page_fits_on_a_phone(browser: Any, server: Server) -> None:
+    page = opened(browser, server, width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    generated(page)
+    page.close()

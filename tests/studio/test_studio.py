@@ -1,0 +1,270 @@
+"""The studio without a browser: numbers of expressions, settings, copies, what is refused."""
+
+import json
+import shlex
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from diffsteer import Guidance, Recipe, open_generator, parse
+from diffsteer.core.errors import InputError
+from diffsteer.studio import snippets
+from diffsteer.studio.controls import moved
+from diffsteer.studio.cost import Speed
+from diffsteer.studio.engine import Done, Engine
+from diffsteer.studio.expression import numbers, with_numbers
+from diffsteer.studio.history import History, restored
+from diffsteer.studio.render import Cancelled, sampled
+from diffsteer.studio.runs import Runs, guarded
+from diffsteer.studio.serve import LARGEST, PNG, Guard, require_safe
+from diffsteer.studio.settings import CONTROLS, Settings
+
+SUM = "CFG(6).rescaled(0.7).within(0.28, 5.4) + 0.5 * SAG(0.75)"
+RECIPE = Recipe("pocket", "owl, noto style, on a black background", guidance="CFG(3)", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (
+            SUM,
+            "CFG scale, rescaled phi, within lo, within hi, SAG factor, SAG scale",
+        ),
+        ("CFG(ramp(1, 7))", "ramp start, ramp stop"),
+        ("APG(7, norm=15, momentum=-0.5)", "APG scale, APG norm, APG momentum"),
+        ("CFG(2) + CFG(3)", "CFG scale, CFG scale #2"),
+        ('SLG(2.8, "7, 8").over(1, 8)', "SLG scale, over start, over stop"),
+        ("", ""),
+    ],
+)
+def test_numbers_are_those_of_the_text_in_its_order(text: str, names: str) -> None:
+    given = numbers(text)
+    assert ", ".join(n.name for n in given) == names
+    assert all(n.lo <= n.value <= n.hi and n.step > 0 for n in given)
+    assert with_numbers(text, [n.value for n in given]).replace(" ", "") == text.replace(" ", "")
+
+
+def test_ranges_follow_the_fields() -> None:
+    given = {n.name: n for n in numbers(SUM + ".over(1, 8)")}
+    assert (given["rescaled phi"].lo, given["rescaled phi"].hi) == (0, 1)
+    assert given["over start"].step == 1
+    assert numbers("APG(7, momentum=-0.5)")[1].lo < -0.5
+
+
+def test_a_moved_slider_changes_its_number_alone() -> None:
+    text = moved(SUM, 6, 0.7, 0.28, 4, 0.5, 0.75, 0, 0)
+    assert text == SUM.replace("5.4", "4")
+    assert parse(text, Guidance) == parse(SUM.replace("5.4", "4"), Guidance)
+    with pytest.raises(InputError, match="in \\[0, 1\\]"):
+        with_numbers("CFG(6).rescaled(0.7)", [None, 2])
+
+
+def values(**changes: object) -> tuple[object, ...]:
+    table = {name: getattr(RECIPE, name, "") for name in CONTROLS}
+    return tuple({**table, "seeds": "3", **changes}.values())
+
+
+def test_settings_go_to_a_recipe_and_back() -> None:
+    settings = Settings.of(values(guidance=" CFG(3)\n + PAG(1) ", sampler="UniPC()", zero_snr=True))
+    assert settings.recipe.guidance == "CFG(3) + PAG(1)" and settings.recipe.zero_snr
+    assert Settings.of(tuple(settings.values())) == settings
+
+
+def test_grid_varies_two_numbers() -> None:
+    cells = Settings.of(values()).grid("CFG scale", [1, 2.5], "steps", [4, 8])
+    assert [[(c.recipe.guidance, c.recipe.steps) for c in row] for row in cells] == [
+        [("CFG(1)", 4), ("CFG(2.5)", 4)],
+        [("CFG(1)", 8), ("CFG(2.5)", 8)],
+    ]
+    for x, columns, y, rows, reason in (
+        ("steps", [1.0], "steps", [1.0], "both axes"),
+        ("PAG scale", [1.0], "", None, "has no PAG scale"),
+        ("steps", [1.5], "", None, "whole number"),
+        ("seed", list(range(65)), "", None, "at most 64"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            Settings.of(values()).grid(x, columns, y, rows)
+
+
+def test_command_is_read_back_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffsteer.cli import sample_command
+    from diffsteer.cli.main import main
+
+    recipe = Recipe("pocket", "it's", guidance="CFG(3)", sampler="UniPC()", zero_snr=True, steps=4)
+    words = shlex.split(snippets.command(recipe, [3, 4]))
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr(sample_command, "sample", lambda made, seeds, *_, **__: given.append(made))
+    given: list[Recipe] = []
+    main()
+    assert given == [recipe] and words[-6:-4] == ["--seeds", "3-4"]
+
+
+def test_comfyui_nodes_hold_the_expression() -> None:
+    nodes = json.loads(
+        snippets.comfyui(Recipe("m", guidance=SUM, sampler="DDIM()", zero_snr=True), [7])
+    )
+    assert nodes["guider"]["inputs"]["guidance"] == SUM
+    assert nodes["guider"]["inputs"]["model"] == nodes["sigmas"]["inputs"]["model"] == ["zero", 0]
+    assert nodes["noise"]["inputs"]["noise_seed"] == 7
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    out = tmp_path_factory.mktemp("history")
+    return Engine(("pocket",), ("pocket-refiner",), History(out), "cpu")
+
+
+def test_run_is_the_generators_image_and_its_code_makes_it_again(engine: Engine) -> None:
+    updates = list(engine.images(RECIPE, [3], threading.Event()))
+    (done,) = (update for update in updates if isinstance(update, Done))
+    assert len(updates[-1]) == 2  # the strip has both steps
+    with open_generator(RECIPE, "cpu") as generate:
+        assert torch.equal(generate([3])[0], done.sample.pixels)
+    code = snippets.python(RECIPE, [3]).replace("image.save(", "images.append(image) or str(")
+    made: dict[str, list[Image.Image]] = {"images": []}
+    exec(code, made)
+    assert made["images"][0].tobytes() == done.sample.image.tobytes()
+    assert restored(done.path, engine.trusted) == (RECIPE, 3)
+    assert engine.history.entries()[0][0] == str(done.path)
+    assert sum(done.sample.nfe.values()) == engine.cost(RECIPE).nfe == 4
+    assert engine.cost(RECIPE).seconds == pytest.approx(done.sample.seconds)
+
+
+def test_cost_is_what_is_evaluated(engine: Engine) -> None:
+    more = {"sampler": "UniPC()", "refiner": "pocket-refiner", "guidance": "CFG(3).over(0, 1)"}
+    recipe = Recipe("pocket", RECIPE.prompt, steps=3, **more)
+    done = [u for u in engine.images(recipe, [0], threading.Event()) if isinstance(u, Done)]
+    assert engine.cost(recipe).nfe == sum(done[0].sample.nfe.values()) > 4
+
+
+def test_cancel_ends_before_the_next_layer(engine: Engine) -> None:
+    event = threading.Event()
+    with engine.opened(RECIPE) as generator:
+        before = generator([0])
+        calls = []
+        blocks = generator.pipe.unet.down_blocks
+        handle = blocks[0].register_forward_hook(lambda *_: calls.append(event.set()))
+        with pytest.raises(Cancelled):
+            sampled(generator, 0, event, lambda _: None)
+        handle.remove()
+        assert len(calls) == 1 and generator.nfe()["rows"] == 2  # within the first step
+        assert torch.equal(generator([0]), before)  # and all is as it was
+
+
+def test_a_failing_run_ends_in_one_line_and_the_next_one_works(engine: Engine) -> None:
+    runs = Runs(engine)
+    (*_, last) = guarded(runs.generate("tab", values(guidance="CGF(3)")))
+    assert "did you mean" in last.status and "failed" in last.status
+    (*_, last) = guarded(runs.generate("tab", values()))
+    assert last.strip is not None
+
+
+def test_tabs_cancel_their_own_run(engine: Engine) -> None:
+    runs = Runs(engine)
+    first, second = runs.begin("a"), runs.begin("b")
+    runs.cancel("a")
+    assert first.is_set() and not second.is_set()
+
+
+def test_catalogue_of_the_model_is_accepted_by_it(engine: Engine) -> None:
+    menu = engine.model("pocket").menu
+    assert len(menu) > 25 and menu[1].text == "CFG(3)"
+    for entry in menu:
+        recipe = Recipe("pocket", RECIPE.prompt, guidance=entry.text, steps=2)
+        assert engine.cost(recipe).nfe >= 2
+        assert entry.name in entry.label
+
+
+def test_history_takes_nothing_that_names_other_files(engine: Engine, tmp_path: Path) -> None:
+    for name, text in (("model.pt", "x"), ("a.ckpt", "x"), ("a.json", "{}"), ("no.png", "x")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError):
+            restored(tmp_path / name, engine.trusted)
+    from diffsteer.generate.files import save
+
+    for changes in ({"model": "/etc"}, {"refiner": "../r"}, {"image": "/etc/passwd"}):
+        table = {"recipe": {**RECIPE.to_dict(), **changes}, "seed": 0}
+        save(tmp_path / "evil.png", torch.zeros(3, 4, 4, dtype=torch.uint8), table)
+        with pytest.raises(InputError, match="was not started with"):
+            restored(tmp_path / "evil.png", engine.trusted)
+    with pytest.raises(InputError, match="not started with"):
+        engine.model("/etc")
+
+
+@pytest.fixture(scope="module")
+def guarded_client() -> TestClient:
+    async def answer(request: object) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    routes = [
+        Route("/gradio_api/upload", answer, methods=["POST"]),
+        Route("/{path:path}", answer, methods=["GET", "POST"]),
+    ]
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, local=True)])
+    return TestClient(app, base_url="http://127.0.0.1:7860")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", {}, 200),
+        ("/", {"origin": "http://127.0.0.1:7860"}, 200),
+        ("/", {"origin": "http://evil.example"}, 403),
+        ("/", {"origin": "http://127.0.0.1:9999"}, 403),
+        ("/", {"origin": "null"}, 403),
+        ("/", {"host": "evil.example:7860"}, 403),
+        ("/gradio_api/queue/data", {"sec-fetch-site": "cross-site"}, 403),
+        ("/gradio_api/file=http://evil.example/x", {}, 403),
+        ("/gradio_api/proxy=http://evil.example", {}, 403),
+        ("/gradio_api/run", {"content-length": str(LARGEST + 1)}, 413),
+    ],
+)
+def test_foreign_requests_are_refused(
+    guarded_client: TestClient, path: str, headers: dict[str, str], status: int
+) -> None:
+    assert guarded_client.get(path, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status"),
+    [
+        ("a.png", PNG + b"rest", 200),
+        ("a.pt", b"PK\x03\x04", 415),
+        ("a.ckpt", b"\x80\x02", 415),
+        ("a.pkl", PNG, 415),
+        ("a.png", b"\x80\x02}q", 415),
+        ("../a.png", PNG, 415),
+        ("a.html", b"<script>", 415),
+        ("a.png", PNG + bytes(LARGEST), 413),
+    ],
+)
+def test_uploads_are_png_files_of_bounded_size(
+    guarded_client: TestClient, name: str, content: bytes, status: int
+) -> None:
+    files = {"files": (name, content)}
+    sent: httpx.Response = guarded_client.post("/gradio_api/upload", files=files)
+    assert sent.status_code == status
+
+
+def test_a_public_bind_needs_a_password() -> None:
+    with pytest.raises(InputError, match="--password"):
+        require_safe("0.0.0.0", "")
+    require_safe("0.0.0.0", "secret")
+    require_safe("127.0.0.1", "")
+
+
+def test_speed_is_the_median_of_what_was_measured() -> None:
+    speed = Speed()
+    assert speed.seconds("m", 3) is None
+    for seconds in (8.0, 2.0, 2.2):
+        speed.note("m", seconds, 2)
+    assert speed.seconds("m", 10) == pytest.approx(11)
