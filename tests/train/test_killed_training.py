@@ -32,6 +32,8 @@ from diffsteer.train.settings import Pictures
 
 LENGTHS = {"images": 7, "batch": 4, "rate": 1e-3, "precision": "no", "checkpoint": 8}
 LENGTHS |= {"snapshot": 4, "log": 4}
+ADM = {"num_channels": 32, "channel_mult": "1", "num_res_blocks": 1, "attention_resolutions": "8"}
+ADM |= {"dropout": 0.2}
 EDM2 = {
     **{"img_resolution": 8, "img_channels": 3, "model_channels": 8, "channel_mult": [1]},
     **{"num_blocks": 1, "channels_per_head": 8, "logvar_channels": 8, "dropout": 0.2},
@@ -61,6 +63,7 @@ def kinds(folder: Path) -> dict[str, dict[str, Any]]:
         "refiner": {
             "settings": {"start": start, "targets": str(folder / "targets"), "rank": 2, "steps": 2}
         },
+        "adm": {"settings": {"flags": {**ADM, "image_size": 8}}, "data": data},
         "agd": {"settings": {"start": start, "targets": str(folder / "targets"), "rank": 2}},
     }
 
@@ -73,7 +76,7 @@ def written(folder: Path, kind: str) -> str:
         teacher = Recipe(str(folder / "pipe"), prompts=prompts, guidance="CFG(2)", steps=2)
         make(teacher, range(4), folder / "targets", trajectory=True)
     path = Path(preset(folder, {**table, "training": LENGTHS}))
-    prompts = '["cat"]' if kind not in ("autoencoder", "edm2") else "[]"
+    prompts = '["cat"]' if kind not in ("autoencoder", "edm2", "adm") else "[]"
     path.write_text(
         f"{path.read_text()}\n[pictures]\nevery = 4\nsteps = 1\nguidance = 2.0\nprompts = {prompts}"
     )
@@ -87,7 +90,7 @@ def whole(path: str, out: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "moments"),
-    [("edm2", range(100)), *((k, (6,)) for k in ("autoencoder", "lora", "refiner", "agd"))]
+    [("edm2", range(100)), *((k, (6,)) for k in ("autoencoder", "lora", "refiner", "adm", "agd"))]
     + [("text-to-image", (7,))],
 )
 def test_a_run_that_died_before_any_write_ends_as_one_that_did_not(
@@ -282,7 +285,9 @@ def test_bf16_that_is_slow_here_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["autoencoder", "edm2", "text-to-image", "lora", "refiner", "agd"])
+@pytest.mark.parametrize(
+    "kind", ["autoencoder", "edm2", "text-to-image", "lora", "refiner", "adm", "agd"]
+)
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.strict import from_table
+from diffsteer.train.adm import ADMSettings, ADMTask
 from diffsteer.train.agd import AGDSettings, AGDTask
 from diffsteer.train.arrays import ArrayImages
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
@@ -94,6 +95,16 @@ def _text_to_image(run: Run, settings: TextToImageSettings) -> tuple[Task, Sourc
     return TextToImage(settings, captions(source) if settings.text is not None else []), source
 
 
+def _adm(run: Run, settings: ADMSettings) -> tuple[Task, Source]:
+    source = source_of(run.data)
+    labelled = bool(settings.flags.get("class_cond"))
+    if run.data.drop:
+        raise InputError(
+            f"data.drop={run.data.drop}: an ADM network has no null class: leave it out"
+        )
+    return ADMTask(settings, captions(source) if labelled else []), source
+
+
 def _agd(run: Run, settings: AGDSettings) -> tuple[Task, Source]:
     _require_targets(run)
     task = AGDTask(settings)
@@ -112,6 +123,7 @@ def _require_targets(run: Run) -> None:
 
 
 TASKS: dict[str, tuple[type[Any], Callable[[Run, Any], tuple[Task, Source]]]] = {
+    "adm": (ADMSettings, _adm),
     "agd": (AGDSettings, _agd),
     "autoencoder": (AutoencoderSettings, _autoencoder),
     "edm2": (EDM2Settings, _edm2),

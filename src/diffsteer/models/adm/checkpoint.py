@@ -130,10 +130,10 @@ class Diffusion:
             )
 
     def times(self, x: Tensor, level: Level) -> Tensor:
-        """Timesteps for the network at a noise level, `(B,)`."""
+        """Timesteps for the network at a noise level, one of all or `(B,)`, `(B,)`."""
         flags = self.net.flags
         scale = 1000 / flags.diffusion_steps if flags.rescale_timesteps else 1.0
-        return torch.full((len(x),), level.t.item() * scale, device=x.device)
+        return (level.t * scale).to(x.device, torch.get_default_dtype()).expand(len(x))
 
     def _classify(self, net: ADMClassifier, x: Tensor, level: Level, _: Cond) -> Tensor:
         return upcast(net(x, self.times(x, level)))

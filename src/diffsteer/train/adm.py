@@ -1,0 +1,125 @@
+"""Training an ADM network of pixels, class-conditional or not: the noise, at all timesteps alike.
+
+The result is a folder as `diffsteer convert adm` writes, so that networks of one's own go the way
+of the published ones. The variance is not learned.
+
+Source: Ho et al. 2020, eq. 14, https://arxiv.org/abs/2006.11239; Dhariwal & Nichol 2021, sec. 3,
+https://arxiv.org/abs/2105.05233.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffsteer.core.errors import InputError
+from diffsteer.core.level import Level
+from diffsteer.core.sampler import DDPM, sample
+from diffsteer.core.spacing import grid
+from diffsteer.generate.base import require_finite
+from diffsteer.io.model_folder import write_model
+from diffsteer.models.adm.checkpoint import Diffusion
+from diffsteer.models.adm.files import FORMAT
+from diffsteer.models.adm.flags import Flags
+from diffsteer.models.adm.unet import ADM
+from diffsteer.train.edm2 import classes_of
+from diffsteer.train.objective import Objective, clean, low_discrepancy
+from diffsteer.train.settings import Pictures
+from diffsteer.train.stream import Sample
+from diffsteer.train.task import Task
+
+
+@dataclass(frozen=True)
+class ADMSettings:
+    """Settings of `ADMTask`.
+
+    Attributes:
+        flags: Of the network and its noise, as official command lines name them:
+            `diffsteer.models.adm.flags.Flags`. A caption is a class where class_cond is true.
+    """
+
+    flags: Mapping[str, Any]
+
+
+class ADMTask(Task):
+    """An ADM network.
+
+    Args:
+        settings: What it is.
+        captions: Of all samples; the different ones are the classes of a network that has them.
+    """
+
+    def __init__(self, settings: ADMSettings, captions: Sequence[str]) -> None:
+        super().__init__()
+        flags = dict(settings.flags)
+        self.classes = classes_of(captions) if flags.get("class_cond") else []
+        if self.classes:
+            flags.setdefault("num_classes", len(self.classes))
+        self.flags = Flags.of(flags)
+        if self.flags.learn_sigma or self.flags.classifier:
+            raise InputError("settings.flags: leave out learn_sigma and classifier: not trained")
+        if self.classes and self.flags.num_classes != len(self.classes):
+            raise InputError(
+                f"the data has {len(self.classes)} classes, settings.flags.num_classes is "
+                f"{self.flags.num_classes}: leave it out, or change data.label"
+            )
+        self.net = ADM(self.flags)
+        self.diffusion = Diffusion(self.net)
+        self.objective = Objective(self.diffusion.schedule, self.diffusion.prediction)
+        self.shape = (3, self.flags.image_size, self.flags.image_size)
+
+    @override
+    def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:
+        if sample.pixels.shape != self.shape:
+            raise InputError(
+                f"the data has shape {tuple(sample.pixels.shape)}, the network {self.shape}"
+            )
+        batch = {
+            "pixels": sample.pixels,
+            "noise": torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)),
+            "place": torch.tensor(low_discrepancy(number)),
+            "seed": torch.tensor(seed >> 1),  # 63 bits, which a tensor holds
+        }
+        if self.classes:
+            batch["label"] = torch.tensor(self.classes.index(sample.caption))
+        return batch
+
+    @override
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        torch.manual_seed(int(batch["seed"][0]))  # dropout draws what depends on the images alone
+
+        def net(x: Tensor, level: Level) -> Tensor:
+            out: Tensor = self.net(x, self.diffusion.times(x, level), batch.get("label"))
+            return out
+
+        times = self.objective.times(batch["place"])
+        losses = self.objective.losses(net, clean(batch["pixels"]), batch["noise"], times)
+        return {"loss": losses.mean()}
+
+    @override
+    @torch.no_grad()
+    def pictures(self, how: Pictures) -> Tensor:
+        """Thirty-two images of seeds 0 to 31, by DDPM without guidance."""
+        seeds, count = range(32), len(self.classes)
+        labels = torch.tensor([seed % count for seed in seeds]) if count else None
+        levels = grid(self.objective.schedule, how.steps, "trailing")
+        denoise = self.diffusion.denoiser(
+            classes=None if labels is None else labels.to(self.device)
+        )
+        self.net.eval()
+        try:
+            steps = sample(denoise, levels, self.shape, seeds, DDPM, self.device)
+            *_, last = steps
+        finally:
+            self.net.train()
+        return require_finite(seeds, ((last.x + 1) * 127.5).clamp(0, 255).byte().cpu(), last.x)
+
+    @override
+    def save(self, folder: Path) -> None:
+        """Write a folder as `diffsteer convert adm` does."""
+        content = {"flags": asdict(self.flags), "classes": self.classes}
+        write_model(folder, FORMAT, content, self.net.state_dict(), over=True)

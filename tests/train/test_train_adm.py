@@ -1,0 +1,68 @@
+"""Training of ADM networks: the loss by hand, and a result that samples as published ones do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_train import begun, preset
+
+from diffsteer.generate.generator import open_generator
+from diffsteer.generate.recipe import Recipe
+from diffsteer.models.adm.checkpoint import load
+from diffsteer.train.adm import ADMSettings, ADMTask
+
+FLAGS = {
+    **{"image_size": 8, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1},
+    **{"attention_resolutions": "8,4", "num_head_channels": 32, "noise_schedule": "cosine"},
+}
+LENGTHS = {"images": 8, "batch": 4, "rate": 1e-3, "precision": "no", "checkpoint": 8, "log": 8}
+
+
+def test_the_loss_is_the_error_of_the_noise_at_each_images_timestep() -> None:
+    torch.manual_seed(0)
+    task = ADMTask(ADMSettings(FLAGS), []).double()
+    for p in task.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    pixels = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    noise, places = torch.randn(3, 3, 8, 8).double(), torch.tensor([0.0, 0.5004, 0.9999])
+    seeds = torch.tensor([1, 2, 3])
+    loss = task(pixels=pixels, noise=noise, place=places, seed=seeds)["loss"]
+    total = 0.0
+    for i, t in enumerate((0, 500, 999)):
+        level = task.diffusion.schedule.at(t)
+        x = level.alpha * (pixels[i].double() / 127.5 - 1) + level.sigma * noise[i]
+        out = task.net(x[None], torch.tensor([float(t)]))
+        total += (out[0] - noise[i]).square().mean()
+    torch.testing.assert_close(loss, total / 3, atol=0, rtol=1e-6)  # pixels come in float32
+
+
+def test_the_result_goes_the_way_of_a_published_network(tmp_path: Path) -> None:
+    for i, name in enumerate(("cat", "dog")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (200 * i, 50, 100)).save(tmp_path / "data" / name / "a.png")
+    data = {"source": str(tmp_path / "data"), "label": "folder"}
+    table = {"task": "adm", "settings": {"flags": {**FLAGS, "class_cond": True}}, "data": data}
+    path = preset(tmp_path, {**table, "training": LENGTHS})
+    trainer = begun(path, tmp_path / "run", 'pictures={"every": 8, "steps": 2}')
+    trainer.fit()
+    assert Image.open(tmp_path / "run/pictures/0000000008.png").size[0] >= 8
+    flags = load(tmp_path / "run/model").net.flags
+    assert (flags.num_classes, flags.class_cond, flags.image_size) == (2, True, 8)
+    guidance = "SAG(0.5, on='cond').clamped()"
+    recipe = Recipe(str(tmp_path / "run/model"), sampler="DDPM", steps=3, guidance=guidance)
+    with open_generator(recipe) as images:
+        assert images([0, 1]).shape == (2, 3, 8, 8) and images.nfe() == {"rows": 12}
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"learn_sigma": True}, "not trained"),
+        ({"class_cond": True, "num_classes": 3}, "the data has 2 classes"),
+        ({"num_chanels": 3}, "num_chanels"),
+    ],
+)
+def test_flags_that_cannot_be_trained_are_refused(flags: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ADMTask(ADMSettings({**FLAGS, **flags}), ["cat", "dog"])
