@@ -20,11 +20,12 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
 from diffsteer.hf.architectures import known_family
+from diffsteer.hf.guide_fit import check_schedules
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.load import guide_beside
 from diffsteer.hf.network import PARTS, check_free, claimed, network_of, unwrap_compiled
 from diffsteer.hf.runs import Runs
-from diffsteer.hf.scheduler_config import flows, same_times, trained
+from diffsteer.hf.scheduler_config import flows
 from diffsteer.hf.step_guidance import StepGuidance
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Steering:
         self._forward: Callable[..., Any] | None = None
         if guidance is not None:
             check_free(network_of(pipe))
-            check_guide(pipe, guide)
+            check_schedules(*(getattr(p, "scheduler", None) for p in (pipe, guide)))
             check_network(pipe)
         with ExitStack() as stack:
             if scheduler is not None:
@@ -192,26 +193,3 @@ def zero_snr_scheduler(pipe: Any) -> Any:
     )
     made.__deepcopy__ = partial(deepcopy, scheduler)  # copies of the pipeline have its own
     return made
-
-
-def check_guide(pipe: Any, guide: Any) -> None:
-    """Check that a guide with a scheduler means the same output and the same times."""
-    schedulers: list[Any] = [getattr(p, "scheduler", None) for p in (pipe, guide)]
-    if None in schedulers:
-        return
-    own, other = (s.config.get("prediction_type", "epsilon") for s in schedulers)
-    if own != other:
-        raise InputError(
-            f"the guide's scheduler says prediction_type={other!r}, the pipeline's {own!r}: "
-            "answers of both are subtracted, so both have to predict the same"
-        )
-    try:
-        schedules = [trained(scheduler)[0] for scheduler in schedulers]
-    except InputError:
-        return  # one of a kind that no schedule of ours describes
-    if not same_times(*schedules):
-        raise InputError(
-            "the schedules of the guide and of the pipeline have other noise at the same timestep, "
-            f"and both networks are asked at the same: got {schedules[1]} and {schedules[0]}. Take "
-            "a guide that was trained on the pipeline's, or give its network alone"
-        )

@@ -3,6 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.pipelines import configured
+from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Auto
 from diffsteer.hf.load import load, network
 from diffsteer.steering import steer
@@ -214,6 +218,29 @@ GUIDES: dict[str, tuple[dict[str, Any], str]] = {
         "addition_embed_type='text_time'",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta_end": 0.02}, "other noise at the same timestep"),
+        ({"prediction_type": "v_prediction"}, "both have to predict the same"),
+        ({"_class_name": "EulerDiscreteScheduler"}, ""),
+    ],
+)
+def test_a_guide_in_the_folder_of_a_pipeline_has_its_schedule(
+    whole: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """By name, as in a recipe, where nothing but the network of the folder is loaded."""
+    folder = shutil.copytree(whole, tmp_path / "guide")
+    config("scheduler/scheduler_config.json", **changes)(folder)
+    pipe, recipe = load(str(whole)), Recipe(str(whole), "a cat", guidance="Auto(2)")
+    for use in (
+        lambda: steer(pipe, "Auto(2)", guide=str(folder)),
+        lambda: configured(pipe, replace(recipe, guide=str(folder))),
+    ):
+        with pytest.raises(InputError, match=message) if message else nullcontext(), use():
+            pass
 
 
 @pytest.mark.parametrize("case", GUIDES)

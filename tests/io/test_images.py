@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from PIL.ContainerIO import ContainerIO
 
-from diffsteer.io.images import PictureError, Pictures, decode, stacked
+from diffsteer.io.images import PictureError, Pictures, decode, header_of, stacked
 
 RGB = np.random.RandomState(0).randint(0, 256, (9, 7, 3), dtype=np.uint8)
 
@@ -180,6 +181,21 @@ def folder(root: Path) -> Path:
     (root / "labels.json").write_text("{}")
     (root / ".hidden").write_text("")
     return root
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("behind", [b"", b"more" * 2000])
+def test_an_image_without_its_end_is_refused_by_its_header(
+    monkeypatch: pytest.MonkeyPatch, kind: str, behind: bytes
+) -> None:
+    """Also inside of a tar file; whole ones are not decoded, unless much stands behind them."""
+    data = encoded(Image.fromarray(np.tile(RGB, (28, 36, 1))), kind)
+    for end in (len(data) // 2, len(data) - 100):
+        with pytest.raises(PictureError, match=r"a\.png is broken or cut short"):
+            header_of("a.png", ContainerIO(io.BytesIO(data[:end] + bytes(9)), 0, end))
+    if not behind:
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    assert header_of("a.png", io.BytesIO(data + behind)) == ((252, 252), "RGB")
 
 
 def test_a_folder_and_its_zip_file_give_the_same(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from diffsteer.generate.outputs import frame_rate, images_of, sample_rate
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs, seeded
 from diffsteer.hf.hooks import replaced
-from diffsteer.hf.load import load, network, require_fits
+from diffsteer.hf.load import guide_beside, load, require_fits
 from diffsteer.hf.lora import lora_files
 from diffsteer.hf.memory import place, require_offload
 from diffsteer.hf.scheduler_config import flows
@@ -162,8 +162,7 @@ def configured(
         )
     guide_weights = ""
     if recipe.guide and guide is None:
-        device = getattr(pipe, "_execution_device", pipe.device)  # not where offloaded weights wait
-        guide = network(recipe.guide, pipe.dtype).to(device)
+        guide = guide_beside(pipe, recipe.guide)
         guide_weights = weights_hash(guide)
     conditioning_kwargs(pipe, recipe.prompts or [recipe.prompt], bool(guidance_text(recipe)))
     with ExitStack() as stack:

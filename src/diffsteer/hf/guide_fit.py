@@ -6,6 +6,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import known_family
 from diffsteer.hf.network import sample_channels, unwrap_compiled
+from diffsteer.hf.scheduler_config import same_times, trained
 
 WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels")
 """What the configurations of networks say of the width of a text."""
@@ -65,4 +66,31 @@ def check_residuals(main: Any, guide: Any, cond: Cond) -> None:
         raise InputError(
             "the pipeline adds features of a ControlNet or adapter inside of its network, which "
             "do not fit a guide of another size: guide without it, or by a network of this size"
+        )
+
+
+def check_schedules(own: Any, other: Any) -> None:
+    """Check that a guide's scheduler means the same output and the same times as the pipeline's.
+
+    Args:
+        own: Of the pipeline.
+        other: Of the guide; None, as the other, where there is none to compare.
+    """
+    if own is None or other is None:
+        return
+    kinds = [s.config.get("prediction_type", "epsilon") for s in (own, other)]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f"the guide's scheduler says prediction_type={kinds[1]!r}, the pipeline's "
+            f"{kinds[0]!r}: answers of both are subtracted, so both have to predict the same"
+        )
+    try:
+        schedules = [trained(scheduler)[0] for scheduler in (own, other)]
+    except InputError:
+        return  # one of a kind that no schedule of ours describes
+    if not same_times(*schedules):
+        raise InputError(
+            "the schedules of the guide and of the pipeline have other noise at the same timestep, "
+            f"and both networks are asked at the same: got {schedules[1]} and {schedules[0]}. Take "
+            "a guide that was trained on the pipeline's, or give its network alone"
         )

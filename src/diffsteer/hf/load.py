@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from diffsteer.core.errors import InputError, brief
+from diffsteer.hf.guide_fit import check_schedules
 from diffsteer.hf.lora import add_loras, require_lora
 from diffsteer.hf.memory import file_size, place, require_memory, require_offload, weights_sizes
 from diffsteer.hf.network import PARTS
@@ -211,8 +212,21 @@ def guide_beside(pipe: Any, name: str | None) -> Any:
         own = Path(getattr(pipe, "name_or_path", None) or "nowhere")
         models = [model for each in extensions("models") if (model := shipped(each))]
         name = next((m.guide for m in models if m.guide and own == m.folder), None)
-    device = getattr(pipe, "_execution_device", pipe.device)
-    return None if name is None else network(name, pipe.dtype).to(device)
+    if name is None:
+        return None
+    check_schedules(getattr(pipe, "scheduler", None), _scheduler_beside(name))
+    device = getattr(pipe, "_execution_device", pipe.device)  # not where offloaded weights wait
+    return network(name, pipe.dtype).to(device)
+
+
+def _scheduler_beside(guide: str) -> Any:
+    """Scheduler in the folder of the pipeline that a guide is of; None where there is none."""
+    import diffusers
+
+    path = Path(shipped_folder(guide)) / "scheduler/scheduler_config.json"
+    config = read_object(path) if path.is_file() else {}
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    return None if cls is None else cls.from_config(config)
 
 
 def shipped(name: str) -> Shipped | None:

@@ -33,6 +33,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 NOTES = frozenset({".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".npz", ".yaml"})
 MAX_BYTES = 2**28
 """Limit of the file of one image."""
+TAIL = 2**12
+"""Bytes in which an image file has its end, but for what programs have put behind it."""
 
 
 class PictureError(InputError):
@@ -138,12 +140,26 @@ def decode(name: str, data: bytes, upright: bool = False) -> Picture:
 
 
 def header_of(name: str, file: IO[bytes]) -> tuple[tuple[int, int], str]:
-    """Width and height of an image as `decode` makes it upright, and its mode, from its header."""
+    """Width and height of an image as `decode` makes it upright, and its mode, from its header.
+
+    One that lacks its end is decoded, which raises a PictureError where it is cut short.
+    """
     with _opened(name, file) as image:
         # EXIF may follow the pixels of a PNG, and looking for it decodes them: only where it counts
         turned = image.width != image.height and _orientation(image) >= 5
         size = (image.height, image.width) if turned else (image.width, image.height)
+        if not _ends(file, image.format):
+            image.load()
         return size, image.mode
+
+
+def _ends(file: IO[bytes], kind: str | None) -> bool:
+    """Whether a PNG or JPEG file ends as one, or is of another kind; keeps the place in it."""
+    place = file.tell()
+    file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
+    ended = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind or "", b"") in file.read()
+    file.seek(place)
+    return ended
 
 
 def text_of(name: str, data: bytes, key: str) -> str | None:
