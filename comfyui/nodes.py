@@ -1,4 +1,4 @@
-"""The nodes: a guider, guidance on top of CFG, zero terminal SNR, refined noise, sigmas."""
+"""The nodes: a guider, guidance on top of CFG, zero terminal SNR, refined noise, recipes."""
 
 import json
 from typing import Any
@@ -8,13 +8,15 @@ import comfy.patcher_extension
 import comfy.samplers
 import torch
 
-from diffsteer import Discrete, Flow, Guidance, grid, parse
+from diffsteer import Discrete, Flow, Guidance, Recipe, grid, parse
 
 from .guider import Evaluation, Guider, Memory
 from .levels import LARGEST, Sampling
 from .refine import opened, refined
 
 CATEGORY = "diffsteer"
+SPACINGS = ["trailing", "logsigma", "linspace", "leading", "karras"]
+STEPS = ("INT", {"default": 25, "min": 1, "max": 1000})
 SLIDERS = {"w": 6.0, "p": 3.0, "s": 0.5, "a": 2.0}
 """Names that an expression may use for numbers, with their defaults."""
 
@@ -157,9 +159,7 @@ class DiffsteerSigmas:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Sockets and widgets."""
-        spacings = ["trailing", "logsigma", "linspace", "leading", "karras"]
-        steps = ("INT", {"default": 25, "min": 1, "max": 1000})
-        return {"required": {"model": ("MODEL",), "steps": steps, "spacing": (spacings,)}}
+        return {"required": {"model": ("MODEL",), "steps": STEPS, "spacing": (SPACINGS,)}}
 
     def sigmas(self, model: Any, steps: int, spacing: str) -> tuple[torch.Tensor]:
         """Sigmas from the model's most noise down to 0, (steps + 1,)."""
@@ -174,10 +174,46 @@ class DiffsteerSigmas:
         return (torch.tensor(ratios),)
 
 
+class DiffsteerRecipe:
+    """Recipe of an image as JSON, which `diffsteer sample --recipe` takes, and `compare`."""
+
+    RETURN_TYPES, RETURN_NAMES = ("STRING",), ("recipe",)
+    FUNCTION, CATEGORY = "recipe", CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Sockets and widgets."""
+        text = ("STRING", {"default": "", "multiline": True})
+        model = {
+            "default": "",
+            "tooltip": "what diffsteer knows the model by: hub id, folder, file",
+        }
+        sampler = {"tooltip": "DDIM() is euler of ComfyUI, UniPC() uni_pc, DPMpp2M() dpmpp_2m"}
+        size = ("INT", {"default": 0, "min": 0, "max": 16384})
+        values = {
+            "recipe": ("STRING", {"forceInput": True, "tooltip": "of diffsteer guider"}),
+            "model": ("STRING", model),
+            "prompt": text,
+            "negative": text,
+            "sampler": (["DDIM()", "UniPC()", "DPMpp2M()", "Heun()"], sampler),
+            "spacing": (SPACINGS,),
+            "steps": STEPS,
+            "width": size,
+            "height": size,
+        }
+        return {"required": values}
+
+    def recipe(self, recipe: str, **values: Any) -> tuple[str]:
+        """Add what the guider does not know to its recipe."""
+        made = Recipe(**json.loads(recipe), **values)
+        return (json.dumps(made.to_json(), indent=2, ensure_ascii=False),)
+
+
 NODES = {
     "DiffsteerGuider": (DiffsteerGuider, "diffsteer guider"),
     "DiffsteerGuidance": (DiffsteerGuidance, "diffsteer guidance"),
     "DiffsteerZeroSNR": (DiffsteerZeroSNR, "diffsteer zero terminal SNR"),
     "DiffsteerRefine": (DiffsteerRefine, "diffsteer refine noise"),
     "DiffsteerSigmas": (DiffsteerSigmas, "diffsteer sigmas"),
+    "DiffsteerRecipe": (DiffsteerRecipe, "diffsteer recipe"),
 }

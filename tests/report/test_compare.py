@@ -12,11 +12,14 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffsteer.cli.compare import compare, entries_of
 from diffsteer.cli.evaluate import evaluate, stats
+from diffsteer.cli.main import app
 from diffsteer.cli.options import Features, Samples
 from diffsteer.cli.sample import sample
+from diffsteer.core.errors import InputError
 from diffsteer.generate.pipelines import PipelineGenerator, _loaded, open_pipeline
 from diffsteer.generate.recipe import read
 
@@ -334,6 +337,40 @@ def test_all_recipes_are_rehearsed_before_the_first_is_sampled(
     with pytest.raises(ValueError, match=message):
         compare(recipes, root / "real.npz", "", SMALL, samples, tmp_path / "out")
     assert not (tmp_path / "work").exists() and not (tmp_path / "out").exists()
+
+
+def test_flags_say_how_the_models_of_recipes_are_loaded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of what recipes say themselves; the others of their fields stay."""
+    seen = []
+    monkeypatch.setattr("diffsteer.generate.generator.rehearse", lambda r, _: seen.extend(r))
+    monkeypatch.setattr(
+        "diffsteer.metrics.sampled.measure_recipe", lambda r, *_: 1 / seen.append(r)
+    )
+    recipe = json.loads((root / "cfg.json").read_text()) | {"dtype": "float16", "steps": 3}
+    (tmp_path / "own.json").write_text(json.dumps(recipe))
+    recipes = [str(tmp_path / "own.json"), str(root / "plain.json")]
+    rest = ["--reference", str(root / "real.npz"), "--size", "32", "--device", "cpu"]
+    rest += ["--work", str(tmp_path / "work")]
+    loras = (str(tmp_path / "a.safetensors"), f"{tmp_path / 'b.safetensors'}:0.5")
+    for name in "ab":
+        save_file({"unet.lora_A.weight": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    flags = ["--dtype", "bfloat16", "--offload", "group", "--lora", loras[0], "--lora", loras[1]]
+    for command, paths, expected in (
+        ("evaluate", recipes[:1], [("bfloat16", "group", loras, 3)]),
+        ("compare", recipes, [("bfloat16", "group", loras, n) for n in (3, 2)]),
+    ):
+        out = ["--out", str(tmp_path / command)] if command == "compare" else []
+        seen.clear()
+        with pytest.raises(TypeError, match="unsupported operand"):
+            app.cli(args=[command, *paths, *rest, *out, *flags])
+        loaded = [(r.dtype, r.offload, r.lora, r.steps) for r in seen]
+        assert loaded[: len(expected)] == expected
+        with pytest.raises(InputError, match="offload='model'"):
+            app.cli(args=[command, *paths, *rest, *out, "--offload", "model"])
+    with pytest.raises(InputError, match="is no recipe, and --dtype, --offload and --lora"):
+        app.cli(args=["evaluate", str(root / "cfg"), *rest, "--dtype", "float32"])
 
 
 def test_a_rehearsal_costs_the_first_step_and_leaves_nothing(root: Path) -> None:

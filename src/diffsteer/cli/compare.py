@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from diffsteer.cli.evaluate import known
-from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
+from diffsteer.cli.options import FEATURES, LOADING, SAMPLES, Features, Loading, Samples, loaded
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import WEIGHT, Recipe, read
 from diffsteer.io.seeds import format_number, parse_seeds
@@ -48,6 +48,7 @@ def compare(
     show: int = 6,
     resamples: int = 200,
     score: UseAppendAction[tuple[str, ...]] = (),
+    loading: OmitArgPrefixes[Loading] = LOADING,
 ) -> None:
     """Compare recipes on the same seeds and prompts: figures, cost, curves, images, one page.
 
@@ -65,17 +66,23 @@ def compare(
         resamples: For the intervals, >= 20.
         score: Also the mean of a score of each image, as for `diffsteer evaluate`; may be given
             several times.
+        loading: How the models of all recipes are loaded, in place of what they say themselves.
     """
     from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.generator import rehearse
+    from diffsteer.hf.memory import require_offload
     from diffsteer.io.atomic import owned, require_writable
+    from diffsteer.io.device import device_of
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.image_scores import named, scores_of
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib
 
     require_matplotlib()
-    entries = entries_of(recipes, weights)
+    entries = [
+        replace(entry, recipe=loaded(entry.recipe, loading))
+        for entry in entries_of(recipes, weights)
+    ]
     if resamples < 20 or show < 0:
         raise InputError(f"resamples={resamples}, show={show}: give >= 20 resamples, >= 0 to show")
     scores = scores_of(score, features.device)
@@ -84,6 +91,7 @@ def compare(
     require_writable(samples.work)
     for entry in entries:
         require_consistent(entry.recipe)
+        require_offload(entry.recipe.offload, device_of(features.device))
         require_images(entry.recipe, media_of(entry.recipe))
     extractor = features.build()
     require_comparable(reference, extractor)

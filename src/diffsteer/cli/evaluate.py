@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction
 
-from diffsteer.cli.options import FEATURES, SAMPLES, Features, Samples
+from diffsteer.cli.options import FEATURES, LOADING, SAMPLES, Features, Loading, Samples, loaded
 from diffsteer.core.errors import InputError
 from diffsteer.io.seeds import prompts_of
 
@@ -57,6 +57,7 @@ def evaluate(
     out: Path | None = None,
     score: UseAppendAction[tuple[str, ...]] = (),
     prompts: Path | None = None,
+    loading: OmitArgPrefixes[Loading] = LOADING,
 ) -> None:
     """Compare images with a reference and print every metric that it allows.
 
@@ -78,10 +79,13 @@ def evaluate(
             several times.
         prompts: File with the prompt of each image of a folder, one a line in the order of names;
             images of `diffsteer sample` hold theirs.
+        loading: How the model of a recipe is loaded, in place of what it says itself.
     """
     from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.recipe import read
+    from diffsteer.hf.memory import require_offload
     from diffsteer.io.atomic import owned_file, require_writable, write_json
+    from diffsteer.io.device import device_of
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.io.images import Pictures
     from diffsteer.io.seeds import format_seeds
@@ -94,11 +98,17 @@ def evaluate(
         raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
     asked, scores = None, scores_of(score, features.device)
     if pictures.suffix.lower() in RECIPES and not pictures.is_dir():
-        asked = read(pictures)
+        asked = loaded(read(pictures), loading)
         require_consistent(asked)
+        require_offload(asked.offload, device_of(features.device))
         require_images(asked, media_of(asked))
         require_writable(samples.work)
     else:
+        if loading != LOADING:
+            raise InputError(
+                f"{pictures} is no recipe, and --dtype, --offload and --lora say how the model of "
+                "one is loaded: leave them out"
+            )
         Pictures.at(pictures)
     extractor = features.build()
     require_comparable(reference, extractor)

@@ -1,15 +1,18 @@
 """Options that several commands take; importable without torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
+
+from docstring_parser import parse
+from tyro.conf import arg
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.recipe import NOTHING, Recipe
 from diffsteer.io.seeds import parse_seeds
 
 if TYPE_CHECKING:
-    from diffsteer.generate.recipe import Recipe
     from diffsteer.metrics.best_of_n import Score
     from diffsteer.metrics.features import Extractor
     from diffsteer.metrics.sampled import Sampled
@@ -86,7 +89,7 @@ class Samples:
 
     def measure(
         self,
-        recipe: "Recipe",
+        recipe: Recipe,
         features: Features,
         extractor: "Extractor",
         show: Path | None = None,
@@ -111,5 +114,26 @@ class Samples:
         )
 
 
-FEATURES = Features()
-SAMPLES = Samples()
+def part(name: str, doc: str, *names: str) -> Any:
+    """Dataclass of some fields of a recipe, with their descriptions; a group of options."""
+    hints = get_type_hints(Recipe, include_extras=True)
+    texts = {each.arg_name: each.description for each in parse(Recipe.__doc__ or "").params}
+    fields: list[Any] = [
+        (n, Annotated[hints[n], arg(help=texts[n])], getattr(Recipe, n)) for n in names
+    ]
+    return make_dataclass(name, fields, frozen=True, namespace={"__doc__": doc})
+
+
+if TYPE_CHECKING:
+    Loading: TypeAlias = Any
+else:
+    Loading = part("Loading", "How models are loaded.", "dtype", "offload", "lora")
+
+
+def loaded(recipe: Recipe, loading: Loading) -> Recipe:
+    """Recipe whose model is loaded as options say, where they differ from their defaults."""
+    changes = {n: v for n, v in vars(loading).items() if v != getattr(NOTHING, n)}
+    return replace(recipe, **changes)
+
+
+FEATURES, SAMPLES, LOADING = Features(), Samples(), Loading()

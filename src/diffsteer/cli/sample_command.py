@@ -1,27 +1,16 @@
 """Options of `diffsteer sample` in the order in which they matter; importable without torch."""
 
-from dataclasses import asdict, dataclass, make_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from docstring_parser import parse
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from diffsteer.cli.options import part
 from diffsteer.cli.sample import LOOP, NETWORK, PUBLISHED, Published, sample
 from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import NOTHING, Recipe
 from diffsteer.models.edm2.loop_settings import Loop
-
-
-def part(name: str, doc: str, *names: str) -> Any:
-    """Dataclass of some fields of a recipe, with their descriptions; a group of options."""
-    hints = get_type_hints(Recipe, include_extras=True)
-    texts = {each.arg_name: each.description for each in parse(Recipe.__doc__ or "").params}
-    fields: list[Any] = [
-        (n, Annotated[hints[n], arg(help=texts[n])], getattr(Recipe, n)) for n in names
-    ]
-    return make_dataclass(name, fields, frozen=True, namespace={"__doc__": doc})
-
 
 if TYPE_CHECKING:
     Method: TypeAlias = Any
