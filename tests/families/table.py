@@ -26,6 +26,9 @@ GUIDANCES = {
     "PAG": "PAG(1)",
     "SEG": "SEG(1)",
     "SAG": "SAG(0.5, on='cond')",
+    "SLG": "SLG(1)",
+    "TPG": "TPG(1)",
+    "NAG": "NAG(4)",
 }
 """Columns of the table, and the guidance that is tried."""
 PATTERNS = {
@@ -98,6 +101,12 @@ REASONS = {
     "to encode it": "its tiny pipeline has no text encoder",
     "it is not certain how": "told its time by a rule of its own: no other noise level",
     "keeps a cache": "keeps keys and values between calls: no edits of attention, no guide",
+    "are not known, so they cannot be shuffled": "places of the image's tokens unknown: no TPG",
+    "where it was measured with": "places of the image's tokens unknown: no TPG",
+    "reads a text": "reads no text: no NAG",
+    "tells the image from the text": "attends to one sample after another: no NAG",
+    "a row of tokens for each sample": "texts of several layers or frames: no NAG",
+    "evaluates both prompts in one batch": "texts of two lengths: no NAG",
     "several outputs": "several outputs: image and sound, or a cache",
 }
 """Words of an error and what the table says of it."""

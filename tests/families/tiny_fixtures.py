@@ -88,7 +88,7 @@ FAMILIES = (
         "FluxPipeline",
         "E",
         lambda: in_folder(tiny.flux),
-        lambda _: sampling(**SIZE, guidance_scale=1.0, **pooled_prompt(1)),
+        lambda _: sampling(**SIZE, guidance_scale=1.0, max_sequence_length=5, **pooled_prompt(1)),
         None,
         time="timestep = t / 1000",
         variant="distilled",

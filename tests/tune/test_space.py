@@ -1,5 +1,7 @@
 """Text of a search space, and the recipes in it."""
 
+from dataclasses import replace
+
 import pytest
 
 from diffsteer.core.errors import InputError
@@ -41,6 +43,12 @@ def test_a_field_alone_and_guidances_in_turn() -> None:
     turn = Space.parse("CFG(w) | PAG(p, layer='mid'), w=1..3, p=1..3")
     texts = [recipe.guidance for recipe in turn.examples(BASE)]
     assert len(texts) == 2 and texts[0].startswith("CFG(2") and texts[1].startswith("PAG(2")
+
+
+def test_a_guide_goes_with_the_guidance_that_asks_it() -> None:
+    turn = Space.parse("CFG(ramp(a, b)) | Auto(w), a=1..2, b=2..4, w=1..2")
+    found = [(r.guidance, r.guide) for r in turn.examples(replace(BASE, guide="pocket-guide"))]
+    assert found == [("CFG(ramp(1.5, 3.0))", ""), ("Auto(1.5)", "pocket-guide")]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ TERMS = {
     "PAG": "PAG(3)",
     "SEG": "SEG(3)",
     "SAG": "SAG(0.75)",
+    "SLG": "SLG(2.8)",
+    "TPG": "TPG(3)",
+    "NAG": "NAG(4)",
 }
 """Guidance of each column of `models.csv`."""
 

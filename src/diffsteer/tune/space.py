@@ -148,10 +148,12 @@ class Space:
         Raises:
             InputError: they do not go together, such as an interval whose end is below its start.
         """
-        text = self._guidance(values)
-        guidance = repr(parse(_filled(text, values), Guidance)) if text else base.guidance
         changes = {name: _field(name, values[name]) for name in TUNED if name in values}
-        return replace(base, guidance=guidance, **changes)
+        if text := self._guidance(values):
+            guidance = parse(_filled(text, values), Guidance)
+            changes["guidance"] = repr(guidance)
+            changes["guide"] = base.guide if "guide" in guidance.networks() else ""
+        return replace(base, **changes)
 
     def examples(self, base: Recipe) -> Iterator[Recipe]:
         """Recipes from the middle of the space, one of each guidance."""
