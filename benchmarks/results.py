@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from claims import claims_page
 from diffsteer_lab.demo import CREDIT
 from diffsteer_lab.noise_analysis.experiments import REFINED
 from diffsteer_lab.noise_analysis.spectrum import TENTHS
 
+UNMASKED = (
+    "**Distances of this section were taken without a mask and measure grain as well as content "
+    "([which distance to take](evaluate.md#what-a-distance-sees)): they decide no claim.**"
+)
 OUT = Path(__file__).parent.parent / "docs" / "results"
 
 
@@ -116,6 +121,8 @@ def sag_page(found: dict[str, Any]) -> list[str]:
         f"{found['steps']} steps of {found['sampler']}; columns as above, and how much more FD is "
         "than without SAG on the same seeds, with a 95 % interval of 200 paired resamples.",
         "",
+        UNMASKED,
+        "",
         "| guidance | FD | precision | recall | background | edges | FD, more than without |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -147,6 +154,8 @@ def refined_page(found: dict[str, Any]) -> list[str]:
         "which refining lowers it, range by range. Strength was chosen by FD on training captions, "
         f"seeds {found['choice seeds']}.",
         "",
+        UNMASKED,
+        "",
         "| | guidance | strength | FD | precision | recall | background | group | edges | rows |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -177,6 +186,8 @@ def rivals_page(found: dict[str, Any]) -> list[str]:
         "nothing. The best of 4 is that by the probe, whose own share of right groups is no "
         "evidence for it. Noise level guidance can do nothing at zero terminal SNR: it is shown on "
         "`pocket-eps`, the flawed model.",
+        "",
+        UNMASKED,
         "",
         "| | FD | precision | recall | background | group | edges | rows |",
         "|---|---|---|---|---|---|---|---|",
@@ -386,10 +397,13 @@ def main() -> None:
         "split where nothing else is said), with the models that ship, networks in bfloat16. What "
         f"holds for this model of 64 x 64 emoji need not hold for another. {CREDIT}",
     ]
+    toy = OUT / "toy.md"
+    text = toy.read_text("utf-8") if toy.exists() else ""
+    parts += claims_page(found, text)
     for name, figures in found.items():
         parts += PAGES[name](figures)
-    if (OUT / "toy.md").exists():
-        parts += toy_page((OUT / "toy.md").read_text("utf-8"))
+    if text:
+        parts += toy_page(text)
     if "brightness" in found:
         plot(found["brightness"], OUT / "brightness.png")
     (OUT.parent / "results.md").write_text("\n".join(parts) + "\n", "utf-8")
