@@ -7,7 +7,7 @@ import torch
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.conditions import StepParts
-from diffsteer.hf.step_calls import Call, Form, probe
+from diffsteer.hf.probed_calls import Call, Form, probe
 
 SHAPE = (3, 4, 5, 5)
 

@@ -57,14 +57,14 @@ def test_cfg_is_the_pipelines_own_true_cfg(flux, kind: str, distilled: bool) -> 
     assert (want - empty).abs().max() > 1e-2
 
 
-def test_the_null_prompt_is_encoded_once(flux) -> None:
+def test_the_null_prompt_is_encoded_once_a_call(flux) -> None:
     pipe = flux()
     calls = []
     pipe.text_encoder_2.register_forward_pre_hook(lambda *_: calls.append(1))
     with steer(pipe, CFG(4), null="a blue dog"):
         got = sampled(pipe)
         sampled(pipe, PROMPTS[:1])
-    assert len(calls) == 3
+    assert len(calls) == 4
     negative = {"negative_prompt": ["a blue dog"] * 2, "true_cfg_scale": 4.0}
     torch.testing.assert_close(got, sampled(pipe, **negative), atol=1e-4, rtol=1e-5)
     calls.clear()

@@ -20,8 +20,8 @@ from torch import Tensor
 from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
 from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.first_call import conditions, first_call
 from diffsteer.hf.network import PipelineNetwork, network_of
+from diffsteer.hf.prompt_conditions import conditions, first_call
 from diffsteer.refine import noise_registry
 from diffsteer.refine.heads import HEADS
 from diffsteer.refine.hook import refine

@@ -259,7 +259,7 @@ def test_the_task_learns_by_the_gradient_that_it_says(
     got = torch.autograd.grad(task(**batch)["loss"], parameters)
     model_, cond = task.refiner.model, None
 
-    from diffsteer.hf.first_call import conditions
+    from diffsteer.hf.prompt_conditions import conditions
 
     cond = {"cond": conditions(task.pipe, [task.source[2].caption])}
     x = task.refiner(batch["noise"], cond)
@@ -350,7 +350,7 @@ def test_the_penalty_pulls_the_change_back(model: str, stored: Path, tmp_path: P
         batch = {k: v[None] for k, v in task.example(0, 2, task.source[2], 0).items()}
         losses, parameters = task(**batch), list(task.trained().values())
         parts[penalty] = (losses, torch.autograd.grad(losses["loss"], parameters))
-    from diffsteer.hf.first_call import conditions
+    from diffsteer.hf.prompt_conditions import conditions
 
     cond = {"cond": conditions(task.pipe, [task.source[2].caption])}
     change = (task.refiner(batch["noise"], cond) - batch["noise"]).square().mean()

@@ -177,7 +177,7 @@ def _scales(
     scale = 2.0 if guided else _unguided(pipe)
     if "true_cfg_scale" in takes:
         family = known_family(network)
-        if not guided or (family and family.encoded):
+        if not guided or (family and "null" not in family.halves):
             return {}
         return {"true_cfg_scale": scale, "negative_prompt": [negative] * count}
     embedded = getattr(network, "config", {}).get("guidance_embeds")

@@ -14,8 +14,8 @@ from diffsteer.generate.call import call_of
 from diffsteer.generate.outputs import images_of
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.conditioning import seeded
-from diffsteer.hf.first_call import first_call
 from diffsteer.hf.hooks import replaced
+from diffsteer.hf.prompt_conditions import first_call
 from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.timesteps import Predicted, predicted
 from diffsteer.refine.hook import started_from

@@ -31,8 +31,6 @@ class Family:
         text_first: Whether text comes before the image in layers that attend to both.
         packed: Whether the sample is `(B, H/2 W/2, 4 C)`: patches of 2 x 2 in a row.
         flow_time: What it is told at the noisy end of a flow.
-        encoded: Arguments that the pipeline's `encode_prompt` returns, in order, where the pipeline
-            never sends the null prompt in the same call.
         null_class: Class of the null condition where the scheduler steps both halves (DiT).
     """
 
@@ -43,7 +41,6 @@ class Family:
     text_first: bool = False
     packed: bool = False
     flow_time: float = 1000.0
-    encoded: tuple[str, ...] = ()
     null_class: int | None = None
 
     @property
@@ -208,7 +205,6 @@ FAMILIES: Mapping[str, Family] = {
         text_first=True,
         packed=True,
         flow_time=1.0,
-        encoded=("encoder_hidden_states", "pooled_projections", "txt_ids"),
     ),
 }
 """Families by the class of their network."""

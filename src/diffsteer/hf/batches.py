@@ -20,8 +20,8 @@ from diffsteer.guidance.batching import rows_of
 from diffsteer.hf.architectures import known_family, packed, size_of, unpacked
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.network import uncompiled, unwrap_compiled
+from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.stacking import by_length, put_together, stackable, with_shared
-from diffsteer.hf.step_calls import Call
 from diffsteer.hf.timesteps import LOSSY
 from diffsteer.hf.views import View
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
+from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.stacking import form
-from diffsteer.hf.step_calls import Call
 from diffsteer.hf.timesteps import LOSSY
 from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
 

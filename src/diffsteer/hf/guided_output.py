@@ -30,9 +30,9 @@ from diffsteer.hf.conditions import Part
 from diffsteer.hf.guide_fit import check_residuals
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.network import unwrap_compiled
+from diffsteer.hf.probed_calls import Call, certain
 from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.second_text import second
-from diffsteer.hf.step_calls import Call, certain
 from diffsteer.hf.time_arguments import RULES, TimeArgument, Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker, next_level
 

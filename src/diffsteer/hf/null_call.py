@@ -20,7 +20,8 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.hooks import Replaced, replaced
-from diffsteer.hf.step_calls import Call
+from diffsteer.hf.probed_calls import Call
+from diffsteer.hf.stacking import equal
 
 NEGATIVE = "negative_"
 """What the names of arguments for the null prompt begin with."""
@@ -87,6 +88,11 @@ class NullCall:
             first: Call for the prompt that began this sampling.
             now: Call for the prompt in this step.
         """
+        if "ip_adapter_image_embeds" in (now.arguments.get("joint_attention_kwargs") or {}):
+            raise InputError(
+                "the guidance asks for the null prompt, and this pipeline says what its image "
+                "prompt (IP-Adapter) is without one only later: guide without CFG, or without it"
+            )
         if self._changes is None:
             null = self._repeated()
             if len(null.inputs) != len(first.inputs):
@@ -97,7 +103,7 @@ class NullCall:
             self._changes = {
                 name: value
                 for name, value in null.arguments.items()
-                if not _equal(value, first.arguments.get(name))
+                if not equal(value, first.arguments.get(name))
             }
             self._inputs = None if null.inputs.shape == first.inputs.shape else null.inputs
         inputs = now.inputs if self._inputs is None else self._inputs
@@ -107,6 +113,11 @@ class NullCall:
     def _repeated(self) -> Call:
         """First call of the network where the pipeline is called with the null prompt."""
         if self._noted is None:
+            if "prompt" in inspect.signature(type(self.pipe).__call__).parameters:
+                raise InputError(
+                    "the guidance asks for the null prompt, and this network was called without a "
+                    "prompt of its pipeline: call the pipeline"
+                )
             raise InputError(
                 f"the guidance asks for the null prompt, which {type(self.pipe).__name__} neither "
                 f"sends nor encodes: {ASK}"
@@ -204,15 +215,3 @@ def _restored(value: Any, states: Mapping[int, Tensor]) -> Any:
     if not isinstance(value, torch.Generator):
         return value
     return torch.Generator(value.device).set_state(states[id(value)])
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two arguments of a network are equal, tensors by value."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and bool(torch.equal(a, b))
-    if isinstance(a, Mapping):
-        return isinstance(b, Mapping) and _equal(list(a.items()), list(b.items()))
-    if isinstance(a, list | tuple):
-        alike = isinstance(b, list | tuple) and len(a) == len(b)
-        return alike and all(_equal(v, w) for v, w in zip(a, b, strict=True))
-    return a is b or bool(a == b)

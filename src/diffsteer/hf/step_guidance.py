@@ -1,6 +1,6 @@
 """Guidance of the networks of a pipeline, at the steps of its scheduler.
 
-Every call of a network is answered with a probe (`step_calls`). When the pipeline steps its
+Every call of a network is answered with a probe (`probed_calls`). When the pipeline steps its
 scheduler, all conditions are known (`conditions`); the guidance is evaluated then, and the
 scheduler steps by its output (`guided_output`). What the pipeline does to the sum of both
 conditions (a scale, a norm) has no effect. A pipeline whose model output is not made of the probes
@@ -35,10 +35,9 @@ from diffsteer.hf.network import (
     unwrap_compiled,
 )
 from diffsteer.hf.null_call import NullCall
-from diffsteer.hf.null_prompt import Prompts
+from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.stacking import signature
-from diffsteer.hf.step_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.time_arguments import Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker
 from diffsteer.hf.views import fitted
@@ -86,7 +85,7 @@ class StepGuidance:
         self._calls: list[Call] = []
         self._measured: StepParts | None = None
         self._parts: Mapping[str, Part] = {}
-        self._null: Prompts | NullCall | None = null_of(pipe, null)
+        self._null: NullCall | None = null_of(pipe, null)
         self._first: list[Call] = []
         self._replaced, self._awaited, self._awaiting = ExitStack(), ExitStack(), False
 
@@ -120,7 +119,7 @@ class StepGuidance:
         """Stand in for a network's forward: note the call and answer it with a probe."""
         if self._guided.batches.evaluating:  # called by ourselves, so that hooks of the network act
             return forward(*args, **kwargs)
-        if isinstance(self._null, NullCall) and self._null.repeating:
+        if self._null is not None and self._null.repeating:
             self._null.reach(Call.read(network, bind_arguments(network, args, kwargs)))
         in_run = self._runs.check() or hasattr(self.pipe, "update_components")
         starts = self._check(network)
@@ -165,7 +164,7 @@ class StepGuidance:
             self._release()
             self._measured, self._parts, self._first = None, {}, []
             self._guided.begin(network)
-            if isinstance(self._null, NullCall):
+            if self._null is not None:
                 self._null.begin()
         self._times()  # of a scheduler that can be steered
         if len(self._calls) == MOST_CALLS:
@@ -264,14 +263,11 @@ class StepGuidance:
         return step(*args, **kwargs)
 
 
-def null_of(pipe: Any, null: str) -> "Prompts | NullCall | None":
-    """What makes the null prompt where a pipeline does not send it; None where it can send it."""
+def null_of(pipe: Any, null: str) -> NullCall | None:
+    """Calls for the null prompt; None of families whose pipelines send it in the same call."""
     family = known_family(unwrap_compiled(network_of(pipe)))
-    if family is None:
-        return NullCall(pipe, null)
-    if family.encoded and hasattr(pipe, "encode_prompt"):
-        return Prompts(pipe, null, family.encoded)
-    return None
+    apart = family is None or ("null" not in family.halves and hasattr(pipe, "encode_prompt"))
+    return NullCall(pipe, null) if apart else None
 
 
 def networks_of(pipe: Any) -> list[Any]:

@@ -24,7 +24,6 @@ from diffsteer.core.parse import parse
 from diffsteer.guidance.batching import chunks, rows_of
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.batch_conditions import BatchedCall, shifted
-from diffsteer.hf.first_call import conditions, require_prompts
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import (
     PipelineNetwork,
@@ -33,6 +32,7 @@ from diffsteer.hf.network import (
     network_of,
     unwrap_compiled,
 )
+from diffsteer.hf.prompt_conditions import conditions, require_prompts
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.timesteps import StepTracker
 from diffsteer.hf.views import fitted

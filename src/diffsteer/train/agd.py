@@ -22,9 +22,9 @@ from diffsteer.generate.call import call_of
 from diffsteer.generate.outputs import images_of
 from diffsteer.generate.pipelines import configured
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.first_call import conditions
 from diffsteer.hf.load import load
 from diffsteer.hf.network import PipelineNetwork
+from diffsteer.hf.prompt_conditions import conditions
 from diffsteer.refine.lora import adaptable
 from diffsteer.refine.metadata import fingerprint
 from diffsteer.train.lora import add_lora, lora_part, save_lora

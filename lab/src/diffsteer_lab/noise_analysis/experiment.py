@@ -20,9 +20,9 @@ from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import packed, size_of, unpacked
-from diffsteer.hf.first_call import first_call, require_prompts, sampled_on
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.network import PipelineNetwork, network_replaced
+from diffsteer.hf.prompt_conditions import first_call, require_prompts, sampled_on
 from diffsteer.metrics.features import Extractor
 from diffsteer.refine.hook import Refine, opened
 from diffsteer.refine.nlg import TrainingFreeRefiner

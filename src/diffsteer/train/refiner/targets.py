@@ -20,8 +20,8 @@ from diffsteer.core.noise import Noise
 from diffsteer.generate.from_noise import noise_shape, predictions, sample_from_noise
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.first_call import require_prompts
 from diffsteer.hf.network import network_of, unwrap_compiled
+from diffsteer.hf.prompt_conditions import require_prompts
 from diffsteer.hf.timesteps import Predicted
 from diffsteer.io.hashing import differences, digest
 from diffsteer.io.shards import MANIFEST, BrokenShard, Shard, ShardFolder

@@ -22,9 +22,9 @@ from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.outputs import images_of
 from diffsteer.generate.pipelines import configured
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.first_call import conditions, require_prompts, sampled_on
 from diffsteer.hf.load import load
 from diffsteer.hf.load import network as guide_network
+from diffsteer.hf.prompt_conditions import conditions, require_prompts, sampled_on
 from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import prompts_of

@@ -1,4 +1,4 @@
-"""First call that a pipeline makes of its network, which holds all that the network is told."""
+"""Conditions that a pipeline makes of prompts, read from the first call of its network."""
 
 from collections.abc import Sequence
 from copy import copy
