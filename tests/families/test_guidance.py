@@ -12,9 +12,10 @@ from torch import Tensor
 
 from diffsteer import steer
 from diffsteer.core.errors import InputError
+from diffsteer.guidance import sag
 from diffsteer.guidance.attention_edits import Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
-from diffsteer.hf.architectures import by_sdpa
+from diffsteer.hf.architectures import by_sdpa, packed, patch_of
 from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
@@ -379,6 +380,32 @@ def test_sag(family: TinyFamily) -> None:
     if name not in ("CogView4", "HunyuanImage", "UNetMotion", "Wan", "TextToVideoSD", "ZImage"):
         pytest.skip("blurs as others do")
     assert not close(sampled(family, "SAG(1, on='cond')"), sampled(family, "CFG(1)"))
+
+
+@pytest.mark.parametrize("name", ["QwenImage", "QwenImage21"])
+def test_tokens_that_are_packed_patches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAG blurs the image that the pipeline packs; with a norm of each token it is refused."""
+    family, images = named(name), []
+    pipe = built(family)
+    own = sag.blur
+    monkeypatch.setattr(sag, "blur", lambda x, *a: images.append(x) or own(x, *a))
+    plain = sampled(family, "CFG(1)")
+    blurred = sampled(family, "SAG(1, on='cond', mask='global')")
+    assert not close(blurred, plain)
+    (shape,) = {x.shape[1:] for x in images}
+    assert len(shape) == 3 and shape[1] == shape[2]
+    tokens = pipe._pack_latents(images[0], 1, *shape)
+    assert tokens.shape == plain.shape
+    assert torch.equal(packed(images[0], patch_of(pipe)), tokens)
+    assert close(sampled(family, "FDG(4, 4)"), sampled(family, "CFG(4)"))
+    with pytest.raises(InputError, match="SAG blurs images"):
+        sampled(family, "SAG(1, on='cond') + CFGNorm(2)")
+
+
+@pytest.mark.parametrize("guidance", ["PAG(1, on='null')", "SEG(1, on='null')"])
+def test_a_network_of_the_null_prompt_is_not_edited(guidance: str) -> None:
+    with pytest.raises(InputError, match="has another network for the null prompt"):
+        sampled(named("Ideogram4"), guidance)
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in MODULAR])

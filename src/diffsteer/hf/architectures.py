@@ -1,11 +1,12 @@
 """One row a model family of diffusers: what its pipelines send to the network, in which order."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -159,18 +160,28 @@ def by_sdpa(layer: Any) -> Iterator[None]:
         yield
 
 
-def unpacked(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put tokens, `(B, h w, 4 C)`, at their places, `(B, C, 2 h, 2 w)`."""
-    h, w = size
-    patches = tokens.reshape(len(tokens), h, w, -1, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, 2 * h, 2 * w)
+def unpacked(tokens: Tensor, size: Sequence[int], patch: int = 2) -> Tensor:
+    """Put tokens of a patch each, `(B, h w, 4 C)`, at their places, `(B, C, 2 h, 2 w)`."""
+    (h, w), p = size, patch
+    patches = tokens.reshape(len(tokens), h, w, -1, p, p)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, p * h, p * w)
 
 
-def packed(image: Tensor) -> Tensor:
+def packed(image: Tensor, patch: int = 2) -> Tensor:
     """Inverse of `unpacked`."""
-    b, c, h, w = image.shape
-    patches = image.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(b, h // 2 * (w // 2), 4 * c)
+    (b, c, h, w), p = image.shape, patch
+    patches = image.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(b, h // p * (w // p), p * p * c)
+
+
+def patch_of(pipe: Any) -> int:
+    """Side of the patches of an image that a pipeline packs into tokens; 0 where it packs none."""
+    image = torch.arange(64.0).reshape(1, 4, 4, 4)
+    try:
+        tokens = pipe._pack_latents(image, 1, 4, 4, 4)
+    except (AttributeError, TypeError):  # of videos, layers, or patches that are channels already
+        return 0
+    return next((p for p in (2, 1) if torch.equal(packed(image, p), tokens)), 0)
 
 
 def size_of(ids: Tensor, tokens: int) -> tuple[int, int]:

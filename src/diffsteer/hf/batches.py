@@ -9,6 +9,7 @@ there is, every condition is evaluated in a batch like that of its call.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from diffsteer.core.level import upcast
 from diffsteer.guidance.batching import rows_of
 from diffsteer.hf.architectures import known_family, packed, size_of, unpacked
 from diffsteer.hf.conditions import Part
+from diffsteer.hf.image_tokens import grids_of
 from diffsteer.hf.network import uncompiled, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.stacking import by_length, put_together, stackable, with_shared
@@ -40,18 +42,23 @@ class Layout:
         arguments: Of its call, at the time of the step.
         tree: The same, with rows apart; None where batches are like that of the call.
         grid: Height and width of packed samples in tokens.
+        patch: Side of the patch that is a token.
     """
 
     part: Part
     arguments: Mapping[str, Any]
     tree: Mapping[str, Any] | None
-    grid: tuple[int, int] | None
+    grid: tuple[int, ...] | None
+    patch: int = 2
 
     @classmethod
-    def of(cls, part: Part, arguments: Mapping[str, Any], divided: bool) -> "Layout":
-        """Layout of a part of a call."""
+    def of(
+        cls, part: Part, arguments: Mapping[str, Any], divided: bool, patch: int = 0
+    ) -> "Layout":
+        """Layout of a part of a call, of a pipeline that packs patches of images into tokens."""
         network, rows = unwrap_compiled(part.call.module), len(part.call.inputs)
-        grid, tree = None, None
+        tree = None
+        grid: tuple[int, ...] | None = None
         with suppress(InputError):  # rows of several forms
             tree = by_length(arguments, rows) if divided else None
         if (family := known_family(network)) is not None:
@@ -59,13 +66,23 @@ class Layout:
         if family is not None and family.packed:
             start, count = part.taken.start, part.sample.shape[1]
             grid = size_of(arguments["img_ids"][..., start : start + count, :], count)
-        return cls(part, arguments, tree, grid)
+        elif patch and part.sample.ndim == 3:
+            count = part.sample.shape[1]
+            grid = next((g for g in grids_of(arguments) if prod(g) == count), None)
+        return cls(part, arguments, tree, grid, patch or 2)
 
     @property
     def sample(self) -> Tensor:
         """Sample, `(B, *D)`, unpacked, in float32 or wider."""
-        x = self.part.sample
-        return upcast(x if self.grid is None else unpacked(x, self.grid))
+        return self.unpacked(upcast(self.part.sample))
+
+    def unpacked(self, x: Tensor) -> Tensor:
+        """Samples, `(B, *D)`, with packed tokens at their places."""
+        return x if self.grid is None else unpacked(x, self.grid, self.patch)
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Inverse of `unpacked`."""
+        return x if self.grid is None else packed(x, self.patch)
 
     def condition(self, base: "Layout") -> "RowsOf":
         """Condition of this part, by the layout of another where that fits it as well."""
@@ -144,13 +161,11 @@ class Batches:
         """
         ((layout, tree),) = cond.items()
         starting, self.starting = self.starting, False
-        x = x if layout.grid is None else packed(x)
         if layout.tree is None:
             out = self._in_call(layout, x, network, told)
         else:
-            out = self._in_rows(layout, tree, x, network, told, starting)
-        out = layout.part.model_output(out)
-        return out if layout.grid is None else unpacked(out, layout.grid)
+            out = self._in_rows(layout, tree, layout.packed(x), network, told, starting)
+        return layout.unpacked(layout.part.model_output(out))
 
     def _in_rows(
         self,
@@ -209,9 +224,10 @@ class Batches:
         plain, key = told is None and not self._tapping, (call, x.data_ptr(), network)
         if plain and key in self._outputs:
             return self._outputs[key][1][part.rows]
-        if plain and network is None and call.out is not None and torch.equal(x, part.sample):
+        given = layout.packed(x)
+        if plain and network is None and call.out is not None and torch.equal(given, part.sample):
             return call.out[part.rows]
-        out = self.in_call(layout, x, network, told)
+        out = self.in_call(layout, given, network, told)
         if plain:
             self._outputs[key] = x, out  # the samples are kept, and so their place
         return out[part.rows]

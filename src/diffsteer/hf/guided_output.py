@@ -13,8 +13,11 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance import Guidance
+from diffsteer.guidance.cfg_variants import CFGNorm
 from diffsteer.guidance.denoiser import Denoiser, Network
+from diffsteer.guidance.frequency import FDG, FreSca
 from diffsteer.guidance.memory import Store
+from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
 from diffsteer.hf.architectures import (
@@ -22,7 +25,6 @@ from diffsteer.hf.architectures import (
     by_sdpa,
     check_branch,
     known_family,
-    packed,
     text_attention,
 )
 from diffsteer.hf.batches import Batches, Layout, NotDivided, RowsOf
@@ -81,10 +83,17 @@ class GuidedOutput:
         guidance: What guides.
         guide: For autoguidance, a second network for the same latents and conditions.
         max_rows: Most rows of one pass of a network.
+        patch: Side of the patches of an image that the pipeline packs into tokens, or 0.
     """
 
-    def __init__(self, owner: str, guidance: Guidance, guide: Any, max_rows: int | None) -> None:
+    def __init__(
+        self, owner: str, guidance: Guidance, guide: Any, max_rows: int | None, patch: int = 0
+    ) -> None:
         self.owner, self.guidance, self.guide, self.max_rows = owner, guidance, guide, max_rows
+        parts = tuple(guidance.parts())
+        norms = any(isinstance(part, CFGNorm) for part in parts)  # which is of each token
+        images = any(isinstance(part, SAG | FDG | FreSca) for part in parts)
+        self._patch = patch if images and not norms else 0
         self.batches = Batches(max_rows)
         self._times = TimeArgument()
         self._seeds: tuple[int, ...] = ()
@@ -126,7 +135,8 @@ class GuidedOutput:
             self._seeds = seeds_of(x)
         if now.step.first:
             self._memory = Store()
-        nets = {"main": self._network(None, layout, now)}
+        main = self._network(None, layout, now)
+        nets = {"main": replace(main, check=partial(self._check_branch, parts, main.check))}
         if self.guide is not None:
             own = self.guide is layout.part.call.module
             nets["guide"] = nets["main"] if own else self._network(self.guide, layout, now)
@@ -142,7 +152,7 @@ class GuidedOutput:
         out = now.timeline.direction * out
         if base.variance is not None:
             out = torch.cat([out, base.variance], dim=1)
-        return out if layout.grid is None else packed(out)
+        return layout.packed(out)
 
     def _check(self, layout: Layout, x: Tensor, now: Now) -> None:
         """Check what can be known before anything is evaluated."""
@@ -162,6 +172,18 @@ class GuidedOutput:
                     "frames SAG cannot tell: take PAG or SEG, or another number of frames"
                 )
 
+    def _check_branch(
+        self, parts: Mapping[str, Part], check: Callable[[Branch], None], branch: Branch
+    ) -> None:
+        """Refuse to look into a network that answers for another condition alone (Ideogram 4)."""
+        changed = branch.edits or branch.record or branch.adapter
+        if changed and parts[branch.cond].call.module is not parts["cond"].call.module:
+            raise InputError(
+                f"{self.owner} has another network for the {branch.cond} prompt, and a guidance "
+                "changes and reads the one of the prompt alone: guide under the prompt, on='cond'"
+            )
+        check(branch)
+
     def _dry_run(self, denoiser: Denoiser, x: Tensor, now: Now) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first."""
         for step, time in now.tracker.remaining():
@@ -174,7 +196,7 @@ class GuidedOutput:
         if part.call.time != now.time:  # the null prompt of an earlier step
             count = now.timeline.count
             arguments = self._times.told(arguments, now.time, part.call.time, count)
-        return Layout.of(part, arguments, self.batches.divides(part.call))
+        return Layout.of(part, arguments, self.batches.divides(part.call), self._patch)
 
     def _cond(self, parts: Mapping[str, Part], name: str, base: Layout, now: Now) -> RowsOf:
         part = parts[name]

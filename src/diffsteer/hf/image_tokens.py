@@ -297,8 +297,9 @@ def grids_of(arguments: Mapping[str, Any]) -> list[Size]:
     grids: list[Size] = []
     for name, value in arguments.items():
         if isinstance(value, Tensor) and name.endswith("ids") and value.ndim >= 2:
-            last = value.reshape(-1, value.shape[-1])[:, -2:].amax(dim=0).tolist()
-            grids += [(int(last[0]) + 1, int(last[1]) + 1)] if len(last) == 2 else []
+            places = value.reshape(-1, value.shape[-1])[:, -2:]
+            size = (places.amax(dim=0) - places.amin(dim=0) + 1).tolist()
+            grids += [(int(size[0]), int(size[1]))] if len(size) == 2 else []
         while isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple):
             value = value[0]
         if isinstance(value, list | tuple) and 2 <= len(value) <= 3 and "shape" in name:

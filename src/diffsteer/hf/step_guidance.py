@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import Guidance
-from diffsteer.hf.architectures import known_family
+from diffsteer.hf.architectures import known_family, patch_of
 from diffsteer.hf.batch_conditions import BatchedCall, conditions_in_batch, counting_processor
 from diffsteer.hf.conditions import Part, StepParts
 from diffsteer.hf.guide_fit import check_guide
@@ -77,7 +77,7 @@ class StepGuidance:
         self.active, self.stepped = False, _nothing
         if guide is not None:
             check_guide(networks_of(pipe)[0], guide)
-        self._guided = GuidedOutput(self._owner, guidance, guide, max_rows)
+        self._guided = GuidedOutput(self._owner, guidance, guide, max_rows, patch_of(pipe))
         self._tracker = StepTracker()
         self._timeline: tuple[Any, Timeline] | None = None
         self._forms: dict[Any, Form] = {}
