@@ -60,6 +60,26 @@ def unet(
     ).eval()
 
 
+def shallow_unet() -> Any:
+    """A UNet of one block down and one up, which is compiled in a fraction of the time."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(1)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("UpBlock2D",),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).eval()
+
+
 def vae() -> Any:
     from diffusers import AutoencoderKL
 

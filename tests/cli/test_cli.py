@@ -8,32 +8,29 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from interrupt import command
 
 from diffsteer.cli.main import COMMANDS, app
 from diffsteer.cli.schedule import show
-
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "diffsteer.cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def table(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.strip()[:3].strip().isdigit()]
 
 
-def test_schedule(tmp_path: Path) -> None:
+def test_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "out.png"
-    done = run("schedule", "sd", "--zero-snr", "--steps", "10", "--plot", str(plot))
-    assert done.returncode == 0, done.stderr
-    rows = table(done.stdout)
+    command("schedule", "sd", "--zero-snr", "--steps", "10", "--plot", str(plot))
+    rows = table(capsys.readouterr().out)
     assert [r[1] for r in rows] == [str(t) for t in range(999, 0, -100)]
     assert rows[0][2:] == ["0.000000", "1.000000", "0", "inf"]
     assert plot.read_bytes().startswith(b"\x89PNG") and [*tmp_path.iterdir()] == [plot]
 
 
 def test_mistakes_end_in_one_line() -> None:
-    done = run("schedule", "nowhere")
+    """Of a program of its own, to its error output."""
+    words = [sys.executable, "-m", "diffsteer.cli", "schedule", "nowhere"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.startswith("diffsteer: 'nowhere' is neither a schedule (sd, linear,")
     assert done.stderr.count("\n") == 1
@@ -109,12 +106,12 @@ def test_more_mistakes(tmp_path: Path) -> None:
         shown("sd", steps=0)
 
 
-def test_plan() -> None:
-    done = run("plan", "CFG(6) + PAG(3) + SAG(0.75).within(0, 2)", "--steps", "10")
-    assert done.returncode == 0, done.stderr
-    assert "steps 1 to 5 (sigma/alpha 14.6 to 2.28): main: 3 rows in 1 pass" in done.stdout
-    assert "steps 6 to 10 (sigma/alpha 1.61 to 0.342): main: 4 rows in 2 passes" in done.stdout
-    assert "In all main: 35 rows in 15 passes; without guidance main: 10 rows." in done.stdout
+def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    command("plan", "CFG(6) + PAG(3) + SAG(0.75).within(0, 2)", "--steps", "10")
+    printed = capsys.readouterr().out
+    assert "steps 1 to 5 (sigma/alpha 14.6 to 2.28): main: 3 rows in 1 pass" in printed
+    assert "steps 6 to 10 (sigma/alpha 1.61 to 0.342): main: 4 rows in 2 passes" in printed
+    assert "In all main: 35 rows in 15 passes; without guidance main: 10 rows." in printed
 
 
 def test_a_model_that_ships_has_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,14 +120,14 @@ def test_a_model_that_ships_has_a_schedule(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_plan_of_nonsense() -> None:
-    done = run("plan", "CFG(6) + Magic(2)")
-    assert done.returncode == 1 and "unknown Guidance 'Magic'; there are ADG, APG" in done.stderr
+    with pytest.raises(SystemExit, match="unknown Guidance 'Magic'; there are ADG, APG"):
+        command("plan", "CFG(6) + Magic(2)")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Options of parts of a command may not share a name."""
     with pytest.raises(SystemExit) as stopped:
-        app.cli(args=[command, "--help"], prog="diffsteer")
+        app.cli(args=[name, "--help"], prog="diffsteer")
     assert stopped.value.code == 0
-    assert f"diffsteer {command}" in capsys.readouterr().out
+    assert f"diffsteer {name}" in capsys.readouterr().out

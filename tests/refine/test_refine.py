@@ -105,43 +105,38 @@ def embedded(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def families(folder: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """A pipeline of each family and how it is called."""
-    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    euler = diffusers.EulerDiscreteScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
-    )
+def family(folder: Path, name: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline and how it is called."""
     text = {"prompt": PROMPTS, "guidance_scale": 1.0}
     latent = {"output_type": "latent"}
-    mask = {"prompt_attention_mask": torch.ones(2, 7)}
-    return {
-        "SD": (tiny.stable_diffusion(ddim(), folder), text | latent),
-        "SD, halves": (
-            tiny.stable_diffusion(ddim(), folder),
-            text | latent | {"guidance_scale": 4},
-        ),
-        "SD, Euler": (tiny.stable_diffusion(euler, folder), text | latent),
-        "SDXL": (tiny.sdxl(ddim(), folder), text | latent),
-        "SD3": (tiny.sd3(flow), embedded() | latent | {"guidance_scale": 1.0}),
-        "Flux": (tiny.flux(folder), text | latent | {"height": 16, "width": 16}),
-        "Flux, both": (
-            tiny.flux(folder),
-            text
-            | latent
-            | {"height": 16, "width": 16, "true_cfg_scale": 3.0, "negative_prompt": ["b"] * 2},
-        ),
-        "PixArt": (
-            tiny.pixart(ddim()),
-            {"prompt_embeds": embedded()["prompt_embeds"]}
-            | latent
-            | mask
-            | {"guidance_scale": 1.0, "prompt": None, "negative_prompt": None}
-            | {"use_resolution_binning": False, "height": 16, "width": 16},
-        ),
-        "DiT": (tiny.dit(ddim()), {"class_labels": [3, 5], "guidance_scale": 1.0}),
-        "DiT, halves": (tiny.dit(ddim()), {"class_labels": [3, 5], "guidance_scale": 4.0}),
-        "pixels": (tiny.unconditional(ddim()), {"batch_size": 2}),
-    }
+    size = {"height": 16, "width": 16}
+    both = {"true_cfg_scale": 3.0, "negative_prompt": ["b"] * 2}
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    match name.partition(",")[0]:
+        case "SD":
+            scheduler = euler() if "Euler" in name else ddim()
+            scale = {"guidance_scale": 4} if "halves" in name else {}
+            return tiny.stable_diffusion(scheduler, folder), text | latent | scale
+        case "SDXL":
+            return tiny.sdxl(ddim(), folder), text | latent
+        case "SD3":
+            return tiny.sd3(flow), embedded() | latent | {"guidance_scale": 1.0}
+        case "Flux":
+            return tiny.flux(folder), text | latent | size | (both if "both" in name else {})
+        case "PixArt":
+            given = {"prompt_embeds": embedded()["prompt_embeds"], "prompt": None}
+            given |= {"prompt_attention_mask": torch.ones(2, 7), "negative_prompt": None}
+            given |= {"guidance_scale": 1.0, "use_resolution_binning": False}
+            return tiny.pixart(ddim()), given | latent | size
+        case "DiT":
+            scale = 4.0 if "halves" in name else 1.0
+            return tiny.dit(ddim()), {"class_labels": [3, 5], "guidance_scale": scale}
+    return tiny.unconditional(ddim()), {"batch_size": 2}
+
+
+def euler() -> Any:
+    settings = {k: v for k, v in SD.items() if k != "clip_sample"}
+    return diffusers.EulerDiscreteScheduler(**settings)
 
 
 NAMES = ["SD", "SD, halves", "SD, Euler", "SDXL", "SD3", "Flux", "Flux, both", "PixArt", "DiT"]
@@ -158,7 +153,7 @@ def results(pipe: Any, seeds: list[int], **call: Any) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_sampling_starts_from_what_noise_is_refined_to(folder: Path, name: str) -> None:
     """Noise of seeds 0 and 1, refined to that of 2 and 3, gives the samples of 2 and 3."""
-    pipe, call = families(folder)[name]
+    pipe, call = family(folder, name)
     want = results(pipe, [2, 3], **call)
     generators = [torch.Generator().manual_seed(seed) for seed in (2, 3)]
     start = {"generator": generators, "num_inference_steps": 3}
@@ -183,7 +178,7 @@ def test_sampling_starts_from_what_noise_is_refined_to(folder: Path, name: str) 
     "name", ["SD", "SD, Euler", "SDXL", "SD3", "Flux", "PixArt", "DiT", "pixels"]
 )
 def test_costs_one_row_more_and_is_exact_at_the_start(folder: Path, name: str) -> None:
-    pipe, call = families(folder)[name]
+    pipe, call = family(folder, name)
     want = results(pipe, [0, 1], **call)
     refiner = NoiseRefiner(pipe, rank=4)
     assert torch.equal(results(pipe, [0, 1], **call), want)
@@ -298,7 +293,7 @@ SWAPPED = "row 0 of this sampling starts from noise that was refined for another
 @pytest.mark.filterwarnings("error:row")
 def test_noise_of_another_prompt_warns(folder: Path, name: str) -> None:
     """Of the same prompt, alone, in any order and in half precision, there is nothing to say."""
-    pipe, call = families(folder)[name]
+    pipe, call = family(folder, name)
     pipe.to(torch.bfloat16) if name == "SDXL" else None
     refiner = moved(NoiseRefiner(pipe))
     size = {k: call[k] for k in ("height", "width") if k in call}
@@ -489,7 +484,7 @@ def test_refining_sees_the_active_adapters(sd) -> None:
 @pytest.mark.parametrize("name", ["SD", "SDXL", "SD3", "Flux", "PixArt", "DiT"])
 def test_without_gradients_the_adapter_is_in_the_weights(folder: Path, name: str) -> None:
     """As peft computes it, to rounding, with no call of the adapter's layers but the last."""
-    pipe, call = families(folder)[name]
+    pipe, call = family(folder, name)
     lora = moved(NoiseRefiner(pipe, rank=2, alpha=3)).lora
     x, cond = first_call(pipe, **call, generator=torch.Generator().manual_seed(0))
     model, seen = PipelineNetwork.of(pipe), []
@@ -538,6 +533,7 @@ def test_a_users_adapter_of_the_last_layer_is_no_part_of_the_change(sd) -> None:
 def test_compiled_networks_stay_compiled(sd) -> None:
     """No graph more, however often noise is refined, which is outside of them."""
     pipe = sd()
+    pipe.unet = tiny.shallow_unet()
     call = {"prompt": PROMPTS, "guidance_scale": 1.0, "output_type": "latent"}
     refiner = moved(NoiseRefiner(pipe))
     with steer(pipe, refiner=refiner):
