@@ -76,7 +76,7 @@ def test_on_edm2(dtype: torch.dtype) -> None:
             made = generate(nets[0], [0, 1], guided, nets[1], Loop(1), 3, wide)
             assert made.dtype == wide and made.isfinite().all(), text
         denoise = Denoiser(both, conds, Preconditioned(), guided, schedule=EDM())
-        for given in DTYPES:
+        for given in DTYPES if dtype is torch.float32 else {dtype, torch.float32}:
             assert denoise(x.to(given), levels[1]).isfinite().all(), (text, given)
 
 
@@ -87,7 +87,7 @@ def test_on_adm(dtype: torch.dtype) -> None:
     x, levels = torch.randn(2, 3, 16, 16), grid(net.schedule, 2)
     for text in (*CONDITIONAL, "Classifier(2)"):
         denoise = net.denoiser(guidance(text, "mid"), CLASSES, judge.to(dtype), net)
-        for given in DTYPES:
+        for given in DTYPES if dtype is torch.float32 else {dtype, torch.float32}:
             assert denoise(x.to(given), levels[1]).isfinite().all(), (text, given)
     *_, last = sample(denoise, levels, (3, 16, 16), [0, 1], Ancestral(classifier=1.0))
     assert last.x.dtype == torch.float32 and last.x.isfinite().all()
