@@ -17,14 +17,18 @@ from starlette.testclient import TestClient
 
 from diffsteer import Guidance, Recipe, open_generator, parse
 from diffsteer.core.errors import InputError
+from diffsteer.generate.recipe import read
 from diffsteer.studio import snippets
 from diffsteer.studio.controls import moved
 from diffsteer.studio.cost import Speed
 from diffsteer.studio.engine import Done, Engine
 from diffsteer.studio.expression import numbers, with_numbers
 from diffsteer.studio.history import History, restored
+from diffsteer.studio.jobs import References, evaluated, job, tuned
+from diffsteer.studio.measures import space_of
 from diffsteer.studio.render import Cancelled, sampled
 from diffsteer.studio.runs import Runs, guarded
+from diffsteer.studio.schedule import draw
 from diffsteer.studio.serve import LARGEST, PNG, Guard, require_safe
 from diffsteer.studio.settings import CONTROLS, Settings
 
@@ -253,6 +257,43 @@ def test_uploads_are_png_files_of_bounded_size(
     files = {"files": (name, content)}
     sent: httpx.Response = guarded_client.post("/gradio_api/upload", files=files)
     assert sent.status_code == status
+
+
+def test_schedule_is_drawn_and_told(engine: Engine, tmp_path: Path) -> None:
+    model = engine.model("pocket")
+    text = draw(RECIPE, model, model.latent, tmp_path / "own.png")
+    assert "pure noise, as the network was trained to" in text and "brightness" in text
+    with Image.open(tmp_path / "own.png") as image:
+        assert image.width > 800
+    leading = Recipe("pocket", "a", sampler="DDIM()", spacing="leading", steps=10)
+    assert "not visited" in draw(leading, model, model.latent, tmp_path / "leading.png")
+
+
+def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) -> None:
+    references = References(tmp_path / "jobs", (tmp_path / "real",))
+    assert references.names("pocket") == ["data of pocket", str(tmp_path / "real")]
+    with pytest.raises(InputError, match="choose a reference"):
+        references.path("pocket", "/etc")
+    folder, captions = references.path("pocket", "data of pocket")
+    assert folder == tmp_path / "jobs" / "data" / "pocket" and len(captions) == 200
+    assert len(list(folder.glob("*.png"))) == 200
+    settings = Settings.of(values())
+    words = evaluated(settings, folder, captions, 20, tmp_path)
+    assert words[:4] == ["evaluate", str(tmp_path / "evaluate.json"), "--reference", str(folder)]
+    assert read(tmp_path / "evaluate.json").prompts == captions
+    words = tuned(settings, folder, captions, "CFG(w), w=1..4", 1, 20, tmp_path)
+    assert words[words.index("--seeds") + 1] == "100000-100019"
+    assert space_of("CFG(3)") == "CFG(w), w=1.5..6, steps=8..24"
+
+
+def test_a_job_yields_its_lines_its_error_and_is_cancelled(tmp_path: Path) -> None:
+    assert list(job(["--version"], tmp_path, threading.Event()))[0].startswith("diffsteer ")
+    with pytest.raises(InputError, match="did you mean"):
+        list(job(["smaple"], tmp_path, threading.Event()))
+    event = threading.Event()
+    event.set()
+    with pytest.raises(Cancelled):
+        list(job(["studio", "--no-browser"], tmp_path, event))
 
 
 def test_a_public_bind_needs_a_password() -> None:

@@ -1,7 +1,10 @@
 """Models that ship with the lab, as extensions "diffsteer.models"."""
 
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+
+from torch import Tensor
 
 from diffsteer.hf.load import Shipped
 
@@ -27,12 +30,23 @@ def words() -> dict[str, tuple[str, ...]]:
     return {"thing": things(), "style": STYLES, "background": tuple(BACKGROUNDS)}
 
 
+def examples(count: int) -> Iterator[tuple[Tensor, str]]:
+    """Images of the data that pocket was trained on, evenly chosen, and their captions."""
+    from diffsteer_lab.emoji import Emoji
+
+    data = Emoji()
+    for i in range(count):
+        place = i * len(data) // count
+        yield data[place].pixels, data.caption(place)
+
+
 POCKET = Shipped(
     _POCKET / "pocket",
     guide="pocket-guide",
     refiner="pocket-refiner",
     prompt="{thing}, {style} style, on a {background} background",
     words=words,
+    examples=examples,
     guidances=GUIDANCES,
 )
 POCKET_EPS = Shipped(
@@ -40,6 +54,7 @@ POCKET_EPS = Shipped(
     base=_POCKET / "pocket",
     prompt=POCKET.prompt,
     words=words,
+    examples=examples,
     guidances={name: text for name, text in GUIDANCES.items() if name != "Auto"},
 )
 POCKET_GUIDE = Shipped(_POCKET / "pocket-guide")

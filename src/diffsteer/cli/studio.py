@@ -13,6 +13,7 @@ def studio(
     /,
     out: Path = Path("studio"),
     refiner: UseAppendAction[tuple[str, ...]] = (),
+    data: UseAppendAction[tuple[Path, ...]] = (),
     host: str = "127.0.0.1",
     port: int = 0,
     password: str = "",
@@ -30,6 +31,8 @@ def studio(
         out: Folder of the history: every image with its recipe.
         refiner: Folder or hub id of a noise refiner that the page offers; may be given several
             times.
+        data: Folder, zip file or statistics (.npz) of real images that the page may compare with;
+            may be given several times.
         host: Address that it is bound to; others than this machine's need a password.
         port: Of the page; 0 for the first that is free from 7860 on.
         password: Of the user "studio"; empty for none.
@@ -47,7 +50,9 @@ def studio(
     from diffsteer.studio.start import start
 
     require_writable(out)
-    start(models, refiner, out, device, host, port, password, not no_browser)
+    if missing := [path for path in data if not path.exists()]:
+        raise FileNotFoundError(f"no file or folder {missing[0]}: --data names real images")
+    start(models, refiner, out, device, data, host, port, password, not no_browser)
 
 
 def require_gradio() -> None:

@@ -91,8 +91,8 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
     if light := diagnosis.brightness:
         shape = "x".join(map(str, diagnosis.checkpoint.latent or ()))
         curves = (
-            _bell("data", DATA.mean, DATA.spread, 0),
-            _bell("samples, expected", light.mean, light.std, 1),
+            bell("data", DATA.mean, DATA.spread, 0),
+            bell("samples, expected", light.mean, light.std, 1),
         )
         charts += [Chart(f"Brightness of {shape} latents", "mean of a latent", "density", curves)]
     write_png(
@@ -107,7 +107,7 @@ def _curve(name: str, schedule: Discrete, turn: int) -> Curve:
     return Curve(name, tuple(Point(*pair) for pair in pairs), turn)
 
 
-def _bell(name: str, mean: float, std: float, turn: int) -> Curve:
+def bell(name: str, mean: float, std: float, turn: int) -> Curve:
     """Density of a Gaussian, on 60 points."""
     x = torch.linspace(-0.5, 1.7, 60, dtype=torch.float64)
     width = max(std, 0.01)

@@ -5,7 +5,7 @@ random numbers, and leaves out what it does not expect.
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,7 @@ class Shipped:
         prompt: Form of its prompts, such as "{thing}, on a {background} background"; empty for any.
         words: Gives the words that it knows, by their name in `prompt`.
         guidances: Expressions with values that were tried on it, by name.
+        examples: Gives a number of images of its data, uint8 `(3, H, W)`, with captions.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Shipped:
     prompt: str = ""
     words: Callable[[], Mapping[str, Sequence[str]]] = dict
     guidances: Mapping[str, str] = field(default_factory=dict)
+    examples: Callable[[int], Iterable[tuple[torch.Tensor, str]]] | None = None
 
 
 def load(

@@ -42,12 +42,19 @@ class Curve:
         points: The points.
         turn: Index of its colour in COLOURS, counted around.
         joined: Whether a line joins the points.
+        dotted: Whether points are dots.
     """
 
     name: str
     points: tuple[Point, ...]
     turn: int
     joined: bool = True
+    dotted: bool = True
+
+    @property
+    def mark(self) -> str:
+        """Dots, a line, or both, as matplotlib writes them."""
+        return "o" * (self.dotted or not self.joined) + "-" * self.joined
 
     @property
     def colour(self) -> str:
@@ -96,7 +103,7 @@ def write_png(path: Path, charts: Sequence[Chart], title: str) -> None:
             _frame(axes, chart.title, chart.x_label, chart.y_label)
             for curve in chart.curves:
                 _draw(axes, curve)
-                mark = "o-" if curve.joined else "o"
+                mark = curve.mark
                 axes.plot([], [], mark, color=curve.colour, markersize=4, label=curve.name)
             axes.legend(frameon=False)
         figure.suptitle(title)
@@ -148,7 +155,7 @@ def _draw(axes: "Axes", curve: Curve) -> None:
     axes.plot(
         [p.x for p in points],
         [p.y for p in points],
-        "o-" if curve.joined else "o",
+        curve.mark,
         color=colour,
         linewidth=1.5,
         markersize=4,

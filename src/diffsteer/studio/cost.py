@@ -58,10 +58,7 @@ def cost_of(recipe: Recipe, pipe: Any, speed: Speed) -> Cost:
 
     Guidances that decide by what they see, such as Adaptive, are counted at their most.
     """
-    scheduler = scheduler_of(recipe, pipe.scheduler)
-    scheduler = type(scheduler).from_config(scheduler.config)
-    options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
-    scheduler.set_timesteps(recipe.steps, **options)
+    scheduler = scheduler_with_steps(recipe, pipe)
     timeline = Timeline.of(scheduler)
     levels = [timeline.level(t) for t in scheduler.timesteps.double().tolist()]
     guidance = parse(recipe.guidance or NONE, Guidance)
@@ -69,6 +66,15 @@ def cost_of(recipe: Recipe, pipe: Any, speed: Speed) -> Cost:
     more = refining(recipe)
     nfe, passes = sum(whole.rows.values()) + more, sum(whole.passes.values()) + more
     return Cost(nfe, passes, speed.seconds(recipe.model, nfe))
+
+
+def scheduler_with_steps(recipe: Recipe, pipe: Any) -> Any:
+    """Scheduler of a recipe, of its own, with its timesteps."""
+    scheduler = scheduler_of(recipe, pipe.scheduler)
+    scheduler = type(scheduler).from_config(scheduler.config)
+    options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(recipe.steps, **options)
+    return scheduler
 
 
 def refining(recipe: Recipe) -> int:

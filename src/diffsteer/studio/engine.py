@@ -14,6 +14,7 @@ from diffsteer.generate.generator import open_generator
 from diffsteer.generate.pipelines import PipelineGenerator
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.load import Shipped, shipped
+from diffsteer.hf.network import network_of
 from diffsteer.studio.catalogue import Entry, entries
 from diffsteer.studio.cost import Cost, Speed, cost_of
 from diffsteer.studio.history import History
@@ -29,12 +30,14 @@ class Model:
     Attributes:
         name: As the studio was started with it.
         scheduler: Its own.
+        latent: Shape of a sample, `(C, H, W)`.
         menu: Guidances that its family takes.
         about: What ships with it; None for other models.
     """
 
     name: str
     scheduler: Any
+    latent: tuple[int, ...]
     menu: tuple[Entry, ...]
     about: Shipped | None
 
@@ -55,6 +58,14 @@ class Model:
 def _first(name: str, given: tuple[str, ...]) -> str:
     wanted = {"thing": "owl", "background": "black"}.get(name, given[0])
     return wanted if wanted in given else given[0]
+
+
+def latent_of(pipe: Any) -> tuple[int, ...]:
+    """Shape of a sample of a pipeline, `(C, H, W)`, where its network says it, else (4, 64, 64)."""
+    config = network_of(pipe).config
+    channels, side = config.get("in_channels"), config.get("sample_size")
+    plain = isinstance(channels, int) and isinstance(side, int)
+    return (channels, side, side) if plain else (4, 64, 64)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class Engine:
         refiners: Names of refiners that it offers.
         history: Where images go.
         device: Where networks run; empty for a GPU if there is one.
+        data: What images may be compared with.
         dtype: Of weights.
     """
 
@@ -89,6 +101,7 @@ class Engine:
     refiners: tuple[str, ...]
     history: History
     device: str = ""
+    data: tuple[Path, ...] = ()
     dtype: Dtype = "auto"
     speed: Speed = field(default_factory=Speed)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -114,7 +127,7 @@ class Engine:
                 pipe = generator.pipe
                 guidances = about.guidances if about else {}
                 menu = entries(pipe, bool(about and about.guide), guidances)
-                self._known[name] = Model(name, pipe.scheduler, tuple(menu), about)
+                self._known[name] = Model(name, pipe.scheduler, latent_of(pipe), tuple(menu), about)
         return self._known[name]
 
     def cost(self, recipe: Recipe) -> Cost:

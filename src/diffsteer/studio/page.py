@@ -12,6 +12,7 @@ from diffsteer.studio import snippets
 from diffsteer.studio.engine import Engine
 from diffsteer.studio.history import restored
 from diffsteer.studio.look import CSS, INTRODUCTION, theme
+from diffsteer.studio.measures import measure_tab, model_tab
 from diffsteer.studio.runs import Runs, Shown, guarded, one_line
 from diffsteer.studio.settings import STEPS, Settings
 from diffsteer.studio.view import error, label, note
@@ -47,6 +48,9 @@ class Page:
                         self._compare_tab()
                         self._grid_tab()
                         self._history_tab()
+                        inputs = self.controls.inputs
+                        model_tab(self.engine, inputs, HIDDEN)
+                        measure_tab(self.engine, self.runs, inputs, HIDDEN)
             self._bind_controls()
             page.load(self.engine.history.entries, None, self.history, **HIDDEN)
             page.load(self._described, self.controls.inputs, self.described, **HIDDEN)
@@ -234,6 +238,7 @@ class Page:
 
     def _closed(self, request: gr.Request) -> None:
         self.runs.close(_tab(request))
+        self.runs.close(f"job {_tab(request)}")
 
 
 def _tab(request: gr.Request) -> str:

@@ -13,11 +13,19 @@ from diffsteer.studio.page import Page
 from diffsteer.studio.serve import launch
 
 
-def engine_of(models: Sequence[str], refiners: Sequence[str], out: Path, device: str) -> Engine:
+def engine_of(
+    models: Sequence[str], refiners: Sequence[str], out: Path, device: str, data: Sequence[Path]
+) -> Engine:
     """Engine with the models, their own refiners and those that were named."""
     own = [about.refiner for name in models if (about := shipped(name)) and about.refiner]
     names = tuple(dict.fromkeys([*own, *refiners]))
-    return Engine(tuple(dict.fromkeys(models)), names, History(out.resolve()), device)
+    return Engine(
+        tuple(dict.fromkeys(models)),
+        names,
+        History(out.resolve()),
+        device,
+        tuple(p.resolve() for p in data),
+    )
 
 
 def start(
@@ -25,6 +33,7 @@ def start(
     refiners: Sequence[str],
     out: Path,
     device: str,
+    data: Sequence[Path],
     host: str,
     port: int,
     password: str,
@@ -38,6 +47,7 @@ def start(
         refiners: Names of refiners that it offers beside the models' own.
         out: Folder of the history.
         device: Where networks run; empty for a GPU if there is one.
+        data: What images may be compared with.
         host: Address that the page is bound to.
         port: Of it; 0 for the first that is free.
         password: Empty for none.
@@ -45,7 +55,7 @@ def start(
         block: Whether to wait until it is interrupted.
     """
     print(f"loading {models[0]}", file=sys.stderr, flush=True)
-    engine = engine_of(models, refiners, out, device)
+    engine = engine_of(models, refiners, out, device, data)
     page = Page(engine).build()
     threading.Thread(target=engine.warm_up, daemon=True).start()
     app, url, _ = launch(page, out, host, port, password, browser, block=False)
