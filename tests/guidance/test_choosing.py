@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import diffusers
+import pytest
 import torch
 
 from diffsteer import EDM, Guidance, Recipe, V, parse, plan
+from diffsteer.core.errors import InputError
 from diffsteer.core.parse import subclasses
 from diffsteer.guidance import GuidanceState
+from diffsteer.guidance.defaults import FAMILIES, defaults
 
 PAGE = Path(__file__).parents[2] / "docs" / "choosing-a-guidance.md"
 WRAPPERS = {"Sum", "Scaled", "Within", "Over", "Rescaled", "Clamped"}
@@ -40,6 +44,32 @@ def test_each_registered_guidance_is_in_the_table_with_its_nfe() -> None:
         listed.add(type(guidance).__name__)
     assert listed == classes - WRAPPERS
     assert all(re.search(rf"\b{name}\b", Recipe.__doc__) for name in listed), "help of --guidance"
+
+
+def test_values_by_model_are_those_of_the_code() -> None:
+    told, family = [], ""
+    for name, guidance, note, source in rows("By model"):
+        family = name or family
+        told.append((family, guidance.strip("`"), source, note))
+    assert told == [(each.name, *start) for each in FAMILIES for start in each.starts]
+    for each in FAMILIES:
+        assert defaults(each.name) == each.starts
+        for start in each.starts:
+            parse(start.guidance, Guidance)
+
+
+def test_defaults_of_a_pipeline() -> None:
+    assert defaults("StableDiffusionXLControlNetPipeline")[0].guidance == "CFG(5)"
+    assert defaults("StableDiffusionPipeline")[0].guidance == "CFG(7.5)"
+    assert defaults("WanImageToVideoPipeline") == defaults("Wan 2.1")
+    assert defaults("ShapEPipeline") == ()
+    assert all(
+        hasattr(diffusers, name) or any(n.startswith(name) for n in dir(diffusers))
+        for each in FAMILIES
+        for name in each.pipelines
+    )
+    with pytest.raises(InputError, match=r"did you mean 'Stable Diffusion XL'\?"):
+        defaults("stable diffusion xl")
 
 
 def test_recommendations_are_guidances() -> None:

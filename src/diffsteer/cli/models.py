@@ -10,7 +10,7 @@ from diffsteer.core.errors import InputError
 
 
 def models(name: Annotated[str, tyro.conf.Positional] = "", /) -> None:
-    """Print which guidances work on which network of diffusers.
+    """Print which guidances work on which network of diffusers, and what to start with.
 
     Args:
         name: Part of the name of a network or a pipeline, such as "wan"; all without.
@@ -25,3 +25,11 @@ def models(name: Annotated[str, tyro.conf.Positional] = "", /) -> None:
     widths = [max(map(len, column)) for column in zip(head, *chosen, strict=True)]
     for row in (head, *chosen):
         print("  ".join(map(str.ljust, row, widths)).rstrip())
+    if not name:
+        return
+    from diffsteer.guidance.defaults import defaults
+
+    for pipeline in dict.fromkeys(row[1] for row in chosen if row[1]):
+        for start in defaults(pipeline):
+            text = f"{pipeline}: start with {start.guidance}{', ' * bool(start.note)}{start.note}"
+            print(f"{text} ({start.source})")
