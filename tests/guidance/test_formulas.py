@@ -427,3 +427,21 @@ def test_independent_condition_guidance_is_cfg_against_a_random_condition() -> N
     with pytest.raises(ValueError, match="ICG finds no prompt"):
         bare(x, level)
     assert len(seen) == 4  # nothing was evaluated
+
+
+def test_independent_condition_guidance_on_class_numbers() -> None:
+    """Each of the other classes is as likely, and a sample's own is never drawn."""
+    seen = []
+
+    def call(x, level, cond):
+        seen.append(cond["y"])
+        return cond["y"][:, None, None, None].expand_as(x).to(x)
+
+    y, n = torch.arange(400) % 5, 400
+    made = Denoiser({"main": Network(call, classes=5)}, {"cond": {"y": y}}, X0(), ICG(3.0),
+                    seeds=range(n))  # fmt: skip
+    got = made(torch.zeros(n, 1, 1, 1), SD.at(400))
+    other = seen[0][n:]
+    assert torch.equal(seen[0][:n], y) and (other != y).all()
+    assert (torch.bincount((other - y) % 5)[1:] > n / 4 * 0.7).all()
+    same(got.flatten(), other + 3.0 * (y - other), 1e-4)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import CFG, Guidance, Momentum
+from diffsteer import CFG, Guidance
 from diffsteer.guidance import Branch
 from diffsteer.hf.guider import SteerGuider
 from diffsteer.steering import steer
@@ -86,7 +86,8 @@ def test_modular_pipelines(folder, guide: str) -> None:
 def test_a_sample_alone_is_the_sample_in_a_batch(folder) -> None:
     pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(**SD), folder)
     prompts = ("a cat", "a red dog")
-    with steer(pipe, CFG(3) + Momentum(0.5, decay=0.7)):
+    stateful = "CFG(3) + Momentum(0.5, decay=0.7) + 0.5 * APG(3, momentum=-0.5) + 0.5 * FBG()"
+    with steer(pipe, stateful):
         both = run(pipe, prompts, latents=START.clone())
         alone = [run(pipe, [p], latents=START[i : i + 1].clone()) for i, p in enumerate(prompts)]
     torch.testing.assert_close(torch.cat(alone), both, atol=1e-4, rtol=1e-4)
@@ -110,3 +111,13 @@ def test_the_catalogue_on_a_pipeline(folder) -> None:
     call |= {f"negative_{name}": value for name, value in call.items()}
     with steer(flow, "SWG(2).over(1, 2)"), pytest.raises(ValueError, match="asks about crops"):
         flow(None, num_inference_steps=2, height=16, width=16, output_type="latent", **call)
+
+
+def test_independent_condition_guidance_on_a_pipeline_of_classes() -> None:
+    pipe, seen = tiny.dit(diffusers.DDIMScheduler(clip_sample=False)), []
+    layer = pipe.transformer.transformer_blocks[0].norm1.emb.class_embedder
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].tolist()))
+    with steer(pipe, "ICG(3)"):
+        pipe(class_labels=[1, 3], num_inference_steps=2, guidance_scale=4.0, output_type="np")
+    assert all(rows[:2] == [1, 3] and rows[2] != 1 and rows[3] != 3 for rows in seen)
+    assert all(0 <= k < pipe.transformer.config.num_embeds_ada_norm for rows in seen for k in rows)

@@ -21,7 +21,7 @@ CONDITIONAL = (
     *("PAG(1, 'L')", "SEG(1, layer='L')", "SEG(1, layer='L', sigma=2.0)"),
     *("SAG(0.5, 'L', on='cond')", "SAG(0.5, 'L', on='cond', mask='random')"),
     *("SAG(0.5, 'L', on='cond', mask='edges')", "SAG(0.5, on='cond', mask='global')"),
-    "SelfGuidance(1) + TSG(1.5) + SWG(1.5) + Momentum(0.5)",
+    "SelfGuidance(1) + TSG(1.5) + SWG(1.5) + Momentum(0.5) + ICG(2)",
     "SAG(0.5, 'L', on='cond', clamp=1.0).rescaled(0.7) + 0.5 * PAG(2, 'L').over(0, 1)",
 )
 WITH_NULL = (

@@ -186,7 +186,7 @@ class Denoiser:
         if branch.second is not None:
             self.nets[branch.net].second(cond, self.conds[branch.second.cond])
         if branch.unrelated is not None:
-            require_prompt(cond)
+            require_prompt(cond, self.nets[branch.net].classes)
         if not self.nets[branch.net].sizes and at.form(branch)[-1] != at.x.shape[1:]:
             raise InputError(
                 "the guidance asks about crops, and this network takes samples of one size alone, "
@@ -203,7 +203,7 @@ class Denoiser:
         size, level = len(at.x), group[0].level or at.level
         inputs = [(at.x if branch.x is None else branch.x).to(dtype) for branch in group]
         conds = [
-            cond if b.unrelated is None else unrelated(cond, b.unrelated)
+            cond if b.unrelated is None else unrelated(cond, b.unrelated, net.classes)
             for b in group
             for cond in (self.conds[b.cond],)
         ]

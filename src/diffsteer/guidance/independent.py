@@ -1,6 +1,6 @@
 """Guidance by a condition that has nothing to do with the prompt, where there is no null prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,16 @@ from diffsteer.core.noise import Noise, number
 from diffsteer.guidance.base import Guidance, extrapolate
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
-EMBEDDINGS = ("encoder_hidden_states", "pooled_projections", "text_embeds")
-CLASSES = "labels"
-"""Names of the tensors that hold the prompt: embeddings, and one-hot classes."""
+EMBEDDINGS = frozenset(
+    {
+        *("encoder_hidden_states", "encoder_hidden_states_1", "encoder_hidden_states_2"),
+        *("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_projections"),
+        *("text_embeds", "pooled_embeds", "cap_feats", "text_bth", "proj_embedding"),
+        *("clip_text", "clip_text_pooled"),
+    }
+)
+CLASSES = frozenset({"labels", "class_labels", "y"})
+"""Names of the tensors that hold the prompt: embeddings, and classes, one-hot or as numbers."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,50 +47,73 @@ class ICG(Guidance):
         return (yield from extrapolate(at, self.scale - 1, Branch(), other))
 
 
-def unrelated(cond: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """Condition with the prompt of each sample replaced by a random one, drawn by its seed."""
+def unrelated(
+    cond: Mapping[Any, Any], seeds: Sequence[int], classes: int = 0, within: str = ""
+) -> dict[Any, Any]:
+    """Condition with the prompt of each sample replaced by a random one, drawn by its seed.
+
+    Args:
+        cond: The condition.
+        seeds: One for each sample.
+        classes: That the network knows by number; 0 where such numbers are no classes.
+        within: Name of what holds the condition.
+    """
     changed = dict(cond)
-    for name, value in cond.items():
+    for key, value in cond.items():
+        name = _name(key, within)
         if isinstance(value, Mapping):
-            changed[name] = unrelated(value, seeds)
-        elif _holds_prompt(name, value):
+            changed[key] = unrelated(value, seeds, classes, name)
+        elif _holds_prompt(name, value, classes):
             drawn = [number(f"{seed} {name}".encode()) for seed in seeds]
-            changed[name] = _embeddings(value, drawn) if name != CLASSES else _others(value, drawn)
+            other = _embeddings if name in EMBEDDINGS else _others
+            changed[key] = other(value, drawn, classes)
     return changed
 
 
-def require_prompt(cond: Mapping[str, Any]) -> None:
+def require_prompt(cond: Mapping[Any, Any], classes: int = 0) -> None:
     """Refuse a condition in which no prompt is found."""
-    if not any(
-        _holds_prompt(name, value)
-        for part in (cond, *(value for value in cond.values() if isinstance(value, Mapping)))
-        for name, value in part.items()
-    ):
+    tensors = dict(_tensors(cond))
+    if not any(_holds_prompt(name, value, classes) for name, value in tensors.items()):
         raise InputError(
-            f"ICG finds no prompt that it could replace in {_names(cond) or 'no condition'}: it "
-            f"works on {', '.join(EMBEDDINGS)} and one-hot classes; take PAG or TSG"
+            f"ICG finds no prompt that it could replace in {', '.join(tensors) or 'no condition'}: "
+            f"it works on {', '.join(sorted(EMBEDDINGS))}, and classes that the network counts; "
+            "take PAG or TSG"
         )
 
 
-def _names(cond: Mapping[Any, Any]) -> str:
-    parts = (cond, *(value for value in cond.values() if isinstance(value, Mapping)))
-    return ", ".join(name for part in parts for name in part if isinstance(name, str))
+def _tensors(cond: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in cond.items():
+        name = _name(key, within)
+        if isinstance(value, Mapping):
+            yield from _tensors(value, name)
+        else:
+            yield name, value
 
 
-def _holds_prompt(name: str, value: Any) -> bool:
-    floats = isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
-    return floats and (name in EMBEDDINGS or (name == CLASSES and value.shape[1] > 1))
+def _name(key: Any, within: str) -> str:
+    """Name of a part of a condition: that of the list of embeddings which holds it, or its own."""
+    return within if within in EMBEDDINGS or not isinstance(key, str) else key
 
 
-def _embeddings(value: Tensor, seeds: Sequence[int]) -> Tensor:
+def _holds_prompt(name: str, value: Any, classes: int) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    if not value.is_floating_point():
+        return name in CLASSES and classes > 1 and value.ndim == 1
+    return value.ndim > 1 and (name in EMBEDDINGS or (name == "labels" and value.shape[1] > 1))
+
+
+def _embeddings(value: Tensor, seeds: Sequence[int], classes: int) -> Tensor:
     dims = tuple(range(1, value.ndim))
     mean = value.mean(dim=dims, keepdim=True)
     spread = value.float().std(dim=dims, keepdim=True).to(value)
     return mean + spread * Noise(seeds)(value)
 
 
-def _others(classes: Tensor, seeds: Sequence[int]) -> Tensor:
-    """One-hot rows of other classes than these."""
-    count = classes.shape[1] - 1
-    rows = [row.roll(1 + seed % count) for row, seed in zip(classes, seeds, strict=True)]
+def _others(value: Tensor, seeds: Sequence[int], classes: int) -> Tensor:
+    """Other classes than these, as numbers, or as one-hot rows."""
+    if value.ndim == 1:
+        draws = value.new_tensor([1 + seed % (classes - 1) for seed in seeds])
+        return (value + draws) % classes
+    rows = [row.roll(1 + seed % (len(row) - 1)) for row, seed in zip(value, seeds, strict=True)]
     return torch.stack(rows)

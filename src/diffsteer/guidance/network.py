@@ -56,6 +56,7 @@ class Network:
         second: From a condition and another one to both rows of a pair, the first, and the first
             with the other's text; where `place` says the batch, to one condition for the pair.
         blocks: Its blocks by name, each with attention inside, for guidances that skip or shuffle.
+        classes: How many classes it is told by their number; 0 where it is told none.
     """
 
     call: Callable[[Tensor, Level, Cond], Tensor]
@@ -73,6 +74,7 @@ class Network:
     attention: Mapping[str, nn.Module] = field(default_factory=dict)
     second: Callable[[Cond, Cond], Sequence[Cond]] = no_second
     blocks: Mapping[str, nn.Module] = field(default_factory=dict)
+    classes: int = 0
 
     def matching(self, wanted: str, edit: Edit | BlockEdit | None = None) -> list[str]:
         """Names of the layers that are recorded or edited, or of the blocks that are."""

@@ -227,6 +227,16 @@ def known_family(network: nn.Module) -> Family | None:
     return next((FAMILIES[name] for name in names if name in FAMILIES), None)
 
 
+def count_classes(network: nn.Module) -> int:
+    """How many classes a network is told by their number, the null one left out; 0 for none.
+
+    Class numbers of UNets with text are noise levels of their upscalers.
+    """
+    names = {"DiTTransformer2DModel": "num_embeds_ada_norm", "UNet2DModel": "num_class_embeds"}
+    name = names.get(type(network).__name__)
+    return (name and getattr(network.config, name, None)) or 0
+
+
 def family_of(network: nn.Module) -> Family:
     """Family of a network."""
     if (family := known_family(network)) is None:

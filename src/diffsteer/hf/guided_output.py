@@ -24,6 +24,7 @@ from diffsteer.hf.architectures import (
     blocks_with_attention,
     by_sdpa,
     check_branch,
+    count_classes,
     known_family,
     text_attention,
 )
@@ -240,6 +241,7 @@ class GuidedOutput:
             second=second,
             blocks=_once(self._blocks, module, blocks_with_attention),
             sizes="UNet" in type(module).__name__ and certain(part.call),
+            classes=count_classes(module),
         )
 
     def _measured_layers(self, guide: Any, layout: Layout) -> MeasuredLayers:

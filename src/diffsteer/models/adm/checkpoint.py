@@ -70,10 +70,10 @@ class Diffusion:
             return upcast(self.net(x, self.times(x, level), y))
 
         layers = self.net.attention_layers()
-        if not official_head_split:
-            return Network(call, layers)
         split = partial(_split_anew, flags.num_heads, flags.use_new_attention_order)
-        return Network(call, layers, score=split)
+        score = split if official_head_split else None
+        classes = flags.num_classes if flags.class_cond else 0
+        return Network(call, layers, score=score, classes=classes)
 
     def denoiser(
         self,
