@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepare(tmp_path: Path) -> None:
     """Write the files that the mistakes name."""
+    np.save(tmp_path / "plain.npy", np.zeros((4, 32, 32, 3), np.uint8))
     (tmp_path / "cut.toml").write_text("a = [", "utf-8")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     (tmp_path / "file.txt").write_text("x", "utf-8")
@@ -147,6 +149,32 @@ MISTAKES = [
     ("convert edm2 absent.pkl out", "absent.pkl: No such file"),
     ("convert adm absent.pt out", "absent.pt: No such file"),
     ("ema empty --out x", "empty holds no network-snapshot"),
+    ("sample pocket owl", "values follow their option .--prompt., and texts with blanks"),
+    ("sample pocket --cfg 7.5", r'did you mean --guidance "CFG\(7.5\)"'),
+    ("sample pocket --guidance_scale 7.5", r'did you mean --guidance "CFG\(7.5\)"'),
+    ("sample pocket --num-images 4", "did you mean --seeds 0-3"),
+    ("sample pocket --seed 5", "did you mean '--seeds'"),
+    ("sample pocket --output x", "did you mean '--out'"),
+    ("sample pocket --guidance 7.5", r"is a float, not a Guidance: write it as CFG\(7.5\)"),
+    ("sample pocket --guidance CFG7.5,", r"invalid .*: write it as CFG\(7.5\) or CFG\(6\)"),
+    ("sample pocket --guidance CFG(3", r"never closed: write it as CFG\(7.5\)"),
+    ("sample pocket --sampler DPM++2M", r"write it as UniPC\(\) or DDIM\(eta=0.5\)"),
+    ("sample pocket --device gpu", "'gpu' cannot be used here .devices are cpu, cuda, cuda:1,"),
+    ("sample pocket --seeds 0..7", "'0..7' are no seeds: write"),
+    ("sample pocket --save real", "real is a folder: name a file in it"),
+    ("sample pocket --sheet sheet.pdf", "writes a PNG, and sheet.pdf does not end in .png"),
+    ("sample model.ckpt --prompt x", "no model 'model.ckpt'"),
+    ("evaluate real --refrence x.npz", "missing: --reference .did you mean '--reference'"),
+    ("doctor", "missing: MODEL; see `diffsteer doctor --help`"),
+    ("plan 7.5", r"write it as CFG\(7.5\)"),
+    ("schedule sd --spacing karas", "'karas' .did you mean 'karras'"),
+    ("models wann", "give a part of its name, such as wan"),
+    ("train edm2-tiny --images 100", "did you mean --set training.images=1000"),
+    ("train edm2-tiny --lr 1e-4", "did you mean --set training.rate=1e-4"),
+    ("train edm2-tiny --data.source=real", "did you mean '--set data.source=VALUE'"),
+    ("train edm2-tiny --set data.source=gone", "data.source=gone is not there: name"),
+    ("train edm2-tiny --set data.source=real", "a.bmp has no caption: .*data.label=folder"),
+    ("train edm2-tiny --set data.source=plain.npy", "--set data.drop=0, or give classes"),
 ]
 
 

@@ -164,7 +164,7 @@ def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
         ("CFG(weight=5)", Guidance, r"unexpected keyword argument 'weight'; it is CFG\(scale\)"),
         ("PAG()", Guidance, r"missing .* it is PAG\(scale, layer='mid', "),
         ("CFG(5).withn(1)", Guidance, "unknown .withn .did you mean 'within'.*; there are clamped"),
-        ("CFG 5", Guidance, "'CFG 5': invalid syntax$"),
+        ("CFG 5", Guidance, "'CFG 5': invalid syntax: write it as CFG"),
         ("ddim", Sampler, "did you mean 'DDIM'"),
         ("DDPM(eta=1)", Sampler, r"DDPM is DDIM\(eta=1.0\) and takes no arguments"),
     ],

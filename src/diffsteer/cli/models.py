@@ -20,7 +20,8 @@ def models(name: Annotated[str, tyro.conf.Positional] = "", /) -> None:
     chosen = [row for row in rows if name.lower() in f"{row[0]} {row[1]}".lower()]
     if not chosen:
         raise InputError(
-            f"no network or pipeline is called {name!r}; `diffsteer models` prints all"
+            f"no network or pipeline is called {name!r}: give a part of its name, such as wan or "
+            "StableDiffusion3; `diffsteer models` prints all"
         )
     widths = [max(map(len, column)) for column in zip(head, *chosen, strict=True)]
     for row in (head, *chosen):

@@ -135,6 +135,11 @@ def sample(
         require_video()
     if sheet is not None and (media_of(recipe) != "image" or launch()[1] > 1):
         raise InputError("--sheet shows images, of one process: leave it out")
+    for file in filter(None, (save, sheet)):
+        if file.is_dir():
+            raise InputError(f"{file} is a folder: name a file in it")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise InputError(f"--sheet writes a PNG, and {sheet} does not end in .png: name one")
     for path in (out, *(file.parent for file in (save, sheet) if file)):
         require_writable(path)
     if save is not None:

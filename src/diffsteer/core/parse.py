@@ -56,9 +56,12 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
         if isinstance(value, type):
             value = value()
     except Exception as error:  # the text is all that was run
-        raise InputError(f"{brief(text)}: {_reason(error, classes)}") from error
+        hint = _example(kind) if isinstance(error, SyntaxError) else ""
+        raise InputError(f"{brief(text)}: {_reason(error, classes)}{hint}") from error
     if not isinstance(value, kind):
-        raise InputError(f"{brief(text)} is a {type(value).__name__}, not a {kind.__name__}")
+        raise InputError(
+            f"{brief(text)} is a {type(value).__name__}, not a {kind.__name__}{_example(kind)}"
+        )
     return value
 
 
@@ -66,6 +69,12 @@ def subclasses(kind: type) -> list[type[Any]]:
     """Every class below `kind`: defining a class registers it."""
     below: list[type[Any]] = kind.__subclasses__()
     return [d for c in below for d in (c, *subclasses(c))]
+
+
+def _example(kind: type) -> str:
+    """What an error says of how texts of a kind are written; nothing where the kind says none."""
+    example = getattr(kind, "example", "")
+    return example and f": write it as {example}"
 
 
 def _reason(error: Exception, classes: Mapping[str, type[Any]]) -> str:

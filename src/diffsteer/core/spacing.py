@@ -14,7 +14,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.core.fields import PositiveFinite, check_fields
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
@@ -139,7 +139,10 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
     spacing = schedule.spacing if spacing is None else spacing
     if isinstance(spacing, str):
         if spacing not in SPACINGS:
-            raise InputError(f"no spacing is called {spacing!r}: there are {', '.join(SPACINGS)}")
+            hint = did_you_mean(spacing, SPACINGS)
+            raise InputError(
+                f"no spacing is called {spacing!r}{hint}: there are {', '.join(SPACINGS)}"
+            )
         spacing = SPACINGS[spacing]
     times = torch.as_tensor(spacing(schedule, n), dtype=F64)
     if times.shape != (n,):

@@ -102,7 +102,10 @@ class EDM2Task(Task):
                 "data.label"
             )
         if drop and not self.classes:
-            raise InputError(f"data.drop={drop} of an unconditional network: leave it out")
+            raise InputError(
+                f"data.drop={drop} leaves out classes, and there are none: --set data.drop=0, or "
+                "give classes, by data.label or beside the arrays"
+            )
         self.net: EDM2 = network_of_config(EDM2, config, "settings.network")
         channels = {self.net.shape[0], len(settings.latent_mean), len(settings.latent_std)}
         if settings.vae and len(channels) > 1:

@@ -11,7 +11,7 @@ sigma = 0, which is all that zero terminal SNR asks for.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -99,6 +99,7 @@ class Sampler(ABC):
     """
 
     evaluations: int = 1
+    example: ClassVar[str] = "UniPC() or DDIM(eta=0.5)"
 
     def __post_init__(self) -> None:
         check_fields(self)
