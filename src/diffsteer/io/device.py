@@ -66,8 +66,8 @@ def _require(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].partition("Expected one of")
-        reason = reason[0] or "devices are cpu, cuda, cuda:1, mps, xpu and those of other torches"
+        reason = str(error).splitlines()[0].partition("Expected one of")[0]
+        reason = reason or "devices are cpu, cuda, cuda:1, mps, xpu and those of other torches"
         raise InputError(
             f"device={name!r} cannot be used here ({reason}): leave it out for the GPU, where "
             "there is one, or else the CPU"
