@@ -223,6 +223,8 @@ def test_compare_writes_a_page_that_loads_nothing(
     assert "&lt;b&gt;a dog" in html and "<b>a dog" not in html
     for part in ("N = 24", f"seeds {SEEDS}", "real against real", *names):
         assert part in html
+    told = re.findall(r"<p><b>([^<]*)</b> against cfg:\s+(?:better|worse|undecided) in ", html)
+    assert told == names[1:] and html.count('tabindex="0"') == 6
     assert len(re.findall("<svg", html)) == 7  # six figures against weight, distance on recall
     assert html.count('<g class="curve">') == 6 + 2  # one sweep; both on recall
     assert html.count("guidance weight</text>") == 6 and ">recall</text>" in html
