@@ -193,6 +193,16 @@ def test_layers_of_other_sizes_than_halvings(folder) -> None:
             zoo.steps_of(pipe, call)
 
 
+def test_latents_of_zeros_are_refused_for_what_they_are(folder) -> None:
+    """They are in every channel of the input; before an evaluation."""
+    pipe = made("StableDiffusionPipeline", folder)
+    seen = inputs_of(pipe.unet)
+    call = zoo.text(4.0, 2) | {"latents": torch.zeros(2, 4, 8, 8)}
+    with steer(pipe, "CFG(4)"), pytest.raises(InputError, match="a sample of zeros"):
+        zoo.steps_of(pipe, call)
+    assert not seen
+
+
 def test_image_to_image_without_a_step(folder) -> None:
     pipe = made("StableDiffusionImg2ImgPipeline", folder)
     call = zoo.image(4.0, 2) | {"strength": 0.1}

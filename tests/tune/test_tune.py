@@ -1,12 +1,16 @@
 """The command end to end on a tiny pipeline: search, and a report on other seeds."""
 
 import json
+import random
 import shlex
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from interrupt import killed
 from PIL import Image
 from torch import Tensor
 
@@ -126,3 +130,31 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         with pytest.raises(InputError, match=reason):
             tune(reference, recipe=recipe, out=tmp_path / "out", **OPTIONS | options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_search_killed_at_random_moments_goes_on(
+    reference: Path, model: str, tmp_path: Path
+) -> None:
+    """All trials are finished, none is lost twice, and the base has the value that it had."""
+    out, recipe = tmp_path / "tuned", Recipe(model=model, prompt="a cat", width=16, height=16)
+
+    def act() -> None:
+        tune(reference, recipe=recipe, out=out, **OPTIONS)
+
+    start = time.monotonic()
+    act()
+    length, draw, kills = time.monotonic() - start, random.Random(0), 0
+    base = json.loads((out / "report.json").read_text())["recipes"]["base"]
+    shutil.rmtree(out)
+    while kills < 20:
+        kills += killed(act, draw.uniform(0, 1.2 * length))
+        if draw.random() < 0.5:  # or killed again before it ends
+            act()
+            report = json.loads((out / "report.json").read_text())
+            assert len(report["trials"]) == OPTIONS["trials"], kills
+            assert report["recipes"]["base"] == base, kills
+            assert {p.stem for p in (out / "recipes").glob("*.json")} == {*report["recipes"]}
+            assert not [*out.rglob("*.part"), *out.rglob(".*.owner")]
+            shutil.rmtree(out)
+    print(f"tune: killed {kills} times within {length:.1f} s")

@@ -51,14 +51,14 @@ def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str
         **({"modelspec.resolution": _resolution(kind.latent)} if kind.latent else {}),
     }
     word = MODELSPEC.get(prediction, prediction)
-    said = {key: word for key in PREDICTION_KEYS if key in old}
+    kinds = {key: word for key in PREDICTION_KEYS if key in old}
     zero = {key: str(snr == ZERO) for key in SNR_KEYS if key in old}
     if "ss_v_parameterization" in old:
-        said["ss_v_parameterization"] = str(prediction == "v_prediction")
+        kinds["ss_v_parameterization"] = str(prediction == "v_prediction")
     marks = {"modelspec.prediction_type": word, "ss_zero_terminal_snr": str(snr == ZERO)}
     if prediction == "flow_prediction":
         del marks["ss_zero_terminal_snr"]
-    return {**spec, **old, **said, **zero, **marks}
+    return {**spec, **old, **kinds, **zero, **marks}
 
 
 def _resolution(latent: tuple[int, int, int]) -> str:

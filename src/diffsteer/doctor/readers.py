@@ -73,9 +73,9 @@ def _comfy(checkpoint: Checkpoint) -> Reading:
 
 
 def _a1111(checkpoint: Checkpoint) -> Reading:
-    said = [c for c in claims_of(checkpoint) if c.evidence.startswith("yaml") and c.value != ZERO]
-    prediction = next((c.value for c in said if c.subject == PREDICTION), "epsilon")
-    rule = said[0].evidence if said else "no yaml beside the file that says another"
+    claims = [c for c in claims_of(checkpoint) if c.evidence.startswith("yaml") and c.value != ZERO]
+    prediction = next((c.value for c in claims if c.subject == PREDICTION), "epsilon")
+    rule = claims[0].evidence if claims else "no yaml beside the file that says another"
     snr = ZERO if "ztsnr" in checkpoint.names else ABOVE
     return Reading("A1111, Forge", prediction, snr, rule, "")
 

@@ -284,8 +284,8 @@ def matching(names: Sequence[str], wanted: str, kind: str = "attention layer") -
 
     "all" is all of them; "mid" is the middle one in transformers, where none is called so.
     """
-    found = (name for part in wanted.split(",") for name in _fitting(names, part.strip(), kind))
-    return list(dict.fromkeys(found))
+    matches = (name for part in wanted.split(",") for name in _fitting(names, part.strip(), kind))
+    return list(dict.fromkeys(matches))
 
 
 def _fitting(names: Sequence[str], wanted: str, kind: str) -> list[str]:

@@ -89,10 +89,10 @@ def _number(pipe: Any, text: str) -> int:
     if len(parts) == 1 and (number := parts.pop()) is not None:
         return number
     near = [] if text.lstrip("-").isdecimal() else get_close_matches(text, names, 3)
-    told = ", ".join([*(repr(name) for name in near), f"a number below {count}, or nothing"])
+    choices = ", ".join([*(repr(name) for name in near), f"a number below {count}, or nothing"])
     raise InputError(
         f"{text!r} is no class of this {type(pipe).__name__}, which shows classes and takes no "
-        f"other prompt: give {told}"
+        f"other prompt: give {choices}"
     )
 
 

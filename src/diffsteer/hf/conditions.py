@@ -117,6 +117,11 @@ def _rows(rows: int, size: int, in_turn: bool) -> list[slice]:
 
 def _taken(inputs: Tensor, sample: Tensor) -> View:
     if (view := placed(inputs, sample)) is None:
+        if not sample.any():
+            raise InputError(
+                "gives its scheduler a sample of zeros, which says nothing of the noisy channels "
+                "of its network: give latents of noise"
+            )
         raise InputError(
             f"gives its network {tuple(inputs.shape)}, in which the scheduler's sample "
             f"{tuple(sample.shape)} is no run of channels, neither the first nor the last tokens"

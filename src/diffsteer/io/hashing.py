@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def digest(said: Mapping[str, Any]) -> str:
+def digest(values: Mapping[str, Any]) -> str:
     """Sha256, in hex, of plain values under names, in any order of the names."""
-    text = json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return bytes_hash(text.encode())
 
 

@@ -49,16 +49,16 @@ class Gaussians:
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """Return E[x0 | x], `(B, D)`."""
-        found = []
+        means = []
         for seen in self._seen(x, level):
             along = (seen.shares * seen.centres).sum(2) + seen.alpha * seen.variances * seen.pull
-            found.append(torch.einsum("abg,adg->bd", along, seen.axes))
-        return torch.cat(found)
+            means.append(torch.einsum("abg,adg->bd", along, seen.axes))
+        return torch.cat(means)
 
     def score(self, x: Tensor, level: Level) -> Tensor:
         """Return the gradient of `log_density` by x, `(B, D)`."""
-        found = self._seen(x, level)
-        return torch.cat([torch.einsum("abg,adg->bd", -seen.pull, seen.axes) for seen in found])
+        parts = self._seen(x, level)
+        return torch.cat([torch.einsum("abg,adg->bd", -seen.pull, seen.axes) for seen in parts])
 
     def log_density(self, x: Tensor, level: Level) -> Tensor:
         """Return log p(x; level), `(B,)`."""
