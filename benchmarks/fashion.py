@@ -62,9 +62,9 @@ def main() -> None:
     for length in options.lengths:
         plain = Recipe(str(at(options.run, 1, length, options.work)), steps=options.steps)
         for way in ways(options.run, options.small, length, options.work):
-            guide = {"guide": str(way.guide)} if way.guide else {}
             weights = options.weights if way.guidance else (1.0,)
-            recipes = {w: replace(plain, guidance=way.guidance.format(w), **guide) for w in weights}
+            guided = replace(plain, guide=str(way.guide or ""))
+            recipes = {w: replace(guided, guidance=way.guidance.format(w)) for w in weights}
             chosen, tried = min(recipes), {}
             if len(recipes) > 1:
                 seeds = range(CHOICE, CHOICE + options.choose)
