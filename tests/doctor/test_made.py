@@ -186,6 +186,39 @@ def test_a_repaired_file_loads_in_diffusers(layout: str, tmp_path) -> None:
         assert torch.equal(loaded.state_dict()[name], value)
 
 
+def test_a_repaired_file_samples_as_the_true_pipeline(tmp_path) -> None:
+    """Whole, in diffusers: with the scheduler that was written, and not with the one it had."""
+    import diffusers
+    import tiny
+
+    truth, file = Marks("v_prediction", True), tmp_path / "fixed.safetensors"
+    path = Made("SD 1", truth, truth).save(tmp_path / "model.safetensors")
+    files = fix(diagnose(path), file)
+    (tmp_path / "config.json").write_text(json.dumps(config("SD 1")))
+    loaded = diffusers.UNet2DConditionModel.from_single_file(
+        file, config=str(tmp_path), low_cpu_mem_usage=False
+    )
+    settings = next(f for f in files if f.suffix == ".json")
+    kind = getattr(diffusers, json.loads(settings.read_text())["_class_name"])
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    right = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    flawed, true = (
+        diffusers.DDIMScheduler(**betas, clip_sample=False, steps_offset=1),
+        kind(**betas, **right, timestep_spacing="trailing"),
+    )
+    pipe = tiny.stable_diffusion(true, tmp_path)
+
+    def sampled(network, scheduler) -> torch.Tensor:
+        pipe.unet, pipe.scheduler = network, scheduler
+        generator = torch.Generator().manual_seed(0)
+        call = {"num_inference_steps": 4, "generator": generator, "output_type": "latent"}
+        return pipe("a cat", height=16, width=16, guidance_scale=3.0, **call).images
+
+    repaired = sampled(loaded, kind.from_pretrained(settings))
+    assert torch.equal(repaired, sampled(unet("SD 1"), true))
+    assert (repaired - sampled(loaded, flawed)).abs().max() > 0.1
+
+
 def test_a_lying_source_is_named(tmp_path) -> None:
     case = Made("SDXL", Marks("v_prediction"), Marks("v_prediction"), Marks("epsilon"))
     diagnosis = diagnose(case.save(tmp_path / "model.safetensors"))
