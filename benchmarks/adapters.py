@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging
+from measured import peak, timed
 from peft import LoraConfig
-from steer import CHANNELS, Run, Setting, peak, timed
+from steer import CHANNELS, Run, Setting
 
 from diffsteer import CFG, Auto, Guidance
 from diffsteer.steering import steer

@@ -1,11 +1,12 @@
 """Steered pipelines beside diffusers' own at the same work, and against the bare network.
 
     python benchmarks/steer.py [--size small|mid|sdxl] [--device cpu|cuda] [--steps 10]
+    python benchmarks/steer.py --family qwen|wan    # which call their network for each condition
 
 Every contender runs in the same process, turn by turn, on the same latents and embeddings. "x bare"
-is the time over that of bare forwards of the same rows in the same passes in the same turn, as a
-median with its quartiles. On a CPU, one thread's CPU time is taken, which other processes disturb
-less than they do the clock.
+is the time over that of bare forwards of the same rows in the same passes in the same turn, and
+"x own" over that of the pipeline's own CFG, as medians with their quartiles. On a CPU, one thread's
+CPU time is taken, which other processes disturb less than they do the clock.
 
 "MiB" is the peak of memory beyond what was held before, in an untimed sampling of two steps: what
 torch's allocator says on a GPU, and on a CPU the sum of all allocations and releases that torch's
@@ -14,9 +15,7 @@ profiler records. Scratch memory that a library takes from the system by itself 
 
 import argparse
 import copy
-import gc
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +31,8 @@ from diffusers import (
 )
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 from diffusers.utils import logging
-from torch.profiler import ProfilerActivity, profile
+from measured import peak, ratio, timed
+from separate_calls import FAMILIES, SeparateCalls
 
 from diffsteer import CFG, PAG, SAG, Auto, Guidance
 from diffsteer.hf.guider import SteerGuider
@@ -184,6 +184,17 @@ def contenders(s: Setting) -> dict[str, Contender]:
     }
 
 
+def separate(s: SeparateCalls) -> dict[str, Contender]:
+    """The same of a pipeline that calls its network for each condition."""
+    return {
+        "diffusers CFG": Contender(s.sampling(), (1, 1)),
+        "steer CFG": Contender(s.predict(CFG(5)), (2,)),
+        "steer CFG, steered once": Contender(s.kept(CFG(5)), (2,)),
+        "steer CFG, max_rows=1": Contender(s.predict(CFG(5), max_rows=1), (1, 1)),
+        "steer CFG + PAG": Contender(s.predict(CFG(5) + PAG(3)), (3,)),
+    }
+
+
 def pag(s: Setting) -> Run:
     """Sample with diffusers' PAG pipeline, which sets its own processors, and put back the old."""
     before = dict(s.unet.attn_processors)
@@ -199,38 +210,6 @@ def pag(s: Setting) -> Run:
     return act
 
 
-def timed(run: Run, device: str) -> float:
-    """Seconds of one sampling."""
-    clock = time.perf_counter if device == "cuda" else time.thread_time
-    gc.collect()
-    start = clock()
-    with torch.no_grad():
-        run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def peak(run: Run, device: str) -> float:
-    """Most memory held at a time in one sampling, in MiB beyond what was held before."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        with torch.no_grad():
-            run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    kept = most = 0
-    events = seen.profiler.kineto_results.events()
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        kept += event.nbytes()
-        most = max(most, kept)
-    return most / 2**20
-
-
 def apart(s: Setting) -> tuple[float, float]:
     """Greatest difference of the latents with max_rows=1, and their greatest value."""
     total = CFG(5) + PAG(3) + SAG(0.75)
@@ -241,6 +220,7 @@ def apart(s: Setting) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", choices=["unet", *FAMILIES], default="unet")
     parser.add_argument("--size", choices=sorted(CHANNELS), default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
@@ -248,10 +228,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    s = Setting(args.size, args.device, args.steps)
-    count = sum(p.numel() for p in s.unet.parameters())
+    s: Any
+    if args.family == "unet":
+        s = Setting(args.size, args.device, args.steps)
+        all_of, network = contenders(s), s.unet
+    else:
+        s = SeparateCalls(args.family, args.device, args.steps)
+        all_of, network = separate(s), s.network
+    count = sum(p.numel() for p in network.parameters())
     print(f"torch {torch.__version__}, {args.device}, {count / 1e6:.1f} M parameters")
-    all_of = contenders(s)
     bare = {passes: s.bare(passes) for passes in {c.passes for c in all_of.values()}}
     s.steps = 2
     runs: dict[Any, Run] = {**{name: c.run for name, c in all_of.items()}, **bare}
@@ -264,18 +249,19 @@ def main() -> None:
             if turn:
                 times[key].append(took / args.steps * 1e3)
     head = f"{'rows of each pass':>46}{'median ms/step':>16}{'min':>9}{'max':>9}"
-    print(f"\n{head}{'x bare (quartiles)':>24}{'MiB':>8}{'bare':>8}")
+    columns = f"{'x bare (quartiles)':>24}{'x own (quartiles)':>24}"
+    print(f"\n{head}{columns}{'MiB':>8}{'bare':>8}")
     for name, c in all_of.items():
         ms = times[name]
-        ratios = [a / b for a, b in zip(ms, times[c.passes], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        ratio = f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+        bars, own = ratio(ms, times[c.passes]), ratio(ms, times["diffusers CFG"])
         print(
             f"{name:30}{'+'.join(map(str, c.passes)):>16}{statistics.median(ms):16.1f}"
-            f"{min(ms):9.1f}{max(ms):9.1f}{ratio:>24}{memory[name]:8.1f}{memory[c.passes]:8.1f}"
+            f"{min(ms):9.1f}{max(ms):9.1f}{bars:>24}{own:>24}"
+            f"{memory[name]:8.1f}{memory[c.passes]:8.1f}"
         )
-    off, size = apart(s)
-    print(f"\nCFG + PAG + SAG, stacked and max_rows=1: apart by {off:.1e} of {size:.2f}")
+    if args.family == "unet":
+        off, size = apart(s)
+        print(f"\nCFG + PAG + SAG, stacked and max_rows=1: apart by {off:.1e} of {size:.2f}")
 
 
 if __name__ == "__main__":
