@@ -28,7 +28,7 @@ def train(
     Args:
         preset: Name of a preset, or a TOML file like one.
         model: Pipeline to start from, a hub id or folder; short for --set settings.start=MODEL.
-        targets: Folder of `diffsteer refine targets`, for a refiner; short for --set
+        targets: Folder of `diffsteer refine targets`, for a refiner or agd; short for --set
             settings.targets=TARGETS.
         changes: Another value for one setting, such as training.images=1000; may be repeated.
         out: Folder of the run; empty for runs/PRESET.
