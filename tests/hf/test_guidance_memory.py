@@ -95,6 +95,23 @@ def test_a_sample_alone_is_the_sample_in_a_batch(folder) -> None:
         assert (run(pipe, prompts, latents=START.clone()) - both).abs().max() > 1e-2
 
 
+def test_memory_is_refused_where_each_call_begins_anew(folder) -> None:
+    """Panorama copies the state of its scheduler for each view; others keep what they did."""
+    scheduler = diffusers.DDIMScheduler(**SD)
+    pipe = tiny.stable_diffusion(scheduler, folder, "StableDiffusionPanoramaPipeline")
+    with steer(pipe, CFG(3)):
+        run(pipe, ("a cat",), latents=START[:1].clone())
+    with (
+        steer(pipe, CFG(3) + Momentum(0.5)),
+        pytest.raises(ValueError, match=r"begins anew .* Momentum\(0.5.* remembers nothing"),
+    ):
+        run(pipe, ("a cat",), latents=START[:1].clone())
+    pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(**SD), folder)
+    with steer(pipe, CFG(3) + Momentum(0.5)):
+        for _ in range(2):
+            run(pipe, latents=START.clone(), num_inference_steps=1)
+
+
 def test_the_catalogue_on_a_pipeline(folder) -> None:
     """Adaptive guidance evaluates less; crops are refused where they would fail."""
     pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(**SD), folder)

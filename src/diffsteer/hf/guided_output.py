@@ -99,6 +99,7 @@ class GuidedOutput:
         self._times = TimeArgument()
         self._seeds: tuple[int, ...] = ()
         self._memory = Store()
+        self._last: int | None = None
         self._measured: dict[Any, Located] = {}
         self._layers: dict[int, Mapping[str, nn.Module]] = {}
         self._blocks: dict[int, Mapping[str, nn.Module]] = {}
@@ -109,6 +110,10 @@ class GuidedOutput:
         family = known_family(unwrap_compiled(network))
         told = RULES if family is None else RULES[1:2] if family.flow_time == 1 else RULES[:1]
         self._times = TimeArgument(told)
+
+    def end(self) -> None:
+        """End a run of the pipeline."""
+        self._last = None
 
     def __call__(self, parts: Mapping[str, Part], calls: Sequence[Call], now: Now) -> Tensor:
         """Guided model output, `(B, *D)`, as the scheduler is given it, in float32 or wider.
@@ -135,7 +140,9 @@ class GuidedOutput:
         if now.step.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
         if now.step.first:
+            self._check_memory(now.step.step)
             self._memory = Store()
+        self._last = now.step.step
         main = self._network(None, layout, now)
         nets = {"main": replace(main, check=partial(self._check_branch, parts, main.check))}
         if self.guide is not None:
@@ -154,6 +161,15 @@ class GuidedOutput:
         if base.variance is not None:
             out = torch.cat([out, base.variance], dim=1)
         return layout.packed(out)
+
+    def _check_memory(self, step: int) -> None:
+        """Refuse a guidance that remembers where each call begins a sampling, in the same run."""
+        if self._memory.kept and self._last is not None and step >= self._last:
+            raise InputError(
+                f"{self.owner} begins anew at each call of its network (it samples several views "
+                f"with one scheduler), so that {self.guidance!r} remembers nothing: take a "
+                "guidance that keeps nothing from step to step, such as CFG or PAG"
+            )
 
     def _check(self, layout: Layout, x: Tensor, now: Now) -> None:
         """Check what can be known before anything is evaluated."""

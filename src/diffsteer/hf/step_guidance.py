@@ -109,6 +109,7 @@ class StepGuidance:
         """End a run of the pipeline, in which a step follows every call of a network."""
         calls = self._calls
         self._release()
+        self._guided.end()
         if calls and not failed:
             raise InputError(
                 f"{self._owner} called its network and then not scheduler.step, where the guidance "
