@@ -1,18 +1,21 @@
 """Videos, sounds and images of many pipelines, with the recipe in or beside them."""
 
 import json
+import subprocess
 import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from families import tiny_audio, tiny_image_batched, tiny_video_separate
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from families import tiny_audio, tiny_image_batched, tiny_video_audio, tiny_video_separate
 from families.encoders import CHAT, decoder, spelling, t5
-from families.parts import kl_vae, pipeline, wan_vae
+from families.parts import kl_vae, network, pipeline, wan_vae
 from PIL import Image
 
 from diffsteer.cli.evaluate import evaluate
@@ -20,7 +23,9 @@ from diffsteer.cli.main import main
 from diffsteer.cli.sample import sample
 from diffsteer.core.errors import InputError
 from diffsteer.generate.generator import open_generator
+from diffsteer.generate.pipelines import PipelineGenerator
 from diffsteer.generate.recipe import Recipe, recipe_of
+from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.images import Pictures
 from diffsteer.io.media import write_sound, write_video
 from diffsteer.metrics.image_sets import seeds_in
@@ -164,3 +169,35 @@ def test_a_missing_extra_is_told_before_the_model_is_loaded(
     with pytest.raises(SystemExit, match=r'diffsteer\[video\]", or `pip install -e ".\[video\]"'):
         main()
     assert not (tmp_path / "o").exists()
+
+
+def test_the_sound_of_a_video_is_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LTX-2 makes both: sound in the MP4, or as a WAV beside its frames."""
+    pipe = tiny_video_audio.ltx2()
+    pipe.vocoder = network(
+        LTX2Vocoder, in_channels=32, hidden_channels=16, upsample_kernel_sizes=[4, 4],
+        upsample_factors=[2, 2], resnet_kernel_sizes=[3], resnet_dilations=[[1]],
+        output_sampling_rate=8000,
+    )  # fmt: skip
+    video = torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(pipe.vae, "decode", lambda *_, **__: (video,))
+    call = tiny_video_audio.ltx2_kwargs(pipe)
+    own = pipe(**call | {"output_type": "np", "generator": torch.Generator().manual_seed(7)}).audio
+    del call["generator"], call["output_type"]
+    monkeypatch.setattr("diffsteer.generate.pipelines.call_of", lambda *_: call)
+    generator = PipelineGenerator(Recipe("ltx", prompt="rain", num_frames=9), pipe, "weights")
+    for frames in (False, True):
+        SeedImages(tmp_path, generator, frames=frames).fill([7], 1)
+    heard = tmp_path / "heard.wav"
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i"]
+    subprocess.run([*ffmpeg, str(tmp_path / "000007.mp4"), "-vn", str(heard)], check=True)
+    for file, limit in ((tmp_path / "000007.wav", 1e-4), (heard, 0.2)):  # AAC loses some
+        with wave.open(str(file)) as written:
+            assert (written.getnchannels(), written.getframerate()) == (2, 8000)
+            data = np.frombuffer(written.readframes(own.shape[-1]), "<i2").reshape(-1, 2).T / 32767
+        length = min(data.shape[1], own.shape[-1])
+        off = np.sqrt(np.mean((data[:, :length] - own[0].numpy()[:, :length]) ** 2))
+        assert length > 0.9 * own.shape[-1] and off <= limit * own.std()
+    assert generator.sound(7) is None

@@ -134,6 +134,10 @@ class Generator(ABC):
         """Frames a second of a video, samples a second of a sound."""
         return 1
 
+    def sound(self, seed: int) -> tuple[Tensor, int] | None:
+        """Take the sound of a video made last, float32 `(C, T)`, and its samples a second."""
+        return None
+
     @contextmanager
     def counting(self, main: Sequence[Any], guide: Any = None) -> Iterator[Self]:
         """Count the evaluations of the networks until closed."""

@@ -5,6 +5,7 @@
 | image, uint8 `(3, H, W)` | SEED.png | in it |
 | video, uint8 `(F, 3, H, W)` | SEED.mp4, or SEED/0000.png and so on | SEED.json, or in each frame |
 | sound, float32 `(C, T)` | SEED.wav | SEED.json |
+| sound of a video | in SEED.mp4, or SEED.wav beside the frames | as of the video |
 """
 
 import json
@@ -38,7 +39,12 @@ def metadata_file(path: Path, frames: bool = False) -> Path | None:
 
 
 def save(
-    path: Path, sample: Tensor, table: Mapping[str, Any], rate: int = 1, frames: bool = False
+    path: Path,
+    sample: Tensor,
+    table: Mapping[str, Any],
+    rate: int = 1,
+    frames: bool = False,
+    sound: tuple[Tensor, int] | None = None,
 ) -> None:
     """Write a sample and its metadata.
 
@@ -48,18 +54,21 @@ def save(
         table: The metadata.
         rate: Frames or samples a second.
         frames: Keep a video as a folder of frames.
+        sound: Of the video, and its samples a second.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if sample.ndim == 3:
         with atomic_write(path) as file:
             _save_png(file, sample, table)
     elif sample.ndim == 4 and frames:
+        if sound is not None:
+            write_sound(path.with_suffix(SOUND), *sound)
         with atomic_folder(path.with_suffix("")) as folder:
             for number, frame in enumerate(sample):
                 with (folder / f"{number:04d}.png").open("wb") as file:
                     _save_png(file, frame, {**table, "frame": number, "fps": rate})
     elif sample.ndim == 4:
-        write_video(path.with_suffix(VIDEO), sample, rate)
+        write_video(path.with_suffix(VIDEO), sample, rate, sound)
         write_json(path.with_suffix(".json"), {**table, "fps": rate, "frames": len(sample)})
     else:
         write_sound(path.with_suffix(SOUND), sample, rate)

@@ -15,19 +15,25 @@ from diffsteer.generate.base import require_finite
 from diffsteer.generate.call import RATES
 from diffsteer.hf.hooks import replaced
 
-FIELDS = ("images", "frames", "audios", "audio", "videos")
-"""Names of what is made among the fields of outputs."""
+FIELDS = ("images", "frames", "videos", "audios", "audio")
+"""Names of what is made among the fields of outputs; a sound beside a video is the last."""
 FPS = 16
 """Frames a second where a pipeline names none: of Wan, and between those of others."""
 
 
-def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tensor:
+def images_of(
+    pipe: Any,
+    seeds: Sequence[int],
+    call: Mapping[str, Any],
+    sounds: dict[int, Tensor] | None = None,
+) -> Tensor:
     """What one call of a pipeline makes, as many and as large as it asks for.
 
     Args:
         pipe: The pipeline.
         seeds: Of the samples, for errors.
         call: Its arguments, but for the output type.
+        sounds: Is given the sound of each seed's video, float32 `(C, T)`, where there is one.
 
     Returns:
         Images uint8 `(N, 3, H, W)`, videos uint8 `(N, F, 3, H, W)`, or sounds float32 `(N, C, T)`.
@@ -47,6 +53,9 @@ def images_of(pipe: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Tenso
     floats = _floats(output)
     alike = len({(each.shape[1:], each.device) for each in decoded}) == 1
     stages = [torch.cat([*decoded])] if alike else [*decoded]
+    if sounds is not None and (heard := _sounds(output)) is not None:
+        sounds.update(zip(seeds, heard, strict=True))
+        stages.append(heard)
     samples = _bytes(pipe, floats) if floats.ndim > 3 else floats
     _require_size(type(pipe).__name__, len(seeds), samples, call)
     return require_finite(seeds, samples, *last, floats, *stages)
@@ -62,7 +71,7 @@ def frame_rate(pipe: Any, call: Mapping[str, Any], takes: Mapping[str, Any]) -> 
 def sample_rate(pipe: Any) -> int:
     """Samples a second of a pipeline's sounds."""
     for owner in (pipe, *(getattr(pipe, name, None) for name in ("vocoder", "vae", "audio_vae"))):
-        for place in (owner, getattr(owner, "config", None)):
+        for place in (getattr(owner, "config", None), owner):
             for name in ("sample_rate", "output_sampling_rate", "sampling_rate"):
                 if isinstance(rate := getattr(place, name, None), int):
                     return rate
@@ -84,6 +93,15 @@ def _floats(output: Any) -> Tensor:
     if floats.dtype == torch.uint8:
         floats = floats / 255
     return floats[:, None].float() if floats.ndim == 2 else floats
+
+
+def _sounds(output: Any) -> Tensor | None:
+    """Sounds of the videos of an output, float32 `(N, C, T)`; None where it has none."""
+    audio = getattr(output, "audio", None)
+    if audio is None or all(getattr(output, name, None) is None for name in ("frames", "videos")):
+        return None
+    floats = torch.as_tensor(audio).detach().cpu().float()
+    return floats[:, None] if floats.ndim == 2 else floats
 
 
 def _bytes(pipe: Any, floats: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class PipelineGenerator(Generator):
 
     def __init__(self, recipe: Recipe, pipe: Any, weights: str) -> None:
         super().__init__(recipe, weights)
-        self.pipe = pipe
+        self.pipe, self._sounds = pipe, dict[int, Tensor]()
 
     @property
     @override
@@ -75,6 +75,11 @@ class PipelineGenerator(Generator):
             return sample_rate(self.pipe)
         call = call_of(self.pipe, self.recipe, [self.recipe.for_seed(0).prompt])
         return self.recipe.fps or frame_rate(self.pipe, call, self._takes)
+
+    @override
+    def sound(self, seed: int) -> tuple[Tensor, int] | None:
+        samples = self._sounds.pop(seed, None)
+        return None if samples is None else (samples, sample_rate(self.pipe))
 
     @override
     def rehearse(self) -> None:
@@ -108,7 +113,7 @@ class PipelineGenerator(Generator):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         kwargs = call_of(self.pipe, self.recipe, prompts)
         with seeded(self.pipe, generators):
-            return images_of(self.pipe, seeds, {**kwargs, "generator": generators})
+            return images_of(self.pipe, seeds, {**kwargs, "generator": generators}, self._sounds)
 
 
 def _deciding(recipe: Recipe) -> Recipe:

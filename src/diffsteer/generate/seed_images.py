@@ -117,7 +117,8 @@ class SeedImages:
         versions = {module.__name__: module.__version__ for module in modules if module}
         table = {**self.generator.metadata(seed), "seed": seed, "versions": versions}
         rate = 1 if sample.ndim == 3 else self.generator.rate
-        save(self.path(seed), sample, table, rate, self.frames)
+        sound = self.generator.sound(seed)
+        save(self.path(seed), sample, table, rate, self.frames, sound)
 
 
 def launch() -> tuple[int, int]:

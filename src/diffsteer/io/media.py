@@ -24,19 +24,26 @@ def require_video() -> None:
             raise ModuleNotFoundError(f"no package {name}, which writes videos", name=name)
 
 
-def write_video(path: Path, frames: Tensor, fps: int) -> None:
+def write_video(
+    path: Path, frames: Tensor, fps: int, sound: tuple[Tensor, int] | None = None
+) -> None:
     """Write an MP4 as diffusers' `export_to_video` does, but in the size of its frames.
 
     Args:
         path: Its name.
         frames: uint8 `(F, 3, H, W)`.
         fps: Frames a second, >= 1.
+        sound: Samples as of `write_sound`, and their rate; kept as AAC.
     """
     import imageio
 
     with TemporaryDirectory() as folder:
         draft = Path(folder) / "video.mp4"
-        with imageio.get_writer(draft, fps=fps, quality=5.0, macro_block_size=BLOCK) as writer:
+        options = {"fps": fps, "quality": 5.0, "macro_block_size": BLOCK}
+        if sound is not None:
+            write_sound(Path(folder) / "sound.wav", *sound)
+            options |= {"audio_path": str(Path(folder) / "sound.wav"), "audio_codec": "aac"}
+        with imageio.get_writer(draft, **options) as writer:
             for frame in frames:
                 writer.append_data(frame.permute(1, 2, 0).contiguous().numpy())
         put(path, draft.read_bytes())
