@@ -136,6 +136,29 @@ def test_a_sum_is_that_of_steer(
     assert (ours - expected).abs().max() <= limit * expected.abs().max()
 
 
+CATALOGUE = (
+    *("APG(3)", "CFGZero(3)", "CFGpp(0.6)", "RectifiedCFGpp(2)", "FDG(2, 4)", "FreSca(1.2, 1.1)"),
+    *("SMC(3)", "Adaptive(3)", "FBG()", "MAMBO(3)", "TCFG(3)", "ADG(3)", "CFGNorm(3)"),
+    *("CFGRenorm(3)", "DynamicThreshold(3)", "CFG(3) + Momentum(0.5)", "CFG(ramp(1, 7))"),
+)
+
+
+def test_the_catalogue_is_that_of_steer(
+    comfy: ModuleType, pack: ModuleType, tmp_path: Path
+) -> None:
+    """What looks ahead, remembers, or bounds what others do; in one sampling each."""
+    net = unet()
+    model, pipe = patcher(comfy, net, "v_prediction"), pipeline(net, tmp_path, "v_prediction")
+    nodes = sigmas(pack, model)
+    apart = {}
+    for guidance in CATALOGUE:
+        ours = sampled(comfy, guider(pack, model, guidance), nodes) * comfy_scale(comfy)
+        with steer(pipe, guidance):
+            expected = latents(pipe)
+        apart[guidance] = float((ours - expected).abs().max() / expected.abs().max())
+    assert all(value <= 1e-3 for value in apart.values()), apart
+
+
 def pipeline(net: Any, folder: Path, prediction: str, **schedule: Any) -> Any:
     """Stable Diffusion of diffusers around a UNet, on the schedule of ComfyUI's models."""
     scheduler = SteerScheduler(

@@ -4,6 +4,7 @@ import wave
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def write_video(
 
     with TemporaryDirectory() as folder:
         draft = Path(folder) / "video.mp4"
-        options = {"fps": fps, "quality": 5.0, "macro_block_size": BLOCK}
+        options: dict[str, Any] = {"fps": fps, "quality": 5.0, "macro_block_size": BLOCK}
         if sound is not None:
             write_sound(Path(folder) / "sound.wav", *sound)
             options |= {"audio_path": str(Path(folder) / "sound.wav"), "audio_codec": "aac"}
