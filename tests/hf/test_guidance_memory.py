@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import CFG, Guidance
+from diffsteer import CFG, Guidance, Momentum
 from diffsteer.guidance import Branch
 from diffsteer.hf.guider import SteerGuider
 from diffsteer.steering import steer
