@@ -53,6 +53,16 @@ def test_efficientnet_layers(layer: str, width: int) -> None:
     )
 
 
+def test_parts_of_a_batch_change_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    extractor, sizes = EfficientNetLite0(size=32), []
+    whole = extractor(images)
+    monkeypatch.setattr("diffsteer.metrics.efficientnet.BUFFER", 2 * 96 * 4 * 16**2)
+    extractor._net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    assert (extractor(images) - whole).abs().max() < 1e-5 * whole.abs().max()
+    assert sizes == [2, 2, 1]
+
+
 def test_efficientnet_knows_flat_pictures_apart() -> None:
     """Weights in place and pixels scaled: black, white and noise differ by much more than noise."""
     flat = torch.stack([torch.full((3, 64, 64), v, dtype=torch.uint8) for v in (0, 128, 255)])

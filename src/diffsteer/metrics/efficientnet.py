@@ -30,6 +30,8 @@ STAGES = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),
 )
+BUFFER = 1 << 24
+"""Bytes of an activation on a CPU: of 32 MiB and more, glibc asks the kernel for each anew."""
 LAYERS = {"block10": 112, "head": 1280, "logits": 1000}
 """Layers that can be asked for, and how many numbers each gives."""
 
@@ -82,8 +84,13 @@ class EfficientNetLite0(Extractor):
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
             x = (resized(images, self.size) + self._field).to(self.device)
-            features: Tensor = self._net(x, self.layer)
-            return features
+            parts = x.split(self._at_once) if x.device.type == "cpu" else [x]
+            return torch.cat([self._net(part, self.layer) for part in parts])
+
+    @property
+    def _at_once(self) -> int:
+        """Images whose largest activation, 96 channels at half the size, fits into BUFFER."""
+        return max(1, BUFFER // (96 * 4 * (self.size // 2) ** 2))
 
 
 def load() -> "Network":
@@ -122,7 +129,7 @@ class SameConv(nn.Conv2d):
             max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in input.shape[-2:]
         )
         edges = (width // 2, width - width // 2, height // 2, height - height // 2)
-        return super().forward(F.pad(input, edges))
+        return super().forward(F.pad(input, edges) if any(edges) else input)  # it would copy
 
 
 class Block(nn.Module):
@@ -141,8 +148,8 @@ class Block(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y: Tensor = F.relu6(self._bn0(self._expand_conv(x)), True) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)), True)
         y = self._bn2(self._project_conv(y))
         return x + y if self.skips else y
 
@@ -169,12 +176,12 @@ class Network(nn.Module):
     @override
     def forward(self, x: Tensor, layer: str = "logits") -> Tensor:
         """Return the numbers of a layer, `(N, d)`, of images in [0, 255], `(N, 3, H, W)`."""
-        x = F.relu6(self._bn0(self._conv_stem((x - 127) / 128)))
+        x = F.relu6(self._bn0(self._conv_stem((x - 127) / 128)), True)
         for i, block in enumerate(self._blocks):
             x = block(x)
             if layer == f"block{i}":
                 return x.mean(dim=(2, 3))
-        x = F.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
+        x = F.relu6(self._bn1(self._conv_head(x)), True).mean(dim=(2, 3))
         logits: Tensor = self._fc(x)
         return logits if layer == "logits" else x
 
