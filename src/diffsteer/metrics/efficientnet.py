@@ -84,7 +84,7 @@ class EfficientNetLite0(Extractor):
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
             x = (resized(images, self.size) + self._field).to(self.device)
-            parts = x.split(self._at_once) if x.device.type == "cpu" else [x]
+            parts = torch.split(x, self._at_once) if x.device.type == "cpu" else [x]
             return torch.cat([self._net(part, self.layer) for part in parts])
 
     @property
