@@ -18,7 +18,7 @@ from diffsteer.studio.settings import STEPS, Settings
 from diffsteer.studio.view import error, label, note
 
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-MODEL: dict[str, Any] = {**HIDDEN, "concurrency_limit": None, "trigger_mode": "once"}
+MODEL: dict[str, Any] = {**HIDDEN, "concurrency_limit": None, "trigger_mode": "multiple"}
 """Options of events: no spinner over the image, and no name in an API."""
 
 
