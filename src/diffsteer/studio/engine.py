@@ -3,8 +3,10 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +107,9 @@ class Engine:
     dtype: Dtype = "auto"
     speed: Speed = field(default_factory=Speed)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _worker: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "sampling"))
+    """One thread for all runs: each new one has a heap and a pool of torch's threads of its own."""
+    _closing: threading.Event = field(default_factory=threading.Event)
     _known: dict[str, Model] = field(default_factory=dict)
 
     @property
@@ -165,19 +170,24 @@ class Engine:
                 if keep:
                     report(strip(generator.pipe, sample.steps))
 
-        yield from followed(work, cancelled)
+        yield from followed(self._worker, work, cancelled)
+
+    def close(self) -> None:
+        """Leave out what waits to be sampled."""
+        self._closing.set()
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def warm_up(self) -> None:
         """Load the first model and sample two steps of it, so that the first click is quick."""
         recipe = self.model(self.models[0]).defaults
         two = Recipe(recipe.model, recipe.prompt, guidance=recipe.guidance, steps=2)
         for _ in range(2):
-            for _ in self.images(two, [0], threading.Event(), keep=False):
+            for _ in self.images(two, [0], self._closing, keep=False):
                 pass
 
 
 def followed(
-    work: Callable[[Callable[[Any], None]], None], cancelled: threading.Event
+    worker: Executor, work: Callable[[Callable[[Any], None]], None], cancelled: threading.Event
 ) -> Iterator[Any]:
     """Yield what work reports in a thread; raises what it raises, and ends it when it is left."""
     reports: queue.Queue[Any] = queue.Queue()
@@ -190,8 +200,7 @@ def followed(
             reports.put(error)
         reports.put(end)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    running = worker.submit(run)
     try:
         while (report := reports.get()) is not end:
             if isinstance(report, BaseException):
@@ -201,7 +210,7 @@ def followed(
         cancelled.set()
         raise
     finally:
-        thread.join(timeout=30)
+        wait([running], timeout=30)
 
 
 __all__ = ["Cancelled", "Done", "Engine", "Model", "Preview", "Sampled", "followed"]

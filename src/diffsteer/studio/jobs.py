@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,7 +112,8 @@ def job(words: Sequence[str], folder: Path, cancelled: threading.Event) -> Itera
         if process.returncode:
             raise InputError(last.removeprefix("diffsteer: ") or "the job failed")
 
-    yield from followed(work, cancelled)
+    with ThreadPoolExecutor(1, "job") as worker:
+        yield from followed(worker, work, cancelled)
 
 
 def _end(process: "subprocess.Popen[str]", cancelled: threading.Event) -> None:

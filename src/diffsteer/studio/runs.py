@@ -62,6 +62,12 @@ class Runs:
         self.cancel(tab)
         self._events.pop(tab, None)
 
+    def close_all(self) -> None:
+        """Cancel all runs, as the studio ends."""
+        for tab in list(self._events):
+            self.close(tab)
+        self.engine.close()
+
     def generate(self, tab: str, values: tuple[Any, ...]) -> Iterator[Shown]:
         """Sample the seeds of the settings."""
         settings = Settings.of(values)

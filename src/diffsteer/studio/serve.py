@@ -1,7 +1,9 @@
 """The server of the page: bound to this machine, without telemetry, strict on requests."""
 
+import atexit
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,9 @@ def quiet() -> None:
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_CHECK_UPDATES"):
         os.environ[name] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="diffsteer-studio-"))
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="diffsteer-studio-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def require_safe(host: str, password: str) -> None:

@@ -56,10 +56,14 @@ def start(
     """
     print(f"loading {models[0]}", file=sys.stderr, flush=True)
     engine = engine_of(models, refiners, out, device, data)
-    page = Page(engine).build()
+    made = Page(engine)
+    page = made.build()
     threading.Thread(target=engine.warm_up, daemon=True).start()
     app, url, _ = launch(page, out, host, port, password, browser, block=False)
     print(f"diffsteer studio: {url}  (images: {out}; Ctrl-C ends it)", flush=True)
     if block:
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:
+            made.runs.close_all()
     return page, app, url
