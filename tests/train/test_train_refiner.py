@@ -436,6 +436,7 @@ def test_the_command_says_model_and_targets(model: str, stored: Path, tmp_path: 
         ('guidance = "CFG(4)"\nsteps = "9"', "settings.teacher: steps must be a whole number"),
         ('guidance = "CFG(4)"\nmodel = "x"', "settings.teacher says model: that is said by"),
         ('guidance = "CFG"', "CFG"),
+        ('guidance = "CFG(4)"\nlora = ["x"]', "settings.teacher says lora: the teacher is the"),
     ],
 )
 def test_teachers_that_cannot_be_are_refused_before_a_run_begins(
@@ -457,6 +458,10 @@ def test_bad_runs(model: str, stored: Path, tmp_path: Path) -> None:
     save_file(weights, Path(other) / "unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(ValueError, match="another network"):
         run(tmp_path, other, stored)
+    targets = Targets.at(stored)
+    adapted = replace(targets, key={**targets.key, "lora": ["style"]})
+    with pytest.raises(ValueError, match="a teacher with adapters, style: fuse them"):
+        adapted.require(targets.key["networks"], {})
     with pytest.raises(ValueError, match="steps was 4 and is 9"):
         run(tmp_path, model, stored, "run", '[settings.teacher]\nguidance = "CFG(4)"\nsteps = 9\n')
     with pytest.raises(ValueError, match="give one of both"):

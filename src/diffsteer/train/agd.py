@@ -100,11 +100,6 @@ class AGDTask(Task):
         super().__init__()
         targets = Targets.at(Path(settings.targets), settings.least)
         self.source = Trajectories(targets)
-        if adapted := targets.key.get("lora"):
-            raise InputError(
-                f"{targets.path} is of a teacher with adapters, {', '.join(adapted)}: fuse them "
-                "into a model of its own, and make targets of that"
-            )
         self.pipe = load(settings.start, torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         network = getattr(self.pipe, lora_part(self.pipe))

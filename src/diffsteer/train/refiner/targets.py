@@ -164,6 +164,11 @@ class Targets:
 
     def require(self, networks: Mapping[str, str], teacher: Mapping[str, Any]) -> None:
         """Refuse targets of another network, or recipe as far as `teacher` says it."""
+        if adapters := self.key.get("lora"):
+            raise InputError(
+                f"{self.path} is of a teacher with adapters, {', '.join(adapters)}: fuse them into "
+                "a model of its own, and make targets of that"
+            )
         expected = self.key["networks"]
         shared = expected.keys() & networks.keys()
         if any(expected[name] != networks[name] for name in shared):

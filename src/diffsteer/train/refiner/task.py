@@ -103,6 +103,12 @@ class RefinerSettings:
                 f"settings.teacher says {', '.join(sorted(twice))}: that is said by settings.start "
                 "and settings.prompt_file"
             )
+        loading = {"dtype", "offload", "lora", "config"} & self.teacher.keys()
+        if self.prompt_file and loading:
+            raise InputError(
+                f"settings.teacher says {', '.join(sorted(loading))}: the teacher is the float32 "
+                "model of settings.start; fuse adapters into a model of its own"
+            )
         if self.prompt_file and not self.teacher.get("guidance"):
             raise InputError('settings.teacher has no guidance: give one, such as "CFG(6)"')
 
