@@ -179,6 +179,12 @@ def test_an_unknown_architecture(tmp_path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"x")
     with pytest.raises(InputError, match="is a pickle"):
         diagnose(tmp_path / "a.ckpt")
+    (tmp_path / "a.safetensors").rename(tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=r"a.ckpt is safetensors, .* rename it to a.safetensors"):
+        diagnose(tmp_path / "a.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="is no file of safetensors: it is a pickle"):
+        diagnose(tmp_path / "b.safetensors")
     with pytest.raises(FileNotFoundError, match="no model 'pockett' "):
         diagnose("pockett")
 

@@ -150,6 +150,7 @@ def test_a_constant_ramp_is_the_number() -> None:
     [
         ("CFG(ramp(1, inf))", "stop must be a finite number, got inf"),
         ("CFG(ramp(-1e999, 2))", "start must be a finite number"),
+        ("CFG(ramp(nan, 2))", "nan is not finite"),
         ("CFG(exponential(0, 2))", "start must be a finite number > 0"),
         ("CFG(ramp(1, 2, by='step'))", 'by must be "angle" or "time"'),
         ("CFG(interval(3, 5, 1))", "lo must be below hi, got 5 and 1"),

@@ -63,7 +63,8 @@ def test_unet_is_the_published_processor(tmp_path: Any) -> None:
     pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(clip_sample=False), tmp_path)
     call = {"num_inference_steps": 3, "output_type": "latent", "latents": START}
     call |= {"negative_prompt": NEGATIVES, "guidance_scale": 4.0}
-    plain = pipe(PROMPTS, **call | {"guidance_scale": 1.0}).images
+    alone = call | {"guidance_scale": 1.0}
+    plain = pipe(PROMPTS, **alone).images
     guidance = NAG(SCALE, tau=TAU, alpha=ALPHA)
     rows: list[int] = []
     handle = pipe.unet.conv_in.register_forward_hook(lambda _, args, out: rows.append(len(out)))
@@ -73,6 +74,8 @@ def test_unet_is_the_published_processor(tmp_path: Any) -> None:
     assert rows == [4] * 3  # each prompt with its negative, and never alone
     with steer(pipe, guidance, max_rows=2):
         torch.testing.assert_close(pipe(PROMPTS, **call).images, got, atol=1e-5, rtol=1e-5)
+    with steer(pipe, guidance), pytest.raises(InputError, match="NAG reads the negative prompt"):
+        pipe(PROMPTS, **alone)
     with steer(pipe, "NAG(0) + NAG(3, alpha=0)"):
         torch.testing.assert_close(pipe(PROMPTS, **call).images, plain, atol=1e-5, rtol=1e-5)
     plus, minus = pipe.encode_prompt(PROMPTS, "cpu", 1, True, NEGATIVES)

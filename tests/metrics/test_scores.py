@@ -17,8 +17,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from diffsteer import parse
 from diffsteer.cli.refine import targets
+from diffsteer.core.errors import InputError
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
+from diffsteer.metrics.best_of_n import scored
 from diffsteer.metrics.features import normalised, resized
 from diffsteer.metrics.preference import INNER, NORMS, OUTER, PROJECTIONS, HPSv2
 from diffsteer.metrics.scores import Aesthetic, CLIPScore, Scorer, name_of, score_of
@@ -194,6 +196,25 @@ def test_scores_are_known_by_their_text() -> None:
 def test_texts_that_name_no_score(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score_of(text)
+
+
+def test_functions_that_fail(tmp_path: Path, monkeypatch) -> None:
+    """One line names the function, the reason and the place; of the module too."""
+    lines = ["def a(images, prompts): raise KeyError('x')", "def b(images, prompts): ..."]
+    (tmp_path / "failing_score.py").write_text("\n".join([*lines, "def c(i, p): return [0.0]"]))
+    (tmp_path / "failing_module.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    reasons = {
+        "a": r"score a raised KeyError: 'x' \(failing_score.py, line 1\)",
+        "b": "score b raised RuntimeError: .* NoneType",
+        "c": r"gave \[0.0\] for 2 images: it must give one finite number each",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(InputError, match=reason):
+            scored(score_of(f"failing_score:{name}"), images, ["", ""])
+    with pytest.raises(InputError, match="failing_module:f: division by zero"):
+        score_of("failing_module:f")
 
 
 def test_a_module_of_the_working_directory_is_found(tmp_path: Path, monkeypatch) -> None:

@@ -122,6 +122,8 @@ def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) ->
     if not isinstance(node, NODES) or not _harmless(node):
         raise InputError(f"this {type(node).__name__} is not allowed here")
     if isinstance(node, ast.Name) and node.id not in known:
+        if node.id == "nan":
+            raise InputError("nan is not finite: give a number")
         kinds = [kind, *getattr(kind, "written_with", ())]
         below = [c for k in kinds for c in subclasses(k) if not c.__name__.startswith("_")]
         plain = [c for c in below if not COMBINED & {*c.__annotations__}]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.doctor import layout
 from diffsteer.doctor.layout import Architecture
-from diffsteer.doctor.tensors import Entry, read_header
+from diffsteer.doctor.tensors import Entry, is_safetensors, read_header
 from diffsteer.hf.load import shipped
 from diffsteer.hf.network import PARTS
 from diffsteer.io.extensions import LAB, extensions
@@ -108,7 +108,10 @@ def _download(name: str) -> Path:
 def _file(name: str, path: Path) -> Checkpoint:
     if path.suffix in PICKLES:
         raise InputError(
-            f"{name} is a pickle, which can run code and is not read: save it as .safetensors"
+            f"{name} is safetensors, which programs take for a pickle by its name: rename it to "
+            f"{path.with_suffix('.safetensors').name}"
+            if is_safetensors(path)
+            else f"{name} is a pickle, which can run code and is not read: save it as .safetensors"
         )
     entries, metadata = read_header(path)
     if not entries:

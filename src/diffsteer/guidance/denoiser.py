@@ -175,10 +175,16 @@ class Denoiser:
             raise no_text()
         asked = (branch.cond, *([] if branch.second is None else [branch.second.cond]))
         if missing := [name for name in asked if name not in self.conds]:
+            needs = (
+                'CFG needs a null prompt (guidance_scale > 1 in a pipeline); SAG(..., on="cond") '
+                "does without"
+                if branch.second is None
+                else "NAG reads the negative prompt of the pipeline, which sends one where "
+                "guidance_scale > 1, and acts in place of that"
+            )
             raise InputError(
                 f"the guidance asks for the condition {missing[0]!r}, there is "
-                f"{', '.join(self.conds)}: CFG needs a null prompt (guidance_scale > 1 in a "
-                'pipeline); SAG(..., on="cond") does without'
+                f"{', '.join(self.conds)}: {needs}"
             )
         if branch.adapter is not None:
             self.nets[branch.net].adapted(branch.adapter)  # raises where one is not loaded

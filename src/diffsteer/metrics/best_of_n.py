@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from traceback import extract_tb
 
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.metrics.scorer import Scorer
 
 Images = Callable[[list[int]], Tensor]
 Score = Callable[[Tensor, list[str]], Tensor]
@@ -67,8 +70,25 @@ class BestOf:
 
 
 def scored(score: Score, pictures: Tensor, texts: list[str]) -> Tensor:
-    """Scores of images, `(N,)`, float64 on the CPU."""
-    values = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
+    """Scores of images, `(N,)`, float64 on the CPU.
+
+    Raises:
+        InputError: they are not a finite number each, or a function of the user's raised.
+    """
+    try:
+        values = torch.as_tensor(score(pictures, texts)).flatten().double().cpu()
+    except Exception as error:  # of a function of the user's
+        if isinstance(score, Scorer) or isinstance(error, InputError):
+            raise
+        frames = extract_tb(error.__traceback__)[1:2]
+        name = getattr(score, "__name__", type(score).__name__)
+        raise InputError(
+            f"the score {name} raised {type(error).__name__}: {' '.join(str(error).split())}"
+            + "".join(f" ({Path(at.filename).name}, line {at.lineno})" for at in frames)
+        ) from error
     if len(values) != len(texts) or not values.isfinite().all():
-        raise InputError(f"the score gave {values.tolist()} for {len(texts)} images: one each")
+        raise InputError(
+            f"the score gave {brief(values.tolist())} for {len(texts)} images: it must give one "
+            "finite number each"
+        )
     return values

@@ -185,8 +185,8 @@ def score_of(text: str, device: str = "") -> Score:
         sys.path.append(here)  # as `python -m` has it, and a console script has not
     try:
         score: Score = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"score {text}: {error}; {either}") from error
+    except Exception as error:  # of the module, which is run
+        raise InputError(f"score {text}: {' '.join(str(error).split())}; {either}") from error
     if not colon or not callable(score):
         raise InputError(f"score {text} is no function: {either}")
     return score

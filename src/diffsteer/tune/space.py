@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.core.parse import parse
+from diffsteer.core.sampler import Sampler
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Guidance
 
@@ -49,6 +50,11 @@ class Range:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise InputError(f"{self.low:g}..{self.high:g} is no range: write the lower one first")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise InputError(
+                f"{self.low:g}..{self.high:g}:{self.step:g} holds one number at most: the step "
+                f"must be in ]0, {self.high - self.low:g}]"
+            )
         if self.log and (self.low <= 0 or self.step is not None):
             raise InputError(f"a range in log needs numbers > 0 and no step, got {self}")
 
@@ -183,6 +189,8 @@ class Space:
         if not isinstance(values, Range) or name == "strength":
             return values
         if not values.has_whole_ends:
+            if name == "steps":
+                raise InputError(f"steps takes whole numbers, got {values.low:g}..{values.high:g}")
             return values
         whole = name == "steps" or (
             self._takes(name, int(values.low)) and not self._takes(name, values.low + 0.5)
@@ -224,6 +232,8 @@ def _values(name: str, text: str) -> Range | Choice:
             raise InputError(
                 f'{name}={text} is no range: write "1..8", "0..1:0.25" or "0.1..9 log"'
             )
+        if "" in options:
+            raise InputError(f"{name}={text} has an empty choice: write x|y, or x|{NONE} for none")
         return Choice(tuple("" if option == NONE else option for option in options))
     try:
         low, high = float(match[1]), float(match[2])
@@ -268,9 +278,12 @@ def _field(name: str, value: float | str) -> Any:
         InputError: it is no value of that field.
     """
     kinds: dict[str, Callable[[Any], Any]] = {"steps": int, "strength": float}
+    kinds["sampler"] = lambda text: str(text) and repr(parse(str(text), Sampler))
     kinds["zero_snr"] = lambda text: {"true": True, "false": False}[str(text).lower()]
     try:
         return kinds.get(name, str)(value)
+    except InputError:
+        raise
     except (KeyError, ValueError) as error:
         expected = {"steps": "whole numbers", "strength": "numbers"}.get(name, '"true|false"')
         raise InputError(f"{name} takes {expected}, got {value!r}") from error
