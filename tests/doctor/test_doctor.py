@@ -1,6 +1,7 @@
 """Folders, LoRAs, damaged files, and findings on schedulers."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tiny import saved, stable_diffusion
 
 from diffsteer.cli.main import main
 from diffsteer.core.errors import InputError
-from diffsteer.doctor.claims import PREDICTION, SNR, ZERO, Claim
+from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
 from diffsteer.doctor.schedule import findings
@@ -109,6 +110,23 @@ def test_a_repaired_folder_samples(tmp_path) -> None:
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     assert pipe.scheduler.timesteps[0] == 999 and pipe.scheduler.alphas_cumprod[-1] == 0
     assert torch.as_tensor(image).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("prediction", "snr", "remedy", "spacing"),
+    [
+        ("epsilon", ABOVE, "zero-snr-finetune --model .* --set data.source=IMAGES", "trailing"),
+        ("v_prediction", ZERO, "no training: it is the scheduler", "trailing"),
+        ("epsilon", ZERO, "zero-snr-finetune --model .*", ""),  # samplers refuse it
+    ],
+)
+def test_advice_that_follows_the_verdicts(prediction, snr, remedy, spacing, tmp_path) -> None:
+    """Dark samples of leading spacing: whether training or the scheduler mends them."""
+    stated = [Claim(PREDICTION, prediction, "user", "test"), Claim(SNR, snr, "user", "test")]
+    diagnosis = diagnose(Path(saved(tmp_path)), stated=stated)
+    (dark,) = (f for f in diagnosis.findings if f.code == "brightness")
+    assert re.search(remedy, dark.remedy)
+    assert diagnosis.defaults is not None and diagnosis.defaults.spacing == spacing
 
 
 def test_never_over_the_input(tmp_path) -> None:

@@ -89,10 +89,12 @@ def defaults(checkpoint: Checkpoint, prediction: str, snr: str) -> Defaults | No
         return Defaults("CFG(4.5)" if guided else "", "", "", 28)
     if prediction not in ("epsilon", "v_prediction", "sample"):
         return None
-    if snr == ZERO and prediction != "epsilon":
-        text = f"Rescaled(CFG({scale}), 0.7)" if guided else ""
-        return Defaults(text, "UniPC()", "trailing", 25)
-    return Defaults(f"CFG({scale})" if guided else "", "UniPC()", "trailing", 25)
+    text = f"CFG({scale})" if guided else ""
+    if snr == ZERO and prediction == "epsilon":  # which samplers refuse: its own scheduler
+        return Defaults(text, "", "", 25)
+    if snr == ZERO and guided:
+        text = f"Rescaled({text}, 0.7)"
+    return Defaults(text, "UniPC()", "trailing", 25)
 
 
 def rescaling(checkpoint: Checkpoint, prediction: str, snr: str) -> Iterator[Finding]:

@@ -131,7 +131,7 @@ def _diagnosis(checkpoint: Checkpoint, deep: bool, stated: Sequence[Claim]) -> D
         *_misread(read, prediction, snr),
         *_scheduler(checkpoint, prediction, snr),
         *advice.rescaling(checkpoint, prediction.value, snr.value),
-        *_dark(light),
+        *_dark(light, checkpoint, prediction.value != "epsilon" and snr.value == ZERO),
     ]
     order = ("problem", "warning", "note")
     return Diagnosis(
@@ -217,13 +217,20 @@ def _scheduler(checkpoint: Checkpoint, prediction: Verdict, snr: Verdict) -> Ite
         yield Finding("clip-sample", "problem", text, "set clip_sample to false")
 
 
-def _dark(light: brightness.Brightness | None) -> Iterator[Finding]:
+def _dark(
+    light: brightness.Brightness | None, checkpoint: Checkpoint, repaired: bool
+) -> Iterator[Finding]:
     if light and brightness.DATA.mean - light.mean > 0.02:
         text = (
             f"samples of mean {brightness.DATA.mean} come out at {light.mean:.2f}: dark and bright "
         )
         text += "images are out of reach, the more so without guidance"
-        yield Finding("brightness", "warning", text, "fine-tune: diffsteer train zero-snr-finetune")
+        remedy = "fine-tune: diffsteer train zero-snr-finetune"
+        if repaired:
+            remedy = "no training: it is the scheduler that never asks the last timestep"
+        elif checkpoint.kind == "folder":
+            remedy += f" --model {checkpoint.name} --set data.source=IMAGES"
+        yield Finding("brightness", "warning", text, remedy)
 
 
 def _last(checkpoint: Checkpoint) -> dict[int, bool]:

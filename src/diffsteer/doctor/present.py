@@ -76,7 +76,8 @@ def _advice(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"  diffsteer sample {diagnosis.checkpoint.name} {words}"
     elif start and diagnosis.checkpoint.kind == "file":
         yield from ("", "To start with")
-        yield f"  {start.guidance}, {start.sampler}, {start.spacing}, {start.steps} steps"
+        parts = (start.guidance, start.sampler, start.spacing, f"{start.steps} steps")
+        yield f"  {', '.join(filter(None, parts))}"
 
 
 def plot(diagnosis: Diagnosis, path: Path) -> None:

@@ -199,7 +199,8 @@ def contradictions(prediction: str, snr: str) -> Iterator[Finding]:
         yield Finding(
             *("epsilon-at-zero", "problem"),
             "epsilon at zero SNR says nothing of the image: NaN in DDIM, biased in Euler and UniPC",
-            "train on with v-prediction; until then start below the last timestep: leading spacing",
+            "--terminal-snr above if a mark is wrong; else train on with v-prediction, and until "
+            "then start below the last timestep: leading spacing",
         )
     if prediction == "flow_prediction" and snr == ABOVE:
         text = "a flow ends in pure noise, and a source says that its terminal SNR is above zero"
