@@ -159,8 +159,9 @@ def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
     ("text", "kind", "message"),
     [
         ("cfg(5)", Guidance, "unknown Guidance 'cfg' .did you mean 'CFG'"),
+        ("CGF(1)", Guidance, "did you mean 'CFG'"),  # as near to ICG, but of the same letters
         ("Saag(1)", Guidance, "did you mean 'SAG'"),
-        ("Magic(1)", Guidance, "'Magic'; there are ADG, APG, .* ramp$"),  # none that a method makes
+        ("Magic(1)", Guidance, "'Magic'; there are ADG, APG, .* ramp, and your"),  # none of methods
         ("CFG(weight=5)", Guidance, r"unexpected keyword argument 'weight'; it is CFG\(scale\)"),
         ("PAG()", Guidance, r"missing .* it is PAG\(scale, layer='mid', "),
         ("CFG(5).withn(1)", Guidance, "unknown .withn .did you mean 'within'.*; there are clamped"),

@@ -189,6 +189,9 @@ def test_origins_that_differ_are_refused_saying_both() -> None:
         other = Origin(**{**vars(MADE), field: "other"})
         with pytest.raises(ValueError, match=f"{field} .*'other'"):
             MADE.require(other, "these", "those")
+    both = Origin(MADE.extractor, "other", "another", MADE.weights)
+    with pytest.raises(ValueError, match="layer .*'other'; .*'another'.*the same --extractor"):
+        MADE.require(both, "these", "those")
     MADE.require(Origin("Mean", "colour", UNSTATED, UNSTATED), "these", "those")
 
 

@@ -113,16 +113,18 @@ class Emoji:
     def __post_init__(self) -> None:
         given: tuple[object, ...]
         known: tuple[object, ...]
-        for given, known in (
-            (self.styles, STYLES),
-            (self.backgrounds, tuple(BACKGROUNDS)),
-            ((self.split,), ("train", "test", "all")),
-            ((self.group,), ("", *GROUPS)),
-            ((self.label,), ("", "group", "style", "background")),
-            ((self.size,), (64, 32, 16)),
+        for name, given, known in (
+            ("styles", self.styles, STYLES),
+            ("backgrounds", self.backgrounds, tuple(BACKGROUNDS)),
+            ("split", (self.split,), ("train", "test", "all")),
+            ("group", (self.group,), ("", *GROUPS)),
+            ("label", (self.label,), ("", "group", "style", "background")),
+            ("size", (self.size,), (64, 32, 16)),
         ):
             if not given or not set(given) <= set(known):
-                raise InputError(f"{given} is not of the emoji data: choose from {known}")
+                wrong = ", ".join(repr(value) for value in given if value not in known) or "nothing"
+                choices = ", ".join(map(repr, known))
+                raise InputError(f"{name} of the emoji must be of {choices}, got {wrong}")
 
     def __len__(self) -> int:
         return len(self._entries) * len(self.styles) * len(self.backgrounds)

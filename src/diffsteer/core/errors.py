@@ -15,8 +15,9 @@ class InputError(ValueError):
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """What an error says of a name that is not known: " (did you mean 'CFG'?)", or nothing."""
     lower = {known.lower(): known for known in names}
-    close = get_close_matches(name.lower(), lower, 1)
-    return f" (did you mean {lower[close[0]]!r}?)" if close else ""
+    close = get_close_matches(name.lower(), lower, 3)
+    near = min(close, key=lambda known: sorted(known) != sorted(name.lower()), default="")
+    return f" (did you mean {lower[near]!r}?)" if near else ""
 
 
 _SHORT = Repr()

@@ -130,7 +130,8 @@ def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) ->
         names = sorted(n for n, v in known.items() if isinstance(v, kind) or v in plain)
         hint = did_you_mean(node.id, names)
         raise InputError(
-            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(names)}"
+            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(names)}, "
+            "and your own once their file is imported"
         )
 
 

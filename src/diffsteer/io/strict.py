@@ -104,7 +104,8 @@ def inner_path(where: str, name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise InputError(
-            f"{where} names {name[:200]}, which leads out of it: do not trust this file"
+            f"{where} names {name[:200]}, which leads out of its folder: "
+            "do not trust this file, or if it is yours keep both in one folder"
         )
     return path
 

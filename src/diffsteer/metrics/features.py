@@ -46,14 +46,16 @@ class Origin:
 
     def require(self, other: "Origin", mine: str, theirs: str) -> None:
         """Check that features of both can be compared; `mine`, `theirs` name them in the error."""
+        wrong = []
         for field in fields(self):
             a, b = getattr(self, field.name), getattr(other, field.name)
             if a != b and UNSTATED not in (a, b):
-                raise InputError(
-                    f"features differ: {mine} have {field.name} {a!r}, {theirs} has {b!r}. Such "
-                    "numbers do not compare: measure both with the same extractor, layer, resize "
-                    f"and weights\n  {mine}: {self}\n  {theirs}: {other}"
-                )
+                wrong += [f"{mine} have {field.name} {a!r}, {theirs} has {b!r}"]
+        if wrong:
+            raise InputError(
+                f"features differ: {'; '.join(wrong)}. Such numbers do not compare: measure both "
+                "with the same --extractor, --layer, --size, --noise-mask and --checkpoint"
+            )
 
 
 class Extractor(ABC):
