@@ -390,7 +390,7 @@ def test_numbers_of_classes_are_in_the_order_of_numbers() -> None:
         (["settings.std=-1"], "no standard deviation"),
         (["data.label=colour"], "colour.*choose from"),
         (["data.group=Fish"], "Fish.*choose from"),
-        (["data.size=8"], "choose from"),
+        (["data.size=8"], "size of .* 8: choose from"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, changes: list[str], said: str) -> None:

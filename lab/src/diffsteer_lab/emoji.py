@@ -124,7 +124,9 @@ class Emoji:
             if not given or not set(given) <= set(known):
                 wrong = ", ".join(repr(value) for value in given if value not in known) or "nothing"
                 choices = ", ".join(map(repr, known))
-                raise InputError(f"{name} of the emoji must be of {choices}, got {wrong}")
+                raise InputError(
+                    f"{name} of the emoji data cannot be {wrong}: choose from {choices}"
+                )
 
     def __len__(self) -> int:
         return len(self._entries) * len(self.styles) * len(self.backgrounds)
