@@ -112,6 +112,24 @@ def test_memory_is_refused_where_each_call_begins_anew(folder) -> None:
             run(pipe, latents=START.clone(), num_inference_steps=1)
 
 
+@torch.no_grad()
+def test_cfgpp_weighs_both_evaluations_of_a_heun_step_alike(folder) -> None:
+    """By lambda / (1 - r' / r), with r = sigma / alpha at the start of the step, r' at its end."""
+    pipe = tiny.stable_diffusion(diffusers.HeunDiscreteScheduler(**SD), folder)
+    with steer(pipe, "CFGpp(0.6)"):
+        got = run(pipe, latents=START.clone())
+    texts = torch.cat(pipe.encode_prompt(["a cat", "a red dog"], "cpu", 1, True)[::-1])
+    pipe.scheduler.set_timesteps(4)
+    x, sigmas = START * pipe.scheduler.init_noise_sigma, pipe.scheduler.sigmas
+    for i, t in enumerate(pipe.scheduler.timesteps):
+        start = i - i % 2  # the second evaluation of a step is at the level that it goes to
+        weight = 0.6 / (1 - sigmas[start + 1] / sigmas[start])
+        both = pipe.scheduler.scale_model_input(torch.cat([x, x]), t)
+        null, cond = pipe.unet(both, t, texts).sample.chunk(2)
+        x = pipe.scheduler.step(null + weight * (cond - null), t, x).prev_sample
+    torch.testing.assert_close(got, x, atol=1e-4, rtol=1e-4)
+
+
 def test_the_catalogue_on_a_pipeline(folder) -> None:
     """Adaptive guidance evaluates less; crops are refused where they would fail."""
     pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(**SD), folder)

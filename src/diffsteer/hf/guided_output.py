@@ -203,9 +203,13 @@ class GuidedOutput:
 
     def _dry_run(self, denoiser: Denoiser, x: Tensor, now: Now) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first."""
+        seen = -1
         for step, time in now.tracker.remaining():
             level = now.timeline.level(time)
             denoiser.prediction.x0(x, x, level)  # the output has to fix x0
+            if step == seen:  # inner evaluations may end where their step does
+                continue
+            seen = step
             replace(denoiser, step=step, next=now.next(step)).dry_run(x, level)
 
     def _layout(self, part: Part, now: Now) -> Layout:
