@@ -62,7 +62,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # of the system; others say it in words of their own
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -103,8 +103,8 @@ class EDM2Task(Task):
             )
         if drop and not self.classes:
             raise InputError(
-                f"data.drop={drop} leaves out classes, and there are none: --set data.drop=0, or "
-                "give classes, by data.label or beside the arrays"
+                f"data.drop={drop} of an unconditional network: --set data.drop=0, or give "
+                "classes, by data.label or beside the arrays, and no settings.network.label_dim"
             )
         self.net: EDM2 = network_of_config(EDM2, config, "settings.network")
         channels = {self.net.shape[0], len(settings.latent_mean), len(settings.latent_std)}
