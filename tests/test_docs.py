@@ -60,7 +60,8 @@ def stand_in(model: str, *dtype: Any) -> Any:
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_block(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block(code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diffsteer, "load", stand_in)
     exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
 
