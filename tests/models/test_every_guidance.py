@@ -18,6 +18,7 @@ from diffsteer.models.edm2.model import EDM2, network
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CONDITIONAL = (
     *("Auto(2)", "AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2)", "Clamped(limit=0.4)"),
+    "SLG(1, 'L') + STG(1, 'L') + S2(0.5, layer='L') + TPG(1, 'L')",
     *("PAG(1, 'L')", "SEG(1, layer='L')", "SEG(1, layer='L', sigma=2.0)"),
     *("SAG(0.5, 'L', on='cond')", "SAG(0.5, 'L', on='cond', mask='random')"),
     *("SAG(0.5, 'L', on='cond', mask='edges')", "SAG(0.5, on='cond', mask='global')"),
@@ -91,6 +92,27 @@ def test_on_adm(dtype: torch.dtype) -> None:
             assert denoise(x.to(given), levels[1]).isfinite().all(), (text, given)
     *_, last = sample(denoise, levels, (3, 16, 16), [0, 1], Ancestral(classifier=1.0))
     assert last.x.dtype == torch.float32 and last.x.isfinite().all()
+
+
+def test_skipped_blocks_return_what_they_are_given() -> None:
+    """Of EDM2 those that keep the shape; of ADM the attention."""
+    main, net, eye = edm2(0, torch.float64), adm(torch.float64), torch.eye(10).double()
+    blocks = main.unet.dec["4x4_in0"], net.network().blocks["mid.middle_block.1"]
+    official = Denoiser({"main": network(main)}, {"cond": {"labels": eye[:2]}}, Preconditioned())
+    diffusion = net.denoiser(None, CLASSES)
+    cases = (
+        (official, "4x4_in0", blocks[0], EDM(), 8),
+        (diffusion, "mid", blocks[1], net.schedule, 16),
+    )
+    for denoise, layer, block, schedule, side in cases:
+        x, level = torch.randn(2, 3, side, side, dtype=torch.float64), grid(schedule, 3)[1]
+        whole = denoise(x, level)
+        hook = block.register_forward_hook(lambda _, args, out: args[0])
+        without = denoise(x, level)
+        hook.remove()
+        got = replace(denoise, guidance=parse(f"SLG(1.5, {layer!r})", Guidance))(x, level)
+        torch.testing.assert_close(got, whole + 1.5 * (whole - without), rtol=1e-9, atol=1e-9)
+        assert (whole - without).abs().max() > 1e-3
 
 
 DRAWS = ("AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2) + 0.5 * AutoNoise(2)")

@@ -73,7 +73,7 @@ class Diffusion:
         split = partial(_split_anew, flags.num_heads, flags.use_new_attention_order)
         score = split if official_head_split else None
         classes = flags.num_classes if flags.class_cond else 0
-        return Network(call, layers, score=score, classes=classes)
+        return Network(call, layers, score=score, blocks=layers, classes=classes)
 
     def denoiser(
         self,

@@ -271,7 +271,8 @@ def network(net: EDM2) -> Network:
         return net.out(x, level.sigma, cond.get("labels"))
 
     layers = {n: m for n, m in net.named_modules() if isinstance(m, Block) and m.heads}
-    return Network(call, layers)
+    kept = {n: m for n, m in layers.items() if m.conv_skip is None and m.kind not in ("down", "up")}
+    return Network(call, layers, blocks=kept)
 
 
 def _c_noise(sigma: Tensor) -> Tensor:
