@@ -112,6 +112,7 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "steps 1 to 5 (sigma/alpha 14.6 to 2.28): main: 3 rows in 1 pass" in printed
     assert "steps 6 to 10 (sigma/alpha 1.61 to 0.342): main: 4 rows in 2 passes" in printed
     assert "In all main: 35 rows in 15 passes; without guidance main: 10 rows." in printed
+    assert "A row is one network evaluation" in printed
 
 
 def test_a_model_that_ships_has_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,7 +208,8 @@ def _lines(one: "Result") -> list[str]:
     ]
     costs = one.compared.costs.items()
     return lines + [
-        f"  {name} a picture: {c.median:.4g} ({c.low:.4g} to {c.high:.4g})" for name, c in costs
+        f"  {name.replace('rows', 'NFE')} an image: {c.median:.4g} ({c.low:.4g} to {c.high:.4g})"
+        for name, c in costs
     ]
 
 

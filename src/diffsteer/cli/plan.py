@@ -28,4 +28,5 @@ def show(guidance: str, schedule: str, steps: int, spacing: str) -> str:
         if first != last:
             noise += f" to {levels[last].ratio:.3g}"
         lines.append(f"  {span} ({noise}): {cost}")
-    return "\n".join([*lines, f"In all {total(costs)}; without guidance main: {steps} rows."])
+    whole = f"In all {total(costs)}; without guidance main: {steps} rows."
+    return "\n".join([*lines, whole, "A row is one network evaluation (NFE); a pass is a batch."])

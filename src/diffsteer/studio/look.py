@@ -32,6 +32,7 @@ CSS = """
 
 def theme() -> Any:
     """Theme with fonts of the system."""
-    return gr.themes.Default(
+    look = gr.themes.Default(
         primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")
     )
+    return look.set(block_info_text_color="*neutral_600")  # of 400 hints are hard to read
