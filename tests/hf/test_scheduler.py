@@ -420,11 +420,14 @@ def test_custom_sigmas() -> None:
         ([1.0, 5.0], "below the one before"),
         ([200.0, 1.0], "sigma"),
         ([], "> 0, from most to least"),
+        ("ays-sd15", "no table is called 'ays-sd15': there are ays-sd, ays-sdxl, ays-svd"),
     ):
         with pytest.raises(ValueError, match=match):
             made.set_timesteps(sigmas=bad)
     with pytest.raises(ValueError, match="give one of"):
         made.set_timesteps(10, sigmas=sigmas)
+    made.set_timesteps(sigmas="ays-sd")
+    assert made.timesteps.tolist() == AysSchedules["StableDiffusionTimesteps"]
 
 
 def test_a_table_of_align_your_steps_by_name() -> None:

@@ -21,7 +21,7 @@ from diffsteer.core.prediction import Eps, V
 from diffsteer.core.sampler import NAMED as NAMED_SAMPLERS
 from diffsteer.core.sampler import Sampler
 from diffsteer.core.schedule import Schedule
-from diffsteer.core.spacing import SPACINGS, grid
+from diffsteer.core.spacing import SPACINGS, Table, grid
 from diffsteer.hf import scheduler_config as hf_config
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -162,7 +162,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
+        sigmas: Sequence[float] | str | None = None,
     ) -> None:
         """Choose the timesteps to visit, and forget earlier steps.
 
@@ -170,7 +170,8 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             num_inference_steps: How many, by the spacing; or one of the two below.
             device: Where `timesteps` are.
             timesteps: One by one, falling.
-            sigmas: sigma / alpha of each, falling; a 0 at the end is the data, where all end.
+            sigmas: sigma / alpha of each, falling; a 0 at the end is the data, where all end. Or
+                the name of a table of Align Your Steps, "ays-sd", "ays-sdxl" or "ays-svd".
         """
         given = (num_inference_steps, timesteps, sigmas)
         if sum(value is not None for value in given) != 1:
@@ -204,6 +205,12 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _times_of(self, sigmas: Any) -> Tensor:
         """Times at which sigma / alpha is given."""
+        if isinstance(sigmas, str):
+            tables = {name: made for name, made in SPACINGS.items() if isinstance(made, Table)}
+            if sigmas not in tables:
+                raise InputError(f"no table is called {sigmas!r}: there are {', '.join(tables)}")
+            table = tables[sigmas]
+            return table(self.schedule, len(table.ratios) - 1)
         ratios = torch.as_tensor(sigmas, dtype=torch.float64)
         if ratios.ndim == 1 and len(ratios) and ratios[-1] == 0:
             ratios = ratios[:-1]
