@@ -316,6 +316,11 @@ def test_command(tmp_path, monkeypatch, capsys) -> None:
     assert "there already" in str(run(monkeypatch, path, "--fix", out))
 
 
+def test_a_repair_says_what_it_leaves_to_training(tmp_path, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, saved(tmp_path), "--fix", tmp_path / "fixed") == 0
+    assert re.search(r"Left: brightness: .* -> .*--model .*fixed", capsys.readouterr().out)
+
+
 def test_a_user_says_what_no_source_says(tmp_path, monkeypatch, capsys) -> None:
     path = Made("SD 1", ZSNR).save(tmp_path / "a.safetensors")
     words = ("--prediction", "v_prediction", "--terminal-snr", "zero")

@@ -92,6 +92,7 @@ def _print(
     if repaired is not None:
         print(f"\nWritten: {', '.join(map(str, written))}")
         print(f"Weights of the new one: sha256 {repaired.scan.hash}, the same")
-        left = [finding for finding in repaired.findings if finding.severity == "problem"]
-        for finding in left:
-            print(f"Left: {finding.code}: {finding.text}")
+        for finding in repaired.findings:
+            if finding.severity != "note":
+                remedy = f" -> {finding.remedy}" if finding.remedy else ""
+                print(f"Left: {finding.code}: {finding.text}{remedy}")
