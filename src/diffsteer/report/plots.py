@@ -68,7 +68,8 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'charts need matplotlib: pip install "diffsteer[plot]"'
+            'charts need matplotlib: pip install "diffsteer[plot]", or `pip install -e ".[plot]"` '
+            "in a clone"
         ) from error
 
 
