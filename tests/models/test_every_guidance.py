@@ -8,6 +8,7 @@ from tiny import random_weights
 from torch import Tensor
 
 from diffsteer import DDIM, EDM, Ancestral, Discrete, Guidance, Preconditioned, grid, parse, sample
+from diffsteer.core.errors import InputError
 from diffsteer.guidance import Denoiser
 from diffsteer.models.adm.checkpoint import Diffusion
 from diffsteer.models.adm.flags import Flags
@@ -113,6 +114,19 @@ def test_skipped_blocks_return_what_they_are_given() -> None:
         got = replace(denoise, guidance=parse(f"SLG(1.5, {layer!r})", Guidance))(x, level)
         torch.testing.assert_close(got, whole + 1.5 * (whole - without), rtol=1e-9, atol=1e-9)
         assert (whole - without).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("text", ["SLG(2, 'nope').over(2, 3)", "PAG(2, 'nope').within(0, 1)"])
+def test_what_a_later_step_lacks_is_told_before_the_first(text: str) -> None:
+    net, diffusion, rows = edm2(0, torch.float64), adm(torch.float64), []
+    for module in (net.unet, diffusion.net):
+        module.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with pytest.raises(InputError, match="is called 'nope'"):
+        generate(net, [0], parse(text, Guidance), None, Loop(4), 3, torch.float64)
+    denoise = diffusion.denoiser(parse(text, Guidance), CLASSES)
+    with pytest.raises(InputError, match="is called 'nope'"):
+        next(sample(denoise, grid(diffusion.schedule, 4), (3, 16, 16), [0, 1], DDIM()))
+    assert not rows
 
 
 DRAWS = ("AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2) + 0.5 * AutoNoise(2)")

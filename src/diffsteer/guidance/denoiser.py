@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
-from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.base import Guidance, Over, Within
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
 from diffsteer.guidance.edited_pass import Maps, edited, located
 from diffsteer.guidance.independent import require_prompt, unrelated
@@ -115,7 +116,17 @@ class Denoiser:
         evaluate = partial(self.evaluate, dtype=x.dtype)
         if self.guidance is None:
             return evaluate([Branch()], at=at)[0], None
+        if self.step == 0 and start is None:
+            self._rehearse(x[:1])
         return run(self.guidance.guided(at), partial(evaluate, at=at))
+
+    def _rehearse(self, x: Tensor) -> None:
+        """Check what terms of later steps alone will ask, so that what is missing shows at once."""
+        parts = () if self.guidance is None else self.guidance.parts()
+        for part in (part for part in parts if isinstance(part, Within | Over)):
+            for step, (level, ahead) in enumerate(pairwise(self.levels)):
+                at_step = replace(self, guidance=part, seeds=None, step=step, next=ahead)
+                at_step.dry_run(x, level)
 
     def dry_run(self, x: Tensor, level: Level) -> None:
         """Check that all is there that the guidance asks for at a level, without any network."""
