@@ -1,7 +1,7 @@
 """Sample a pipeline from given noise."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -38,20 +38,19 @@ def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def predictions(scheduler: Any) -> Iterator[list[Predicted]]:
-    """Note what the network of a pipeline predicts at each step of its samplings meanwhile."""
-    steps: list[Predicted] = []
+def predictions(scheduler: Any, note: Callable[[Predicted], Any]) -> Iterator[None]:
+    """Call `note` before each step with what the network of a pipeline predicts, guided or not."""
     step = scheduler.step
 
-    @wraps(step)
+    @wraps(step)  # pipelines look at its signature for whether to send generators
     def noted(
         model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        steps.append(predicted(scheduler, model_output, timestep, sample))
+        note(predicted(scheduler, model_output, timestep, sample))
         return step(model_output, timestep, sample, *args, **kwargs)
 
     with replaced(scheduler, "step", noted):
-        yield steps
+        yield
 
 
 @torch.no_grad()
@@ -79,21 +78,21 @@ def sample_from_noise(
     last: list[Tensor] = []
     step = pipe.scheduler.step
 
-    @wraps(step)  # pipelines look at its signature for whether to send generators
-    def watched(
-        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        if watch is not None:
-            now = predicted(pipe.scheduler, model_output, timestep, sample)
-            watch(now.x0[: len(noise)].to("cpu", torch.float32))
-        out = step(model_output, timestep, sample, *args, **kwargs)
+    @wraps(step)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        out = step(*args, **kwargs)
         last[:] = [out[0]]
         return out
+
+    def note(now: Predicted) -> None:
+        if watch is not None:
+            watch(now.x0[: len(noise)].to("cpu", torch.float32))
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
     with (
         seeded(pipe, generators),
-        replaced(pipe.scheduler, "step", watched),
+        replaced(pipe.scheduler, "step", kept),
+        predictions(pipe.scheduler, note) if watch else nullcontext(),
         _starting(pipe, noise) as start,
     ):
         call = {**call_of(pipe, recipe, texts), "generator": generators, **start}

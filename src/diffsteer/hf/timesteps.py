@@ -200,11 +200,13 @@ class Predicted(NamedTuple):
         x: Sample as the network takes it, `(B, *D)`.
         level: Of the sample.
         x0: Of it, `(B, *D)`, in float32 or wider.
+        timestep: As the scheduler is given it.
     """
 
     x: Tensor
     level: Level
     x0: Tensor
+    timestep: float | Tensor
 
 
 def predicted(
@@ -222,4 +224,5 @@ def predicted(
     level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
     scale = getattr(scheduler, "scale_model_input", None)
     x = upcast(sample if scale is None else scale(sample, timestep))
-    return Predicted(x, level, prediction.x0(x, upcast(out[:, : x.shape[1]]), level))
+    x0 = prediction.x0(x, upcast(out[:, : x.shape[1]]), level)
+    return Predicted(x, level, x0, timestep)

@@ -5,16 +5,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from diffsteer.generate.from_noise import predictions
 from diffsteer.generate.pipelines import PipelineGenerator
-from diffsteer.hf.hooks import replaced
-from diffsteer.hf.timesteps import predicted
+from diffsteer.hf.timesteps import Predicted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +83,7 @@ def sampled(
     watch = _Watch(generator.pipe, report, seed)
     generator.nfe()
     start = time.monotonic()
-    with cancellable(cancelled), replaced(generator.pipe.scheduler, "step", watch.step()):
+    with cancellable(cancelled), predictions(generator.pipe.scheduler, watch.note):
         pixels = generator([seed])[0]
     seconds = time.monotonic() - start
     return Sampled(seed, image_of(pixels), pixels, tuple(watch.steps), seconds, generator.nfe())
@@ -154,26 +153,13 @@ class _Watch:
         self.steps: list[tuple[float, Tensor]] = []
         self._last, self._cost = -PAUSE, 0.0
 
-    def step(self) -> Any:
-        """Step of the scheduler, watched; it is given guided outputs."""
-        scheduler = self._pipe.scheduler
-        step = scheduler.step
-
-        @wraps(step)  # pipelines look at its signature for whether to send generators
-        def watched(
-            model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-        ) -> Any:
-            x0 = predicted(scheduler, model_output, timestep, sample).x0[:1]
-            self._note(float(timestep), x0)
-            return step(model_output, timestep, sample, *args, **kwargs)
-
-        return watched
-
-    def _note(self, time_: float, x0: Tensor) -> None:
+    def note(self, now: Predicted) -> None:
+        """Keep a step, which is given guided outputs."""
+        time_, x0 = float(now.timestep), now.x0[:1]
         self.steps.append((time_, x0.detach().to("cpu", torch.float32)))
-        now = time.monotonic()
-        if now - self._last < max(PAUSE, 4 * self._cost):
+        start = time.monotonic()
+        if start - self._last < max(PAUSE, 4 * self._cost):
             return  # previews take a fifth of the time at most
         self._report(Preview(len(self.steps), time_, decoded(self._pipe, x0)))
         self._last = time.monotonic()
-        self._cost = self._last - now
+        self._cost = self._last - start

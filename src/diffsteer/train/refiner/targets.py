@@ -6,7 +6,7 @@ by processes, resumed after any end.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -73,8 +73,9 @@ def make(
         def chunk(part: list[int]) -> Shard:
             texts = [recipe.for_seed(seed).prompt for seed in part]
             noise = Noise(part)(torch.empty(len(part), *shape))
-            none: AbstractContextManager[list[Predicted]] = nullcontext([])
-            with predictions(images.pipe.scheduler) if trajectory else none as steps:
+            steps: list[Predicted] = []
+            noted = predictions(images.pipe.scheduler, steps.append)
+            with noted if trajectory else nullcontext():
                 latents, shown = sample_from_noise(
                     images.pipe, recipe, texts, noise, part, shown=score is not None
                 )
