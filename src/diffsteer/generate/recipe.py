@@ -4,6 +4,7 @@ A recipe and a seed make one picture: `diffsteer sample` writes both into its PN
 `diffsteer evaluate` and `diffsteer compare` take recipes and seeds. Imports without torch.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -161,6 +162,25 @@ class Recipe:
     def differs(self, name: str) -> bool:
         """Whether a field is not at its default."""
         return bool(getattr(self, name) != getattr(NOTHING, name))
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Fields that are not at their defaults, in their order."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if self.differs(f.name)}
+
+    def command(self, *more: str) -> str:
+        """Shell command that samples it, ending in more words; a list of prompts is left to a file.
+
+        Its `options` are left out.
+        """
+        words = ["diffsteer", "sample", self.model]
+        for name, value in self.changed.items():
+            if name not in ("model", "prompts", "options"):
+                flag = f"--{name.replace('_', '-')}"
+                words += [flag] if value is True else [flag, str(value)]
+        if self.prompts:
+            words += ["--prompts", "prompts.txt"]
+        return shlex.join([*words, *more])
 
     @property
     def refiner_strength(self) -> float:

@@ -1,8 +1,6 @@
 """A recipe as text for other places: Python, the command line, ComfyUI."""
 
 import json
-import shlex
-from dataclasses import fields
 from typing import Any
 
 from diffsteer.generate.recipe import Recipe
@@ -11,7 +9,7 @@ from diffsteer.io.seeds import format_seeds
 
 def python(recipe: Recipe, seeds: list[int]) -> str:
     """Program that makes the same images, SEED.png."""
-    arguments = "".join(f"    {name}={value!r},\n" for name, value in given(recipe).items())
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in recipe.changed.items())
     return (
         "from PIL import Image\n\n"
         "from diffsteer import Recipe, open_generator\n\n"
@@ -26,16 +24,7 @@ def python(recipe: Recipe, seeds: list[int]) -> str:
 
 def command(recipe: Recipe, seeds: list[int]) -> str:
     """Command that makes the same images."""
-    words = ["diffsteer", "sample"]
-    for name, value in given(recipe).items():
-        flag = f"--{name.replace('_', '-')}"
-        if name == "model":
-            words.append(str(value))
-        elif value is True:
-            words.append(flag)
-        else:
-            words += [flag, str(value)]
-    return shlex.join([*words, "--seeds", format_seeds(seeds), "--batch", "1", "--out", "images"])
+    return recipe.command("--seeds", format_seeds(seeds), "--batch", "1", "--out", "images")
 
 
 def comfyui(recipe: Recipe, seeds: list[int]) -> str:
@@ -65,8 +54,3 @@ def comfyui(recipe: Recipe, seeds: list[int]) -> str:
     nodes["sigmas"] = {"class_type": "DiffsteerSigmas", "inputs": spaced}
     nodes["noise"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": seeds[0]}}
     return json.dumps(nodes, indent=1)
-
-
-def given(recipe: Recipe) -> dict[str, Any]:
-    """Fields of a recipe that are not at their defaults, in their order."""
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if recipe.differs(f.name)}

@@ -1,8 +1,7 @@
 """The front of a search, measured once more on seeds that it did not choose by."""
 
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +59,7 @@ class Confirmed:
     @property
     def command(self) -> str:
         """Command that samples it."""
-        return command_of(self.recipe)
+        return self.recipe.command("--out", "out")
 
 
 def confirm(
@@ -126,20 +125,6 @@ def require_disjoint(seeds: Sequence[int], searched: Sequence[int]) -> None:
 
 def _metric(one: Compared, objective: Objective) -> MetricValue:
     return next(f for f in one.figures if f.name.startswith(objective.label))
-
-
-def command_of(recipe: Recipe) -> str:
-    """Shell command that samples a recipe; its list of prompts is left to a file."""
-    words = ["diffsteer", "sample", recipe.model]
-    for each in fields(recipe):
-        value = getattr(recipe, each.name)
-        if each.name in ("model", "prompts", "options") or value == getattr(PLAIN, each.name):
-            continue
-        flag = f"--{each.name.replace('_', '-')}"
-        words += [flag] if value is True else [flag, str(value)]
-    if recipe.prompts:
-        words += ["--prompts", "prompts.txt"]
-    return shlex.join([*words, "--out", "out"])
 
 
 def write(search: Search, study: "Study", results: Sequence[Confirmed], resamples: int) -> Path:
