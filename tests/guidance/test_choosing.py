@@ -1,19 +1,29 @@
 """The tables of docs/choosing-a-guidance.md against the code."""
 
+import csv
+import inspect
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import diffusers
+import diffusers.guiders
 import pytest
 import torch
 
 from diffsteer import EDM, Guidance, Recipe, V, parse, plan
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import subclasses
+from diffsteer.doctor import advice
 from diffsteer.guidance import GuidanceState
-from diffsteer.guidance.defaults import FAMILIES, defaults
+from diffsteer.guidance.defaults import EACH, FAMILIES, defaults, start
 
 PAGE = Path(__file__).parents[2] / "docs" / "choosing-a-guidance.md"
+PLAIN = [
+    *("StableDiffusion", "StableDiffusionXL", "PixArtAlpha", "Sana"),
+    *("CogVideoX", "Mochi", "LTX", "Wan"),
+]
+"""Pipelines whose default weight is that of a family."""
 WRAPPERS = {"Sum", "Scaled", "Within", "Over", "Rescaled", "Clamped"}
 
 
@@ -41,8 +51,11 @@ def test_each_registered_guidance_is_in_the_table_with_its_nfe() -> None:
         guidance = parse(cell.strip("`"), Guidance)
         assert nfe(guidance) == cost.removesuffix(" at most"), cell
         assert published and measured
-        listed.add(type(guidance).__name__)
+        name = type(guidance).__name__
+        assert cell.strip("`") == EACH[name].guidance
+        listed.add(name)
     assert listed == classes - WRAPPERS
+    assert EACH.keys() == classes - {"Sum", "Scaled"} | {"Auto with a LoRA"}
     assert all(re.search(rf"\b{name}\b", Recipe.__doc__) for name in listed), "help of --guidance"
 
 
@@ -51,11 +64,52 @@ def test_values_by_model_are_those_of_the_code() -> None:
     for name, guidance, note, source in rows("By model"):
         family = name or family
         told.append((family, guidance.strip("`"), source, note))
-    assert told == [(each.name, *start) for each in FAMILIES for start in each.starts]
+    starts = {each.name: each.starts for each in FAMILIES} | {"any other": EACH.values()}
+    assert told == [(name, *one) for name, each in starts.items() for one in each]
     for each in FAMILIES:
         assert defaults(each.name) == each.starts
-        for start in each.starts:
-            parse(start.guidance, Guidance)
+    for name, one in EACH.items():
+        parts = [type(part).__name__ for part in parse(one.guidance, Guidance).parts()]
+        assert name.split()[0] in parts and one.source
+
+
+def test_values_of_diffusers_are_those_of_the_installed_one() -> None:
+    for name in PLAIN:
+        first, own = defaults(f"{name}Pipeline")[0], getattr(diffusers, f"{name}Pipeline")
+        weight = inspect.signature(own.__call__).parameters["guidance_scale"].default
+        assert first.source == "diffusers' default"
+        assert parse(first.guidance, Guidance).scale == weight
+    named = [(re.match(r"diffusers, `(\w+)`", one.source), one) for one in EACH.values()]
+    guiders = [(found[1], one) for found, one in named if found]
+    assert len(guiders) == 8
+    for name, one in guiders:
+        made = getattr(diffusers.guiders, name, None) or getattr(diffusers, name).__call__
+        values = [p.default for p in inspect.signature(made).parameters.values()]
+        values += [each for value in values if isinstance(value, list) for each in value]
+        weights = re.match(r"\w+\(([\d., ]+\d)", one.guidance)[1].split(", ")
+        assert all(float(weight) in values for weight in weights), one
+
+
+def test_start_of_one_guidance() -> None:
+    assert start("CFG", "StableDiffusionXLPipeline").guidance == "CFG(5)"
+    assert start("NAG", "WanPipeline").guidance == "CFG(5) + NAG(8)"
+    assert start("PAG", "WanPipeline") == start("PAG") == EACH["PAG"]
+    with pytest.raises(InputError, match=r"did you mean 'TCFG'\?"):
+        start("TCGF")
+
+
+def test_the_doctor_advises_by_the_same_values() -> None:
+    head = next(csv.reader(files("diffsteer.hf").joinpath("models.csv").open()))
+    assert {*head[3:-1]} <= EACH.keys()
+    for pipeline, flow, text in [
+        ("StableDiffusionPipeline", False, "CFG(7.5)"),
+        ("StableDiffusionXLPipeline", False, "CFG(5)"),
+        ("WanPipeline", True, "CFG(5)"),
+        ("AuraFlowPipeline", True, "CFG(4.5)"),  # of no family
+        ("AnimateDiffPipeline", False, "CFG(7.5)"),
+        ("Mine", False, "CFG(7.5)"),
+    ]:
+        assert advice.weight(pipeline, flow) == text
 
 
 def test_defaults_of_a_pipeline() -> None:
@@ -75,6 +129,7 @@ def test_defaults_of_a_pipeline() -> None:
 def test_recommendations_are_guidances() -> None:
     cells = [row[1] for row in rows("By need")] + [row[1] for row in rows("By model")]
     texts = [text for cell in cells for text in re.findall(r"`([A-Z][^`]*\))`", cell)]
-    assert len(texts) > 35
+    known = {one.guidance for each in FAMILIES for one in each.starts}
+    assert len(texts) > 35 and {*texts} <= known | {one.guidance for one in EACH.values()}
     for text in texts:
         parse(text, Guidance)

@@ -16,20 +16,13 @@ from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.claims import ZERO
 from diffsteer.doctor.schedule import Finding
 from diffsteer.guidance import Guidance
+from diffsteer.guidance.defaults import EACH
+from diffsteer.guidance.defaults import defaults as starts
 from diffsteer.guidance.queries import GuidanceState, plan
 from diffsteer.io.strict import read_object
 
-TERMS = {
-    "CFG": "CFG(5)",
-    "AutoNoise": "AutoNoise(2)",
-    "PAG": "PAG(3)",
-    "SEG": "SEG(3)",
-    "SAG": "SAG(0.75)",
-    "SLG": "SLG(2.8)",
-    "TPG": "TPG(3)",
-    "NAG": "NAG(4)",
-}
-"""Guidance of each column of `models.csv`."""
+FLOW = "Stable Diffusion 3, 3.5"
+"""Family whose values are those of flows of no family."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +62,8 @@ def terms(checkpoint: Checkpoint) -> list[Term]:
     row = next((r for r in same if r["pipeline"] == kind.pipeline), same[0] if same else None)
     if row is None:
         return []
-    return [Term(n, row[n] == "yes", cost(t), row["note"] if row[n] != "yes" else "")
-            for n, t in TERMS.items()]  # fmt: skip
+    return [Term(n, row[n] == "yes", cost(EACH[n].guidance), row["note"] if row[n] != "yes" else "")
+            for n in row if n in EACH]  # fmt: skip
 
 
 def cost(guidance: str) -> int:
@@ -84,17 +77,24 @@ def cost(guidance: str) -> int:
 def defaults(checkpoint: Checkpoint, prediction: str, snr: str) -> Defaults | None:
     """Settings to start with; None where the prediction type is not known."""
     guided = any(term.name == "CFG" and term.works for term in terms(checkpoint))
-    scale = 5 if checkpoint.architecture.name in ("SDXL", "SD 3") else 7.5
-    if prediction == "flow_prediction":
-        return Defaults("CFG(4.5)" if guided else "", "", "", 28)
+    flow = prediction == "flow_prediction"
+    text = weight(checkpoint.architecture.pipeline, flow) if guided else ""
+    if flow:
+        return Defaults(text, "", "", 28)
     if prediction not in ("epsilon", "v_prediction", "sample"):
         return None
-    text = f"CFG({scale})" if guided else ""
     if snr == ZERO and prediction == "epsilon":  # which samplers refuse: its own scheduler
         return Defaults(text, "", "", 25)
     if snr == ZERO and guided:
         text = f"Rescaled({text}, 0.7)"
     return Defaults(text, "UniPC()", "trailing", 25)
+
+
+def weight(pipeline: str, flow: bool) -> str:
+    """Plainest guidance of a pipeline, and of flows and others where its family has none."""
+    own = starts(pipeline) if pipeline.endswith("Pipeline") else ()
+    first, *_ = own or (starts(FLOW) if flow else (EACH["CFG"],))
+    return first.guidance
 
 
 def rescaling(checkpoint: Checkpoint, prediction: str, snr: str) -> Iterator[Finding]:
