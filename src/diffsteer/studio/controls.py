@@ -54,6 +54,10 @@ def build(engine: Engine, model: Model) -> Controls:
         list(engine.models), value=model.name, label="Model", visible=len(engine.models) > 1
     )
     fields["prompt"] = gr.Textbox(start.prompt, label="Prompt: what to show", lines=2)
+    with gr.Row(elem_id="actions"):
+        generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
+        cancel = gr.Button("Cancel", elem_id="cancel", min_width=80)
+    cost = gr.HTML("", elem_id="cost")
     words = _words(model)
     first = next((e for e in model.menu if e.text == start.guidance), model.menu[0])
     menu = gr.Dropdown(
@@ -74,10 +78,6 @@ def build(engine: Engine, model: Model) -> Controls:
     fields["seeds"] = gr.Textbox(
         "0", label="Seeds: one image each", info="7, or 0-3, or 1, 5", elem_id="seeds"
     )
-    with gr.Row():
-        generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
-        cancel = gr.Button("Cancel", elem_id="cancel", min_width=80)
-    cost = gr.HTML("", elem_id="cost")
     with gr.Accordion("Sampler and schedule", open=False):
         _sampler(fields)
     with gr.Accordion("Refined noise, negative prompt, size", open=False):

@@ -11,7 +11,7 @@ from diffsteer.studio import controls as left
 from diffsteer.studio import snippets
 from diffsteer.studio.engine import Engine
 from diffsteer.studio.history import restored
-from diffsteer.studio.look import CSS, INTRODUCTION, theme
+from diffsteer.studio.look import CSS, INTRODUCTION, TO_STATUS, theme
 from diffsteer.studio.measures import measure_tab, model_tab
 from diffsteer.studio.runs import Runs, Shown, guarded, one_line
 from diffsteer.studio.settings import STEPS, Settings
@@ -43,7 +43,7 @@ class Page:
                     self._copies()
                 with gr.Column(scale=7, min_width=320):
                     self.status = gr.HTML(note("Ready: press Generate"), elem_id="status")
-                    with gr.Tabs():
+                    with gr.Tabs() as self.tabs:
                         self._image_tab()
                         self._compare_tab()
                         self._grid_tab()
@@ -69,16 +69,14 @@ class Page:
                         label=f"Makes the same images: {name}",
                         elem_id=f"copy-{name.lower()}",
                         interactive=False,
+                        wrap_lines=True,
                     )
                     self.copies.append(code)
         self.described = [self.controls.cost, *self.copies]
 
     def _image_tab(self) -> None:
-        with gr.Tab("Image"):
-            image = gr.Image(
-                **_image_options("Image", "image"),
-                placeholder="Your image appears here, step by step",
-            )
+        with gr.Tab("Image", id="image"):
+            image = gr.Image(**_image_options("Image", "image"))
             batch = gr.Gallery(
                 label="All seeds", columns=4, height=220, visible=False, format="png"
             )
@@ -93,9 +91,10 @@ class Page:
                     gallery = gr.update(visible=False)
                 yield _status(shown), _or_skip(shown.image), gallery, _or_skip(shown.strip)
 
-        event = self.controls.generate.click(
-            run, self.controls.inputs, outputs, scroll_to_output=True, **MODEL
-        )
+        button = self.controls.generate
+        button.click(lambda: gr.Tabs(selected="image"), None, self.tabs, queue=False, **HIDDEN)
+        button.click(None, None, None, js=TO_STATUS)
+        event = button.click(run, self.controls.inputs, outputs, **MODEL)
         self.image, self._after = image, [event]
 
     def _compare_tab(self) -> None:
@@ -161,7 +160,7 @@ class Page:
         with gr.Tab("History"):
             gr.Markdown("Click an image to take over its settings, or drop a PNG that diffsteer "
                         f"made. Files: `{self.engine.history.folder}`")  # fmt: skip
-            drop = gr.File(label="Drop a PNG here", file_types=[".png"], height=110, elem_id="drop")
+            drop = gr.File(label="Drop a PNG here", file_types=[".png"], height=150, elem_id="drop")
             self.history = gr.Gallery(
                 label="Newest first",
                 columns=4,

@@ -18,6 +18,8 @@ LEAST, LARGEST = 128, 256
 """Sides between which cells of grids and strips are shown, in pixels."""
 TITLE, MARGIN = 14, 80
 """Pixels above and below a title, and at its right, where the page has buttons."""
+COLUMNS = 4
+"""Images in a row of a strip: as wide as the page shows it, so that labels can be read."""
 LONGEST = 60
 """Characters of an expression in a label."""
 
@@ -38,10 +40,9 @@ def strip_sheet(previews: Sequence[Preview], recipe: Recipe, seed: int) -> "Imag
     if not shown:
         return None
     labelled = [sheet([[image]], [f"step {p.step}, t {p.time:.0f}"]) for p, image in shown]
-    half = (len(labelled) + 1) // 2
-    rows = [row for row in (labelled[:half], labelled[half:]) if row]
+    rows = [labelled[i : i + COLUMNS] for i in range(0, len(labelled), COLUMNS)]
     title = f"What each step predicts. {label(recipe)}, seed {seed}"
-    return titled(sheet(rows, [""] * half), title)
+    return titled(sheet(rows, [""] * len(rows[0])), title)
 
 
 def grid_sheet(
