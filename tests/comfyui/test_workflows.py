@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from comfyui.conftest import PACK
-from diffsteer import NoiseRefiner, SteerScheduler, steer
+from diffsteer import NoiseRefiner, Recipe, SteerScheduler, steer
 from diffsteer.generate.recipe import read
 
 pytestmark = pytest.mark.comfyui
@@ -86,7 +86,7 @@ def checkpoint(pipe: Any) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def run(comfy: ModuleType, pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a workflow of the pack as ComfyUI's server does; returns what its nodes show."""
+    """Runs a workflow, of the pack or a text, as ComfyUI's server does; returns what it shows."""
     import execution
     import folder_paths
     import nodes
@@ -113,7 +113,8 @@ def run(comfy: ModuleType, pipe: Any, tmp_path_factory: pytest.TempPathFactory) 
     executor = execution.PromptExecutor(server, execution.CacheType.CLASSIC, caches)
 
     def run(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-        prompt = json.loads((PACK / "workflows" / name).read_text())
+        text = name if name.startswith("{") else (PACK / "workflows" / name).read_text()
+        prompt = json.loads(text)
         for node in prompt.values():
             values = {"width": SIZE, "height": SIZE, "steps": STEPS, **changes}
             node["inputs"] |= {k: v for k, v in values.items() if k in node["inputs"]}
@@ -188,16 +189,22 @@ def test_autoguidance_by_a_lora(run: Run, pipe: Any) -> None:
     assert np.abs(off - expected).max() > 10
 
 
-def test_refined_noise_in_ksampler(run: Run, pipe: Any, tmp_path: Path) -> None:
+def refiner(pipe: Any, folder: Path) -> str:
+    """A refiner with random weights, saved."""
     made = NoiseRefiner(pipe, rank=2)
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in made.lora.parameters.values():
             weight.copy_(0.1 * torch.randn(weight.shape, generator=g))
-    made.save(tmp_path / "refiner")
+    made.save(folder)
     made.remove()
-    plain = run("refined_noise.json", {"strength": 0.0, "refiner": str(tmp_path / "refiner")})
-    shown = run("refined_noise.json", {"refiner": str(tmp_path / "refiner")})
+    return str(folder)
+
+
+def test_refined_noise_in_ksampler(run: Run, pipe: Any, tmp_path: Path) -> None:
+    folder = refiner(pipe, tmp_path / "refiner")
+    plain = run("refined_noise.json", {"strength": 0.0, "refiner": folder})
+    shown = run("refined_noise.json", {"refiner": folder})
     assert np.abs(shown["pixels"] - plain["pixels"]).max() > 10
 
 
@@ -205,3 +212,23 @@ def test_guidance_beside_rescale_cfg_in_ksampler(run: Run) -> None:
     shown = run("beside_ksampler.json", {"p": 30.0})
     off = run("beside_ksampler.json", {"p": 0.0})
     assert np.abs(shown["pixels"] - off["pixels"]).max() > 10
+
+
+def test_the_studios_copy_makes_the_image_of_its_recipe(
+    run: Run, pipe: Any, tmp_path: Path
+) -> None:
+    from diffsteer.generate.pipelines import configured
+    from diffsteer.studio.snippets import comfyui
+
+    folder = refiner(pipe, tmp_path / "refiner")
+    for more in ({"refiner": folder, "strength": 0.8}, {"sampler": "DPMpp2M()"}):
+        recipe = Recipe(
+            "v1-5-pruned-emaonly", "a lighthouse at night", guidance="CFG(4) + PAG(30)",
+            negative="a dog", steps=STEPS, width=SIZE, height=SIZE, **more,
+        )  # fmt: skip
+        shown = run(comfyui(recipe, [3], pipe.scheduler, (4, 64, 64)), {})
+        with configured(pipe, recipe) as generate:
+            expected = generate([3])[0].permute(1, 2, 0).numpy().astype(float)
+        plain = pixels(pipe, "CFG(4)", recipe.prompt, recipe.negative)
+        assert np.abs(shown["pixels"] - expected).max() <= 3
+        assert np.abs(plain - expected).max() > 10

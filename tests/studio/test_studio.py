@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -15,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from diffsteer import Guidance, Recipe, open_generator, parse
+from diffsteer import Guidance, Recipe, SteerScheduler, open_generator, parse
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import read
 from diffsteer.studio import snippets
@@ -112,13 +113,36 @@ def test_command_is_read_back_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> 
     assert given == [recipe] and words[-6:-4] == ["--seeds", "3-4"]
 
 
-def test_comfyui_nodes_hold_the_expression() -> None:
-    nodes = json.loads(
-        snippets.comfyui(Recipe("m", guidance=SUM, sampler="DDIM()", zero_snr=True), [7])
+def workflow(scheduler: object = None, latent: tuple[int, ...] = (4, 8, 8), **more: object) -> dict:
+    recipe = Recipe("org/m", "a cat", guidance=SUM, steps=9, **more)
+    return json.loads(
+        snippets.comfyui(
+            recipe, [7], scheduler or SteerScheduler(prediction_type="v_prediction"), latent
+        )
     )
-    assert nodes["guider"]["inputs"]["guidance"] == SUM
-    assert nodes["guider"]["inputs"]["model"] == nodes["sigmas"]["inputs"]["model"] == ["zero", 0]
-    assert nodes["noise"]["inputs"]["noise_seed"] == 7
+
+
+def test_workflow_of_comfyui_holds_the_recipe() -> None:
+    more = {"sampler": "UniPC()", "spacing": "karras", "zero_snr": True, "width": 96}
+    nodes = workflow(refiner="NLG(3)", strength=0.5, **more)
+    inputs = {name: node["inputs"] for name, node in nodes.items()}
+    assert inputs["model"]["ckpt_name"] == "m.safetensors"
+    assert inputs["zero"]["model"] == ["model", 0] and inputs["refined"]["model"] == ["zero", 0]
+    assert inputs["guider"]["model"] == inputs["sigmas"]["model"] == ["refined", 0]
+    assert inputs["refined"]["refiner"] == "NLG(3)" and inputs["refined"]["strength"] == 0.5
+    assert inputs["guider"]["guidance"] == SUM and inputs["noise"]["noise_seed"] == 7
+    assert inputs["sampler"]["sampler_name"] == "uni_pc" and inputs["prompt"]["text"] == "a cat"
+    assert (inputs["sigmas"]["steps"], inputs["sigmas"]["spacing"]) == (9, "karras")
+    assert (inputs["latent"]["width"], inputs["latent"]["height"]) == (96, 64)
+    assert workflow()["guider"]["inputs"]["model"] == ["model", 0]
+    assert workflow(guide="b.safetensors")["guide"]["inputs"]["ckpt_name"] == "b.safetensors"
+
+
+def test_what_comfyui_has_no_nodes_for_is_refused() -> None:
+    with pytest.raises(InputError, match="no sampler like PNDMScheduler"):
+        workflow(PNDMScheduler())
+    with pytest.raises(InputError, match="for other models"):
+        workflow(latent=(16, 8, 8))
 
 
 @pytest.fixture(scope="module")

@@ -61,12 +61,13 @@ class Page:
     def _copies(self) -> None:
         with gr.Accordion("Copy these settings", open=False):
             kinds = (("Python", "python"), ("Command", "shell"), ("ComfyUI", "json"))
+            labels = {"ComfyUI": "Workflow: choose your checkpoint in its first node"}
             self.copies = []
             for name, language in kinds:
                 with gr.Tab(name):
                     code = gr.Code(
                         language=language,
-                        label=f"Makes the same images: {name}",
+                        label=labels.get(name, f"Makes the same images: {name}"),
                         elem_id=f"copy-{name.lower()}",
                         interactive=False,
                         wrap_lines=True,
@@ -226,11 +227,18 @@ class Page:
             one = self.engine.cost(settings.recipe)
             n, seeds = len(settings.seeds), list(settings.seeds)
             each = f"{n} images, each: " if n > 1 else "Before you press: "
-            texts = [kind(settings.recipe, seeds)
-                     for kind in (snippets.python, snippets.command, snippets.comfyui)]  # fmt: skip
+            texts = [kind(settings.recipe, seeds) for kind in (snippets.python, snippets.command)]
         except (ValueError, OSError) as problem:
             return [error(one_line(problem)), *[gr.skip()] * len(self.copies)]
-        return [note(f"{each}{one}"), *texts]
+        return [note(f"{each}{one}"), *texts, self._workflow(settings.recipe, seeds)]
+
+    def _workflow(self, recipe: Recipe, seeds: list[int]) -> str:
+        """Workflow of ComfyUI, or why there is none."""
+        model = self.engine.model(recipe.model)
+        try:
+            return snippets.comfyui(recipe, seeds, model.scheduler, model.latent)
+        except ValueError as problem:
+            return one_line(problem)
 
     def _cancelled(self, request: gr.Request) -> None:
         self.runs.cancel(_tab(request))
