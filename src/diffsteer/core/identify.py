@@ -5,6 +5,7 @@ of forward passes brings both back.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def noise_slope(network: Ask, schedule: Schedule, like: Tensor, seed: int = 0) -
 
 @torch.no_grad()
 def data_slope(network: Ask, schedule: Schedule, like: Tensor, seed: int = 0) -> float:
-    """Slope of the output's mean with the mean of the data, half way through the trained range.
+    """Slope of the output's mean with the mean of the data, at `data_level`.
 
     Noise hides the mean of many pixels there no longer. With x0 in full it is 1 for X0, -sigma for
     V, 0 for Eps and -1 for Velocity, so that it parts those that `noise_slope` does not. Smooth
@@ -87,10 +88,70 @@ def data_slope(network: Ask, schedule: Schedule, like: Tensor, seed: int = 0) ->
         like: Any tensor with the shape of some samples, `(B, C, H, W)`.
         seed: Seed of the fields and of the noise.
     """
-    x0, eps = 0.5 * _fields(like, seed), Noise(range(seed, seed + len(like)))(like)
-    level = schedule.at(schedule.share(torch.tensor(0.5)))
+    x0, eps = _noised(like, seed)
+    level = data_level(schedule)
     up, down = (network(level.mix(x0 + s, eps), level).mean() for s in (0.1, -0.1))
     return float((up - down) / 0.2)
+
+
+def data_level(schedule: Schedule) -> Level:
+    """Level of `data_slope`: half way through the trained range, or sigma = 2 alpha if noisier.
+
+    Where alpha / sigma is small, so is what a network that misses the mean of x0 adds to eps.
+    """
+    half, twice = schedule.share(torch.tensor(0.5)), schedule.time(torch.tensor(2.0).double())
+    return schedule.at(torch.maximum(half, twice))
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Outputs of a network in numbers, which tell its prediction type without any data.
+
+    Attributes:
+        noise: `noise_slope`.
+        noise_share: Share of the output's square there that is along the noise.
+        data: `data_slope`.
+        change: Slope of the output with a small change of the noise, where sigma = alpha.
+        change_share: Share of the square of the output's change that is along it.
+        image_share: Share of the output's square along the data where sigma = alpha / 4.
+    """
+
+    noise: float
+    noise_share: float
+    data: float
+    change: float
+    change_share: float
+    image_share: float
+
+
+@torch.no_grad()
+def responses(network: Ask, schedule: Schedule, like: Tensor, seed: int = 0) -> Responses:
+    """Ask a network six times; arguments as of `data_slope`."""
+    z, last = Noise(range(seed, seed + len(like)))(like), schedule.at(schedule.last)
+    noise = network(z, last)
+    x0, eps = _noised(like, seed)
+    equal, low = (schedule.at(schedule.time(torch.tensor(r).double())) for r in (1.0, 0.25))
+    step = 0.1 * Noise(range(seed + 2 * len(like), seed + 3 * len(like)))(like)
+    up, down = (network(equal.mix(x0, eps + s), equal) for s in (step, -step))
+    image = network(low.mix(x0, eps), low)
+    return Responses(
+        *_along(noise, z),
+        data_slope(network, schedule, like, seed),
+        *_along((up - down) / 2, step),
+        _along(image, x0)[1],
+    )
+
+
+def _along(out: Tensor, x: Tensor) -> tuple[float, float]:
+    """Slope of `out` with `x`, and the share of its square that this explains."""
+    product, square = (out * x).sum(), x.square().sum()
+    whole = (out.square().sum() * square).clamp(min=torch.finfo(square.dtype).tiny)
+    return float(product / square), float(product.square() / whole)
+
+
+def _noised(like: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Fields that stand for data, and noise."""
+    return 0.5 * _fields(like, seed), Noise(range(seed, seed + len(like)))(like)
 
 
 def _fields(like: Tensor, seed: int) -> Tensor:
@@ -104,15 +165,25 @@ def _fields(like: Tensor, seed: int) -> Tensor:
     return scaled
 
 
-def kind_without_data(noise: float, data: float) -> Prediction | None:
-    """Prediction type by `noise_slope` and `data_slope`; None where they fit none, as untrained.
+def kind_without_data(seen: Responses) -> Prediction | None:
+    """Prediction type by its responses; None where they fit none, as those of untrained networks.
 
-    Bounds are wide: a network of 7 million weights has -0.3 in place of V's -0.85.
+    A trained network of any type but X0 answers a change of the noise, which random weights do not.
+    Bounds are wide for small networks: one of 7 million weights has 0.57 in place of V's 0.7 for
+    `change`, -0.3 in place of -0.9 for `data`. Between them is nothing: a network of Velocity that
+    hardly sees the mean of the data has `data` of Eps, but the mean image in its output on noise.
     """
-    if abs(noise) < 0.2:
-        return V() if data < -0.15 else X0() if data > 0.5 else None
-    if abs(noise - 1) < 0.2:
-        return Velocity() if data < -0.5 else Eps()
+    noisy = seen.change_share > 0.4
+    if abs(seen.noise - 1) < 0.2 and noisy:
+        if seen.data < -0.25 and seen.noise_share > 0.5 and seen.change > 0.5:
+            return Velocity()
+        clean = seen.data > -0.1 and seen.noise_share > 0.95 and seen.change > 0.75
+        return Eps() if clean else None
+    if abs(seen.noise) < 0.2:
+        if noisy and 0.25 < seen.change < 0.95 and seen.data < -0.15:
+            return V()
+        if abs(seen.change) < 0.25 and seen.data > 0.5 and seen.image_share > 0.6:
+            return X0()
     return None
 
 

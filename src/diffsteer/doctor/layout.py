@@ -53,6 +53,18 @@ FLUX = Architecture(
     *("Flux", "flux-1-dev", "FluxTransformer2DModel", "FluxPipeline", (16, 128, 128), True)
 )
 UNKNOWN = Architecture("unknown")
+TRANSFORMERS = (
+    (FLUX, ("double_blocks.", "vector_in.")),
+    (FLUX, ("single_transformer_blocks.", "time_text_embed.text_embedder.")),
+    (SD3, ("joint_blocks.",)),
+    (SD3, ("transformer_blocks.0.attn.add_k_proj", "time_text_embed.text_embedder.")),
+)
+"""Beginnings of names that all have to be there, in the original layout and that of diffusers."""
+OTHERS = (
+    *("token_refiner", "distilled_guidance_layer", "controlnet_", "control_model."),
+    *("motion_modules.", "temporal_transformer", "joint_transformer_blocks."),
+)
+"""Parts of names of networks that resemble one of these: Hunyuan, Chroma, ControlNets, motion."""
 SINGLE = (SD1, SD2, SDXL)
 """Those whose networks come in several prediction types."""
 
@@ -66,10 +78,11 @@ def is_lora(names: Collection[str]) -> bool:
 def architecture(entries: Mapping[str, Entry]) -> Architecture:
     """Architecture of the network in a file, UNKNOWN where names fit none."""
     names = {name.removeprefix(PREFIX): entry for name, entry in entries.items()}
-    if any(n.startswith(("joint_blocks.", "transformer_blocks.0.attn.add_k_proj")) for n in names):
-        return SD3
-    if any(n.startswith(("double_blocks.", "single_transformer_blocks.")) for n in names):
-        return FLUX
+    if any(any(part in n for part in OTHERS) for n in names):
+        return UNKNOWN
+    for kind, marks in TRANSFORMERS:
+        if all(any(n.startswith(mark) for n in names) for mark in marks):
+            return kind
     if any(re.match(r"(input_blocks|down_blocks|middle_block|mid_block)\.", n) for n in names):
         return _of_unet(names)
     return UNKNOWN

@@ -8,26 +8,23 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.identify import (
-    Ask,
-    brightness_gain,
-    data_slope,
-    kind_without_data,
-    noise_slope,
-)
+from diffsteer.core.identify import Ask, brightness_gain, kind_without_data, responses
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction, V
-from diffsteer.core.schedule import Discrete
+from diffsteer.core.schedule import Discrete, Schedule
 from diffsteer.doctor import brightness, layout
+from diffsteer.doctor.by_pipeline import measured_by_pipeline, prompts, side_of
 from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.doctor.layout import PREFIX, unet_config
-from diffsteer.doctor.tensors import load
-from diffsteer.hf.load import network
+from diffsteer.doctor.tensors import load as tensors_of
+from diffsteer.hf.load import load, network
 from diffsteer.hf.scheduler_config import KINDS, discrete_of
 
 BATCH, SIDE = 8, 32
 """Samples of a measurement, and largest side of their latents."""
+UNETS = ("UNet2DConditionModel", "UNet2DModel")
+"""Networks that are measured without their pipeline."""
 WORDS = 77
 """Tokens of a prompt; their embedding is 0.5 everywhere, as A1111 asks networks."""
 
@@ -38,7 +35,8 @@ class Measurement:
 
     Attributes:
         noise_slope: At the last level, of the output with the noise.
-        data_slope: Half way, of the output's mean with that of the data.
+        data_slope: Further down, of the output's mean with that of the data.
+        change_slope: Where sigma = alpha, of the output with a change of the noise.
         gain: Brightness gain at the last level; None where the prediction type is not known.
         expected_gain: The gain that a network has whose terminal SNR is above zero.
         claims: What follows.
@@ -46,17 +44,20 @@ class Measurement:
 
     noise_slope: float
     data_slope: float
+    change_slope: float
     gain: float | None
     expected_gain: float
     claims: tuple[Claim, ...]
 
 
 def measure(checkpoint: Checkpoint) -> Measurement:
-    """Load the network and evaluate it five times on eight samples.
+    """Load the network and evaluate it eight times on eight samples.
 
     Raises:
-        InputError: it is no UNet of Stable Diffusion's kind, or cannot be loaded.
+        InputError: it stands alone and is no UNet of Stable Diffusion's kind, or cannot be loaded.
     """
+    if checkpoint.kind == "folder" and checkpoint.architecture.network not in UNETS:
+        return _by_pipeline(checkpoint)
     unet = _unet(checkpoint)
     side = min(unet.config.sample_size or SIDE, SIDE)
     like = torch.empty(BATCH, unet.config.in_channels, side, side)
@@ -64,7 +65,7 @@ def measure(checkpoint: Checkpoint) -> Measurement:
     return measured(_ask(unet), schedule, like)
 
 
-def measured(ask: Ask, schedule: Discrete, like: Tensor) -> Measurement:
+def measured(ask: Ask, schedule: Schedule, like: Tensor) -> Measurement:
     """Measure a network.
 
     Args:
@@ -72,16 +73,21 @@ def measured(ask: Ask, schedule: Discrete, like: Tensor) -> Measurement:
         schedule: That it was trained on, before a repair to zero SNR.
         like: Any tensor with the shape of some samples, `(B, C, H, W)`.
     """
-    noise, data = noise_slope(ask, schedule, like), data_slope(ask, schedule, like)
-    kind = kind_without_data(noise, data)
-    usual = brightness.gain(schedule, like[0].shape)
+    seen = responses(ask, schedule, like)
+    kind, usual = kind_without_data(seen), brightness.gain(schedule, like[0].shape)
+    believed = kind or V()
+    gain = brightness_gain(lambda x, level: believed.x0(x, ask(x, level), level), schedule, like)
+    numbers = seen.noise, seen.data, seen.change
     if kind is None:
-        return Measurement(noise, data, None, usual, ())
+        return Measurement(*numbers, None, usual, ())
     word = next(word for word, prediction in KINDS.items() if prediction == kind)
-    text = f"slopes {noise:.2f} on noise at the last level, {data:.2f} on data half way"
-    gain = brightness_gain(lambda x, level: kind.x0(x, ask(x, level), level), schedule, like)
-    claims = (Claim(PREDICTION, word, "network", text), *_snr(kind, gain, usual))
-    return Measurement(noise, data, gain, usual, claims)
+    text = (
+        f"slopes {seen.noise:.2f} on noise at the last level, {seen.change:.2f} on a change of the "
+        f"noise and {seen.data:.2f} on data further down"
+    )
+    snr = _snr(kind, gain, usual) if isinstance(schedule, Discrete) else ()
+    claims = (Claim(PREDICTION, word, "network", text), *snr)
+    return Measurement(*numbers, gain, usual, claims)
 
 
 def _snr(kind: Prediction, gain: float, usual: float) -> tuple[Claim, ...]:
@@ -102,11 +108,25 @@ def trained_schedule(config: Mapping[str, Any]) -> Discrete:
         return Discrete.scaled_linear()
 
 
+def _by_pipeline(checkpoint: Checkpoint) -> Measurement:
+    """Measure the network of a folder in its pipeline, which makes the condition."""
+    pipe = load(str(checkpoint.place), torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    config = pipe.scheduler.config
+    if config.get("rescale_betas_zero_snr"):
+        pipe.scheduler = type(pipe.scheduler).from_config(config, rescale_betas_zero_snr=False)
+    call = prompts(pipe, BATCH)
+    return measured_by_pipeline(pipe, measured, side_of(pipe, SIDE), **call)
+
+
 def _unet(checkpoint: Checkpoint) -> Any:
     kind = checkpoint.architecture.network
-    if checkpoint.kind == "lora" or kind not in ("UNet2DConditionModel", "UNet2DModel"):
+    if checkpoint.kind == "lora" or kind not in UNETS:
         word = "a LoRA" if checkpoint.kind == "lora" else kind or "this network"
-        raise InputError(f"{word} cannot be measured: --deep is for UNets of Stable Diffusion")
+        raise InputError(
+            f"{word} cannot be measured alone: --deep is for UNets of Stable Diffusion, and for "
+            "folders of whole pipelines"
+        )
     if checkpoint.kind != "file":
         return network(str(checkpoint.network_folder), torch.float32).eval()
     from diffusers import UNet2DConditionModel
@@ -114,7 +134,7 @@ def _unet(checkpoint: Checkpoint) -> Any:
 
     names = [n for n in checkpoint.entries if n.startswith((PREFIX, *layout.BARE))]
     config = unet_config({n: checkpoint.entries[n] for n in names}, checkpoint.architecture)
-    tensors = load(checkpoint.entries, names)
+    tensors = tensors_of(checkpoint.entries, names)
     original = {PREFIX + n.removeprefix(PREFIX): t.float() for n, t in tensors.items()}
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
