@@ -30,8 +30,7 @@ UNKNOWN = {
     "Cosmos2TextToImage": "no part of what its network",
     "Cosmos3Omni": "7 and 11 rows that are not the same",
     "CosmosTextToWorld": "1 and 1 samples to step 2",
-    "LTX2": "several outputs",
-    "LTX2-all": "several outputs",
+    "LTX2-all": "more than 2 times a step",
     "SanaWM": "neither the first nor the last",
     "StableDiffusionInstructPix2Pix": "3 rows",
 }
@@ -410,14 +409,48 @@ def test_a_network_of_the_null_prompt_is_not_edited(guidance: str) -> None:
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in MODULAR])
 def test_modular_pipelines(family: TinyFamily) -> None:
-    if family.network == "LTX2VideoTransformer3DModel":
-        with pytest.raises(InputError, match="several outputs"):
-            sampled(family, "CFG(2)")
-        return
     weights = WEIGHTS[family.pattern] if family.weights == () else family.weights
     guided = sampled(family, f"CFG({max(weights or (4.0,))})")
     assert close(guided, sampled(family)) == (weights is not None)
     assert not close(sampled(family, "CFG(2) + AutoNoise(2, noise=0.1)"), guided)
+
+
+def test_video_and_sound_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are guided by evaluations of one network, each with norms and noise of its own."""
+    family = named("LTX2")
+    pipe = family.build()
+    call = family.kwargs(pipe) | family.guided(pipe) | {"return_dict": False}
+    call |= {"num_frames": 17, "frame_rate": 34.0}  # 12 tokens of both
+    seeds = {"generator": torch.Generator().manual_seed(0)}
+    count = [0]
+    forward = pipe.transformer.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        count[0] += len(kwargs["hidden_states"])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.transformer, "forward", counted)
+
+    def run(guidance: str = "", **more: Any) -> Any:
+        seeds["generator"].manual_seed(0)
+        if not guidance:
+            return pipe(**call | seeds | more)
+        with steer(pipe, guidance):
+            return pipe(**call | seeds | more)
+
+    own = run()
+    assert all(map(close, run("CFG(4)"), own))
+    assert close(run("CFG(4)")[0], run(audio_guidance_scale=1.0)[0]) is False  # they see each other
+    both = run("PAG(1, layer='all')")
+    assert not any(map(close, both, run("CFG(1)")))
+    assert not any(map(close, run("AutoNoise(2, noise=0.1)"), run("CFG(1)")))
+    assert not any(map(close, run("CFG(4).rescaled(1)"), own))
+    count[0] = 0
+    run("CFG(4)")
+    assert count[0] == 2 * 2  # the prompt and the null prompt, in each step
+    monkeypatch.setattr(copy, "deepcopy", lambda scheduler, *_: scheduler)
+    with pytest.raises(InputError, match="no second scheduler"):
+        run("CFG(4)")
 
 
 def named(name: str) -> TinyFamily:

@@ -24,9 +24,10 @@ def named(pipeline: str) -> TinyFamily:
 
 def cases() -> list[Any]:
     families = [*MODULAR, *(f for f in FAMILIES if f.pattern == "C")]
-    left = [f for f in families if f.network != "LTX2VideoTransformer3DModel"]
     slow = [pytest.mark.slow]
-    return [pytest.param(f, id=f.pipeline, marks=[] if f.pipeline in QUICK else slow) for f in left]
+    return [
+        pytest.param(f, id=f.pipeline, marks=[] if f.pipeline in QUICK else slow) for f in families
+    ]
 
 
 def guide(pipe: Any, guiders: dict[str, Any]) -> None:

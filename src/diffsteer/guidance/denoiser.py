@@ -17,6 +17,7 @@ from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.base import Guidance, Over, Within
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
+from diffsteer.guidance.each_part import each_part
 from diffsteer.guidance.edited_pass import Maps, edited, located
 from diffsteer.guidance.independent import require_prompt, unrelated
 from diffsteer.guidance.memory import Store
@@ -25,6 +26,7 @@ from diffsteer.guidance.queries import (
     Answer,
     Branch,
     GuidanceState,
+    Queries,
     dry_answers,
     run,
 )
@@ -57,6 +59,8 @@ class Denoiser:
         memory: What guidances keep from step to step of a sampling; None where each call stands
             alone. `sample` gives every sampling its own, and `at_step` those of a loop of your own.
         levels: Those of the sampling, if known: `at_step` takes `next` from them.
+        lengths: Tokens of the parts of a sample, `(B, tokens, C)`, that are guided each by itself;
+            none where it is guided as one.
     """
 
     nets: Mapping[str, Network]
@@ -70,6 +74,7 @@ class Denoiser:
     next: Level = CLEAN
     memory: Store | None = None
     levels: Sequence[Level] = ()
+    lengths: Sequence[int] = ()
     _own: Store = field(default_factory=Store, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +123,12 @@ class Denoiser:
             return evaluate([Branch()], at=at)[0], None
         if self.step == 0 and start is None:
             self._rehearse(x[:1])
-        return run(self.guidance.guided(at), partial(evaluate, at=at))
+        return run(self._asker(self.guidance, at), partial(evaluate, at=at))
+
+    def _asker(self, guidance: Guidance, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
+        if self.lengths:
+            return each_part(guidance.guided, at, self.lengths)
+        return guidance.guided(at)
 
     def _rehearse(self, x: Tensor) -> None:
         """Check what terms of later steps alone will ask, so that what is missing shows at once."""
@@ -139,7 +149,7 @@ class Denoiser:
             return dry_answers(branches, at)
 
         if self.guidance is not None:
-            run(self.guidance.guided(at), check)
+            run(self._asker(self.guidance, at), check)
 
     def _state(self, x: Tensor, level: Level) -> GuidanceState:
         seeing = self.prediction, self.step, self.schedule, self.seeds, self.next

@@ -68,7 +68,7 @@ class Layout:
             grid = size_of(arguments["img_ids"][..., start : start + count, :], count)
         elif patch and part.sample.ndim == 3:
             count = part.sample.shape[1]
-            grid = next((g for g in grids_of(arguments) if prod(g) == count), None)
+            grid = next((g for g in grids_of(arguments) if len(g) == 2 and prod(g) == count), None)
         return cls(part, arguments, tree, grid, patch or 2)
 
     @property
@@ -98,8 +98,8 @@ class Layout:
     def fits(self, other: "Layout") -> bool:
         """Whether conditions of another layout can be rows of the same batch."""
         a, b = self.part, other.part
-        alike = (a.call.module, a.call.listed, a.taken, a.given, a.sign)
-        if alike != (b.call.module, b.call.listed, b.taken, b.given, b.sign):
+        alike = (a.call.module, a.call.listed, a.call.second, a.taken, a.given, a.sign)
+        if alike != (b.call.module, b.call.listed, b.call.second, b.taken, b.given, b.sign):
             return False
         return self.tree is not None and stackable(self.tree, other.tree)
 

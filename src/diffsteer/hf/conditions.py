@@ -47,6 +47,11 @@ class Part:
         """The sample as the network is given it, `(B, *D)`."""
         return self.taken(self.call.inputs[self.rows])
 
+    @property
+    def whole(self) -> "Part":
+        """The same of both samples, where the call has two."""
+        return replace(self, taken=View(), given=View()) if self.call.second else self
+
     def model_output(self, out: Tensor) -> Tensor:
         """The scheduler's model output of outputs, `(B, *D)`, in float32 or wider."""
         return self.sign * upcast(self.given(out))

@@ -151,7 +151,9 @@ class GuidedOutput:
         conds = Parts({name: partial(self._cond, parts, name, layout, now) for name in parts})
         settings = self.guidance, self.max_rows, now.timeline.schedule, self._seeds, now.step.step
         ahead = now.next(now.step.step), self._memory
-        denoiser = Denoiser(nets, conds, now.timeline.prediction, *settings, *ahead)
+        lengths = layout.part.call.lengths
+        prediction = now.timeline.prediction
+        denoiser = Denoiser(nets, conds, prediction, *settings, *ahead, lengths=lengths)
         if now.step.first:
             self._dry_run(replace(denoiser, seeds=None), x[:1], now)
         base, shift = denoiser.predict(x, now.level)
@@ -275,7 +277,8 @@ class GuidedOutput:
         module = unwrap_compiled(network)
         sample, rows, arguments = layout.part.sample, len(call.inputs), call.arguments
         form = id(module), call.key
-        return MeasuredLayers(module, run, sample, rows, arguments, self._measured, form)
+        known = self._measured, form, call.lengths
+        return MeasuredLayers(module, run, sample, rows, arguments, *known)
 
 
 def _once(

@@ -44,6 +44,7 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
 
     _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
     ignore_for_config = ["scheduler", "guide"]  # noqa: RUF012
+    spatio_temporal_guidance_blocks = None  # asked for by pipelines of LTX-2
 
     def __init__(
         self,
@@ -79,6 +80,10 @@ class SteerGuider(BaseGuidance):  # type: ignore[misc]
     def num_conditions(self) -> int:
         """Calls of the network in a step, for which the pipeline prepares; most are noted only."""
         return 2 if self._enabled else 1
+
+    def active_predictions(self) -> list[str]:
+        """Names of the conditions, which pipelines of LTX-2 ask for."""
+        return self._input_predictions[: self.num_conditions]
 
     @override
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:

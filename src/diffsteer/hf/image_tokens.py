@@ -10,25 +10,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from math import prod
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Size
 from diffsteer.guidance.attention_taps import ImageTokens, hooked, linear
 from diffsteer.hf.architectures import by_sdpa, joint_attention
+from diffsteer.hf.recorded_attention import Crossing, Record, Recorded
 
 SAME = 1e-4
 """Largest change of a token, relative to the layer's largest, that is rounding."""
 Span = tuple[int, int]
 """First token of an image, and how many it has."""
-PROJECTED = 8
-"""Random projections of a query that are kept of it."""
 
 
 Located = dict[str, tuple[nn.Module, ImageTokens, int]]
@@ -46,6 +44,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         arguments: All other arguments of its calls by name.
         known: What was measured before, by what it depends on; added to.
         form: Equal for calls of equal shapes.
+        lengths: Tokens of each sample, where there are two.
     """
 
     def __init__(
@@ -57,9 +56,11 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         arguments: Mapping[str, Any],
         known: dict[Any, Located],
         form: Any,
+        lengths: tuple[int, ...] = (),
     ) -> None:
         self._network, self._run, self._x, self._batch = network, run, x, batch
         self._arguments, self._known, self._form = arguments, known, form
+        self._lengths = lengths
 
     @override
     def __getitem__(self, name: str) -> nn.Module:
@@ -98,8 +99,10 @@ class MeasuredLayers(Mapping[str, nn.Module]):
 
     def _measured(self) -> Located:
         layers = joint_attention(self._network)
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as stack:
+            crossing = Crossing(layers if self._lengths else {}, stack)
             still, *moved = (self._recorded(layers, x) for x in (self._x, *moves(self._x)))
+        still = {name: record for name, record in still.items() if name not in crossing.names}
         rows = []
         for row in range(self._batch):
             changes = {n: Change.of(row, r, *(m[n] for m in moved)) for n, r in still.items()}
@@ -116,7 +119,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         records: dict[str, Recorded] = {}
         with ExitStack() as stack:
             for name, layer in layers.items():
-                record = _Record(records, name, self._batch)
+                record = Record(records, name, self._batch)
                 if linear(layer):
                     record.hook(layer, stack)
                     continue
@@ -138,7 +141,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
                 spans.add(exact[length])
             if not counts or len(self._shape(length, frames)) > 1:
                 spans.add((0, length))
-            if change.key is not None:
+            if change.key is not None or length in self._lengths:
                 spans = {(0, length)}
             if spans and not left:
                 start, count = min(spans, key=change.distance)
@@ -151,7 +154,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         """Shape of the tokens of an image or video, or their number where no grid fits."""
         size = self._x.shape[2:]
         if self._x.ndim < 4:
-            return next((g for g in grids_of(self._arguments) if g[0] * g[1] == count), (count,))
+            return next((g for g in grids_of(self._arguments) if prod(g) == count), (count,))
         most = size[0] if len(size) > 2 and folded == 1 else 1
         for frames in dict.fromkeys((most, -(-most // 2), *range(most, 0, -1))):
             h, w = size[-2:]
@@ -214,53 +217,6 @@ class Change:
         return abs(first - start) + abs(last - (start + count - 1))
 
 
-class Recorded(NamedTuple):
-    """Projected queries and keys of a layer, `(samples, tokens, PROJECTED)`, and its batch."""
-
-    rows: int
-    q: Tensor
-    k: Tensor
-
-
-class _Record(TorchFunctionMode):
-    """Keeps projections of the first queries and keys of a layer."""
-
-    def __init__(self, records: dict[str, Recorded], name: str, batch: int) -> None:
-        super().__init__()
-        self.records, self.name, self.batch = records, name, batch
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and self.name not in self.records:
-            given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
-            self.keep(given["query"], given["key"])
-        return func(*args, **(kwargs or {}))
-
-    def keep(self, q: Tensor, k: Tensor) -> None:
-        """Keep queries and keys, `(rows, heads, tokens, channels)`."""
-        frames = max(len(q) // self.batch, 1)
-        parts = (_projected(x[::frames]) for x in (q, k))
-        self.records[self.name] = Recorded(len(q), *parts)
-
-    def hook(self, layer: Any, stack: ExitStack) -> None:
-        """Keep queries and keys of a layer of linear attention, until the stack is closed."""
-        queries: list[Tensor] = []
-
-        def keep(_: nn.Module, args: Any, keys: Tensor) -> None:
-            self.keep(queries.pop()[:, None], keys[:, None])
-
-        noted = layer.to_q.register_forward_hook(lambda _, args, out: queries.append(out))
-        stack.callback(noted.remove)
-        stack.callback(layer.to_k.register_forward_hook(keep).remove)
-
-
-def _projected(x: Tensor) -> Tensor:
-    """Random projections of tokens, `(rows, tokens, PROJECTED)`, float32."""
-    tokens = x.transpose(1, 2).flatten(2).float()
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(tokens.shape[-1], PROJECTED, generator=generator)
-    return tokens @ matrix.to(tokens.device)
-
-
 def moves(x: Tensor) -> Iterator[Tensor]:
     """Samples with all, with only the first, and with only the last pixel or token changed.
 
@@ -290,11 +246,15 @@ def places_of(arguments: Mapping[str, Any]) -> str:
 
 
 def grids_of(arguments: Mapping[str, Any]) -> list[Size]:
-    """Heights and widths in tokens that arguments of a network name.
+    """Heights and widths in tokens that arguments of a network name, of a video after its frames.
 
-    They are places of tokens, `(tokens, k)` with row and column last, or shapes, `(frames, h, w)`.
+    They are places of tokens, `(tokens, k)` with row and column last, shapes, `(frames, h, w)`, or
+    numbers.
     """
     grids: list[Size] = []
+    numbers = [arguments.get(name) for name in ("num_frames", "height", "width")]
+    if all(isinstance(number, int) for number in numbers):
+        grids.append((numbers[0], numbers[1], numbers[2]))  # type: ignore[arg-type]
     for name, value in arguments.items():
         if isinstance(value, Tensor) and name.endswith("ids") and value.ndim >= 2:
             places = value.reshape(-1, value.shape[-1])[:, -2:]

@@ -95,7 +95,10 @@ def claimed(network: Any) -> Iterator[None]:
 def check_free(network: Any) -> None:
     """Check that the forward of a network can be replaced."""
     if unwrap_compiled(network) in _steered:
-        raise InputError("this pipeline is steered already: remove the other steering first")
+        raise InputError(
+            "this pipeline is steered already: remove the other steering first (where it has "
+            "several guiders, give all of them one SteerGuider)"
+        )
     if getattr(network, "_compiled_call_impl", None) is not None:
         raise InputError(
             "this network was compiled in place, which leaves no way in: use "

@@ -94,7 +94,7 @@ class NullCall:
                 "prompt (IP-Adapter) is without one only later: guide without CFG, or without it"
             )
         if self._changes is None:
-            null = self._repeated()
+            null = self._repeated().joined(first.second)
             if len(null.inputs) != len(first.inputs):
                 raise InputError(
                     f"{type(self.pipe).__name__} gives its network {len(null.inputs)} samples for "
@@ -108,7 +108,8 @@ class NullCall:
             self._inputs = None if null.inputs.shape == first.inputs.shape else null.inputs
         inputs = now.inputs if self._inputs is None else self._inputs
         arguments = now.arguments | self._changes
-        return Call(now.module, now.name, inputs, now.listed, arguments, now.autocast)
+        samples = now.second, now.lengths
+        return Call(now.module, now.name, inputs, now.listed, arguments, now.autocast, *samples)
 
     def _repeated(self) -> Call:
         """First call of the network where the pipeline is called with the null prompt."""

@@ -6,7 +6,7 @@ pipeline gives its scheduler can be told.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,34 +31,40 @@ class Form:
         shape: Of the tensor, or the list stacked, `(N, *D)`.
         dtype: Of the tensor.
         wrap: Puts such a tensor into the form.
+        second: Argument of the network for the second sample, which is its second output.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     wrap: Callable[[Tensor], Any]
+    second: str = ""
 
     @classmethod
-    def of(cls, output: Any) -> "Form":
-        """Form of an output.
+    def of(cls, output: Any, call: "Call") -> "Form":
+        """Form of the output of a call.
 
         Raises:
-            ValueError: it holds several tensors or lists, or none.
+            ValueError: it holds several tensors or lists, or none; but for two samples of tokens.
         """
         values = [output] if isinstance(output, Tensor | list) else list(_values(output))
-        if sum(isinstance(value, Tensor | list) for value in values) != 1:
+        count = sum(isinstance(value, Tensor | list) for value in values)
+        second = call.second_sample(*values) if count == len(values) == 2 else ""
+        if count != 1 and not second:
             raise InputError(
-                "the network returns several outputs (image and sound), where one is expected: "
-                "such pipelines cannot be steered yet"
+                "the network returns several outputs, which are not the tokens of two samples "
+                "(video and sound) that it is given: such pipelines cannot be steered"
             )
-        tensor, listed = tensor_of(output), isinstance(values[0], list)
+        tensor, listed = tensor_of(output, bool(second)), isinstance(values[0], list)
 
         def wrap(x: Tensor) -> Any:
-            value = list(x.unbind()) if listed else x
+            parts: list[Any] = [list(x.unbind()) if listed else x]
+            if second:
+                parts = list(torch.split(x, [len(value[0]) for value in values], dim=1))
             if isinstance(output, Mapping):
-                return type(output)(**{next(iter(output)): value})
-            return (value, *output[1:]) if isinstance(output, tuple) else value
+                return type(output)(**dict(zip(output, parts, strict=False)))
+            return (*parts, *output[len(parts) :]) if isinstance(output, tuple) else parts[0]
 
-        return cls(tensor.shape, tensor.dtype, wrap)
+        return cls(tensor.shape, tensor.dtype, wrap, second)
 
     @classmethod
     def expected(cls, call: "Call") -> "Form | None":
@@ -81,8 +87,10 @@ def _values(output: Any) -> Any:
     return output.values() if isinstance(output, Mapping) else output
 
 
-def tensor_of(output: Any) -> Tensor:
-    """First tensor of a network's output, `(N, *D)`; a list of samples is stacked."""
+def tensor_of(output: Any, both: bool = False) -> Tensor:
+    """First tensor of a network's output, `(N, *D)`, or the tokens of both; lists are stacked."""
+    if both:
+        return torch.cat(list(_values(output)), dim=1)
     value = output if isinstance(output, Tensor | list) else next(iter(_values(output)))
     return torch.stack(value) if isinstance(value, list) else value
 
@@ -101,6 +109,8 @@ class Call:
         probe: Its answer, `(N, *D)`.
         out: Output of the network, where it was evaluated to learn its form.
         time: Timestep of the scheduler.
+        second: Argument with a second sample, whose tokens are the last of the inputs (sound).
+        lengths: Tokens of each sample, where there are two.
     """
 
     module: Any
@@ -109,6 +119,8 @@ class Call:
     listed: bool
     arguments: dict[str, Any]
     autocast: Callable[[], AbstractContextManager[Any]]
+    second: str = ""
+    lengths: tuple[int, ...] = ()
     probe: Tensor = field(default_factory=lambda: torch.empty(0))
     out: Tensor | None = None
     time: float = 0.0
@@ -122,6 +134,24 @@ class Call:
         autocast = _autocast(inputs.device.type)
         return cls(module, name, inputs, given is not inputs, arguments, autocast)
 
+    def second_sample(self, first: Any, second: Any) -> str:
+        """Name of the argument that holds the second sample of two outputs, `(N, tokens, C)`."""
+        if any(not isinstance(x, Tensor) or x.ndim != 3 for x in (self.inputs, first, second)):
+            return ""
+        shapes = ((n, getattr(v, "shape", None)) for n, v in self.arguments.items())
+        names = [name for name, shape in shapes if shape == second.shape]
+        fits = first.shape == self.inputs.shape and first.shape[::2] == second.shape[::2]
+        return names[0] if fits and len(names) == 1 else ""
+
+    def joined(self, second: str) -> "Call":
+        """The call with its samples as one, that of the argument `second` after its own."""
+        if not second:
+            return self
+        arguments = dict(self.arguments)
+        samples = self.inputs, arguments.pop(second)
+        inputs, lengths = torch.cat(samples, dim=1), tuple(x.shape[1] for x in samples)
+        return replace(self, inputs=inputs, arguments=arguments, second=second, lengths=lengths)
+
     @cached_property
     def key(self) -> Any:
         """Equal for calls with outputs of one form."""
@@ -134,9 +164,13 @@ class Call:
 
     def evaluated(self, inputs: Tensor, arguments: Mapping[str, Any], network: Any) -> Tensor:
         """Output of a network, `(N, *D)`, for other inputs and arguments than this call's."""
-        given = list(inputs.unbind()) if self.listed else inputs
+        samples: dict[str, Any] = {self.name: list(inputs.unbind()) if self.listed else inputs}
+        if self.second:
+            parts = torch.split(inputs, list(self.lengths), dim=1)
+            samples = dict(zip((self.name, self.second), parts, strict=True))
         with self.autocast():
-            return tensor_of((network or self.module)(**{**arguments, self.name: given}))
+            output = (network or self.module)(**{**arguments, **samples})
+            return tensor_of(output, bool(self.second))
 
 
 def certain(call: Call) -> bool:

@@ -37,7 +37,7 @@ from diffsteer.hf.network import (
 from diffsteer.hf.null_call import NullCall
 from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.runs import Runs
-from diffsteer.hf.stacking import signature
+from diffsteer.hf.second_step import SecondStep, step_arguments
 from diffsteer.hf.time_arguments import Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker
 from diffsteer.hf.views import fitted
@@ -85,6 +85,7 @@ class StepGuidance:
         self._calls: list[Call] = []
         self._measured: StepParts | None = None
         self._parts: Mapping[str, Part] = {}
+        self._second = SecondStep(self._owner)
         self._null: NullCall | None = null_of(pipe, null)
         self._first: list[Call] = []
         self._replaced, self._awaited, self._awaiting = ExitStack(), ExitStack(), False
@@ -110,6 +111,7 @@ class StepGuidance:
         calls = self._calls
         self._release()
         self._guided.end()
+        self._second.end(failed)
         if calls and not failed:
             raise InputError(
                 f"{self._owner} called its network and then not scheduler.step, where the guidance "
@@ -133,8 +135,11 @@ class StepGuidance:
             return form.wrap(self._at_once(call))
         if form is None or call.stateful:
             output = forward(*args, **kwargs)
-            form = self._forms[call.key] = Form.of(output)
-            call.out = tensor_of(output)
+            form = self._forms[call.key] = Form.of(output, call)
+            call = call.joined(form.second)
+            call.out = tensor_of(output, bool(form.second))
+        else:
+            call = call.joined(form.second)
         call.probe = self._probe(call, form)
         self._calls.append(call)
         self._await(self._guide)
@@ -168,8 +173,13 @@ class StepGuidance:
             if self._null is not None:
                 self._null.begin()
         self._times()  # of a scheduler that can be steered
+        self._second.end()
         if len(self._calls) == MOST_CALLS:
-            raise InputError(f"{self._owner} calls its network more than {MOST_CALLS} times a step")
+            raise InputError(
+                f"{self._owner} calls its network more than {MOST_CALLS} times a step, for the "
+                "prompt and the null prompt: switch off what else it guides by (skipped layers, "
+                "isolated modalities, in every guider of it) while it is steered"
+            )
         return starts
 
     def _times(self) -> Timeline:
@@ -204,7 +214,8 @@ class StepGuidance:
         try:
             return self._guided_step(step, *args, **kwargs)
         finally:
-            self.stepped()
+            if not self._second.awaited:
+                self.stepped()
 
     def _guided_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         calls = self._calls
@@ -217,13 +228,17 @@ class StepGuidance:
         except InputError as error:
             raise InputError(f"{self._owner} {error}") from error
         time = self._tracker.read(given.arguments["timestep"], self.pipe.scheduler)
-        guided = self._guided(self._conditions(measured.parts), calls, self._now(time))
+        whole = {name: part.whole for name, part in measured.parts.items()}
+        guided = self._guided(self._conditions(whole), calls, self._now(time))
+        if calls[0].second:
+            self._second.await_step(self.pipe, calls, measured.parts, guided, self.stepped)
+            guided = guided[:, : calls[0].lengths[0]]
         given.arguments["model_output"] = measured.folding.folded(guided).to(output.dtype)
         return step(*given.args[1:], **given.kwargs)
 
     def _bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         """Arguments of the scheduler's step by name."""
-        return signature(type(self.pipe.scheduler).step).bind(None, *args, **kwargs)
+        return step_arguments(self.pipe.scheduler, *args, **kwargs)
 
     def _conditions(self, parts: Mapping[str, Part]) -> Parts:
         """Conditions, with the null prompt of an earlier step where the pipeline left it out."""

@@ -99,23 +99,26 @@ class TimeArgument:
             ValueError: none of them, or more than one rule, is known to say the timestep.
         """
         for seen, then, count in self._seen:
-            kept = tuple(rule for rule in self._rules if self._name(seen, rule(then, count)))
+            kept = tuple(rule for rule in self._rules if self._names(seen, rule(then, count)))
             self._rules = kept or self._rules
         self._seen.clear()
-        names = {rule: self._name(arguments, rule(now, n)) for rule in self._rules}
-        rules = [rule for rule, name in names.items() if name]
+        names = {rule: self._names(arguments, rule(now, n)) for rule in self._rules}
+        rules = [rule for rule, fitting in names.items() if fitting]
         if not rules or len({rule(t, n) for rule in rules}) > 1:
             raise InputError(
                 "the guidance asks the network at another noise level, and it is not certain how "
                 f"its arguments ({', '.join(arguments)}) say the timestep"
             )
-        name = names[rules[0]]
-        times = torch.as_tensor(arguments[name])
-        dtype = times.dtype if times.is_floating_point() else torch.float32
-        return {**arguments, name: torch.full_like(times, rules[0](t, n), dtype=dtype)}
+        changed = dict(arguments)
+        for name in names[rules[0]]:
+            times = torch.as_tensor(arguments[name])
+            dtype = times.dtype if times.is_floating_point() else torch.float32
+            changed[name] = torch.full_like(times, rules[0](t, n), dtype=dtype)
+        return changed
 
-    def _name(self, arguments: Mapping[str, Any], time: float) -> str:
-        """Name of the argument that holds a time, empty where none does."""
+    def _names(self, arguments: Mapping[str, Any], time: float) -> list[str]:
+        """Names of the arguments that hold a time."""
+        names = []
         for name, value in arguments.items():
             if _timed(name) and value is not None:
                 times = torch.as_tensor(value)
@@ -126,10 +129,10 @@ class TimeArgument:
                     share = ROUNDING if times.dtype in LOSSY else 1e-4
                     fits = error.abs().max() <= share * abs(time) + 1e-5
                 if fits:
-                    return name
-        return ""
+                    names.append(name)
+        return names
 
 
 def _timed(name: str) -> bool:
     """Whether an argument may hold a time."""
-    return name == "t" or name.startswith("time")
+    return name in ("t", "sigma") or name.startswith("time") or name.endswith("timestep")

@@ -1,0 +1,85 @@
+"""Queries and keys of attention layers, kept while a network runs."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+PROJECTED = 8
+"""Random projections of a query that are kept of it."""
+
+
+class Recorded(NamedTuple):
+    """Projected queries and keys of a layer, `(samples, tokens, PROJECTED)`, and its batch."""
+
+    rows: int
+    q: Tensor
+    k: Tensor
+
+
+class Record(TorchFunctionMode):
+    """Keeps projections of the first queries and keys of a layer."""
+
+    def __init__(self, records: dict[str, Recorded], name: str, batch: int) -> None:
+        super().__init__()
+        self.records, self.name, self.batch = records, name, batch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and self.name not in self.records:
+            given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
+            self.keep(given["query"], given["key"])
+        return func(*args, **(kwargs or {}))
+
+    def keep(self, q: Tensor, k: Tensor) -> None:
+        """Keep queries and keys, `(rows, heads, tokens, channels)`."""
+        frames = max(len(q) // self.batch, 1)
+        parts = (_projected(x[::frames]) for x in (q, k))
+        self.records[self.name] = Recorded(len(q), *parts)
+
+    def hook(self, layer: Any, stack: ExitStack) -> None:
+        """Keep queries and keys of a layer of linear attention, until the stack is closed."""
+        queries: list[Tensor] = []
+
+        def keep(_: nn.Module, args: Any, keys: Tensor) -> None:
+            self.keep(queries.pop()[:, None], keys[:, None])
+
+        noted = layer.to_q.register_forward_hook(lambda _, args, out: queries.append(out))
+        stack.callback(noted.remove)
+        stack.callback(layer.to_k.register_forward_hook(keep).remove)
+
+
+class Crossing:
+    """Layers whose queries and keys are of two samples (video and sound), until a stack is closed.
+
+    Attributes:
+        names: Those that ran.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], stack: ExitStack) -> None:
+        self.names, self._inputs = set[str](), dict[str, Tensor]()
+        for name, layer in layers.items():
+            q, k = getattr(layer, "to_q", None), getattr(layer, "to_k", None)
+            if isinstance(q, nn.Module) and isinstance(k, nn.Module):
+                stack.callback(q.register_forward_pre_hook(partial(self._asked, name)).remove)
+                stack.callback(k.register_forward_pre_hook(partial(self._named, name)).remove)
+
+    def _asked(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._inputs[name] = args[0]
+
+    def _named(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        asked = self._inputs.pop(name, args[0])
+        if asked.shape != args[0].shape or not torch.equal(asked, args[0]):
+            self.names.add(name)
+
+
+def _projected(x: Tensor) -> Tensor:
+    """Random projections of tokens, `(rows, tokens, PROJECTED)`, float32."""
+    tokens = x.transpose(1, 2).flatten(2).float()
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(tokens.shape[-1], PROJECTED, generator=generator)
+    return tokens @ matrix.to(tokens.device)
