@@ -52,7 +52,7 @@ from diffsteer.core.noise import number
 from diffsteer.core.parse import subclasses
 from diffsteer.core.sampler import first_order
 from diffsteer.guidance import Answer, GuidanceState, run
-from diffsteer.guidance.memory import Store
+from diffsteer.guidance.memory import StepMemory, Store
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -112,7 +112,7 @@ def states(x, seeds, store=None):
     """The states of a sampling in turn, each after the step that was taken."""
     store = store or Store()
     for step, (now, nxt) in enumerate(zip(LEVELS, LEVELS[1:], strict=False)):
-        memory, start = store.begin(step, now, len(x))
+        memory, start = StepMemory(store, step).begin(now, len(x))
         at = GuidanceState(x, now, V(), step, SD, seeds, nxt, memory, start)
         x = first_order(x, (yield at), now, nxt)
         yield x

@@ -42,7 +42,7 @@ from diffsteer import (
 )
 from diffsteer.core.oracle import Gaussian
 from diffsteer.guidance import Answer, Denoiser, GuidanceState, Network, run
-from diffsteer.guidance.memory import Store
+from diffsteer.guidance.memory import StepMemory, Store
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -55,7 +55,7 @@ def state(kind, level=None, memory=None, step=0, schedule=SD, **more) -> Guidanc
     level = schedule.at(400) if level is None else level
     at = GuidanceState(x, level, kind, step, schedule, **more)
     if memory is not None:
-        view, _ = memory.begin(step, level, len(x))
+        view, _ = StepMemory(memory, step).begin(level, len(x))
         at = GuidanceState(x, level, kind, step, schedule, memory=view, **more)
     return at
 

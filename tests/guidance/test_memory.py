@@ -26,8 +26,8 @@ from diffsteer.core.level import CLEAN
 from diffsteer.core.oracle import Mixture
 from diffsteer.core.sampler import first_order
 from diffsteer.guidance import Branch, Denoiser, Network
-from diffsteer.guidance.memory import Store
-from diffsteer.models.edm2.generate import Loop, generate
+from diffsteer.guidance.memory import StepMemory, Store
+from diffsteer.models.edm2.generate import Loop, generate, guided
 from diffsteer.models.edm2.model import EDM2
 
 F64 = torch.float64
@@ -83,7 +83,7 @@ def test_each_step_sees_where_it_goes_and_writes_once(sampler: Sampler) -> None:
 
 
 def test_samplings_that_alternate_do_not_leak() -> None:
-    levels, shared = grid(SD, 6), denoiser(Momentum(0.5), 1, memory=Store())
+    levels, shared = grid(SD, 6), denoiser(Momentum(0.5), 1)
     alone = [list(sample(shared, levels, SHAPE, [s], DDIM()))[-1].x for s in (0, 1)]
     a, b = (sample(shared, levels, SHAPE, [s], DDIM()) for s in (0, 1))
     for both in zip(a, b, strict=True):
@@ -106,6 +106,47 @@ def test_a_loop_of_its_own_remembers_and_starts_anew() -> None:
     for level in levels[:2]:
         made(x, level)
     assert [count for *_, count in log] == [0, 0]
+
+
+def counts(made: Denoiser, walk, batch=1) -> list[int]:
+    """Counts of memory along a loop: (step, time) of each evaluation that begins a step."""
+    log = made.guidance.log
+    log.clear()
+    for step, time in walk:
+        made.at_step(step)(torch.zeros(batch, *SHAPE), SD.at(time))
+    return [count for *_, count in log]
+
+
+@pytest.mark.parametrize(
+    "anew",
+    [
+        [(0, 300), (1, 200)],  # image to image, at less noise than the loop was left at
+        [(0, 950), (1, 900)],  # at more
+        [(0, 900), (1, 100)],  # at the same
+        [(2, 300), (3, 200)],  # from a step in between, counted as before
+        [(4, 300), (5, 200)],  # from one that does not follow
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("left", [1, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_loop_that_is_begun_anew_remembers_nothing(anew, left: int, batch: int) -> None:
+    """Wherever the loop before was left, after its first step too, and in any batch."""
+    network = Network(lambda x, level, cond: x)
+    made = Denoiser({"main": network}, {"cond": {}}, V(), Seen([]))
+    assert counts(made, [(i, 900 - i) for i in range(left)]) == [*range(left)]
+    assert counts(made, anew, batch) == [0, 1]
+    assert counts(made, anew, batch) == [0, 1]
+
+
+def test_all_evaluations_of_a_step_are_of_one_denoiser() -> None:
+    """Those after the first read and do not write, at whatever level."""
+    made, x = denoiser(Seen([]), 1), torch.zeros(1, *SHAPE)
+    for step in range(3):
+        evaluated = made.at_step(step)
+        for time in (900 - step, 500, 900 - step, 950):
+            evaluated(x, SD.at(time))
+    assert [count for *_, count in made.guidance.log] == [0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), Heun(schedule=SD), UniPC()], ids=repr)
@@ -146,7 +187,8 @@ def test_each_term_of_a_sum_has_a_memory_of_its_own() -> None:
 
 
 def test_memory_is_a_row_for_each_sample() -> None:
-    memory, _ = Store().begin(0, SD.at(500), 2)
+    step = StepMemory(Store(), 0)
+    memory, _ = step.begin(SD.at(500), 2)
     memory["mean"] = torch.ones(2, 3)
     assert list(memory) == ["mean"] and len(memory) == 1
     for bad in (torch.ones(3), torch.tensor(1.0)):
@@ -154,7 +196,7 @@ def test_memory_is_a_row_for_each_sample() -> None:
             memory["mean"] = bad
     with pytest.raises(ValueError, match="remembers 2 samples and is asked for 3"):
         replace(memory, rows=3)["mean"]
-    inner, start = memory.store.begin(0, SD.at(400), 2)
+    inner, start = step.begin(SD.at(400), 2)
     inner["mean"] = torch.zeros(2, 3)
     assert start == SD.at(500) and memory["mean"].all()
     del inner["mean"], memory["mean"]
@@ -217,3 +259,17 @@ def test_the_loop_of_edm2_remembers_and_looks_ahead() -> None:
     assert [count for *_, count in log] == [0, 1, 1, 2, 2, 3, 3]
     times = Loop(4).times(F64)
     assert [ahead.sigma for _, _, ahead, _ in log] == [times[i] for i in (1, 1, 2, 2, 3, 3, 4)]
+
+
+def test_the_loop_of_edm2_begins_anew() -> None:
+    """The same denoiser in loops of fewer steps, of less noise and of other batches."""
+    log: list = []
+    net = EDM2(8, 2, 0, 8, [1], 1, [], 8, logvar_channels=8).eval()
+    denoise = guided(net, None, {"cond": {}}, Seen(log))
+    for loop in (Loop(3), Loop(2), Loop(2, sigma_max=1.0), Loop(3)):
+        for batch in (1, 2):
+            log.clear()
+            loop(torch.zeros(batch, *net.shape, dtype=F64), denoise, lambda: 0.0)
+            writes = [count for i, (*_, count) in enumerate(log) if i % 2 == 0]
+            assert writes == [*range(loop.steps)]
+            assert [count for _, _, _, count in log[1::2]] == [*range(1, loop.steps)]

@@ -113,6 +113,29 @@ def test_memory_is_refused_where_each_call_begins_anew(folder) -> None:
 
 
 @torch.no_grad()
+def test_a_loop_of_ones_own_begins_anew(folder) -> None:
+    """Fewer steps, image to image at less noise, another batch; Heun's second evaluation reads."""
+    pipe = tiny.stable_diffusion(diffusers.HeunDiscreteScheduler(**SD), folder)
+    log: list = []
+    text = pipe.encode_prompt(["a cat"], "cpu", 1, True)[0]
+    with steer(pipe, Seen(log)):
+        for steps, skipped, batch in [(3, 0, 1), (2, 0, 1), (2, 2, 2), (2, 2, 1), (1, 0, 2)]:
+            log.clear()
+            pipe.scheduler.set_timesteps(steps)
+            pipe.scheduler.set_begin_index(skipped)
+            x = START[:batch].repeat(2, 1, 1, 1)[:batch]
+            for t in pipe.scheduler.timesteps[skipped:]:
+                out = pipe.unet(
+                    pipe.scheduler.scale_model_input(torch.cat([x, x]), t),
+                    t,
+                    torch.cat([text, text]).repeat_interleave(batch, 0),
+                ).sample
+                x = pipe.scheduler.step(out.chunk(2)[1], t, x).prev_sample
+            evaluations = 2 * steps - 1 - skipped
+            assert [count for *_, count in log] == [(i + 1) // 2 for i in range(evaluations)]
+
+
+@torch.no_grad()
 def test_cfgpp_weighs_both_evaluations_of_a_heun_step_alike(folder) -> None:
     """By lambda / (1 - r' / r), with r = sigma / alpha at the start of the step, r' at its end."""
     pipe = tiny.stable_diffusion(diffusers.HeunDiscreteScheduler(**SD), folder)

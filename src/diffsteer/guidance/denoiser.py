@@ -20,7 +20,7 @@ from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
 from diffsteer.guidance.each_part import each_part
 from diffsteer.guidance.edited_pass import Maps, edited, located
 from diffsteer.guidance.independent import require_prompt, unrelated
-from diffsteer.guidance.memory import Store
+from diffsteer.guidance.memory import StepMemory, Store
 from diffsteer.guidance.network import Cond, Network, no_text
 from diffsteer.guidance.queries import (
     Answer,
@@ -56,8 +56,9 @@ class Denoiser:
             of it for the places in the batch.
         step: Index of the sampling step, for guidances of some steps, `.over`.
         next: Level that the step goes to, for guidances that look ahead.
-        memory: What guidances keep from step to step of a sampling; None where each call stands
-            alone. `sample` gives every sampling its own, and `at_step` those of a loop of your own.
+        memory: What guidances keep from step to step of a sampling, as this step sees it; None
+            where each call stands alone. `sample` gives every sampling its own, and `at_step` those
+            of a loop of your own.
         levels: Those of the sampling, if known: `at_step` takes `next` from them.
         lengths: Tokens of the parts of a sample, `(B, tokens, C)`, that are guided each by itself;
             none where it is guided as one.
@@ -72,24 +73,28 @@ class Denoiser:
     seeds: Sequence[int] | None = None
     step: int = 0
     next: Level = CLEAN
-    memory: Store | None = None
+    memory: StepMemory | None = None
     levels: Sequence[Level] = ()
     lengths: Sequence[int] = ()
-    _own: Store = field(default_factory=Store, init=False, repr=False)
+    _own: Store = field(default_factory=Store, init=False, repr=False)  # a copy has another
 
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
             raise InputError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
 
     def at_step(self, step: int) -> Callable[[Tensor, Level], Denoised]:
-        """Return the denoiser of a step, for all evaluations of that step."""
+        """Return the denoiser of a step, for all evaluations of that step.
+
+        Step 0 begins a sampling, and so does a step that does not follow the one before it: what
+        guidances remember is empty then. Of the evaluations of a step the first alone writes.
+        """
         ahead = self.levels[step + 1] if step + 1 < len(self.levels) else self.next
-        memory = self._own if self.memory is None else self.memory
+        memory = StepMemory(self._own, step)
         return replace(self, step=step, next=ahead, memory=memory).denoised
 
     def for_levels(self, levels: Sequence[Level]) -> "Denoiser":
         """Return the denoiser of one sampling over these levels, with a memory of its own."""
-        return replace(self, levels=tuple(levels), memory=Store())
+        return replace(self, levels=tuple(levels), memory=None)
 
     def for_seeds(self, seeds: Sequence[int]) -> "Denoiser":
         """Return the denoiser with these seeds, unless it has some."""
@@ -116,7 +121,7 @@ class Denoiser:
             raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
             )
-        memory, start = (self.memory or Store()).begin(self.step, level, len(x))
+        memory, start = (self.memory or StepMemory(Store())).begin(level, len(x))
         at = replace(self._state(x, level), memory=memory, start=start)
         evaluate = partial(self.evaluate, dtype=x.dtype)
         if self.guidance is None:

@@ -1,8 +1,9 @@
 """Tensors that guidances keep from step to step of one sampling.
 
 A guidance reads and writes `at.memory` as a mapping. What it finds there is what it, at its place
-in a sum, wrote in earlier steps of the same sampling. Step 0 finds nothing. Of several evaluations
-in one step, as second-order samplers make them, the first alone writes, and the others read it.
+in a sum, wrote in earlier steps of the same sampling. The first step finds nothing. Of several
+evaluations in one step, as second-order samplers make them, the first alone writes, and the others
+read it.
 """
 
 from collections.abc import Iterator, MutableMapping
@@ -18,24 +19,41 @@ Place = tuple[int, ...]
 
 
 class Store:
-    """Memory of all guidances of one sampling."""
+    """Memory of all guidances of one sampling, or of samplings in turn.
+
+    Attributes:
+        kept: Tensors by place and name.
+        step: That was evaluated last.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[tuple[Place, str], Tensor] = {}
-        self._start: tuple[int, Level] | None = None
+        self.step: StepMemory | None = None
 
-    def begin(self, step: int, level: Level, rows: int) -> tuple["Memory", Level | None]:
-        """Begin an evaluation; returns the memory and, of an inner one, where its step starts.
 
-        An evaluation with less noise than the first of the same step is an inner one.
-        """
-        known, start = self._start or (None, level)
-        if known == step and (level.ratio < start.ratio).all():
-            return Memory(self, rows, inner=True), start
-        self._start = step, level
-        if step == 0:
-            self.kept.clear()
-        return Memory(self, rows), None
+class StepMemory:
+    """Memory as the evaluations of one step see it.
+
+    Args:
+        store: Memory of the sampling.
+        index: Of the step, by which a sampling begins: at 0, and wherever a step does not follow
+            the one before it. None where the store is made anew for each sampling.
+    """
+
+    def __init__(self, store: Store, index: int | None = None) -> None:
+        self.store, self.index = store, index
+        self.start: Level | None = None
+
+    def begin(self, level: Level, rows: int) -> tuple["Memory", Level | None]:
+        """Begin an evaluation; returns the memory and, of an inner one, where its step starts."""
+        store, before = self.store, self.store.step
+        if before is self:
+            return Memory(store, rows, inner=True), self.start
+        last = None if before is None else before.index
+        if self.index is not None and (last is None or self.index != last + 1):
+            store.kept.clear()
+        store.step, self.start = self, level
+        return Memory(store, rows), None
 
 
 @dataclass(frozen=True, eq=False)

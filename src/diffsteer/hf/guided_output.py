@@ -16,7 +16,7 @@ from diffsteer.guidance import Guidance
 from diffsteer.guidance.cfg_variants import CFGNorm
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
-from diffsteer.guidance.memory import Store
+from diffsteer.guidance.memory import StepMemory, Store
 from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
@@ -98,7 +98,7 @@ class GuidedOutput:
         self.batches = Batches(max_rows)
         self._times = TimeArgument()
         self._seeds: tuple[int, ...] = ()
-        self._memory = Store()
+        self._memory = StepMemory(Store())
         self._last: int | None = None
         self._measured: dict[Any, Located] = {}
         self._layers: dict[int, Mapping[str, nn.Module]] = {}
@@ -141,8 +141,10 @@ class GuidedOutput:
             self._seeds = seeds_of(x)
         if now.step.first:
             self._check_memory(now.step.step)
-            self._memory = Store()
-        self._last = now.step.step
+        inner = not now.step.first and now.step.step == self._last
+        memory = (
+            self._memory if inner else StepMemory(Store() if now.step.first else self._memory.store)
+        )
         main = self._network(None, layout, now)
         nets = {"main": replace(main, check=partial(self._check_branch, parts, main.check))}
         if self.guide is not None:
@@ -150,7 +152,7 @@ class GuidedOutput:
             nets["guide"] = nets["main"] if own else self._network(self.guide, layout, now)
         conds = Parts({name: partial(self._cond, parts, name, layout, now) for name in parts})
         settings = self.guidance, self.max_rows, now.timeline.schedule, self._seeds, now.step.step
-        ahead = now.next(now.step.step), self._memory
+        ahead = now.next(now.step.step), memory
         lengths = layout.part.call.lengths
         prediction = now.timeline.prediction
         denoiser = Denoiser(nets, conds, prediction, *settings, *ahead, lengths=lengths)
@@ -158,6 +160,7 @@ class GuidedOutput:
             self._dry_run(replace(denoiser, seeds=None), x[:1], now)
         base, shift = denoiser.predict(x, now.level)
         assert shift is not None
+        self._memory, self._last = memory, now.step.step
         out = base.out + denoiser.prediction.output_shift(shift, now.level)
         out = now.timeline.direction * out
         if base.variance is not None:
@@ -166,7 +169,7 @@ class GuidedOutput:
 
     def _check_memory(self, step: int) -> None:
         """Refuse a guidance that remembers where each call begins a sampling, in the same run."""
-        if self._memory.kept and self._last is not None and step >= self._last:
+        if self._memory.store.kept and self._last is not None and step >= self._last:
             raise InputError(
                 f"{self.owner} begins anew at each call of its network (it samples several views "
                 f"with one scheduler), so that {self.guidance!r} remembers nothing: take a "

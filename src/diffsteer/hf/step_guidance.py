@@ -262,7 +262,10 @@ class StepGuidance:
         arguments = {**call.arguments, call.name: call.inputs}
         read = BatchedCall.of(self.pipe, call.module, call.module.forward, arguments)
         parts = {name: Part(call, read.rows(name)) for name in read.batch.names}
-        out = self._guided(self._conditions(parts), [call], self._now(read.step(self._tracker)))
+        now = self._now(read.step(self._tracker))
+        if now.step.first:  # where no run ends
+            self._guided.end()
+        out = self._guided(self._conditions(parts), [call], now)
         self._release()
         self._await(partial(self._step_from, out))
         return read.batch.repeated(out.to(call.inputs.dtype))
