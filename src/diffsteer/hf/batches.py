@@ -98,10 +98,15 @@ class Layout:
     def fits(self, other: "Layout") -> bool:
         """Whether conditions of another layout can be rows of the same batch."""
         a, b = self.part, other.part
-        alike = (a.call.module, a.call.listed, a.call.second, a.taken, a.given, a.sign)
-        if alike != (b.call.module, b.call.listed, b.call.second, b.taken, b.given, b.sign):
+        if _form(a) != _form(b):
             return False
         return self.tree is not None and stackable(self.tree, other.tree)
+
+
+def _form(part: Part) -> tuple[Any, ...]:
+    """Equal for parts that may be rows of one batch."""
+    call = part.call
+    return call.module, call.listed, call.second, part.taken, part.given, part.sign, part.replaced
 
 
 RowsOf = Mapping[Layout, Mapping[str, Any]]
@@ -178,11 +183,11 @@ class Batches:
     ) -> Tensor:
         """Output of a batch of any rows."""
         call, inputs = layout.part.call, tree[INPUTS]
-        if layout.part.taken == View():
+        if layout.part.taken == View() and not layout.part.replaced:
             inputs = x.to(inputs.dtype)  # also crops
         else:
             inputs = inputs.clone()
-            layout.part.taken(inputs).copy_(x)
+            layout.part.place(inputs, x)
         plain = starting and network is None and told is None
         if plain and self._answered(call, tree[ROWS], inputs):
             assert call.out is not None
@@ -245,7 +250,7 @@ class Batches:
             )
         inputs = call.inputs.clone()
         for start in range(0, len(inputs), size):
-            layout.part.taken(inputs[start : start + size]).copy_(x)
+            layout.part.place(inputs[start : start + size], x)
         return self._run(call, inputs, arguments if told is None else told(arguments), network)
 
     def _run(

@@ -17,7 +17,7 @@ from diffsteer.core.level import upcast
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.stacking import form
 from diffsteer.hf.timesteps import LOSSY
-from diffsteer.hf.views import ROUNDING, View, fitted, placed, views
+from diffsteer.hf.views import ROUNDING, View, fitted, frames_replaced, placed, views
 
 CLOSE = 0.1
 """Largest relative difference of a model output from a sum of the probes: some pipelines bring the
@@ -34,6 +34,7 @@ class Part:
         taken: Where its input holds the sample.
         given: Part of its output that becomes the scheduler's model output.
         sign: Factor of that part.
+        replaced: Frames of the input that hold a condition in the place of the sample.
     """
 
     call: Call
@@ -41,11 +42,20 @@ class Part:
     taken: View = View()
     given: View = View()
     sign: float = 1.0
+    replaced: tuple[int, ...] = ()
 
     @property
     def sample(self) -> Tensor:
         """The sample as the network is given it, `(B, *D)`."""
         return self.taken(self.call.inputs[self.rows])
+
+    def place(self, inputs: Tensor, x: Tensor) -> None:
+        """Put samples, `(B, *D)`, into inputs of the network."""
+        view, frames = self.taken(inputs), list(self.replaced)
+        conditions = view[:, :, frames].clone() if frames else None
+        view.copy_(x)
+        if conditions is not None:
+            view[:, :, frames] = conditions
 
     @property
     def whole(self) -> "Part":
@@ -96,7 +106,7 @@ def _parts(
     calls: Sequence[Call], model_output: Tensor, sample: Tensor, in_turn: bool
 ) -> dict[str, Part]:
     parts = [
-        Part(call, rows, _taken(call.inputs[rows], sample))
+        _taken(call, rows, sample)
         for call in calls
         for rows in _rows(len(call.inputs), len(sample), in_turn)
     ]
@@ -120,8 +130,11 @@ def _rows(rows: int, size: int, in_turn: bool) -> list[slice]:
     return [slice(i * size, (i + 1) * size) for i in range(count)]
 
 
-def _taken(inputs: Tensor, sample: Tensor) -> View:
+def _taken(call: Call, rows: slice, sample: Tensor) -> Part:
+    inputs = call.inputs[rows]
     if (view := placed(inputs, sample)) is None:
+        if frames := frames_replaced(inputs, sample):  # a video from an image
+            return Part(call, rows, replaced=frames)
         if not sample.any():
             raise InputError(
                 "gives its scheduler a sample of zeros, which says nothing of the noisy channels "
@@ -131,7 +144,7 @@ def _taken(inputs: Tensor, sample: Tensor) -> View:
             f"gives its network {tuple(inputs.shape)}, in which the scheduler's sample "
             f"{tuple(sample.shape)} is no run of channels, neither the first nor the last tokens"
         )
-    return view
+    return Part(call, rows, view)
 
 
 def _given(
@@ -236,7 +249,9 @@ class StepParts:
         parts = {name: replace(part, call=now[part.call]) for name, part in self.parts.items()}
         x = self.folding.unfolded(sample)
         pairs = [(part.sample, x) for part in parts.values()]
-        if any(own.shape != x.shape for own, x in pairs):
+        if any(part.replaced for part in parts.values()) or any(
+            own.shape != x.shape for own, x in pairs
+        ):
             return StepParts.of(calls, model_output, sample)
         pairs.append((self.model_output, model_output))
         equal = [(a == b.to(a.dtype)).all() for a, b in pairs]

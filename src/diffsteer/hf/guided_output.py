@@ -248,7 +248,8 @@ class GuidedOutput:
             told = None
             if level is not now.level:
                 time = now.timeline.time(level)
-                told = partial(self._times.told, t=time, now=now.time, n=now.timeline.count)
+                beside, count = bool(part.replaced or part.taken.grid), now.timeline.count
+                told = partial(self._times.told, t=time, now=now.time, n=count, beside=beside)
             return now.timeline.direction * self.batches.output(x, cond, guide, told)
 
         return Network(

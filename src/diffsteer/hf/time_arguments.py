@@ -92,8 +92,13 @@ class TimeArgument:
             times = {name: value for name, value in arguments.items() if _timed(name)}
             self._seen.append((times, now, n))
 
-    def told(self, arguments: Mapping[str, Any], t: float, now: float, n: float) -> dict[str, Any]:
+    def told(
+        self, arguments: Mapping[str, Any], t: float, now: float, n: float, beside: bool = True
+    ) -> dict[str, Any]:
         """Arguments with which a network is told the timestep t, from those of `now`.
+
+        Tokens of a condition, of time 0, stay; they have to be `beside` the sample, not inside of
+        it, where that is changed as well.
 
         Raises:
             ValueError: none of them, or more than one rule, is known to say the timestep.
@@ -102,7 +107,7 @@ class TimeArgument:
             kept = tuple(rule for rule in self._rules if self._names(seen, rule(then, count)))
             self._rules = kept or self._rules
         self._seen.clear()
-        names = {rule: self._names(arguments, rule(now, n)) for rule in self._rules}
+        names = {rule: self._names(arguments, rule(now, n), beside) for rule in self._rules}
         rules = [rule for rule, fitting in names.items() if fitting]
         if not rules or len({rule(t, n) for rule in rules}) > 1:
             raise InputError(
@@ -113,10 +118,12 @@ class TimeArgument:
         for name in names[rules[0]]:
             times = torch.as_tensor(arguments[name])
             dtype = times.dtype if times.is_floating_point() else torch.float32
-            changed[name] = torch.full_like(times, rules[0](t, n), dtype=dtype)
+            conditions = times == 0 if times.ndim > 1 else torch.zeros_like(times, dtype=torch.bool)
+            new = torch.full_like(times, rules[0](t, n), dtype=dtype)
+            changed[name] = torch.where(conditions, times.to(dtype), new)
         return changed
 
-    def _names(self, arguments: Mapping[str, Any], time: float) -> list[str]:
+    def _names(self, arguments: Mapping[str, Any], time: float, beside: bool = True) -> list[str]:
         """Names of the arguments that hold a time."""
         names = []
         for name, value in arguments.items():
@@ -124,11 +131,12 @@ class TimeArgument:
                 times = torch.as_tensor(value)
                 error = time - times.double()
                 if not times.is_floating_point():  # rounded down
-                    fits = ((error >= 0) & (error < 1)).all()
+                    fits = (error >= 0) & (error < 1)
                 else:
                     share = ROUNDING if times.dtype in LOSSY else 1e-4
-                    fits = error.abs().max() <= share * abs(time) + 1e-5
-                if fits:
+                    fits = error.abs() <= share * abs(time) + 1e-5
+                conditions = (times == 0) & (times.ndim > 1) & beside  # tokens without noise
+                if fits.any() and (fits | conditions).all():
                     names.append(name)
         return names
 

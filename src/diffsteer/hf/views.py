@@ -6,7 +6,7 @@ tokens, in a list, with a frame dimension) and make the scheduler's model output
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -25,17 +25,21 @@ class View:
         dim: Dimension along which the sample is a part, or None where it is all.
         start: First index of the part; negative from the end.
         length: Length of the part.
+        grid: Frames, height and width of tokens, `(B, tokens, C)`, of samples `(B, C, F, H, W)`.
     """
 
     squeezed: tuple[int, ...] = ()
     dim: int | None = None
     start: int = 0
     length: int = 0
+    grid: tuple[int, ...] = ()
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return the part of a tensor, `(B, *D)`, in its memory."""
         for dim in reversed(self.squeezed):
             tensor = tensor.squeeze(dim)
+        if self.grid:
+            tensor = torch.unflatten(tensor.transpose(1, 2), 2, self.grid)
         return tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.length)
 
 
@@ -53,6 +57,11 @@ def views(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
             dim, length = unequal[0], part[unequal[0]]
             yield View(squeezed, dim, 0, length)
             yield View(squeezed, dim, -length, length)
+    if len(shape) == 3 and len(part) == 5 and shape[2] == part[1]:
+        count, rest = divmod(shape[1], part[3] * part[4])
+        grid = (count, part[3], part[4])
+        for view in () if rest else views((shape[0], part[1], *grid), part):
+            yield replace(view, grid=grid)
 
 
 def placed(inputs: Tensor, sample: Tensor) -> View | None:
@@ -63,6 +72,17 @@ def placed(inputs: Tensor, sample: Tensor) -> View | None:
         if fitted(view(inputs), [sample]) is not None:
             return view
     return None
+
+
+def frames_replaced(inputs: Tensor, sample: Tensor) -> tuple[int, ...]:
+    """Frames of an input `(B, C, F, H, W)` that hold a condition, all others the sample.
+
+    None where it does not hold the sample in whole frames.
+    """
+    if inputs.shape != sample.shape or inputs.ndim != 5:
+        return ()
+    same = (inputs == sample.to(inputs.dtype)).flatten(3).all(dim=3).all(dim=1).all(dim=0)
+    return tuple((~same).nonzero().flatten().tolist()) if same.any() else ()
 
 
 def _inner(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
