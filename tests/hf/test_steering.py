@@ -648,8 +648,12 @@ def test_errors_before_the_first_call(sd) -> None:
     with steer(pipe, Auto(2)), pytest.raises(ValueError, match="asks for a network 'guide'"):
         sampled(pipe)
     late = [PAG(3, layer="nowhere").within(0, 1), Auto(2).over(3, 4), CFG(5).over(4, 5)]
+    late += [f"{name}(ramp(0, 3), layer='nowhere')" for name in ("PAG", "SLG", "STG", "S2", "TPG")]
+    late += ["SEG(cosine(0, 3), layer='nowhere')", "SAG(ramp(0, 1), 'nowhere', on='cond')"]
+    late += ["NAG(ramp(0, 4))", "Auto(ramp(1, 2), adapter='gone')", "CFGZero(3, zero=2)"]
     for guidance in late:  # nor after some steps that ask for less
-        with steer(pipe, guidance), pytest.raises(ValueError, match="no attention layer|asks for"):
+        says = "no (attention layer|block)|asks for|adapters"
+        with steer(pipe, guidance), pytest.raises(ValueError, match=says):
             sampled(pipe, scale=1.0)
     with steer(pipe, CFG(5)), pytest.raises(ValueError, match=r"write .rescaled\(phi\)"):
         sampled(pipe, guidance_rescale=0.7)

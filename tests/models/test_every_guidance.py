@@ -7,9 +7,27 @@ import torch
 from tiny import random_weights
 from torch import Tensor
 
-from diffsteer import DDIM, EDM, Ancestral, Discrete, Guidance, Preconditioned, grid, parse, sample
+from diffsteer import (
+    CFG,
+    DDIM,
+    EDM,
+    SAG,
+    Ancestral,
+    Auto,
+    Discrete,
+    Guidance,
+    Preconditioned,
+    cosine,
+    grid,
+    interval,
+    parse,
+    ramp,
+    sample,
+)
 from diffsteer.core.errors import InputError
+from diffsteer.core.parse import subclasses
 from diffsteer.guidance import Denoiser
+from diffsteer.guidance.base import Scaled
 from diffsteer.models.adm.checkpoint import Diffusion
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.unet import ADM, ADMClassifier
@@ -116,16 +134,80 @@ def test_skipped_blocks_return_what_they_are_given() -> None:
         assert (whole - without).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("text", ["SLG(2, 'nope').over(2, 3)", "PAG(2, 'nope').within(0, 1)"])
-def test_what_a_later_step_lacks_is_told_before_the_first(text: str) -> None:
+TAPPING = sorted(
+    (c for c in subclasses(Guidance) if {"layer", "adapter", "negative"} & {*c.__annotations__}),
+    key=lambda c: c.__name__,
+)
+"""Guidances that reach inside of a network."""
+
+
+def lacking(kind: type[Guidance], weight: object) -> Guidance:
+    """A guidance that asks for what no network here has."""
+    names = {*kind.__annotations__}
+    missing = {"layer": "nope"} if "layer" in names else {}
+    missing |= {"adapter": "nope"} if "adapter" in names else {}
+    return kind(weight, **missing, **({"on": "cond"} if kind is SAG else {}))
+
+
+def hidden(kind: type[Guidance]) -> list[Guidance]:
+    """Sums and wrappers in which it asks nothing at first."""
+    off = 1.0 if kind is Auto else 0.0
+    always = lacking(kind, 3.0)
+    return [
+        *(lacking(kind, ramp(off, 3)), CFG(2) + lacking(kind, interval(3, 0.1, 20, outside=off))),
+        *(always.over(2, 3), always.within(0, 20), (CFG(2) + always.over(2, 3)).rescaled(0.7)),
+        *(Scaled(always, ramp(0, 1)), lacking(kind, cosine(off, 3)).within(0, 20)),
+    ]
+
+
+def test_what_reaches_inside_is_found() -> None:
+    names = {kind.__name__ for kind in TAPPING}
+    assert {"PAG", "SEG", "SAG", "SLG", "STG", "S2", "TPG", "NAG", "Auto"} == names
+
+
+@pytest.mark.parametrize("kind", TAPPING, ids=lambda kind: kind.__name__)
+def test_what_a_later_step_lacks_is_told_before_the_first(kind: type[Guidance]) -> None:
+    """In official sampling, by a sampler, and in a loop of one's own, which knows no levels."""
     net, diffusion, rows = edm2(0, torch.float64), adm(torch.float64), []
     for module in (net.unet, diffusion.net):
         module.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    with pytest.raises(InputError, match="is called 'nope'"):
-        generate(net, [0], parse(text, Guidance), None, Loop(4), 3, torch.float64)
-    denoise = diffusion.denoiser(parse(text, Guidance), CLASSES)
-    with pytest.raises(InputError, match="is called 'nope'"):
-        next(sample(denoise, grid(diffusion.schedule, 4), (3, 16, 16), [0, 1], DDIM()))
+    labels = torch.eye(10).double()[:1]
+    conds = {"cond": {"labels": labels}, "null": {"labels": 0 * labels}}
+    x, edm = torch.randn(1, 3, 8, 8, dtype=torch.float64), EDM()
+    for guided in hidden(kind):
+        with pytest.raises(InputError, match="nope|reads a text"):
+            generate(net, [0], guided, None, Loop(4), 3, torch.float64)
+        with pytest.raises(InputError, match="nope|reads a text"):
+            own = Denoiser({"main": network(net)}, conds, Preconditioned(), guided, schedule=edm)
+            own.at_step(0)(x, edm.at(50.0))
+        if "CFG" not in repr(guided):  # these networks have no null class
+            denoise = diffusion.denoiser(guided, CLASSES)
+            with pytest.raises(InputError, match="nope|reads a text"):
+                next(sample(denoise, grid(diffusion.schedule, 4), (3, 16, 16), [0, 1], DDIM()))
+    assert not rows
+
+
+def test_what_never_acts_asks_nothing() -> None:
+    net = edm2(0, torch.float64)
+    for text in (
+        "0 * PAG(2, 'nope').over(2, 3)",
+        "PAG(2, 'nope').over(9, 10)",
+        "0 * SLG(ramp(0, 1), 'nope')",
+    ):
+        made = generate(net, [0], parse(text, Guidance), None, Loop(4), 3, torch.float64)
+        assert made.isfinite().all()
+
+
+def test_null_classes_of_later_steps_are_told_before_the_first() -> None:
+    diffusion, rows = adm(torch.float64), []
+    diffusion.net.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    levels = grid(diffusion.schedule, 4)
+    for text in ("CFG(ramp(1, 7))", "CFGZero(3, zero=2)", "APG(interval(4, 0.1, 1))"):
+        denoise = diffusion.denoiser(parse(text, Guidance), CLASSES)
+        with pytest.raises(InputError, match="asks for the condition 'null'"):
+            next(sample(denoise, levels, (3, 16, 16), [0, 1], DDIM()))
+        with pytest.raises(InputError, match="asks for the condition 'null'"):
+            denoise.at_step(0)(torch.randn(2, 3, 16, 16), levels[0])
     assert not rows
 
 

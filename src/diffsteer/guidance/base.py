@@ -97,14 +97,19 @@ class Guidance(ABC):
         """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
         return Clamped(self, as_weight(limit, "limit"))
 
-    def parts(self) -> "Iterator[Guidance]":
-        """Itself, and all guidances that it is made of."""
-        yield self
+    def inner_guidances(self) -> "Iterator[Guidance]":
+        """Guidances that it holds."""
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             for inner in value if isinstance(value, tuple) else (value,):
                 if isinstance(inner, Guidance):
-                    yield from inner.parts()
+                    yield inner
+
+    def parts(self) -> "Iterator[Guidance]":
+        """Itself, and all guidances that it is made of."""
+        yield self
+        for inner in self.inner_guidances():
+            yield from inner.parts()
 
     def networks(self) -> frozenset[str]:
         """Names of the networks beside "main" that it evaluates; adapters of "main" are none."""

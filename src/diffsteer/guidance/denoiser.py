@@ -15,7 +15,7 @@ from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
-from diffsteer.guidance.base import Guidance, Over, Within
+from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
 from diffsteer.guidance.each_part import each_part
 from diffsteer.guidance.edited_pass import Maps, edited, located
@@ -30,6 +30,7 @@ from diffsteer.guidance.queries import (
     dry_answers,
     run,
 )
+from diffsteer.guidance.rehearsal import LATE, acting, later
 from diffsteer.guidance.second_context import evaluated
 
 __all__ = ["Cond", "Denoiser", "Network"]
@@ -56,9 +57,9 @@ class Denoiser:
             of it for the places in the batch.
         step: Index of the sampling step, for guidances of some steps, `.over`.
         next: Level that the step goes to, for guidances that look ahead.
-        memory: What guidances keep from step to step of a sampling, as this step sees it; None
-            where each call stands alone. `sample` gives every sampling its own, and `at_step` those
-            of a loop of your own.
+        memory: What guidances keep from step to step of a sampling, or that as this step sees it;
+            None where each call stands alone. `sample` gives every sampling its own, and `at_step`
+            those of a loop of your own.
         levels: Those of the sampling, if known: `at_step` takes `next` from them.
         lengths: Tokens of the parts of a sample, `(B, tokens, C)`, that are guided each by itself;
             none where it is guided as one.
@@ -73,7 +74,7 @@ class Denoiser:
     seeds: Sequence[int] | None = None
     step: int = 0
     next: Level = CLEAN
-    memory: StepMemory | None = None
+    memory: Store | StepMemory | None = None
     levels: Sequence[Level] = ()
     lengths: Sequence[int] = ()
     _own: Store = field(default_factory=Store, init=False, repr=False)  # a copy has another
@@ -89,7 +90,8 @@ class Denoiser:
         guidances remember is empty then. Of the evaluations of a step the first alone writes.
         """
         ahead = self.levels[step + 1] if step + 1 < len(self.levels) else self.next
-        memory = StepMemory(self._own, step)
+        store = self.memory if isinstance(self.memory, Store) else self._own
+        memory = StepMemory(store, step)
         return replace(self, step=step, next=ahead, memory=memory).denoised
 
     def for_levels(self, levels: Sequence[Level]) -> "Denoiser":
@@ -121,13 +123,16 @@ class Denoiser:
             raise InputError(
                 f"{len(self.seeds)} seeds cannot serve {len(x)} samples: give one each"
             )
-        memory, start = (self.memory or StepMemory(Store())).begin(level, len(x))
+        seen = self.memory
+        if not isinstance(seen, StepMemory):
+            seen = StepMemory(seen or Store(), self.step)
+        memory, start = seen.begin(level, len(x))
         at = replace(self._state(x, level), memory=memory, start=start)
         evaluate = partial(self.evaluate, dtype=x.dtype)
         if self.guidance is None:
             return evaluate([Branch()], at=at)[0], None
-        if self.step == 0 and start is None:
-            self._rehearse(x[:1])
+        if start is None and seen.begins and self.memory is not None:
+            self._rehearse(self.guidance, x[:1], level)
         return run(self._asker(self.guidance, at), partial(evaluate, at=at))
 
     def _asker(self, guidance: Guidance, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
@@ -135,13 +140,18 @@ class Denoiser:
             return each_part(guidance.guided, at, self.lengths)
         return guidance.guided(at)
 
-    def _rehearse(self, x: Tensor) -> None:
-        """Check what terms of later steps alone will ask, so that what is missing shows at once."""
-        parts = () if self.guidance is None else self.guidance.parts()
-        for part in (part for part in parts if isinstance(part, Within | Over)):
-            for step, (level, ahead) in enumerate(pairwise(self.levels)):
-                at_step = replace(self, guidance=part, seeds=None, step=step, next=ahead)
-                at_step.dry_run(x, level)
+    def _rehearse(self, guidance: Guidance, x: Tensor, level: Level) -> None:
+        """Check what a guidance will ask later alone, so that what is missing shows at once.
+
+        That is at the levels of the sampling, or, where they are not known, at any.
+        """
+        for part in later(guidance):
+            ahead = replace(self, guidance=part, seeds=None)
+            for step, (now, nxt) in enumerate(pairwise(self.levels)):
+                replace(ahead, step=step, next=nxt).dry_run(x, now)
+            if not self.levels:
+                for there in acting(part):
+                    replace(ahead, guidance=there, step=LATE).dry_run(x, level)
 
     def dry_run(self, x: Tensor, level: Level) -> None:
         """Check that all is there that the guidance asks for at a level, without any network."""

@@ -38,11 +38,16 @@ class StepMemory:
         store: Memory of the sampling.
         index: Of the step, by which a sampling begins: at 0, and wherever a step does not follow
             the one before it. None where the store is made anew for each sampling.
+
+    Attributes:
+        start: Level of its first evaluation.
+        begins: Whether that is the first of a sampling, as far as `index` tells.
     """
 
     def __init__(self, store: Store, index: int | None = None) -> None:
         self.store, self.index = store, index
         self.start: Level | None = None
+        self.begins = False
 
     def begin(self, level: Level, rows: int) -> tuple["Memory", Level | None]:
         """Begin an evaluation; returns the memory and, of an inner one, where its step starts."""
@@ -50,7 +55,8 @@ class StepMemory:
         if before is self:
             return Memory(store, rows, inner=True), self.start
         last = None if before is None else before.index
-        if self.index is not None and (last is None or self.index != last + 1):
+        self.begins = self.index is not None and (last is None or self.index != last + 1)
+        if self.begins:
             store.kept.clear()
         store.step, self.start = self, level
         return Memory(store, rows), None

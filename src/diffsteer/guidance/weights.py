@@ -9,7 +9,7 @@ Source: Wang et al. 2024, https://arxiv.org/abs/2404.13040, by whom weights that
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,9 +171,14 @@ def check_schedules(guidance: Any) -> bool:
                 f"{type(guidance).__name__}: {name} takes no weight schedule, got {schedule!r}: "
                 "schedules stand for numbers that need not be whole"
             )
+    return bool(list(at_ends(guidance)))
+
+
+def at_ends(guidance: Any) -> Iterator[Any]:
+    """Yield a guidance with its weight schedules at the one end and the other, if it has any."""
+    schedules = _schedules(guidance)
     for ends in zip(*(schedule.range for schedule in schedules.values()), strict=True):
-        replace(guidance, **dict(zip(schedules, ends, strict=True)))
-    return bool(schedules)
+        yield replace(guidance, **dict(zip(schedules, ends, strict=True)))
 
 
 def as_weight(value: object, name: str) -> float:

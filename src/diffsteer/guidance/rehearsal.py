@@ -1,0 +1,27 @@
+"""What a guidance asks in some steps of a sampling alone, and is checked before the first."""
+
+from collections.abc import Iterator
+
+from diffsteer.guidance.base import Guidance, Over, Scaled, Within
+from diffsteer.guidance.cfg import CFGZero
+from diffsteer.guidance.weights import at_ends
+
+LATE = 10**6
+"""A step beyond the first ones of any guidance."""
+
+
+def later(guidance: Guidance) -> Iterator[Guidance]:
+    """Yield the parts of a guidance that may ask more in a later step than in this one."""
+    if isinstance(guidance, Scaled) and guidance.factor == 0:
+        return
+    if isinstance(guidance, Within | Over | CFGZero) or any(True for _ in at_ends(guidance)):
+        yield guidance
+    for inner in guidance.inner_guidances():
+        yield from later(inner)
+
+
+def acting(part: Guidance) -> list[Guidance]:
+    """Such a part where it acts, whatever the level; to be asked at step LATE."""
+    if isinstance(part, Within | Over):
+        return [part.inner]
+    return list(at_ends(part)) or [part]
