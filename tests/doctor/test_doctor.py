@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from doctor.made import Made, Marks, original, original_name, scheduler
 from safetensors.torch import save_file
-from tiny import saved, stable_diffusion
+from tiny import saved, sd3, stable_diffusion
 
 from diffsteer.cli.main import main
 from diffsteer.core.errors import InputError
@@ -367,3 +367,68 @@ def test_a_full_size_stable_diffusion_in_a_minute(tmp_path) -> None:
     print(f"{seconds:.1f} s")
     assert diagnosis.checkpoint.architecture.name == "SD 1" and seconds < 60
     assert not codes(diagnosis.findings) & {"missing-tensors", "other-shapes", "not-finite"}
+
+
+def test_words_of_another_architecture_are_named_and_mended(tmp_path) -> None:
+    said = {"modelspec.architecture": "stable-diffusion-xl-v1-base"}
+    save_file(original("SD 1"), tmp_path / "a.safetensors", said)
+    stated = [Claim(PREDICTION, "epsilon", "user", "test")]
+    diagnosis = diagnose(tmp_path / "a.safetensors", stated=stated)
+    (finding,) = (f for f in diagnosis.findings if f.code == "architecture")
+    assert "stable-diffusion-xl-v1-base' is not SD 1" in finding.text
+    fix(diagnosis, tmp_path / "b.safetensors")
+    assert "architecture" not in codes(diagnose(tmp_path / "b.safetensors").findings)
+    metadata = read_header(tmp_path / "b.safetensors")[1]
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1"
+    words = {"ss_base_model_version": "sdxl_base_v1-0"}
+    other = diagnose(lora(tmp_path / "lora.safetensors", 768, words))
+    assert other.checkpoint.architecture.name == "SD 1" and "architecture" in codes(other.findings)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"beta_start": 5.0},
+        {"beta_start": None, "beta_end": -1},
+        {"beta_start": 0.012, "beta_end": 0.00085},
+        {"beta_end": 1e-7, "beta_start": 1e-8},
+        {"num_train_timesteps": 10**9},
+        {"trained_betas": [2.0] * 1000},
+        {"timestep_spacing": "banana"},
+        {"steps_offset": -5},
+    ],
+    ids=",".join,
+)
+def test_broken_settings_of_a_scheduler_are_not_copied(broken, tmp_path) -> None:
+    path = Made("SD 1", ZSNR, ZSNR, ZSNR, ZSNR, extra=broken).save(tmp_path / "a.safetensors")
+    diagnosis = diagnose(path)
+    assert diagnosis.exit_status == 3
+    fix(diagnosis, tmp_path / "b.safetensors")
+    after = diagnose(tmp_path / "b.safetensors")
+    assert (after.prediction.value, after.snr.value) == ("v_prediction", ZERO)
+    assert after.exit_status == 0
+    kept = after.checkpoint.scheduler
+    assert all(kept.get(name) != value for name, value in broken.items())
+
+
+def test_a_broken_shift_of_a_flow_is_not_copied(tmp_path) -> None:
+    pipe = sd3(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipe.save_pretrained(tmp_path / "a")
+    path = tmp_path / "a/scheduler/scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shift": -3.0}))
+    diagnosis = diagnose(tmp_path / "a")
+    assert "schedule" in codes(diagnosis.findings)
+    fix(diagnosis, tmp_path / "b")
+    assert diagnose(tmp_path / "b").checkpoint.scheduler["shift"] == 3.0
+
+
+def test_keys_of_edm_in_a_file_that_is_stated_to_be_of_v(tmp_path) -> None:
+    tensors = {**original("SDXL"), "edm_mean": torch.zeros(4), "edm_std": torch.ones(4)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    stated = [Claim(PREDICTION, "v_prediction", "user", "test"), Claim(SNR, ZERO, "user", "test")]
+    diagnosis = diagnose(tmp_path / "a.safetensors", stated=stated)
+    fix(diagnosis, tmp_path / "b.safetensors")
+    after = diagnose(tmp_path / "b.safetensors")
+    assert (after.prediction.value, after.snr.value) == ("v_prediction", ZERO)
+    assert not after.prediction.disagreement and after.scan.hash == diagnosis.scan.hash
+    assert "vae-float16" in codes(after.findings)

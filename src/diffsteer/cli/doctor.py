@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diffsteer.core.errors import InputError
+from diffsteer.io.hub import require_known
 
 if TYPE_CHECKING:
     from diffsteer.doctor.claims import Claim
@@ -43,6 +44,7 @@ def doctor(
         prediction: What you know that the network predicts.
         terminal_snr: What you know of its last level.
     """
+    require_known(model)
     from diffsteer.doctor.diagnosis import diagnose
     from diffsteer.doctor.fix import fix as repair
     from diffsteer.doctor.fix import require_new

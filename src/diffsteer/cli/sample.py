@@ -17,6 +17,7 @@ from diffsteer.generate.options import (
     options_of,
 )
 from diffsteer.generate.recipe import Recipe, recipe_of, recipe_of_png
+from diffsteer.io.hub import require_known
 from diffsteer.io.seeds import format_seeds, parse_seeds, prompts_of
 from diffsteer.models.edm2.loop_settings import Loop
 
@@ -122,6 +123,7 @@ def sample(
         recipe = replace(recipe, options=options_of(recipe.model, settings))
     if not recipe.model:
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
+    require_known(recipe.model, recipe.guide, recipe.refiner)
     from diffsteer.generate.consistent import media_of, require_consistent
     from diffsteer.generate.generator import open_generator
     from diffsteer.generate.seed_images import SeedImages, launch, share

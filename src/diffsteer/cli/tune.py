@@ -8,6 +8,7 @@ from tyro.conf import OmitArgPrefixes
 from diffsteer.cli.options import FEATURES, Features
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe, read
+from diffsteer.io.hub import require_known
 from diffsteer.io.seeds import parse_seeds, prompts_of
 
 RECIPE = Recipe()
@@ -61,6 +62,7 @@ def tune(
         out: Folder of the search; workers name the same.
         features: How images become features.
     """
+    require_known(recipe.model, recipe.guide, recipe.refiner)
     _require_optuna()
     from diffsteer.cli.evaluate import known
     from diffsteer.generate.generator import rehearse

@@ -10,10 +10,11 @@ from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.doctor import layout
 from diffsteer.doctor.layout import Architecture
 from diffsteer.doctor.tensors import Entry, is_safetensors, read_header
-from diffsteer.hf.load import shipped
+from diffsteer.hf.load import offline_folder, shipped
 from diffsteer.hf.network import PARTS
 from diffsteer.io.extensions import LAB, extensions
-from diffsteer.io.model_folder import CONFIG, HUB_ID, INDEX
+from diffsteer.io.hub import HUB_ID, require_known
+from diffsteer.io.model_folder import CONFIG, INDEX
 from diffsteer.io.strict import parse_object, read_bytes, read_object, refused
 
 SCHEDULER = "scheduler_config.json"
@@ -89,20 +90,20 @@ def open_checkpoint(name: str) -> Checkpoint:
 
 
 def _download(name: str) -> Path:
+    require_known(name)
+    if (folder := offline_folder(name)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # of three libraries of connections
-        try:
-            return Path(snapshot_download(name, local_files_only=True))
-        except Exception:
-            reason = " ".join(str(error).split())[:200]
-            raise FileNotFoundError(
-                f"there is no folder {brief(name)}, and the hub does not give a model of that name "
-                f"({reason}): look at the name, and at the connection"
-            ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(
+            f"there is no folder {brief(name)}, and the hub does not give a model of that name "
+            f"({reason}): look at the name, and at the connection"
+        ) from error
 
 
 def _file(name: str, path: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from diffsteer.core.errors import InputError
 from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.hf.scheduler_config import discrete_of, flows
 
@@ -173,7 +174,10 @@ def _scheduler(config: Mapping[str, Any]) -> list[Claim]:
     if word in PREDICTIONS:
         claims += [_prediction(word, "config", f"scheduler: prediction_type = {word}")]
     if config.get("trained_betas") is not None:
-        zero = bool(discrete_of(config).alphas[-1] == torch.tensor(0.0))
+        try:
+            zero = bool(discrete_of(config).alphas[-1] == torch.tensor(0.0))
+        except InputError:  # which a finding names
+            return claims
         return [*claims, Claim(SNR, ZERO if zero else ABOVE, "config", "scheduler: trained_betas")]
     if isinstance(flag := config.get("rescale_betas_zero_snr"), bool):
         evidence = f"scheduler: rescale_betas_zero_snr = {flag}"

@@ -10,7 +10,7 @@ import torch
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
-from diffsteer.doctor import advice, brightness, schedule, weights
+from diffsteer.doctor import advice, brightness, layout, schedule, weights
 from diffsteer.doctor.checkpoint import Checkpoint, open_checkpoint
 from diffsteer.doctor.claims import (
     SOURCES,
@@ -176,11 +176,24 @@ def _verdicts(checkpoint: Checkpoint, deep: bool, *verdicts: Verdict) -> Iterato
             yield Finding("unknown", "warning", text, _way(deep))
     for text in not_understood(checkpoint.metadata):
         yield Finding("not-understood", "warning", f"metadata {text!r} is no prediction type")
+    yield from _named(checkpoint)
     yield from schedule.contradictions(prediction, snr)
     offset = checkpoint.metadata.get("ss_noise_offset", "None")
     if offset not in ("None", "0", "0.0", ""):
         text = f"trained with noise offset {offset[:20]}: brightness varies more than expected here"
         yield Finding("noise-offset", "note", text)
+
+
+def _named(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Yield words of metadata for another architecture than the tensors have."""
+    kind = checkpoint.architecture
+    for key in layout.ARCHITECTURE_KEYS:
+        text = checkpoint.metadata.get(key, "").strip()
+        named = layout.in_words(text)
+        silent = not text or (named is layout.UNKNOWN and key != layout.SPEC)
+        if kind in layout.NAMED and named is not kind and not silent:
+            words = f"metadata '{key} = {text[:80]}' is not {kind.name}, whose tensors these are"
+            yield Finding("architecture", "warning", words, "--fix writes it anew")
 
 
 def _way(deep: bool) -> str:

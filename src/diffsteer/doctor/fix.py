@@ -13,7 +13,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.doctor import marks
 from diffsteer.doctor.checkpoint import SCHEDULER, Checkpoint
 from diffsteer.doctor.diagnosis import Diagnosis
-from diffsteer.doctor.tensors import PLACEHOLDERS, Entry, read_header, scan
+from diffsteer.doctor.tensors import Entry, read_header, scan
 from diffsteer.io.atomic import PART, atomic_folder, atomic_write, put, write_json
 from diffsteer.io.model_folder import INDEX
 
@@ -91,7 +91,9 @@ def _file(diagnosis: Diagnosis, out: Path) -> list[Path]:
         paths += [out]
         with atomic_write(out) as file:
             keys = marks.keys(*verdicts) if point.kind == "file" else ()
-            _copy(point, file, keys, marks.metadata(point, *verdicts))
+            dropped = marks.dropped(verdicts[0])
+            kept = {n: e for n, e in point.entries.items() if n not in dropped}
+            _copy(point, file, keys, marks.metadata(point, *verdicts), kept)
             file.flush()
             _require_same(diagnosis, read_header(out.with_name(f".{out.name}{PART}"))[0])
     except BaseException:
@@ -102,10 +104,13 @@ def _file(diagnosis: Diagnosis, out: Path) -> list[Path]:
 
 
 def _copy(
-    checkpoint: Checkpoint, file: BinaryIO, keys: tuple[str, ...], metadata: Mapping[str, str]
+    checkpoint: Checkpoint,
+    file: BinaryIO,
+    keys: tuple[str, ...],
+    metadata: Mapping[str, str],
+    kept: Mapping[str, Entry],
 ) -> None:
     """Write a safetensors file with the bytes of another, in the same order."""
-    kept = {n: e for n, e in checkpoint.entries.items() if n not in PLACEHOLDERS}
     order = sorted(kept, key=lambda name: kept[name].span)
     table: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

@@ -103,25 +103,45 @@ def _of_unet(names: Mapping[str, Entry]) -> Architecture:
     return next((a for a, w in ((SD1, 768), (SD2, 1024), (SDXL, 2048)) if w in widths), UNKNOWN)
 
 
+SPEC = "modelspec.architecture"
+ARCHITECTURE_KEYS = ("ss_base_model_version", SPEC)
+WORDS = (
+    (("sdxl", "-xl-"), SDXL),
+    (("sd3", "diffusion-3", "diffusion-v3"), SD3),
+    (("flux",), FLUX),
+    (("sd_v2", "-v2", "sd2"), SD2),
+    (("sd_v1", "-v1", "sd1"), SD1),
+)
+"""Words of metadata on an architecture."""
+
+
+NAMED = tuple(base for _, base in WORDS)
+
+
+def in_words(text: str) -> Architecture:
+    """Architecture that a text of metadata names, UNKNOWN where it names none."""
+    return next((a for words, a in WORDS if any(w in text.lower() for w in words)), UNKNOWN)
+
+
 def lora_base(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Architecture:
-    """Architecture that a LoRA was trained on, by its metadata or by its shapes."""
-    text = " ".join(
-        metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")
-    ).lower()
-    for words, base in (
-        (("sdxl", "-xl-"), SDXL),
-        (("sd3", "diffusion-3"), SD3),
-        (("flux",), FLUX),
-        (("sd_v2", "-v2", "sd2"), SD2),
-        (("sd_v1", "-v1", "sd1"), SD1),
-    ):
-        if any(word in text for word in words):
-            return base
-    if any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in entries):
-        return SDXL
+    """Architecture that a LoRA was trained on, by its tensors, else by its metadata."""
+    base = _of_lora(entries)
+    if base is UNKNOWN:
+        base = in_words(" ".join(metadata.get(key, "") for key in ARCHITECTURE_KEYS))
+    second = any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in entries)
+    return SDXL if base is UNKNOWN and second else base
+
+
+def _of_lora(entries: Mapping[str, Entry]) -> Architecture:
+    """By the width of the text, or blocks that no other network has."""
     inputs = re.compile(r"attn2[._]to_k[._]lora[._]?(down|A)?|attn2_to_k\.lora_down")
     widths = {e.shape[-1] for n, e in entries.items() if inputs.search(n) and len(e.shape) == 2}
-    return next((a for a, w in ((SD1, 768), (SD2, 1024), (SDXL, 2048)) if w in widths), UNKNOWN)
+    blocks = ((FLUX, r"double_blocks|single_transformer_blocks"), (SD3, "joint_blocks"))
+    texts = ((SD1, 768), (SD2, 1024), (SDXL, 2048))
+    for base, pattern in blocks:
+        if any(re.search(pattern, name) for name in entries):
+            return base
+    return next((a for a, width in texts if width in widths), UNKNOWN)
 
 
 def unet_config(entries: Mapping[str, Entry], kind: Architecture) -> dict[str, Any]:

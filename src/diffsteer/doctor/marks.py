@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import is_whole
 from diffsteer.doctor import layout, schedule
 from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.claims import (
@@ -19,6 +20,7 @@ from diffsteer.doctor.claims import (
     ZERO,
 )
 from diffsteer.doctor.layout import unet_config
+from diffsteer.doctor.tensors import MARKS, PLACEHOLDERS
 from diffsteer.hf.scheduler_config import flows
 
 BETAS = {
@@ -40,6 +42,13 @@ def keys(prediction: str, snr: str) -> tuple[str, ...]:
     return (*v, *(("ztsnr",) if snr == ZERO and prediction != "flow_prediction" else ()))
 
 
+def dropped(prediction: str) -> tuple[str, ...]:
+    """Marks of a file that a repair leaves out: those without a value, and those that lie."""
+    edm = {EDM: "edm_", EDM_V: "edm_vpred."}.get(prediction)
+    lying = [m for m in MARKS[2:] if edm is None or m.startswith("edm_vpred.") != (edm != "edm_")]
+    return (*PLACEHOLDERS, *lying)
+
+
 def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str]:
     """Metadata with modelspec and the keys of sd-scripts; what else it says stays."""
     old, kind = dict(checkpoint.metadata), checkpoint.architecture
@@ -58,7 +67,9 @@ def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str
     marks = {"modelspec.prediction_type": word, "ss_zero_terminal_snr": str(snr == ZERO)}
     if prediction == "flow_prediction":
         del marks["ss_zero_terminal_snr"]
-    return {**spec, **old, **kinds, **zero, **marks}
+    wrong = [k for k in layout.ARCHITECTURE_KEYS if k in old]
+    wrong = [k for k in wrong if kind.spec and layout.in_words(old[k]) is not kind]
+    return {**spec, **old, **kinds, **zero, **marks, **dict.fromkeys(wrong, spec[layout.SPEC])}
 
 
 def _resolution(latent: tuple[int, int, int]) -> str:
@@ -132,17 +143,19 @@ def scheduler(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, An
         return _edm(old, prediction)
     if prediction == "flow_prediction":
         return _flow(old, checkpoint)
-    zero = snr == ZERO
+    betas = {key: old.get(key, value) for key, value in BETAS.items()}
+    if not schedule.sound({"_class_name": "EulerDiscreteScheduler", **betas}):
+        betas = BETAS
+    zero, offset = snr == ZERO, old.get("steps_offset", 1)
     wanted: dict[str, Any] = {
         "prediction_type": prediction,
-        "rescale_betas_zero_snr": zero and old.get("trained_betas") is None,
-        "steps_offset": old.get("steps_offset", 1),
+        "rescale_betas_zero_snr": zero and betas["trained_betas"] is None,
+        "steps_offset": offset if is_whole(offset) and 0 <= offset < 1000 else 1,
         "clip_sample": False,
         "timestep_spacing": _spacing(old, prediction, zero),
         **(dict.fromkeys(schedule.SIGMAS, False) if zero else {}),
         **dict.fromkeys(("use_flow_sigmas",), False),
     }
-    betas = {key: old.get(key, value) for key, value in BETAS.items()}
     kept = {k: v for k, v in old.items() if not k.startswith("_diffusers")} | betas | wanted
     if old and _works(kept, prediction, snr):
         known = schedule.make(kept).config
@@ -155,7 +168,8 @@ def _spacing(old: Mapping[str, Any], prediction: str, zero: bool) -> str:
     """Spacing that starts where the network can: below the last timestep for epsilon at zero."""
     if zero:
         return "leading" if prediction == "epsilon" else "trailing"
-    return str(old.get("timestep_spacing", "trailing"))
+    spacing = str(old.get("timestep_spacing", "trailing"))
+    return spacing if spacing in ("leading", "linspace") else "trailing"
 
 
 def _works(config: Mapping[str, Any], prediction: str, snr: str) -> bool:
@@ -166,7 +180,7 @@ def _works(config: Mapping[str, Any], prediction: str, snr: str) -> bool:
 
 
 def _edm(old: Mapping[str, Any], prediction: str) -> dict[str, Any]:
-    if str(old.get("_class_name", "")).startswith("EDM"):
+    if str(old.get("_class_name", "")).startswith("EDM") and schedule.sound(old):
         return dict(old)
     v = prediction == EDM_V
     return {
@@ -181,6 +195,8 @@ def _edm(old: Mapping[str, Any], prediction: str) -> dict[str, Any]:
 def _flow(old: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """A scheduler of flow matching; UNets' pipelines need one that scales its input."""
     unet = checkpoint.kind == "file" and not checkpoint.architecture.flow
+    if not schedule.sound(old):
+        old = {}
     if flows(old) and not (unet and str(old.get("_class_name")).startswith("FlowMatch")):
         return dict(old)
     if checkpoint.architecture is layout.FLUX:

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.schedule import Discrete, Schedule
 from diffsteer.doctor.claims import ABOVE, ZERO
+from diffsteer.hf.scheduler_config import flows, require_timesteps, schedule_of
 
 DEFAULT_STEPS = 50
 COMMON = (4, 8, 10, 15, 20, 25, 28, 30, 40, 50)
 """Numbers of steps that people use."""
+BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+KNOWN = ("linear", "scaled_linear", "squaredcos_cap_v2")
 STRIDED = ("DDIM", "CogVideoX", "PNDM", "RePaint")
 """Begin the names of schedulers that step by T // S instead of to the next node."""
 CLIPPED = ("Euler", "EulerAncestral", "DPMSolverMultistep", "UniPCMultistep")
@@ -74,6 +78,7 @@ def make(config: Mapping[str, Any]) -> Any:
     kind: Any = getattr(diffusers, name, None)
     if not hasattr(kind, "set_timesteps"):
         raise InputError(f"diffusers has no scheduler {name!r}")
+    require_timesteps(config)
     try:
         return kind.from_config({k: v for k, v in config.items() if not k.startswith("_")})
     except Exception as error:
@@ -103,9 +108,46 @@ def _visits(text: str, counts: tuple[int, ...]) -> Visits:
     return Visits(last, times, failures)
 
 
+def sound(config: Mapping[str, Any]) -> bool:
+    """Whether a config makes timesteps, and levels that become noisier to the end."""
+    try:
+        seen, levels = visits(config), _levels(config)
+    except InputError:
+        return False
+    if isinstance(levels, Discrete):
+        rising = bool((levels.betas.diff() > -1e-9).all())
+        return bool(seen.times) and rising and float(levels.alphas[-1]) < 0.3
+    return bool(seen.times)
+
+
+def _levels(config: Mapping[str, Any]) -> Schedule | None:
+    """Levels by the settings that say them; None where there are none of a known schedule."""
+    keys = {"prediction_type": "flow_prediction"} if flows(config) else {}
+    names = (*BETAS, "num_train_timesteps", "shift", "flow_shift", "sigma_min", "sigma_max")
+    stated = {name: config[name] for name in names if config.get(name) is not None} | keys
+    edm = str(config.get("_class_name", "")).startswith("EDM")
+    if config.get("beta_schedule", "linear") not in KNOWN or not (
+        edm or keys or {*BETAS} & {*stated}
+    ):
+        return None
+    return schedule_of(stated | ({"_class_name": "EDM"} if edm else {}))
+
+
 def findings(config: Mapping[str, Any], prediction: str, snr: str) -> Iterator[Finding]:
     """Yield what goes wrong with a config on a network of this prediction type and SNR."""
     seen = visits(config)
+    if not sound(config):
+        keys = (
+            *BETAS,
+            "num_train_timesteps",
+            "timestep_spacing",
+            "shift",
+            "sigma_min",
+            "sigma_max",
+        )
+        words = ", ".join(f"{k}={brief(config[k])}" for k in keys if k in config)
+        text = f"its settings make no schedule from data to noise: {words}"
+        yield Finding("schedule", "problem", text, "--fix writes the usual ones")
     zero = snr == ZERO and prediction != "flow_prediction"
     yield from _nodes(config, seen, zero and prediction != "epsilon")
     if zero:

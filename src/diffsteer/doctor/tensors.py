@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MARKS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 """Keys that say what a checkpoint is; tools look whether they are there."""
 PLACEHOLDERS = MARKS[:2]
-"""Marks without a value, the only ones that a repair writes or drops."""
+"""Marks without a value, the only ones that a repair writes."""
 FP16_MAX = 65504.0
 """Largest number of float16."""
 
@@ -117,7 +117,7 @@ def scan(entries: Mapping[str, Entry]) -> Scan:
     not_finite, beyond = [], []
     paths = {entry.file for entry in entries.values()}
     files: dict[Path, Any] = {path: safe_open(path, "pt") for path in paths}
-    for name in sorted(entries.keys() - {*PLACEHOLDERS}):
+    for name in sorted(entries.keys() - {*MARKS}):
         entry = entries[name]
         tensor: Tensor = files[entry.file].get_tensor(name.rpartition("::")[2])
         total.update(f"{name} {entry.dtype} {entry.shape} ".encode())

@@ -22,6 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def findings(checkpoint: Checkpoint, scan: Scan) -> Iterator[Finding]:
     """Yield faults of weights."""
     yield from _values(scan)
+    yield from _overflow(checkpoint, scan)
     if checkpoint.kind == "lora":
         yield from _pairs(checkpoint.entries)
     elif checkpoint.kind == "file":
@@ -48,6 +49,28 @@ def _values(scan: Scan) -> Iterator[Finding]:
     if small := [d for d in scan.dtypes if d.startswith("F8")]:
         text = f"weights are {', '.join(small)}, in which no CPU and few GPUs compute"
         yield Finding("float8", "warning", text, "upcast them when loading")
+
+
+def _overflow(checkpoint: Checkpoint, scan: Scan) -> Iterator[Finding]:
+    """Yield parts whose activations exceed float16 though their weights do not."""
+    if any("F16" in scan.dtypes and checkpoint.entries[n].dtype == "F16" for n in scan.not_finite):
+        text = "float16 weights that are infinite overflowed when they were converted"
+        yield Finding("overflowed", "note", text, "convert the float32 weights to bfloat16")
+    vae = "first_stage_model." if checkpoint.kind == "file" else "vae/"
+    if checkpoint.architecture.name == layout.SDXL.name and any(
+        n.startswith(vae) for n in checkpoint.entries
+    ):
+        text = "the autoencoder of SDXL overflows in float16, to black images, unless its weights "
+        text += "were changed for it"
+        remedy = "keep force_upcast in its config, or decode in bfloat16 or float32"
+        upcast = _config(checkpoint, "vae").get("force_upcast", True)
+        yield Finding("vae-float16", "note" if upcast else "warning", text, remedy)
+
+
+def _config(checkpoint: Checkpoint, part: str) -> Mapping[str, Any]:
+    """Config of a part of a folder; empty where there is none."""
+    places = (folder / part / CONFIG for folder in checkpoint.folders)
+    return next((read_object(place) for place in places if place.is_file()), {})
 
 
 def _pairs(entries: Mapping[str, Entry]) -> Iterator[Finding]:
@@ -106,12 +129,11 @@ def _folder(checkpoint: Checkpoint) -> Iterator[Finding]:
     import diffusers
 
     for part in PARTS if checkpoint.kind == "folder" else ("",):
-        places = (folder / part / CONFIG for folder in checkpoint.folders)
-        config = next((read_object(place) for place in places if place.is_file()), None)
-        kind = getattr(diffusers, str((config or {}).get("_class_name")), None)
+        config = _config(checkpoint, part)
+        kind = getattr(diffusers, str(config.get("_class_name")), None)
         own = {n.rpartition("::")[2]: e for n, e in checkpoint.entries.items()
                if n.partition("/")[0] == part}  # fmt: skip
-        if config is None or kind is None or not hasattr(kind, "from_config"):
+        if not config or kind is None or not hasattr(kind, "from_config"):
             continue
         if not own:
             text = f"{part or 'the folder'} holds no weights in safetensors"

@@ -24,6 +24,7 @@ from diffsteer.hf.single_file import load_single_file, require_single_file
 from diffsteer.hf.weights import checked_folder, complete_weights, require_quantizers
 from diffsteer.io.device import device_of, dtype_of
 from diffsteer.io.extensions import LAB, extension, extensions
+from diffsteer.io.hub import silence, snapshot
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.io.strict import read_object
 
@@ -133,8 +134,9 @@ def _loaded(name: str, dtype: Any, config: str, takes: Collection[str]) -> Any:
             return load_single_file(_class(config, takes), name, config, dtype)
         place: Path | str = name
         if model is None:
-            if Path(name).is_dir():
-                parts = checked_folder(Path(name))
+            place = offline_folder(name) or name
+            if Path(place).is_dir():
+                parts = checked_folder(Path(place))
         else:
             if model.base:
                 unet = UNet2DConditionModel.from_pretrained(model.folder / "unet", dtype=dtype)
@@ -198,10 +200,9 @@ def network(name: str, dtype: Any) -> Any:
     place = str(shipped_folder(name))
     inside: dict[str, Any] = {}
     with _readable(name), complete_weights():
-        if not Path(place).exists() and not reachable(place):
-            inside = {"local_files_only": True}
+        place = str(offline_folder(place) or place)
         with suppress(OSError):  # a network has no index of a pipeline
-            index = DiffusionPipeline.load_config(place, **inside)
+            index = DiffusionPipeline.load_config(place)
             inside |= next(({"subfolder": part} for part in PARTS if part in index), {})
         module = AutoModel.from_pretrained(place, dtype=dtype, **inside)
     _require_dtype(name, module, dtype)
@@ -249,15 +250,9 @@ def shipped_folder(name: str) -> Path | str:
     return name if model is None else model.folder
 
 
-def reachable(name: str) -> bool:
-    """Whether the hub answers for a model; asked once, since its loaders try for a minute."""
-    from huggingface_hub import model_info
-
-    try:
-        model_info(name, timeout=5)
-    except Exception:  # of three libraries of connections
-        return False
-    return True
+def offline_folder(name: str) -> Path | None:
+    """Folder of a hub id in the cache while the hub is silent, whose loaders try for a minute."""
+    return snapshot(name) if not Path(name).exists() and silence() else None
 
 
 def _require_words(pipe: Any) -> None:

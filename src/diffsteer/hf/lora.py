@@ -10,7 +10,7 @@ from typing import Any
 from diffsteer.core.errors import InputError
 from diffsteer.hf.memory import header
 from diffsteer.hf.weights import quiet
-from diffsteer.io.model_folder import HUB_ID
+from diffsteer.io.hub import HUB_ID
 from diffsteer.io.strict import read_object
 
 FILE = "pytorch_lora_weights.safetensors"

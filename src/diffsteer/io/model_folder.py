@@ -1,7 +1,6 @@
 """Folder of a model: weights in `model.safetensors`, everything else in `config.json`."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.io.atomic import atomic_folder, umask
 from diffsteer.io.extensions import LAB, extensions
+from diffsteer.io.hub import HUB_ID, require_known
 from diffsteer.io.strict import read_object, read_safetensors
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = "model_index.json"
 """Of a pipeline of diffusers."""
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def require_model(name: str, files: tuple[str, ...]) -> None:
@@ -28,7 +27,7 @@ def require_model(name: str, files: tuple[str, ...]) -> None:
         files: One of which a folder has to hold.
 
     Raises:
-        FileNotFoundError: it is none of these.
+        FileNotFoundError: it is none of these, or the hub does not answer.
         InputError: it is a file, or a folder without a model.
     """
     path, ships = Path(name), (*LAB["models"], *extensions("models"))
@@ -38,11 +37,14 @@ def require_model(name: str, files: tuple[str, ...]) -> None:
         raise InputError(f"{name} is a folder without {' or '.join(files)}: give {hint}")
     if path.is_file():
         raise InputError(f"{name} is a file, and models are folders")
-    if not (path.exists() or name in ships or HUB_ID.fullmatch(name)):
+    if path.exists() or name in ships:
+        return
+    if not HUB_ID.fullmatch(name):
         raise FileNotFoundError(
             f"no model {name!r}{did_you_mean(name, ships)}: there is no such folder, a hub id is "
             f"NAME/MODEL, and those that ship are {', '.join(dict.fromkeys(ships))}"
         )
+    require_known(name)
 
 
 def write_model(

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
-from diffsteer.hf.load import reachable, shipped_folder
+from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.network import PipelineNetwork
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.hashing import bytes_hash, digest, parts_hash, tensor_bytes
+from diffsteer.io.hub import silence
 from diffsteer.io.strict import from_table, parse_safetensors, read_bytes, read_object, refused
 from diffsteer.refine.lora import own_parameters
 
@@ -149,7 +150,7 @@ def found(source: str | Path) -> tuple[Path, Path]:
         raise FileNotFoundError(f"{source} is neither a folder nor a hub id, NAME/REFINER")
     from huggingface_hub import hf_hub_download
 
-    offline = not reachable(str(source))
+    offline = bool(silence())
     try:
         about, weights = (
             Path(hf_hub_download(str(source), name, local_files_only=offline))
