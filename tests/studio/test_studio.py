@@ -32,6 +32,7 @@ from diffsteer.studio.runs import Runs, guarded
 from diffsteer.studio.schedule import draw
 from diffsteer.studio.serve import LARGEST, PNG, Guard, require_safe
 from diffsteer.studio.settings import CONTROLS, Settings
+from diffsteer.studio.view import files_of
 
 SUM = "CFG(6).rescaled(0.7).within(0.28, 5.4) + 0.5 * SAG(0.75)"
 RECIPE = Recipe("pocket", "owl, noto style, on a black background", guidance="CFG(3)", steps=2)
@@ -333,3 +334,33 @@ def test_speed_is_the_median_of_what_was_measured() -> None:
     for seconds in (8.0, 2.0, 2.2):
         speed.note("m", seconds, 2)
     assert speed.seconds("m", 10) == pytest.approx(11)
+
+
+def test_images_are_written_once_for_the_browser(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")
+    (path, _), other = files_of([(first, "seed 0"), second])
+    inode = Path(path).stat().st_ino
+    assert files_of(first) == path != other and Path(path).stat().st_ino == inode
+    with Image.open(other) as image:
+        assert image.tobytes() == second.tobytes()
+    assert files_of(None) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"model_index.json": '{"_class_name": "WanPipeline"}'}, "makes video"),
+        ({"model_index.json": '{"_class_name": "StableAudioPipeline"}'}, "makes audio"),
+    ],
+)
+def test_models_without_images_are_refused_before_they_load(
+    tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    name = str(tmp_path)
+    with pytest.raises(InputError, match=reason):
+        Engine((name,), (), History(tmp_path / "out"), "cpu").model(name)

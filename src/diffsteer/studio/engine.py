@@ -34,6 +34,7 @@ class Model:
         scheduler: Its own.
         latent: Shape of a sample, `(C, H, W)`.
         menu: Guidances that its family takes.
+        unet: Whether its network is a UNet.
         about: What ships with it; None for other models.
     """
 
@@ -41,6 +42,7 @@ class Model:
     scheduler: Any
     latent: tuple[int, ...]
     menu: tuple[Entry, ...]
+    unet: bool
     about: Shipped | None
 
     @property
@@ -125,14 +127,20 @@ class Engine:
         if name not in self._known:
             about = shipped(name)
             recipe = Recipe(name, "a cat" if about and about.prompt else "", dtype=self.dtype)
-            if kind_of(recipe) or media_of(recipe) != "image":
-                raise InputError(f"{name} makes no images by a pipeline: try `diffsteer sample`")
+            kind, made = kind_of(recipe), media_of(recipe)
+            if kind or made != "image":
+                makes = f"is an {kind} network" if kind else f"makes {made}"
+                raise InputError(
+                    f"{name} {makes}, and the studio shows images of diffusers pipelines: "
+                    f"diffsteer sample {name}"
+                )
             with self._lock, open_generator(recipe, self.device) as generator:
                 assert isinstance(generator, PipelineGenerator)
                 pipe = generator.pipe
                 guidances = about.guidances if about else {}
                 menu = entries(pipe, bool(about and about.guide), guidances)
-                self._known[name] = Model(name, pipe.scheduler, latent_of(pipe), tuple(menu), about)
+                facts = pipe.scheduler, latent_of(pipe), tuple(menu), hasattr(pipe, "unet")
+                self._known[name] = Model(name, *facts, about)
         return self._known[name]
 
     def cost(self, recipe: Recipe) -> Cost:

@@ -14,7 +14,7 @@ from diffsteer.studio.render import Cancelled
 from diffsteer.studio.runs import Runs, one_line
 from diffsteer.studio.schedule import draw
 from diffsteer.studio.settings import Settings
-from diffsteer.studio.view import error, note
+from diffsteer.studio.view import error, files_of, note
 
 KEPT = 40
 """Lines of a job that the page shows."""
@@ -38,7 +38,7 @@ def model_tab(engine: Engine, inputs: Sequence[Any], options: dict[str, Any]) ->
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "schedule.png"
                 words = draw(recipe, model, model.latent, path)
-                return note(words), _loaded(path)
+                return note(words), files_of(_loaded(path))
         except (ValueError, OSError, ModuleNotFoundError) as problem:
             return error(one_line(problem)), gr.skip()
 

@@ -15,7 +15,7 @@ from diffsteer.studio.look import CSS, INTRODUCTION, TO_STATUS, theme
 from diffsteer.studio.measures import measure_tab, model_tab
 from diffsteer.studio.runs import Runs, Shown, guarded, one_line
 from diffsteer.studio.settings import STEPS, Settings
-from diffsteer.studio.view import error, label, note
+from diffsteer.studio.view import error, files_of, label, note
 
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 MODEL: dict[str, Any] = {**HIDDEN, "concurrency_limit": None, "trigger_mode": "multiple"}
@@ -87,7 +87,8 @@ class Page:
         def run(request: gr.Request, *values: Any) -> Iterator[Any]:
             for shown in guarded(self.runs.generate(_tab(request), values)):
                 many = shown.batch is not None and len(shown.batch) > 1
-                gallery = gr.update(value=shown.batch, visible=True) if many else gr.skip()
+                batch = files_of(shown.batch)
+                gallery = gr.update(value=batch, visible=True) if many else gr.skip()
                 if shown.batch is not None and not many:
                     gallery = gr.update(visible=False)
                 yield _status(shown), _or_skip(shown.image), gallery, _or_skip(shown.strip)
@@ -235,8 +236,9 @@ class Page:
     def _workflow(self, recipe: Recipe, seeds: list[int]) -> str:
         """Workflow of ComfyUI, or why there is none."""
         model = self.engine.model(recipe.model)
+        latent = model.latent if model.unet else ()
         try:
-            return snippets.comfyui(recipe, seeds, model.scheduler, model.latent)
+            return snippets.comfyui(recipe, seeds, model.scheduler, latent)
         except ValueError as problem:
             return one_line(problem)
 
@@ -257,7 +259,7 @@ def _status(shown: Shown) -> Any:
 
 
 def _or_skip(value: Any) -> Any:
-    return gr.skip() if value is None else value
+    return gr.skip() if value is None else files_of(value)
 
 
 def _quietly(act: Callable[..., Any], otherwise: Any) -> Callable[..., Any]:

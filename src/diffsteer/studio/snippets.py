@@ -50,12 +50,12 @@ def comfyui(recipe: Recipe, seeds: list[int], scheduler: Any, latent: tuple[int,
         recipe: Of the image.
         seeds: Of the images.
         scheduler: Of the model, which samples where the recipe names no sampler.
-        latent: Shape of the model's samples, `(C, H, W)`.
+        latent: Shape of the model's samples, `(C, H, W)`; empty where its network is no UNet.
 
     Raises:
         InputError: ComfyUI has no nodes for it.
     """
-    if len(latent) != 3 or latent[0] != 4 or "flow" in type(scheduler).__name__.lower():
+    if latent[:1] != (4,):
         raise InputError(
             "whole workflows are for Stable Diffusion 1, 2 and XL: for other models put the node "
             "diffsteer guider into a workflow of yours, with the expression"

@@ -1,11 +1,17 @@
 """Images, labels and texts as the page shows them."""
 
 import html
+import os
+import tempfile
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffsteer.generate.recipe import Recipe
+from diffsteer.io.atomic import put
+from diffsteer.io.hashing import bytes_hash
 from diffsteer.io.seeds import format_number
 from diffsteer.io.sheet import sheet
 from diffsteer.studio.render import Preview
@@ -22,6 +28,29 @@ COLUMNS = 4
 """Images in a row of a strip: as wide as the page shows it, so that labels can be read."""
 LONGEST = 60
 """Characters of an expression in a label."""
+
+
+def files_of(value: Any) -> Any:
+    """Values for the page with images as files, named by their content and written whole, once.
+
+    Gradio writes an image that it is given anew, also while a browser fetches the one of before.
+    """
+    from PIL import Image
+
+    if isinstance(value, list | tuple):
+        return type(value)(files_of(part) for part in value)
+    if not isinstance(value, Image.Image):
+        return value
+    buffer = BytesIO()
+    value.save(buffer, "PNG")
+    cache = os.environ.get("GRADIO_TEMP_DIR") or f"{tempfile.gettempdir()}/gradio"
+    path = Path(cache, f"shown-{bytes_hash(buffer.getvalue())}.png")
+    if path.exists():
+        path.touch()  # Gradio deletes old ones
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put(path, buffer.getvalue())
+    return str(path)
 
 
 def cell(image: "Image") -> "Image":
