@@ -33,9 +33,10 @@ def attention_blocks(model: Any) -> list[Block]:
     from comfy.ldm.modules.attention import SpatialTransformer
 
     unet, found = model.diffusion_model, []
-    for kind in ("input", "middle", "output"):
-        blocks = getattr(unet, f"{kind}_block{'' if kind == 'middle' else 's'}", ())
-        parts = [blocks] if kind == "middle" else blocks
+    names = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}
+    for kind, name in names.items():
+        blocks = getattr(unet, name, ())
+        parts = [blocks] if kind == "middle" and blocks else blocks
         for i, part in enumerate(parts):
             if any(isinstance(module, SpatialTransformer) for module in part.modules()):
                 found.append((kind, i))
@@ -54,12 +55,8 @@ def edited(
     blocks = attention_blocks(model)
     wanted: dict[Block, tuple[list[Edit], list[str]]] = {}
     for layer, edit in branch.edits:
-        if not isinstance(edit, Edit):
-            raise InputError(
-                f"{type(edit).__name__} changes whole blocks, which works in pipelines of "
-                "diffusers; in ComfyUI take PAG or SEG, or its own node of skipped layers"
-            )
-        wanted.setdefault(block_of(layer, blocks), ([], []))[0].append(edit)
+        if isinstance(edit, Edit):
+            wanted.setdefault(block_of(layer, blocks), ([], []))[0].append(edit)
     for layer in branch.record:
         wanted.setdefault(block_of(layer, blocks), ([], []))[1].append(layer)
     for (kind, number), (edits, records) in wanted.items():
@@ -68,27 +65,34 @@ def edited(
     return options
 
 
+def heads_of(extra: dict[str, Any]) -> tuple[Callable[..., Tensor], ...]:
+    """Splitting of tokens into heads, the reverse, and attention of what is split."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    heads, precision = extra["n_heads"], extra["attn_precision"]
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def flat(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        parts = (flat(x) for x in (q, k, v))
+        return split(optimized_attention(*parts, heads, mask, attn_precision=precision))
+
+    return split, flat, attend
+
+
 def _attention(
     edits: Sequence[Edit], records: Sequence[str], maps: dict[str, Tensor]
 ) -> Callable[..., Tensor]:
     """Self-attention of a block, `(B, tokens, heads x channels)`, edited and recorded."""
-    from comfy.ldm.modules.attention import optimized_attention
 
     def attention(
         q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any], mask: Any = None
     ) -> Tensor:
-        heads, precision = extra["n_heads"], extra["attn_precision"]
-
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-        def flat(x: Tensor) -> Tensor:
-            return x.transpose(1, 2).flatten(2)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            parts = (flat(x) for x in (q, k, v))
-            return split(optimized_attention(*parts, heads, mask, attn_precision=precision))
-
+        split, flat, attend = heads_of(extra)
         size = in_grid(tuple(extra["original_shape"][-2:]), False, "", q.shape[1]).shape
         for layer in records:
             scores = received(split(q), split(k)).unflatten(-1, size)

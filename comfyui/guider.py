@@ -17,7 +17,9 @@ from diffsteer.guidance.queries import with_conditional
 from diffsteer.hf.sample_seeds import seeds_of
 
 from .attention import edited
+from .blocks import skipping
 from .levels import Sampling
+from .prompts import random_texts, two_texts
 from .variant import Variant
 
 CONDS = {"cond": "positive", "null": "negative"}
@@ -90,9 +92,7 @@ class Evaluation:
             if branch.x is not None or branch.level is not None:
                 x = self.sampling.unscaled(scaled, level).to(self.x)
                 sigma = self.sigma * 0 + self.sampling.sigma(level)
-            cond = self._cond(branch.net, branch.cond)
-            options = edited(self.options, self.models[branch.net], branch, maps)
-            (x0,) = self._calculate(branch.net, [cond], x, sigma, options)
+            x0 = self._changed(branch, x, sigma, maps)
         rows = slice(None) if branch.samples is None else list(branch.samples)
         x0 = x0.float()[rows] if branch.x is None or branch.samples is None else x0.float()
         scaled = scaled[rows] if branch.x is None else scaled
@@ -100,9 +100,23 @@ class Evaluation:
         out = self.sampling.prediction.output_for_x0(scaled, x0, level)
         return Answer(out, scaled, level, self.sampling.prediction, maps)
 
+    def _changed(self, branch: Branch, x: Tensor, sigma: Tensor, maps: dict[str, Tensor]) -> Tensor:
+        """Answer of a network in which a branch changes attention, blocks or texts."""
+        cond, model = self._cond(branch.net, branch.cond), self.models[branch.net]
+        options = edited(self.options, model, branch, maps)
+        if branch.unrelated is not None:
+            cond = random_texts(cond, branch.unrelated)
+        if branch.second is not None:
+            others = self._cond(branch.net, branch.second.cond)
+            cond, options = two_texts(cond, others, options, model, branch.second)
+        with skipping(options, model, branch, len(x)) as options:
+            (x0,) = self._calculate(branch.net, [cond], x, sigma, options)
+        return x0
+
     def _is_plain(self, branch: Branch) -> bool:
         plain = branch.net == "main" and branch.x is None and branch.level is None
-        return plain and not branch.edits and not branch.record
+        texts = branch.second is not None or branch.unrelated is not None
+        return plain and not branch.edits and not branch.record and not texts
 
     def _calculate(
         self, net: str, conds: list[Any], x: Tensor, sigma: Tensor, options: Any
@@ -141,9 +155,6 @@ def _check(branch: Branch) -> None:
             "guidance by dropout or by an adapter's scale works in pipelines of diffusers: in "
             "ComfyUI give the weaker model, with its LoRA, as guide"
         )
-    if branch.second is not None or branch.unrelated is not None:
-        name = "NAG" if branch.unrelated is None else "ICG"
-        raise InputError(f"{name} works in pipelines of diffusers: in ComfyUI take CFG or PAG")
 
 
 class Guider(comfy.samplers.CFGGuider):

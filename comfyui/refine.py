@@ -29,6 +29,7 @@ from .levels import Sampling
 from .variant import Variant
 
 Weights = dict[str, Tensor]
+UNET = "UNet2DConditionModel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +73,11 @@ class Trained:
     def __init__(self, source: str, any_model: bool = False) -> None:
         self.source, self.any_model = source, any_model
         self.metadata, self.weights = read(source)
-        if self.metadata.network not in FAMILIES:
+        if self.metadata.network != UNET:
             raise InputError(
-                f"{source} is for {self.metadata.network}, and ComfyUI knows {', '.join(FAMILIES)}"
+                f"{source} is for {self.metadata.network}, whose layers have other names in "
+                "ComfyUI: it takes refiners of UNets (Stable Diffusion 1, 2, XL); sample others by "
+                "`diffsteer sample --refiner`"
             )
         self._known: WeakSet[Any] = WeakSet()  # models whose weights were looked at
 
@@ -111,7 +114,7 @@ def adapter(
     Yields:
         Patches as `add_patches` of a MODEL takes them.
     """
-    last = FAMILIES[metadata.network].output if alone else ""
+    last = FAMILIES[UNET].output if alone else ""
     lora = {f"{layer}.alpha": torch.tensor(float(metadata.alpha)) for layer in names}
     lora |= {name: w for name, w in weights.items() if not name.startswith(f"{last}.lora_")}
     targets = {layer: key for layer, key in names.items() if layer != last}
@@ -134,13 +137,8 @@ def layer_names(model: Any, weights: Weights) -> dict[str, str]:
     """
     known = comfy.lora.model_lora_keys_unet(model, {})
     layers = {name.partition(".lora_")[0] for name in weights}
-    forms = ("lora_unet_{}".format, "transformer.{}".format)
-    found = {
-        layer: key
-        for layer in layers
-        for key in (known.get(forms[0](layer.replace(".", "_"))) or known.get(forms[1](layer)),)
-        if key is not None
-    }
+    wanted = {layer: f"lora_unet_{layer.replace('.', '_')}" for layer in layers}
+    found = {layer: known[key] for layer, key in wanted.items() if key in known}
     if missing := sorted(layers - found.keys()):
         raise InputError(
             f"this model has no layer {missing[0]} (and {len(missing) - 1} more) of the refiner's: "

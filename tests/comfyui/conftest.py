@@ -76,6 +76,24 @@ def unet(seed: int = 1) -> Any:
     return tiny.unet(groups=32, seed=seed)
 
 
+def transformer(comfy: ModuleType) -> Any:
+    """A MODEL of ComfyUI like Stable Diffusion 3, of two blocks and random weights."""
+    from comfy.model_patcher import ModelPatcher
+
+    text = {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 128}}
+    sizes = {"in_channels": 16, "depth": 2, "patch_size": 2, "adm_in_channels": 32}
+    place = {"input_size": None, "pos_embed_max_size": 8, "num_patches": 64}
+    config = comfy.supported_models.SD3({**sizes, "pos_embed_scaling_factor": None})
+    config.unet_config = {**sizes, **place, "context_embedder_config": text, "dtype": torch.float32}
+    model = comfy.model_base.SD3(config)
+    g = torch.Generator().manual_seed(0)
+    weights = {k: v.shape for k, v in model.diffusion_model.state_dict().items()}
+    made = {k: torch.randn(*shape, generator=g) / 8 for k, shape in weights.items()}
+    model.diffusion_model.load_state_dict(made)
+    cpu = torch.device("cpu")
+    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
 def patcher(comfy: ModuleType, net: Any, prediction: str = "epsilon") -> Any:
     """A MODEL of ComfyUI with the weights of a UNet of diffusers."""
     from comfy.model_base import ModelType

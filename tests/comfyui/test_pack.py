@@ -1,6 +1,8 @@
 """The nodes in a real ComfyUI against its own nodes, and against `steer` on the same weights."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +12,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from comfyui.conftest import patcher, unet
+from comfyui.conftest import patcher, transformer, unet
 from diffsteer import NoiseRefiner, SteerScheduler, steer
 from diffsteer.core.errors import InputError
 
@@ -118,6 +120,11 @@ def test_it_sums_with_rescale_cfg(comfy: ModuleType, pack: ModuleType) -> None:
         "CFG(4) + SelfGuidance(1)",
         "CFG(4) + TSG(2)",
         "CFG(3).within(0.1, 6) + SWG(0.4)",
+        "CFG(3) + SLG(2)",
+        "SLG(2, layer='all') + STG(1)",
+        "ICG(3)",
+        "NAG(4, alpha=0.5)",
+        "CFG(2) + NAG(3, tau=1.5)",
     ],
 )
 def test_a_sum_is_that_of_steer(
@@ -179,17 +186,58 @@ def latents(pipe: Any, rows: int = 1) -> Tensor:
     ).images  # fmt: skip
 
 
+def test_a_transformer_takes_guidance_and_skips_blocks_as_comfyui_does(
+    comfy: ModuleType, pack: ModuleType
+) -> None:
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    model, g = transformer(comfy), torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, 8, 8, generator=g)
+    pooled = {"pooled_output": torch.randn(1, 32, generator=g)}
+    conds = {name: [[text(i), pooled]] for i, name in enumerate(("positive", "negative"), 1)}
+
+    def image(patched: Any, guidance: str = "") -> Tensor:
+        if guidance:
+            made = pack.NODE_CLASS_MAPPINGS["DiffsteerGuider"]().guider(
+                patched, guidance=guidance, **conds, **SLIDERS
+            )[0]
+        else:
+            made = comfy.samplers.CFGGuider(patched)
+            made.set_conds(*conds.values())
+            made.set_cfg(4.0)
+        sampler, levels = comfy.samplers.sampler_object("euler"), torch.linspace(1, 0, STEPS + 1)
+        return made.sample(x, 0 * x, sampler, levels, disable_pbar=True, seed=0)
+
+    plain = image(model)
+    assert (image(model, "CFG(w)") - plain).abs().max() <= 1e-4 * plain.abs().max()
+    (theirs,) = SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, "1", "").args
+    expected = image(theirs)
+    (ours,) = pack.NODE_CLASS_MAPPINGS["DiffsteerGuidance"]().patch(
+        model, "SLG(2, layer='joint_blocks.1')", **SLIDERS
+    )
+    for out in (image(ours), image(model, "CFG(w) + SLG(2, layer='joint_blocks.1')")):
+        assert (out - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (expected - plain).abs().max() > 1e-2 * plain.abs().max()
+    for guidance in ("ICG(3)", "S2(1, share=0.5, layer='all')"):
+        assert image(model, guidance).isfinite().all()
+        assert (image(model, guidance) - image(model, "CFG(1)")).abs().max() > 1e-3
+    for guidance, reason in (("NAG(2)", "a UNet"), ("PAG(2)", "it is no UNet")):
+        with pytest.raises(InputError, match=reason):
+            image(model, guidance)
+
+
 def comfy_scale(comfy: ModuleType) -> float:
     """ComfyUI divides final latents by the scale of its format."""
     return float(comfy.latent_formats.SD15().scale_factor)
 
 
+@pytest.mark.parametrize("guidance", ["AutoNoise(2, noise=0.5)", "S2(2, layer='all')", "ICG(3)"])
 def test_each_image_of_a_batch_has_the_noise_of_its_own_seed(
-    comfy: ModuleType, pack: ModuleType
+    comfy: ModuleType, pack: ModuleType, guidance: str
 ) -> None:
     model = patcher(comfy, unet())
     nodes = sigmas(pack, model)
-    sampler, guidance = comfy.samplers.sampler_object("euler"), "AutoNoise(2, noise=0.5)"
+    sampler = comfy.samplers.sampler_object("euler")
 
     def images(x: Tensor) -> Tensor:
         made = guider(pack, model, guidance)
@@ -290,7 +338,9 @@ def test_noise_is_refined_without_training_and_under_a_lora(
     assert torch.equal(before, after)
 
 
-def test_mistakes_about_refiners(comfy: ModuleType, pack: ModuleType, tmp_path: Path) -> None:
+def test_mistakes_about_refiners(
+    comfy: ModuleType, pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = pipeline(unet(), tmp_path, "epsilon")
     folder = str(trained(pipe, "zero_init", tmp_path / "refiner"))
     for model, reason in (
@@ -303,6 +353,13 @@ def test_mistakes_about_refiners(comfy: ModuleType, pack: ModuleType, tmp_path: 
     model = refine(pack, patcher(comfy, unet()), folder)
     with pytest.raises(ValueError, match="already"):
         refine(pack, model, folder)
+    module = sys.modules[f"{pack.__name__}.refine"]
+    metadata, weights = module.read(folder)
+    other = replace(metadata, network="SD3Transformer2DModel"), weights
+    monkeypatch.setattr(module, "read", lambda _: other)
+    with pytest.raises(InputError, match="refiners of UNets"):
+        refine(pack, patcher(comfy, unet()), folder)
+    monkeypatch.undo()
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
         refine(pack, patcher(comfy, unet()), "nowhere")
     sampler, image = comfy.samplers.sampler_object("euler"), torch.ones(1, 4, 8, 8)
@@ -339,9 +396,9 @@ def test_mistakes_are_said_before_the_first_step(comfy: ModuleType, pack: Module
         ("Auto(a)", {}, "connect a model to guide"),
         ("CFG(w)", {"negative": None}, "connect negative"),
         ("AutoDropout(a)", {}, "pipelines of diffusers"),
-        ("ICG(a)", {}, "ICG works in pipelines of diffusers"),
-        ("CFG(w) + NAG(a)", {}, "NAG works in pipelines of diffusers"),
-        ("SLG(a, layer='mid')", {}, "its own node of skipped layers"),
+        ("CFG(w) + NAG(a)", {"negative": None}, "connect negative"),
+        ("SLG(a, layer='input.7')", {}, "there are input.3.0, mid.0, output"),
+        ("TPG(a, 'mid')", {}, "shuffled tokens"),
     ):
         with pytest.raises(InputError, match=reason):
             sampled(comfy, guider(pack, model, guidance, **more), nodes)

@@ -5,15 +5,9 @@ Chromium is missing.
 """
 
 import os
-import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,86 +15,10 @@ import httpx
 import pytest
 from PIL import Image
 
+from studio.conftest import Server, fill, opened, status
+
 pytestmark = pytest.mark.studio
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DONE = "/network evaluations,/"
-
-
-@dataclass
-class Server:
-    url: str
-    out: Path
-    pid: int
-
-    @property
-    def resident(self) -> float:
-        """Resident memory in MiB."""
-        text = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    out, port = tmp_path_factory.mktemp("studio") / "out", free_port()
-    words = ["studio", "--no-browser", "--port", str(port), "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffsteer.cli", *words], stdout=subprocess.PIPE, text=True
-    )
-    line = process.stdout.readline()
-    assert "diffsteer studio: http://127.0.0.1" in line
-    yield Server(f"http://127.0.0.1:{port}", out, process.pid)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with sync_api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def opened(browser: Any, server: Server, width: int = 1200) -> Any:
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.set_default_timeout(60_000)
-    page.requests, page.faults = [], []
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.goto(server.url)
-    page.wait_for_selector("#cost .status")
-    return page
-
-
-@pytest.fixture
-def page(browser: Any, server: Server) -> Iterator[Any]:
-    page = opened(browser, server)
-    yield page
-    assert page.faults == []
-    assert {url.split("/")[2] for url in page.requests if url.startswith("http")} == {
-        server.url.split("/")[2]
-    }
-    page.close()
-
-
-def status(page: Any, pattern: str) -> str:
-    page.wait_for_function(f"{pattern}.test(document.querySelector('#status').innerText)")
-    return page.inner_text("#status")
-
-
-def fill(page: Any, where: str, text: str) -> None:
-    box = page.locator(where).locator("input, textarea").first
-    box.fill(text)
-    box.blur()
 
 
 def generated(page: Any, seed: str = "0", steps: int = 4) -> str:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -227,6 +228,14 @@ def test_history_takes_nothing_that_names_other_files(engine: Engine, tmp_path: 
             restored(tmp_path / "evil.png", engine.trusted)
     with pytest.raises(InputError, match="not started with"):
         engine.model("/etc")
+
+
+def test_an_image_that_the_page_cannot_repeat_is_refused() -> None:
+    for changes in ({"guide": "pocket-guide", "guidance": "Auto(2)"}, {"spacing": "trailing"}):
+        Settings(replace(RECIPE, **changes), (0,)).require_complete()
+    for changes in ({"dtype": "bfloat16"}, {"settings": ("eta=1",)}, {"guide": "pocket"}):
+        with pytest.raises(InputError, match=f"made with {next(iter(changes))}, which"):
+            Settings(replace(RECIPE, **changes), (0,)).require_complete()
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ class Engine:
             recipe = Recipe(name, "a cat" if about and about.prompt else "", dtype=self.dtype)
             kind, made = kind_of(recipe), media_of(recipe)
             if kind or made != "image":
-                makes = f"is an {kind} network" if kind else f"makes {made}"
+                makes = "is no pipeline (EDM2 or ADM)" if kind else f"makes {made}"
                 raise InputError(
                     f"{name} {makes}, and the studio shows images of diffusers pipelines: "
                     f"diffsteer sample {name}"

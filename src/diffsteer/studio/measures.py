@@ -13,7 +13,7 @@ from diffsteer.studio.jobs import References, evaluated, job, tuned
 from diffsteer.studio.render import Cancelled
 from diffsteer.studio.runs import Runs, one_line
 from diffsteer.studio.schedule import draw
-from diffsteer.studio.settings import Settings
+from diffsteer.studio.settings import CONTROLS, Settings
 from diffsteer.studio.view import error, files_of, note
 
 KEPT = 40
@@ -137,6 +137,8 @@ def measure_tab(engine: Engine, runs: Runs, inputs: Sequence[Any], options: dict
     def stopped(request: gr.Request) -> None:
         runs.cancel(f"job {request.session_hash}")
 
+    expression = inputs[CONTROLS.index("guidance")]
+    expression.change(_space_or_skip, expression, space, **options)
     stop.click(stopped, None, None, queue=False, **options)
 
 
@@ -150,9 +152,16 @@ def _told(shown: Iterator[Any]) -> Iterator[Any]:
         yield error(one_line(problem)), gr.skip()
 
 
+def _space_or_skip(text: str) -> Any:
+    try:
+        return space_of(text)
+    except ValueError:  # it is being typed
+        return gr.skip()
+
+
 def space_of(text: str) -> str:
     """Search space around an expression: each number from half of it to its double, and steps."""
-    ranges: list[str] = []
+    text, ranges = text or "CFG(3)", list[str]()
     for number, name in reversed([*zip(numbers(text), NAMES, strict=False)]):
         if number.value > 0 and number.step != 1:
             first, last = number.place

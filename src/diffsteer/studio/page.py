@@ -193,6 +193,7 @@ class Page:
         try:
             recipe, seed = restored(path, self.engine.trusted)
             settings = Settings(recipe, (seed,))
+            settings.require_complete()
             sliders = left.sliders_of(recipe.guidance)
         except (ValueError, OSError) as problem:
             return [error(one_line(problem)), gr.skip(), *[gr.skip()] * rest]

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.load import shipped
 from diffsteer.io.seeds import format_seeds, parse_seeds
 from diffsteer.studio.expression import numbers, one_line, with_numbers
 
@@ -52,6 +53,17 @@ class Settings:
         """Values of the controls."""
         seeds = format_seeds(self.seeds)
         return [seeds if n == "seeds" else getattr(self.recipe, n) for n in CONTROLS]
+
+    def require_complete(self) -> None:
+        """Check that the controls of the page hold all of the recipe."""
+        kept, whole = Settings.of(tuple(self.values())).recipe.to_dict(), self.recipe.to_dict()
+        own = shipped(self.recipe.model)
+        whole["guide"] = "" if own and whole["guide"] == own.guide else whole["guide"]
+        if lost := sorted(name for name, value in whole.items() if value != kept.get(name)):
+            raise InputError(
+                f"this image was made with {', '.join(lost)}, which the page has no control for: "
+                "repeat it by `diffsteer sample --recipe IMAGE`"
+            )
 
     @property
     def axes(self) -> list[str]:
