@@ -1,9 +1,11 @@
 """Recipes: one hash, files of both kinds, prompts by seed, sweeps."""
 
 import json
+import shlex
 import zlib
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,15 @@ def test_half_a_character_is_no_prompt(field: str) -> None:
     text = "caf\udce9"
     with pytest.raises(InputError, match="holds no UTF-8"):
         Recipe(**{field: (text,) if field == "prompts" else text})
+
+
+def test_a_command_repeats_options_that_are_given_several_times() -> None:
+    recipe = Recipe(model="m", lora=("a:0.5", "b"), settings=("eta=0.5",), zero_snr=True,
+                    sampler="DDIM()", prompt="a cat's")  # fmt: skip
+    words = shlex.split(recipe.command())
+    assert [w for flag, w in pairwise(words) if flag == "--lora"] == ["a:0.5", "b"]
+    assert [w for flag, w in pairwise(words) if flag == "--set"] == ["eta=0.5"]
+    assert "--zero-snr" in words and "a cat's" in words
 
 
 def test_a_sweep_fills_the_guidance() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Guidance
 from diffsteer.tune.objective import Quality
 from diffsteer.tune.space import Space
+from diffsteer.tune.storage import open_storage
 from diffsteer.tune.study import Budget, Search, finished, front
 
 SPACE = "CFG(w), w=1..8, steps=4..16"
@@ -65,11 +67,22 @@ def test_the_front_is_found_and_beaten_trials_are_pruned(tmp_path: Path) -> None
 
 def test_it_goes_on_and_refuses_another_search(tmp_path: Path) -> None:
     search(tmp_path, trials=5).run()
-    assert len(finished(search(tmp_path, trials=8).run())) == 8
+    study = search(tmp_path, trials=8).run()
+    assert len(finished(study)) == 8
+    assert len({str(trial.params) for trial in study.trials}) == 8  # proposals do not begin anew
     with pytest.raises(InputError, match="another search .*space was"):
         search(tmp_path, space=Space.parse("CFG(w), w=1..4, steps=4..16")).study()
     with pytest.raises(InputError, match="another search .*base was"):
         search(tmp_path, base=Recipe(model="other")).study()
+    budget = Budget([*range(50), 150, *range(51, 100)], first=10, trials=8, minutes=2)
+    with pytest.raises(InputError, match="seeds was '0-99' and is '0-49,51-99,150'"):
+        replace(search(tmp_path), budget=budget).study()
+
+
+def test_the_error_of_another_search_shows_what_differs(tmp_path: Path) -> None:
+    search(tmp_path).study()
+    with pytest.raises(InputError, match=r"high=16.* and is .*high=17"):
+        search(tmp_path, space=Space.parse("CFG(w), w=1..8, steps=4..17")).study()
 
 
 def test_recipes_that_cannot_be_do_not_stop_it(tmp_path: Path) -> None:
@@ -120,6 +133,66 @@ def _measured_by(folder: Path, pid: int) -> bool:
     except KeyError:
         return False
     return any(t.user_attrs.get("worker", "").startswith(f"{pid}-") for t in trials)
+
+
+MACHINE = """
+import socket, sys
+socket.gethostname = lambda: sys.argv[1]
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_study import search
+search(Path(sys.argv[1]), trials=24, seconds=0.1, storage={storage!r}).run()
+"""
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    ["sqlite:///", pytest.param("", marks=pytest.mark.slow)],
+    ids=["database", "journal"],
+)
+def test_machines_share_one_store_and_a_killed_one_loses_its_trial(
+    scheme: str, tmp_path: Path
+) -> None:
+    """Each with a folder and a host name of its own; the survivor finishes all trials."""
+    storage = f"{scheme}{tmp_path / 'shared.journal'}"
+    code = MACHINE.format(tests=str(Path(__file__).parent), storage=storage)
+    machines = []
+    for host in ("a", "b"):
+        (tmp_path / f"home-{host}").mkdir()
+        run = [sys.executable, "-c", code, host]
+        machines += [subprocess.Popen(run, env={**os.environ}, cwd=tmp_path / f"home-{host}")]
+    one = search(tmp_path / "here", storage=storage)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and len({place(t)[0] for t in finished(one.study())}) < 2:
+        time.sleep(0.2)
+    machines[0].send_signal(signal.SIGKILL)
+    assert machines[1].wait(120) == 0
+    machines[0].wait()
+    trials = one.study().trials
+    done = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
+    assert len(done) == 24 and {place(t)[0] for t in done} == {"a", "b"}
+    rest = [t for t in trials if t not in done]  # none of the survivor, at most one of the killed
+    assert len(rest) <= 1 and all(place(t)[0] == "a" for t in rest)
+    assert len({str(t.params) for t in done}) == len(done)  # machines propose different recipes
+    assert len(finished(search(tmp_path / "c", trials=26, storage=storage).run())) == 26
+
+
+def place(trial) -> str:
+    return trial.user_attrs.get("place", "?")
+
+
+@pytest.mark.parametrize(
+    ("storage", "reason"),
+    [
+        ("shared", "neither a URL of a database"),
+        ("nobase://here", "cannot be opened"),
+        ("sqlite:////nowhere/at/all.db", "cannot be opened: .*unable to open"),
+    ],
+)
+def test_a_store_that_cannot_be_opened(storage: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=reason) as error:
+        open_storage(storage, tmp_path / "a.journal")
+    assert "\n" not in str(error.value)
 
 
 def test_a_budget_that_measures_nothing_is_refused() -> None:

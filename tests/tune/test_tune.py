@@ -69,6 +69,11 @@ def test_search_report_and_start_again(reference: Path, model: str, tmp_path: Pa
     assert Image.open(out / "front.png").size[0] > 300
     page = (out / "report.html").read_text()
     assert "seeds 0-11" in page and page.count("<svg") == 2 and page.count("data:image/png") >= 4
+    close = [c for c in ("1", "2") if c in report["recipes"]
+             and report["recipes"][c]["difference"][1][0] <= 0
+             <= report["recipes"][c]["difference"][1][1]]  # fmt: skip
+    words = f"12 seeds cannot tell {', '.join(close)} from base: differences are known to +-"
+    assert (words in page) == bool(close)
     before = (out / "report.json").read_text()
     tune(reference, recipe=recipe, out=out, **OPTIONS)  # nothing is left to search
     assert (out / "report.json").read_text() == before
@@ -124,10 +129,13 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         ({"metric": "test_tune:beauty"}, "no attribute 'beauty'; write MODULE:FUNCTION"),
         ({"space": "CFG(w), w=1..4, step=1..3"}, "did you mean 'steps'"),
         ({"space": "CFG(2).over(a, 3), a=4..6"}, "over"),
+        ({"space": "CFG(2), sampler=UniPC(), spacing=trailing|banana"}, "spacing=banana: no spac"),
+        ({"space": "CFG(2), refiner=none|nowhere, sampler=UniPC()"}, "no model 'nowhere'"),
+        ({"storage": "somewhere"}, "neither a URL of a database"),
         ({"top": 0}, "top=0"),
         ({"first": 1}, "first must be in"),
     ):
-        with pytest.raises(InputError, match=reason):
+        with pytest.raises((InputError, FileNotFoundError), match=reason):
             tune(reference, recipe=recipe, out=tmp_path / "out", **OPTIONS | options)
     assert not (tmp_path / "out").exists()
 

@@ -58,20 +58,24 @@ def tune(
         show: Images of each in the page.
         resamples: For the intervals, >= 20.
         at_once: Images sampled at a time, >= 1; changes none of them.
-        storage: URL of a database for Optuna, for workers on many machines; a file in OUT without.
-        out: Folder of the search; workers name the same.
+        storage: For workers on many machines, each with a folder OUT of its own: URL of a database
+            (postgresql://, mysql://, sqlite:///), or a file that ends in .journal in a folder that
+            they share; without, a file in OUT.
+        out: Folder of the search; workers on one machine name the same.
         features: How images become features.
     """
     require_known(recipe.model, recipe.guide, recipe.refiner)
     _require_optuna()
     from diffsteer.cli.evaluate import known
+    from diffsteer.generate.consistent import require_consistent
     from diffsteer.generate.generator import rehearse
     from diffsteer.io.atomic import InUse, owned, require_writable
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib
     from diffsteer.tune.objective import Objective, scores_for
-    from diffsteer.tune.report import BASE, confirm, require_disjoint, write
+    from diffsteer.tune.report import BASE, confirm, require_disjoint, undecided, write
     from diffsteer.tune.space import Space
+    from diffsteer.tune.storage import open_storage
     from diffsteer.tune.study import Budget, Search
 
     require_matplotlib()
@@ -86,11 +90,15 @@ def tune(
     require_disjoint(reported, budget.seeds)
     searched = Space.parse(space)
     rivals = {path.stem: read(path) for path in against} or {BASE: replace(recipe, guidance="")}
+    for each in (*rivals.values(), *searched.examples(recipe)):
+        require_consistent(each)
+    searched.require_each(recipe, require_consistent)
     require_writable(out)
+    if storage:
+        open_storage(storage, out)
     extractor = features.build()
-    examples = list(searched.examples(recipe))
     require_comparable(reference, extractor)
-    rehearse([*rivals.values(), *examples], features.device)
+    rehearse([*rivals.values(), *searched.examples(recipe)], features.device)
     real, _ = known(reference, features, extractor)
     work = out / "measured"
     objective = Objective(metric, real, extractor, work, at_once, features.device, scores)
@@ -105,6 +113,8 @@ def tune(
         return
     for one in results:
         print(f"{one.name}: {one.value}, {one.nfe:.4g} NFE\n  {one.command}")
+    if text := undecided(results):
+        print(text)
     print(page)
 
 

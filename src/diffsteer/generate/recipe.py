@@ -176,8 +176,9 @@ class Recipe:
         words = ["diffsteer", "sample", self.model]
         for name, value in self.changed.items():
             if name not in ("model", "prompts", "options"):
-                flag = f"--{name.replace('_', '-')}"
-                words += [flag] if value is True else [flag, str(value)]
+                flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+                for each in value if isinstance(value, tuple) else (value,):
+                    words += [flag] if each is True else [flag, str(each)]
         if self.prompts:
             words += ["--prompts", "prompts.txt"]
         return shlex.join([*words, *more])

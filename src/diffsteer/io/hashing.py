@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,21 @@ def digest(values: Mapping[str, Any]) -> str:
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say what differs between two sets of plain values: "steps was 25 and is 50, ..."."""
+    names = sorted(was.keys() | now.keys())
     return ", ".join(
-        f"{name} was {_short(was.get(name))} and is {_short(now.get(name))}"
-        for name in sorted(was.keys() | now.keys())
+        "{} was {} and is {}".format(name, *_short(was.get(name), now.get(name)))
+        for name in names
         if was.get(name) != now.get(name)
     )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+def _short(*values: Any) -> list[str]:
+    """Texts of values, of long ones the part from where they differ."""
+    texts = [repr(value) for value in values]
+    start = len(os.path.commonprefix(texts)) - 20
+    if max(map(len, texts)) > 80 and start > 0:
+        texts = [f"...{text[start:]}" for text in texts]
+    return [t if len(t) <= 80 else f"{t[:60]}... ({len(t)} characters)" for t in texts]
 
 
 def bytes_hash(data: bytes) -> str:

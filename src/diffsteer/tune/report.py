@@ -16,7 +16,7 @@ from diffsteer.metrics.value import MetricValue
 from diffsteer.report.page import render
 from diffsteer.report.plots import Chart, Curve, Point, line_chart, write_png
 from diffsteer.tune.objective import Objective
-from diffsteer.tune.study import RECIPE, Search, describe, finished, front
+from diffsteer.tune.study import PLACE, RECIPE, WORKER, Search, describe, finished, front
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -114,6 +114,20 @@ def confirm(
     ]
 
 
+def undecided(results: Sequence[Confirmed]) -> str:
+    """Say which recipes the seeds of a report cannot tell from the first; empty for none."""
+    first, *others = results
+    close = [(o.name, o.difference[1]) for o in others if o.difference and not o.verdict]
+    if not close:
+        return ""
+    names = ", ".join(name for name, _ in close)
+    half = max((interval.high - interval.low) / 2 for _, interval in close)
+    return (
+        f"{first.value.n} seeds cannot tell {names} from {first.name}: differences are known to "
+        f"+-{half:.2g} alone; --report-seeds of four times as many would halve that"
+    )
+
+
 def require_disjoint(seeds: Sequence[int], searched: Sequence[int]) -> None:
     """Check that a report is not of the seeds that chose what it reports."""
     if both := sorted(set(seeds) & set(searched)):
@@ -160,6 +174,7 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
         describe=lambda recipe: describe(recipe.to_dict(), search.space),
         searched=format_seeds(search.budget.seeds),
         resamples=resamples,
+        undecided=undecided(results),
     )
     with atomic_write(folder / "report.html") as file:
         file.write(page.encode())
@@ -195,7 +210,7 @@ def _json(search: Search, study: "Study", results: Sequence[Confirmed]) -> dict[
                 "state": trial.state.name.lower(),
                 "values": trial.values,
                 "params": trial.params,
-                **{k: v for k, v in trial.user_attrs.items() if k != "worker"},
+                **{k: v for k, v in trial.user_attrs.items() if k not in (WORKER, PLACE)},
             }
             for trial in finished(study)
         ],

@@ -11,6 +11,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError, did_you_mean
@@ -72,6 +73,11 @@ class Range:
         return all(number == int(number) for number in (self.low, self.high, self.step or 1))
 
     @property
+    def ends(self) -> tuple[float, ...]:
+        """Both ends."""
+        return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+
+    @property
     def middle(self) -> float:
         """A number inside."""
         if self.whole or self.step:
@@ -91,6 +97,11 @@ class Choice:
         """Ask a trial for one."""
         chosen: str = trial.suggest_categorical(name, self.options)
         return chosen
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.options
 
     @property
     def middle(self) -> str:
@@ -161,9 +172,35 @@ class Space:
             changes["guide"] = base.guide if "guide" in guidance.networks() else ""
         return replace(base, **changes)
 
+    def require_each(self, base: Recipe, check: Callable[[Recipe], None]) -> None:
+        """Check that each choice and end of a recipe's field is in a recipe that can be.
+
+        Args:
+            base: As of `recipe`.
+            check: Raises an InputError for a recipe that cannot be.
+        """
+        fields = [name for name in TUNED if name in self.variables]
+        ends: list[tuple[float | str, ...]] = [self.variables[name].ends for name in fields]
+        others: list[dict[str, float | str]] = [{}]
+        others += (dict(zip(fields, values, strict=True)) for values in islice(product(*ends), 99))
+        pairs = ((name, value) for name in fields for value in self.variables[name].ends)
+        for name, value in pairs:
+            refused: InputError | None = None
+            for more in others:
+                try:
+                    check(next(self._examples(base, {**more, name: value})))
+                    break
+                except InputError as error:
+                    refused = refused or error
+            else:
+                raise InputError(f"{name}={value or NONE}: {refused}")
+
     def examples(self, base: Recipe) -> Iterator[Recipe]:
         """Recipes from the middle of the space, one of each guidance."""
-        middle = {name: each.middle for name, each in self.variables.items()}
+        return self._examples(base, {})
+
+    def _examples(self, base: Recipe, fixed: Values) -> Iterator[Recipe]:
+        middle = {name: each.middle for name, each in self.variables.items()} | dict(fixed)
         for text in self.guidances or ("",):
             yield self.recipe(base, {**middle, GUIDANCE: text})
 

@@ -5,6 +5,7 @@ were better on the same seeds, it is pruned; else it is measured on all of them.
 """
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.noise import number
 from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import InUse, owned_file
-from diffsteer.io.hashing import differences
+from diffsteer.io.atomic import LOCK, InUse, owned_file
+from diffsteer.io.hashing import differences, digest
+from diffsteer.io.seeds import format_seeds
 from diffsteer.tune.objective import Objective, Quality
 from diffsteer.tune.space import Space
+from diffsteer.tune.storage import open_storage
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
 JOURNAL, WORKERS = "study.journal", "workers"
 """Names in the folder of a search: its trials, and locks of the workers that are alive."""
-KEY, RECIPE, WORKER, FIRST, NFE = "key", "recipe", "worker", "first", "nfe"
+KEY, RECIPE, WORKER, FIRST, NFE, PLACE = "key", "recipe", "worker", "first", "nfe", "place"
 """Attributes of a study and of its trials."""
 BEATEN = 3
 """Finished trials that prune one by being better on the first seeds at no more evaluations."""
@@ -70,7 +74,8 @@ class Search:
         base: Recipe whose guidance and varied fields are replaced.
         objective: Measures them.
         budget: When to stop.
-        storage: Database of Optuna instead of the journal, "postgresql://...", for many machines.
+        storage: What many machines share instead of the journal, as of `open_storage`; there the
+            folder of each may have any name.
         seed: Of the proposals.
     """
 
@@ -95,6 +100,7 @@ class Search:
             while time.monotonic() < end and len(finished(study)) < self.budget.trials:
                 self._drop_lost(study)
                 trial = study.ask()
+                trial.set_user_attr(PLACE, self._place)
                 trial.set_user_attr(WORKER, worker)
                 try:
                     quality = self._measure(study, trial)
@@ -111,20 +117,21 @@ class Search:
         """The search as Optuna stores it, made where it is missing."""
         import optuna
         from optuna.samplers import TPESampler
-        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
-        backend = JournalFileBackend(str(self.folder / JOURNAL))
-        seed = self.seed + os.getpid() if len(list(self._alive())) else self.seed
+        key = self._key()
+        others = self.storage or any(self._alive())
+        name = f"diffsteer-{digest(key)[:16]}" if self.storage else self.folder.resolve().name
         study = optuna.create_study(
-            storage=self.storage or optuna.storages.JournalStorage(backend),
-            study_name=self.folder.resolve().name,
-            sampler=TPESampler(seed=seed, multivariate=True, constant_liar=True),
+            storage=open_storage(self.storage, self.folder / JOURNAL),
+            study_name=name,
             directions=["maximize" if self.objective.rising else "minimize", "minimize"],
             load_if_exists=True,
         )
-        key = self._key()
+        seed = self.seed + len(study.trials)
+        seed += number(self._place.encode()) + os.getpid() if others else 0
+        study.sampler = TPESampler(seed=seed % 2**32, multivariate=True, constant_liar=True)
         stored = study.user_attrs.setdefault(KEY, key)
         if stored != key:
             raise InputError(
@@ -140,7 +147,7 @@ class Search:
             **self.objective.key,
             "space": repr(self.space),
             "base": self.base.hash,
-            "seeds": [len(self.budget.seeds), min(self.budget.seeds), max(self.budget.seeds)],
+            "seeds": format_seeds(self.budget.seeds),
             "first": self.budget.first,
         }
 
@@ -202,13 +209,25 @@ class Search:
         except InUse:
             return True
 
+    @property
+    def _place(self) -> str:
+        """Machine and folder, which workers share whose locks are seen here."""
+        return f"{socket.gethostname()}:{self.folder.resolve()}"
+
     def _drop_lost(self, study: "Study") -> None:
-        """Fail the running trials of workers that were killed."""
+        """Fail the running trials of workers that were killed.
+
+        Those of other machines are left to them, unless their locks lie in this folder.
+        """
         from optuna.trial import TrialState
 
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER)
-            if worker is not None and not self._is_alive(worker):
+            if worker is None:
+                continue
+            here = (self.folder / WORKERS / f".{worker}{LOCK}").exists()
+            seen = here or trial.user_attrs.get(PLACE, self._place) == self._place
+            if seen and not self._is_alive(worker):
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 

@@ -1,0 +1,46 @@
+"""Where trials of a search are kept: a journal in its folder, or what machines share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffsteer.core.errors import InputError, brief
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+JOURNALS = (".journal", ".log")
+"""Ends of files that are journals."""
+
+
+def open_storage(text: str, journal: Path) -> "BaseStorage":
+    """Open a store of Optuna.
+
+    Args:
+        text: URL of a database, such as "sqlite:////shared/tune.db" or "postgresql://...", or a
+            file that ends in .journal, for machines that share a folder; empty for `journal`.
+        journal: Of the folder of the search.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path = Path(text) if text else journal
+    if "://" not in text and path.suffix not in JOURNALS:
+        raise InputError(
+            f"storage {brief(text)} is neither a URL of a database, such as postgresql://..., nor "
+            f"a file that ends in {' or '.join(JOURNALS)}"
+        )
+    try:
+        if "://" in text:
+            return RDBStorage(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"storage {brief(text)} needs the package {error.name}: install it"
+        ) from error
+    except Exception as error:  # of a database, or of the library that speaks to it
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"storage {brief(text)} cannot be opened: {reason}") from error
