@@ -28,6 +28,7 @@ from diffsteer import (
     Adaptive,
     CFGNorm,
     CFGRenorm,
+    CFGZero,
     Discrete,
     DynamicThreshold,
     Eps,
@@ -112,6 +113,14 @@ def test_diffusers_guiders(g, made) -> None:
     got, _ = output(g, Velocity())
     same(got, guider(made()))
     assert (got - output(CFG(g.scale), Velocity())[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_cfgzero_is_that_of_diffusers(step: int) -> None:
+    made = theirs.ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=2)
+    made.set_state(step=step, num_inference_steps=10, timestep=torch.tensor(400))
+    made.prepare_inputs({})
+    same(output(CFGZero(5.0, zero=2), step=step)[0], made.forward(C, U).pred)
 
 
 def test_tcfg_is_the_singular_value_decomposition() -> None:

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LayerSkipConfig, apply_layer_skip
+from diffusers import LayerSkipConfig, SmoothedEnergyGuidanceConfig, apply_layer_skip
+from diffusers.hooks.smoothed_energy_guidance_utils import _apply_smoothed_energy_guidance_hook
 from families.calls import first
 from families.test_guidance import close, named, require_steerable, sampled
 from families.test_tiny import guidable
 from torch import Tensor
 
-from diffsteer import CFG, PAG, SLG, STG, steer
+from diffsteer import CFG, PAG, SEG, SLG, STG, steer
 from diffsteer.core.errors import InputError
 
 BLOCK = {"Wan": "blocks", "LTX": "transformer_blocks", "CogVideoX": "transformer_blocks"}
@@ -37,6 +38,25 @@ def test_difference_is_that_of_diffusers_hook(name: str) -> None:
     assert torch.equal(run(STG(2, layer)), run(SLG(2, layer)))
     attention = run(STG(2, f"{layer}.attn1", "attention"))
     assert torch.equal(attention, run(PAG(2, f"{layer}.attn1")))
+
+
+@pytest.mark.parametrize("sigma", [1.0, 30.0])
+def test_blurred_queries_are_those_of_diffusers_hook(sigma: float) -> None:
+    """SEG against a guide whose queries diffusers blurs, which takes their mean below 9999.9."""
+    family, layer = named("PixArtAlpha"), "transformer_blocks.0.attn1"
+    pipe, guide = family.build(), family.build().transformer
+    blurred = SmoothedEnergyGuidanceConfig([0], fqn="transformer_blocks")
+    _apply_smoothed_energy_guidance_hook(guide, blurred, sigma)
+
+    def run(guidance: Any, guide: Any = None) -> Tensor:
+        torch.manual_seed(0)
+        call = family.kwargs(pipe) | family.guided(pipe)
+        with steer(pipe, guidance, guide=guide):
+            return first(pipe(**call))
+
+    theirs = run("CFG(3) + Auto(3)", guide)
+    torch.testing.assert_close(run(CFG(3) + SEG(2, layer=layer)), theirs, atol=1e-4, rtol=1e-4)
+    assert (theirs - run(CFG(3))).abs().max() > 1e-3
 
 
 def test_stable_diffusion_3() -> None:
