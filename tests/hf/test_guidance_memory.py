@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from diffsteer import CFG, Guidance, Momentum
+from diffsteer import CFG, Guidance
 from diffsteer.guidance import Branch
 from diffsteer.hf.guider import SteerGuider
 from diffsteer.steering import steer
@@ -95,21 +95,32 @@ def test_a_sample_alone_is_the_sample_in_a_batch(folder) -> None:
         assert (run(pipe, prompts, latents=START.clone()) - both).abs().max() > 1e-2
 
 
-def test_memory_is_refused_where_each_call_begins_anew(folder) -> None:
-    """Panorama copies the state of its scheduler for each view; others keep what they did."""
-    scheduler = diffusers.DDIMScheduler(**SD)
+@pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_each_view_of_a_panorama_remembers_for_itself(folder, name: str) -> None:
+    """Panorama copies the state of its scheduler for each view, and begins anew at each call."""
+    scheduler = getattr(diffusers, name)(**SD)
     pipe = tiny.stable_diffusion(scheduler, folder, "StableDiffusionPanoramaPipeline")
-    with steer(pipe, CFG(3)):
-        run(pipe, ("a cat",), latents=START[:1].clone())
-    with (
-        steer(pipe, CFG(3) + Momentum(0.5)),
-        pytest.raises(ValueError, match=r"begins anew .* Momentum\(0.5.* remembers nothing"),
-    ):
-        run(pipe, ("a cat",), latents=START[:1].clone())
+    log: list = []
+    wide = torch.cat([START, START], dim=-1)
+    with steer(pipe, Seen(log)):
+        for _ in range(2):
+            log.clear()
+            pipe("a cat", height=16, width=1024, latents=wide.repeat(1, 1, 1, 32)[:1, ..., :512],
+                 num_inference_steps=2, guidance_scale=2.0, output_type="latent")  # fmt: skip
+    views = len(log) // (3 if "Heun" in name else 2)
+    assert views > 1
+    counts = [count for *_, count in log]
+    assert counts == [0] * views + [1] * (len(log) - views)
+    assert [step for step, *_ in log][::views] == ([0, 0, 1] if "Heun" in name else [0, 1])
+
+
+def test_one_step_after_another_begins_anew(folder) -> None:
     pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(**SD), folder)
-    with steer(pipe, CFG(3) + Momentum(0.5)):
+    log: list = []
+    with steer(pipe, Seen(log)):
         for _ in range(2):
             run(pipe, latents=START.clone(), num_inference_steps=1)
+    assert [count for *_, count in log] == [0, 0]
 
 
 @torch.no_grad()

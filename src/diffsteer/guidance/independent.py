@@ -73,12 +73,18 @@ def unrelated(
 def require_prompt(cond: Mapping[Any, Any], classes: int = 0) -> None:
     """Refuse a condition in which no prompt is found."""
     tensors = dict(_tensors(cond))
-    if not any(_holds_prompt(name, value, classes) for name, value in tensors.items()):
+    if any(_holds_prompt(name, value, classes) for name, value in tensors.items()):
+        return
+    if shared := sorted(EMBEDDINGS & tensors.keys()):
         raise InputError(
-            f"ICG finds no prompt that it could replace in {', '.join(tensors) or 'no condition'}: "
-            f"it works on {', '.join(sorted(EMBEDDINGS))}, and classes that the network counts; "
-            "take PAG or TSG"
+            f"ICG replaces the prompt of each sample, and {', '.join(shared)} has no row for each "
+            "(it is of several layers or frames): take CFG, PAG or TSG"
         )
+    raise InputError(
+        f"ICG finds no prompt that it could replace in {', '.join(tensors) or 'no condition'}: "
+        f"it works on {', '.join(sorted(EMBEDDINGS))}, and classes that the network counts; "
+        "take PAG or TSG"
+    )
 
 
 def _tensors(cond: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, Any]]:

@@ -98,8 +98,8 @@ class GuidedOutput:
         self.batches = Batches(max_rows)
         self._times = TimeArgument()
         self._seeds: tuple[int, ...] = ()
-        self._memory = StepMemory(Store())
-        self._last: int | None = None
+        self._views: list[tuple[StepMemory, int]] = []
+        self._view, self._left = 0, 0
         self._measured: dict[Any, Located] = {}
         self._layers: dict[int, Mapping[str, nn.Module]] = {}
         self._blocks: dict[int, Mapping[str, nn.Module]] = {}
@@ -113,7 +113,7 @@ class GuidedOutput:
 
     def end(self) -> None:
         """End a run of the pipeline."""
-        self._last = None
+        self._left = 0
 
     def __call__(self, parts: Mapping[str, Part], calls: Sequence[Call], now: Now) -> Tensor:
         """Guided model output, `(B, *D)`, as the scheduler is given it, in float32 or wider.
@@ -126,6 +126,7 @@ class GuidedOutput:
         for call in calls:
             call.time = now.time
             self._times.see(call.arguments, now.time, now.timeline.count)
+        self._enter_view(now)
         while True:
             self.batches.begin(calls)
             try:
@@ -139,12 +140,7 @@ class GuidedOutput:
         self._check(layout, x, now)
         if now.step.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
-        if now.step.first:
-            self._check_memory(now.step.step)
-        inner = not now.step.first and now.step.step == self._last
-        memory = (
-            self._memory if inner else StepMemory(Store() if now.step.first else self._memory.store)
-        )
+        memory = self._memory(now.step.step)
         main = self._network(None, layout, now)
         nets = {"main": replace(main, check=partial(self._check_branch, parts, main.check))}
         if self.guide is not None:
@@ -160,21 +156,32 @@ class GuidedOutput:
             self._dry_run(replace(denoiser, seeds=None), x[:1], now)
         base, shift = denoiser.predict(x, now.level)
         assert shift is not None
-        self._memory, self._last = memory, now.step.step
+        self._views[self._view : self._view + 1] = [(memory, now.step.step)]
         out = base.out + denoiser.prediction.output_shift(shift, now.level)
         out = now.timeline.direction * out
         if base.variance is not None:
             out = torch.cat([out, base.variance], dim=1)
         return layout.packed(out)
 
-    def _check_memory(self, step: int) -> None:
-        """Refuse a guidance that remembers where each call begins a sampling, in the same run."""
-        if self._memory.store.kept and self._last is not None and step >= self._last:
-            raise InputError(
-                f"{self.owner} begins anew at each call of its network (it samples several views "
-                f"with one scheduler), so that {self.guidance!r} remembers nothing: take a "
-                "guidance that keeps nothing from step to step, such as CFG or PAG"
-            )
+    def _enter_view(self, now: Now) -> None:
+        """Find the view of a call.
+
+        Panorama pipelines sample several views with one scheduler: each begins anew at every call,
+        in the same order at every timestep. All others have one view.
+        """
+        left = len(now.tracker.remaining())
+        if now.step.first and left > self._left:  # a sampling begins
+            self._views, self._view = [], 0
+        elif now.step.first:
+            self._view = self._view + 1 if left == self._left else 0
+        self._left = left
+
+    def _memory(self, step: int) -> StepMemory:
+        """What guidances remember of a view, as this step sees it."""
+        if self._view == len(self._views):
+            return StepMemory(Store())
+        memory, last = self._views[self._view]
+        return memory if last == step else StepMemory(memory.store)
 
     def _check(self, layout: Layout, x: Tensor, now: Now) -> None:
         """Check what can be known before anything is evaluated."""
