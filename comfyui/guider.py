@@ -12,7 +12,8 @@ from diffsteer import Guidance, Level
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN
 from diffsteer.guidance import Answer, Branch, GuidanceState, run
-from diffsteer.guidance.memory import Store
+from diffsteer.guidance.memory import Memory as Kept
+from diffsteer.guidance.memory import StepMemory, Store
 from diffsteer.guidance.queries import with_conditional
 from diffsteer.hf.sample_seeds import seeds_of
 
@@ -29,7 +30,15 @@ class Memory:
     """What a guidance keeps in one sampling: its memory, and seeds from the noise, as `steer`."""
 
     def __init__(self) -> None:
-        self.store, self.seeds = Store(), tuple[int, ...]()
+        self.step, self.seeds = StepMemory(Store()), tuple[int, ...]()
+
+    def begin(self, step: int, level: Level, rows: int) -> tuple[Kept, Level | None]:
+        """Begin an evaluation; returns what was kept and, of an inner one, its step's start."""
+        start = self.step.start
+        anew = step == 0 and start is not None and float(start.t) == float(level.t)
+        if self.step.index != step or anew:  # ComfyUI does not tell where a sampling begins
+            self.step = StepMemory(self.step.store, step)
+        return self.step.begin(level, rows)
 
 
 class Evaluation:
@@ -57,7 +66,7 @@ class Evaluation:
     def denoised(self, guidance: Guidance | None, memory: Memory) -> tuple[Tensor, Tensor]:
         """x0 of the prompt, and what the guidance adds to it."""
         step, ahead = self._step()
-        kept, start = memory.store.begin(step, self.level, len(self.x))
+        kept, start = memory.begin(step, self.level, len(self.x))
         x = self.sampling.scaled(self.x, self.level)
         if (step == 0 and start is None) or len(memory.seeds) != len(x):
             memory.seeds = seeds_of(x)

@@ -176,6 +176,15 @@ def test_cost_is_what_is_evaluated(engine: Engine) -> None:
     assert engine.cost(recipe).nfe == sum(done[0].sample.nfe.values()) > 4
 
 
+def test_a_guide_that_was_named_is_asked(tmp_path: Path) -> None:
+    engine = Engine(("pocket",), (), History(tmp_path), "cpu", guides=("pocket-guide",))
+    assert "Auto" in {entry.name for entry in engine.model("pocket").menu}
+    asked = Settings.of(values(guide="pocket-guide", guidance="Auto(2)")).recipe
+    assert asked.guide == "pocket-guide" and engine.cost(asked).nfe == 4
+    assert Settings.of(values(guide="pocket-guide")).recipe.guide == ""
+    assert "pocket-guide" in engine.trusted
+
+
 def test_cancel_ends_before_the_next_layer(engine: Engine) -> None:
     event = threading.Event()
     with engine.opened(RECIPE) as generator:
@@ -233,7 +242,7 @@ def test_history_takes_nothing_that_names_other_files(engine: Engine, tmp_path: 
 def test_an_image_that_the_page_cannot_repeat_is_refused() -> None:
     for changes in ({"guide": "pocket-guide", "guidance": "Auto(2)"}, {"spacing": "trailing"}):
         Settings(replace(RECIPE, **changes), (0,)).require_complete()
-    for changes in ({"dtype": "bfloat16"}, {"settings": ("eta=1",)}, {"guide": "pocket"}):
+    for changes in ({"dtype": "bfloat16"}, {"settings": ("eta=1",)}):
         with pytest.raises(InputError, match=f"made with {next(iter(changes))}, which"):
             Settings(replace(RECIPE, **changes), (0,)).require_complete()
 
@@ -317,6 +326,10 @@ def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) 
     assert read(tmp_path / "evaluate.json").prompts == captions
     words = tuned(settings, folder, captions, "CFG(w), w=1..4", 1, 20, tmp_path)
     assert words[words.index("--seeds") + 1] == "100000-100019"
+    negative = Settings.of(values(negative="a dog", sampler="UniPC()", zero_snr=True))
+    words = tuned(negative, folder, captions, "CFG(w), w=1..4", 1, 20, tmp_path)
+    assert {"--negative", "a dog", "--sampler", "UniPC()", "--zero-snr"} <= set(words)
+    assert not {"--guidance", "--prompt", "--steps"} & set(words)
     assert space_of("CFG(3)") == "CFG(w), w=1.5..6, steps=8..24"
 
 

@@ -13,6 +13,7 @@ def studio(
     /,
     out: Path = Path("studio"),
     refiner: UseAppendAction[tuple[str, ...]] = (),
+    guide: UseAppendAction[tuple[str, ...]] = (),
     data: UseAppendAction[tuple[Path, ...]] = (),
     host: str = "127.0.0.1",
     port: int = 0,
@@ -31,6 +32,8 @@ def studio(
         out: Folder of the history: every image with its recipe.
         refiner: Folder or hub id of a noise refiner that the page offers; may be given several
             times.
+        guide: Folder or hub id of a weaker network, or of its pipeline, that Auto may ask; may be
+            given several times.
         data: Folder, zip file or statistics (.npz) of real images that the page may compare with;
             may be given several times.
         host: Address that it is bound to; others than this machine's need a password.
@@ -52,7 +55,8 @@ def studio(
     require_writable(out)
     if missing := [path for path in data if not path.exists()]:
         raise FileNotFoundError(f"no file or folder {missing[0]}: --data names real images")
-    start(models, refiner, out, device, data, host, port, password, not no_browser)
+    options = host, port, password, not no_browser
+    start(models, refiner, out, device, data, *options, guides=guide)
 
 
 def require_gradio() -> None:

@@ -173,15 +173,21 @@ class Recipe:
 
         Its `options` are left out.
         """
-        words = ["diffsteer", "sample", self.model]
+        words = ["diffsteer", "sample", self.model, *self.flags]
+        if self.prompts:
+            words += ["--prompts", "prompts.txt"]
+        return shlex.join([*words, *more])
+
+    @property
+    def flags(self) -> list[str]:
+        """Options of the command line for all but the model, lists of prompts and `options`."""
+        words: list[str] = []
         for name, value in self.changed.items():
             if name not in ("model", "prompts", "options"):
                 flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
                 for each in value if isinstance(value, tuple) else (value,):
                     words += [flag] if each is True else [flag, str(each)]
-        if self.prompts:
-            words += ["--prompts", "prompts.txt"]
-        return shlex.join([*words, *more])
+        return words
 
     @property
     def refiner_strength(self) -> float:

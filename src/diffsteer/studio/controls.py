@@ -130,6 +130,12 @@ def _more(fields: dict[str, Any], engine: Engine) -> None:
         label="Refiner: better initial noise, in place of guidance",
     )
     fields["strength"] = gr.Slider(0, 2, 1, step=0.05, label="Strength of the refiner")
+    fields["guide"] = gr.Dropdown(
+        [("the model's own", ""), *((name, name) for name in engine.guides)],
+        value="" if not engine.guides else engine.guides[0],
+        label="Guide: the weaker network that Auto asks",
+        visible=bool(engine.guides),
+    )
     fields["negative"] = gr.Textbox("", label="Negative prompt: what to stay away from")
     with gr.Row():
         for side in ("width", "height"):

@@ -99,6 +99,7 @@ class Engine:
         device: Where networks run; empty for a GPU if there is one.
         data: What images may be compared with.
         dtype: Of weights.
+        guides: Names of weaker networks that it offers.
     """
 
     models: tuple[str, ...]
@@ -107,6 +108,7 @@ class Engine:
     device: str = ""
     data: tuple[Path, ...] = ()
     dtype: Dtype = "auto"
+    guides: tuple[str, ...] = ()
     speed: Speed = field(default_factory=Speed)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _worker: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "sampling"))
@@ -117,8 +119,8 @@ class Engine:
     @property
     def trusted(self) -> set[str]:
         """Names on the disk that a recipe may say."""
-        guides = {about.guide for name in self.models if (about := shipped(name))}
-        return {*self.models, *self.refiners, *guides}
+        own = {about.guide for name in self.models if (about := shipped(name))}
+        return {*self.models, *self.refiners, *self.guides, *own}
 
     def model(self, name: str) -> Model:
         """A model of the page, loaded where it was not."""
@@ -138,7 +140,8 @@ class Engine:
                 assert isinstance(generator, PipelineGenerator)
                 pipe = generator.pipe
                 guidances = about.guidances if about else {}
-                menu = entries(pipe, bool(about and about.guide), guidances)
+                guide = bool(self.guides or (about and about.guide))
+                menu = entries(pipe, guide, guidances)
                 facts = pipe.scheduler, latent_of(pipe), tuple(menu), hasattr(pipe, "unet")
                 self._known[name] = Model(name, *facts, about)
         return self._known[name]

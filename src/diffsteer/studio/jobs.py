@@ -79,7 +79,8 @@ def tuned(
     put(out / "prompts.txt", "".join(f"{line}\n" for line in lines).encode())
     words = ["tune", recipe.model, "--space", space, "--reference", str(reference)]
     words += ["--prompts", str(out / "prompts.txt"), "--minutes", str(minutes)]
-    words += ["--sampler", recipe.sampler] if recipe.sampler else []
+    varied = {"prompt": "", "guidance": "", "steps": Recipe.steps}
+    words += replace(recipe, **varied).flags  # type: ignore[arg-type]
     words += ["--seeds", f"100000-{99_999 + count}", "--first", str(max(count // 2, 2))]
     words += ["--report-seeds", f"0-{count - 1}", "--top", "3"]
     return [*words, "--out", str(out / "tuned")]

@@ -4,14 +4,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.parse import parse
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import shipped
+from diffsteer.guidance import Guidance
 from diffsteer.io.seeds import format_seeds, parse_seeds
 from diffsteer.studio.expression import numbers, one_line, with_numbers
 
 CONTROLS = (
     *("model", "prompt", "guidance", "steps", "seeds", "sampler", "spacing", "zero_snr"),
-    *("refiner", "strength", "negative", "width", "height"),
+    *("refiner", "strength", "guide", "negative", "width", "height"),
 )
 """Controls of the page, in their order."""
 MOST_SEEDS, MOST_CELLS = 16, 64
@@ -47,6 +48,9 @@ class Settings:
             table |= {"spacing": Recipe.spacing, "zero_snr": False}
         if not table["refiner"]:
             table["strength"] = 1.0
+        guidance = parse(table["guidance"], Guidance) if table["guidance"] else None
+        if guidance is None or "guide" not in guidance.networks():
+            table["guide"] = ""
         return cls(Recipe(**table), tuple(seeds))
 
     def values(self) -> list[Any]:
@@ -57,8 +61,6 @@ class Settings:
     def require_complete(self) -> None:
         """Check that the controls of the page hold all of the recipe."""
         kept, whole = Settings.of(tuple(self.values())).recipe.to_dict(), self.recipe.to_dict()
-        own = shipped(self.recipe.model)
-        whole["guide"] = "" if own and whole["guide"] == own.guide else whole["guide"]
         if lost := sorted(name for name, value in whole.items() if value != kept.get(name)):
             raise InputError(
                 f"this image was made with {', '.join(lost)}, which the page has no control for: "

@@ -14,9 +14,10 @@ from diffsteer.studio.serve import launch
 
 
 def engine_of(
-    models: Sequence[str], refiners: Sequence[str], out: Path, device: str, data: Sequence[Path]
-) -> Engine:
-    """Engine with the models, their own refiners and those that were named."""
+    models: Sequence[str], refiners: Sequence[str], out: Path, device: str, data: Sequence[Path],
+    guides: Sequence[str] = (),
+) -> Engine:  # fmt: skip
+    """Engine with the models, their own refiners and what was named."""
     own = [about.refiner for name in models if (about := shipped(name)) and about.refiner]
     names = tuple(dict.fromkeys([*own, *refiners]))
     return Engine(
@@ -25,6 +26,7 @@ def engine_of(
         History(out.resolve()),
         device,
         tuple(p.resolve() for p in data),
+        guides=tuple(dict.fromkeys(guides)),
     )
 
 
@@ -39,6 +41,7 @@ def start(
     password: str,
     browser: bool,
     block: bool = True,
+    guides: Sequence[str] = (),
 ) -> Any:
     """Load the first model, and serve the page.
 
@@ -53,9 +56,10 @@ def start(
         password: Empty for none.
         browser: Whether to open one.
         block: Whether to wait until it is interrupted.
+        guides: Names of weaker networks that it offers.
     """
     print(f"loading {models[0]}", file=sys.stderr, flush=True)
-    engine = engine_of(models, refiners, out, device, data)
+    engine = engine_of(models, refiners, out, device, data, guides)
     made = Page(engine)
     page = made.build()
     threading.Thread(target=engine.warm_up, daemon=True).start()
