@@ -17,7 +17,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.hf.architectures import known_family
 from diffsteer.hf.network import sample_argument, sample_channels, unwrap_compiled
 
-EPSILON = 2.0**-5
+EPSILON = 2.0**-7
 """Share by which the probe of a second condition differs from the first's."""
 PROBE_SEED = 0x5EED_0F_9A0BE5
 """Seed of probes, which must not be latents: nobody draws them with it."""
