@@ -261,15 +261,24 @@ def test_the_loop_of_edm2_remembers_and_looks_ahead() -> None:
     assert [ahead.sigma for _, _, ahead, _ in log] == [times[i] for i in (1, 1, 2, 2, 3, 3, 4)]
 
 
-def test_the_loop_of_edm2_begins_anew() -> None:
-    """The same denoiser in loops of fewer steps, of less noise and of other batches."""
+@pytest.mark.parametrize("loop", [Loop(3), Loop(1), Loop(3, s_churn=2.0)], ids=repr)
+def test_the_loop_of_edm2_begins_anew(loop: Loop) -> None:
+    """The same denoiser in turn, in other batches; the second evaluation of a step reads."""
     log: list = []
     net = EDM2(8, 2, 0, 8, [1], 1, [], 8, logvar_channels=8).eval()
-    denoise = guided(net, None, {"cond": {}}, Seen(log))
-    for loop in (Loop(3), Loop(2), Loop(2, sigma_max=1.0), Loop(3)):
-        for batch in (1, 2):
-            log.clear()
-            loop(torch.zeros(batch, *net.shape, dtype=F64), denoise, lambda: 0.0)
-            writes = [count for i, (*_, count) in enumerate(log) if i % 2 == 0]
-            assert writes == [*range(loop.steps)]
-            assert [count for _, _, _, count in log[1::2]] == [*range(1, loop.steps)]
+    denoise = guided(net, None, {"cond": {}}, Seen(log), times=loop.times(F64))
+    for batch in (1, 2, 2):
+        log.clear()
+        x = torch.zeros(batch, *net.shape, dtype=F64)
+        loop(x, denoise, lambda x=x: x)
+        assert [count for *_, count in log] == [(i + 1) // 2 for i in range(2 * loop.steps - 1)]
+
+
+def test_a_step_of_known_levels_tells_its_evaluations_apart() -> None:
+    made, levels, x = denoiser(Seen([]), 1, levels=grid(SD, 3)), grid(SD, 3), torch.zeros(1, *SHAPE)
+    for _ in range(2):
+        made.guidance.log.clear()
+        for step in range(3):
+            for level in (levels[step], SD.at(levels[step].t - 1)):
+                made.at_step(step)(x, level)
+        assert [count for *_, count in made.guidance.log] == [0, 1, 1, 2, 2, 3]

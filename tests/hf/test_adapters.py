@@ -1,6 +1,7 @@
 """Autoguidance by the same network with other LoRA adapters."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -10,6 +11,7 @@ import torch
 from families.test_guidance import named
 from peft import LoraConfig
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from diffsteer import CFG, PAG, Auto, Guidance, parse, plan, steer
 from diffsteer.core.errors import InputError
@@ -75,6 +77,30 @@ def test_auto_is_that_of_two_networks(pipe: Any, text: str, names: Any, weights:
     want = sampled(pipe, CFG(3) + Auto(2.5), guide)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert (got - sampled(pipe, CFG(3))).abs().max() > 1e-2
+
+
+def most_allocated(act: Callable[[], object]) -> int:
+    """Most bytes held at a time beyond what was held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        act()
+    kept = most = 0
+    events = (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        kept += event.nbytes()
+        most = max(most, kept)
+    return most
+
+
+def test_one_network_is_held(pipe: Any) -> None:
+    """Beyond network and adapters it takes what PAG takes, which has as many evaluations."""
+    weights = sum(p.numel() * p.element_size() for p in pipe.unet.parameters())
+    pag, auto = (
+        most_allocated(lambda text=text: sampled(pipe, f"CFG(3) + {text}"))
+        for text in ("PAG(2)", "Auto(2, adapter='style@0.3')")
+    )
+    assert auto - pag < 0.1 * weights
+    copied = most_allocated(lambda: sampled(pipe, CFG(3) + Auto(2), copy.deepcopy(pipe.unet)))
+    assert copied - pag > 0.5 * weights
 
 
 def test_off_is_the_pipeline_bit_for_bit(pipe: Any) -> None:

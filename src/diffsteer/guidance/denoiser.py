@@ -91,7 +91,7 @@ class Denoiser:
         """
         ahead = self.levels[step + 1] if step + 1 < len(self.levels) else self.next
         store = self.memory if isinstance(self.memory, Store) else self._own
-        memory = StepMemory(store, step)
+        memory = StepMemory(store, step, self.levels[step] if step < len(self.levels) else None)
         return replace(self, step=step, next=ahead, memory=memory).denoised
 
     def for_levels(self, levels: Sequence[Level]) -> "Denoiser":

@@ -38,23 +38,25 @@ class StepMemory:
         store: Memory of the sampling.
         index: Of the step, by which a sampling begins: at 0, and wherever a step does not follow
             the one before it. None where the store is made anew for each sampling.
+        level: Where the step starts, if known: its evaluations at less noise are inner ones.
 
     Attributes:
         start: Level of its first evaluation.
         begins: Whether that is the first of a sampling, as far as `index` tells.
     """
 
-    def __init__(self, store: Store, index: int | None = None) -> None:
-        self.store, self.index = store, index
+    def __init__(self, store: Store, index: int | None = None, level: Level | None = None) -> None:
+        self.store, self.index, self.level = store, index, level
         self.start: Level | None = None
         self.begins = False
 
     def begin(self, level: Level, rows: int) -> tuple["Memory", Level | None]:
         """Begin an evaluation; returns the memory and, of an inner one, where its step starts."""
         store, before = self.store, self.store.step
-        if before is self:
-            return Memory(store, rows, inner=True), self.start
         last = None if before is None else before.index
+        again = self.level is not None and last == self.index and level.ratio < self.level.ratio
+        if before is not None and (before is self or again):
+            return Memory(store, rows, inner=True), before.start
         self.begins = self.index is not None and (last is None or self.index != last + 1)
         if self.begins:
             store.kept.clear()

@@ -103,14 +103,9 @@ def guided(
     levels = [] if times is None else [Level(t.double(), one, t.double()) for t in times]
     denoiser = Denoiser(nets, conds, X0(), guidance, schedule=EDM(), seeds=seeds, levels=levels)
 
-    evaluated: list[Any] = [None]  # step, its first level, and its denoiser
-
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
         level = Level(sigma.double(), one, sigma.double())
-        if evaluated[0] != step or sigma >= evaluated[1]:
-            evaluated[:] = step, sigma, denoiser.at_step(step)
-        x0: Tensor = evaluated[2](x.double(), level).x0
-        return x0.to(x.dtype)
+        return denoiser.at_step(step)(x.double(), level).x0.to(x.dtype)
 
     if not isinstance(guidance, Auto) or guide is None:
         return denoise
