@@ -17,6 +17,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
+from diffsteer.doctor.present import text
 from diffsteer.doctor.schedule import findings
 from diffsteer.doctor.tensors import read_header
 
@@ -432,3 +433,85 @@ def test_keys_of_edm_in_a_file_that_is_stated_to_be_of_v(tmp_path) -> None:
     assert (after.prediction.value, after.snr.value) == ("v_prediction", ZERO)
     assert not after.prediction.disagreement and after.scan.hash == diagnosis.scan.hash
     assert "vae-float16" in codes(after.findings)
+
+
+def ones(*names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.ones(4, 4) for name in names}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["down_blocks.0.x", "mid_block.x", "controlnet_cond_embedding.conv_in.weight"],
+        ["down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"],
+        ["double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.weight"],
+        ["double_blocks.0.x", "vector_in.x", "txt_in.individual_token_refiner.x"],
+        ["transformer_blocks.0.attn.add_k_proj.weight", "txt_norm.weight"],
+        ["input_blocks.0.0.weight", "middle_block.0.time_stack.x", "input_blocks.1.0.x"],
+        ["encoder.conv_in.weight", "decoder.mid_block.x"],
+        ["v_pred", "ztsnr"],
+    ],
+    ids=["controlnet", "motion", "chroma", "hunyuan", "qwen", "video", "vae", "marks"],
+)
+def test_what_resembles_a_known_network_is_not_taken_for_one(names: list[str], tmp_path) -> None:
+    save_file(ones(*names), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="architecture that is not known"):
+        diagnose(tmp_path / "a.safetensors")
+
+
+def test_flux_in_both_layouts(tmp_path) -> None:
+    both = (
+        ("double_blocks.0.img_attn.qkv.weight", "vector_in.in_layer.weight"),
+        ("single_transformer_blocks.0.x", "time_text_embed.text_embedder.linear_1.weight"),
+    )
+    for names in both:
+        save_file(ones(*names), tmp_path / "a.safetensors", {"modelspec.prediction_type": "eps"})
+        diagnosis = diagnose(tmp_path / "a.safetensors")
+        assert diagnosis.checkpoint.architecture.name == "Flux"
+        assert (diagnosis.prediction.value, diagnosis.prediction.confidence) == (
+            *("flow_prediction", "certain"),
+        )
+        assert "epsilon by metadata" in diagnosis.prediction.disagreement
+
+
+def test_files_that_are_something_else(tmp_path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    with pytest.raises(InputError, match="pointer of Git LFS"):
+        diagnose(path)
+    header = b'{"__metadata__":null,"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    with pytest.raises(InputError, match="architecture that is not known"):
+        diagnose(path)
+    path = Made("SD 1", ZSNR).save(tmp_path / "b.safetensors")
+    (tmp_path / "b.yaml").write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(InputError, match="is no YAML") as error:
+        diagnose(path)
+    assert "\n" not in str(error.value)
+
+
+def test_control_characters_are_not_printed(tmp_path) -> None:
+    said = {"modelspec.architecture": "sdxl\x1b[2J\nx", "ss_noise_offset": "\x1b[31m5"}
+    save_file(original("SD 1"), tmp_path / "a.safetensors", said)
+    printed = text(diagnose(tmp_path / "a.safetensors"))
+    assert "\x1b" not in printed and "sdxl?[2J" in printed
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "code"),
+    [
+        ("unet/config.json", {"sample_size": 0}, ""),
+        ("unet/config.json", {"layers_per_block": 10**9}, "config"),
+        ("unet/config.json", {"_class_name": "os"}, "config"),
+        ("scheduler/scheduler_config.json", {"steps_offset": 10**12}, "schedule"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": "true"}, "schedule"),
+        ("labels.json", ["cat"], ""),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_absurd_settings_of_a_folder(file: str, change, code: str, tmp_path) -> None:
+    path = Path(saved(tmp_path)) / file
+    old = json.loads(path.read_text()) if path.exists() else None
+    path.write_text(json.dumps(change if old is None else old | change))
+    diagnosis = diagnose(tmp_path / "pipe")
+    assert diagnosis.prediction.value == "epsilon" and {code} - {""} <= codes(diagnosis.findings)

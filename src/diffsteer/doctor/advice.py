@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.core.prediction import V
 from diffsteer.core.schedule import Discrete
@@ -120,7 +121,10 @@ def _stated(checkpoint: Checkpoint) -> Iterator[tuple[Any, float]]:
     """Files of a folder that set a guidance rescale above 0."""
     for folder in checkpoint.folders:
         for path in sorted((*folder.glob("*.json"), *folder.glob("*/guider_config.json"))):
-            tree: Mapping[str, Any] = read_object(path)
+            try:
+                tree: Mapping[str, Any] = read_object(path)
+            except InputError:  # a file of something else: a list of labels
+                continue
             value = tree.get("guidance_rescale")
             if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
                 yield path.relative_to(folder), float(value)

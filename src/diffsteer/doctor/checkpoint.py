@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsteer.core.errors import InputError, brief, did_you_mean
+from diffsteer.core.fields import is_whole
 from diffsteer.doctor import layout
 from diffsteer.doctor.layout import Architecture
 from diffsteer.doctor.tensors import Entry, is_safetensors, read_header
@@ -191,7 +192,7 @@ def _named(
     own = layout.architecture({k.rpartition("::")[2]: e for k, e in entries.items()})
     side, channels = network.get("sample_size"), network.get("in_channels")
     latent = own.latent
-    if isinstance(side, int) and isinstance(channels, int):
+    if is_whole(side) and is_whole(channels) and min(side, channels) > 0:
         latent = channels, side, side
     if kind == own.network:
         return Architecture(own.name, own.spec, kind, pipeline or own.pipeline, latent, own.flow)

@@ -63,8 +63,9 @@ TRANSFORMERS = (
 OTHERS = (
     *("token_refiner", "distilled_guidance_layer", "controlnet_", "control_model."),
     *("motion_modules.", "temporal_transformer", "joint_transformer_blocks."),
+    *("time_stack.", "time_mixer."),
 )
-"""Parts of names of networks that resemble one of these: Hunyuan, Chroma, ControlNets, motion."""
+"""Parts of names of networks that resemble one of these: Hunyuan, Chroma, ControlNets, videos."""
 SINGLE = (SD1, SD2, SDXL)
 """Those whose networks come in several prediction types."""
 

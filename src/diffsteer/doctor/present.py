@@ -29,7 +29,8 @@ def text(diagnosis: Diagnosis) -> str:
         lines += ["", "What programs take it for"]
     lines += [f"  {r.program}: {r.prediction}, SNR {r.snr} ({r.rule})" for r in diagnosis.readings]
     lines += list(_advice(diagnosis))
-    return "\n".join([*lines, "", f"Weights: sha256 {diagnosis.scan.hash}"])
+    lines += ["", f"Weights: sha256 {diagnosis.scan.hash}"]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 def _sources(diagnosis: Diagnosis) -> Iterator[str]:

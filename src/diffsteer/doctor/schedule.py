@@ -19,6 +19,7 @@ DEFAULT_STEPS = 50
 COMMON = (4, 8, 10, 15, 20, 25, 28, 30, 40, 50)
 """Numbers of steps that people use."""
 BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+OTHERS = ("num_train_timesteps", "rescale_betas_zero_snr", "shift")
 KNOWN = ("linear", "scaled_linear", "squaredcos_cap_v2")
 STRIDED = ("DDIM", "CogVideoX", "PNDM", "RePaint")
 """Begin the names of schedulers that step by T // S instead of to the next node."""
@@ -116,14 +117,15 @@ def sound(config: Mapping[str, Any]) -> bool:
         return False
     if isinstance(levels, Discrete):
         rising = bool((levels.betas.diff() > -1e-9).all())
-        return bool(seen.times) and rising and float(levels.alphas[-1]) < 0.3
+        beyond = max((max(times) for times in seen.times.values()), default=0) > seen.last + 0.5
+        return bool(seen.times) and rising and not beyond and float(levels.alphas[-1]) < 0.3
     return bool(seen.times)
 
 
 def _levels(config: Mapping[str, Any]) -> Schedule | None:
     """Levels by the settings that say them; None where there are none of a known schedule."""
     keys = {"prediction_type": "flow_prediction"} if flows(config) else {}
-    names = (*BETAS, "num_train_timesteps", "shift", "flow_shift", "sigma_min", "sigma_max")
+    names = (*BETAS, *OTHERS, "flow_shift", "sigma_min", "sigma_max")
     stated = {name: config[name] for name in names if config.get(name) is not None} | keys
     edm = str(config.get("_class_name", "")).startswith("EDM")
     if config.get("beta_schedule", "linear") not in KNOWN or not (

@@ -67,12 +67,14 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         start, size = file.read(8), os.fstat(file.fileno()).st_size
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(MAX_TEXT, size - 8):
+            if start == b"version ":
+                raise InputError("it is a pointer of Git LFS: fetch the file by `git lfs pull`")
             pickled = "it is a pickle, " * (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80")
             raise InputError(
                 f"{pickled}its header would have {length} bytes, and the file has {size}"
             )
         table = parse_object(file.read(length), "its header")
-        metadata = table.pop("__metadata__", {})
+        metadata = table.pop("__metadata__", None) or {}
         entries = {name: _entry(path, row) for name, row in table.items()}
         _require_whole(entries.values(), size - 8 - length)
         _require_readable(path)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import is_whole
 from diffsteer.doctor import layout
 from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.layout import PREFIX, unet_config
@@ -133,6 +134,9 @@ def _folder(checkpoint: Checkpoint) -> Iterator[Finding]:
         kind = getattr(diffusers, str(config.get("_class_name")), None)
         own = {n.rpartition("::")[2]: e for n, e in checkpoint.entries.items()
                if n.partition("/")[0] == part}  # fmt: skip
+        if config and kind is None:
+            text = f"{part}/{CONFIG}".lstrip("/") + f" is of {brief(config.get('_class_name'))}"
+            yield Finding("config", "warning", f"{text}, which diffusers does not have")
         if not config or kind is None or not hasattr(kind, "from_config"):
             continue
         if not own:
@@ -140,12 +144,21 @@ def _folder(checkpoint: Checkpoint) -> Iterator[Finding]:
             yield Finding("no-weights", "problem", text, "save them by save_pretrained")
             continue
         try:
+            _require_few_layers(config, len(own))
             with torch.device("meta"):
                 expected = _shapes(kind.from_config(config).state_dict())
         except Exception as error:  # of diffusers, for a config that no network has
             yield Finding("config", "problem", f"{part}/{CONFIG}: {str(error)[:200]}")
             continue
         yield from _differences(part or "network", expected, {n: e.shape for n, e in own.items()})
+
+
+def _require_few_layers(config: Mapping[str, Any], tensors: int) -> None:
+    """Check, before a network is made for its shapes, that its layers are no more than tensors."""
+    for name, value in config.items():
+        counts = value if isinstance(value, list) else [value]
+        if "layers" in name and any(is_whole(n) and n > tensors for n in counts):
+            raise InputError(f"{name}={brief(value)}, and there are {tensors} tensors")
 
 
 def _differences(part: str, expected: Shapes, shapes: Shapes) -> Iterator[Finding]:

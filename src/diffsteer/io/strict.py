@@ -70,7 +70,7 @@ def refused(
     except Exception as reason:
         if isinstance(reason, FileNotFoundError) and not absent:
             raise
-        text = str(reason) or type(reason).__name__
+        text = " ".join(str(reason).split()) or type(reason).__name__
         text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
         raise error(f"{what}: {text}{hint}") from reason
 
