@@ -12,6 +12,7 @@ from diffsteer.core.errors import InputError
 from families.calls import first
 from families.parts import embeds, image, network, pipeline, prompt, sampling, wan_vae
 from families.test_guidance import close
+from families.tiny_video_audio import ltx2, ltx2_cfg, ltx2_kwargs
 from families.tiny_video_batched import ltx
 from families.tiny_video_separate import WAN, unipc
 
@@ -58,7 +59,18 @@ def ltx_with_conditions() -> tuple[Any, dict[str, Any]]:
     return pipe, {**size, **condition, **prompt(1, mask=MASK), **prompt(2, "negative_", mask=MASK)}
 
 
-CASES = [wan_of_5b, ltx_from_image]
+def ltx2_from_image() -> tuple[Any, dict[str, Any]]:
+    """LTX-2: the same of the first of two samples."""
+    base = ltx2()
+    names = ("scheduler", "transformer", "connectors", "vae", "audio_vae")
+    parts = {name: getattr(base, name) for name in names}
+    pipe = pipeline("LTX2ImageToVideoPipeline", **parts)
+    own = ("num_inference_steps", "generator", "output_type")
+    call = {k: v for k, v in (ltx2_kwargs(pipe) | ltx2_cfg(pipe)).items() if k not in own}
+    return pipe, call | {"image": image(0, 64), "image_crf": 0}
+
+
+CASES = [wan_of_5b, ltx_from_image, ltx2_from_image]
 each = pytest.mark.parametrize("case", CASES)
 Case = Callable[[], tuple[Any, dict[str, Any]]]
 

@@ -34,7 +34,8 @@ class Part:
         taken: Where its input holds the sample.
         given: Part of its output that becomes the scheduler's model output.
         sign: Factor of that part.
-        replaced: Frames of the input that hold a condition in the place of the sample.
+        replaced: Frames of the input, or tokens of two samples, that hold a condition in the place
+            of the sample.
     """
 
     call: Call
@@ -51,16 +52,26 @@ class Part:
 
     def place(self, inputs: Tensor, x: Tensor) -> None:
         """Put samples, `(B, *D)`, into inputs of the network."""
-        view, frames = self.taken(inputs), list(self.replaced)
-        conditions = view[:, :, frames].clone() if frames else None
+        view, dim = self.taken(inputs), 1 if self.call.second else 2
+        index = torch.tensor(self.replaced, dtype=torch.long, device=inputs.device)
+        conditions = view.index_select(dim, index) if self.replaced else None
         view.copy_(x)
         if conditions is not None:
-            view[:, :, frames] = conditions
+            view.index_copy_(dim, index, conditions)
 
     @property
     def whole(self) -> "Part":
         """The same of both samples, where the call has two."""
-        return replace(self, taken=View(), given=View()) if self.call.second else self
+        if not self.call.second:
+            return self
+        return replace(self, taken=View(), given=View(), replaced=self._conditions())
+
+    def _conditions(self) -> tuple[int, ...]:
+        """Tokens of the first of two samples that its scheduler does not step."""
+        tokens = torch.zeros(1, *self.call.inputs.shape[1:])
+        self.taken(tokens).fill_(1)
+        own = tokens[0, : self.call.lengths[0], 0] == 0
+        return tuple(own.nonzero().flatten().tolist())
 
     def model_output(self, out: Tensor) -> Tensor:
         """The scheduler's model output of outputs, `(B, *D)`, in float32 or wider."""
@@ -132,7 +143,7 @@ def _rows(rows: int, size: int, in_turn: bool) -> list[slice]:
 
 def _taken(call: Call, rows: slice, sample: Tensor) -> Part:
     inputs = call.inputs[rows]
-    if (view := placed(inputs, sample)) is None:
+    if (view := placed(inputs, sample, call.lengths)) is None:
         if frames := frames_replaced(inputs, sample):  # a video from an image
             return Part(call, rows, replaced=frames)
         if not sample.any():
@@ -152,7 +163,8 @@ def _given(
 ) -> tuple[tuple[float, ...], tuple[View, ...]]:
     """Factors and views of the parts' probes that add up to the scheduler's model output."""
     probes = [part.call.probe[part.rows] for part in parts]
-    choices = [list(views(probe.shape, output.shape)) for probe in probes]
+    lengths = parts[0].call.lengths
+    choices = [list(views(probe.shape, output.shape, lengths)) for probe in probes]
     learned = output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]
     channels = slice(sample.shape[1] if learned else None)  # those of a variance are not guided
     target = output[:, channels]

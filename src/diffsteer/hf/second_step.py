@@ -53,15 +53,14 @@ class SecondStep:
             guided: Guided output of both, `(B, tokens, C)`.
             stepped: Called after the step.
         """
-        count = calls[0].lengths[0]
-        self._check(parts, View(dim=1, start=0, length=count))
+        self._check(parts, 0)
         scheduler = _other_scheduler(pipe)
         if scheduler is None:
             raise InputError(
                 f"{self._owner} has two samples (video and sound), and no second scheduler that "
                 "steps the other one can be seen"
             )
-        act = partial(self._step, scheduler, calls, parts, guided[:, count:], stepped)
+        act = partial(self._step, scheduler, calls, parts, guided, stepped)
         step = wraps(scheduler.step)(partial(act, scheduler.step))
         self._replaced.enter_context(replaced(scheduler, "step", step))
         self.awaited = True
@@ -96,27 +95,31 @@ class SecondStep:
                 own = StepParts.of(calls, output, sample).parts
             except InputError as error:
                 raise InputError(f"{self._owner} {error}") from error
-            self._check(own, View(dim=1, start=-guided.shape[1], length=guided.shape[1]), parts)
-            given.arguments["model_output"] = guided.to(output.dtype)
+            self._check(own, 1, parts)
+            given.arguments["model_output"] = own["cond"].given(guided).to(output.dtype)
             return step(*given.args[1:], **given.kwargs)
         finally:
             stepped()
 
     def _check(
-        self, parts: Mapping[str, Part], view: View, as_in: Mapping[str, Part] | None = None
+        self, parts: Mapping[str, Part], sample: int, as_in: Mapping[str, Part] | None = None
     ) -> None:
-        """Check that a scheduler steps the whole of one sample, with the conditions of another."""
+        """Check that a scheduler steps a sample, the second whole, as the other is stepped."""
         first = as_in or parts
         for name, part in parts.items():
-            if (part.taken, part.given) != (view, view) or name not in first:
+            lengths, view = part.call.lengths, part.taken
+            run = (sample * lengths[0], lengths[sample])
+            if part.given != view or view.run != run or name not in first:
+                break
+            if view.squeezed or (view != View(run=run) and (sample or not view.grid)):
                 break
             if (part.call, part.rows, part.sign) != _use(first[name]):
                 break
         else:
             return
         raise InputError(
-            f"{self._owner} does not step each of its two samples (video and sound) whole and with "
-            "the same conditions: take the plain pipeline"
+            f"{self._owner} does not step its two samples (video, but for frames of a condition, "
+            "and sound) whole and with the same conditions: take the plain pipeline"
         )
 
 

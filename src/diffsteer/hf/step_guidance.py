@@ -232,7 +232,7 @@ class StepGuidance:
         guided = self._guided(self._conditions(whole), calls, self._now(time))
         if calls[0].second:
             self._second.await_step(self.pipe, calls, measured.parts, guided, self.stepped)
-            guided = guided[:, : calls[0].lengths[0]]
+            guided = measured.parts["cond"].given(guided)
         given.arguments["model_output"] = measured.folding.folded(guided).to(output.dtype)
         return step(*given.args[1:], **given.kwargs)
 

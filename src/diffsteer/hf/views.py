@@ -26,6 +26,7 @@ class View:
         start: First index of the part; negative from the end.
         length: Length of the part.
         grid: Frames, height and width of tokens, `(B, tokens, C)`, of samples `(B, C, F, H, W)`.
+        run: First of the tokens that are taken, before all else, and how many; none for all.
     """
 
     squeezed: tuple[int, ...] = ()
@@ -33,9 +34,12 @@ class View:
     start: int = 0
     length: int = 0
     grid: tuple[int, ...] = ()
+    run: tuple[int, ...] = ()
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return the part of a tensor, `(B, *D)`, in its memory."""
+        if self.run:
+            tensor = tensor.narrow(1, *self.run)
         for dim in reversed(self.squeezed):
             tensor = tensor.squeeze(dim)
         if self.grid:
@@ -43,8 +47,19 @@ class View:
         return tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.length)
 
 
-def views(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
-    """Views of tensors of a shape that have the shape of a part, the likeliest first."""
+def views(shape: Sequence[int], part: Sequence[int], lengths: Sequence[int] = ()) -> Iterator[View]:
+    """Views of tensors of a shape that have the shape of a part, the likeliest first.
+
+    Args:
+        shape: Of the tensors.
+        part: Of the part.
+        lengths: Tokens of each of two samples, one of which the part is of.
+    """
+    if lengths:
+        for start, length in zip((0, lengths[0]), lengths, strict=True):
+            for view in views((shape[0], length, *shape[2:]), part):
+                yield replace(view, run=(start, length))
+        return
     ones = [i for i, n in enumerate(shape) if i and n == 1]
     for squeezed in combinations(ones, max(len(shape) - len(part), 0)):
         left = [n for i, n in enumerate(shape) if i not in squeezed]
@@ -64,11 +79,14 @@ def views(shape: Sequence[int], part: Sequence[int]) -> Iterator[View]:
             yield replace(view, grid=grid)
 
 
-def placed(inputs: Tensor, sample: Tensor) -> View | None:
-    """View of an input that holds a sample, `(B, *D)`, times any factor; None where none does."""
+def placed(inputs: Tensor, sample: Tensor, lengths: Sequence[int] = ()) -> View | None:
+    """View of an input that holds a sample, `(B, *D)`, times any factor; None where none does.
+
+    `lengths` are tokens of each of two samples in the input.
+    """
     if not torch.isfinite(sample).all():  # which the end of the sampling refuses
-        return next(views(inputs.shape, sample.shape), None)
-    for view in (*views(inputs.shape, sample.shape), *_inner(inputs.shape, sample.shape)):
+        return next(views(inputs.shape, sample.shape, lengths), None)
+    for view in (*views(inputs.shape, sample.shape, lengths), *_inner(inputs.shape, sample.shape)):
         if fitted(view(inputs), [sample]) is not None:
             return view
     return None
