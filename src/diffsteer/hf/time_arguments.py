@@ -136,7 +136,7 @@ class TimeArgument:
                     share = ROUNDING if times.dtype in LOSSY else 1e-4
                     fits = error.abs() <= share * abs(time) + 1e-5
                 conditions = (times == 0) & (times.ndim > 1) & beside  # tokens without noise
-                if fits.any() and (fits | conditions).all():
+                if fits.any() & (fits | conditions).all():  # one read from the device
                     names.append(name)
         return names
 
