@@ -66,9 +66,10 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
 
 
 def subclasses(kind: type) -> list[type[Any]]:
-    """Every class below `kind`: defining a class registers it."""
+    """Every class below `kind`, private ones left out: defining a class registers it."""
     below: list[type[Any]] = kind.__subclasses__()
-    return [d for c in below for d in (c, *subclasses(c))]
+    known = [d for c in below for d in (c, *subclasses(c))]
+    return [c for c in known if not c.__name__.startswith("_")]
 
 
 def _example(kind: type) -> str:
@@ -125,7 +126,7 @@ def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) ->
         if node.id == "nan":
             raise InputError("nan is not finite: give a number")
         kinds = [kind, *getattr(kind, "written_with", ())]
-        below = [c for k in kinds for c in subclasses(k) if not c.__name__.startswith("_")]
+        below = [c for k in kinds for c in subclasses(k)]
         plain = [c for c in below if not COMBINED & {*c.__annotations__}]
         names = sorted(n for n, v in known.items() if isinstance(v, kind) or v in plain)
         hint = did_you_mean(node.id, names)
