@@ -1,5 +1,6 @@
 """The studio as a process, and pages of it in headless Chromium."""
 
+import os
 import re
 import shutil
 import signal
@@ -39,9 +40,11 @@ def free_port() -> int:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     out, port = tmp_path_factory.mktemp("studio") / "out", free_port()
     words = ["studio", "--no-browser", "--port", str(port), "--out", str(out)]
+    proxy = {"http_proxy": "http://127.0.0.1:9"}  # of this machine's user; the page needs none
     process = subprocess.Popen(
-        [sys.executable, "-m", "diffsteer.cli", *words], stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "diffsteer.cli", *words],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, **proxy},
+    )  # fmt: skip
     line = process.stdout.readline()
     assert "diffsteer studio: http://127.0.0.1" in line
     yield Server(f"http://127.0.0.1:{port}", out, process.pid)

@@ -147,6 +147,21 @@ def test_two_tabs_do_not_mix(browser: Any, server: Server) -> None:
     second.close()
 
 
+def test_a_click_in_an_old_history_restores_what_it_shows(browser: Any, server: Server) -> None:
+    first, second = opened(browser, server), opened(browser, server)
+    generated(first, "21")
+    first.reload()
+    first.wait_for_selector("#cost .status")
+    first.get_by_role("tab", name="History").click()
+    first.wait_for_selector("#history img")
+    generated(second, "22")  # now the newest, which the first tab does not show
+    first.locator("#history button:has(img)").first.click()
+    status(first, "/restored/")
+    assert first.input_value("#seeds input, #seeds textarea") == "21"
+    first.close()
+    second.close()
+
+
 def test_error_shows_in_one_line_and_the_page_lives_on(page: Any) -> None:
     fill(page, "#expression", "CGF(3)")
     page.click("#generate")
@@ -198,8 +213,16 @@ def test_an_image_of_the_history_is_shown(page: Any, server: Server) -> None:
     assert httpx.get(url).content == newest(server).read_bytes()
 
 
-def test_page_fits_on_a_phone(browser: Any, server: Server) -> None:
+def test_on_a_phone_a_click_shows_the_image_and_every_button_is_reached(
+    browser: Any, server: Server
+) -> None:
     page = opened(browser, server, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     generated(page)
+    page.wait_for_function("document.querySelector('#image').getBoundingClientRect().top < 700")
+    page.get_by_role("tab", name="Grid").first.click()
+    page.click("#make-grid")  # at the end of the page, not below the bar
+    status(page, "/Image 1 of|Grid finished/")
+    page.click("#cancel")
+    status(page, "/Cancelled|Grid finished/")
     page.close()

@@ -29,7 +29,7 @@ CSS = """
 #slider img {image-rendering: auto}
 #cost .status {font-size: .85rem}
 @media (max-width: 740px) {
-  .gradio-container .main {padding: .75rem .75rem 5rem !important}
+  #results {padding-bottom: 5rem}
   #actions {position: fixed; inset: auto 0 0 0; padding: .6rem 1rem; z-index: 100;
     border-top: 1px solid var(--border-color-primary)}
   #status {scroll-margin-top: .5rem}

@@ -41,7 +41,7 @@ class Page:
                 with gr.Column(scale=5, min_width=320):
                     self.controls = left.build(self.engine, self.model)
                     self._copies()
-                with gr.Column(scale=7, min_width=320):
+                with gr.Column(scale=7, min_width=320, elem_id="results"):
                     self.status = gr.HTML(note("Ready: press Generate"), elem_id="status")
                     with gr.Tabs() as self.tabs:
                         self._image_tab()
@@ -169,13 +169,13 @@ class Page:
                 height=460,
                 allow_preview=False,
                 elem_id="history",
+                type="filepath",
                 interactive=False,
                 format="png",
             )
 
-        def chosen(paths: Any, picked: gr.SelectData) -> list[Any]:
-            entries = self.engine.history.entries()
-            return self._restored(Path(entries[picked.index][0])) if entries else []
+        def chosen(shown: list[tuple[str, str]], picked: gr.SelectData) -> list[Any]:
+            return self._restored(Path(shown[picked.index][0]))  # other tabs may have added more
 
         def dropped(path: str | None) -> list[Any]:
             return self._restored(Path(path)) if path else [gr.skip()] * len(outputs)

@@ -27,6 +27,8 @@ def quiet() -> None:
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_CHECK_UPDATES"):
         os.environ[name] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it has started
+        os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), *LOOPBACK[:2]])
     if "GRADIO_TEMP_DIR" not in os.environ:
         folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="diffsteer-studio-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -156,6 +158,7 @@ def launch(
         enable_monitoring=False,
         ssr_mode=False,
         mcp_server=False,
+        _frontend=False,  # else it ends where its own page takes more than three seconds to come
         strict_cors=True,
         app_kwargs={"middleware": [Middleware(Guard, local=host in LOOPBACK)]},
         **page.look,
