@@ -107,6 +107,7 @@ REASONS = {
     "tells the image from the text": "attends to one sample after another: no NAG",
     "a row of tokens for each sample": "texts of several layers or frames: no NAG",
     "evaluates both prompts in one batch": "texts of two lengths: no NAG",
+    "more than 2 times a step": "with guidance of its own switched on (skipped layers, modalities)",
     "several outputs": "answers with a cache as well",
 }
 """Words of an error and what the table says of it."""
