@@ -53,7 +53,7 @@ def perfect(family: TinyFamily, pipe: Any, kind: Prediction, zero: bool) -> Any:
         answer = torch.zeros_like(tensor_of(out))
         wanted = sign * kind.output_for_x0(x, Bright()(x, level), level)
         answer[tuple(slice(n) for n in wanted.shape)] = wanted.to(answer)
-        return Form.of(out).wrap(answer)
+        return Form.of(out, None).wrap(answer)  # of one output
 
     return replaced(network, "forward", forward)
 
