@@ -96,8 +96,12 @@ def killed(act: Callable[[], None], seconds: float) -> bool:
         os.dup2(nowhere, 2)
         act()
 
-    pid = child(quietly)
-    time.sleep(seconds)
+    pid, end = child(quietly), time.monotonic() + seconds
+    while time.monotonic() < end:  # a child that is done is not waited for
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.WIFSIGNALED(status)
+        time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
