@@ -1,5 +1,6 @@
 """Skipped and shuffled blocks of real networks of random weights, beside diffusers' hooks."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,18 +20,21 @@ BLOCK = {"Wan": "blocks", "LTX": "transformer_blocks", "CogVideoX": "transformer
 text first (Flux, SD3, Qwen-Image)."""
 
 
+def steered(family: Any, pipe: Any, guidance: Any, guide: Any = None) -> Tensor:
+    """What a family's pipeline samples with a guidance, from the same noise each time."""
+    torch.manual_seed(0)
+    call = family.kwargs(pipe) | family.guided(pipe)
+    with steer(pipe, guidance, guide=guide):
+        return first(pipe(**call))
+
+
 @pytest.mark.parametrize("name", list(BLOCK))
 def test_difference_is_that_of_diffusers_hook(name: str) -> None:
     """SLG against a guide whose block diffusers skips, over a whole sampling."""
     family, layer = named(name), f"{BLOCK[name]}.0"
     pipe, guide = family.build(), family.build().transformer
     apply_layer_skip(guide, LayerSkipConfig([0], fqn=BLOCK[name]))
-
-    def run(guidance: Any, guide: Any = None) -> Tensor:
-        torch.manual_seed(0)
-        call = family.kwargs(pipe) | family.guided(pipe)
-        with steer(pipe, guidance, guide=guide):
-            return first(pipe(**call))
+    run = partial(steered, family, pipe)
 
     theirs = run("CFG(3) + Auto(3)", guide)
     torch.testing.assert_close(run(CFG(3) + SLG(2, layer)), theirs, atol=1e-4, rtol=1e-4)
@@ -47,12 +51,7 @@ def test_blurred_queries_are_those_of_diffusers_hook(sigma: float) -> None:
     pipe, guide = family.build(), family.build().transformer
     blurred = SmoothedEnergyGuidanceConfig([0], fqn="transformer_blocks")
     _apply_smoothed_energy_guidance_hook(guide, blurred, sigma)
-
-    def run(guidance: Any, guide: Any = None) -> Tensor:
-        torch.manual_seed(0)
-        call = family.kwargs(pipe) | family.guided(pipe)
-        with steer(pipe, guidance, guide=guide):
-            return first(pipe(**call))
+    run = partial(steered, family, pipe)
 
     theirs = run("CFG(3) + Auto(3)", guide)
     torch.testing.assert_close(run(CFG(3) + SEG(2, layer=layer)), theirs, atol=1e-4, rtol=1e-4)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
@@ -118,9 +119,8 @@ class TimeArgument:
         for name in names[rules[0]]:
             times = torch.as_tensor(arguments[name])
             dtype = times.dtype if times.is_floating_point() else torch.float32
-            conditions = times == 0 if times.ndim > 1 else torch.zeros_like(times, dtype=torch.bool)
             new = torch.full_like(times, rules[0](t, n), dtype=dtype)
-            changed[name] = torch.where(conditions, times.to(dtype), new)
+            changed[name] = torch.where(_without_noise(times), times.to(dtype), new)
         return changed
 
     def _names(self, arguments: Mapping[str, Any], time: float, beside: bool = True) -> list[str]:
@@ -135,10 +135,15 @@ class TimeArgument:
                 else:
                     share = ROUNDING if times.dtype in LOSSY else 1e-4
                     fits = error.abs() <= share * abs(time) + 1e-5
-                conditions = (times == 0) & (times.ndim > 1) & beside  # tokens without noise
+                conditions = _without_noise(times) & beside
                 if fits.any() & (fits | conditions).all():  # one read from the device
                     names.append(name)
         return names
+
+
+def _without_noise(times: Tensor) -> Tensor:
+    """Which tokens are of a condition, by times of each token."""
+    return (times == 0) & (times.ndim > 1)
 
 
 def _timed(name: str) -> bool:
