@@ -12,7 +12,7 @@ from diffsteer.guidance.independent import unrelated
 from .attention import attention_blocks, heads_of
 
 TEXT, POOLED = "c_crossattn", "y"
-"""Where ComfyUI keeps tokens of a text, and what is pooled of it, first."""
+"""Keys under which ComfyUI keeps the tokens of a text, and its pooled embedding."""
 
 
 def random_texts(entries: Sequence[Any], seeds: Sequence[int]) -> list[Any]:

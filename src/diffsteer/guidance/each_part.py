@@ -79,7 +79,7 @@ def _keys(branches: Sequence[Branch]) -> list[Any]:
 
 
 def _joint(asked: dict[int, tuple[Branch, ...]]) -> dict[Any, dict[int, Branch]]:
-    """What parts ask, by key, and which of them ask it."""
+    """Branches that parts have in common, by key, with the parts that ask each."""
     joint: dict[Any, dict[int, Branch]] = {}
     for i, branches in asked.items():
         for key, branch in zip(_keys(branches), branches, strict=True):
@@ -102,6 +102,6 @@ def _branch(parts: dict[int, Branch], at: GuidanceState, lengths: Sequence[int])
 
 
 def _part(answer: Answer, i: int, lengths: Sequence[int]) -> Answer:
-    """What a network says of a part."""
+    """Answer of a network about one part."""
     out, x = (torch.split(tensor, list(lengths), dim=1)[i] for tensor in (answer.out, answer.x))
     return replace(answer, out=out, x=x)

@@ -1,4 +1,4 @@
-"""What a guidance asks in some steps of a sampling alone, and is checked before the first."""
+"""Branches that a guidance asks in some steps only, for checks before the first step."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The hub of models: whether it answers, told within seconds, and what its cache holds."""
+"""Reachability of the model hub, within seconds, and contents of its cache."""
 
 import re
 import socket

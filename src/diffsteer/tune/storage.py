@@ -1,4 +1,4 @@
-"""Where trials of a search are kept: a journal in its folder, or what machines share."""
+"""Storage of the trials of a search: a journal in its folder, or one that machines share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
