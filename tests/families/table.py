@@ -92,7 +92,6 @@ REASONS = {
     "linear attention": "linear attention: no SEG, no SAG",
     "SAG blurs images": "packed samples, sound or several images: no SAG",
     "neither height nor width is known": "height and width of its tokens unknown: no blur",
-    "frames SAG cannot tell": "frames come before channels: no SAG",
     "no betas": "a noise schedule of its own",
     "samples to step 2": "steps both conditions at once, by EDM",
     "no part of what its network": "a schedule of EDM",

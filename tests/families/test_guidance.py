@@ -1,6 +1,7 @@
 """Guidance of all families, against the pipeline's own and against the algebra."""
 
 import copy
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
@@ -15,7 +16,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance import sag
 from diffsteer.guidance.attention_edits import Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
-from diffsteer.hf.architectures import by_sdpa, packed, patch_of
+from diffsteer.hf.architectures import by_sdpa, packed, patch_of, unpacked
 from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
@@ -343,7 +344,7 @@ TOKENS = {
     "Chroma": ((4, 4), 5),
     "CogVideoX": ((2, 2, 2), 5),
     "CogView4": ((4, 4), 5),
-    "Flux2Klein": ((16,), 5),
+    "Flux2Klein": ((4, 4), 5),
     "HiDreamImage": ((4, 4), 0),
     "HunyuanVideo": ((2, 2, 2), 0),
     "HunyuanVideoFramepack": ((2, 2, 2), 13),
@@ -381,7 +382,17 @@ def test_sag(family: TinyFamily) -> None:
     assert not close(sampled(family, "SAG(1, on='cond')"), sampled(family, "CFG(1)"))
 
 
-@pytest.mark.parametrize("name", ["QwenImage", "QwenImage21"])
+PACKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "Flux2Klein": lambda pipe, x: pipe._pack_latents(pipe._patchify_latents(x)),
+    "LTX": lambda pipe, x: pipe._pack_latents(x),
+    "NucleusMoEImage": lambda pipe, x: pipe._pack_latents(x, 1, *x.shape[1:], 2),
+    "QwenImage": lambda pipe, x: pipe._pack_latents(x, 1, *x.shape[1:]),
+    "QwenImage21": lambda pipe, x: pipe._pack_latents(x, 1, *x.shape[1:]),
+}
+"""Pipelines that pack patches into tokens, and how."""
+
+
+@pytest.mark.parametrize("name", PACKED)
 def test_tokens_that_are_packed_patches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """SAG blurs the image that the pipeline packs; with a norm of each token it is refused."""
     family, images = named(name), []
@@ -392,13 +403,27 @@ def test_tokens_that_are_packed_patches(name: str, monkeypatch: pytest.MonkeyPat
     blurred = sampled(family, "SAG(1, on='cond', mask='global')")
     assert not close(blurred, plain)
     (shape,) = {x.shape[1:] for x in images}
-    assert len(shape) == 3 and shape[1] == shape[2]
-    tokens = pipe._pack_latents(images[0], 1, *shape)
-    assert tokens.shape == plain.shape
-    assert torch.equal(packed(images[0], patch_of(pipe)), tokens)
+    assert shape == {"LTX": (4, 2, 2, 2), "QwenImage21": (16, 4, 4)}.get(name, (4, 8, 8))
+    tokens = packed(images[0], patch_of(pipe))
+    assert torch.equal(tokens, PACKED[name](pipe, images[0]))
+    assert torch.equal(unpacked(tokens, grid(shape, patch_of(pipe)), patch_of(pipe)), images[0])
     assert close(sampled(family, "FDG(4, 4)"), sampled(family, "CFG(4)"))
     with pytest.raises(InputError, match="SAG blurs images"):
         sampled(family, "SAG(1, on='cond') + CFGNorm(2)")
+
+
+def grid(shape: torch.Size, patch: int) -> tuple[int, ...]:
+    """Frames, height and width in tokens of an image or video `(C, *D)`."""
+    return (*shape[1:-2], shape[-2] // patch, shape[-1] // patch)
+
+
+@pytest.mark.parametrize("name", ["CogVideoX", "ConsisID", "StableVideoDiffusion"])
+def test_frames_before_channels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAG lays its map on frames, also of videos `(B, F, C, H, W)`, with or without conditions."""
+    shapes, own = [], sag.attended
+    monkeypatch.setattr(sag, "attended", lambda a, x, t: shapes.append(x.shape) or own(a, x, t))
+    assert sampled(named(name), "SAG(1, on='cond')").shape[:3] == (1, 2, 4)
+    assert set(shapes) == {(1, 4, 2, 4, 4)}
 
 
 @pytest.mark.parametrize("guidance", ["PAG(1, on='null')", "SEG(1, on='null')"])

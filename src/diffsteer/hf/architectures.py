@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -161,27 +162,38 @@ def by_sdpa(layer: Any) -> Iterator[None]:
 
 
 def unpacked(tokens: Tensor, size: Sequence[int], patch: int = 2) -> Tensor:
-    """Put tokens of a patch each, `(B, h w, 4 C)`, at their places, `(B, C, 2 h, 2 w)`."""
-    (h, w), p = size, patch
-    patches = tokens.reshape(len(tokens), h, w, -1, p, p)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, p * h, p * w)
+    """Put tokens of a patch each, `(B, h w, 4 C)`, at their places, `(B, C, 2 h, 2 w)`.
+
+    Tokens of a video, of the size `(f, h, w)`, become `(B, C, f, 2 h, 2 w)`.
+    """
+    (*frames, h, w), p = size, patch
+    patches = tokens.reshape(len(tokens), prod(frames), h, w, -1, p, p)
+    images = patches.permute(0, 4, 1, 2, 5, 3, 6)
+    return images.reshape(len(tokens), -1, *frames, p * h, p * w)
 
 
 def packed(image: Tensor, patch: int = 2) -> Tensor:
     """Inverse of `unpacked`."""
-    (b, c, h, w), p = image.shape, patch
-    patches = image.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(b, h // p * (w // p), p * p * c)
+    (b, c, *frames, h, w), p = image.shape, patch
+    patches = image.reshape(b, c, prod(frames), h // p, p, w // p, p).permute(0, 2, 3, 5, 1, 4, 6)
+    return patches.reshape(b, prod(frames) * (h // p) * (w // p), p * p * c)
 
 
 def patch_of(pipe: Any) -> int:
-    """Side of the patches of an image that a pipeline packs into tokens; 0 where it packs none."""
-    image = torch.arange(64.0).reshape(1, 4, 4, 4)
-    try:
-        tokens = pipe._pack_latents(image, 1, 4, 4, 4)
-    except (AttributeError, TypeError):  # of videos, layers, or patches that are channels already
+    """Side of the patches of an image or frame that a pipeline packs into tokens; 0 for none."""
+    if (pack := getattr(pipe, "_pack_latents", None)) is None:
         return 0
-    return next((p for p in (2, 1) if torch.equal(packed(image, p), tokens)), 0)
+    image = torch.arange(64.0).reshape(1, 4, 4, 4)
+    sizes = {"batch_size": 1, "num_channels_latents": 4, "height": 4, "width": 4}
+    config = getattr(getattr(pipe, "transformer", None), "config", None)
+    sizes["patch_size"] = getattr(config, "patch_size", None) or 1
+    given = {n: sizes[n] for n in inspect.signature(pack).parameters if n in sizes}
+    as_channels = getattr(pipe, "_patchify_latents", lambda x: x)
+    for latents in (as_channels(image), image[:, :, None]):
+        with suppress(TypeError, ValueError, RuntimeError):  # of other dimensions, or of layers
+            tokens = pack(latents, **given)
+            return next((p for p in (2, 1) if torch.equal(packed(image, p), tokens)), 0)
+    return 0
 
 
 def size_of(ids: Tensor, tokens: int) -> tuple[int, int]:

@@ -9,7 +9,6 @@ there is, every condition is evaluated in a batch like that of its call.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ class Layout:
         part: One of them.
         arguments: Of its call, at the time of the step.
         tree: The same, with rows apart; None where batches are like that of the call.
-        grid: Height and width of packed samples in tokens.
+        grid: Height and width of packed samples in tokens, of a video after its frames.
         patch: Side of the patch that is a token.
     """
 
@@ -66,23 +65,35 @@ class Layout:
         if family is not None and family.packed:
             start, count = part.taken.start, part.sample.shape[1]
             grid = size_of(arguments["img_ids"][..., start : start + count, :], count)
-        elif patch and part.sample.ndim == 3:
-            count = part.sample.shape[1]
-            grid = next((g for g in grids_of(arguments) if len(g) == 2 and prod(g) == count), None)
+        elif patch and part.sample.ndim == 3 and not part.call.second:
+            count, last = part.sample.shape[1], part.taken.start < 0
+            grid = next(iter(grids_of(arguments, count, last)), None)
         return cls(part, arguments, tree, grid, patch or 2)
 
     @property
     def sample(self) -> Tensor:
-        """Sample, `(B, *D)`, unpacked, in float32 or wider."""
+        """Sample, `(B, *D)`, unpacked, channels first, in float32 or wider."""
         return self.unpacked(upcast(self.part.sample))
 
+    @property
+    def channels(self) -> int | None:
+        """Channels of the network's input, where its configuration says them."""
+        return getattr(unwrap_compiled(self.part.call.module).config, "in_channels", None)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Samples with frames before channels, `(B, F, C, H, W)`, with channels first, and back."""
+        shape = self.part.call.inputs.shape
+        frames_first = len(shape) == x.ndim == 5 and shape[2] == self.channels != shape[1]
+        return x.transpose(1, 2) if frames_first else x
+
     def unpacked(self, x: Tensor) -> Tensor:
-        """Samples, `(B, *D)`, with packed tokens at their places."""
+        """Samples, `(B, *D)`, channels first, with packed tokens at their places."""
+        x = self.turned(x)
         return x if self.grid is None else unpacked(x, self.grid, self.patch)
 
     def packed(self, x: Tensor) -> Tensor:
         """Inverse of `unpacked`."""
-        return x if self.grid is None else packed(x, self.patch)
+        return self.turned(x) if self.grid is None else packed(x, self.patch)
 
     def condition(self, base: "Layout") -> "RowsOf":
         """Condition of this part, by the layout of another where that fits it as well."""

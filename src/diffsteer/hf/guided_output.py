@@ -193,9 +193,8 @@ class GuidedOutput:
         if now.step.first and self.guide is not None:
             check_residuals(layout.part.call.module, self.guide, layout.arguments)
         if any(isinstance(part, SAG) for part in self.guidance.parts()):
-            network = unwrap_compiled(layout.part.call.module)
-            channels = getattr(network.config, "in_channels", None)
-            if x.ndim == 5 and x.shape[2] == channels:
+            shape, channels = layout.part.call.inputs.shape, layout.channels
+            if len(shape) == x.ndim == 5 and shape[1] == shape[2] == channels:
                 raise InputError(
                     f"{self.owner} has samples {tuple(x.shape[1:])} of {channels} channels, whose "
                     "frames SAG cannot tell: take PAG or SEG, or another number of frames"
@@ -279,17 +278,14 @@ class GuidedOutput:
 
     def _measured_layers(self, guide: Any, layout: Layout) -> MeasuredLayers:
         """Layers of a network that attend from image to image, for calls of this form."""
-        call, network = layout.part.call, guide or layout.part.call.module
+        network = guide or layout.part.call.module
 
         def run(x: Tensor) -> None:
             with self.batches.touched(network):
-                self.batches.in_call(layout, x, guide)
+                self.batches.in_call(layout, layout.turned(x), guide)
 
-        module = unwrap_compiled(network)
-        sample, rows, arguments = layout.part.sample, len(call.inputs), call.arguments
-        form = id(module), call.key
-        known = self._measured, form, call.lengths
-        return MeasuredLayers(module, run, sample, rows, arguments, *known)
+        sample = layout.turned(layout.part.sample)
+        return MeasuredLayers(unwrap_compiled(network), run, sample, layout.part, self._measured)
 
 
 def _once(

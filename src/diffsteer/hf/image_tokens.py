@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Size
 from diffsteer.guidance.attention_taps import ImageTokens, hooked, linear
 from diffsteer.hf.architectures import by_sdpa, joint_attention
+from diffsteer.hf.conditions import Part
 from diffsteer.hf.recorded_attention import Crossing, Record, Recorded
 
 SAME = 1e-4
@@ -39,12 +41,9 @@ class MeasuredLayers(Mapping[str, nn.Module]):
     Args:
         network: The network.
         run: Evaluates it for samples `(B, *D)`.
-        x: Samples as it is given them.
-        batch: Rows of its batch.
-        arguments: All other arguments of its calls by name.
+        x: Samples as it is given them, channels first.
+        part: Condition whose call is evaluated.
         known: What was measured before, by what it depends on; added to.
-        form: Equal for calls of equal shapes.
-        lengths: Tokens of each sample, where there are two.
     """
 
     def __init__(
@@ -52,15 +51,12 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         network: Any,
         run: Callable[[Tensor], Any],
         x: Tensor,
-        batch: int,
-        arguments: Mapping[str, Any],
+        part: Part,
         known: dict[Any, Located],
-        form: Any,
-        lengths: tuple[int, ...] = (),
     ) -> None:
-        self._network, self._run, self._x, self._batch = network, run, x, batch
-        self._arguments, self._known, self._form = arguments, known, form
-        self._lengths = lengths
+        self._network, self._run, self._x, self._part = network, run, x, part
+        self._arguments, self._known = part.call.arguments, known
+        self._batch, self._lengths = len(part.call.inputs), part.call.lengths
 
     @override
     def __getitem__(self, name: str) -> nn.Module:
@@ -92,7 +88,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
 
     @cached_property
     def _layers(self) -> Located:
-        key = self._form, places_of(self._arguments)
+        key = id(self._network), self._part.call.key, places_of(self._arguments)
         if key not in self._known:
             self._known[key] = self._measured()
         return self._known[key]
@@ -154,7 +150,8 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         """Shape of the tokens of an image or video, or their number where no grid fits."""
         size = self._x.shape[2:]
         if self._x.ndim < 4:
-            return next((g for g in grids_of(self._arguments) if prod(g) == count), (count,))
+            last = self._part.taken.start < 0
+            return next(iter(grids_of(self._arguments, count, last)), (count,))
         most = size[0] if len(size) > 2 and folded == 1 else 1
         for frames in dict.fromkeys((most, -(-most // 2), *range(most, 0, -1))):
             h, w = size[-2:]
@@ -245,23 +242,46 @@ def places_of(arguments: Mapping[str, Any]) -> str:
     return repr([v.tolist() if isinstance(v, Tensor) else v for v in values])
 
 
-def grids_of(arguments: Mapping[str, Any]) -> list[Size]:
+def grids_of(arguments: Mapping[str, Any], count: int, last: bool = False) -> list[Size]:
     """Heights and widths in tokens that arguments of a network name, of a video after its frames.
 
-    They are places of tokens, `(tokens, k)` with row and column last, shapes, `(frames, h, w)`, or
-    numbers.
+    They are places of tokens, `(tokens, k)`, shapes, `(frames, h, w)`, or numbers.
+
+    Args:
+        arguments: Of the network.
+        count: Tokens of the image or video.
+        last: Whether they follow those of other images in its input.
     """
     grids: list[Size] = []
     numbers = [arguments.get(name) for name in ("num_frames", "height", "width")]
     if all(isinstance(number, int) for number in numbers):
-        grids.append((numbers[0], numbers[1], numbers[2]))  # type: ignore[arg-type]
+        grids += _shapes_in(numbers, last)
     for name, value in arguments.items():
         if isinstance(value, Tensor) and name.endswith("ids") and value.ndim >= 2:
-            places = value.reshape(-1, value.shape[-1])[:, -2:]
-            size = (places.amax(dim=0) - places.amin(dim=0) + 1).tolist()
-            grids += [(int(size[0]), int(size[1]))] if len(size) == 2 else []
-        while isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple):
-            value = value[0]
-        if isinstance(value, list | tuple) and 2 <= len(value) <= 3 and "shape" in name:
-            grids.append((int(value[-2]), int(value[-1])))
-    return grids
+            places = value.reshape(-1, *value.shape[-2:])[0]
+            grids += _in_order(places[-count:] if last else places[:count])
+        if "shape" in name:
+            grids += _shapes_in(value, last)
+    return [grid for grid in grids if prod(grid) == count]
+
+
+def _in_order(places: Tensor) -> Iterator[Size]:
+    """Shapes whose rows and columns, or frames, rows and columns, are neighbours in `places`."""
+    x = (places - places[0]).long()
+    for dims, dim in product((2, 3), range(x.shape[1])):
+        columns = x[:, dim : dim + dims]
+        size = tuple((columns.amax(dim=0) + 1).tolist())
+        strides = torch.tensor([prod(size[i + 1 :]) for i in range(len(size))], device=x.device)
+        if len(size) == dims and (columns * strides).sum(dim=1).tolist() == list(range(len(x))):
+            yield size
+
+
+def _shapes_in(value: Any, last: bool) -> Iterator[Size]:
+    """Shapes of images and videos in a tree, the last first where that is asked for."""
+    if not isinstance(value, list | tuple):
+        return
+    if all(isinstance(side, int) for side in value):
+        grid = tuple(value[1:] if len(value) == 3 and value[0] == 1 else value)
+        yield from [grid] if len(grid) in (2, 3) else []
+    for inner in reversed(value) if last else value:
+        yield from _shapes_in(inner, last)
