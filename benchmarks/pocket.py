@@ -29,6 +29,7 @@ from diffsteer import SAG
 from diffsteer.generate.pipelines import PipelineGenerator, open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
+from diffsteer.guidance.sag import blurred
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.distributed import Processes, launched
 from diffsteer.io.hashing import digest
@@ -332,10 +333,10 @@ class Convention(SAG):
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         (seen,) = yield (Branch(self.on, record=self.layers),)
-        blurred = self.blurred(seen, at.seeds_for("mask"))
-        (worse,) = yield (Branch(self.on, x=at.level.mix(blurred, seen.eps)),)
+        x0 = blurred(self, seen, at.seeds_for("mask"))
+        (worse,) = yield (Branch(self.on, x=at.level.mix(x0, seen.eps)),)
         moved: dict[str, float | Tensor] = {"eps": 1, "v": at.level.alpha**2, "x0": 0}
-        return self.scale * (seen.x0 - worse.x0 - moved[self.space] * (seen.x0 - blurred))
+        return self.scale * (seen.x0 - worse.x0 - moved[self.space] * (seen.x0 - x0))
 
 
 def sag(bench: Bench, n: int) -> dict[str, Any]:

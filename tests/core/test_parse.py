@@ -166,6 +166,18 @@ def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
         ("PAG()", Guidance, r"missing .* it is PAG\(scale, layer='mid', "),
         ("CFG(5).withn(1)", Guidance, "unknown .withn .did you mean 'within'.*; there are clamped"),
         ("CFG 5", Guidance, "'CFG 5': invalid syntax: write it as CFG"),
+        ("CFG++(0.6)", Guidance, r"unknown Guidance 'CFG\+\+' .did you mean 'CFGpp'"),
+        ("SAG(1) + CFG-Zero*(4)", Guidance, r"'CFG-Zero\*' .did you mean 'CFGZero'"),
+        ("Rectified-CFG++(ramp(4, 0))", Guidance, "did you mean 'RectifiedCFGpp'"),
+        ("Auto-guidance", Guidance, "unknown Guidance 'Auto-guidance' .did you mean 'Auto'"),
+        ("Autoguidance(2)", Guidance, "did you mean 'Auto'"),
+        ("PAG+", Guidance, r"unknown Guidance 'PAG\+' .did you mean 'PAG'"),
+        ("MAMBO-G(10)", Guidance, "did you mean 'MAMBO'"),
+        ("S²-Guidance(0.2)", Guidance, "did you mean 'S2'"),
+        ("Sliding window guidance(2)", Guidance, "did you mean 'SWG'"),  # of its docstring
+        ("CFG(5)+", Guidance, "invalid syntax: write it as CFG"),  # no name is misspelled
+        ("CFGNrom(4)", Guidance, "did you mean 'CFGNorm'"),
+        ("DPM++(2M)", Sampler, r"unknown Sampler 'DPM\+\+' .did you mean 'DPMpp2M'"),
         ("ddim", Sampler, "did you mean 'DDIM'"),
         ("DDPM(eta=1)", Sampler, r"DDPM is DDIM\(eta=1.0\) and takes no arguments"),
     ],

@@ -14,9 +14,9 @@ import torch
 from diffsteer import EDM, Guidance, Recipe, V, parse, plan
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import subclasses
-from diffsteer.doctor import advice
 from diffsteer.guidance import GuidanceState
-from diffsteer.guidance.defaults import EACH, FAMILIES, defaults, start
+from diffsteer.guidance.defaults import EACH, FAMILIES, defaults, plainest, start
+from diffsteer.studio.catalogue import entries, name_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "choosing-a-guidance.md"
 PLAIN = [
@@ -109,7 +109,25 @@ def test_the_doctor_advises_by_the_same_values() -> None:
         ("AnimateDiffPipeline", False, "CFG(7.5)"),
         ("Mine", False, "CFG(7.5)"),
     ]:
-        assert advice.weight(pipeline, flow) == text
+        assert plainest(pipeline, flow)[0].guidance == text
+
+
+def test_the_studio_offers_the_same_values() -> None:
+    known = {each.guidance for family in FAMILIES for each in family.starts}
+    known |= {each.guidance for each in EACH.values()}
+    for name, scheduler, unet in [
+        ("StableDiffusionPipeline", diffusers.DDIMScheduler(), True),
+        ("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(), False),
+        ("AuraFlowPipeline", diffusers.FlowMatchEulerDiscreteScheduler(), False),
+    ]:
+        pipe = type(name, (), {"scheduler": scheduler, "unet": unet or None})()
+        menu = {e.name: e.text for e in entries(pipe, guide=True, known={"PAG": "PAG(0.5)"})}
+        assert menu.pop("No guidance") == "" and menu.pop("PAG") == "PAG(0.5)"
+        assert len(menu) > 24 and {*menu.values()} <= known
+        assert menu["CFG"] == plainest(name, not unet)[0].guidance
+        assert menu["Auto"] == EACH["Auto"].guidance and ("SMC" in menu) == (not unet)
+        assert menu["TPG"] == ('TPG(3, "down_blocks")' if unet else "TPG(3)")
+    assert name_of("CFG(5).within(0, 2) + 2 * PAG(3)") == "CFG in an interval + PAG"
 
 
 def test_defaults_of_a_pipeline() -> None:

@@ -26,6 +26,8 @@ COMBINED = {"inner", "terms"}
 """Fields of classes that operators and methods make, which errors do not name."""
 LONGEST, LARGEST = 10_000, 2**63
 """Characters of a text, and size of a whole number in it."""
+PUBLISHED = r"([^\W\d_](?:[\w^*-]|\N{SUPERSCRIPT TWO}| (?=[^\W\d_]))*[+*]*)(?=\s*\(|\s*$| \+ )"
+"""Names as papers write them: "CFG++", "CFG-Zero*", "Sliding window guidance"."""
 INNERMOST, DEEPEST = 50, 620
 """Parentheses in each other, and levels of its tree: two for each method in a chain of them."""
 
@@ -57,7 +59,8 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
             value = value()
     except Exception as error:  # the text is all that was run
         hint = _example(kind) if isinstance(error, SyntaxError) else ""
-        raise InputError(f"{brief(text)}: {_reason(error, classes)}{hint}") from error
+        reason = _misspelled(text, known, kind) or f"{_reason(error, classes)}{hint}"
+        raise InputError(f"{brief(text)}: {reason}") from error
     if not isinstance(value, kind):
         raise InputError(
             f"{brief(text)} is a {type(value).__name__}, not a {kind.__name__}{_example(kind)}"
@@ -125,15 +128,52 @@ def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) ->
     if isinstance(node, ast.Name) and node.id not in known:
         if node.id == "nan":
             raise InputError("nan is not finite: give a number")
-        kinds = [kind, *getattr(kind, "written_with", ())]
-        below = [c for k in kinds for c in subclasses(k)]
-        plain = [c for c in below if not COMBINED & {*c.__annotations__}]
-        names = sorted(n for n, v in known.items() if isinstance(v, kind) or v in plain)
-        hint = did_you_mean(node.id, names)
-        raise InputError(
-            f"unknown {kind.__name__} {brief(node.id)}{hint}; there are {', '.join(names)}, "
-            "and your own once their file is imported"
-        )
+        raise InputError(_unknown(node.id, known, kind))
+
+
+def _misspelled(text: str, known: Mapping[str, object], kind: type) -> str:
+    """Message on the first name that is written as in papers, "CFG++(0.6)"; empty for none."""
+    for name in re.findall(PUBLISHED, text[:LONGEST]):
+        if not name.isidentifier() and _meant(name, _spellings(known, kind)):
+            return _unknown(name, known, kind)
+    return ""
+
+
+def _unknown(name: str, known: Mapping[str, object], kind: type) -> str:
+    spellings = _spellings(known, kind)
+    names = sorted({*spellings.values()})
+    meant = _meant(name, spellings)
+    hint = f" (did you mean {meant!r}?)" if meant else did_you_mean(name, names)
+    return (
+        f"unknown {kind.__name__} {brief(name)}{hint}; there are {', '.join(names)}, "
+        "and your own once their file is imported"
+    )
+
+
+def _spellings(known: Mapping[str, object], kind: type) -> dict[str, str]:
+    """Names that a text may use, by themselves and by what their docstrings call them, plain."""
+    kinds = [kind, *getattr(kind, "written_with", ())]
+    below = [c for k in kinds for c in subclasses(k)]
+    simple = [c for c in below if not COMBINED & {*c.__annotations__}]
+    values = {n: v for n, v in known.items() if isinstance(v, kind) or v in simple}
+    titles = {_plain(re.split("[;:,.]", v.__doc__ or "")[0]): n for n, v in values.items()}
+    return titles | {_plain(n): n for n in values}
+
+
+def _meant(name: str, spellings: Mapping[str, str]) -> str:
+    """Known name that differs in case, signs or, where it is no identifier, in its end; or none."""
+    plain = _plain(name)
+    if plain in spellings or name.isidentifier():
+        return spellings.get(plain, "")
+    begun = [known for known in spellings if len(known) > 1 and plain.startswith(known)]
+    longer = [known for known in spellings if len(plain) > 3 and known.startswith(plain)]
+    return spellings[max(begun or longer, key=len)] if begun or longer else ""
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a name: "cfgpp" of "CFG++", "selfattention" of its full name."""
+    signs = name.lower().replace("++", "pp").replace("\N{SUPERSCRIPT TWO}", "2")
+    return re.sub(r"[\W_]", "", signs).removesuffix("guidance")
 
 
 def _harmless(node: ast.AST) -> bool:

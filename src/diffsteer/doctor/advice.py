@@ -17,13 +17,9 @@ from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.claims import ZERO
 from diffsteer.doctor.schedule import Finding
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.defaults import EACH
-from diffsteer.guidance.defaults import defaults as starts
+from diffsteer.guidance.defaults import EACH, plainest
 from diffsteer.guidance.queries import GuidanceState, plan
 from diffsteer.io.strict import read_object
-
-FLOW = "Stable Diffusion 3, 3.5"
-"""Family whose values are those of flows of no family."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def defaults(checkpoint: Checkpoint, prediction: str, snr: str) -> Defaults | No
     """Settings to start with; None where the prediction type is not known."""
     guided = any(term.name == "CFG" and term.works for term in terms(checkpoint))
     flow = prediction == "flow_prediction"
-    text = weight(checkpoint.architecture.pipeline, flow) if guided else ""
+    text = plainest(checkpoint.architecture.pipeline, flow)[0].guidance if guided else ""
     if flow:
         return Defaults(text, "", "", 28)
     if prediction not in ("epsilon", "v_prediction", "sample"):
@@ -89,13 +85,6 @@ def defaults(checkpoint: Checkpoint, prediction: str, snr: str) -> Defaults | No
     if snr == ZERO and guided:
         text = f"Rescaled({text}, 0.7)"
     return Defaults(text, "UniPC()", "trailing", 25)
-
-
-def weight(pipeline: str, flow: bool) -> str:
-    """Plainest guidance of a pipeline, and of flows and others where its family has none."""
-    own = starts(pipeline) if pipeline.endswith("Pipeline") else ()
-    first, *_ = own or (starts(FLOW) if flow else (EACH["CFG"],))
-    return first.guidance
 
 
 def rescaling(checkpoint: Checkpoint, prediction: str, snr: str) -> Iterator[Finding]:

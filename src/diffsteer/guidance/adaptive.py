@@ -81,7 +81,7 @@ class FBG(Guidance):
             return torch.zeros_like(at.x)
         cond, null = yield Branch(), Branch(cond="null")
         log = at.memory["log"] = self._log_posterior(at)
-        self._expect(at, cond.x0, null.x0)
+        at.memory.update(posteriors(at, cond.x0, null.x0))
         odds = log.exp().reshape(-1, *(1,) * (at.x.ndim - 1))
         return (odds / (odds - 1 + self.pi) - 1) * (cond.x0 - null.x0)
 
@@ -95,13 +95,20 @@ class FBG(Guidance):
         log = log + self.offset - self.temperature * nearer / (2 * memory["variance"])
         return log.clamp(math.log((1 - self.pi) * self.most / (self.most - 1)), 3.0)
 
-    def _expect(self, at: GuidanceState, c: Tensor, u: Tensor) -> None:
-        """Keep the posterior mean of this step by u, that by c from there, and the variance."""
-        now, nxt = at.level, at.next
-        if nxt.sigma == 0:
-            return
-        keep = nxt.sigma**2 * now.alpha / (now.sigma**2 * nxt.alpha)
-        gain = nxt.alpha - keep * now.alpha
-        variance = nxt.sigma**2 * (1 - (nxt.ratio / now.ratio) ** 2)
-        at.memory["mean"], at.memory["gap"] = lincomb(keep, at.x, gain, u), gain * (c - u)
-        at.memory["variance"] = at.x.new_full((len(at.x),), variance.item())
+
+def posteriors(at: GuidanceState, c: Tensor, u: Tensor) -> dict[str, Tensor]:
+    """Posterior mean of a step by u, the gap from there to that by c, and the variance of both.
+
+    Args:
+        at: Where the step starts; one to clean data has none.
+        c: x0 by the prompt, `(B, *D)`.
+        u: x0 by the null prompt.
+    """
+    now, nxt = at.level, at.next
+    if nxt.sigma == 0:
+        return {}
+    keep = nxt.sigma**2 * now.alpha / (now.sigma**2 * nxt.alpha)
+    gain = nxt.alpha - keep * now.alpha
+    variance = nxt.sigma**2 * (1 - (nxt.ratio / now.ratio) ** 2)
+    rows = at.x.new_full((len(at.x),), variance.item())
+    return {"mean": lincomb(keep, at.x, gain, u), "gap": gain * (c - u), "variance": rows}

@@ -41,9 +41,11 @@ README = "README of its authors, `nag_scale` {}"
 SELF = "README of its authors, `self_guidance_scale` {}"
 LARGE = "3.5 large"
 INTERVAL = "interval: Kynkäänniemi et al. 2024"
+DIFFUSIONS, FLOWS = "Stable Diffusion 1.5, 2", "Stable Diffusion 3, 3.5"
+"""Families whose values are those of models of no family."""
 FAMILIES = (
     Family(
-        "Stable Diffusion 1.5, 2",
+        DIFFUSIONS,
         ("StableDiffusionPipeline", "StableDiffusionImg2Img", "StableDiffusionInpaint"),
         (
             Default("CFG(7.5)", "diffusers' default"),
@@ -72,7 +74,7 @@ FAMILIES = (
         ),
     ),
     Family(
-        "Stable Diffusion 3, 3.5",
+        FLOWS,
         ("StableDiffusion3",),
         (
             Default("CFG(4.5)", "model card of Stable Diffusion 3.5 medium"),
@@ -246,6 +248,17 @@ def start(name: str, family: str = "") -> Default:
     own = defaults(family) if family else ()
     last = ((each.guidance.split(" + ")[-1], each) for each in own)
     return next((each for text, each in last if text.startswith(f"{name}(")), EACH[name])
+
+
+def plainest(pipeline: str, flow: bool) -> tuple[Default, ...]:
+    """Guidances to start from of any pipeline: of its family, or those that suit its schedule.
+
+    Args:
+        pipeline: Name of its class.
+        flow: Whether its schedule is that of a flow.
+    """
+    own = defaults(pipeline) if pipeline.endswith("Pipeline") else ()
+    return own or (defaults(FLOWS)[:1] if flow else defaults(DIFFUSIONS))
 
 
 def defaults(family: str) -> tuple[Default, ...]:

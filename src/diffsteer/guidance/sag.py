@@ -73,14 +73,9 @@ class SAG(Guidance):
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
         if self.scale == 0:
             return torch.zeros_like(at.x)
-        if at.x.ndim not in (4, 5):
-            raise InputError(
-                f"SAG blurs images, and the samples of this network, {tuple(at.x.shape[1:])}, are "
-                "packed, sound or several images: take PAG, or SEG in a layer whose height and "
-                "width are known"
-            )
+        require_frames(at.x)
         (answer,) = yield (Branch(self.on, record=self.layers),)
-        blurred_x0 = self.blurred(answer, at.seeds_for("mask"))
+        blurred_x0 = blurred(self, answer, at.seeds_for("mask"))
         noised = at.level.mix(blurred_x0, answer.eps)
         (degraded,) = yield (Branch(self.on, x=noised),)
         return self.scale * (blurred_x0 - degraded.x0)
@@ -90,19 +85,29 @@ class SAG(Guidance):
         """Parts of names of the layers that are read."""
         return () if self.mask == "global" else tuple(map(str.strip, self.layer.split(",")))
 
-    def blurred(self, answer: Answer, seeds: Sequence[int]) -> Tensor:
-        """Return x0~, `(B, C, H, W)`: the predicted x0, blurred where M is 1."""
-        x0 = answer.x0.clamp(-self.clamp, self.clamp)
-        all_blurred = blur(x0, self.sigma, self.kernel)
-        if self.mask == "global":
-            return all_blurred
-        mask = attended([answer.maps[layer] for layer in self.layers], x0, self.threshold)
-        if self.mask == "random":
-            mask = shuffled(mask, seeds)
-        elif self.mask == "edges":
-            mask = detailed(mask, x0 - all_blurred)
-        weight = F.interpolate(mask.to(x0.dtype), x0.shape[2:], mode="nearest")
-        return torch.lerp(x0, all_blurred, weight)
+
+def require_frames(x: Tensor) -> None:
+    """Refuse samples that are neither images nor videos."""
+    if x.ndim not in (4, 5):
+        raise InputError(
+            f"SAG blurs images, and the samples of this network, {tuple(x.shape[1:])}, are packed, "
+            "sound or several images: take PAG, or SEG in a layer whose height and width are known"
+        )
+
+
+def blurred(sag: SAG, answer: Answer, seeds: Sequence[int]) -> Tensor:
+    """Return x0~, `(B, C, H, W)`: the predicted x0, blurred where M is 1."""
+    x0 = answer.x0.clamp(-sag.clamp, sag.clamp)
+    all_blurred = blur(x0, sag.sigma, sag.kernel)
+    if sag.mask == "global":
+        return all_blurred
+    mask = attended([answer.maps[layer] for layer in sag.layers], x0, sag.threshold)
+    if sag.mask == "random":
+        mask = shuffled(mask, seeds)
+    elif sag.mask == "edges":
+        mask = detailed(mask, x0 - all_blurred)
+    weight = F.interpolate(mask.to(x0.dtype), x0.shape[2:], mode="nearest")
+    return torch.lerp(x0, all_blurred, weight)
 
 
 def attended(scores: Sequence[Tensor], x0: Tensor, threshold: float) -> Tensor:

@@ -4,61 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffsteer.core.parse import parse, subclasses
+from diffsteer.core.parse import parse
 from diffsteer.core.schedule import Flow
 from diffsteer.guidance import Guidance
+from diffsteer.guidance.base import Sum
+from diffsteer.guidance.defaults import EACH, Default, plainest, start
 from diffsteer.hf.time_arguments import Timeline
 
 NOTHING = "No guidance"
-EVERY = {
-    "CFG": "CFG(7.5)",
-    "CFG in an interval": "CFG(7.5).within(0.28, 5.4)",
-    "CFG, rescaled": "CFG(7.5).rescaled(0.7)",
-    "CFG + PAG": "CFG(6) + PAG(3)",
-    "CFG + SAG": "CFG(7.5) + SAG(0.75)",
-    "APG": "APG(7, norm=15, momentum=-0.5)",
-    "CFGpp": "CFGpp(0.6)",
-    "CFGZero": "CFGZero(5)",
-    "RectifiedCFGpp": "RectifiedCFGpp(ramp(4.5, 0))",
-    "FDG": "FDG(5, 10)",
-    "FreSca": "FreSca(5)",
-    "SMC": "SMC(5, gain=0.2, rate=5)",
-    "Adaptive": "Adaptive(7.5)",
-    "FBG": "FBG()",
-    "MAMBO": "MAMBO(10)",
-    "TCFG": "TCFG(5)",
-    "CFGNorm": "CFGNorm(4)",
-    "CFGRenorm": "CFGRenorm(4)",
-    "DynamicThreshold": "DynamicThreshold(9, mimic=5)",
-    "ADG": "ADG(5)",
-    "Momentum": "Momentum(0.5)",
-    "PAG": "PAG(3)",
-    "SEG": "SEG(3)",
-    "SAG": "SAG(0.75)",
-    "SelfGuidance": "SelfGuidance(2)",
-    "TSG": "TSG(2)",
-    "ICG": "ICG(5)",
-    "SWG": "SWG(1.5)",
-    "SLG": "SLG(2.8)",
-    "STG": "STG(1)",
-    "S2": "S2(0.25)",
-    "TPG": 'TPG(3, "down_blocks")',
-    "NAG": "NAG(4)",
-    "AutoNoise": "AutoNoise(2)",
-    "Auto": "Auto(2)",
-}
-"""Values to start from, of docs/choosing-a-guidance.md; Auto where a guide belongs to the model."""
-OF_FLOWS = {
-    "CFG": "CFG(4.5)",
-    "CFG in an interval": "CFG(4.5).within(0.3, inf)",
-    "CFG, rescaled": "CFG(4.5).rescaled(0.7)",
-    "CFG + PAG": "CFG(4) + PAG(1)",
-    "PAG": "PAG(1)",
-    "SMC": "SMC(5)",
-}
-"""Where flows take other values."""
-FLOWS_ONLY = ("CFGZero", "RectifiedCFGpp", "SMC", "MAMBO")
-UNETS_ONLY = ("CFG + SAG", "SAG", "FDG", "FreSca", "SWG", "CFGpp")
+ENDS = {"Within": " in an interval", "Over": " in some steps", "Rescaled": ", rescaled"}
+"""What wrappers append to the name of a guidance."""
+FLOWS_ONLY = {"CFGZero", "RectifiedCFGpp", "SMC", "MAMBO"}
+UNETS_ONLY = {"SAG", "FDG", "FreSca", "SWG", "CFGpp"}
+ABSENT = {"Over", "Clamped", "Classifier", "AutoDropout", "Auto with a LoRA"}
+"""Of EACH: what asks for more than a model."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +41,7 @@ class Entry:
 
 
 def entries(pipe: Any, guide: bool, known: Mapping[str, str]) -> list[Entry]:
-    """Guidances that the family of a pipeline takes.
+    """Guidances that the family of a pipeline takes, by the values of `guidance/defaults.py`.
 
     Args:
         pipe: The pipeline.
@@ -91,22 +50,43 @@ def entries(pipe: Any, guide: bool, known: Mapping[str, str]) -> list[Entry]:
     """
     flow = isinstance(Timeline.of(pipe.scheduler).schedule, Flow)
     unet = getattr(pipe, "unet", None) is not None
-    texts = EVERY | (OF_FLOWS if flow else {}) | dict(known)
-    out = {
-        *(() if flow else FLOWS_ONLY),
-        *(() if unet else UNETS_ONLY),
-        *(() if guide else ("Auto",)),
+    rest = {key: each for key, each in EACH.items() if key not in ABSENT}
+    if unet:
+        rest["TPG"] = start("TPG", "Stable Diffusion XL")  # in the blocks of a UNet
+    own = {name_of(each.guidance): each for each in plainest(type(pipe).__name__, flow)}
+    texts = own | {
+        name: each for each in rest.values() if (name := name_of(each.guidance)) not in own
     }
+    texts |= {name: Default(text, "measured on this model") for name, text in known.items()}
+    out = (set() if flow else FLOWS_ONLY) | (set() if unet else UNETS_ONLY)
+    out |= set() if guide else {"Auto"}
     chosen = [Entry(NOTHING, "", "the network alone, one evaluation a step")]
-    return chosen + [Entry(n, t, _what(t)) for n, t in texts.items() if n not in out]
+    return chosen + [
+        Entry(name, each.guidance, _what(each))
+        for name, each in texts.items()
+        if not _names(each.guidance) & out
+    ]
 
 
-def _what(text: str) -> str:
-    """First line of the docstring of a guidance that is no sum."""
-    guidance = parse(text, Guidance)
-    names = {c.__name__: c for c in subclasses(Guidance)}
-    parts = [type(part) for part in guidance.parts() if not hasattr(part, "inner")]
-    if len(parts) > 1 or hasattr(guidance, "inner"):
-        return text
-    line = (names[parts[0].__name__].__doc__ or "").splitlines()[0]
-    return line.split(";")[0].rstrip(".")
+def name_of(text: str) -> str:
+    """Name of a guidance without its numbers: "CFG + PAG", "CFG in an interval"."""
+
+    def name(guidance: Guidance) -> str:
+        if isinstance(guidance, Sum):
+            return " + ".join(map(name, guidance.terms))
+        inner, own = getattr(guidance, "inner", None), type(guidance).__name__
+        return own if inner is None else f"{name(inner)}{ENDS.get(own, '')}"
+
+    return name(parse(text, Guidance))
+
+
+def _names(text: str) -> set[str]:
+    return {type(part).__name__ for part in parse(text, Guidance).parts()}
+
+
+def _what(start: Default) -> str:
+    """First line of the docstring of a guidance, or the text of one that is made of several."""
+    guidance = parse(start.guidance, Guidance)
+    line = (type(guidance).__doc__ or "").splitlines()[0].split(";")[0].rstrip(".")
+    what = start.guidance if list(guidance.inner_guidances()) else line
+    return f"{what} ({start.note})" if start.note else what
