@@ -29,7 +29,17 @@ from .levels import Sampling
 from .variant import Variant
 
 Weights = dict[str, Tensor]
-UNET = "UNet2DConditionModel"
+Place = tuple[str, tuple[int, int, int] | None, Callable[[Tensor], Tensor] | None]
+"""ComfyUI's name of a weight of diffusers; which part of it (dimension, start, length); how the
+part is turned into what diffusers has, and back."""
+TABLES = {
+    "UNet2DConditionModel": "unet_to_diffusers",
+    "SD3Transformer2DModel": "mmdit_to_diffusers",
+    "FluxTransformer2DModel": "flux_to_diffusers",
+}
+"""Tables of names in `comfy.utils`, by the networks of diffusers whose refiners are taken."""
+BUFFERS = {"diffusion_model.pos_embed"}
+"""Weights of ComfyUI that diffusers computes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +83,10 @@ class Trained:
     def __init__(self, source: str, any_model: bool = False) -> None:
         self.source, self.any_model = source, any_model
         self.metadata, self.weights = read(source)
-        if self.metadata.network != UNET:
+        if self.metadata.network not in TABLES:
             raise InputError(
-                f"{source} is for {self.metadata.network}, whose layers have other names in "
-                "ComfyUI: it takes refiners of UNets (Stable Diffusion 1, 2, XL); sample others by "
+                f"{source} is for {self.metadata.network}, whose layers ComfyUI names apart: it "
+                "takes refiners of Stable Diffusion 1, 2, XL and 3 and Flux; sample others by "
                 "`diffsteer sample --refiner`"
             )
         self._known: WeakSet[Any] = WeakSet()  # models whose weights were looked at
@@ -85,9 +95,10 @@ class Trained:
         """Refined noise, `(B, *D)`."""
         model = network.guider.model_patcher
         require_level(self.metadata, network.prediction, network.terminal, self.source)
-        names = layer_names(model.model, self.weights)
+        names = layer_names(model.model, self.metadata.network, self.weights)
         if not self.any_model and model.model not in self._known:
-            require_weights(self.metadata, own_weights(model), self.source)
+            hashes = own_weights(model, self.metadata.network)
+            require_weights(self.metadata, hashes, self.source)
             self._known.add(model.model)
 
         @contextmanager
@@ -107,21 +118,21 @@ class Trained:
 
 
 def adapter(
-    metadata: RefinerMetadata, weights: Weights, names: Mapping[str, str], model: Any, alone: bool
+    metadata: RefinerMetadata, weights: Weights, names: Mapping[str, Place], model: Any, alone: bool
 ) -> Iterator[dict[Any, Any]]:
     """Patches of a refiner; with `alone` its last layer has the adapter's part in place of its own.
 
     Yields:
         Patches as `add_patches` of a MODEL takes them.
     """
-    last = FAMILIES[UNET].output if alone else ""
+    last = FAMILIES[metadata.network].output if alone else ""
     lora = {f"{layer}.alpha": torch.tensor(float(metadata.alpha)) for layer in names}
     lora |= {name: w for name, w in weights.items() if not name.startswith(f"{last}.lora_")}
     targets = {layer: key for layer, key in names.items() if layer != last}
     yield comfy.lora.load_lora(lora, targets, log_missing=False)
     if alone:
         a, b = (weights[f"{last}.lora_{side}.weight"] for side in "AB")
-        key = names[last]
+        key, _, _ = names[last]
         bias = key.removesuffix("weight") + "bias"
         own = comfy.utils.get_attr(model, key)
         part = (b.flatten(1) @ a.flatten(1)).reshape(own.shape) * metadata.alpha / metadata.rank
@@ -129,16 +140,29 @@ def adapter(
         yield {bias: ("set", (torch.zeros(len(own)),))}
 
 
-def layer_names(model: Any, weights: Weights) -> dict[str, str]:
-    """Layers of a refiner, as diffusers names them, and ComfyUI's names of their weights.
+def places(model: Any, network: str) -> dict[str, Place]:
+    """Names of a network's weights in diffusers, and where ComfyUI keeps them."""
+    table = getattr(comfy.utils, TABLES[network])(model.model_config.unet_config)
+    targets = {n: (to,) if isinstance(to, str) else to for n, to in table.items()}
+    return {
+        name: (f"diffusion_model.{key}", *(*more, None, None)[:2])
+        for name, (key, *more) in targets.items()
+    }
+
+
+def layer_names(model: Any, network: str, weights: Weights) -> dict[str, Place]:
+    """Layers of a refiner, as diffusers names them, and where ComfyUI keeps their weights.
 
     Raises:
         InputError: ComfyUI knows none for a layer.
     """
-    known = comfy.lora.model_lora_keys_unet(model, {})
+    known, own = places(model, network), model.state_dict().keys()
     layers = {name.partition(".lora_")[0] for name in weights}
-    wanted = {layer: f"lora_unet_{layer.replace('.', '_')}" for layer in layers}
-    found = {layer: known[key] for layer, key in wanted.items() if key in known}
+    found = {
+        layer: known[name]
+        for layer in layers
+        if (name := f"{layer}.weight") in known and known[name][0] in own
+    }
     if missing := sorted(layers - found.keys()):
         raise InputError(
             f"this model has no layer {missing[0]} (and {len(missing) - 1} more) of the refiner's: "
@@ -147,17 +171,18 @@ def layer_names(model: Any, weights: Weights) -> dict[str, str]:
     return found
 
 
-def own_weights(model: Any) -> dict[str, str]:
-    """Hashes of a UNet's own weights, without patches, by the names of diffusers."""
+def own_weights(model: Any, network: str) -> dict[str, str]:
+    """Hashes of a network's own weights, without patches, by the names of diffusers."""
     patches = model.get_key_patches("diffusion_model.")
-    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    weights = {
-        name: patches[f"diffusion_model.{key}"][0][0]
-        for name, key in names.items()
-        if f"diffusion_model.{key}" in patches
-    }
-    if len(weights) != len(patches):
-        return {}  # names that cannot be translated, one by one
+    weights, translated = {}, set(BUFFERS)
+    for name, (key, part, change) in places(model.model, network).items():
+        if key in patches and key not in BUFFERS:
+            weight = patches[key][0][0]
+            weight = weight if part is None else weight.narrow(*part)
+            weights[name] = weight if change is None else change(weight)
+            translated.add(key)
+    if patches.keys() - translated:
+        return {}  # weights that diffusers does not have
     return fingerprint_of(weights)
 
 

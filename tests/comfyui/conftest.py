@@ -49,6 +49,7 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
     comfy.cli_args.args.cpu = True
     import comfy.model_base
+    import comfy.model_patcher
     import comfy.samplers
     import comfy.supported_models
 
@@ -76,28 +77,92 @@ def unet(seed: int = 1) -> Any:
     return tiny.unet(groups=32, seed=seed)
 
 
+SD3 = {
+    **{"in_channels": 16, "depth": 2, "patch_size": 2, "adm_in_channels": 32},
+    **{"pos_embed_scaling_factor": None},
+}
+FLUX = {
+    **{"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2},
+    **{"vec_in_dim": 32, "context_in_dim": 32, "hidden_size": 64, "mlp_ratio": 4.0, "theta": 10000},
+    **{"num_heads": 2, "depth": 1, "depth_single_blocks": 2, "axes_dim": [8, 12, 12]},
+    **{"qkv_bias": True, "guidance_embed": True, "dtype": torch.float32},
+}
+"""ComfyUI's descriptions of the transformers below."""
+
+
 def transformer(comfy: ModuleType) -> Any:
     """A MODEL of ComfyUI like Stable Diffusion 3, of two blocks and random weights."""
-    from comfy.model_patcher import ModelPatcher
-
     text = {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 128}}
-    sizes = {"in_channels": 16, "depth": 2, "patch_size": 2, "adm_in_channels": 32}
     place = {"input_size": None, "pos_embed_max_size": 8, "num_patches": 64}
-    config = comfy.supported_models.SD3({**sizes, "pos_embed_scaling_factor": None})
-    config.unet_config = {**sizes, **place, "context_embedder_config": text, "dtype": torch.float32}
+    config = comfy.supported_models.SD3(dict(SD3))
+    config.unet_config = {**SD3, **place, "context_embedder_config": text, "dtype": torch.float32}
     model = comfy.model_base.SD3(config)
     g = torch.Generator().manual_seed(0)
     weights = {k: v.shape for k, v in model.diffusion_model.state_dict().items()}
     made = {k: torch.randn(*shape, generator=g) / 8 for k, shape in weights.items()}
     model.diffusion_model.load_state_dict(made)
+    return on_cpu(comfy, model)
+
+
+def on_cpu(comfy: ModuleType, model: Any) -> Any:
     cpu = torch.device("cpu")
-    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def sd3_pipeline(folder: Path) -> Any:
+    """Stable Diffusion 3 of diffusers, whose transformer has the form of `SD3`."""
+    import diffusers
+
+    pipe = tiny.sd3(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipe.transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=2,
+        attention_head_dim=64, num_attention_heads=2, joint_attention_dim=32,
+        caption_projection_dim=128, pooled_projection_dim=32, pos_embed_max_size=8,
+    ).eval()  # fmt: skip
+    return pipe
+
+
+def flux_pipeline(folder: Path) -> Any:
+    """Flux of diffusers, whose transformer has the form of `FLUX`."""
+    import diffusers
+
+    pipe = tiny.flux(folder)
+    pipe.transformer = diffusers.FluxTransformer2DModel(
+        in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=32,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32,
+        axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+    ).eval()  # fmt: skip
+    return pipe
+
+
+PIPELINES = {"sd3": sd3_pipeline, "flux": flux_pipeline}
+
+
+def as_comfyui(comfy: ModuleType, net: Any, name: str) -> Any:
+    """A MODEL of ComfyUI with the weights of a transformer of diffusers."""
+    if name == "sd3":
+        patched, table = transformer(comfy), comfy.utils.mmdit_to_diffusers(SD3)
+    else:
+        config = comfy.supported_models.Flux(dict(FLUX))
+        config.unet_config = dict(FLUX)
+        patched = on_cpu(comfy, comfy.model_base.Flux(config))
+        table = comfy.utils.flux_to_diffusers(FLUX)
+    own = patched.model.diffusion_model.state_dict()
+    with torch.no_grad():
+        for name, weight in net.state_dict().items():
+            key, part, change = (
+                *((to,) if isinstance(to := table[name], str) else to),
+                None,
+                None,
+            )[:3]
+            target = own[key] if part is None else own[key].narrow(*part)
+            target.copy_(weight if change is None else change(weight))
+    return patched
 
 
 def patcher(comfy: ModuleType, net: Any, prediction: str = "epsilon") -> Any:
     """A MODEL of ComfyUI with the weights of a UNet of diffusers."""
     from comfy.model_base import ModelType
-    from comfy.model_patcher import ModelPatcher
     from comfy.utils import unet_to_diffusers
 
     config = comfy.supported_models.SD15({**UNET, "image_size": 8})
@@ -107,5 +172,4 @@ def patcher(comfy: ModuleType, net: Any, prediction: str = "epsilon") -> Any:
     names = unet_to_diffusers(UNET)
     state = {names[key]: value for key, value in net.state_dict().items()}
     model.diffusion_model.load_state_dict(state)
-    cpu = torch.device("cpu")
-    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return on_cpu(comfy, model)

@@ -1,6 +1,5 @@
 """The nodes in a real ComfyUI against its own nodes, and against `steer` on the same weights."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from comfyui.conftest import patcher, transformer, unet
+from comfyui.conftest import PIPELINES, as_comfyui, patcher, transformer, unet
 from diffsteer import NoiseRefiner, SteerScheduler, steer
 from diffsteer.core.errors import InputError
 
@@ -316,6 +315,42 @@ def test_refined_noise_is_that_of_steer(
     assert (ours - off).abs().max() > 1e-2 * off.abs().max()
 
 
+@pytest.mark.parametrize("head", ["zero_init", "difference"])
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_refined_noise_of_a_transformer_is_that_of_steer(
+    comfy: ModuleType, pack: ModuleType, tmp_path: Path, name: str, head: str
+) -> None:
+    pipe = PIPELINES[name](tmp_path)
+    model = as_comfyui(comfy, pipe.transformer, name)
+    folder = trained(pipe, head, tmp_path / "refiner")
+    g = torch.Generator().manual_seed(0)
+    x, pooled = torch.randn(1, 16, 8, 8, generator=g), torch.randn(1, 32, generator=g)
+    packed = pipe._pack_latents(x, *x.shape) if name == "flux" else x
+    more = {"guidance_scale": 1.0} if name == "sd3" else {}
+    with steer(pipe, refiner=NoiseRefiner.load(folder, pipe, strength=0.8)):
+        expected = pipe(
+            prompt_embeds=text(1), pooled_prompt_embeds=pooled, latents=packed, height=16,
+            width=16, num_inference_steps=STEPS, output_type="latent", **more,
+        ).images  # fmt: skip
+    expected = pipe._unpack_latents(expected, 16, 16, 2) if name == "flux" else expected
+
+    def image(patched: Any) -> Tensor:
+        made = comfy.samplers.CFGGuider(patched)
+        made.set_conds(*[[[text(1), {"pooled_output": pooled}]]] * 2)
+        made.set_cfg(1.0)
+        sampler, levels = comfy.samplers.sampler_object("euler"), pipe.scheduler.sigmas
+        out = made.sample(x, 0 * x, sampler, levels, disable_pbar=True, seed=0)
+        return model.model.process_latent_in(out)
+
+    ours, off = image(refine(pack, model, str(folder), 0.8)), image(model)
+    assert (ours - expected).abs().max() <= 1e-3 * expected.abs().max()
+    assert (ours - off).abs().max() > 1e-2 * off.abs().max()
+    with torch.no_grad():
+        model.model.diffusion_model.final_layer.linear.bias += 1
+    with pytest.raises(InputError, match="other weights"):
+        image(refine(pack, model, str(folder)))
+
+
 def test_noise_is_refined_without_training_and_under_a_lora(
     comfy: ModuleType, pack: ModuleType, tmp_path: Path
 ) -> None:
@@ -355,9 +390,9 @@ def test_mistakes_about_refiners(
         refine(pack, model, folder)
     module = sys.modules[f"{pack.__name__}.refine"]
     metadata, weights = module.read(folder)
-    other = replace(metadata, network="SD3Transformer2DModel"), weights
+    other = replace(metadata, network="PixArtTransformer2DModel"), weights
     monkeypatch.setattr(module, "read", lambda _: other)
-    with pytest.raises(InputError, match="refiners of UNets"):
+    with pytest.raises(InputError, match="takes refiners of Stable Diffusion 1, 2, XL and 3 and"):
         refine(pack, patcher(comfy, unet()), folder)
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
@@ -402,17 +437,3 @@ def test_mistakes_are_said_before_the_first_step(comfy: ModuleType, pack: Module
     ):
         with pytest.raises(InputError, match=reason):
             sampled(comfy, guider(pack, model, guidance, **more), nodes)
-
-
-def test_workflows_name_nodes_and_sockets_that_exist(pack: ModuleType) -> None:
-    files = sorted((Path(pack.__file__).parent / "workflows").glob("*.json"))
-    assert files
-    for file in files:
-        for entry in json.loads(file.read_text()).values():
-            node = pack.NODE_CLASS_MAPPINGS.get(entry["class_type"])
-            if node is not None:
-                kinds = node.INPUT_TYPES()
-                names = {*kinds["required"], *kinds.get("optional", {})}
-                assert set(entry["inputs"]) <= names and set(kinds["required"]) <= set(
-                    entry["inputs"]
-                )
