@@ -2,15 +2,17 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from doctor.made import Made, Marks, original, original_name, scheduler
 from safetensors.torch import save_file
 from tiny import saved, sd3, stable_diffusion
+from transformers import CLIPTextModel
 
 from diffsteer.cli.main import main
 from diffsteer.core.errors import InputError
@@ -329,6 +331,26 @@ def test_a_user_says_what_no_source_says(tmp_path, monkeypatch, capsys) -> None:
     assert run(monkeypatch, path, "--fix", tmp_path / "b", *words) == 0
     names = sorted(p.name for p in (tmp_path / "b").iterdir())
     assert names == ["a.safetensors", "a.scheduler_config.json", "a.yaml"]
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path) -> None:
+    folder = Path(saved(tmp_path))
+    for part, kind in (("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
+        network = kind.from_pretrained(folder / part)
+        shutil.rmtree(folder / part)
+        network.save_pretrained(folder / part, max_shard_size="60KB")
+    whole = diagnose(folder)
+    assert not codes(whole.findings) & {"missing-files", "missing-tensors"}
+    lost = [next((folder / p).glob("*-00002-of-*")) for p in ("unet", "text_encoder")]
+    for file in lost:
+        file.unlink()
+    diagnosis = diagnose(folder)
+    texts = [f.text for f in diagnosis.findings if f.code == "missing-files"]
+    assert len(texts) == 2 and all(any(str(f) in text for text in texts) for f in lost)
+    assert diagnosis.exit_status == 3 and "missing-tensors" not in codes(diagnosis.findings)
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    assert "no-weights" in codes(diagnose(folder).findings)
 
 
 def test_a_folder_without_zero_snr_in_its_scheduler(tmp_path) -> None:

@@ -42,6 +42,6 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_that_are_not_there_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffsteer.io.extensions.entry_points", lambda **_: ())
+    monkeypatch.setattr("diffsteer.io.extensions._installed", lambda _: ())
     with pytest.raises(ModuleNotFoundError, match="'pocket' belongs to diffsteer-lab"):
         load("pocket", None)

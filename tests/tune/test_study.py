@@ -8,13 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from optuna.trial import TrialState
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Guidance
+from diffsteer.tune import heartbeat
 from diffsteer.tune.objective import Quality
 from diffsteer.tune.space import Space
 from diffsteer.tune.storage import open_storage
@@ -151,7 +154,7 @@ search(Path(sys.argv[1]), trials=24, seconds=0.1, storage={storage!r}).run()
     ids=["database", "journal"],
 )
 def test_machines_share_one_store_and_a_killed_one_loses_its_trial(
-    scheme: str, tmp_path: Path
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with a folder and a host name of its own; the survivor finishes all trials."""
     storage = f"{scheme}{tmp_path / 'shared.journal'}"
@@ -174,7 +177,58 @@ def test_machines_share_one_store_and_a_killed_one_loses_its_trial(
     rest = [t for t in trials if t not in done]  # none of the survivor, at most one of the killed
     assert len(rest) <= 1 and all(place(t)[0] == "a" for t in rest)
     assert len({str(t.params) for t in done}) == len(done)  # machines propose different recipes
-    assert len(finished(search(tmp_path / "c", trials=26, storage=storage).run())) == 26
+    monkeypatch.setattr(heartbeat, "GRACE", 0.0)  # lost where no beat came between two looks
+    after = search(tmp_path / "c", trials=26, storage=storage).run()
+    assert len(finished(after)) == 26
+    assert [t.state.name for t in after.trials if t not in finished(after)] == ["FAIL"] * len(rest)
+
+
+def test_a_trial_of_another_machine_is_lost_once_its_beats_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+    monkeypatch.setattr(heartbeat, "time", clock)
+    monkeypatch.setattr(heartbeat, "EVERY", 0.01)
+    one, pulse = search(tmp_path), heartbeat.Pulse()
+    study = one.study()
+    trial = study.ask()
+    study.ask()  # killed before it gave its name
+    trial.set_user_attr("place", "b:/elsewhere")
+    trial.set_user_attr("worker", "1-b")
+
+    def states(now: float) -> list[str]:
+        clock.now = now
+        one._drop_lost(study, pulse)
+        return [t.state.name for t in study.trials]
+
+    assert states(0) == states(heartbeat.GRACE) == ["RUNNING", "RUNNING"]
+    with heartbeat.beating(trial):
+        end = time.monotonic() + 30
+        while time.monotonic() < end and not study.trials[0].user_attrs.get("beat"):
+            time.sleep(0.01)
+    last = study.trials[0].user_attrs["beat"]
+    assert states(heartbeat.GRACE + 1) == states(2 * heartbeat.GRACE + 1) == ["RUNNING", "FAIL"]
+    assert states(2 * heartbeat.GRACE + 2) == ["FAIL", "FAIL"]
+    assert study.trials[0].user_attrs["beat"] == last  # none comes after the end
+
+
+def test_a_worker_whose_trial_was_given_up_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a pause of its machine, while it measures or as it tells."""
+
+    class GivenUp(Parabola):
+        def __call__(self, recipe: Recipe, seeds: Sequence[int]) -> Quality:
+            study, own = one.study(), one.study().trials[-1]
+            if own.number == 0 and len(seeds) == 10 or own.number == 1 and len(seeds) == 100:
+                study.tell(own.number, state=TrialState.FAIL)
+            return super().__call__(recipe, seeds)
+
+    one = replace(search(tmp_path, trials=3), objective=GivenUp())
+    trials = one.run().trials
+    assert [t.state.name for t in trials[:2]] == ["FAIL", "FAIL"]
+    assert len(finished(one.study())) == 3 and len(trials) == 5
+    assert "trial 0: given up by another worker" in capsys.readouterr().out
 
 
 def place(trial) -> str:

@@ -217,8 +217,16 @@ def _weights(place: Path) -> list[Path]:
     """Files of weights of a part that loading takes: the full precision, or its only variant."""
     files = sorted(place.glob("*.safetensors"))
     plain = [p for p in files if re.fullmatch(r"[\w-]+\.safetensors", p.name)]
-    index = sorted(place.glob("*.safetensors.index.json"))
-    if index and not plain:
-        table = parse_object(read_bytes(index[0]), str(index[0])).get("weight_map", {})
-        return sorted({place / str(name) for name in table.values()})
-    return plain or files
+    indexed = sharded(place)
+    return sorted(p for p in indexed if p.is_file()) if indexed and not plain else plain or files
+
+
+def sharded(place: Path) -> dict[Path, list[str]]:
+    """Files that the index of a part names, with the tensors of each; empty where it has none."""
+    shards: dict[Path, list[str]] = {}
+    for index in sorted(place.glob("*.safetensors.index.json"))[:1]:
+        table = parse_object(read_bytes(index), str(index)).get("weight_map", {})
+        with refused(f"{index} is no index of weights"):
+            for tensor, name in table.items():
+                shards.setdefault(place / Path(name).name, []).append(tensor)
+    return shards

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import is_whole
 from diffsteer.doctor import layout
-from diffsteer.doctor.checkpoint import Checkpoint
+from diffsteer.doctor.checkpoint import Checkpoint, sharded
 from diffsteer.doctor.layout import PREFIX, unet_config
 from diffsteer.doctor.schedule import Finding
 from diffsteer.doctor.tensors import Entry, Scan
@@ -129,6 +130,10 @@ def _shapes(tensors: Mapping[str, Any]) -> Shapes:
 def _folder(checkpoint: Checkpoint) -> Iterator[Finding]:
     import diffusers
 
+    lost = dict(_lost_files(checkpoint))
+    for file, names in lost.items():
+        text = f"{file} is missing, and with it {len(names)} tensors that the index beside it names"
+        yield Finding("missing-files", "problem", text, "copy it from where the others came from")
     for part in PARTS if checkpoint.kind == "folder" else ("",):
         config = _config(checkpoint, part)
         kind = getattr(diffusers, str(config.get("_class_name")), None)
@@ -150,7 +155,19 @@ def _folder(checkpoint: Checkpoint) -> Iterator[Finding]:
         except Exception as error:  # of diffusers, for a config that no network has
             yield Finding("config", "problem", f"{part}/{CONFIG}: {str(error)[:200]}")
             continue
-        yield from _differences(part or "network", expected, {n: e.shape for n, e in own.items()})
+        gone = {n for f, names in lost.items() if part in ("", f.parent.name) for n in names}
+        rest = {name: shape for name, shape in expected.items() if name not in gone}
+        yield from _differences(part or "network", rest, {n: e.shape for n, e in own.items()})
+
+
+def _lost_files(checkpoint: Checkpoint) -> Iterator[tuple[Path, list[str]]]:
+    """Yield files of weights that are not there though an index names them, and their tensors."""
+    indices = (p for f in checkpoint.folders for p in f.glob("*/*.safetensors.index.json"))
+    for place in sorted({*checkpoint.folders, *(index.parent for index in indices)}):
+        shards = sharded(place)
+        lost = {file: names for file, names in shards.items() if not file.is_file()}
+        if len(lost) < len(shards) or not any(place.glob("*.safetensors")):  # no other variant
+            yield from lost.items()
 
 
 def _require_few_layers(config: Mapping[str, Any], tensors: int) -> None:

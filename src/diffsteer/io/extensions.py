@@ -1,5 +1,6 @@
 """What other distributions add to diffsteer, by entry points: commands, models, data, presets."""
 
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -12,12 +13,14 @@ LAB = {
 
 
 def extensions(group: str) -> dict[str, EntryPoint]:
-    """All installed extensions of a group, in the order of their names.
+    """All installed extensions of a group, in the order of their names."""
+    return {point.name: point for point in _installed(group)}
 
-    Each call looks through all distributions that are installed.
-    """
-    points = {point.name: point for point in entry_points(group=f"diffsteer.{group}")}
-    return dict(sorted(points.items()))
+
+@cache
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """Look through all distributions that are installed, once in a process."""
+    return tuple(sorted(entry_points(group=f"diffsteer.{group}"), key=lambda point: point.name))
 
 
 def extension(group: str, name: str) -> Any:

@@ -21,6 +21,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import LOCK, InUse, owned_file
 from diffsteer.io.hashing import differences, digest
 from diffsteer.io.seeds import format_seeds
+from diffsteer.tune.heartbeat import Pulse, beating
 from diffsteer.tune.objective import Objective, Quality
 from diffsteer.tune.space import Space
 from diffsteer.tune.storage import open_storage
@@ -93,25 +94,31 @@ class Search:
         Raises:
             InputError: the folder holds another search.
         """
-        from optuna.trial import TrialState
-
         study, end = self.study(), time.monotonic() + 60 * self.budget.minutes
+        pulse = Pulse()
         with self._worker() as worker:
             while time.monotonic() < end and len(finished(study)) < self.budget.trials:
-                self._drop_lost(study)
-                trial = study.ask()
-                trial.set_user_attr(PLACE, self._place)
-                trial.set_user_attr(WORKER, worker)
-                try:
-                    quality = self._measure(study, trial)
-                except InUse:
-                    study.tell(trial, state=TrialState.FAIL)  # another worker measures it
-                    time.sleep(1)
-                    continue
-                state = TrialState.PRUNED if quality is None else TrialState.COMPLETE
-                study.tell(trial, quality, state)
-                self._tell(study, trial, quality)
+                self._drop_lost(study, pulse)
+                self._work(study, worker)
         return study
+
+    def _work(self, study: "Study", worker: str) -> None:
+        """Measure one trial."""
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        trial = study.ask()
+        try:
+            trial.set_user_attr(PLACE, self._place)
+            trial.set_user_attr(WORKER, worker)
+            with beating(trial):
+                quality = self._measure(study, trial)
+            self._tell(study, trial, quality)
+        except InUse:  # another worker measures the same
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            time.sleep(1)
+        except UpdateFinishedTrialError:  # of a machine that paused for minutes
+            print(f"trial {trial.number}: given up by another worker", flush=True)
 
     def study(self) -> "Study":
         """The search as Optuna stores it, made where it is missing."""
@@ -174,7 +181,11 @@ class Search:
         return self.objective(recipe, self.budget.seeds)
 
     def _tell(self, study: "Study", trial: "Trial", quality: Quality | None) -> None:
-        """Print a line of a finished trial."""
+        """Store the value of a trial, unless others took it for lost, and print a line of it."""
+        from optuna.trial import TrialState
+
+        state = TrialState.PRUNED if quality is None else TrialState.COMPLETE
+        study.tell(trial, quality, state, skip_if_finished=True)
         attributes = trial.user_attrs
         recipe = attributes.get(RECIPE)
         if recipe is None:
@@ -214,20 +225,21 @@ class Search:
         """Machine and folder, which workers share whose locks are seen here."""
         return f"{socket.gethostname()}:{self.folder.resolve()}"
 
-    def _drop_lost(self, study: "Study") -> None:
+    def _drop_lost(self, study: "Study", pulse: Pulse) -> None:
         """Fail the running trials of workers that were killed.
 
-        Those of other machines are left to them, unless their locks lie in this folder.
+        By their locks where these lie in this folder, else by their beats.
         """
         from optuna.trial import TrialState
 
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER)
-            if worker is None:
-                continue
             here = (self.folder / WORKERS / f".{worker}{LOCK}").exists()
-            seen = here or trial.user_attrs.get(PLACE, self._place) == self._place
-            if seen and not self._is_alive(worker):
+            if worker and (here or trial.user_attrs.get(PLACE, self._place) == self._place):
+                lost = not self._is_alive(worker)
+            else:
+                lost = pulse.lost(trial)
+            if lost:
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
