@@ -16,6 +16,7 @@ from diffsteer import Level, Prediction, parse
 from diffsteer.core.errors import InputError
 from diffsteer.hf.architectures import FAMILIES
 from diffsteer.refine.heads import HEADS, RefineInput
+from diffsteer.refine.low_frequency import LOW_FREQUENCY
 from diffsteer.refine.metadata import (
     RefinerMetadata,
     fingerprint_of,
@@ -88,6 +89,11 @@ class Trained:
                 f"{source} is for {self.metadata.network}, whose layers ComfyUI names apart: it "
                 "takes refiners of Stable Diffusion 1, 2, XL and 3 and Flux; sample others by "
                 "`diffsteer sample --refiner`"
+            )
+        if self.metadata.head == LOW_FREQUENCY:
+            raise InputError(
+                f"{source} is a low_frequency network, which ComfyUI does not run: take a refiner "
+                "with another head, or sample by `diffsteer sample --refiner`"
             )
         self._known: WeakSet[Any] = WeakSet()  # models whose weights were looked at
 

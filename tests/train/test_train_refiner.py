@@ -247,16 +247,20 @@ def test_training_brings_unguided_samples_to_the_targets(
     assert said["made"]["teacher"]["guidance"] == "CFG(4)" and said["made"]["steps"] == 3
 
 
-@pytest.mark.parametrize("gradient", ["msd", "full"])
+@pytest.mark.parametrize(
+    ("gradient", "head"),
+    [("msd", "difference"), ("full", "difference"), ("msd", "low_frequency")],
+)
 def test_the_task_learns_by_the_gradient_that_it_says(
-    model: str, stored: Path, tmp_path: Path, gradient: str
+    model: str, stored: Path, tmp_path: Path, gradient: str, head: str
 ) -> None:
-    """Its gradients are those of autograd through the chain, with outputs held or not."""
-    lines = f'head = "difference"\ngradient = "{gradient}"'
+    """Its loss and gradients are those of autograd through the chain, with outputs held or not."""
+    lines = f'head = "{head}"\ngradient = "{gradient}"'
     task = run(tmp_path, model, stored, "run", lines).task
     batch = {k: v[None] for k, v in task.example(0, 2, task.source[2], 0).items()}
     parameters = list(task.trained().values())
-    got = torch.autograd.grad(task(**batch)["loss"], parameters)
+    loss = task(**batch)["loss"]
+    got = torch.autograd.grad(loss, parameters)
     model_, cond = task.refiner.model, None
 
     from diffsteer.hf.prompt_conditions import conditions
@@ -273,7 +277,9 @@ def test_the_task_learns_by_the_gradient_that_it_says(
     *_, end = DDIM()(x, levels, denoise)
     if gradient == "msd":  # unit slope: without the chain's own, which is 1 / alpha for eps
         slope = float(1 / levels[0].alpha)
-    want = torch.autograd.grad((end - batch["target"]).square().mean() / slope, parameters)
+    distance = (end - batch["target"]).square().mean()
+    torch.testing.assert_close(loss, distance, atol=0, rtol=1e-3)
+    want = torch.autograd.grad(distance / slope, parameters)
     assert any(w.abs().max() > 0 for w in want)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, atol=1e-6 * float(w.abs().max()) + 1e-7, rtol=2e-3)
@@ -337,6 +343,27 @@ def test_a_network_of_classes_is_trained_from_the_noise_that_it_would_not_take(
         plain = images([1])
     with open_pipeline(after) as images:
         assert not torch.equal(images([1]), plain) and images.nfe() == {"rows": 3}
+
+
+def test_a_small_network_learns_low_frequencies_and_is_sampled_by_the_command(
+    model: str, stored: Path, tmp_path: Path
+) -> None:
+    """Stopped in the middle; it has no layer of the denoiser, and no evaluation of it."""
+    lines = 'head = "low_frequency"\n'
+    more: dict[str, Any] = {"batch": 8, "rate": 1e-2, "checkpoint": 40}
+    run(tmp_path, model, stored, "run", lines, images=40, **more).fit()
+    trainer = run(tmp_path, model, stored, "run", lines, images=80, **more)
+    trainer.fit()
+    assert not any("lora" in n for n, _ in trainer.task.pipe.unet.named_parameters())
+    before = distance(model, stored, None)
+    assert distance(model, stored, tmp_path / "run/model") < 0.97 * before
+    about = json.loads((tmp_path / "run/model/refiner.json").read_text())
+    assert 0 < about["made"]["nfe"] < 1
+    recipe = Recipe(model, prompt="a cat", steps=2, refiner=str(tmp_path / "run/model"))
+    with open_pipeline(replace(recipe, refiner="")) as images:
+        plain = images([1])
+    with open_pipeline(recipe) as images:
+        assert not torch.equal(images([1]), plain) and images.nfe() == {"rows": 2}
 
 
 def test_the_penalty_pulls_the_change_back(model: str, stored: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Changes of the noise by an adapted network's output: x becomes x + strength * delta.
+"""Changes of the noise by a network's output: x becomes x + strength * delta.
 
 The paper draws the sum of input and output, which suits v-prediction. The output of an eps network
 repeats the noise, so that its sum starts at twice the noise; other heads start near no change.
@@ -23,7 +23,7 @@ class RefineInput:
     """Unit Gaussian noise `x`, `(B, *D)`, at the terminal level, and the network that refines it.
 
     Attributes:
-        out: Calls the network, `(B, *D)`.
+        out: Calls the network, or the small one of `LowFrequency`, `(B, *D)`.
         on: Context in which the adapter is used; given True, the last layer returns the adapter's
             part alone.
     """
@@ -116,10 +116,25 @@ class X0(Head):
             )
 
 
+@dataclass(frozen=True)
+class LowFrequency(Head):
+    """Output of a small network of its own, in low frequencies alone: no change before training.
+
+    See `low_frequency.py`, which names the sources.
+    """
+
+    rows = 0
+
+    @override
+    def delta(self, at: RefineInput) -> Tensor:
+        return at.out()
+
+
 HEADS: dict[str, Head] = {
     "zero_init": ZeroInit(),
     "difference": Difference(),
     "literal": Literal(),
     "x0": X0(),
+    "low_frequency": LowFrequency(),
 }
 """Heads by the names that files and settings use."""

@@ -59,20 +59,6 @@ class Lora:
             for side in ("lora_A", "lora_B")
         }
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Take weights of the same names and shapes."""
-        own = self.parameters
-        other = sorted(own.keys() ^ weights.keys())
-        other += [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
-        if other:
-            raise InputError(
-                f"these weights do not fit {type(self.network).__name__} at rank {self.rank}: "
-                f"{other[0]} and {len(other) - 1} more differ"
-            )
-        with torch.no_grad():
-            for name, p in own.items():
-                p.copy_(weights[name])
-
     @contextmanager
     def on(self, alone: bool = False) -> Iterator[None]:
         """Use the adapter in the calls of the network meanwhile, beside those that are active.

@@ -1,4 +1,4 @@
-"""A refiner on disk: `refiner.safetensors`, a LoRA as peft names it, and `refiner.json`."""
+"""A refiner on disk: `refiner.safetensors`, of a LoRA as peft names it, and `refiner.json`."""
 
 import json
 import math
@@ -21,6 +21,7 @@ from diffsteer.io.hashing import bytes_hash, digest, parts_hash, tensor_bytes
 from diffsteer.io.hub import silence
 from diffsteer.io.strict import from_table, parse_safetensors, read_bytes, read_object, refused
 from diffsteer.refine.lora import own_parameters
+from diffsteer.refine.low_frequency import TEXT_WEIGHT
 
 WEIGHTS, ABOUT = "refiner.safetensors", "refiner.json"
 VERSION = 2
@@ -35,11 +36,12 @@ class RefinerMetadata:
     """Entries of `refiner.json`.
 
     Attributes:
+        rank: Of the adapter, or the width of the network of head "low_frequency".
         alpha: Its scale times its rank.
         weights: Sha256 of the network's weights in each precision in which it may be loaded.
         terminal: Time and alpha of the level at which noise is refined.
         made: How it was trained.
-        sha256: Of the adapter's weights and of all entries.
+        sha256: Of the refiner's weights and of all entries.
     """
 
     head: str
@@ -127,7 +129,8 @@ def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
                 f"{WEIGHTS} or an entry is not what was written: it was cut short or changed"
             )
         tensors = parse_safetensors(data, WEIGHTS)
-        ranks = {w.shape[0] for name, w in tensors.items() if ".lora_A." in name and w.ndim}
+        first = {n: w for n, w in tensors.items() if ".lora_A." in n or n == TEXT_WEIGHT}
+        ranks = {w.shape[0] for w in first.values() if w.ndim}
         if ranks != {metadata.rank}:  # before an adapter of any size is made
             raise InputError(f"{WEIGHTS} holds ranks {sorted(ranks)}, and it says {metadata.rank}")
         if broken := [name for name, w in tensors.items() if not w.isfinite().all()]:

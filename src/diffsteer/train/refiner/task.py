@@ -1,6 +1,6 @@
 """Training a noise refiner: its unguided samples approach those of a guided teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import prompts_of
 from diffsteer.io.strict import from_table
 from diffsteer.refine.heads import HEADS
+from diffsteer.refine.low_frequency import LOW_FREQUENCY, require_width
 from diffsteer.refine.metadata import fingerprint
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
@@ -52,9 +53,10 @@ class RefinerSettings:
         teacher: Settings of its recipe: guidance, sampler, steps. Of stored targets it
             is checked and may be left out.
         prompt_file: One prompt a line; for a teacher that is sampled while training.
-        rank: Of the adapter.
-        alpha: Its scale times its rank; 0 for the rank.
-        head: What the output changes, of `diffsteer.refine.heads.HEADS`.
+        rank: Of the adapter; of head "low_frequency" the width of its small network.
+        alpha: Of the adapter: its scale times its rank; 0 for the rank.
+        head: What the output changes, of `diffsteer.refine.heads.HEADS`; "low_frequency" trains a
+            small network of its own in place of an adapter.
         gradient: "msd", or "full" for back-propagation through the sampling.
         penalty: Factor of the mean squared change of the noise, which is added to the loss (Eyring
             et al. 2025, https://arxiv.org/abs/2508.09968): it keeps noise as it is where that
@@ -85,6 +87,8 @@ class RefinerSettings:
             )
         if self.head not in HEADS:
             raise InputError(f"settings.head={self.head!r}: there are {', '.join(HEADS)}")
+        if self.head == LOW_FREQUENCY:
+            require_width(self.rank, self.alpha or self.rank)
         if min(self.rank, self.steps) < 1:
             raise InputError(
                 f"settings.rank={self.rank}, settings.steps={self.steps}: give at least 1 each"
@@ -156,7 +160,7 @@ def _taught(settings: RefinerSettings) -> Targets | Recipe:
 
 
 class RefinerTask(Task):
-    """The adapter of a frozen pipeline's network."""
+    """The adapter of a frozen pipeline's network, or the small network beside it."""
 
     shown = "distance"
 
@@ -185,6 +189,8 @@ class RefinerTask(Task):
             self.refiner = NoiseRefiner(self.pipe, settings.rank, settings.head, settings.alpha)
             self.source, self.teacher = Prompts(taught.prompts), self.recipe.to_dict()
             self.shape = noise_shape(self.pipe, self.recipe)
+        part = self.refiner.part
+        self.small = part if isinstance(part, nn.Module) else None
         self.texts = self.source.texts
         require_prompts(self.texts)
         self._numbers = {text: i for i, text in enumerate(self.texts)}
@@ -221,7 +227,7 @@ class RefinerTask(Task):
 
     @override
     def trained(self) -> dict[str, nn.Parameter]:
-        return self.refiner.lora.parameters
+        return self.refiner.parameters
 
     @override
     @torch.no_grad()
@@ -241,9 +247,24 @@ class RefinerTask(Task):
         """Write the refiner, with what it learnt from."""
         settings = {k: v for k, v in asdict(self.settings).items() if k != "teacher"}
         teacher = {k: v for k, v in self.teacher.items() if k != "prompts"}
-        self.refiner.save(
-            folder, {**settings, "teacher": teacher, "number_of_prompts": len(self.texts)}
-        )
+        made = {**settings, "teacher": teacher, "number_of_prompts": len(self.texts)}
+        self.refiner.save(folder, made | ({"nfe": self._nfe()} if self.small else {}))
+
+    def _nfe(self) -> float:
+        """Operations of refining one noise over those of one evaluation of the network."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        model, x = self.refiner.model, torch.zeros(1, *self.shape, device=self.device)
+        cond = conditions(self.pipe, self.texts[:1], self.shape, **self.plain.size)
+
+        def operations(call: Callable[[], Tensor]) -> int:
+            with FlopCounterMode(display=False) as counter:
+                call()
+            total: int = counter.get_total_flops()
+            return total
+
+        refining = operations(lambda: self.refiner(x, {"cond": cond}))
+        return refining / operations(lambda: model(x, model.terminal, cond))
 
     def _target(self, noise: Tensor, texts: list[str]) -> Tensor:
         """Sample of the teacher from given noise."""
