@@ -99,7 +99,7 @@ REASONS = {
     "neither sends nor encodes": "no null prompt",
     "to encode it": "its tiny pipeline has no text encoder",
     "it is not certain how": "told its time by a rule of its own: no other noise level",
-    "keeps a cache": "keeps keys and values between calls: no edits of attention, no guide",
+    "keeps a cache": "keeps keys and values between calls: no skipped blocks, no guide",
     "are not known, so they cannot be shuffled": "places of the image's tokens unknown: no TPG",
     "where it was measured with": "places of the image's tokens unknown: no TPG",
     "reads a text": "reads no text: no NAG",

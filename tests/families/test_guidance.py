@@ -260,24 +260,16 @@ def counted(name: str, patch: pytest.MonkeyPatch) -> tuple[Any, Any, list[int]]:
     return pipe, call, sizes
 
 
-CACHED = ("GlmImage", "QwenImage21")
+CACHED = ("QwenImage21",)
 """Pipelines whose networks keep keys and values between calls."""
-NO_LAYERS = frozenset(
-    {
-        "KandinskyV22",
-        "Mochi",
-        "QwenImage21",
-    }
-)
-"""Pipelines without a layer of softmax attention from image to image that can be edited."""
 
 
 @guidable
 def test_perturbed_attention(family: TinyFamily) -> None:
     require_steerable(family)
     name = family.name.partition("-")[2]
-    if name in NO_LAYERS or name in CACHED:
-        with pytest.raises(InputError, match="no attention layer is called 'mid'|keeps a cache"):
+    if name == "KandinskyV22":
+        with pytest.raises(InputError, match="no attention layer is called 'mid'"):
             sampled(family, "PAG(2)")
         return
     off = sampled(family, "CFG(1)")
@@ -327,7 +319,7 @@ def test_linear_attention_keeps_its_values() -> None:
     layer = named("Sana").build().transformer.transformer_blocks[0].attn1
     x = torch.randn(2, 6, layer.to_q.in_features, generator=torch.Generator().manual_seed(0))
     plain, tap = layer(x), Tap(edits=[(slice(1, 2), Identity())])
-    with tapped({"a": layer}, {"a": tap}, lambda *_: ImageTokens((2, 3)), by_sdpa):
+    with tapped({"a": layer}, {"a": tap}, lambda *_: ImageTokens((2, 3)), by_sdpa, 2):
         edited = layer(x)
     assert torch.equal(edited[0], plain[0]) and torch.equal(layer(x), plain)
     torch.testing.assert_close(edited[1], layer.to_out[0](layer.to_v(x))[1])
@@ -348,7 +340,9 @@ TOKENS = {
     "HiDreamImage": ((4, 4), 0),
     "HunyuanVideo": ((2, 2, 2), 0),
     "HunyuanVideoFramepack": ((2, 2, 2), 13),
+    "Mochi": ((2, 2, 2), 0),
     "QwenImage": ((4, 4), 5),
+    "QwenImage21": ((4, 4), 0),
     "Wan": ((2, 2, 2), 0),
     "ZImage": ((4, 4), 0),
 }
@@ -567,6 +561,42 @@ def test_networks_that_keep_keys_and_values() -> None:
     with steer(pipe, "CFG(4).over(1, 4)"):
         one = first(pipe(**call))
         assert close(first(pipe(**family.kwargs(pipe) | family.guided(pipe))), one)
+    with pytest.raises(InputError, match="keeps a cache"):
+        sampled(family, "SLG(2)")
+    assert sampled(family, "SLG(2)", use_kv_cache=False).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "guidance", ["PAG(2)", "CFG(4) + PAG(2, on='null')", "SEG(2, sigma=1.0)", "SAG(1, on='cond')"]
+)
+def test_attention_beside_keys_and_values_that_are_kept(guidance: str) -> None:
+    """Text sees no image, so that what is kept is the same under an edit of the image."""
+    kept, anew = (sampled(named("QwenImage21"), guidance, use_kv_cache=c) for c in (True, False))
+    torch.testing.assert_close(kept, anew, atol=1e-4, rtol=1e-4)
+    assert not close(kept, sampled(named("QwenImage21"), "CFG(1)"))
+
+
+@pytest.mark.parametrize("guidance", ["PAG(2)", "SEG(2, sigma=1.0)", "SAG(1, on='cond')"])
+def test_samples_that_attend_one_after_another(guidance: str) -> None:
+    """Prompts of two lengths in one batch are guided as each alone, beside their null prompts."""
+    family = named("Mochi")
+    pipe = family.build()
+    call = family.kwargs(pipe) | family.guided(pipe)
+    latents = torch.randn(2, 4, 2, 4, 4, generator=torch.Generator().manual_seed(3))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], dtype=torch.bool)
+
+    def run(rows: slice) -> Tensor:
+        given = {
+            n: v.repeat(2, *[1] * (v.ndim - 1))[rows] for n, v in call.items() if "prompt" in n
+        }
+        given |= {"prompt_attention_mask": mask[rows], "latents": latents[rows]}
+        with steer(pipe, guidance):
+            return first(pipe(**call | given))
+
+    both, plain = run(slice(0, 2)), sampled(family, "CFG(1)")
+    for row in range(2):
+        torch.testing.assert_close(both[row], run(slice(row, row + 1))[0], atol=1e-4, rtol=1e-4)
+    assert not close(both[:1], plain)
 
 
 def test_guides_and_caches_that_do_not_fit() -> None:

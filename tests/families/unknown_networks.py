@@ -4,6 +4,7 @@ Each network can leave out what perturbed attention guidance leaves out (`pertur
 its own, so that what `steer` does has something to be equal to.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,31 @@ class TokenAttnProcessor:
         if attn.perturbed:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
             mask[:count, :count] = torch.eye(count, dtype=torch.bool)
-        return dispatch_attention_fn(q, k, v, attn_mask=mask).flatten(2)
+        return self.attend(q, k, v, mask, count).flatten(2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, count: int) -> Tensor:
+        return dispatch_attention_fn(q, k, v, attn_mask=mask)
+
+
+class SampleAttnProcessor(TokenAttnProcessor):
+    """The same, of one sample after another."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, count: int) -> Tensor:
+        rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
+        return torch.cat([dispatch_attention_fn(*row, attn_mask=mask) for row in rows])
+
+
+class TextAttnProcessor(TokenAttnProcessor):
+    """Attention of the text to itself, and then of the image to both."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, count: int) -> Tensor:
+        text = dispatch_attention_fn(q[:, count:], k[:, count:], v[:, count:])
+        mask = None if mask is None else mask[:count]
+        return torch.cat([dispatch_attention_fn(q[:, :count], k, v, attn_mask=mask), text], dim=1)
+
+
+PROCESSORS = {"": TokenAttnProcessor, "each": SampleAttnProcessor, "text": TextAttnProcessor}
+"""How tokens attend, by the calls of a layer."""
 
 
 class TokenAttention(nn.Module):
@@ -33,10 +58,10 @@ class TokenAttention(nn.Module):
 
     perturbed = False
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, calls: str) -> None:
         super().__init__()
         self.to_qkv = nn.Linear(channels, 3 * channels)
-        self.processor = TokenAttnProcessor()
+        self.processor = PROCESSORS[calls]()
 
     def forward(self, x: Tensor, count: int) -> Tensor:
         return self.processor(self, x, count)
@@ -84,11 +109,11 @@ class OddTokens(ModelMixin, ConfigMixin):
     """Packed patches before their text in one sequence."""
 
     @register_to_config
-    def __init__(self, channels: int = 8) -> None:
+    def __init__(self, channels: int = 8, calls: str = "") -> None:
         super().__init__()
         self.into, self.text = nn.Linear(16, channels), nn.Linear(TEXT, channels)
         self.layers = nn.ModuleList(
-            nn.ModuleDict({"attn": TokenAttention(channels)}) for _ in "123"
+            nn.ModuleDict({"attn": TokenAttention(channels, calls)}) for _ in "123"
         )
         self.out, self.time = nn.Linear(channels, 16), nn.Linear(1, channels)
 
@@ -183,6 +208,22 @@ class VideoPipeline(Odd):
 CASES = {
     "unet": (OddUNet, BatchedPipeline, (2, 4, 8, 8), (5, 5), "blocks", "blocks.1"),
     "tokens": (OddTokens, PackedPipeline, (2, 16, 16), (5, 3), "layers", "layers.1"),
+    "tokens of each": (
+        partial(OddTokens, calls="each"),
+        PackedPipeline,
+        (2, 16, 16),
+        (5, 3),
+        "layers",
+        "layers.1",
+    ),
+    "tokens, text": (
+        partial(OddTokens, calls="text"),
+        PackedPipeline,
+        (2, 16, 16),
+        (5, 3),
+        "layers",
+        "layers.1",
+    ),
     "video": (OddVideo, VideoPipeline, (2, 4, 3, 8, 8), (5, 5), "blocks", "blocks.1"),
 }
 """Network, pipeline, latents, lengths of both texts, blocks, and the layer that PAG perturbs."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Edit, Identity, Size, in_plane, received
@@ -34,21 +35,25 @@ class ImageTokens:
         frames: Frames of a video that lie in the batch, each an image.
         key: Index of the first among the keys, in a layer whose queries are the image alone and
             whose keys hold text as well; None in others.
+        call: Which of the calls of attention in the layer it is, from 0, where text has calls of
+            its own, so that the queries are the image alone; None for all.
     """
 
     shape: Size
     start: int = 0
     frames: int = 1
     key: int | None = None
+    call: int | None = None
 
     @property
     def count(self) -> int:
         """How many there are."""
         return prod(self.shape)
 
-    def rows(self, samples: slice) -> slice:
-        """Rows of the batch that belong to samples."""
-        return slice(samples.start * self.frames, samples.stop * self.frames)
+    def rows(self, samples: slice, first: int = 0) -> slice:
+        """Rows that belong to samples, in a call of attention from the row `first` on."""
+        start, stop = (max(i * self.frames - first, 0) for i in (samples.start, samples.stop))
+        return slice(start, stop)
 
 
 Locate = Callable[[str, int], ImageTokens]
@@ -84,8 +89,9 @@ class Tap:
         v: Tensor,
         rest: Mapping[str, Any],
         tokens: ImageTokens,
+        start: int = 0,
     ) -> Tensor:
-        """Attention of all rows, with those of the edits replaced."""
+        """Attention of all rows, those from `start` on, with those of the edits replaced."""
         if k.shape[2] != q.shape[2]:
             if tokens.key is None:
                 raise InputError(
@@ -97,10 +103,13 @@ class Tap:
         if text := tokens.start:
             q, k, v = (part.roll(-text, dims=2) for part in (q, k, v))
             first = replace(tokens, start=0)
-            return self.attend(q, k, v, _rolled(rest, -text), first).roll(text, dims=2)
+            return self.attend(q, k, v, _rolled(rest, -text), first, start).roll(text, dims=2)
         self.hits += 1
-        for rows, maps in self.records:
-            image = (tokens.rows(rows), slice(None), slice(tokens.count))
+        for samples, maps in self.records:
+            rows = tokens.rows(samples, start)
+            if not len(q[rows]):
+                continue
+            image = (rows, slice(None), slice(tokens.count))
             seen = q[image], each_head(k, q)[image], each_head(v, q)[image]
             scores = received(*seen[:2]) if self.score is None else self.score(*seen)
             shape = *tokens.shape[:-2], *in_plane(tokens.shape)
@@ -108,8 +117,10 @@ class Tap:
         out = F.scaled_dot_product_attention(q, k, v, **rest)
         if self.edits and out.requires_grad:
             out = out.clone()  # gradients need what attention returned
-        for rows, edit in self.edits:
-            rows = tokens.rows(rows)
+        for samples, edit in self.edits:
+            rows = tokens.rows(samples, start)
+            if not len(q[rows]):
+                continue
             attend = partial(_attend, _rows_of(rest, rows, out.shape[0]))
             keys, values = each_head(k, q)[rows], each_head(v, q)[rows]
             out[rows] = edit(q[rows], keys, values, attend, tokens.shape)
@@ -174,11 +185,17 @@ def in_grid(size: tuple[int, int], text_first: bool, name: str, tokens: int) -> 
 
 
 class _Mode(TorchFunctionMode):
-    """Sends attention through a tap while its layer runs."""
+    """Sends attention through a tap while its layer runs, of all rows or of some in each call."""
 
-    def __init__(self, tap: Tap, locate: Callable[[int], ImageTokens]) -> None:
+    def __init__(self, tap: Tap, locate: Callable[[int], ImageTokens], batch: int) -> None:
         super().__init__()
-        self.tap, self.locate = tap, locate
+        self.tap, self.locate, self.batch = tap, locate, batch
+        self.calls = self.rows = 0
+
+    @override
+    def __enter__(self) -> Any:
+        self.calls = self.rows = 0
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -187,7 +204,11 @@ class _Mode(TorchFunctionMode):
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         kwargs |= dict(zip(names, args, strict=False))
         q, k, v = (kwargs.pop(name) for name in names[:3])
-        return self.tap.attend(q, k, v, kwargs, self.locate(q.shape[2]))
+        tokens, call, start = self.locate(q.shape[2]), self.calls, self.rows
+        self.calls, self.rows = call + 1, start + len(q)
+        if tokens.call not in (None, call):  # of a text
+            return func(q, k, v, **kwargs)
+        return self.tap.attend(q, k, v, kwargs, tokens, start if len(q) < self.batch else 0)
 
 
 Using = Callable[[nn.Module], AbstractContextManager[None]]
@@ -199,6 +220,7 @@ def tapped(
     taps: Mapping[str, Tap],
     locate: Locate,
     using: Using,
+    batch: int,
 ) -> Iterator[None]:
     """Let `taps` act in the layers of the same names while the context is open.
 
@@ -207,6 +229,7 @@ def tapped(
         taps: What to do in them.
         locate: Finds the tokens of the image in a layer.
         using: Makes a layer compute attention by scaled_dot_product_attention, while it is open.
+        batch: Rows of the pass.
     """
     for name in taps:  # layers that are measured when asked for are not asked without taps
         if name not in layers:
@@ -218,7 +241,7 @@ def tapped(
                 _by_value(layers[name], tap, partial(locate, name), stack)
                 continue
             stack.enter_context(using(layers[name]))
-            hooked(layers[name], _Mode(tap, partial(locate, name)), stack)
+            hooked(layers[name], _Mode(tap, partial(locate, name), batch), stack)
         yield
     for name, tap in taps.items():
         if tap.hits == 0:

@@ -44,14 +44,15 @@ def edited(
     adapter = group[0].adapter
     with ExitStack() as stack:
         if changes.any or adapter is not None:
-            stack.enter_context(net.touched())
+            deep = bool(changes.blocks or changes.drops) or adapter is not None
+            stack.enter_context(net.touched(deep))
         if adapter is not None:
             stack.enter_context(net.adapted(adapter))
         if changes.drops:
             stack.enter_context(dropped(changes.drops, batch))
         places = partial(_places, net, layers, locate)
         stack.enter_context(blocks_edited(net.blocks, changes.blocks, batch, places))
-        stack.enter_context(tapped(net.layers, changes.taps, locate, net.using))
+        stack.enter_context(tapped(net.layers, changes.taps, locate, net.using, batch))
         yield
 
 
@@ -102,4 +103,5 @@ def _places(
     if not inner and net.locate is not None:
         return None
     tokens = locate(inner[0] if inner else block, count)
-    return slice(tokens.start, tokens.start + tokens.count)
+    start = tokens.key if tokens.key is not None and count > tokens.count else tokens.start
+    return slice(start, start + tokens.count)

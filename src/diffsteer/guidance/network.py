@@ -43,7 +43,8 @@ class Network:
         using: Context in which such a module computes attention by scaled_dot_product_attention.
         patch: Side of a token in pixels of the sample, in its first layer.
         text_first: Whether layers that attend to image and text put the text first.
-        touched: Context of a pass in which something inside of the network is read or changed.
+        touched: Makes the context of a pass in which something inside of the network is read or
+            changed, and is told whether that is more than attention of the image.
         score: How the attention that SAG looks at is read, if not as what each token receives.
         place: First row of a condition in a batch that the network makes of it, and the size of
             that batch; such branches are never stacked. None for a condition whose batch is what
@@ -64,7 +65,7 @@ class Network:
     using: Using = lambda layer: nullcontext()  # noqa: E731
     patch: int = 1
     text_first: bool = False
-    touched: Callable[[], AbstractContextManager[None]] = nullcontext
+    touched: Callable[[bool], AbstractContextManager[None]] = lambda deep: nullcontext()  # noqa: E731
     score: Score | None = None
     place: Callable[[Cond], tuple[int, int] | None] = lambda cond: None  # noqa: E731
     locate: Locate | None = None

@@ -38,7 +38,7 @@ class _Mode(TorchFunctionMode):
             return out
         given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
         image = self.image(given["query"].shape[2], given["key"].shape[2])
-        if image is None:
+        if image is None or len(out) < 2:  # of one sample of a pair
             return out
         self.hits += 1
         both = out.clone()
@@ -74,7 +74,7 @@ def evaluated(
             halves = [rows_of(cond, rows, len(x)) for cond in conds]
             part, inputs = joined(halves, rows.stop - rows.start), stacked([x[rows]] * 2)
         with ExitStack() as stack:
-            stack.enter_context(net.touched())
+            stack.enter_context(net.touched(True))
             modes = []
             for name, layer in net.attention.items():
                 stack.enter_context(net.using(layer))
@@ -98,6 +98,8 @@ def _image_of(name: str, locate: Locate | None, crossing: bool) -> Image:
         if locate is None or crossing:
             return slice(None) if crossing or queries != keys else None
         tokens = locate(name, queries)
+        if tokens.call is not None and queries != tokens.count:  # of a text to itself
+            return None
         if tokens.count == queries:  # of the image to itself, which both rows have in common
             return slice(None) if queries != keys else None
         return slice(tokens.start, tokens.start + tokens.count)

@@ -145,7 +145,7 @@ class Batches:
 
     def __init__(self, max_rows: int | None) -> None:
         self.max_rows = max_rows
-        self.evaluating = self.starting = self._tapping = False
+        self.evaluating = self.starting = self._tapping = self._deep = False
         self._divides: dict[Any, bool] = {}
         self._known = set[Any]()
         self._outputs: dict[Any, tuple[Tensor, Tensor]] = {}
@@ -158,7 +158,7 @@ class Batches:
 
     def divides(self, call: Call) -> bool:
         """Whether rows of a call are evaluated apart; in its first step, to see if they can."""
-        return self._divides.get(call.key, call.key in self._known) and not call.stateful
+        return self._divides.get(call.key, call.key in self._known) and not call.keeps
 
     def keep(self, call: Call) -> None:
         """Evaluate no rows of such calls apart."""
@@ -253,11 +253,11 @@ class Batches:
     ) -> Tensor:
         """Output for samples under all conditions of a call, `(N, *D)`, evaluated anew."""
         call, size, arguments = layout.part.call, len(x), layout.arguments
-        if (network is not None or self._tapping) and call.stateful:
+        if (network is not None or self._deep) and call.keeps:
             raise InputError(
                 "the pipeline keeps a cache of the network's keys and values in its calls, which "
-                "guides and changes inside of the network would spoil: switch that off "
-                "(use_kv_cache=False)"
+                "guides and changes of more than attention to the image would spoil: switch that "
+                "off (use_kv_cache=False)"
             )
         inputs = call.inputs.clone()
         for start in range(0, len(inputs), size):
@@ -274,14 +274,20 @@ class Batches:
             self.evaluating = before
 
     @contextmanager
-    def touched(self, network: Any) -> Iterator[None]:
-        """Evaluate anew what is changed inside of a network, and by code that is not compiled."""
+    def touched(self, network: Any, deep: bool) -> Iterator[None]:
+        """Evaluate anew what is changed inside of a network, and by code that is not compiled.
+
+        Args:
+            network: The network.
+            deep: Whether more is changed than attention of the image.
+        """
         if id(network) not in self._compiled:  # asked for once, and only where needed: it is slow
             blocks = (getattr(block, "_compiled_call_impl", None) for block in network.modules())
             self._compiled[id(network)] = hasattr(network, "_orig_mod") or any(blocks)
-        before, self._tapping = self._tapping, True
+        before = self._tapping, self._deep
+        self._tapping, self._deep = True, deep
         try:
             with uncompiled() if self._compiled[id(network)] else nullcontext():
                 yield
         finally:
-            self._tapping = before
+            self._tapping, self._deep = before

@@ -281,7 +281,7 @@ class GuidedOutput:
         network = guide or layout.part.call.module
 
         def run(x: Tensor) -> None:
-            with self.batches.touched(network):
+            with self.batches.touched(network, guide is not None):
                 self.batches.in_call(layout, layout.turned(x), guide)
 
         sample = layout.turned(layout.part.sample)

@@ -23,7 +23,7 @@ from diffsteer.guidance.attention_edits import Size
 from diffsteer.guidance.attention_taps import ImageTokens, hooked, linear
 from diffsteer.hf.architectures import by_sdpa, joint_attention
 from diffsteer.hf.conditions import Part
-from diffsteer.hf.recorded_attention import Crossing, Record, Recorded
+from diffsteer.hf.recorded_attention import Crossing, Record, Recorded, calls_of
 
 SAME = 1e-4
 """Largest change of a token, relative to the layer's largest, that is rounding."""
@@ -73,6 +73,8 @@ class MeasuredLayers(Mapping[str, nn.Module]):
     def tokens(self, name: str, count: int) -> ImageTokens:
         """Tokens of the image in a layer of so many tokens."""
         _, tokens, length = self._layers[name]
+        if tokens.call is not None:  # of the image alone
+            return tokens
         if count == tokens.count:  # in a block that joins the text in its attention alone
             return replace(tokens, start=0)
         if count == length:
@@ -101,18 +103,30 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         still = {name: record for name, record in still.items() if name not in crossing.names}
         rows = []
         for row in range(self._batch):
-            changes = {n: Change.of(row, r, *(m[n] for m in moved)) for n, r in still.items()}
+            changes = {n: self._change(row, r, [m[n] for m in moved]) for n, r in still.items()}
             rows.append(self._located({n: c for n, c in changes.items() if c is not None}))
         if any(row != rows[0] for row in rows):
             raise InputError(
                 "the image has other places among the tokens of each prompt of this batch: "
                 "edit attention with prompts of one length, or one prompt at a time"
             )
-        return {n: (layers[n], t, still[n].q.shape[1]) for n, t in rows[0].items()}
+        return {n: (layers[n], t, still[n][0].q.shape[1]) for n, t in rows[0].items()}
 
-    def _recorded(self, layers: Mapping[str, nn.Module], x: Tensor) -> "dict[str, Recorded]":
-        """Rows, queries and keys of each layer, projected, `(tokens, PROJECTED)`."""
-        records: dict[str, Recorded] = {}
+    def _change(
+        self, row: int, still: list[Recorded], moved: list[list[Recorded]]
+    ) -> "Change | None":
+        """Change of a row in the call of a layer that attends from image to image."""
+        of_row = [calls_of(row, self._batch, records) for records in (still, *moved)]
+        calls = zip(*of_row, strict=True)
+        changes = [(i, change) for i, c in enumerate(calls) if (change := Change.of(row, *c))]
+        if not changes:
+            return None
+        call, change = changes[0]
+        return replace(change, call=call if len(changes) == 1 < len(of_row[0]) else None)
+
+    def _recorded(self, layers: Mapping[str, nn.Module], x: Tensor) -> "dict[str, list[Recorded]]":
+        """Rows, queries and keys of each call of each layer, projected, `(tokens, PROJECTED)`."""
+        records: dict[str, list[Recorded]] = {}
         with ExitStack() as stack:
             for name, layer in layers.items():
                 record = Record(records, name, self._batch)
@@ -142,7 +156,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
             if spans and not left:
                 start, count = min(spans, key=change.distance)
                 shape = self._shape(count, frames)
-                located[name] = ImageTokens(shape, start, frames, change.key)
+                located[name] = ImageTokens(shape, start, frames, change.key, change.call)
                 counts = counts or {count}
         return located
 
@@ -172,6 +186,7 @@ class Change:
         first: The same, where its first pixel or token moves.
         last: The same, where its last one moves.
         key: First key of the image, where the queries are the image alone and the keys are not.
+        call: As in `ImageTokens`.
     """
 
     rows: int
@@ -179,6 +194,7 @@ class Change:
     first: Tensor
     last: Tensor
     key: int | None = None
+    call: int | None = None
 
     @classmethod
     def of(cls, row: int, still: "Recorded", *moved: "Recorded") -> "Change | None":

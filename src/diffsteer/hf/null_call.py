@@ -93,6 +93,11 @@ class NullCall:
                 "the guidance asks for the null prompt, and this pipeline says what its image "
                 "prompt (IP-Adapter) is without one only later: guide without CFG, or without it"
             )
+        if now.keeps:
+            raise InputError(
+                "the guidance asks for the null prompt, and this pipeline keeps keys and values of "
+                f"the prompt alone: {ASK}, or switch the cache off (use_kv_cache=False)"
+            )
         if self._changes is None:
             null = self._repeated().joined(first.second)
             if len(null.inputs) != len(first.inputs):

@@ -4,6 +4,7 @@ A probe is a tensor of random numbers in the form of the network's output, whose
 pipeline gives its scheduler can be told.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -111,6 +112,7 @@ class Call:
         time: Timestep of the scheduler.
         second: Argument with a second sample, whose tokens are the last of the inputs (sound).
         lengths: Tokens of each sample, where there are two.
+        caches: What the pipeline keeps of keys and values, by name; the arguments have copies.
     """
 
     module: Any
@@ -124,6 +126,7 @@ class Call:
     probe: Tensor = field(default_factory=lambda: torch.empty(0))
     out: Tensor | None = None
     time: float = 0.0
+    caches: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, module: Any, arguments: dict[str, Any]) -> "Call":
@@ -132,7 +135,9 @@ class Call:
         given = arguments.pop(name)
         inputs = torch.stack(given) if isinstance(given, list) else given
         autocast = _autocast(inputs.device.type)
-        return cls(module, name, inputs, given is not inputs, arguments, autocast)
+        caches = {n: v for n, v in arguments.items() if "cache" in n and not _plain(v)}
+        arguments |= {n: _copied(v) for n, v in caches.items()}
+        return cls(module, name, inputs, given is not inputs, arguments, autocast, caches=caches)
 
     def second_sample(self, first: Any, second: Any) -> str:
         """Name of the argument that holds the second sample of two outputs, `(N, tokens, C)`."""
@@ -159,8 +164,13 @@ class Call:
 
     @property
     def stateful(self) -> bool:
-        """Whether it hands the network a cache that it changes."""
-        return any("cache" in name and value is not None for name, value in self.arguments.items())
+        """Whether it hands the network a cache that it may change."""
+        return bool(self.caches)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is something in its caches."""
+        return any(_tensors(cache) for cache in self.caches.values())
 
     def evaluated(self, inputs: Tensor, arguments: Mapping[str, Any], network: Any) -> Tensor:
         """Output of a network, `(N, *D)`, for other inputs and arguments than this call's."""
@@ -168,9 +178,28 @@ class Call:
         if self.second:
             parts = torch.split(inputs, list(self.lengths), dim=1)
             samples = dict(zip((self.name, self.second), parts, strict=True))
+        caches = {name: _copied(arguments[name]) for name in self.caches}
         with self.autocast():
-            output = (network or self.module)(**{**arguments, **samples})
+            output = (network or self.module)(**{**arguments, **caches, **samples})
             return tensor_of(output, bool(self.second))
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """Tensors in a cache of any form."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, Mapping) else getattr(tree, "__dict__", {}).values()
+    parts = tree if isinstance(tree, list | tuple) else parts
+    return [tensor for part in parts if not _plain(part) for tensor in _tensors(part)]
+
+
+def _copied(cache: Any) -> Any:
+    """Copy of a cache, with the same tensors."""
+    return copy.deepcopy(cache, {id(tensor): tensor for tensor in _tensors(cache)})
 
 
 def certain(call: Call) -> bool:

@@ -1,6 +1,6 @@
 """Queries and keys of attention layers, kept while a network runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 PROJECTED = 8
 """Random projections of a query that are kept of it."""
@@ -23,14 +24,20 @@ class Recorded(NamedTuple):
 
 
 class Record(TorchFunctionMode):
-    """Keeps projections of the first queries and keys of a layer."""
+    """Keeps projections of queries and keys of a layer, where it first runs: of each call there."""
 
-    def __init__(self, records: dict[str, Recorded], name: str, batch: int) -> None:
+    def __init__(self, records: dict[str, list[Recorded]], name: str, batch: int) -> None:
         super().__init__()
         self.records, self.name, self.batch = records, name, batch
+        self.ended = False
+
+    @override
+    def __exit__(self, *args: Any) -> None:
+        self.ended = True
+        super().__exit__(*args)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and self.name not in self.records:
+        if func is F.scaled_dot_product_attention and not self.ended:
             given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
             self.keep(given["query"], given["key"])
         return func(*args, **(kwargs or {}))
@@ -39,7 +46,7 @@ class Record(TorchFunctionMode):
         """Keep queries and keys, `(rows, heads, tokens, channels)`."""
         frames = max(len(q) // self.batch, 1)
         parts = (_projected(x[::frames]) for x in (q, k))
-        self.records[self.name] = Recorded(len(q), *parts)
+        self.records.setdefault(self.name, []).append(Recorded(len(q), *parts))
 
     def hook(self, layer: Any, stack: ExitStack) -> None:
         """Keep queries and keys of a layer of linear attention, until the stack is closed."""
@@ -75,6 +82,16 @@ class Crossing:
         asked = self._inputs.pop(name, args[0])
         if asked.shape != args[0].shape or not torch.equal(asked, args[0]):
             self.names.add(name)
+
+
+def calls_of(row: int, batch: int, records: Sequence[Recorded]) -> list[Recorded]:
+    """What attention of a row of a batch is recorded of each call, or of the one for that row."""
+    rows = [record.rows for record in records]
+    if len(records) < 2 or sum(rows) != batch:
+        return list(records)
+    owner = [i for i, count in enumerate(rows) for _ in range(count)][row]
+    start, record = row - sum(rows[:owner]), records[owner]
+    return [Recorded(batch, record.q[start : start + 1], record.k[start : start + 1])]
 
 
 def _projected(x: Tensor) -> Tensor:
