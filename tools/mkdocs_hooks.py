@@ -30,12 +30,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Lead links to files outside of docs to the repository, or to their copy here."""
+    """Lead links to files outside of docs to the repository, or to their copy here.
+
+    A page without sections has no contents beside it, which leaves its tables the width.
+    """
 
     def target(match: re.Match[str]) -> str:
         name = match[1].removeprefix("../")
         return f"]({COPIED.get(name) or f'{config.repo_url}/blob/main/{name}'}{match[2]})"
 
+    if not re.search(r"^(##|:::)", markdown, re.MULTILINE):
+        page.meta["hide"] = ["toc"]
     return re.sub(r"\]\((\.\./[^)#\s]+)((?:#[^)\s]*)?)\)", target, markdown)
 
 

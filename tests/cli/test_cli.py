@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,18 @@ def test_plan_of_nonsense() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Options of parts of a command may not share a name."""
+def test_every_command_has_help(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options of parts of a command may not share a name, and lines are as long as can be."""
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
         app.cli(args=[name, "--help"], prog="diffsteer")
     assert stopped.value.code == 0
-    assert f"diffsteer {name}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"diffsteer {name}" in text
+    texts = [line.replace("│", " ").rstrip() for line in text.splitlines()]
+    for line, following in pairwise(texts):
+        if line.startswith(10 * " ") and following.startswith(10 * " "):
+            word = following.split()[0]
+            assert not word[0].isalpha() or len(line) + 1 + len(word) > 77, (line, following)

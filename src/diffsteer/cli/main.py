@@ -21,6 +21,7 @@ from diffsteer.cli import (
     tune,
 )
 from diffsteer.cli.mistakes import one_line
+from diffsteer.cli.options import described
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -32,6 +33,7 @@ app = tyro.extras.SubcommandApp()
 
 
 @app.command
+@described
 def schedule(
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCHEDULE")],
     /,
@@ -57,6 +59,7 @@ def schedule(
 
 
 @app.command
+@described
 def plan(
     guidance: Annotated[str, tyro.conf.Positional],
     /,
@@ -77,30 +80,30 @@ def plan(
     print(show(guidance, schedule, steps, spacing))
 
 
-app.command(models.models)
-app.command(doctor.doctor)
-app.command(name="sample")(sample_command.command)
-app.command(evaluate.stats)
-app.command(evaluate.evaluate)
-app.command(compare.compare)
-app.command(tune.tune)
-app.command(studio.studio)
-app.command(train.train)
-app.command(convert.ema)
+app.command(described(models.models))
+app.command(described(doctor.doctor))
+app.command(name="sample")(described(sample_command.command))
+app.command(described(evaluate.stats))
+app.command(described(evaluate.evaluate))
+app.command(described(compare.compare))
+app.command(described(tune.tune))
+app.command(described(studio.studio))
+app.command(described(train.train))
+app.command(described(convert.ema))
 COMMANDS = ["schedule", "plan", "models", "sample", "stats", "evaluate", "compare", "tune"]
 COMMANDS += ["studio", "train", "ema", "convert", "refine", "doctor"]
 
 converters = tyro.extras.SubcommandApp()
-converters.command(convert.edm2)
-converters.command(convert.adm)
+converters.command(described(convert.edm2))
+converters.command(described(convert.adm))
 app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
 
 refining = tyro.extras.SubcommandApp()
-refining.command(refine.targets)
+refining.command(described(refine.targets))
 groups = {"": app, "refine": refining}
 for name, point in extensions("commands").items():
     group, _, command = name.rpartition(" ")
-    groups[group].command(point.load(), name=command)
+    groups[group].command(described(point.load()), name=command)
     COMMANDS += [] if group else [command]
 app.command(refining, name="refine", help="Noise refiners: what they learn from, what they do.")
 

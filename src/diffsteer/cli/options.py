@@ -1,9 +1,11 @@
 """Options that several commands take; importable without torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass, replace
+from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
 
 from docstring_parser import parse
 from tyro.conf import arg
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
     from diffsteer.metrics.sampled import Sampled
 
 
+Described = TypeVar("Described")
+
+
+def described(command: Described) -> Described:
+    """Let help wrap what a docstring says of each option: tyro keeps many of its line breaks."""
+    command.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", cleandoc(command.__doc__ or ""))
+    return command
+
+
+@described
 @dataclass(frozen=True)
 class Features:
     """How images become features; the same for a reference and for what is compared with it.
@@ -67,6 +79,7 @@ class Features:
         return made
 
 
+@described
 @dataclass(frozen=True)
 class Samples:
     """Which images of a recipe are made, and where their features stay.
@@ -117,9 +130,10 @@ class Samples:
 def part(name: str, doc: str, *names: str) -> Any:
     """Dataclass of some fields of a recipe, with their descriptions; a group of options."""
     hints = get_type_hints(Recipe, include_extras=True)
-    texts = {each.arg_name: each.description for each in parse(Recipe.__doc__ or "").params}
+    texts = {each.arg_name: each.description or "" for each in parse(Recipe.__doc__ or "").params}
     fields: list[Any] = [
-        (n, Annotated[hints[n], arg(help=texts[n])], getattr(Recipe, n)) for n in names
+        (n, Annotated[hints[n], arg(help=" ".join(texts[n].split()))], getattr(Recipe, n))
+        for n in names
     ]
     return make_dataclass(name, fields, frozen=True, namespace={"__doc__": doc})
 
