@@ -93,8 +93,6 @@ REASONS = {
     "SAG blurs images": "packed samples, sound or several images: no SAG",
     "neither height nor width is known": "height and width of its tokens unknown: no blur",
     "no betas": "a noise schedule of its own",
-    "samples to step 2": "steps both conditions at once, by EDM",
-    "no part of what its network": "a schedule of EDM",
     "asks for the condition 'null'": "no null prompt",
     "neither sends nor encodes": "no null prompt",
     "to encode it": "its tiny pipeline has no text encoder",

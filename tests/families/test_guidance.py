@@ -20,7 +20,7 @@ from diffsteer.hf.architectures import by_sdpa, packed, patch_of, unpacked
 from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
-from diffsteer.hf.time_arguments import TimeArgument
+from diffsteer.hf.time_arguments import TimeArgument, Timeline
 from families import FAMILIES, MODULAR
 from families.calls import first
 from families.parts import WEIGHTS, TinyFamily, randomised
@@ -28,9 +28,7 @@ from families.test_tiny import guidable
 
 UNKNOWN = {
     "AnyFlowFAR": "several outputs",
-    "Cosmos2TextToImage": "no part of what its network",
     "Cosmos3Omni": "7 and 11 rows that are not the same",
-    "CosmosTextToWorld": "1 and 1 samples to step 2",
     "LTX2-all": "more than 2 times a step",
     "SanaWM": "neither the first nor the last",
     "StableDiffusionInstructPix2Pix": "3 rows",
@@ -128,9 +126,11 @@ def test_asks_at_another_level(family: TinyFamily) -> None:
         with pytest.raises(InputError, match="it is not certain how"):
             sampled(family, "AutoNoise(2, noise=0.1)")
         return
-    noisier = sampled(family, "AutoNoise(2, noise=0.1)")
+    # the first step of EDM has the most noise that there is, and the last goes nowhere
+    more = {"num_inference_steps": 3} if family.pipeline == "CosmosTextToWorldPipeline" else {}
+    noisier = sampled(family, "AutoNoise(2, noise=0.1)", **more)
     assert noisier.isfinite().all()
-    assert not close(noisier, sampled(family, "CFG(1)"))
+    assert not close(noisier, sampled(family, "CFG(1)", **more))
 
 
 def test_state_of_a_pipeline_that_is_guided_at_its_steps() -> None:
@@ -223,6 +223,15 @@ def test_both_conditions_are_one_batch(
     assert close(got, plain) == (guidance == "CFG(4)")
 
 
+@pytest.mark.parametrize("guidance", ["ICG(2)", "CFG(4) + PAG(2)"])
+def test_one_row_at_a_time_is_the_same(guidance: str) -> None:
+    family = named("CogView4")
+    pipe = family.build()
+    with steer(pipe, guidance, max_rows=1):
+        alone = first(pipe(**family.kwargs(pipe) | family.guided(pipe)))
+    assert close(alone, sampled(family, guidance))
+
+
 def test_a_batch_that_answers_otherwise_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing says that the rows of a network do not see each other: it is measured."""
     pipe, call, sizes = counted("CogView4", monkeypatch)
@@ -306,7 +315,7 @@ def test_places_of_the_image_among_keys(
     attend = Tap.attend
 
     def noted(tap: Tap, *args: Any) -> Tensor:
-        keys.add(args[-1].key)
+        keys.add(args[4].key)
         return attend(tap, *args)
 
     monkeypatch.setattr(Tap, "attend", noted)
@@ -432,6 +441,32 @@ def test_modular_pipelines(family: TinyFamily) -> None:
     guided = sampled(family, f"CFG({max(weights or (4.0,))})")
     assert close(guided, sampled(family)) == (weights is not None)
     assert not close(sampled(family, "CFG(2) + AutoNoise(2, noise=0.1)"), guided)
+
+
+@pytest.mark.parametrize("name", ["CosmosTextToWorld", "Cosmos2TextToImage"])
+def test_model_outputs_that_hold_the_sample(name: str) -> None:
+    """Of x0, or eps, of both prompts that one is taken which the pipeline moves away from."""
+    family = named(name)
+    call = family.guided(built(family)) if family.guided else {}
+    null = {name: value for name, value in call.items() if name.startswith("negative")}
+    alone = sampled(family, "CFG(4) + PAG(2)", guidance_scale=1.0, **null)
+    assert close(sampled(family, "CFG(4) + PAG(2)"), alone)
+    assert not close(sampled(family, "CFG(4)"), alone)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1.0, 80.0])
+def test_a_flow_of_samples_beyond_its_noise(sigma: float) -> None:
+    """Cosmos 2: x0 = c (x - sigma out) at the network's input c x, c = 1 / (1 + sigma)."""
+    scheduler = named("Cosmos2TextToImage").build().scheduler
+    scheduler.set_timesteps(sigmas=[0.0, 1.0])
+    timeline, c = Timeline.of(scheduler), 1 / (1 + sigma)
+    level = timeline.level(1000 * sigma)
+    x, out = torch.randn(2, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(timeline.prediction.x0(c * x, out, level), c * (x - sigma * out))
+    assert timeline.time(level) == pytest.approx(1000 * sigma)
+    assert timeline.holds(1 / c, 1000 * sigma)  # eps = c x + c out
+    assert timeline.holds(-1 / (sigma * c), 1000 * sigma)  # x0
+    assert not timeline.holds(0.95 / c, 1000 * sigma)
 
 
 def test_video_and_sound_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,8 @@ class Batches:
 
     def divides(self, call: Call) -> bool:
         """Whether rows of a call are evaluated apart; in its first step, to see if they can."""
-        return self._divides.get(call.key, call.key in self._known) and not call.keeps
+        single = self.max_rows == len(call.inputs) == 1  # which nothing is divided in
+        return self._divides.get(call.key, single or call.key in self._known) and not call.keeps
 
     def keep(self, call: Call) -> None:
         """Evaluate no rows of such calls apart."""
@@ -207,7 +208,8 @@ class Batches:
         arguments: Mapping[str, Any] = put_together(given, len(x))
         arguments = arguments if told is None else told(arguments)
         known = self._divides.get(call.key) or known_family(unwrap_compiled(call.module))
-        if known or torch.equal(tree[ROWS], torch.arange(len(call.inputs))):  # or the call's batch
+        one = len(x) == len(call.inputs) == 1
+        if known or one or torch.equal(tree[ROWS], torch.arange(len(call.inputs))):
             return self._run(call, inputs, arguments, network)
         if not starting or call.out is None:
             raise NotDivided(call)

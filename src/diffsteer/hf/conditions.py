@@ -8,6 +8,7 @@ factor is negative.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Part:
         taken: Where its input holds the sample.
         given: Part of its output that becomes the scheduler's model output.
         sign: Factor of that part.
+        scale: The same, where the model output holds the sample as well (Cosmos).
+        held: Factor of the sample in the model output.
         replaced: Frames of the input, or tokens of two samples, that hold a condition in the place
             of the sample.
     """
@@ -43,6 +46,8 @@ class Part:
     taken: View = View()
     given: View = View()
     sign: float = 1.0
+    scale: float = 1.0
+    held: float = 0.0
     replaced: tuple[int, ...] = ()
 
     @property
@@ -74,8 +79,15 @@ class Part:
         return tuple(own.nonzero().flatten().tolist())
 
     def model_output(self, out: Tensor) -> Tensor:
-        """The scheduler's model output of outputs, `(B, *D)`, in float32 or wider."""
+        """The scheduler's model output of outputs, `(B, *D)`, in float32 or wider.
+
+        It is without the sample, where the scheduler's holds that: see `with_sample`.
+        """
         return self.sign * upcast(self.given(out))
+
+    def with_sample(self, out: Tensor, sample: Tensor) -> Tensor:
+        """The scheduler's model output of guided ones, and its sample, `(B, *D)`."""
+        return self.scale * out + self.held * upcast(sample) if self.held else out
 
 
 def parts_of(calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> dict[str, Part]:
@@ -121,14 +133,18 @@ def _parts(
         for call in calls
         for rows in _rows(len(call.inputs), len(sample), in_turn)
     ]
-    factors, given = _given(parts, model_output, sample)
-    if not 0.5 < abs(sum(factors)) < 2:
+    factors, given, held = _given(parts, model_output, sample)
+    if not held and not 0.5 < abs(sum(factors)) < 2:
         raise InputError(
             f"multiplies what its network returns by {sum(factors):.3g}, where 1 or -1 is expected"
         )
-    sign = 1.0 if sum(factors) > 0 else -1.0
-    parts = [replace(part, given=view, sign=sign) for part, view in zip(parts, given, strict=True)]
-    if len(parts) == 2 and factors[0] * sign < factors[1] * sign:
+    scale = sum(factors)
+    sign = 1.0 if held or scale > 0 else -1.0
+    parts = [
+        replace(part, given=view, sign=sign, scale=scale, held=held)
+        for part, view in zip(parts, given, strict=True)
+    ]
+    if len(parts) == 2 and factors[0] * scale < factors[1] * scale:
         parts.reverse()
     return dict(zip(("cond", "null"), parts, strict=False))
 
@@ -160,8 +176,11 @@ def _taken(call: Call, rows: slice, sample: Tensor) -> Part:
 
 def _given(
     parts: list[Part], output: Tensor, sample: Tensor
-) -> tuple[tuple[float, ...], tuple[View, ...]]:
-    """Factors and views of the parts' probes that add up to the scheduler's model output."""
+) -> tuple[tuple[float, ...], tuple[View, ...], float]:
+    """Factors and views of the parts' probes that add up to the scheduler's model output.
+
+    The last is the factor of the sample, which is in the sum where that is needed.
+    """
     probes = [part.call.probe[part.rows] for part in parts]
     lengths = parts[0].call.lengths
     choices = [list(views(probe.shape, output.shape, lengths)) for probe in probes]
@@ -172,19 +191,26 @@ def _given(
     rounding = ROUNDING if probes[0].dtype in LOSSY or output.dtype in LOSSY else 1e-4
     for chosen in product(*choices):
         columns = [view(probe)[:, channels] for view, probe in zip(chosen, probes, strict=True)]
-        if (factors := fitted(target, columns, CLOSE)) is None:
-            continue
-        total = sum(f * column.double() for f, column in zip(factors, columns, strict=True))
-        left = float((target.double() - total).norm())
-        if left > rounding * target.norm() and fitted(target, [*columns, sample], rounding):
-            fits = []  # a sum that holds the sample
-            break
-        fits.append((left, factors, chosen))
+        factors, left = fitted(target, columns, CLOSE), inf
+        if factors is not None:
+            total = sum(f * column.double() for f, column in zip(factors, columns, strict=True))
+            left = float((target.double() - total).norm())
+        if left > rounding * target.norm():
+            held = fitted(target, [*columns, sample], rounding)
+            if held is not None:
+                return held[:-1], chosen, held[-1]
+        if factors is not None:
+            fits.append((left, factors, chosen))
     if fits:  # where only one of the views is right, what is left may be small as well
-        return min(fits, key=lambda fit: fit[0])[1:]
-    raise InputError(
+        return *min(fits, key=lambda fit: fit[0])[1:], 0.0
+    raise no_part(output, probes[0])
+
+
+def no_part(output: Tensor, answered: Tensor) -> InputError:
+    """Make the error for a model output that is not made of what the network answers."""
+    return InputError(
         f"does not give its scheduler what its network answers: {tuple(output.shape)} is no part "
-        f"of what its network returns, {tuple(probes[0].shape)}, times a factor. Switch off "
+        f"of what its network returns, {tuple(answered.shape)}, times a factor. Switch off "
         "guidance of its own and preconditioning, or take the plain pipeline"
     )
 
@@ -261,7 +287,7 @@ class StepParts:
         parts = {name: replace(part, call=now[part.call]) for name, part in self.parts.items()}
         x = self.folding.unfolded(sample)
         pairs = [(part.sample, x) for part in parts.values()]
-        if any(part.replaced for part in parts.values()) or any(
+        if any(part.replaced or part.held for part in parts.values()) or any(
             own.shape != x.shape for own, x in pairs
         ):
             return StepParts.of(calls, model_output, sample)

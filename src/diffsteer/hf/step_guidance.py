@@ -23,7 +23,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance import Guidance
 from diffsteer.hf.architectures import known_family, patch_of
 from diffsteer.hf.batch_conditions import BatchedCall, conditions_in_batch, counting_processor
-from diffsteer.hf.conditions import Part, StepParts
+from diffsteer.hf.conditions import Part, StepParts, no_part
 from diffsteer.hf.guide_fit import check_guide
 from diffsteer.hf.guided_output import GuidedOutput, Now, Parts
 from diffsteer.hf.hooks import plain_forward, replaced
@@ -214,7 +214,7 @@ class StepGuidance:
         try:
             return self._guided_step(step, *args, **kwargs)
         finally:
-            if not self._second.awaited:
+            if not (self._second.awaited or self._awaiting):
                 self.stepped()
 
     def _guided_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -222,19 +222,36 @@ class StepGuidance:
         self._release()
         given = self._bound(*args, **kwargs)
         output, sample = given.arguments["model_output"], given.arguments["sample"]
+        if len(calls) == 2 and len(sample) == sum(len(call.inputs) for call in calls):
+            self._calls = calls  # both conditions are stepped, to be stepped again as one (Cosmos)
+            self._await(self._guide)
+            return step(*args, **kwargs)
         measure = StepParts.of if self._measured is None else self._measured.next
         try:
             self._measured = measured = measure(calls, output, sample)
         except InputError as error:
             raise InputError(f"{self._owner} {error}") from error
         time = self._tracker.read(given.arguments["timestep"], self.pipe.scheduler)
+        x = measured.folding.unfolded(sample)
+        self._check_sample(measured.parts["cond"], x, output, float(time.time))
         whole = {name: part.whole for name, part in measured.parts.items()}
         guided = self._guided(self._conditions(whole), calls, self._now(time))
         if calls[0].second:
             self._second.await_step(self.pipe, calls, measured.parts, guided, self.stepped)
             guided = measured.parts["cond"].given(guided)
-        given.arguments["model_output"] = measured.folding.folded(guided).to(output.dtype)
+        guided = measured.folding.folded(measured.parts["cond"].with_sample(guided, x))
+        for name in ("model_output", "pred_original_sample"):
+            if given.arguments.get(name) is not None:
+                given.arguments[name] = guided.to(output.dtype)
         return step(*given.args[1:], **given.kwargs)
+
+    def _check_sample(self, cond: Part, x: Tensor, output: Tensor, time: float) -> None:
+        """Check that a model output that holds the sample is x0 or eps of the network's output."""
+        scale = fitted(cond.sample, [x]) if cond.held else None
+        if cond.held and not (
+            scale and self._times().holds(cond.held / (scale[0] * cond.scale), time)
+        ):
+            raise InputError(f"{self._owner} {no_part(output, cond.call.probe)}")
 
     def _bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         """Arguments of the scheduler's step by name."""
@@ -244,7 +261,7 @@ class StepGuidance:
         """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:
-            parts = {**parts, "null": null}
+            parts = {**parts, "null": replace(null, scale=cond.scale, held=cond.held)}
         self._parts, self._first = parts, self._first or [cond.call]
         if "null" in parts or self._null is None:
             return Parts(parts)

@@ -24,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     lambda t, n: t / n,
     lambda t, n: 1 - t / n,
     lambda t, n: t - 1,
+    lambda t, n: t / (t + n),
 )
 """Times that networks are told at a timestep t of n."""
 
@@ -37,12 +38,15 @@ class Timeline:
         prediction: What the scheduler takes a model output for, but for the sign.
         count: Timestep at the noisy end.
         inverted: Whether the timesteps of a flow run from data to noise (Mochi).
+        scaled: Whether they are sigma / alpha of a flow, beyond 1, whose samples are scaled for the
+            network, x / (1 + sigma) (Cosmos 2).
     """
 
     schedule: Schedule
     prediction: Prediction
     count: float
     inverted: bool
+    scaled: bool = False
     _levels: dict[float, Level] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -52,7 +56,10 @@ class Timeline:
         flow = isinstance(schedule, Flow)
         count = scheduler.config.get("num_train_timesteps", FLOW_TIMESTEPS)
         inverted = bool(scheduler.config.get("invert_sigmas"))
-        return cls(schedule, prediction, float(count if flow else schedule.last), inverted)
+        sigmas = getattr(scheduler, "sigmas", None)
+        scaled = flow and isinstance(sigmas, Tensor) and bool(sigmas.max() > 1 + ROUNDING)
+        last = float(count if flow else schedule.last)
+        return cls(schedule, prediction, last, inverted, scaled)
 
     @property
     def direction(self) -> float:
@@ -63,6 +70,7 @@ class Timeline:
         """Noise level of a timestep, made once."""
         if time not in self._levels:
             at = self.count - time if self.inverted else time
+            at = self.count * at / (self.count + at) if self.scaled else at
             if isinstance(self.schedule, Flow) and self.count != FLOW_TIMESTEPS:
                 at = at / self.count * FLOW_TIMESTEPS
             self._levels[time] = level_at(self.schedule, torch.tensor(at, dtype=torch.float64))
@@ -71,7 +79,20 @@ class Timeline:
     def time(self, level: Level) -> float:
         """Timestep of a level."""
         time = float(level.t) * (self.count if isinstance(self.schedule, Flow) else 1.0)
+        time = time / (1 - float(level.t)) if self.scaled else time
         return self.count - time if self.inverted else time
+
+    def holds(self, factor: float, time: float) -> bool:
+        """Whether x0 or eps of the network's output is `factor` times its input, and the output.
+
+        Args:
+            factor: Of the input, where that of the output is 1.
+            time: Timestep.
+        """
+        level, (one, zero) = self.level(time), torch.eye(2, dtype=torch.float64)
+        x0 = self.prediction.x0(one, zero, level)
+        eps = (one - level.alpha * x0) / level.sigma
+        return any(abs(factor * q - p) <= ROUNDING * abs(p) for p, q in (x0.tolist(), eps.tolist()))
 
 
 class TimeArgument:
