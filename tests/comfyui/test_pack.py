@@ -394,6 +394,10 @@ def test_mistakes_about_refiners(
     monkeypatch.setattr(module, "read", lambda _: other)
     with pytest.raises(InputError, match="takes refiners of Stable Diffusion 1, 2, XL and 3 and"):
         refine(pack, patcher(comfy, unet()), folder)
+    small = replace(metadata, head="low_frequency"), weights
+    monkeypatch.setattr(module, "read", lambda _: small)
+    with pytest.raises(InputError, match="low_frequency network, which ComfyUI does not run"):
+        refine(pack, patcher(comfy, unet()), folder)
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
         refine(pack, patcher(comfy, unet()), "nowhere")
