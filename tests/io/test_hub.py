@@ -62,6 +62,7 @@ def test_a_hub_that_is_silent_is_told_at_once(cache: Path) -> None:
         ["doctor", NAME],
         ["sample", NAME, "--prompt", "a cat"],
         ["tune", NAME, "--reference", "none", "--space", "CFG(w), w=1..2"],
+        ["train", "zero-snr-finetune", "--model", NAME, "--set", "data.source=none"],
     ],
     ids=lambda command: command[0],
 )

@@ -92,6 +92,13 @@ def test_a_damaged_idx_file_is_refused(tmp_path: Path, harm: bytes) -> None:
         open_images(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "hint"), [("a.PNG", "one image: name"), ("a.zip", "unpack it")])
+def test_a_file_that_is_no_data_set_is_told_apart(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=f"{name} is .*{hint}.* the folder that holds the images"):
+        open_images(tmp_path / name)
+
+
 def test_a_table_of_captions(tmp_path: Path) -> None:
     for name in "ab":
         Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")

@@ -35,6 +35,7 @@ def train(
         start: Go on from the checkpoint at this count of images, not from the latest.
     """
     from diffsteer.io.atomic import require_writable
+    from diffsteer.io.hub import require_known
     from diffsteer.train.settings import Run, presets
 
     named = {"start": model, "targets": targets}
@@ -48,6 +49,7 @@ def train(
     run = Run.named(preset, *short, *changes)
     folder = out or Path("runs") / Path(preset).stem
     require_writable(folder)
+    require_known(*(str(run.settings.get(name, "")) for name in ("start", "vae")))
     from diffsteer.train.curves import MISSING, can_draw
     from diffsteer.train.registry import begin
 

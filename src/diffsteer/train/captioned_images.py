@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.io.images import MAX_BYTES, NOTES, Pictures, listed
+from diffsteer.io.images import MAX_BYTES, NOTES, SUFFIXES, Pictures, listed
 from diffsteer.io.strict import inner_path, parse_object, read_bytes, read_object, refused
 from diffsteer.train.arrays import IDX, ArrayImages, is_arrays, open_arrays
 from diffsteer.train.captions import (
@@ -92,6 +92,9 @@ def open_images(
             raise InputError(f"data.label={label!r} of {path}, which has classes of its own: none")
         return open_arrays(idx[0] if idx else path, size)
     if not path.is_dir():
+        if path.suffix.lower() in {*SUFFIXES, ".zip"}:
+            kind = "a zip file: unpack it, and" if path.suffix.lower() == ".zip" else "one image:"
+            raise InputError(f"{path} is {kind} name the folder that holds the images")
         return Shards.at(path, size=size, label=label)
     shards = sorted(p.name for p in path.glob("*.tar") if not p.name.startswith("."))
     if not shards:
