@@ -19,9 +19,9 @@ from tiny import stable_diffusion
 
 from diffsteer import Cosine, Discrete, Flow, V
 from diffsteer.train.checkpoints import BrokenCheckpoint, Checkpoints
-from diffsteer.train.loop import NotFinite
 from diffsteer.train.objective import Objective, low_discrepancy
 from diffsteer.train.settings import LATER, Run, Training, presets
+from diffsteer.train.state import NotFinite
 
 NETWORK = {
     "block_out_channels": [8, 16],

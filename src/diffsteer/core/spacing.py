@@ -6,7 +6,7 @@ integer arithmetic: floating point adds a node after t = 0 for 62 of the step co
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral
@@ -239,3 +239,26 @@ def _by_ratio(
     if schedule.at(schedule.last).alpha > 0:
         nodes = torch.linspace(hi, lo, n, dtype=F64)[1:]
     return torch.cat([last, schedule.time(unwarp(nodes))])
+
+
+def times_of(schedule: Schedule, sigmas: Sequence[float] | str) -> Tensor:
+    """Times at which sigma / alpha has given values, or those of a table, `(steps,)`, float64.
+
+    Args:
+        schedule: Of the network.
+        sigmas: From most to least, > 0, with or without a 0 at the end, which is the data; or the
+            name of a table.
+    """
+    if isinstance(sigmas, str):
+        tables = {name: made for name, made in SPACINGS.items() if isinstance(made, Table)}
+        if sigmas not in tables:
+            raise InputError(f"no table is called {sigmas!r}: there are {', '.join(tables)}")
+        return tables[sigmas](schedule, len(tables[sigmas].ratios) - 1)
+    ratios = torch.as_tensor(sigmas, dtype=torch.float64)
+    if ratios.ndim == 1 and len(ratios) and ratios[-1] == 0:
+        ratios = ratios[:-1]
+    if ratios.ndim != 1 or not len(ratios) or not (ratios > 0).all():
+        raise InputError(f"sigmas must be sigma / alpha > 0, from most to least, got {sigmas}")
+    lo, hi = schedule.span()  # published tables are rounded past both ends
+    ends = (ratios < 1.001 * hi) & (ratios > 0.999 * lo)
+    return schedule.time(torch.where(ends, ratios.clamp(lo, hi), ratios))

@@ -4,9 +4,10 @@ from diffsteer.guidance.adaptive import FBG, Adaptive
 from diffsteer.guidance.ahead import CFGpp, RectifiedCFGpp
 from diffsteer.guidance.attention_edits import BlurQuery, Edit, Identity
 from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
-from diffsteer.guidance.base import Clamped, Guidance
+from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
 from diffsteer.guidance.cfg_variants import ADG, MAMBO, TCFG, CFGNorm, CFGRenorm, DynamicThreshold
+from diffsteer.guidance.clamped import Clamped
 from diffsteer.guidance.classifier import Classifier, class_gradient
 from diffsteer.guidance.crops import SWG
 from diffsteer.guidance.denoiser import Denoiser, Network

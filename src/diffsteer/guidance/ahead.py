@@ -8,8 +8,8 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import Finite
 from diffsteer.core.sampler import first_order
-from diffsteer.guidance.base import Guidance, extrapolate
-from diffsteer.guidance.queries import Branch, GuidanceState, Queries
+from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries, extrapolate
 
 
 @dataclass(frozen=True, repr=False)

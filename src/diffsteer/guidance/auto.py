@@ -15,8 +15,8 @@ from diffsteer.core.fields import Finite, Name, Rule
 from diffsteer.core.level import Level, lincomb
 from diffsteer.core.noise import Noise
 from diffsteer.guidance.adapters import Adapters
-from diffsteer.guidance.base import Guidance, extrapolate
-from diffsteer.guidance.queries import Branch, GuidanceState, Queries
+from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries, extrapolate
 from diffsteer.guidance.row_dropout import Dropout
 
 

@@ -95,6 +95,8 @@ class Guidance(ABC):
 
     def clamped(self, limit: float = 1.0) -> "Guidance":
         """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
+        from diffsteer.guidance.clamped import Clamped
+
         return Clamped(self, as_weight(limit, "limit"))
 
     def inner_guidances(self) -> "Iterator[Guidance]":
@@ -134,14 +136,6 @@ class Guidance(ABC):
 
     def _settings(self, *omitted: str) -> list[str]:
         return argument_texts(self, *omitted)
-
-
-def extrapolate(at: GuidanceState, factor: float, good: Branch, bad: Branch) -> Queries[Tensor]:
-    """Return factor (x0 of good - x0 of bad), `(B, *D)`; a factor of 0 asks nothing."""
-    if factor == 0:
-        return torch.zeros_like(at.x)
-    better, worse = yield good, bad
-    return factor * (better.x0 - worse.x0)
 
 
 W = TypeVar("W", bound=type[Guidance])
@@ -211,9 +205,27 @@ class Scaled(Guidance):
         )
 
 
+class _Limited(Guidance):
+    """A guidance that acts in a part of a sampling; elsewhere it costs nothing."""
+
+    inner: Guidance
+
+    @abstractmethod
+    def acts(self, at: GuidanceState) -> bool:
+        """Whether it acts in an evaluation."""
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        return (yield from self.inner.shift(at)) if self.acts(at) else torch.zeros_like(at.x)
+
+    @override
+    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
+        return (yield from self.inner.guided(at) if self.acts(at) else super().guided(at))
+
+
 @composable("within")
 @dataclass(frozen=True, repr=False)
-class Within(Guidance):
+class Within(_Limited):
     """A guidance in an interval of noise, lo < sigma / alpha <= hi, for any schedule.
 
     Source: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724.
@@ -233,22 +245,13 @@ class Within(Guidance):
             )
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        if not self._acts(at):
-            return torch.zeros_like(at.x)
-        return (yield from self.inner.shift(at))
-
-    @override
-    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
-        return (yield from self.inner.guided(at) if self._acts(at) else super().guided(at))
-
-    def _acts(self, at: GuidanceState) -> bool:
+    def acts(self, at: GuidanceState) -> bool:
         return bool(self.lo < at.level.ratio <= self.hi)
 
 
 @composable("over")
 @dataclass(frozen=True, repr=False)
-class Over(Guidance):
+class Over(_Limited):
     """A guidance in some steps, start <= step < stop."""
 
     inner: Inner
@@ -263,15 +266,8 @@ class Over(Guidance):
             )
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        if not self.start <= at.step < self.stop:
-            return torch.zeros_like(at.x)
-        return (yield from self.inner.shift(at))
-
-    @override
-    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
-        acts = self.start <= at.step < self.stop
-        return (yield from self.inner.guided(at) if acts else super().guided(at))
+    def acts(self, at: GuidanceState) -> bool:
+        return self.start <= at.step < self.stop
 
 
 @composable("rescaled")
@@ -293,34 +289,3 @@ class Rescaled(Guidance):
         act = rescale_centred if self.centred else rescale
         guided = at.prediction.output_for_x0(at.x, cond.x0 + shift, at.level)
         return at.prediction.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0
-
-
-@composable("clamped")
-@dataclass(frozen=True, repr=False)
-class Clamped(Guidance):
-    """A guidance, or none, whose guided x0 is kept within -limit and limit.
-
-    What is added to it is not clamped: `SAG(0.1).clamped() + Classifier(0.5)`.
-    """
-
-    inner: Annotated[
-        Guidance | None, Rule("a guidance or None", lambda g: g is None or isinstance(g, Guidance))
-    ] = None
-    limit: Annotated[Finite, Rule("a number > 0", lambda limit: limit > 0)] = 1.0
-
-    @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        shift = torch.zeros_like(at.x) if self.inner is None else (yield from self.inner.shift(at))
-        (cond,) = yield (Branch(),)
-        return (cond.x0 + shift).clamp(-self.limit, self.limit) - cond.x0
-
-    @override
-    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
-        if self.inner is None:
-            return (yield from super().guided(at))
-        answer, shift = yield from self.inner.guided(at)
-        return answer, (answer.x0 + shift).clamp(-self.limit, self.limit) - answer.x0
-
-    @override
-    def _settings(self, *omitted: str) -> list[str]:
-        return [repr(self.limit) if omitted else f"limit={self.limit!r}"]

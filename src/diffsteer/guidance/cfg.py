@@ -7,8 +7,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.fields import Count, Finite, Positive
-from diffsteer.guidance.base import Guidance, extrapolate
-from diffsteer.guidance.queries import Branch, GuidanceState, Queries
+from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries, extrapolate
 
 
 @dataclass(frozen=True, repr=False)

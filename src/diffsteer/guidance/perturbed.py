@@ -8,9 +8,9 @@ from typing_extensions import override
 
 from diffsteer.core.fields import Finite, Name, Positive, Rule
 from diffsteer.guidance.attention_edits import BlurQuery, Identity
-from diffsteer.guidance.base import Guidance, extrapolate
+from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.block_edits import ShuffleTokens, SkipBlock
-from diffsteer.guidance.queries import Branch, GuidanceState, Queries
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries, extrapolate
 
 
 @dataclass(frozen=True, repr=False)

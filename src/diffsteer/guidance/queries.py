@@ -288,3 +288,11 @@ def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
         answer if branch.samples is None else answer.of_samples(list(branch.samples))
         for branch, answer in zip(branches, answers, strict=True)
     ]
+
+
+def extrapolate(at: GuidanceState, factor: float, good: Branch, bad: Branch) -> Queries[Tensor]:
+    """Return factor (x0 of good - x0 of bad), `(B, *D)`; a factor of 0 asks nothing."""
+    if factor == 0:
+        return torch.zeros_like(at.x)
+    better, worse = yield good, bad
+    return factor * (better.x0 - worse.x0)

@@ -2,7 +2,7 @@
 
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,7 @@ from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.probed_calls import Call, certain
 from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.second_text import second
-from diffsteer.hf.time_arguments import RULES, TimeArgument, Timeline
-from diffsteer.hf.timesteps import SamplingStep, StepTracker, next_level
+from diffsteer.hf.time_arguments import RULES, Now, TimeArgument
 
 
 class Parts(UserDict[str, Any]):
@@ -48,32 +47,6 @@ class Parts(UserDict[str, Any]):
         if callable(self.data[name]):
             self.data[name] = self.data[name]()
         return self.data[name]
-
-
-@dataclass(frozen=True)
-class Now:
-    """A step of a sampling: its timeline, its place there, and its level.
-
-    Attributes:
-        timeline: Timesteps of the scheduler.
-        step: This step.
-        tracker: Follows the sampling.
-        level: Noise level of this step.
-    """
-
-    timeline: Timeline
-    step: SamplingStep
-    tracker: StepTracker
-    level: Level
-
-    @property
-    def time(self) -> float:
-        """Timestep of the scheduler."""
-        return float(self.step.time)
-
-    def next(self, step: int) -> Level:
-        """Level that a step goes to."""
-        return next_level(self.tracker, step, self.timeline.level)
 
 
 class GuidedOutput:

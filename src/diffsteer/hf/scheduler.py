@@ -21,7 +21,7 @@ from diffsteer.core.prediction import Eps, V
 from diffsteer.core.sampler import NAMED as NAMED_SAMPLERS
 from diffsteer.core.sampler import Sampler
 from diffsteer.core.schedule import Schedule
-from diffsteer.core.spacing import SPACINGS, Table, grid
+from diffsteer.core.spacing import SPACINGS, grid, times_of
 from diffsteer.hf import scheduler_config as hf_config
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -180,8 +180,8 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._levels = self._grid(num_inference_steps)
         elif timesteps is not None:
             self._levels = self._visit(torch.as_tensor(timesteps, dtype=torch.float64))
-        else:
-            self._levels = self._visit(self._times_of(sigmas))
+        elif sigmas is not None:
+            self._levels = self._visit(times_of(self.schedule, sigmas))
         times = torch.stack([level.t for level in self._levels[:-1]])
         whole = bool((times == times.round()).all())
         self.timesteps = times.to(torch.int64 if whole else torch.float32).to(device)
@@ -202,23 +202,6 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"past the last, {self.schedule.last:g}: set steps_offset=0, or take fewer steps"
             )
         return self._visit(times)
-
-    def _times_of(self, sigmas: Any) -> Tensor:
-        """Times at which sigma / alpha is given."""
-        if isinstance(sigmas, str):
-            tables = {name: made for name, made in SPACINGS.items() if isinstance(made, Table)}
-            if sigmas not in tables:
-                raise InputError(f"no table is called {sigmas!r}: there are {', '.join(tables)}")
-            table = tables[sigmas]
-            return table(self.schedule, len(table.ratios) - 1)
-        ratios = torch.as_tensor(sigmas, dtype=torch.float64)
-        if ratios.ndim == 1 and len(ratios) and ratios[-1] == 0:
-            ratios = ratios[:-1]
-        if ratios.ndim != 1 or not len(ratios) or not (ratios > 0).all():
-            raise InputError(f"sigmas must be sigma / alpha > 0, from most to least, got {sigmas}")
-        lo, hi = self.schedule.span()  # published tables are rounded past both ends
-        ends = (ratios < 1.001 * hi) & (ratios > 0.999 * lo)
-        return self.schedule.time(torch.where(ends, ratios.clamp(lo, hi), ratios))
 
     def _visit(self, times: Tensor) -> tuple[Level, ...]:
         return grid(self.schedule, len(times), lambda *_: times)

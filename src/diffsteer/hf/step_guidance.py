@@ -25,7 +25,7 @@ from diffsteer.hf.architectures import known_family, patch_of
 from diffsteer.hf.batch_conditions import BatchedCall, conditions_in_batch, counting_processor
 from diffsteer.hf.conditions import Part, StepParts, no_part
 from diffsteer.hf.guide_fit import check_guide
-from diffsteer.hf.guided_output import GuidedOutput, Now, Parts
+from diffsteer.hf.guided_output import GuidedOutput, Parts
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import (
     PARTS,
@@ -38,7 +38,7 @@ from diffsteer.hf.null_call import NullCall
 from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.second_step import SecondStep, step_arguments
-from diffsteer.hf.time_arguments import Timeline
+from diffsteer.hf.time_arguments import Now, Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker
 from diffsteer.hf.views import fitted
 

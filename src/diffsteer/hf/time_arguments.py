@@ -15,7 +15,15 @@ from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.hf.protocols import SchedulerLike
-from diffsteer.hf.timesteps import FLOW_TIMESTEPS, LOSSY, level_at, timestep_schedule
+from diffsteer.hf.timesteps import (
+    FLOW_TIMESTEPS,
+    LOSSY,
+    SamplingStep,
+    StepTracker,
+    level_at,
+    next_level,
+    timestep_schedule,
+)
 from diffsteer.hf.views import ROUNDING
 
 Rule = Callable[[float, float], float]
@@ -170,3 +178,29 @@ def _without_noise(times: Tensor) -> Tensor:
 def _timed(name: str) -> bool:
     """Whether an argument may hold a time."""
     return name in ("t", "sigma") or name.startswith("time") or name.endswith("timestep")
+
+
+@dataclass(frozen=True)
+class Now:
+    """A step of a sampling: its timeline, its place there, and its level.
+
+    Attributes:
+        timeline: Timesteps of the scheduler.
+        step: This step.
+        tracker: Follows the sampling.
+        level: Noise level of this step.
+    """
+
+    timeline: Timeline
+    step: SamplingStep
+    tracker: StepTracker
+    level: Level
+
+    @property
+    def time(self) -> float:
+        """Timestep of the scheduler."""
+        return float(self.step.time)
+
+    def next(self, step: int) -> Level:
+        """Level that a step goes to."""
+        return next_level(self.tracker, step, self.timeline.level)

@@ -24,7 +24,6 @@ from typing import (
     Literal,
     TypeVar,
     Union,
-    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -39,12 +38,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_TEXT = 2**25
-"""Bytes of a JSON, TOML or text file."""
+MAX_TEXT, DEEPEST = 2**25, 64
+"""Bytes of a JSON, TOML or text file, and levels of tables and lists in it; ours have no ten."""
 MAX_PIXELS = 2**26
 """Of an image; a decoded one takes 4 bytes a pixel, and as much again while it is converted."""
-DEEPEST = 64
-"""Levels of tables and lists in each other; no file of ours has ten."""
 UNPACKED, RATIO = 2**28, 16
 """Bytes to which a small npz file may unpack, and multiple of its own size for a larger one."""
 LONGEST = 500
@@ -198,7 +195,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
     if hint is Any or (is_dataclass(hint) and type(value) is hint):
         return value
     if is_dataclass(hint):
-        return from_table(cast(type[Any], hint), value, name)
+        return from_table(hint, value, name)  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
         types = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(types) != len(value):

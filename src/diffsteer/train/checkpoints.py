@@ -74,6 +74,23 @@ class Checkpoints:
         for old in self.counts()[: -self.keep]:
             remove_folder(self.path(old))
 
+    def to_resume(self, start: int | None, end: int) -> int:
+        """Count of images of the checkpoint that a run goes on from; 0 for none.
+
+        Args:
+            start: The one asked for; None for the latest.
+            end: Count of images at which the run ends, beyond which it cannot go on.
+        """
+        counts = self.counts()
+        if start is not None and start not in counts:
+            raise InputError(f"no checkpoint at {start} images: there are {counts or 'none'}")
+        if counts and start is None and counts[0] > end:
+            raise InputError(
+                f"training.images={end}, and the run has gone on to {counts}, of which none is "
+                "left that is not beyond: give the count of one"
+            )
+        return start or max((count for count in counts if count <= end), default=0)
+
     def load(self, images: int) -> tuple[dict[str, dict[str, Tensor]], State]:
         """Read a checkpoint; one that is cut short or changed is a BrokenCheckpoint."""
         try:
@@ -93,7 +110,7 @@ class Checkpoints:
             raise InputError("state.json is not what was written")
         return groups, state
 
-    def set_aside(self, images: int) -> None:
+    def set_aside(self, images: float) -> None:
         """Take checkpoints beyond a count out of the way, under names that are not read again."""
         for count in self.counts():
             if count > images:

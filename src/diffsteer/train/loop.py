@@ -8,7 +8,6 @@ last: it says that everything before it is there.
 
 import math
 import shutil
-import signal
 import sys
 import time
 import warnings
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,27 +22,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffsteer.core.ema import PowerEMA
-from diffsteer.core.errors import InputError
 from diffsteer.generate.base import NotFinite as SamplesNotFinite
 from diffsteer.io.atomic import atomic_folder, owned
 from diffsteer.io.device import free_memory
 from diffsteer.models.edm2 import posthoc
 from diffsteer.train.checkpoints import Checkpoints
 from diffsteer.train.curves import can_draw, draw_curves
+from diffsteer.train.interrupts import end_requests
 from diffsteer.train.learning_rate import learning_rate
 from diffsteer.train.log import Metrics, save_grid
 from diffsteer.train.room import require_room
 from diffsteer.train.settings import Run
-from diffsteer.train.state import claim, fill, pack, unpack
+from diffsteer.train.state import NotFinite, claim, fill, pack, unpack
 from diffsteer.train.stream import Source, Stream, contents
 from diffsteer.train.task import Examples, Task
 
 Passes = list[dict[str, Tensor]]
 """A process's share of a step, in passes."""
-
-
-class NotFinite(InputError):
-    """A loss or gradient is NaN or infinite."""
 
 
 class Trainer:
@@ -101,14 +95,14 @@ class Trainer:
         from tqdm import tqdm
 
         training = self.run.training
-        place = {"total": training.end, "initial": self.images}
-        bar = tqdm(desc=self.folder.name, unit="img", disable=not self.first, **place)
+        place = {"total": training.end, "initial": self.images, "disable": not self.first}
+        bar = tqdm(desc=self.folder.name, unit="img", **place)
         self._losses, self._since = [], time.perf_counter()
         batches = self._timed(self._batches(), bar)
         every = training.log, training.checkpoint, training.snapshot, self.run.pictures.every
         with self._owner, bar:
             self._alone(self._rehearse)
-            with self._signals():
+            with end_requests(self._interrupt):
                 while self.images < training.end:
                     self._losses.append(self._step(next(batches)))
                     self.images += training.batch
@@ -124,8 +118,7 @@ class Trainer:
 
     def _rehearse(self) -> None:
         """Meet before the first step what would end the run late: no room, or a grid that fails."""
-        pictures = self.run.pictures
-        device = self.accelerator.device
+        pictures, device = self.run.pictures, self.accelerator.device
         free = free_memory(str(device)), shutil.disk_usage(self.folder).free
         have = bool(self.optimizer.state), len(self.checkpoints.counts())
         require_room(self.run, self.trained.values(), self.images, have, free)
@@ -186,13 +179,12 @@ class Trainer:
         line, self._stop = dict(zip(names, joined, strict=False)), joined[-1] > 0
         self._require_finite(line)
         if self.first:
-            seconds = time.perf_counter() - self._since
-            rate = len(self._losses) * self.run.training.batch / seconds
-            now = {
-                "rate": learning_rate(self.run.training, self.images),
-                "images_per_second": rate,
-            }
-            self.metrics.write({"images": self.images, **line, **now})
+            speed = (
+                len(self._losses) * self.run.training.batch / (time.perf_counter() - self._since)
+            )
+            rates = {"rate": learning_rate(self.run.training, self.images)}
+            rates["images_per_second"] = speed
+            self.metrics.write({"images": self.images, **line, **rates})
             bar.set_postfix({self.task.shown: f"{line[self.task.shown]:.4f}"})
         self._losses, self._since = [], time.perf_counter()
 
@@ -206,6 +198,13 @@ class Trainer:
                     f"A lower training.rate (it is {self.run.training.rate}) or training.clip (it "
                     f"is {self.run.training.clip}) makes another run: give another --out"
                 )
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        when = "this step" if self.world == 1 else "the next line of metrics.jsonl"
+        text = f"\nending after {when}, with a checkpoint; once more ends at once, without"
+        if self.first:
+            print(text, file=sys.stderr)
 
     def _due(self, every: int) -> bool:
         """Whether the last step reached a multiple of a number of images."""
@@ -232,15 +231,7 @@ class Trainer:
 
     def _resume(self, start: int | None) -> int:
         """Load a checkpoint, if there is one; return its count of images."""
-        counts, end = self.checkpoints.counts(), self.run.training.end
-        if start is not None and start not in counts:
-            raise InputError(f"no checkpoint at {start} images: there are {counts or 'none'}")
-        if counts and start is None and counts[0] > end:
-            raise InputError(
-                f"training.images={end}, and the run has gone on to {counts}, of which none is "
-                "left that is not beyond: give the count of one"
-            )
-        images = start or max((count for count in counts if count <= end), default=0)
+        images = self.checkpoints.to_resume(start, self.run.training.end)
         groups = self.checkpoints.load(images)[0] if images else {}
         self._alone(lambda: self._go_back(images, start is not None))
         if images:
@@ -249,8 +240,7 @@ class Trainer:
 
     def _go_back(self, images: int, drop: bool) -> None:
         """Take away what a run that resumes at a count writes again."""
-        if drop:
-            self.checkpoints.set_aside(images)
+        self.checkpoints.set_aside(images if drop else math.inf)
         self.checkpoints.prune()
         self.metrics.rewind(images)
 
@@ -306,25 +296,3 @@ class Trainer:
             raise RuntimeError("the first process failed: it says why")
         if error is not None:
             raise error
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Write a checkpoint when asked to end; a second request ends the process at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._interrupted = True
-            when = "this step" if self.world == 1 else "the next line of metrics.jsonl"
-            if self.first:
-                print(
-                    f"\nending after {when}, with a checkpoint; once more ends at once, without",
-                    file=sys.stderr,
-                )
-            for s, handler in before.items():
-                signal.signal(s, handler)
-
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)

@@ -8,19 +8,13 @@ settings of its task. With `like = "edm2-img512-xs"` it takes what it does not s
 
 import json
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from diffsteer.core.errors import InputError, brief
-from diffsteer.io.extensions import LAB, extensions
-from diffsteer.io.strict import from_table, parse_json, parse_toml, read_bytes, refused
-
-PRESETS = files("diffsteer") / "train" / "presets"
+from diffsteer.core.errors import InputError
+from diffsteer.io.strict import from_table
+from diffsteer.train.preset_files import apply, leave_out, overlaid, table_of, texts
 
 
 @dataclass(frozen=True)
@@ -174,8 +168,6 @@ class Pictures:
             )
 
 
-CHANNELS = ("img_channels",)
-"""Arguments of an EDM2 that its data decide."""
 LATER = frozenset({"images", "checkpoint", "snapshot", "log", "workers", "keep"})
 """Settings of `Training` that a resumed run may change: they do not decide the weights."""
 
@@ -205,14 +197,14 @@ class Run:
     @classmethod
     def named(cls, preset: str, *changes: str) -> "Run":
         """Read a preset by name, or a TOML file by path, with changes ("training.images=9")."""
-        table = _table(preset)
+        table = table_of(preset)
         source = table.get("data", {}).get("source", Data.source)
         for change in changes:
-            _change(table, change)
+            apply(table, change)
         if table.get("data", {}).get("source", Data.source) != source:
-            _leave(source, table, {change.partition("=")[0].strip() for change in changes})
+            leave_out(source, table, {change.partition("=")[0].strip() for change in changes})
         if "images" in table:  # another name of [pictures]
-            _over(table, {"pictures": table.pop("images")})
+            overlaid(table, {"pictures": table.pop("images")})
         return from_table(cls, table, preset)
 
     def binds(self) -> dict[str, Any]:
@@ -226,16 +218,8 @@ class Run:
 
 def presets() -> dict[str, tuple[str, str]]:
     """Presets that ship, by name: purpose, and time and hardware that they take."""
-    tables = {name: _table(name) for name in sorted(_texts())}
+    tables = {name: table_of(name) for name in sorted(texts())}
     return {name: (table["about"], table.get("cost", "")) for name, table in tables.items()}
-
-
-@cache
-def _texts() -> dict[str, str]:
-    """Presets of this distribution and of extensions, by name."""
-    folders = [PRESETS, *(files(point.load()) for point in extensions("presets").values())]
-    paths = (path for folder in folders for path in folder.iterdir())
-    return {p.name[:-5]: p.read_text("utf-8") for p in paths if p.name.endswith(".toml")}
 
 
 def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
@@ -244,71 +228,6 @@ def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     for key, value in table.items():
         values |= flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
     return values
-
-
-def _table(preset: str) -> dict[str, Any]:
-    """Tables of a preset, over those of the one that it is like."""
-    text = _text(preset)
-    with refused(f"{preset} is no preset in TOML"):
-        table = parse_toml(text)
-    like = table.pop("like", "")
-    if not isinstance(like, str) or like.endswith(".toml"):
-        raise InputError(f"{preset}: like={brief(like)} is no name of a preset that ships")
-    return _over(_table(like), table) if like else table
-
-
-def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the values of a nested table over those of another."""
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        below[key] = _over(below[key], value) if both else value
-    return below
-
-
-def _leave(source: str, table: dict[str, Any], given: set[str]) -> None:
-    """Leave out, with a warning, what a preset says of its own data, once there are others."""
-    if source not in {*LAB["data"], *extensions("data")}:
-        return
-    network = table.get("settings", {}).get("network", {})
-    names = {"data": ("split", "label", "group", "images", "seed"), "settings.network": CHANNELS}
-    lost = []
-    for place, group in names.items():
-        values = table["data"] if place == "data" else network
-        for name in group:
-            if name in values and f"{place}.{name}" not in given:
-                lost.append(f"{place}.{name}={values.pop(name)!r}")
-    if lost:
-        warnings.warn(f"{', '.join(lost)}: of {source}, and left out for other data", stacklevel=3)
-
-
-def _text(preset: str) -> str:
-    if preset.endswith(".toml"):
-        with refused(f"{preset} cannot be read"):
-            return read_bytes(Path(preset)).decode()
-    if preset not in _texts():
-        raise InputError(
-            f"{brief(preset)} is no preset: there are {', '.join(sorted(_texts()))}, and a .toml "
-            "file of your own will do"
-        )
-    return _texts()[preset]
-
-
-def _change(table: dict[str, Any], change: str) -> None:
-    """Apply "training.images=9": the value is JSON, or else a text."""
-    path, equals, text = change.partition("=")
-    *tables, name = path.strip().split(".")
-    if not equals or not name:
-        raise InputError(f"{brief(change)} changes nothing: write training.images=1000")
-    for key in tables:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise InputError(
-                f"{brief(path)} leads through {brief(key)}, which is no table of settings"
-            )
-    try:
-        table[name] = parse_json(text, path)
-    except InputError:
-        table[name] = text
 
 
 def _require(holds: bool, name: str, value: Any, need: str) -> None:

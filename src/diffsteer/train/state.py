@@ -20,6 +20,10 @@ from diffsteer.train.settings import Data, Run, flat
 Parameters = Mapping[str, torch.nn.Parameter]
 
 
+class NotFinite(InputError):
+    """A loss or gradient is NaN or infinite."""
+
+
 def claim(folder: Path, run: Run, contents: Mapping[str, Any]) -> None:
     """Write run.json, or check that the folder holds this run, of data with these `contents`."""
     path, settings = folder / "run.json", run.binds() | dict(contents)
