@@ -94,7 +94,7 @@ def test_respacing_in_sections() -> None:
 
 
 def test_respacing_by_a_count_and_as_ddim() -> None:
-    for n in (*range(2, 40), *range(40, 1000, 37), 999, 1000):
+    for n in (*range(2, 25), 38, 299, 614, 999, 1000):
         t = respaced(SD, str(n))
         assert len(t) == n + 1 and (t[0].t, t[-2].t) == (999, 0)
     assert times(respaced(SD, "3")) == [999, 500, 0]  # 499.5 rounds to even

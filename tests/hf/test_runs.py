@@ -121,6 +121,7 @@ def test_parts_that_are_replaced_while_steered(sd) -> None:
         ("scheduler", lambda pipe: diffusers.DDIMScheduler(**SD), {"zero_snr": True}),
     ):
         pipe, calls = sd("v_prediction"), []
+        pipe.unet = tiny.shallow_unet()
         with steer(pipe, CFG(3), **settings):
             other = made(pipe)
             pipe.unet.conv_in.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))

@@ -35,6 +35,8 @@ from diffsteer.models.edm2.generate import Loop, generate
 from diffsteer.models.edm2.model import EDM2, network
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+NETWORKS = (torch.float32, torch.float16)
+"""Others differ in no line of these models; `tests/guidance/test_dtypes.py` has all of them."""
 CONDITIONAL = (
     *("Auto(2)", "AutoNoise(2, noise=0.2)", "AutoDropout(2, p=0.2)", "Clamped(limit=0.4)"),
     "SLG(1, 'L') + STG(1, 'L') + S2(0.5, layer='L') + TPG(1, 'L')",
@@ -83,7 +85,7 @@ def adm(dtype: torch.dtype) -> Diffusion:
     return Diffusion(random_weights(ADM(TINY)).to(dtype).eval())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", NETWORKS, ids=str)
 def test_on_edm2(dtype: torch.dtype) -> None:
     """In official sampling of both dtypes, and as a denoiser of samples of any dtype."""
     nets, labels = [edm2(seed, dtype) for seed in (0, 1)], torch.eye(10)[CLASSES]
@@ -100,7 +102,7 @@ def test_on_edm2(dtype: torch.dtype) -> None:
             assert denoise(x.to(given), levels[1]).isfinite().all(), (text, given)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", NETWORKS, ids=str)
 def test_on_adm(dtype: torch.dtype) -> None:
     net = adm(dtype)
     judge = random_weights(ADMClassifier(replace(TINY, classifier=True, num_head_channels=16)))

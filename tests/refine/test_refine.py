@@ -289,7 +289,7 @@ def test_strength_of_nothing_is_refused(sd) -> None:
 SWAPPED = "row 0 of this sampling starts from noise that was refined for another prompt"
 
 
-@pytest.mark.parametrize("name", ["SD", "SD, halves", "SD, Euler", "SDXL", "Flux", "Flux, both"])
+@pytest.mark.parametrize("name", ["SD, halves", "SD, Euler", "SDXL", "Flux, both"])
 @pytest.mark.filterwarnings("error:row")
 def test_noise_of_another_prompt_warns(folder: Path, name: str) -> None:
     """Of the same prompt, alone, in any order and in half precision, there is nothing to say."""
@@ -337,6 +337,7 @@ def test_noise_that_was_refined_before_warns_and_what_was_not_changed_is_any_pro
 def test_what_is_remembered_is_small_and_no_part_of_the_network(sd) -> None:
     """It can be copied, pickled and compiled as before, and of other lengths no text differs."""
     pipe = sd()
+    pipe.unet = tiny.shallow_unet()
     noise = refine(pipe, START, PROMPTS, moved(NoiseRefiner(pipe)))
     (held,) = (w for n, w in noise_registry._registries.items() if n is pipe.unet)
     sizes = [t.untyped_storage().nbytes() for row in held._rows for t in row]

@@ -19,7 +19,11 @@ DEFAULT_STEPS = 50
 COMMON = (4, 8, 10, 15, 20, 25, 28, 30, 40, 50)
 """Numbers of steps that people use."""
 BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
-OTHERS = ("num_train_timesteps", "rescale_betas_zero_snr", "shift")
+LEVELS = (
+    *(*BETAS, "num_train_timesteps", "rescale_betas_zero_snr"),
+    *("shift", "flow_shift", "sigma_min", "sigma_max"),
+)
+"""Settings that say the levels of a scheduler."""
 KNOWN = ("linear", "scaled_linear", "squaredcos_cap_v2")
 STRIDED = ("DDIM", "CogVideoX", "PNDM", "RePaint")
 """Begin the names of schedulers that step by T // S instead of to the next node."""
@@ -125,8 +129,7 @@ def sound(config: Mapping[str, Any]) -> bool:
 def _levels(config: Mapping[str, Any]) -> Schedule | None:
     """Levels by the settings that say them; None where there are none of a known schedule."""
     keys = {"prediction_type": "flow_prediction"} if flows(config) else {}
-    names = (*BETAS, *OTHERS, "flow_shift", "sigma_min", "sigma_max")
-    stated = {name: config[name] for name in names if config.get(name) is not None} | keys
+    stated = {name: config[name] for name in LEVELS if config.get(name) is not None} | keys
     edm = str(config.get("_class_name", "")).startswith("EDM")
     if config.get("beta_schedule", "linear") not in KNOWN or not (
         edm or keys or {*BETAS} & {*stated}
@@ -139,15 +142,9 @@ def findings(config: Mapping[str, Any], prediction: str, snr: str) -> Iterator[F
     """Yield what goes wrong with a config on a network of this prediction type and SNR."""
     seen = visits(config)
     if not sound(config):
-        keys = (
-            *BETAS,
-            "num_train_timesteps",
-            "timestep_spacing",
-            "shift",
-            "sigma_min",
-            "sigma_max",
+        words = ", ".join(
+            f"{k}={brief(config[k])}" for k in (*LEVELS, "timestep_spacing") if k in config
         )
-        words = ", ".join(f"{k}={brief(config[k])}" for k in keys if k in config)
         text = f"its settings make no schedule from data to noise: {words}"
         yield Finding("schedule", "problem", text, "--fix writes the usual ones")
     zero = snr == ZERO and prediction != "flow_prediction"
