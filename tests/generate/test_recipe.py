@@ -111,7 +111,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a.png holds no recipe"):
         read(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"b.png is no readable picture"):
+    with pytest.raises(ValueError, match=r"b.png is no readable image"):
         read(tmp_path / "b.png")
 
 

@@ -223,7 +223,7 @@ def test_nothing_is_left_out_unseen(tmp_path: Path) -> None:
 def test_where_there_are_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Pictures.at(tmp_path / "nowhere")
-    with pytest.raises(PictureError, match="holds no picture"):
+    with pytest.raises(PictureError, match="holds no image"):
         Pictures.at(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(PictureError, match="neither a folder nor a zip"):

@@ -197,7 +197,7 @@ def test_bad_input(tmp_path: Path) -> None:
         sampled(noise, [1, 1], MEAN)
     with pytest.raises(ValueError, match="1 images came for 2 seeds"):
         sampled(lambda seeds: noise(seeds[:1]), [1, 2], MEAN)
-    with pytest.raises(ValueError, match="pictures have dtype"):
+    with pytest.raises(ValueError, match="images have dtype"):
         sampled(lambda seeds: noise(seeds).float(), [1, 2], MEAN)
 
 

@@ -101,7 +101,7 @@ def test_a_prompt_scores_the_same_alone_and_beside_longer_ones(clip: Path) -> No
     together = score(pictures, ["owl", LONG, PROMPTS[1]])
     alone = score(pictures[:1], ["owl"])
     torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="2 prompts for 3 pictures"):
+    with pytest.raises(ValueError, match="2 prompts for 3 images"):
         score(pictures, ["owl", "dog"])
     with pytest.raises(ValueError, match="give uint8"):
         score(pictures / 255, PROMPTS)

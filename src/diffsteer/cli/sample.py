@@ -94,7 +94,7 @@ def sample(
     """
     numbers = parse_seeds(seeds)
     if batch < 1:
-        raise InputError(f"batch={batch} makes no picture: give at least 1")
+        raise InputError(f"batch={batch} makes no image: give at least 1")
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
     if file is not None:

@@ -207,9 +207,9 @@ def _tensors(folders: tuple[Path, ...], network: str) -> tuple[dict[str, Entry],
     for part in sorted(parts):
         place = next((f / part for f in folders if (f / part).is_dir()), folders[0])
         for path in _weights(place):
-            header, said = read_header(path)
+            header, words = read_header(path)
             entries |= {f"{part}/{path.name}::{name}": entry for name, entry in header.items()}
-            metadata |= said if part == network else {}
+            metadata |= words if part == network else {}
     return entries, metadata
 
 

@@ -64,7 +64,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a checkpoint is, by all sources.
+    """Verdict of all sources on a checkpoint.
 
     Attributes:
         subject: Of which the verdict is.

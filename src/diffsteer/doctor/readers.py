@@ -19,7 +19,7 @@ STEP_OF_BASE = 875000
 
 @dataclass(frozen=True)
 class Reading:
-    """What a program takes a checkpoint for.
+    """Reading of a checkpoint by a program.
 
     Attributes:
         program: Its name.

@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the values of tensors are.
+    """Values of tensors, summed up.
 
     Attributes:
         hash: Sha256 of names, dtypes, shapes and bytes, without marks.

@@ -95,9 +95,7 @@ class Guidance(ABC):
 
     def clamped(self, limit: float = 1.0) -> "Guidance":
         """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
-        from diffsteer.guidance.clamped import Clamped
-
-        return Clamped(self, as_weight(limit, "limit"))
+        return WRAPPERS["clamped"](self, as_weight(limit, "limit"))
 
     def inner_guidances(self) -> "Iterator[Guidance]":
         """Guidances that it holds."""
@@ -139,6 +137,8 @@ class Guidance(ABC):
 
 
 W = TypeVar("W", bound=type[Guidance])
+WRAPPERS: dict[str, Callable[..., Guidance]] = {}
+"""Classes of the methods that `composable` makes, by name."""
 
 
 def composable(method: str) -> Callable[[W], W]:
@@ -152,6 +152,7 @@ def composable(method: str) -> Callable[[W], W]:
         wrapper.method = method
         METHODS.add(method)
         make: Callable[..., Guidance] = wrapper
+        WRAPPERS[method] = make
         if not hasattr(Guidance, method):
             setattr(Guidance, method, lambda self, *args, **kwargs: make(self, *args, **kwargs))
         return wrapper

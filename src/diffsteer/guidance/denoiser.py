@@ -181,11 +181,11 @@ class Denoiser:
             net, cond = self.nets[branch.net], self.conds[branch.cond]
             alone = None if net.place(cond) is None else i
             groups.setdefault((id(net), shapes(cond), at.form(branch), alone), []).append(i)
-        found: dict[int, Answer] = {}
+        answers: dict[int, Answer] = {}
         for members in groups.values():
             group = [branches[i] for i in members]
-            found |= zip(members, self._for_samples(group, at, dtype or at.x.dtype), strict=True)
-        return [found[i] for i in range(len(branches))]
+            answers |= zip(members, self._for_samples(group, at, dtype or at.x.dtype), strict=True)
+        return [answers[i] for i in range(len(branches))]
 
     def _for_samples(
         self, group: list[Branch], at: GuidanceState, dtype: torch.dtype
@@ -256,11 +256,11 @@ class Denoiser:
             part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
             with edited(net, group, maps, rows, x, cond):
                 outs.append(net.call(x[rows], level, part))
-        found = torch.split(stacked(outs).to(at.x.dtype), size)
+        parts = torch.split(stacked(outs).to(at.x.dtype), size)
         seen = [{name: stacked(m) for name, m in recorded.items()} for recorded in maps]
         return [
             _answer(out, upcast(x), level, at.prediction, scores)
-            for out, x, scores in zip(found, inputs, seen, strict=True)
+            for out, x, scores in zip(parts, inputs, seen, strict=True)
         ]
 
     def _pair(self, branch: Branch, at: GuidanceState, dtype: torch.dtype) -> Answer:

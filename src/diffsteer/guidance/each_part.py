@@ -39,10 +39,10 @@ def each_part(
             except StopIteration as stop:
                 done[i] = stop.value
         joint = _joint(asked)
-        found = (
+        joined = (
             (yield tuple(_branch(parts, at, lengths) for parts in joint.values())) if asked else ()
         )
-        whole = dict(zip(joint, found, strict=True))
+        whole = dict(zip(joint, joined, strict=True))
         answers = {
             i: tuple(_part(whole[key], i, lengths) for key in _keys(branches))
             for i, branches in asked.items()

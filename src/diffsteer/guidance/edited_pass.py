@@ -37,8 +37,8 @@ def edited(
     for i, branch in enumerate(group):
         start, stop = max(i * size, rows.start), min((i + 1) * size, rows.stop)
         if start < stop:
-            mine = slice(start - rows.start + first, stop - rows.start + first)
-            changes.add(net, branch, maps[i], mine, slice(start - i * size, stop - i * size))
+            own = slice(start - rows.start + first, stop - rows.start + first)
+            changes.add(net, branch, maps[i], own, slice(start - i * size, stop - i * size))
     locate = located(net, x)
     layers = list(net.layers) if changes.shuffles else []  # may be measured, by other passes
     adapter = group[0].adapter

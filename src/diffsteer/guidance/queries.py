@@ -191,14 +191,14 @@ def lockstep(*askers: Queries[T]) -> Queries[list[T]]:
 
 def with_conditional(shift: Queries[Tensor]) -> Queries[tuple[Answer, Tensor]]:
     """Ask for the "cond" branch and a guidance together; returns its answer and the shift."""
-    found: list[Answer] = []
+    answers: list[Answer] = []
 
     def base() -> Queries[Tensor]:
-        found.extend((yield (Branch(),)))
-        return found[0].x
+        answers.extend((yield (Branch(),)))
+        return answers[0].x
 
     _, moved = yield from lockstep(base(), shift)
-    return found[0], moved
+    return answers[0], moved
 
 
 def run(asker: Queries[T], evaluate: Evaluate) -> T:

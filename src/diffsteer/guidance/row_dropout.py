@@ -73,9 +73,9 @@ class _Mode(TorchFunctionMode):
         for number, (part, dropout) in enumerate(self.parts):
             for i, seed in enumerate(dropout.seeds):
                 row = part.start + i
-                mine = x[row * each : (row + 1) * each]
-                u = torch.rand(mine.shape, generator=self._of(number, i, seed, x), device=x.device)
-                mine.mul_((u >= dropout.p) / (1 - dropout.p))
+                drawn = x[row * each : (row + 1) * each]
+                u = torch.rand(drawn.shape, generator=self._of(number, i, seed, x), device=x.device)
+                drawn.mul_((u >= dropout.p) / (1 - dropout.p))
         return x
 
     def _of(self, part: int, i: int, seed: int, x: Tensor) -> torch.Generator:

@@ -23,7 +23,7 @@ Halves = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """How to read a call of the network.
+    """Reading of a call of the network.
 
     Attributes:
         sample: Name of the argument that holds the noisy sample, `(B, C, H, W)`, or packed.
@@ -132,15 +132,15 @@ def blocks_with_attention(network: nn.Module) -> dict[str, nn.Module]:
     """
     modules = dict(network.named_modules())
     lists = {name for name, module in modules.items() if isinstance(module, nn.ModuleList)}
-    found = set()
+    attending = set()
     others = _inside_other_tokens(modules)
     for name, module in modules.items():
         if not hasattr(module, "processor") or name.startswith(others):
             continue
         while name and name.rpartition(".")[0] not in lists:
             name = name.rpartition(".")[0]
-        found.add(name)
-    return {name: module for name, module in modules.items() if name and name in found}
+        attending.add(name)
+    return {name: module for name, module in modules.items() if name and name in attending}
 
 
 REPLACED = frozenset({"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"})
@@ -240,7 +240,7 @@ def known_family(network: nn.Module) -> Family | None:
 
 
 def count_classes(network: nn.Module) -> int:
-    """How many classes a network is told by their number, the null one left out; 0 for none.
+    """Number of classes that a network is told by number, the null one left out; 0 for none.
 
     Class numbers of UNets with text are noise levels of their upscalers.
     """

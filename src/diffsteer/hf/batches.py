@@ -34,7 +34,7 @@ Told = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Layout:
-    """What conditions share that may be rows of one batch.
+    """Form that conditions share which may be rows of one batch.
 
     Attributes:
         part: One of them.
@@ -166,7 +166,7 @@ class Batches:
         self._divides[call.key] = False
 
     def output(
-        self, x: Tensor, cond: RowsOf, network: Any = None, told: Told | None = None
+        self, x: Tensor, cond: RowsOf, network: Any = None, at_level: Told | None = None
     ) -> Tensor:
         """Model output for samples, `(B, *D)`, in float32 or wider.
 
@@ -174,14 +174,14 @@ class Batches:
             x: The samples.
             cond: The condition of each row.
             network: Another network, in place of the call's.
-            told: Changes the arguments to those at another noise level.
+            at_level: Changes the arguments to those at another noise level.
         """
         ((layout, tree),) = cond.items()
         starting, self.starting = self.starting, False
         if layout.tree is None:
-            out = self._in_call(layout, x, network, told)
+            out = self._in_call(layout, x, network, at_level)
         else:
-            out = self._in_rows(layout, tree, layout.packed(x), network, told, starting)
+            out = self._in_rows(layout, tree, layout.packed(x), network, at_level, starting)
         return layout.unpacked(layout.part.model_output(out))
 
     def _in_rows(
@@ -190,7 +190,7 @@ class Batches:
         tree: Mapping[str, Any],
         x: Tensor,
         network: Any,
-        told: Told | None,
+        at_level: Told | None,
         starting: bool,
     ) -> Tensor:
         """Output of a batch of any rows."""
@@ -200,13 +200,13 @@ class Batches:
         else:
             inputs = inputs.clone()
             layout.part.place(inputs, x)
-        plain = starting and network is None and told is None
+        plain = starting and network is None and at_level is None
         if plain and self._answered(call, tree[ROWS], inputs):
             assert call.out is not None
             return call.out[tree[ROWS]]
         given = {k: v for k, v in tree.items() if k not in (INPUTS, ROWS)}
         arguments: Mapping[str, Any] = put_together(given, len(x))
-        arguments = arguments if told is None else told(arguments)
+        arguments = arguments if at_level is None else at_level(arguments)
         known = self._divides.get(call.key) or known_family(unwrap_compiled(call.module))
         one = len(x) == len(call.inputs) == 1
         if known or one or torch.equal(tree[ROWS], torch.arange(len(call.inputs))):
@@ -236,22 +236,22 @@ class Batches:
             raise NotDivided(part.call)
         self._divides[part.call.key] = True
 
-    def _in_call(self, layout: Layout, x: Tensor, network: Any, told: Told | None) -> Tensor:
+    def _in_call(self, layout: Layout, x: Tensor, network: Any, at_level: Told | None) -> Tensor:
         """Output of a batch like that of the call, which is evaluated once for the same samples."""
         part, call = layout.part, layout.part.call
-        plain, key = told is None and not self._tapping, (call, x.data_ptr(), network)
+        plain, key = at_level is None and not self._tapping, (call, x.data_ptr(), network)
         if plain and key in self._outputs:
             return self._outputs[key][1][part.rows]
         given = layout.packed(x)
         if plain and network is None and call.out is not None and torch.equal(given, part.sample):
             return call.out[part.rows]
-        out = self.in_call(layout, given, network, told)
+        out = self.in_call(layout, given, network, at_level)
         if plain:
             self._outputs[key] = x, out  # the samples are kept, and so their place
         return out[part.rows]
 
     def in_call(
-        self, layout: Layout, x: Tensor, network: Any = None, told: Told | None = None
+        self, layout: Layout, x: Tensor, network: Any = None, at_level: Told | None = None
     ) -> Tensor:
         """Output for samples under all conditions of a call, `(N, *D)`, evaluated anew."""
         call, size, arguments = layout.part.call, len(x), layout.arguments
@@ -264,7 +264,9 @@ class Batches:
         inputs = call.inputs.clone()
         for start in range(0, len(inputs), size):
             layout.part.place(inputs[start : start + size], x)
-        return self._run(call, inputs, arguments if told is None else told(arguments), network)
+        return self._run(
+            call, inputs, arguments if at_level is None else at_level(arguments), network
+        )
 
     def _run(
         self, call: Call, inputs: Tensor, arguments: Mapping[str, Any], network: Any

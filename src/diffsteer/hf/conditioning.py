@@ -74,7 +74,7 @@ def seeded(pipe: Any, generators: Sequence[torch.Generator]) -> Iterator[None]:
 
 
 def _count(pipe: Any) -> int:
-    """How many classes a network knows; 0 for none."""
+    """Number of classes that a network knows; 0 for none."""
     return int(getattr(network_of(pipe).config, "num_embeds_ada_norm", 0) or 0)
 
 

@@ -217,7 +217,7 @@ def no_part(output: Tensor, answered: Tensor) -> InputError:
 
 @dataclass(frozen=True)
 class Folding:
-    """How the batch that a scheduler steps holds samples: as they are, or as below.
+    """Layout of samples in the batch that a scheduler steps: as they are, or as below.
 
     Attributes:
         frames: Frames of a video that are a batch, else 0.

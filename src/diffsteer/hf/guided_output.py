@@ -81,8 +81,8 @@ class GuidedOutput:
     def begin(self, network: Any) -> None:
         """Begin a sampling."""
         family = known_family(unwrap_compiled(network))
-        told = RULES if family is None else RULES[1:2] if family.flow_time == 1 else RULES[:1]
-        self._times = TimeArgument(told)
+        rules = RULES if family is None else RULES[1:2] if family.flow_time == 1 else RULES[:1]
+        self._times = TimeArgument(rules)
 
     def end(self) -> None:
         """End a run of the pipeline."""
@@ -150,7 +150,7 @@ class GuidedOutput:
         self._left = left
 
     def _memory(self, step: int) -> StepMemory:
-        """What guidances remember of a view, as this step sees it."""
+        """Memory of guidances of a view, as this step sees it."""
         if self._view == len(self._views):
             return StepMemory(Store())
         memory, last = self._views[self._view]
@@ -224,12 +224,12 @@ class GuidedOutput:
             layers = _once(self._layers, module, family.layers)
 
         def evaluate(x: Tensor, level: Level, cond: Any) -> Tensor:
-            told = None
+            at_level = None
             if level is not now.level:
                 time = now.timeline.time(level)
                 beside, count = bool(part.replaced or part.taken.grid), now.timeline.count
-                told = partial(self._times.told, t=time, now=now.time, n=count, beside=beside)
-            return now.timeline.direction * self.batches.output(x, cond, guide, told)
+                at_level = partial(self._times.told, t=time, now=now.time, n=count, beside=beside)
+            return now.timeline.direction * self.batches.output(x, cond, guide, at_level)
 
         return Network(
             evaluate,

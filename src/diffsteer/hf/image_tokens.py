@@ -178,7 +178,7 @@ class MeasuredLayers(Mapping[str, nn.Module]):
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """How the queries of a layer follow the sample.
+    """Response of the queries of a layer to the sample.
 
     Attributes:
         rows: Rows of its batch.
@@ -224,7 +224,7 @@ class Change:
         return int(followed[0]), len(followed)
 
     def distance(self, span: Span) -> int:
-        """How far the ends of a span are from where the first and the last pixel act most."""
+        """Distance of the ends of a span from where the first and the last pixel act most."""
         start, count = span
         first, last = int(self.first.argmax()), int(self.last.argmax())
         return abs(first - start) + abs(last - (start + count - 1))
@@ -252,7 +252,7 @@ PLACES = ("mask", "ids", "shape", "len", "segment", "indicator", "frames", "heig
 
 
 def places_of(arguments: Mapping[str, Any]) -> str:
-    """What the places of tokens depend on, by value, for calls of equal shapes."""
+    """Arguments on which the places of tokens depend, by value, for calls of equal shapes."""
     names = [name for name in arguments if any(part in name for part in PLACES)]
     values = (arguments[name] for name in names)
     return repr([v.tolist() if isinstance(v, Tensor) else v for v in values])

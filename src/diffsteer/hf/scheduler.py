@@ -146,7 +146,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def begin_index(self) -> int | None:
-        """Where the pipeline said that it begins, for image to image."""
+        """Index at which the pipeline begins, for image to image."""
         return self._begin
 
     def set_begin_index(self, begin_index: int = 0) -> None:

@@ -99,20 +99,20 @@ def _mask(name: str, value: Any) -> bool:
 
 def second(cond: Any, other: Any) -> tuple[Any, ...]:
     """A condition and one with another's text; one call of both for batches like those of calls."""
-    ((layout, mine),), ((its_layout, its),) = cond.items(), other.items()
+    ((layout, own),), ((its_layout, its),) = cond.items(), other.items()
     if layout.tree is None or its_layout.tree is None:
         return (pair_of(layout, its_layout),)
-    rows = {ROWS: torch.full_like(mine[ROWS], -1)}
-    arguments = {k: v for k, v in mine.items() if k not in (INPUTS, ROWS)}
+    rows = {ROWS: torch.full_like(own[ROWS], -1)}
+    arguments = {k: v for k, v in own.items() if k not in (INPUTS, ROWS)}
     texts = texts_of_both(arguments, its, layout.part.call.module)
-    return tuple({layout: {**mine, **text, **rows}} for text in texts)
+    return tuple({layout: {**own, **text, **rows}} for text in texts)
 
 
 def pair_of(layout: Layout, other: Layout) -> RowsOf:
     """One call of a network for two conditions of calls: the first, and with the other's text."""
     part = layout.part
-    mine, its = _rows(layout.arguments, part), _rows(other.arguments, other.part)
-    both = texts_of_both(mine, its, part.call.module)
+    own, its = _rows(layout.arguments, part), _rows(other.arguments, other.part)
+    both = texts_of_both(own, its, part.call.module)
     arguments = {
         name: value if name.endswith("scale") else _stacked(value, both[1][name], len(part.sample))
         for name, value in both[0].items()

@@ -24,15 +24,15 @@ def pipeline_class(folder: str) -> str:
 @cache
 def call_parameters(name: str) -> frozenset[str]:
     """Names of the arguments of a pipeline's call; empty where the class is not found."""
-    found = _class(name)
-    if found is None:
+    definition = _class(name)
+    if definition is None:
         return frozenset()
-    for node in found.body:
+    for node in definition.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__call__":
             arguments = node.args
             every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
             return frozenset(argument.arg for argument in every) - {"self"}
-    bases = [base.id for base in found.bases if isinstance(base, ast.Name)]
+    bases = [base.id for base in definition.bases if isinstance(base, ast.Name)]
     return next((names for base in bases if (names := call_parameters(base))), frozenset())
 
 

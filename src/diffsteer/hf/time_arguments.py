@@ -104,7 +104,7 @@ class Timeline:
 
 
 class TimeArgument:
-    """What a network is told at a timestep, as the calls of a sampling show it.
+    """Arguments of a network for a timestep, as the calls of a sampling show it.
 
     At one timestep two rules may mean the same (t = n / 2); the others tell them apart.
 

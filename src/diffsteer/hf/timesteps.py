@@ -194,7 +194,7 @@ def timestep_like(
 
 
 class Predicted(NamedTuple):
-    """What a network predicts at a step, guidance included.
+    """Prediction of a network at a step, guidance included.
 
     Attributes:
         x: Sample as the network takes it, `(B, *D)`.

@@ -83,7 +83,7 @@ class Pictures:
             )
         chosen = tuple(n for n in names if suffixes[n] in SUFFIXES)
         if not chosen:
-            raise PictureError(f"{path} holds no picture: give PNG, JPEG, WebP or BMP files")
+            raise PictureError(f"{path} holds no image: give PNG, JPEG, WebP or BMP files")
         twice = [a for a, b in pairwise(chosen) if a == b]
         if twice:
             raise PictureError(
@@ -179,7 +179,7 @@ def _readable(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: {error}") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name} is no readable picture: give PNG, JPEG, WebP or BMP") from error
+        raise PictureError(f"{name} is no readable image: give PNG, JPEG, WebP or BMP") from error
     except Exception as error:
         raise PictureError(f"{name} is broken or cut short: {error}") from error
 
@@ -234,7 +234,7 @@ def _listing(path: Path) -> list[str]:
         return list(_files(path))
     if not path.exists():
         raise FileNotFoundError(f"no folder or zip file {path}")
-    hint = ": give a folder or a zip file of pictures"
+    hint = ": give a folder or a zip file of images"
     damaged = refused(f"{path} is neither a folder nor a zip file", hint, error=PictureError)
     with damaged, open_zip(path) as archive:
         return [info.filename for info in archive.infolist() if not info.is_dir()]

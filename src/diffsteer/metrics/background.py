@@ -16,8 +16,8 @@ def corners(pictures: Tensor, side: int = 4) -> Tensor:
         side: Of each corner in pixels.
     """
     ends = torch.cat([torch.arange(side), torch.arange(-side, 0)])
-    found = pictures[:, :, ends][:, :, :, ends].flatten(2).double()
-    return found.quantile(0.5, dim=2)
+    edge = pictures[:, :, ends][:, :, :, ends].flatten(2).double()
+    return edge.quantile(0.5, dim=2)
 
 
 def nearest(pictures: Tensor, colours: Mapping[str, Colour]) -> list[str]:

@@ -35,7 +35,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 class Interval(NamedTuple):
-    """Where a figure at this number of images lies with 95 % confidence."""
+    """Bounds of a figure at this number of images, with 95 % confidence."""
 
     low: float
     high: float
@@ -55,7 +55,7 @@ class Estimate(NamedTuple):
 
 
 def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
-    """How often each of n images is in each resample, `(resamples, n)`, float32."""
+    """Count of each of n images in each resample, `(resamples, n)`, float32."""
     if resamples < 20 or n < 2:
         raise InputError(f"{resamples} resamples of {n} images: give >= 20 resamples, >= 2 each")
     rng = np.random.RandomState(seed)
@@ -166,7 +166,7 @@ def manifold_resampled(x: Tensor, y: Tensor, k: int, w: Tensor) -> Manifold[Tens
 
 
 def _between(x: Tensor, y: Tensor, k: int, times: int) -> Tensor:
-    """How recall and coverage differ between parts, at the scale of all images, `(2, times)`.
+    """Differences of recall and coverage between parts, at the scale of all images, `(2, times)`.
 
     Each time, two disjoint parts of s generated images meet the same part of the reference, of
     the same share, so that balls hold as many images as they do in all. Where the figure of N

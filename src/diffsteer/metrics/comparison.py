@@ -77,9 +77,9 @@ def compared(
     }
     recipes: list[Compared] = []
     for name, run in runs.items():
-        said = format_seeds(seeds)
-        figures = compare(run.statistics, reference, said, spread=spreads[name])
-        figures += means(run.scores, names, said, spreads[name])
+        stated = format_seeds(seeds)
+        figures = compare(run.statistics, reference, stated, spread=spreads[name])
+        figures += means(run.scores, names, stated, spreads[name])
         base = {figure.name: figure.value for figure in recipes[0].figures} if recipes else {}
         differences = {}
         for figure in figures:

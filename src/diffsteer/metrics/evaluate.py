@@ -81,7 +81,7 @@ def compare(
         seeds: Of the generated images, in words.
         spread: Of `resampled`, for the intervals.
     """
-    fake.origin.require(reference.origin, "generated pictures", "the reference")
+    fake.origin.require(reference.origin, "generated images", "the reference")
     floors = _floors(fake, reference)
     values = []
     for value in _values(fake, reference):

@@ -64,7 +64,7 @@ class Extractor(ABC):
     @property
     @abstractmethod
     def origin(self) -> Origin:
-        """What the features are to be compared by."""
+        """Name by which features are compared."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def pictures(images: Tensor) -> Tensor:
     """Return `images` when they are uint8 RGB images, `(N, 3, H, W)`."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise InputError(
-            f"pictures have dtype {images.dtype} and shape {tuple(images.shape)}: give uint8 "
+            f"images have dtype {images.dtype} and shape {tuple(images.shape)}: give uint8 "
             "(N, 3, H, W) in [0, 255]; samples x in [-1, 1] become (127.5 x + 127.5).round()"
         )
     return images

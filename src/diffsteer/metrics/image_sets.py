@@ -158,7 +158,7 @@ def require_comparable(images: Tensor | Path | str, extractor: Extractor) -> Non
     """Check, before any work, that 2 images are there, or features of this extractor."""
     if not isinstance(images, Tensor) and Path(images).suffix == STATISTICS:
         origin = Statistics.load(Path(images)).origin
-        extractor.origin.require(origin, "the pictures", str(images))
+        extractor.origin.require(origin, "the images", str(images))
         return
     n = len(images) if isinstance(images, Tensor) else len(Pictures.at(Path(images)))
     if n < 2:

@@ -79,7 +79,7 @@ def scaled(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     fake, real = (x.to(F64) for x in pair(fake, real))
     mean, std = real.mean(dim=0), real.var(dim=0).mean().sqrt()
     if not std > 0:
-        raise InputError("all reference features are equal: they have no scale; check the pictures")
+        raise InputError("all reference features are equal: they have no scale; check the images")
     return (fake - mean) / std, (real - mean) / std
 
 

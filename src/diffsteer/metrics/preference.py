@@ -152,7 +152,7 @@ def _tokenizer(place: str, model: Any) -> Any:
 
 def _cosine(model: Any, words: Any, images: Tensor, prompts: list[str]) -> Tensor:
     if len(images) != len(prompts):
-        raise InputError(f"{len(prompts)} prompts for {len(images)} pictures: give one each")
+        raise InputError(f"{len(prompts)} prompts for {len(images)} images: give one each")
     longest = model.config.text_config.max_position_embeddings
     tokens = words(
         prompts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"

@@ -99,7 +99,7 @@ def sampled(
         chunks = list(_chunks(make, order, len(order), batch, together))
         return _joined(chunks, order, extractor, keep, together)
     if key is None:
-        raise InputError(f"{out} cannot keep samples without a key: say what decides the pictures")
+        raise InputError(f"{out} cannot keep samples without a key: say what decides the images")
     folder = ShardFolder(out, key_of(key, extractor))
     with filled(folder, order, make, batch) as names:
         return _joined(map(folder.read, names), order, extractor, keep, together)
@@ -116,7 +116,7 @@ def filled(
     """
     together = Processes.running()
     if len(set(together.gathered(folder.digest))) > 1:
-        raise InputError("the processes make different pictures: give all of them the same key")
+        raise InputError("the processes make different images: give all of them the same key")
     with owned(folder.path, together.rank, together.world):
         done = together.told(_begun(folder) if together.rank == 0 else None)
         assert done is not None

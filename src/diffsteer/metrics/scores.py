@@ -71,7 +71,7 @@ class CLIPScore(Scorer):
     @override
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         if len(pictures) != len(prompts):
-            raise InputError(f"{len(prompts)} prompts for {len(pictures)} pictures: give one each")
+            raise InputError(f"{len(prompts)} prompts for {len(pictures)} images: give one each")
         text, words = self._text
         longest = text.config.max_position_embeddings
         tokens = words(

@@ -33,7 +33,7 @@ INCEPTION_WIDTHS = (64, 192, 768, 2048)
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What is known of a set of images.
+    """Moments of a set of images, and features of some of them.
 
     Attributes:
         origin: Of the features.
@@ -124,7 +124,7 @@ def _parsed(arrays: "dict[str, np.ndarray]") -> Statistics:
         raise InputError(f"its mean has {width} numbers, its features have {features.shape[1]}")
     n = int(arrays["n"]) if "n" in arrays else None
     if n is not None and not max(2, len(features)) <= n < 2**53:
-        raise InputError(f"it says n={n} and holds features of {len(features)} pictures")
+        raise InputError(f"it says n={n} and holds features of {len(features)} images")
     return Statistics(_origin(arrays, width), gaussian, n, features)
 
 
