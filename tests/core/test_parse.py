@@ -176,6 +176,8 @@ def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
         ("S²-Guidance(0.2)", Guidance, "did you mean 'S2'"),
         ("Sliding window guidance(2)", Guidance, "did you mean 'SWG'"),  # of its docstring
         ("CFG(5)+", Guidance, "invalid syntax: write it as CFG"),  # no name is misspelled
+        ("CFG(5) - PAG(3)", Guidance, r"Sub is not allowed here: write it as .* 0.5 \* PAG\(3\)"),
+        ("CFG(5) * 2", Guidance, r"BinOp is not allowed here: write it as .* 0.5 \* PAG\(3\)"),
         ("CFGNrom(4)", Guidance, "did you mean 'CFGNorm'"),
         ("DPM++(2M)", Sampler, r"unknown Sampler 'DPM\+\+' .did you mean 'DPMpp2M'"),
         ("ddim", Sampler, "did you mean 'DDIM'"),

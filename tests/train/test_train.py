@@ -412,11 +412,10 @@ ZERO = {
 }
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_a_pipeline_is_repaired(tmp_path: Path, cache: bool) -> None:
+def test_a_pipeline_is_repaired(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
-    path = fine_tuning(tmp_path, scheduler=ZERO, cache=cache)
+    path = fine_tuning(tmp_path, scheduler=ZERO, cache=True)
     begun(path, tmp_path / "run", "pictures.every=8", 'pictures.prompts=["a", "b"]').fit()
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "run/model")
     assert pipe.scheduler.config.rescale_betas_zero_snr
@@ -441,10 +440,12 @@ def test_latents_kept_are_those_encoded_anew(tmp_path: Path) -> None:
 
 
 def test_a_lora_is_trained_and_loaded(tmp_path: Path) -> None:
+    """What it learned is what readers of its result add: 4 x the products at rank 2, alpha 8."""
     from diffusers import StableDiffusionPipeline
 
-    path = fine_tuning(tmp_path, scheduler=ZERO, lora=2)
-    begun(path, tmp_path / "run").fit()
+    path = fine_tuning(tmp_path, scheduler=ZERO, lora=2, alpha=8)
+    trainer = begun(path, tmp_path / "run")
+    trainer.fit()
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "start")
     pipe.set_progress_bar_config(disable=True)
 
@@ -454,26 +455,12 @@ def test_a_lora_is_trained_and_loaded(tmp_path: Path) -> None:
 
     before = call()
     pipe.load_lora_weights(tmp_path / "run/model")
+    for unet in (trainer.task.unet, pipe.unet):
+        parts = [m.scaling for m in unet.modules() if getattr(m, "scaling", None)]
+        assert {scale for scales in parts for scale in scales.values()} == {4.0}
     assert not torch.equal(call(), before)
     pipe.unload_lora_weights()
     assert torch.equal(call(), before)
-
-
-def test_a_lora_keeps_its_scale(tmp_path: Path) -> None:
-    """What the run has learned is what readers of its result add: 4 x the products at alpha 8."""
-    from diffusers import StableDiffusionPipeline
-
-    path = fine_tuning(tmp_path, scheduler=ZERO, lora=2, alpha=8)
-    trainer = begun(path, tmp_path / "run")
-    trainer.fit()
-    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "start")
-    pipe.load_lora_weights(tmp_path / "run/model")
-    trained, read = (
-        {n: m.scaling for n, m in unet.named_modules() if hasattr(m, "scaling") and m.scaling}
-        for unet in (trainer.task.unet, pipe.unet)
-    )
-    assert {s for m in trained.values() for s in m.values()} == {4.0}
-    assert {s for m in read.values() for s in m.values()} == {4.0}
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) ->
     if isinstance(value := known.get(called), kind):
         raise InputError(f"{called} is {value!r} and takes no arguments")
     if not isinstance(node, NODES) or not _harmless(node):
-        raise InputError(f"this {type(node).__name__} is not allowed here")
+        raise InputError(f"this {type(node).__name__} is not allowed here{_example(kind)}")
     if isinstance(node, ast.Name) and node.id not in known:
         if node.id == "nan":
             raise InputError("nan is not finite: give a number")

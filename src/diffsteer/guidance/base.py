@@ -45,7 +45,7 @@ class Guidance(ABC):
     """
 
     method: ClassVar[str] = ""
-    example: ClassVar[str] = "CFG(7.5) or CFG(6) + PAG(3)"
+    example: ClassVar[str] = "CFG(7.5) or CFG(6) + 0.5 * PAG(3)"
     written_with: ClassVar[tuple[type, ...]] = (WeightSchedule,)
 
     def __init_subclass__(cls) -> None:
