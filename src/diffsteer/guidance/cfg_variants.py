@@ -5,7 +5,7 @@ d = c - u, and norms are those of a sample. All cost what CFG costs, and scale 1
 """
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +17,25 @@ from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
-def guided(
-    at: GuidanceState, scale: float, formula: Callable[[Tensor, Tensor], Tensor]
-) -> Queries[Tensor]:
-    """Return the shift of x0 to an output that is a formula of c and u; scale 1 asks nothing."""
-    if scale == 1:
-        return torch.zeros_like(at.x)
-    cond, null = yield Branch(), Branch(cond="null")
-    out = formula(cond.out, null.out)
-    return at.prediction.x0(at.x, out, at.level) - cond.x0
+class _OfOutputs(Guidance):
+    """CFG by a formula of c and u; scale 1 asks nothing."""
+
+    scale: float
+
+    @abstractmethod
+    def output(self, c: Tensor, u: Tensor) -> Tensor:
+        """Guided output, `(B, *D)`."""
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        if self.scale == 1:
+            return torch.zeros_like(at.x)
+        cond, null = yield Branch(), Branch(cond="null")
+        return at.prediction.x0(at.x, self.output(cond.out, null.out), at.level) - cond.x0
 
 
 @dataclass(frozen=True, repr=False)
-class MAMBO(Guidance):
+class MAMBO(_OfOutputs):
     """MAMBO-G: u + (1 + (scale - 1) exp(-damping |d| / |u|)) d, less where d is large.
 
     Args:
@@ -43,16 +49,13 @@ class MAMBO(Guidance):
     damping: NotNegative = 8.0
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        def formula(c: Tensor, u: Tensor) -> Tensor:
-            size = norm(c - u) / norm(u).clamp(min=TINY)
-            return u + (1 + (self.scale - 1) * torch.exp(-self.damping * size)) * (c - u)
-
-        return (yield from guided(at, self.scale, formula))
+    def output(self, c: Tensor, u: Tensor) -> Tensor:
+        size = norm(c - u) / norm(u).clamp(min=TINY)
+        return u + (1 + (self.scale - 1) * torch.exp(-self.damping * size)) * (c - u)
 
 
 @dataclass(frozen=True, repr=False)
-class TCFG(Guidance):
+class TCFG(_OfOutputs):
     """Tangential damping: CFG from the part of u along the first singular vector of (c, u).
 
     With the Gram matrix of c and u, whose eigenvalues are l1 >= l2, that part is
@@ -67,18 +70,15 @@ class TCFG(Guidance):
     scale: Finite
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        def formula(c: Tensor, u: Tensor) -> Tensor:
-            cc, cu, uu = dot(c, c), dot(c, u), dot(u, u)
-            half = ((cc - uu) ** 2 / 4 + cu**2).sqrt()
-            part = (cu * c + ((uu - cc) / 2 + half) * u) / (2 * half).clamp(min=TINY)
-            return part + self.scale * (c - part)
-
-        return (yield from guided(at, self.scale, formula))
+    def output(self, c: Tensor, u: Tensor) -> Tensor:
+        cc, cu, uu = dot(c, c), dot(c, u), dot(u, u)
+        half = ((cc - uu) ** 2 / 4 + cu**2).sqrt()
+        part = (cu * c + ((uu - cc) / 2 + half) * u) / (2 * half).clamp(min=TINY)
+        return part + self.scale * (c - part)
 
 
 @dataclass(frozen=True, repr=False)
-class CFGNorm(Guidance):
+class CFGNorm(_OfOutputs):
     """CFG whose output has, in each pixel or token, the norm of c over the channels.
 
     Args:
@@ -90,18 +90,14 @@ class CFGNorm(Guidance):
     scale: Finite
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        channels = 2 if at.x.ndim == 3 else 1  # tokens are packed as (B, tokens, channels)
-
-        def formula(c: Tensor, u: Tensor) -> Tensor:
-            out = u + self.scale * (c - u)
-            return out * (norm(c, channels) / norm(out, channels).clamp(min=TINY))
-
-        return (yield from guided(at, self.scale, formula))
+    def output(self, c: Tensor, u: Tensor) -> Tensor:
+        channels = 2 if c.ndim == 3 else 1  # tokens are packed as (B, tokens, channels)
+        out = u + self.scale * (c - u)
+        return out * (norm(c, channels) / norm(out, channels).clamp(min=TINY))
 
 
 @dataclass(frozen=True, repr=False)
-class CFGRenorm(Guidance):
+class CFGRenorm(_OfOutputs):
     """CFG whose output has at most `limit` times the norm of c: that of Lumina 2 and Z-Image.
 
     Args:
@@ -115,16 +111,13 @@ class CFGRenorm(Guidance):
     limit: Positive = 1.0
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        def formula(c: Tensor, u: Tensor) -> Tensor:
-            out = u + self.scale * (c - u)
-            return out * (self.limit * norm(c) / norm(out).clamp(min=TINY)).clamp(max=1)
-
-        return (yield from guided(at, self.scale, formula))
+    def output(self, c: Tensor, u: Tensor) -> Tensor:
+        out = u + self.scale * (c - u)
+        return out * (self.limit * norm(c) / norm(out).clamp(min=TINY)).clamp(max=1)
 
 
 @dataclass(frozen=True, repr=False)
-class DynamicThreshold(Guidance):
+class DynamicThreshold(_OfOutputs):
     """CFG whose contrast is, in each channel, at most that of CFG at the scale `mimic`.
 
     Output of each channel about its mean is limited to the quantile `percentile` of its values, or
@@ -144,18 +137,15 @@ class DynamicThreshold(Guidance):
     percentile: Share = 1.0
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        def formula(c: Tensor, u: Tensor) -> Tensor:
-            rows = (u + w * (c - u) for w in (self.scale, self.mimic))
-            out, low = (row.flatten(2 if row.ndim > 2 else 1) for row in rows)
-            mean = out.mean(dim=-1, keepdim=True)
-            most = (low - low.mean(dim=-1, keepdim=True)).abs().amax(dim=-1, keepdim=True)
-            reach = (out - mean).abs().quantile(self.percentile, dim=-1, keepdim=True)
-            reach = torch.maximum(most, reach).clamp(min=TINY)
-            out = mean + (out - mean).clamp(-reach, reach) * (most / reach)
-            return out.reshape(c.shape)
-
-        return (yield from guided(at, self.scale, formula))
+    def output(self, c: Tensor, u: Tensor) -> Tensor:
+        rows = (u + w * (c - u) for w in (self.scale, self.mimic))
+        out, low = (row.flatten(2 if row.ndim > 2 else 1) for row in rows)
+        mean = out.mean(dim=-1, keepdim=True)
+        most = (low - low.mean(dim=-1, keepdim=True)).abs().amax(dim=-1, keepdim=True)
+        reach = (out - mean).abs().quantile(self.percentile, dim=-1, keepdim=True)
+        reach = torch.maximum(most, reach).clamp(min=TINY)
+        out = mean + (out - mean).clamp(-reach, reach) * (most / reach)
+        return out.reshape(c.shape)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,5 +1,6 @@
 """Guidance by a network that is disturbed inside: one more row of the same pass."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -7,14 +8,31 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.fields import Finite, Name, Positive, Rule
-from diffsteer.guidance.attention_edits import BlurQuery, Identity
+from diffsteer.guidance.attention_edits import BlurQuery, Edit, Identity
 from diffsteer.guidance.base import Guidance
-from diffsteer.guidance.block_edits import ShuffleTokens, SkipBlock
+from diffsteer.guidance.block_edits import BlockEdit, ShuffleTokens, SkipBlock
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries, extrapolate
 
 
+class _Disturbed(Guidance):
+    """Guidance away from the branch `on` with an edit in a layer; scale 0 is off."""
+
+    scale: float
+    layer: str
+    on: str
+
+    @abstractmethod
+    def edit(self, at: GuidanceState) -> Edit | BlockEdit:
+        """What is disturbed."""
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        disturbed = Branch(self.on, edits=((self.layer, self.edit(at)),))
+        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+
+
 @dataclass(frozen=True, repr=False)
-class PAG(Guidance):
+class PAG(_Disturbed):
     """Perturbed-attention guidance; scale 0 is off and costs nothing.
 
     Args:
@@ -31,13 +49,12 @@ class PAG(Guidance):
     on: Name = "cond"
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        disturbed = Branch(self.on, edits=((self.layer, Identity()),))
-        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+    def edit(self, at: GuidanceState) -> Edit | BlockEdit:
+        return Identity()
 
 
 @dataclass(frozen=True, repr=False)
-class SEG(Guidance):
+class SEG(_Disturbed):
     """Smoothed energy guidance; scale 0 is off and costs nothing.
 
     Args:
@@ -55,13 +72,12 @@ class SEG(Guidance):
     on: Name = "cond"
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        disturbed = Branch(self.on, edits=((self.layer, BlurQuery(self.sigma)),))
-        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+    def edit(self, at: GuidanceState) -> Edit | BlockEdit:
+        return BlurQuery(self.sigma)
 
 
 @dataclass(frozen=True, repr=False)
-class SLG(Guidance):
+class SLG(_Disturbed):
     """Skip-layer guidance; scale 0 is off and costs nothing.
 
     Args:
@@ -77,13 +93,12 @@ class SLG(Guidance):
     on: Name = "cond"
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        disturbed = Branch(self.on, edits=((self.layer, SkipBlock()),))
-        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+    def edit(self, at: GuidanceState) -> Edit | BlockEdit:
+        return SkipBlock()
 
 
 @dataclass(frozen=True, repr=False)
-class STG(Guidance):
+class STG(_Disturbed):
     """Spatiotemporal skip guidance of videos; scale 0 is off and costs nothing.
 
     Args:
@@ -103,14 +118,12 @@ class STG(Guidance):
     on: Name = "cond"
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        edit = SkipBlock() if self.mode == "block" else Identity()
-        disturbed = Branch(self.on, edits=((self.layer, edit),))
-        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+    def edit(self, at: GuidanceState) -> Edit | BlockEdit:
+        return SkipBlock() if self.mode == "block" else Identity()
 
 
 @dataclass(frozen=True, repr=False)
-class S2(Guidance):
+class S2(_Disturbed):
     """Stochastic self-guidance: random blocks are skipped; scale 0 is off and costs nothing.
 
     Args:
@@ -128,14 +141,12 @@ class S2(Guidance):
     on: Name = "cond"
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        skip = SkipBlock(self.share, seeds=at.seeds_for("skip"))
-        disturbed = Branch(self.on, edits=((self.layer, skip),))
-        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+    def edit(self, at: GuidanceState) -> Edit | BlockEdit:
+        return SkipBlock(self.share, seeds=at.seeds_for("skip"))
 
 
 @dataclass(frozen=True, repr=False)
-class TPG(Guidance):
+class TPG(_Disturbed):
     """Token perturbation guidance; scale 0 is off and costs nothing.
 
     Args:
@@ -152,7 +163,5 @@ class TPG(Guidance):
     on: Name = "cond"
 
     @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        shuffle = ShuffleTokens(seeds=at.seeds_for("shuffle"))
-        disturbed = Branch(self.on, edits=((self.layer, shuffle),))
-        return (yield from extrapolate(at, self.scale, Branch(self.on), disturbed))
+    def edit(self, at: GuidanceState) -> Edit | BlockEdit:
+        return ShuffleTokens(seeds=at.seeds_for("shuffle"))
