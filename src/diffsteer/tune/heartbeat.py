@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BEAT = "beat"
 """Attribute of a trial that is counted up while it is measured."""
-EVERY, GRACE = 15.0, 120.0
+EVERY, GRACE = 10.0, 60.0
 """Seconds between beats, and those without one after which a trial is lost."""
 
 

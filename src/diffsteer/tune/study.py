@@ -117,7 +117,7 @@ class Search:
         except InUse:  # another worker measures the same
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             time.sleep(1)
-        except UpdateFinishedTrialError:  # of a machine that paused for minutes
+        except UpdateFinishedTrialError:  # of a machine that paused
             print(f"trial {trial.number}: given up by another worker", flush=True)
 
     def study(self) -> "Study":
