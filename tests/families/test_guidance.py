@@ -530,9 +530,27 @@ def test_prompts_of_other_lengths_in_one_steering() -> None:
         pipe(**call | both)
 
 
-def test_a_null_prompt_of_another_length() -> None:
-    """The image comes last: with the null prompt for the prompt, PAG moves the same tokens."""
-    family = named("QwenImage")
+@pytest.mark.parametrize("guidance", ["PAG(1)", "PAG(1, on='null')", "SAG(1)"])
+@pytest.mark.parametrize("count", [3, 5])
+def test_masked_prompts_of_two_lengths_are_not_one_batch(guidance: str, count: int) -> None:
+    """The image follows the tokens that a mask leaves: in one batch it would have two places."""
+    family, masks = named("Lumina2"), {3: [1, 1, 1, 0, 0], 5: [1, 1, 1, 1, 1]}
+    pipe = family.build()
+
+    def run(rows: int | None) -> Tensor:
+        call = family.kwargs(pipe) | family.guided(pipe)
+        call |= {"prompt_attention_mask": torch.tensor([masks[count]])}
+        call |= {"negative_prompt_attention_mask": torch.tensor([masks[8 - count]])}
+        with steer(pipe, f"CFG(2) + {guidance}", max_rows=rows):
+            return first(pipe(**call | {"num_inference_steps": 3, "sigmas": None}))
+
+    assert close(run(None), run(1))
+
+
+@pytest.mark.parametrize("name", ["QwenImage", "Flux2Klein-edit"])
+def test_a_null_prompt_of_another_length(name: str) -> None:
+    """With the null prompt for the prompt, PAG moves the same tokens of the image."""
+    family = named(name)
     pipe = family.build()
     call = family.kwargs(pipe) | family.guided(pipe)
     lengths = {call[n].shape[1] for n in ("prompt_embeds", "negative_prompt_embeds")}

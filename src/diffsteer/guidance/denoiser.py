@@ -268,9 +268,10 @@ class Denoiser:
         net, second, level = self.nets[branch.net], branch.second, branch.level or at.level
         assert second is not None
         x = (at.x if branch.x is None else branch.x).to(dtype)
-        conds = net.second(self.conds[branch.cond], self.conds[second.cond])
+        cond = self.conds[branch.cond]
+        conds = net.second(cond, self.conds[second.cond])
         settings = second, x, level, conds, self.max_rows
-        out = evaluated(net, located(net, x), *settings)
+        out = evaluated(net, located(net, x, cond), *settings)
         return _answer(out.to(at.x.dtype), upcast(x), level, at.prediction, {})
 
 

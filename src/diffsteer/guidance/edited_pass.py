@@ -39,7 +39,7 @@ def edited(
         if start < stop:
             own = slice(start - rows.start + first, stop - rows.start + first)
             changes.add(net, branch, maps[i], own, slice(start - i * size, stop - i * size))
-    locate = located(net, x)
+    locate = located(net, x, cond) if changes.taps or changes.shuffles else None
     layers = list(net.layers) if changes.shuffles else []  # may be measured, by other passes
     adapter = group[0].adapter
     with ExitStack() as stack:
@@ -52,14 +52,15 @@ def edited(
             stack.enter_context(dropped(changes.drops, batch))
         places = partial(_places, net, layers, locate)
         stack.enter_context(blocks_edited(net.blocks, changes.blocks, batch, places))
-        stack.enter_context(tapped(net.layers, changes.taps, locate, net.using, batch))
+        if locate is not None:
+            stack.enter_context(tapped(net.layers, changes.taps, locate, net.using, batch))
         yield
 
 
-def located(net: Network, x: Tensor) -> Locate:
+def located(net: Network, x: Tensor, cond: Cond) -> Locate:
     """Finds the tokens of the image in layers of a network for samples of this shape."""
     grid = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
-    return net.locate or partial(in_grid, grid, net.text_first)
+    return net.locate(cond) if net.locate else partial(in_grid, grid, net.text_first)
 
 
 @dataclass(eq=False)
@@ -96,11 +97,11 @@ class _Changes:
 
 
 def _places(
-    net: Network, layers: list[str], locate: Locate, block: str, count: int
+    net: Network, layers: list[str], locate: Locate | None, block: str, count: int
 ) -> slice | None:
     """Tokens of the image among those of a block, from a layer of attention inside of it."""
     inner = [name for name in layers if f"{name}.".startswith(f"{block}.")]
-    if not inner and net.locate is not None:
+    if locate is None or (not inner and net.locate is not None):
         return None
     tokens = locate(inner[0] if inner else block, count)
     start = tokens.key if tokens.key is not None and count > tokens.count else tokens.start

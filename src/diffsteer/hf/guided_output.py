@@ -13,6 +13,7 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance import Guidance
+from diffsteer.guidance.attention_taps import Locate
 from diffsteer.guidance.cfg_variants import CFGNorm
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
@@ -119,7 +120,8 @@ class GuidedOutput:
         if self.guide is not None:
             own = self.guide is layout.part.call.module
             nets["guide"] = nets["main"] if own else self._network(self.guide, layout, now)
-        conds = Parts({name: partial(self._cond, parts, name, layout, now) for name in parts})
+        made = {name: partial(self._cond, parts, name, layout, now) for name in parts}
+        conds = Parts(made)
         settings = self.guidance, self.max_rows, now.timeline.schedule, self._seeds, now.step.step
         ahead = now.next(now.step.step), memory
         lengths = layout.part.call.lengths
@@ -127,6 +129,7 @@ class GuidedOutput:
         denoiser = Denoiser(nets, conds, prediction, *settings, *ahead, lengths=lengths)
         if now.step.first:
             self._dry_run(replace(denoiser, seeds=None), x[:1], now)
+            denoiser = replace(denoiser, conds=Parts(made))  # of places that are measured now
         base, shift = denoiser.predict(x, now.level)
         assert shift is not None
         self._views[self._view : self._view + 1] = [(memory, now.step.step)]
@@ -207,7 +210,14 @@ class GuidedOutput:
         part = parts[name]
         own = part.call is not base.part.call
         layout = self._layout(part, now) if own else replace(base, part=part)
-        return layout.condition(base)
+        return layout.condition(layout if own and self._apart(base, layout) else base)
+
+    def _apart(self, base: Layout, other: Layout) -> bool:
+        """Whether the image has other places among the tokens of two calls, where that counts."""
+        if not self._measured or not base.fits(other):
+            return False
+        places, own = (self._measured_layers(None, lay).places for lay in (base, other))
+        return places != own
 
     def _network(self, guide: Any, layout: Layout, now: Now) -> Network:
         """A network for the engine; None is the one that was called."""
@@ -218,7 +228,7 @@ class GuidedOutput:
         layers: Mapping[str, nn.Module]
         if family is None or (family.packed and part.taken.dim == 1):  # more tokens than known of
             measured = self._measured_layers(guide, layout)
-            layers, locate = measured, measured.tokens
+            layers, locate = measured, partial(self._located, guide, measured)
         else:
             patch = 2 if family.packed else getattr(module.config, "patch_size", None) or 1
             layers = _once(self._layers, module, family.layers)
@@ -248,6 +258,17 @@ class GuidedOutput:
             sizes="UNet" in type(module).__name__ and certain(part.call),
             classes=count_classes(module),
         )
+
+    def _located(self, guide: Any, layers: MeasuredLayers, cond: Any) -> Locate:
+        """Find tokens of the image in layers under a condition; in all `layers` has."""
+        (layout,) = cond
+        own = self._measured_layers(guide, layout)
+        if missing := layers.places.keys() - own.places.keys():
+            raise InputError(
+                f"attention of {min(missing)} is from image to image under the prompt alone: edit "
+                "attention under the prompt, on='cond'"
+            )
+        return own.tokens
 
     def _measured_layers(self, guide: Any, layout: Layout) -> MeasuredLayers:
         """Layers of a network that attend from image to image, for calls of this form."""

@@ -70,6 +70,11 @@ class MeasuredLayers(Mapping[str, nn.Module]):
     def __len__(self) -> int:
         return len(self._layers)
 
+    @property
+    def places(self) -> Mapping[str, ImageTokens]:
+        """Tokens of the image in each layer."""
+        return {name: tokens for name, (_, tokens, _) in self._layers.items()}
+
     def tokens(self, name: str, count: int) -> ImageTokens:
         """Tokens of the image in a layer of so many tokens."""
         _, tokens, length = self._layers[name]
