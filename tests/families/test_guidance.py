@@ -16,6 +16,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance import sag
 from diffsteer.guidance.attention_edits import Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
+from diffsteer.hf import guided_output
 from diffsteer.hf.architectures import by_sdpa, packed, patch_of, unpacked
 from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
@@ -372,6 +373,26 @@ def test_image_tokens(family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> No
     sampled(family, "PAG(2)")
     places = {(t.shape, t.start) for _, t, _ in layers[0]._layers.values()}
     assert places == {TOKENS[name]}
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionXL", "StableDiffusion3", "Flux", "PixArtAlpha", "DiT"]
+)
+def test_the_table_of_families_says_what_is_measured(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers and places of the image, which the table names to save evaluations."""
+    guidance = "PAG(2, layer='all') + SEG(1, sigma=1.0) + SAG(0.5, on='cond')"
+    known, measured = sampled(named(name), guidance), list[str]()
+    places = MeasuredLayers.tokens
+    monkeypatch.setattr(guided_output, "known_family", lambda _: None)
+    monkeypatch.setattr(
+        MeasuredLayers,
+        "tokens",
+        lambda self, n, count: measured.append(n) or places(self, n, count),
+    )
+    assert close(sampled(named(name), guidance), known)
+    assert measured
 
 
 @guidable

@@ -19,11 +19,11 @@ from diffsteer.core.level import upcast
 from diffsteer.guidance.batching import rows_of
 from diffsteer.hf.architectures import known_family, packed, size_of, unpacked
 from diffsteer.hf.conditions import Part
-from diffsteer.hf.image_tokens import grids_of
 from diffsteer.hf.network import uncompiled, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.stacking import by_length, put_together, stackable, with_shared
 from diffsteer.hf.timesteps import LOSSY
+from diffsteer.hf.token_places import grids_of
 from diffsteer.hf.views import View
 
 INPUTS, ROWS = "inputs of the network", "rows of the call"
