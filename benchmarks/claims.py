@@ -1,114 +1,164 @@
-"""Claims of the papers as rows of docs/results.md: what each has, what is measured here, a verdict.
+"""Claims of the papers as rows of docs/results.md: the paper's figure, ours, and a verdict."""
 
-Figures come from docs/results/*.json and toy.md. A claim whose figures rest on Fréchet distances
-without a mask, which see grain first, has the verdict "not measured".
-"""
-
+from collections.abc import Iterator
 from typing import Any
 
 HOLDS, PART, FAILS, OPEN = "**holds**", "**in part**", "**does not hold here**", "not measured"
 UNDECIDED = "not decided at this N"
-ZERO_SNR = "[Lin et al. 2023](https://arxiv.org/abs/2305.08891)"
-AUTO = "[Karras et al. 2024](https://arxiv.org/abs/2406.02507)"
-SAG = "[Hong et al. 2023](https://arxiv.org/abs/2210.00939)"
-REFINED = "[Ahn et al. 2024](https://arxiv.org/abs/2412.03895)"
-AGD = "[Perez Jensen and Sadat 2025](https://arxiv.org/abs/2503.07274)"
-Row = tuple[str, str, str, str, str, str, str, str]
 HEAD = (
-    "claim",
-    "the paper's figure",
-    "measured here",
-    "N, seeds",
-    "uncertainty",
-    "floor: real images",
-    "verdict",
-    "by",
+    *("claim", "the paper's figure", "measured here", "N, seeds", "uncertainty"),
+    *("floor: real images", "verdict", "command"),
 )
+SOURCES = {
+    "CFG": "[Ho and Salimans 2022](https://arxiv.org/abs/2207.12598)",
+    "interval": "[Kynkäänniemi et al. 2024](https://arxiv.org/abs/2404.07724)",
+    "zero SNR": "[Lin et al. 2023](https://arxiv.org/abs/2305.08891)",
+    "auto": "[Karras et al. 2024](https://arxiv.org/abs/2406.02507)",
+    "SAG": "[Hong et al. 2023](https://arxiv.org/abs/2210.00939)",
+    "PAG": "[Ahn et al. 2024a](https://arxiv.org/abs/2403.17377)",
+    "SEG": "[Hong 2024](https://arxiv.org/abs/2408.00760)",
+    "refined": "[Ahn et al. 2024](https://arxiv.org/abs/2412.03895)",
+    "AGD": "[Perez Jensen and Sadat 2025](https://arxiv.org/abs/2503.07274)",
+}
+Row = tuple[str, ...]
+Figures = dict[str, list[dict[str, Any]]]
+GAINS = (
+    ("CFG", "CFG", "CFG brings samples closer to the prompt", "Inception score up with the weight"),
+    (
+        "CFG in an interval",
+        "interval",
+        "CFG in an interval is no worse than CFG",
+        "FID 2.23 to 1.68",
+    ),
+    ("autoguidance", "auto", "autoguidance improves a conditional model", "FID 2.56 to 1.34"),
+    ("CFG + SAG", "SAG", "SAG improves samples with CFG", "FID 26.21 to 20.08 (ADM, 256, alone)"),
+    ("PAG", "PAG", "PAG improves samples without CFG", "FID 26.21 to 16.23 (ADM, 256)"),
+    ("SEG", "SEG", "SEG improves samples without CFG", ""),
+)
+"""Rows of the table of methods: name, source, claim, the paper's figure."""
+AGAINST = {"CFG in an interval": "CFG", "CFG + SAG": "CFG"}
+"""What a method is compared with, where not with no guidance."""
 
 
-def claims_page(found: dict[str, Any], toy: str) -> list[str]:
+def claims_page(figures: Figures, toy: str) -> list[str]:
     """Rows of claims, and how to read them."""
-    rows = [*brightness(found), *autoguidance(found), *points(toy), *noise(found), *UNMEASURED]
+    rows = [
+        *brightness(figures.get("critters-brightness", [])),
+        *gains(figures.get("critters-obedience", [])),
+        *closed(figures.get("critters-obedience", [])),
+        *fashion(figures.get("fashion", [])),
+        *points(toy),
+    ]
     return [
         "",
         "## Claims",
         "",
-        "Verdicts are of the models of this page alone. Distances count where they were taken "
-        "through a mask ([which distance to take](evaluate.md#what-a-distance-sees)); a claim that "
-        "has others alone is not measured. Brightness holds where three quarters of its error are "
-        "gone, a distance where the interval of its change excludes 0. Of papers, the figures of "
-        "their own models stand here for orientation: other data, other distances, not to be "
-        "compared with ours.",
+        "Verdicts are of the models of this page alone. A gain holds where its interval excludes "
+        "0, a gap is closed where three quarters of it are gone. The papers' figures are of their "
+        "own models and data: for orientation, not for comparison.",
         "",
         *(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *rows)),
     ]
 
 
-def brightness(found: dict[str, Any]) -> list[Row]:
+def brightness(rows: list[dict[str, Any]]) -> Iterator[Row]:
     """Zero terminal SNR, on black and on white."""
-    if not (figures := found.get("brightness")):
-        return []
-    unguided = [r for r in figures["rows"] if not r["guidance"] or r["model"] == "data"]
-    means = {(r["model"], r["background"]): r["mean"] for r in unguided}
-    stds = [r["std"] for r in unguided]
-    rows = []
-    for ground in ("black", "white"):
-        data, flawed, repaired = (means[m, ground] for m in ("data", "pocket-eps", "pocket"))
-        near = abs(repaired - data) < 0.25 * abs(flawed - data)
-        rows.append(
-            (
-                f"zero terminal SNR brings brightness on {ground} to that of the data, {ZERO_SNR}",
-                "FID 22.96 without, 21.66 with all fixes; brightness by images",
-                f"{flawed:.3f} without, {repaired:.3f} with",
-                f"{figures['n']}, {figures['seeds']}",
-                f"standard error at most {max(stds) / figures['n'] ** 0.5:.4f}",
-                f"{data:.3f}",
-                HOLDS if near else FAILS,
-                "`pocket.py brightness`",
-            )
+    plain = {(r["model"], r["background"]): r for r in rows if not r.get("guidance")}
+    for ground in dict.fromkeys(r["background"] for r in rows):
+        data, flawed, repaired = (plain[m, ground] for m in ("data", "critters-eps", "critters"))
+        near = abs(repaired["mean"] - data["mean"]) < 0.25 * abs(flawed["mean"] - data["mean"])
+        error = max(r["std"] for r in (data, flawed, repaired)) / data["n"] ** 0.5
+        yield (
+            f"zero terminal SNR repairs the brightness on {ground}, {SOURCES['zero SNR']}",
+            "FID 22.96 to 21.66; brightness by images",
+            f"{flawed['mean']:.3f} to {repaired['mean']:.3f}",
+            f"{data['n']}, one prompt each",
+            f"standard error at most {error:.4f}",
+            f"{data['mean']:.3f}",
+            HOLDS if near else FAILS,
+            "`critters.py brightness`",
         )
-    return rows
 
 
-def autoguidance(found: dict[str, Any]) -> list[Row]:
-    """Guidance by a smaller and less trained network, through a mask."""
-    if not (figures := found.get("masked")):
-        return []
-    rows = {row["name"]: row for row in figures["rows"]}
-    auto, cfg = rows["Auto(1.25)"], rows["CFG(1.5)"]
-    about = (
-        f"{figures['n']}, 0-{figures['n'] - 1}",
-        "95 %, paired",
-        f"{rows['real']['FD'][1]:.1f}",
+def gains(rows: list[dict[str, Any]]) -> Iterator[Row]:
+    """Obedience of the methods, and what it gains over none or over CFG."""
+    table = {row["name"]: row for row in rows}
+    for name, source, claim, paper in GAINS:
+        if name not in table:
+            continue
+        row, other = table[name], table[AGAINST.get(name, "no guidance")]
+        gain = row["gain in all right"] if name not in AGAINST else row["gain over CFG"]
+        verdict = HOLDS if gain[1] > 0 else FAILS if gain[2] < 0 else UNDECIDED
+        if source == "interval":
+            verdict = HOLDS if gain[1] > 0 else UNDECIDED if gain[2] > 0 else FAILS
+        yield (
+            f"{claim}, {SOURCES[source]}",
+            paper,
+            f"all attributes right: {percent(other['all right'][0])} to "
+            f"{percent(row['all right'][0])} %",
+            f"{row['n']}, 3 ranges",
+            f"gain {points_of(gain)}",
+            f"{percent(table['real images']['all right'][0])} %",
+            verdict,
+            "`critters.py obedience`",
+        )
+
+
+def closed(rows: list[dict[str, Any]]) -> Iterator[Row]:
+    """Share of the gap between no guidance and CFG that methods close at unguided cost."""
+    table = {row["name"]: row for row in rows}
+    for name, source, claim in (
+        ("refined noise", "refined", "refined noise replaces guidance"),
+        ("guidance in a LoRA", "AGD", "adapters learn guidance at one evaluation a step"),
+    ):
+        if name not in table:
+            yield (f"{claim}, {SOURCES[source]}", *[""] * 5, OPEN, "")
+            continue
+        row, gap = table[name], table["CFG"]["gain in all right"][0]
+        low, high = (x / gap for x in row["gain in all right"][1:])
+        share = row["gain in all right"][0] / gap
+        verdict = HOLDS if low > 0.75 else PART if low > 0 else FAILS if high < 0 else UNDECIDED
+        yield (
+            f"{claim}, {SOURCES[source]}",
+            "FID 42.71 to 11.39; CFG 13.38 (SD 2.1)" if source == "refined" else "FID as CFG's",
+            f"{share:.0%} of CFG's gain at {row['rows']:g} NFE, CFG has {table['CFG']['rows']:g}",
+            f"{row['n']}, 3 ranges",
+            f"{low:.0%} to {high:.0%}",
+            f"{percent(table['real images']['all right'][0])} %",
+            verdict,
+            "`critters.py obedience`",
+        )
+
+
+def fashion(rows: list[dict[str, Any]]) -> Iterator[Row]:
+    """Autoguidance against CFG and none on photographs of classes."""
+    if not rows:
+        yield (
+            f"autoguidance beats CFG at equal or better recall, {SOURCES['auto']}",
+            *("FID 2.23 and 1.34", "", "", "", "", OPEN, "`fashion.py`"),
+        )
+        return
+    best = {way: min((r for r in rows if r["way"] == way), key=lambda r: r["FD"][0]) for way in
+            dict.fromkeys(r["way"] for r in rows)}  # fmt: skip
+    none, cfg = best["none"], best["CFG"]
+    auto = min((r for w, r in best.items() if w.startswith("Auto")), key=lambda r: r["FD"][0])
+    apart = auto["FD"][2] < min(cfg["FD"][1], none["FD"][1])
+    recall = auto["recall"][0] >= cfg["recall"][0]
+    yield (
+        f"autoguidance beats CFG and none at equal or better recall, {SOURCES['auto']}",
+        "FID 2.56, 2.23 and 1.34 (EDM2-S, 512)",
+        f"FD {none['FD'][0]:.1f}, {cfg['FD'][0]:.1f} and {auto['FD'][0]:.1f} ({auto['way']}); "
+        f"recall {none['recall'][0]:.3f}, {cfg['recall'][0]:.3f} and {auto['recall'][0]:.3f}",
+        f"{auto['n']}, 3 ranges",
+        f"{auto['FD'][1]:.1f} to {auto['FD'][2]:.1f} against {cfg['FD'][1]:.1f} to "
+        f"{cfg['FD'][2]:.1f}",
+        f"{auto['floor'][0]:.1f}",
+        HOLDS if apart and recall else PART if apart else FAILS,
+        "`fashion.py`",
     )
 
-    def change(row: dict[str, Any]) -> str:
-        middle, low, high = row["more"][1]
-        return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
-    none = rows["none"]["FD"][1]
-    apart = auto["more"][1][2] < cfg["more"][1][1]
-    return [
-        (
-            f"autoguidance is better than no guidance, {AUTO}",
-            "FID 2.56 to 1.34 (EDM2-S, 512)",
-            f"FD {none:.1f}, masked, changes by {change(auto)}",
-            *about,
-            HOLDS if auto["more"][1][2] < 0 else UNDECIDED,
-            "`pocket.py masked`",
-        ),
-        (
-            f"autoguidance is better than CFG, {AUTO}",
-            "FID 1.34 against 2.23",
-            f"FD changes by {change(auto)} against {change(cfg)}",
-            *about,
-            HOLDS if apart else UNDECIDED,
-            "`pocket.py masked`",
-        ),
-    ]
-
-
-def points(toy: str) -> list[Row]:
+def points(toy: str) -> Iterator[Row]:
     """Autoguidance where the truth is known."""
     cells = {
         row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:]]
@@ -116,87 +166,34 @@ def points(toy: str) -> list[Row]:
         if row.startswith("| ")
     }
     if not cells:
-        return []
+        return
     none, auto, cfg = (cells[n] for n in ("no guidance", "autoguidance, weight 2", "CFG, weight 2"))
     about = ("8,192 points, networks 0-2, guides 0-2", "least to most of 9")
-    return [
-        (
-            f"autoguidance removes outliers and keeps diversity, {AUTO}",
-            "figure 1: by eye",
-            f"outliers {none[0]} % to {auto[0]} %; recall {none[6]} to {auto[6]}",
-            *about,
-            f"{cells['exact samples'][0]} %; {cells['exact samples'][6]}",
-            PART + ": diversity falls",
-            "`diffsteer toy`",
-        ),
-        (
-            f"CFG loses more of the distribution than autoguidance, {AUTO}",
-            "figure 1: by eye",
-            f"coarse TV at weight 2: CFG {cfg[2]}, autoguidance {auto[2]}",
-            *about,
-            cells["exact samples"][2],
-            HOLDS,
-            "`diffsteer toy`",
-        ),
-    ]
+    yield (
+        f"autoguidance removes outliers and keeps diversity, {SOURCES['auto']}",
+        "figure 1: by eye",
+        f"outliers {none[0]} % to {auto[0]} %; recall {none[6]} to {auto[6]}",
+        *about,
+        f"{cells['exact samples'][0]} %; {cells['exact samples'][6]}",
+        PART + ": diversity falls",
+        "`diffsteer toy`",
+    )
+    yield (
+        f"CFG loses more of the distribution than autoguidance, {SOURCES['auto']}",
+        "figure 1: by eye",
+        f"coarse TV at weight 2: CFG {cfg[2]}, autoguidance {auto[2]}",
+        *about,
+        cells["exact samples"][2],
+        HOLDS,
+        "`diffsteer toy`",
+    )
 
 
-def noise(found: dict[str, Any]) -> list[Row]:
-    """What refined noise changes."""
-    if not (figures := found.get("refine-analysis")):
-        return []
-    band = figures["bands"]["0 to 0.1"]["latents"]
-    low, high = (1 - x for x in reversed(band["interval"]))
-    lacks = figures["trajectory: layout"]["1"]
-    plain, refined = (lacks[way] for way in ("unrefined", "fully refined"))
-    apart = refined["interval"][1] < plain["interval"][0]
-
-    def share(x: dict[str, Any]) -> str:
-        return f"{x['value']:.1%} ({x['interval'][0]:.1%} to {x['interval'][1]:.1%})"
-
-    about = ("32", "95 % over seeds", "")
-    return [
-        (
-            f"the lowest tenth of the frequencies of refined noise carries the result, {REFINED}",
-            "by images",
-            f"carried in latents: {1 - band['value']:.0%} ({low:.0%} to {high:.0%})",
-            f"32, {figures['seeds']}",
-            *about[1:],
-            HOLDS if low > 0.5 else FAILS if high < 0.5 else UNDECIDED,
-            "`refine analyse`",
-        ),
-        (
-            f"with refined noise the layout is there from the first step, {REFINED}",
-            "by images",
-            f"lacking: {share(refined)} refined, {share(plain)} unrefined",
-            f"32, {figures['seeds']}",
-            *about[1:],
-            HOLDS if apart else PART + ": with any noise",
-            "`refine analyse`",
-        ),
-    ]
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
-UNMEASURED: list[Row] = [
-    (
-        f"SAG improves an unconditional network of pixels, {SAG}",
-        "FID 26.21 to 20.08 (ADM, 256)",
-        "",
-        *("", "", "", OPEN),
-        "preset `critters-adm`, to be trained",
-    ),
-    (
-        f"refined noise without guidance is as good as CFG, {REFINED}",
-        "FID 42.71 unguided, 11.39 refined, 13.38 guided (SD 2.1)",
-        "without a mask alone, below",
-        *("", "", "", OPEN),
-        "`pocket.py refined`",
-    ),
-    (
-        f"adapters learn CFG at one evaluation a step, {AGD}",
-        "FID as good as CFG or better",
-        "",
-        *("", "", "", OPEN),
-        "`diffsteer train agd`",
-    ),
-]
+def points_of(gain: list[float]) -> str:
+    """A gain in percentage points with its interval."""
+    middle, low, high = (100 * x for x in gain)
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f}) points"

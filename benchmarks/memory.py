@@ -3,7 +3,7 @@
     python benchmarks/memory.py sample   # 2,000 seeds through SeedImages, as `diffsteer sample`
     python benchmarks/memory.py steer    # 1,000 times steer, one step, remove
 
-On "pocket" of diffsteer-lab, on the CPU.
+On "critters" of diffsteer-lab, on the CPU.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SHARES = (0.1, 0.5, 1.0)
 
 def sampled(images: int) -> Iterator[int]:
     """Sample so many images into a folder, tenth by tenth."""
-    recipe = Recipe("pocket", "owl", guidance="CFG(3)", sampler="DDIM()", steps=1)
+    recipe = Recipe("critters", "a purple critter", guidance="CFG(3)", sampler="DDIM()", steps=1)
     with tempfile.TemporaryDirectory() as out, open_generator(recipe, "cpu") as generator:
         folder, part = SeedImages(Path(out), generator), max(1, images // 10)
         for start in range(0, images, part):
@@ -33,11 +33,11 @@ def sampled(images: int) -> Iterator[int]:
 
 def steered(times: int) -> Iterator[int]:
     """Steer a pipeline, sample a step and give it back, so many times."""
-    pipe = load("pocket", torch.float32)
+    pipe = load("critters", torch.float32)
     pipe.set_progress_bar_config(disable=True)
     for i in range(times):
         with steer(pipe, GUIDANCE):
-            pipe("owl", num_inference_steps=1, output_type="latent")
+            pipe("a purple critter", num_inference_steps=1, output_type="latent")
         yield i + 1
 
 

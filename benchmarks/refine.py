@@ -1,6 +1,6 @@
 """Refined noise: what a training step costs by the way of its gradient, and what sampling costs.
 
-    python benchmarks/refine.py [--size pocket] [--turns 8] [--steps 10] [--sampling 20] [--batch 8]
+    python benchmarks/refine.py [--size small] [--turns 8] [--steps 10] [--sampling 20] [--batch 8]
 
 Sampling, first, in a fresh process as users have it: refined and unguided beside CFG, both through
 `steer`, with the rows that the network evaluated and the most memory beyond what was held before:
@@ -34,18 +34,18 @@ SIDE, WORDS = 16, 16
 
 
 def pipeline(size: str) -> Any:
-    """A pipeline around a network of the pocket model's config, or a third of its width."""
-    config = dict(Run.named("pocket-eps").settings["unet"])
+    """A pipeline around a network of the critter model's config, or a third of its width."""
+    config = dict(Run.named("critters-eps").settings["unet"])
     if size == "tiny":
         config |= {"block_out_channels": [32, 64, 64], "attention_head_dim": [1, 2, 2]}
     torch.manual_seed(0)
     text = CLIPTextConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=1)
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(**Run.named("pocket-vae").settings["network"]),
+        vae=AutoencoderKL(**Run.named("critters-vae").settings["network"]),
         text_encoder=CLIPTextModel(text),
         tokenizer=None,
         unet=UNet2DConditionModel(**config).eval().requires_grad_(False),
-        scheduler=DDIMScheduler(**Run.named("pocket-eps").settings["scheduler"]),
+        scheduler=DDIMScheduler(**Run.named("critters-eps").settings["scheduler"]),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -187,7 +187,7 @@ def sampling(pipe: Any, refiner: NoiseRefiner, batch: int, n: int, turns: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="pocket", choices=("pocket", "tiny"))
+    parser.add_argument("--size", default="small", choices=("small", "tiny"))
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="of the student, in training")

@@ -13,7 +13,14 @@ import subprocess
 import sys
 import tempfile
 
-SAMPLE = ["sample", "pocket", "--prompt", "owl, noto style, on a black background", "--steps", "8"]
+SAMPLE = [
+    "sample",
+    "critters",
+    "--prompt",
+    "a purple three-eyed critter with antennae, on a black background",
+    "--steps",
+    "8",
+]
 COMMAND = ["-m", "diffsteer.cli"]
 UNET = "from diffusers import UNet2DConditionModel"
 STARTS = {
@@ -21,7 +28,7 @@ STARTS = {
     "import diffsteer": ["-c", "import diffsteer"],
     "from diffsteer import steer": ["-c", "from diffsteer import steer"],
     "diffsteer --help": [*COMMAND, "--help"],
-    "a mistake: diffsteer sample pocket --guidance cfg(5)": [
+    "a mistake: diffsteer sample critters --guidance cfg(5)": [
         *COMMAND,
         *SAMPLE[:2],
         "--guidance=cfg(5)",
@@ -34,7 +41,7 @@ STARTS = {
         "-c",
         "from diffusers import StableDiffusionPipeline",
     ],
-    "diffsteer sample pocket, one image": [*COMMAND, *SAMPLE],
+    "diffsteer sample critters, one image": [*COMMAND, *SAMPLE],
 }
 
 

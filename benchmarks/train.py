@@ -1,6 +1,6 @@
 """A training step of ours beside the plain diffusers loop: seconds for the same network and batch.
 
-    python benchmarks/train.py [--preset pocket-eps] [--batch 64] [--turns 10] [--threads 2]
+    python benchmarks/train.py [--preset critters-eps] [--batch 64] [--turns 10] [--threads 2]
 
 The plain loop is what diffusers shows for text to image: `add_noise`, mean squared error,
 accelerate, gradient clipping, AdamW, and an average of the weights. Both get the same latents and
@@ -33,7 +33,7 @@ def prepared(preset: str, batch: int, folder: Path) -> Trainer:
     """Our trainer, with a new autoencoder where the preset starts from one, as its cost is out."""
     changes = {"batch": batch, "averages": [0.05], "keep": 0.05}
     run = Run.named(preset, *(f"training.{name}={value}" for name, value in changes.items()))
-    vae = Run.named("pocket-vae").settings["network"]
+    vae = Run.named("critters-vae").settings["network"]
     AutoencoderKL(**vae).save_pretrained(folder / "vae")
     settings = {**run.settings, "start": str(folder / "vae"), "cache": False}
     return begin(replace(run, settings=settings), folder / "run")
@@ -95,7 +95,7 @@ def seconds(step: Step) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="pocket-eps")
+    parser.add_argument("--preset", default="critters-eps")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)

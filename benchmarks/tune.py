@@ -1,42 +1,37 @@
-"""Prepare the search of docs/tune.md on the pocket model: prompts, reference and rivals.
+"""Prepare the search of docs/tune.md on the critter model: prompts and rivals.
 
     python benchmarks/tune.py tune
 
-Writes tune/prompts.txt, captions of the training split, tune/reference.npz of real emoji of other
-captions, and the best recipes of docs/results.md, at 32 network evaluations, as tune/*.json.
+Writes tune/prompts.txt, captions of the training split, tune/held-out.txt, captions of held-out
+combinations of attributes, and the best recipes of docs/results.md, at 24 network evaluations, as
+tune/*.json with the former and tune/held-out/*.json with the latter.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import torch
-from diffsteer_lab.emoji import Emoji
-from pocket import captions
+from diffsteer_lab.critters.images import Critters
 
-from diffsteer.metrics.efficientnet import EfficientNetLite0
-from diffsteer.metrics.statistics import measure
-
-PROMPTS, REAL, SIDE, MASK = 1000, 2000, 64, 16.0
-BEST = {"cfg": ("CFG(1.5)", ""), "auto": ("Auto(1.25)", "pocket-guide"), "masked": ("CFG(2)", "")}
-"""Of docs/results.md: by its distances, and by those through a mask."""
+PROMPTS, SEED = 1000, 106
+BEST = {"none": ("", ""), "cfg": ("CFG(2)", ""), "auto": ("Auto(2)", "critters-guide")}
+"""Of docs/results.md."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    source, order = Emoji("train"), captions(PROMPTS + REAL)
-    texts = [source.caption(i) for i in order[:PROMPTS]]
-    (out / "prompts.txt").write_text("".join(f"{text}\n" for text in texts))
-    for name, (guidance, guide) in BEST.items():
-        recipe = {"model": "pocket", "prompts": "prompts.txt", "guidance": guidance}
-        recipe |= {"guide": guide} if guide else {}
-        (out / f"{name}.json").write_text(json.dumps(recipe | {"sampler": "UniPC()", "steps": 16}))
-    batches = torch.split(torch.tensor(order[PROMPTS:]), 64)
-    real = (torch.stack([source[i].pixels for i in batch.tolist()]) for batch in batches)
-    measure(real, REAL, EfficientNetLite0(size=SIDE, mask=MASK)).save(out / "reference.npz")
+    for folder, split in ((out, "train"), (out / "held-out", "test")):
+        folder.mkdir(parents=True, exist_ok=True)
+        data = Critters(split, PROMPTS, SEED)
+        text = "".join(f"{data.caption(i)}\n" for i in range(PROMPTS))
+        (folder / "prompts.txt").write_text(text, "utf-8")
+        for name, (guidance, guide) in BEST.items():
+            recipe = {"model": "critters", "prompts": "prompts.txt", "guidance": guidance}
+            recipe |= {"guide": guide} if guide else {}
+            recipe |= {"sampler": "UniPC()", "steps": 12}
+            (folder / f"{name}.json").write_text(json.dumps(recipe), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Draw what each method does to the same prompts and seeds: schedule, guidance, refined noise."""
 
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,20 +10,20 @@ import torch
 from diffsteer import load, steer
 
 PROMPTS = (
-    "owl, noto style, on a black background",
-    "pear, noto style, on a white background",
-    "rocket, twemoji style, on a black background",
-    "tropical fish, twemoji style, on a white background",
-    "sunflower, noto style, on a black background",
-    "cat face, twemoji style, on a white background",
+    "a purple three-eyed critter with antennae, on a black background",
+    "a green two-eyed bell critter with horns, smiling, on a white background",
+    "a cyan angry tower critter with antennae, frowning, on a black background",
+    "an orange happy squat critter with round ears, toothy, on a white background",
+    "a yellow one-eyed dome critter with antennae, gasping, on a black background",
+    "a pink sleepy block critter with pointed ears, smiling, on a white background",
 )
 ROWS = {
-    "published schedule\nno guidance": ("pocket-eps", {}),
-    "zero terminal SNR\nno guidance": ("pocket", {}),
-    "zero terminal SNR\nCFG(3)": ("pocket", {"guidance": "CFG(3)"}),
-    "zero terminal SNR\nrefined noise": ("pocket", {"refiner": "pocket-refiner"}),
+    "published schedule\nno guidance": ("critters-eps", {}),
+    "zero terminal SNR\nno guidance": ("critters", {}),
+    "zero terminal SNR\nCFG(3)": ("critters", {"guidance": "CFG(3)"}),
+    "zero terminal SNR\nrefined noise": ("critters", {"refiner": "critters-refiner"}),
 }
-size = (1.7 * len(PROMPTS) + 1.6, 1.72 * len(ROWS) + 0.5)
+size = (1.7 * len(PROMPTS) + 1.6, 1.72 * len(ROWS) + 0.7)
 figure, axes = plt.subplots(len(ROWS), len(PROMPTS), figsize=size, layout="constrained")
 for (name, (model, method)), row in zip(ROWS.items(), axes, strict=True):
     pipe = load(model, torch.float32)
@@ -36,5 +37,5 @@ for (name, (model, method)), row in zip(ROWS.items(), axes, strict=True):
     row[0].set_ylabel(name, fontsize=11)
     _ = handle and handle.remove()
 for seed, (prompt, ax) in enumerate(zip(PROMPTS, axes[0], strict=True)):
-    ax.set_title(prompt.replace(", on", ",\non") + f"\nseed {seed}", fontsize=8)
+    ax.set_title(textwrap.fill(prompt, 27) + f"\nseed {seed}", fontsize=8)
 figure.savefig(Path(sys.argv[1]) / "before_after.png", dpi=80)

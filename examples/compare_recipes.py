@@ -11,14 +11,18 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.background import errors
 from diffsteer.metrics.sharpness import edges
 
-PROMPT, RED, SEEDS = "pear, noto style, on a red background", (220, 40, 40), range(6)
+PROMPT, RED, SEEDS = (
+    "a green two-eyed bell critter with a sprout, smiling, on a red background",
+    (220, 40, 40),
+    range(6),
+)
 GUIDANCES = ("", "CFG(3)")
 
 figure, axes = plt.subplots(2, len(SEEDS), figsize=(11, 4.4), layout="constrained")
 measured: list[Tensor] = []
 for guidance, line in zip(GUIDANCES, axes, strict=True):
     name = guidance or "no guidance"
-    recipe = Recipe(model="pocket", prompt=PROMPT, guidance=guidance, steps=10)
+    recipe = Recipe(model="critters", prompt=PROMPT, guidance=guidance, steps=10)
     with open_pipeline(recipe, "cpu") as generate:
         images = generate(SEEDS)  # (6, 3, 64, 64), uint8; a seed is the same in any batch
         evaluations = generate.nfe()["rows"] / len(SEEDS)

@@ -1,6 +1,7 @@
 """Steer the model that ships: the same seeds without guidance and with it, side by side."""
 
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,12 +12,12 @@ from diffsteer.hf.load import load
 from diffsteer.steering import steer
 
 PROMPTS = [
-    "pear, noto style, on a red background",
-    "owl, noto style, on a black background",
-    "rocket, twemoji style, on a white background",
+    "a green two-eyed bell critter with a sprout, smiling, on a red background",
+    "a purple three-eyed critter with antennae, on a black background",
+    "a cyan angry tower critter with antennae, frowning, on a white background",
 ]
 
-pipe = load("pocket", torch.float32)
+pipe = load("critters", torch.float32)
 pipe.set_progress_bar_config(disable=True)
 
 
@@ -33,6 +34,6 @@ figure, axes = plt.subplots(2, len(PROMPTS), figsize=(9, 6.4), layout="constrain
 for (name, row), line in zip(rows.items(), axes, strict=True):
     for seed, (image, ax) in enumerate(zip(row, line, strict=True)):
         ax.imshow(image)
-        ax.set(title=PROMPTS[seed].replace(", on", ",\non"), xticks=[], yticks=[])
+        ax.set(title=textwrap.fill(PROMPTS[seed], 30), xticks=[], yticks=[])
         ax.set_xlabel(f"{name}, seed {seed}")
 figure.savefig(Path(sys.argv[1]) / "first_steps.png", dpi=90)

@@ -27,14 +27,14 @@ class Unsharp(Guidance):
         return self.scale * (cond.x0 - blurred)
 
 
-pipe = load("pocket", torch.float32)
+pipe = load("critters", torch.float32)
 pipe.set_progress_bar_config(disable=True)
 guidances = "CFG(2)", "CFG(2) + Unsharp(0.4).within(0.0, 2.0)", "CFG(2) + Unsharp(1.0)"
 figure, axes = plt.subplots(1, len(guidances), figsize=(10, 3.7), layout="constrained")
 for text, ax in zip(guidances, axes, strict=True):
     with steer(pipe, text):  # the class is registered: its text parses like any other
         seed = torch.Generator().manual_seed(1)
-        prompt = "owl, noto style, on a blue background"
+        prompt = "a yellow happy critter with horns, on a blue background"
         ax.imshow(pipe(prompt, num_inference_steps=16, generator=seed).images[0])
     ax.set(title=text, xlabel=f"{prompt}, seed 1", xticks=[], yticks=[])
 figure.savefig(Path(sys.argv[1]) / "own_guidance.png", dpi=90)

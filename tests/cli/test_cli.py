@@ -117,8 +117,8 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_model_that_ships_has_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "terminal SNR 0>" in show("pocket", 10, "", False, None)
-    assert "terminal SNR 0>" not in show("pocket-eps", 10, "", False, None)
+    assert "terminal SNR 0>" in show("critters", 10, "", False, None)
+    assert "terminal SNR 0>" not in show("critters-eps", 10, "", False, None)
 
 
 def test_plan_of_nonsense() -> None:

@@ -33,7 +33,9 @@ def test_ten_options_come_first_and_all_fields_of_a_recipe_are_options(
     text = capsys.readouterr().out
     first = text[text.index("--help") : text.index("run options")]
     assert re.findall(r"(?m)^\W*(--[a-z-]+) [A-Z]", first) == MAIN
-    assert 'diffsteer sample pocket --prompt "owl, noto style"' in text[: text.index("positional")]
+    assert (
+        'diffsteer sample critters --prompt "a purple critter"' in text[: text.index("positional")]
+    )
     names = {"settings": "set"}
     for name in Recipe().__dataclass_fields__.keys() - {"model", "options"}:
         assert f"--{names.get(name, name).replace('_', '-')}" in text

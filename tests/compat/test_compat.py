@@ -61,10 +61,6 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         *("pocket-guide", "--sampler", "DDIM(eta=0.5)", "--spacing", "logsigma", "--zero-snr"),
         *("--steps", "4", "--seeds", "0-2"),
     ),
-    "refined": (
-        *("pocket", "--prompt", OWL, "--refiner", "pocket-refiner", "--strength", "0.8"),
-        *("--sampler", "DDIM()", "--steps", "3", "--seeds", "4"),
-    ),
     "eps": (
         *("pocket-eps", "--prompt", "a cat", "--negative", "a dog", "--guidance"),
         *("CFG(4).rescaled(0.7)", "--steps", "2", "--width", "32", "--height", "48"),

@@ -206,8 +206,8 @@ def test_an_unknown_architecture(tmp_path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "b.safetensors")
     with pytest.raises(InputError, match="is no file of safetensors: it is a pickle"):
         diagnose(tmp_path / "b.safetensors")
-    with pytest.raises(FileNotFoundError, match="no model 'pockett' "):
-        diagnose("pockett")
+    with pytest.raises(FileNotFoundError, match="no model 'critterss' "):
+        diagnose("critterss")
 
 
 def test_damaged_configs_beside_it(tmp_path) -> None:

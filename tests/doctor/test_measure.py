@@ -16,7 +16,7 @@ from diffsteer.doctor.brightness import expected, gain
 from diffsteer.doctor.claims import PREDICTION
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.measure import measured
-from diffsteer.hf.load import shipped
+from diffsteer.hf.shipped import shipped
 
 SD, LIKE = Discrete.scaled_linear(), torch.empty(8, 4, 16, 16)
 
@@ -95,7 +95,7 @@ def test_a_network_that_learned_little_is_never_taken_for_another(share: float, 
 
 @pytest.mark.parametrize(
     ("name", "prediction", "snr"),
-    [("pocket", "v_prediction", "zero"), ("pocket-eps", "epsilon", "above zero")],
+    [("critters", "v_prediction", "zero"), ("critters-eps", "epsilon", "above zero")],
 )
 def test_models_that_ship_against_a_config_that_lies(name, prediction, snr, tmp_path) -> None:
     """The network is believed, and the lie is named."""
@@ -123,7 +123,7 @@ def test_a_single_file_is_measured(tmp_path, monkeypatch) -> None:
     """The network that ships, in the original layout; its heads and groups are its own."""
     from diffsteer.doctor import measure
 
-    place = shipped("pocket").folder / "unet"
+    place = shipped("critters").folder / "unet"
     config = json.loads((place / "config.json").read_text())
     traceless = {name: config[name] for name in ("attention_head_dim", "norm_num_groups")}
     weights = load_file(place / "diffusion_pytorch_model.safetensors")

@@ -176,8 +176,8 @@ def test_a_model_is_loaded_in_the_precision_that_was_asked(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pockt", "did you mean 'pocket'"),
-        ("Pocket-Guide", "did you mean 'pocket-guide'"),
+        ("critter", "did you mean 'critters'"),
+        ("Critters-Guide", "did you mean 'critters-guide'"),
         ("nowhere", "no model 'nowhere': there is no such folder"),
         ("./nowhere/folder", "there is no such folder"),
         ("a/b/c", "there is no such folder"),

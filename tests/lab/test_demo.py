@@ -31,8 +31,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [g for g in guide if g] == [2]
     assert rows["refined noise"] == 3
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.width == LABEL + 8 * (64 + 2 * GAP)
-        assert grid.height > len(rows) * (64 + 2 * GAP) + 2 * LINE  # two lines of prompts
+        assert grid.width == LABEL + 8 * (128 + 2 * GAP)
+        assert grid.height > len(rows) * (128 + 2 * GAP) + 2 * LINE  # two lines of prompts
         assert np.asarray(grid.convert("L"))[:, :LABEL].min() < 100
     page = (tmp_path / "index.html").read_text("utf-8")
     assert page.count("<img") == 8 * len(rows)
@@ -43,5 +43,5 @@ def test_models_that_are_not_there_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffsteer.io.extensions._installed", lambda _: ())
-    with pytest.raises(ModuleNotFoundError, match="'pocket' belongs to diffsteer-lab"):
-        load("pocket", None)
+    with pytest.raises(ModuleNotFoundError, match="'critters' belongs to diffsteer-lab"):
+        load("critters", None)

@@ -36,7 +36,12 @@ from diffsteer.studio.settings import CONTROLS, Settings
 from diffsteer.studio.view import files_of
 
 SUM = "CFG(6).rescaled(0.7).within(0.28, 5.4) + 0.5 * SAG(0.75)"
-RECIPE = Recipe("pocket", "owl, noto style, on a black background", guidance="CFG(3)", steps=2)
+RECIPE = Recipe(
+    "critters",
+    "a purple three-eyed critter with antennae, on a black background",
+    guidance="CFG(3)",
+    steps=2,
+)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,9 @@ def test_command_is_read_back_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> 
     from diffsteer.cli import sample_command
     from diffsteer.cli.main import main
 
-    recipe = Recipe("pocket", "it's", guidance="CFG(3)", sampler="UniPC()", zero_snr=True, steps=4)
+    recipe = Recipe(
+        "critters", "it's", guidance="CFG(3)", sampler="UniPC()", zero_snr=True, steps=4
+    )
     words = shlex.split(snippets.command(recipe, [3, 4]))
     monkeypatch.setattr("sys.argv", words)
     monkeypatch.setattr(sample_command, "sample", lambda made, seeds, *_, **__: given.append(made))
@@ -150,7 +157,7 @@ def test_what_comfyui_has_no_nodes_for_is_refused() -> None:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     out = tmp_path_factory.mktemp("history")
-    return Engine(("pocket",), ("pocket-refiner",), History(out), "cpu")
+    return Engine(("critters",), ("critters-refiner",), History(out), "cpu")
 
 
 def test_run_is_the_generators_image_and_its_code_makes_it_again(engine: Engine) -> None:
@@ -170,19 +177,19 @@ def test_run_is_the_generators_image_and_its_code_makes_it_again(engine: Engine)
 
 
 def test_cost_is_what_is_evaluated(engine: Engine) -> None:
-    more = {"sampler": "UniPC()", "refiner": "pocket-refiner", "guidance": "CFG(3).over(0, 1)"}
-    recipe = Recipe("pocket", RECIPE.prompt, steps=3, **more)
+    more = {"sampler": "UniPC()", "refiner": "critters-refiner", "guidance": "CFG(3).over(0, 1)"}
+    recipe = Recipe("critters", RECIPE.prompt, steps=3, **more)
     done = [u for u in engine.images(recipe, [0], threading.Event()) if isinstance(u, Done)]
     assert engine.cost(recipe).nfe == sum(done[0].sample.nfe.values()) > 4
 
 
 def test_a_guide_that_was_named_is_asked(tmp_path: Path) -> None:
-    engine = Engine(("pocket",), (), History(tmp_path), "cpu", guides=("pocket-guide",))
-    assert "Auto" in {entry.name for entry in engine.model("pocket").menu}
-    asked = Settings.of(values(guide="pocket-guide", guidance="Auto(2)")).recipe
-    assert asked.guide == "pocket-guide" and engine.cost(asked).nfe == 4
-    assert Settings.of(values(guide="pocket-guide")).recipe.guide == ""
-    assert "pocket-guide" in engine.trusted
+    engine = Engine(("critters",), (), History(tmp_path), "cpu", guides=("critters-guide",))
+    assert "Auto" in {entry.name for entry in engine.model("critters").menu}
+    asked = Settings.of(values(guide="critters-guide", guidance="Auto(2)")).recipe
+    assert asked.guide == "critters-guide" and engine.cost(asked).nfe == 4
+    assert Settings.of(values(guide="critters-guide")).recipe.guide == ""
+    assert "critters-guide" in engine.trusted
 
 
 def test_cancel_ends_before_the_next_layer(engine: Engine) -> None:
@@ -215,10 +222,10 @@ def test_tabs_cancel_their_own_run(engine: Engine) -> None:
 
 
 def test_catalogue_of_the_model_is_accepted_by_it(engine: Engine) -> None:
-    menu = engine.model("pocket").menu
+    menu = engine.model("critters").menu
     assert len(menu) > 25 and menu[1].text == "CFG(3)"
     for entry in menu:
-        recipe = Recipe("pocket", RECIPE.prompt, guidance=entry.text, steps=2)
+        recipe = Recipe("critters", RECIPE.prompt, guidance=entry.text, steps=2)
         assert engine.cost(recipe).nfe >= 2
         assert entry.name in entry.label
 
@@ -240,7 +247,7 @@ def test_history_takes_nothing_that_names_other_files(engine: Engine, tmp_path: 
 
 
 def test_an_image_that_the_page_cannot_repeat_is_refused() -> None:
-    for changes in ({"guide": "pocket-guide", "guidance": "Auto(2)"}, {"spacing": "trailing"}):
+    for changes in ({"guide": "critters-guide", "guidance": "Auto(2)"}, {"spacing": "trailing"}):
         Settings(replace(RECIPE, **changes), (0,)).require_complete()
     for changes in ({"dtype": "bfloat16"}, {"settings": ("eta=1",)}):
         with pytest.raises(InputError, match=f"made with {next(iter(changes))}, which"):
@@ -303,22 +310,22 @@ def test_uploads_are_png_files_of_bounded_size(
 
 
 def test_schedule_is_drawn_and_told(engine: Engine, tmp_path: Path) -> None:
-    model = engine.model("pocket")
+    model = engine.model("critters")
     text = draw(RECIPE, model, model.latent, tmp_path / "own.png")
     assert "pure noise, as the network was trained to" in text and "brightness" in text
     with Image.open(tmp_path / "own.png") as image:
         assert image.width > 800
-    leading = Recipe("pocket", "a", sampler="DDIM()", spacing="leading", steps=10)
+    leading = Recipe("critters", "a", sampler="DDIM()", spacing="leading", steps=10)
     assert "not visited" in draw(leading, model, model.latent, tmp_path / "leading.png")
 
 
 def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) -> None:
     references = References(tmp_path / "jobs", (tmp_path / "real",))
-    assert references.names("pocket") == ["data of pocket", str(tmp_path / "real")]
+    assert references.names("critters") == ["data of critters", str(tmp_path / "real")]
     with pytest.raises(InputError, match="choose a reference"):
-        references.path("pocket", "/etc")
-    folder, captions = references.path("pocket", "data of pocket")
-    assert folder == tmp_path / "jobs" / "data" / "pocket" and len(captions) == 200
+        references.path("critters", "/etc")
+    folder, captions = references.path("critters", "data of critters")
+    assert folder == tmp_path / "jobs" / "data" / "critters" and len(captions) == 200
     assert len(list(folder.glob("*.png"))) == 200
     settings = Settings.of(values())
     words = evaluated(settings, folder, captions, 20, tmp_path)

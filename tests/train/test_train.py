@@ -358,27 +358,31 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
 )
 def test_wrong_settings_are_refused(change: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Run.named("pocket-vae", change)
+        Run.named("critters-vae", change)
 
 
 def test_pictures_are_images_by_another_name() -> None:
-    run = Run.named("pocket", "images.every=8", "pictures.steps=3")
+    run = Run.named("critters", "images.every=8", "pictures.steps=3")
     assert (run.pictures.every, run.pictures.steps) == (8, 3)
-    assert run.pictures.prompts == Run.named("pocket").pictures.prompts
+    assert run.pictures.prompts == Run.named("critters").pictures.prompts
     with pytest.raises(ValueError, match="must be a table of settings"):
-        Run.named("pocket", "images=8")
+        Run.named("critters", "images=8")
 
 
 @pytest.mark.parametrize("averages", ["[0.05, 0.0501]", "[0.05, 0.05]"])
 def test_widths_that_name_no_snapshot_are_refused(averages: str) -> None:
     with pytest.raises(ValueError, match="at most three decimals"):
-        Run.named("pocket-vae", f"training.averages={averages}", "training.snapshot=1000")
+        Run.named("critters-vae", f"training.averages={averages}", "training.snapshot=1000")
 
 
 def test_every_preset_reads() -> None:
-    assert {"pocket-vae", "pocket-eps", "pocket", "pocket-guide", "zero-snr-finetune"} <= set(
-        presets()
-    )
+    assert {
+        "critters-vae",
+        "critters-eps",
+        "critters",
+        "critters-guide",
+        "zero-snr-finetune",
+    } <= set(presets())
     for name in presets():
         assert Run.named(name).about
     assert set(Training.__dataclass_fields__) >= LATER
@@ -562,7 +566,7 @@ def test_what_the_emoji_bind_is_as_it_was(whole: Path) -> None:
 def test_a_chain_that_has_not_begun_says_so(tmp_path: Path) -> None:
     change = f"settings.start={tmp_path}/none"
     with pytest.raises(FileNotFoundError, match="train the preset that makes it first"):
-        begun("pocket", tmp_path / "run", change)
+        begun("critters", tmp_path / "run", change)
 
 
 def test_only_pipelines_with_one_text_encoder_are_trained(tmp_path: Path) -> None:

@@ -453,7 +453,7 @@ def test_the_command_says_model_and_targets(model: str, stored: Path, tmp_path: 
     with pytest.raises(ValueError, match="name the preset"):
         train(model=model)
     with pytest.raises(ValueError, match="no setting 'targets'"):
-        train("pocket", targets=str(stored))
+        train("critters", targets=str(stored))
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_bad_runs(model: str, stored: Path, tmp_path: Path) -> None:
 
 
 def test_presets_are_there() -> None:
-    assert {"refiner", "pocket-refiner"} <= presets().keys()
+    assert {"refiner", "critters-refiner"} <= presets().keys()
     assert Run.named("refiner", "settings.start=m", "settings.targets=t").task == "refiner"
 
 

@@ -8,7 +8,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.tune.space import Choice, Range, Space
 
-BASE = Recipe(model="pocket", steps=25)
+BASE = Recipe(model="critters", steps=25)
 
 
 def test_names_become_numbers_and_fields() -> None:
@@ -25,7 +25,7 @@ def test_names_become_numbers_and_fields() -> None:
     recipe = space.recipe(BASE, values)
     assert recipe.guidance.startswith("CFG(3.0).within(0.2, 9.0) + SAG(0.5, ")
     assert "sigma=2.0" in recipe.guidance
-    assert (recipe.steps, recipe.sampler, recipe.model) == (12, "UniPC()", "pocket")
+    assert (recipe.steps, recipe.sampler, recipe.model) == (12, "UniPC()", "critters")
 
 
 def test_steps_that_guide_are_whole_numbers() -> None:
@@ -37,9 +37,9 @@ def test_steps_that_guide_are_whole_numbers() -> None:
 
 
 def test_a_field_alone_and_guidances_in_turn() -> None:
-    alone = Space.parse("steps=4..8, strength=0..1, refiner=none|pocket-refiner")
+    alone = Space.parse("steps=4..8, strength=0..1, refiner=none|critters-refiner")
     assert [recipe.steps for recipe in alone.examples(BASE)] == [6]
-    assert alone.variables["refiner"] == Choice(("", "pocket-refiner"))
+    assert alone.variables["refiner"] == Choice(("", "critters-refiner"))
     turn = Space.parse("CFG(w) | PAG(p, layer='mid'), w=1..3, p=1..3")
     texts = [recipe.guidance for recipe in turn.examples(BASE)]
     assert len(texts) == 2 and texts[0].startswith("CFG(2") and texts[1].startswith("PAG(2")
@@ -47,8 +47,8 @@ def test_a_field_alone_and_guidances_in_turn() -> None:
 
 def test_a_guide_goes_with_the_guidance_that_asks_it() -> None:
     turn = Space.parse("CFG(ramp(a, b)) | Auto(w), a=1..2, b=2..4, w=1..2")
-    found = [(r.guidance, r.guide) for r in turn.examples(replace(BASE, guide="pocket-guide"))]
-    assert found == [("CFG(ramp(1.5, 3.0))", ""), ("Auto(1.5)", "pocket-guide")]
+    found = [(r.guidance, r.guide) for r in turn.examples(replace(BASE, guide="critters-guide"))]
+    assert found == [("CFG(ramp(1.5, 3.0))", ""), ("Auto(1.5)", "critters-guide")]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Parabola:
 
 def search(folder: Path, trials: int = 40, seconds: float = 0.0, **more: object) -> Search:
     budget = Budget(range(100), first=10, trials=trials, minutes=2)
-    options = {"space": Space.parse(SPACE), "base": Recipe(model="pocket"), **more}
+    options = {"space": Space.parse(SPACE), "base": Recipe(model="critters"), **more}
     return Search(folder, objective=Parabola(seconds), budget=budget, **options)
 
 
@@ -96,7 +96,7 @@ def test_recipes_that_cannot_be_do_not_stop_it(tmp_path: Path) -> None:
             return Quality(1.0, 2.0 * recipe.steps)
 
     budget = Budget(range(100), first=10, trials=12, minutes=2)
-    study = Search(tmp_path, space, Recipe(model="pocket"), Flat(), budget).run()
+    study = Search(tmp_path, space, Recipe(model="critters"), Flat(), budget).run()
     refused = [t.user_attrs["refused"] for t in finished(study) if "refused" in t.user_attrs]
     assert refused and all("within" in text for text in refused)
 

@@ -124,7 +124,7 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("diffsteer.generate.generator.open_generator", loads)
-    recipe = Recipe(model="pocket")
+    recipe = Recipe(model="critters")
     for options, reason in (
         ({"report_seeds": "105-120"}, "serve both to search and to report"),
         ({"metric": "beauty"}, "metric must be one of FD"),

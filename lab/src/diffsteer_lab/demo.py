@@ -1,4 +1,4 @@
-"""Every guidance and both schedules on the pocket model, side by side: `diffsteer demo`."""
+"""Every guidance and both schedules on the critter model, side by side: `diffsteer demo`."""
 
 import json
 import time
@@ -13,40 +13,39 @@ from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.sheet import sheet
-from diffsteer.metrics.background import errors, nearest
-from diffsteer.metrics.sharpness import edges
+from diffsteer.metrics.background import errors
 from diffsteer.report.page import render
-from diffsteer_lab.emoji import BACKGROUNDS
+from diffsteer_lab.critters.grammar import BACKGROUNDS, parse_caption
+from diffsteer_lab.critters.judge import right
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CREDIT = (
-    "The model learned from Noto Emoji (Copyright Google, Apache-2.0) and Twemoji (Copyright "
-    "Twitter, Inc and other contributors, CC-BY 4.0, https://creativecommons.org/licenses/by/4.0/);"
-    " images in twemoji style are made after Twemoji."
+    "The model learned from renderings of the style Critters by DiceBear "
+    "(https://www.dicebear.com), CC0 1.0."
 )
-"""What has to stay with the images."""
-BASE = Recipe(model="pocket", steps=25)
+"""Where the model's images come from."""
+BASE = Recipe(model="critters", steps=25)
 PROMPTS = (
-    "red apple, noto style, on a white background",
-    "owl, noto style, on a black background",
-    "rocket, twemoji style, on a red background",
-    "strawberry, noto style, on a blue background",
-    "penguin, twemoji style, on a green background",
-    "woman teacher, noto style, on a yellow background",
-    "alarm clock, twemoji style, on a purple background",
-    "snowman, noto style, on a grey background",
+    "a purple three-eyed tower critter with green antennae, grinning, on an orange background",
+    "a yellow happy squat critter with red horns, frowning, on a blue background",
+    "a green one-eyed bell critter with pink floppy ears, licking, on a white background",
+    "a red angry dome critter with cyan antennae, toothy, on a yellow background",
+    "a cyan four-eyed steps critter with an orange bobble, gasping, on a pink background",
+    "a pink sleepy wedge critter with purple round ears, smiling, on a green background",
+    "an orange squinting block critter with a blue spike, stern, on a purple background",
+    "a blue two-eyed funnel critter with yellow pointed ears, grimacing, on a red background",
 )
-EXTREMES = tuple(
-    f"{thing}, {style} style, on a {colour} background"
-    for colour in ("black", "white")
-    for thing, style in (
-        ("full moon", "noto"),
-        ("tiger face", "twemoji"),
-        ("soccer ball", "noto"),
-        ("cactus", "twemoji"),
-    )
+EXTREMES = (
+    "a red one-eyed dome critter with yellow antennae, smiling, on a black background",
+    "a cyan happy block critter with pink horns, toothy, on a black background",
+    "a yellow four-eyed bell critter with green round ears, gasping, on a black background",
+    "a purple two-eyed tower critter with an orange bobble, stern, on a black background",
+    "a red one-eyed dome critter with yellow antennae, smiling, on a white background",
+    "a cyan happy block critter with pink horns, toothy, on a white background",
+    "a yellow four-eyed bell critter with green round ears, gasping, on a white background",
+    "a purple two-eyed tower critter with an orange bobble, stern, on a white background",
 )
 
 
@@ -96,20 +95,20 @@ GUIDANCES = tuple(
         ("CFG + SAG", "CFG(3) + SAG(0.25)", "", "Both of them: guidances add up."),
         (
             "PAG",
-            'PAG(0.5, layer="up_blocks.1")',
+            "PAG(0.5)",
             "",
             "Away from a network that attends to nothing but itself (Ahn et al. 2024).",
         ),
         (
             "SEG",
-            'SEG(1.5, layer="up_blocks.1")',
+            "SEG(1.5)",
             "",
             "Away from a network with blurred attention (Hong 2024).",
         ),
         (
             "autoguidance",
             "Auto(1.5)",
-            "pocket-guide",
+            "critters-guide",
             "Away from a smaller, less trained version of itself (Karras et al. 2024).",
         ),
     )
@@ -117,7 +116,7 @@ GUIDANCES = tuple(
     Row(
         "refined noise",
         "No guidance: refined initial noise, at one more NFE (Ahn et al. 2024).",
-        replace(BASE, prompts=PROMPTS, refiner="pocket-refiner"),
+        replace(BASE, prompts=PROMPTS, refiner="critters-refiner"),
     ),
 )
 SCHEDULES = tuple(
@@ -125,12 +124,12 @@ SCHEDULES = tuple(
     for name, model, why in (
         (
             "flawed schedule",
-            "pocket-eps",
+            "critters-eps",
             "Trained as Stable Diffusion was: it never saw pure noise, and starts from it.",
         ),
         (
             "repaired schedule",
-            "pocket",
+            "critters",
             "The same network fine-tuned: v-prediction, zero terminal SNR, from the last step.",
         ),
     )
@@ -147,10 +146,11 @@ class RowSamples:
 
     @property
     def thumbnails(self) -> "list[Image]":
-        """The images for the page."""
+        """The images for the page, of twice the size."""
         from PIL import Image
 
-        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.images]
+        small = (Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.images)
+        return [each.resize((2 * each.width, 2 * each.height), Image.NEAREST) for each in small]
 
 
 def demo(out: Path, models: Path | None = None) -> None:
@@ -158,7 +158,7 @@ def demo(out: Path, models: Path | None = None) -> None:
 
     Args:
         out: Folder for them.
-        models: Folder of the finished runs of the pocket presets; None for the models that ship.
+        models: Folder of the finished runs of the critters presets; None for the models that ship.
     """
     from tqdm import tqdm
 
@@ -198,14 +198,14 @@ def _metrics(
     images: Tensor, prompts: Sequence[str], costs: dict[str, float], seconds: float
 ) -> dict[str, float]:
     """Metrics that a few images allow, and the cost of an image."""
-    names = [prompt.split("on a ")[1].removesuffix(" background") for prompt in prompts]
-    obeyed = sum(a == b for a, b in zip(nearest(images, BACKGROUNDS), names, strict=True))
-    error = errors(images, [BACKGROUNDS[name] for name in names])
+    shown = right(images, prompts)
+    grounds = [BACKGROUNDS[parse_caption(prompt).background] for prompt in prompts]
     return {
-        "backgrounds obeyed": float(obeyed),
+        "attributes right": shown.sum().item(),
+        "attributes": float(shown.numel()),
+        "all right": shown.all(1).sum().item(),
         "of": float(len(prompts)),
-        "background error": error.mean().item(),
-        "edges": edges(images).mean().item(),
+        "background error": errors(images, grounds).mean().item(),
         "seconds": seconds / len(prompts),
         **costs,
     }
@@ -260,12 +260,13 @@ def _page(done: Sequence[RowSamples]) -> str:
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
     """The table of `results.json`, for a terminal."""
-    lines = [f"{'':20} {'backgrounds':>11} {'error':>6} {'NFE':>5} {'s':>6}"]
+    lines = [f"{'':20} {'attributes':>11} {'all right':>9} {'NFE':>5} {'s':>6}"]
     for result in results:
         metrics = result["figures"]
-        obeyed = f"{metrics['backgrounds obeyed']:.0f} of {metrics['of']:.0f}"
+        attributes = f"{metrics['attributes right']:.0f} of {metrics['attributes']:.0f}"
+        whole = f"{metrics['all right']:.0f} of {metrics['of']:.0f}"
         lines.append(
-            f"{result['name']:20} {obeyed:>11} {metrics['background error']:6.1f} "
+            f"{result['name']:20} {attributes:>11} {whole:>9} "
             f"{metrics['rows']:5.0f} {metrics['seconds']:6.2f}"
         )
     return "\n".join(lines)

@@ -6,56 +6,67 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffsteer.hf.load import Shipped
+from diffsteer.hf.shipped import Shipped
+from diffsteer_lab.critters.grammar import ATTRIBUTES, Critter, parse_caption
 
-_POCKET = Path(str(files("diffsteer_lab"))) / "assets" / "pocket"
+_CRITTERS = Path(str(files("diffsteer_lab"))) / "assets" / "critters"
 GUIDANCES = {
     "CFG": "CFG(3)",
     "CFG in an interval": "CFG(3).within(0.2, 5)",
     "CFG, rescaled": "CFG(3).rescaled(0.7)",
-    "CFG + PAG": 'CFG(2) + PAG(0.5, layer="up_blocks.1")',
+    "CFG + PAG": "CFG(2) + PAG(0.5)",
     "CFG + SAG": "CFG(3) + SAG(0.25)",
     "SAG": 'SAG(0.25, on="cond")',
-    "PAG": 'PAG(0.5, layer="up_blocks.1")',
-    "SEG": 'SEG(1.5, layer="up_blocks.1")',
+    "PAG": "PAG(0.5)",
+    "SEG": "SEG(1.5)",
     "Auto": "Auto(1.5)",
 }
-"""Of `diffsteer demo`: weights that suit a model of 64 x 64 pixels."""
+"""Weights that suit a model of 64 x 64 pixels."""
+START = Critter("purple", "three-eyed", "tower", "green", "antennae", "grinning", "orange")
 
 
 def words() -> dict[str, tuple[str, ...]]:
-    """Words of the prompts that pocket was trained on."""
-    from diffsteer_lab.emoji import BACKGROUNDS, STYLES, things
+    """Words of the prompts that the model was trained on, by attribute."""
+    return ATTRIBUTES
 
-    return {"thing": things(), "style": STYLES, "background": tuple(BACKGROUNDS)}
+
+def caption(**chosen: str) -> str:
+    """Prompt that names one word of each attribute."""
+    return Critter(**chosen).caption
 
 
 def examples(count: int) -> Iterator[tuple[Tensor, str]]:
-    """Images of the data that pocket was trained on, evenly chosen, and their captions."""
-    from diffsteer_lab.emoji import Emoji
+    """Renderings as in the data that the model was trained on, and their captions."""
+    from diffsteer_lab.critters.images import Critters
 
-    data = Emoji()
-    for i in range(count):
-        place = i * len(data) // count
+    data = Critters(images=count)
+    for place in range(count):
         yield data[place].pixels, data.caption(place)
 
 
-POCKET = Shipped(
-    _POCKET / "pocket",
-    guide="pocket-guide",
-    refiner="pocket-refiner",
-    prompt="{thing}, {style} style, on a {background} background",
+CRITTERS = Shipped(
+    _CRITTERS / "critters",
+    name="critters",
+    guide="critters-guide",
+    refiner="critters-refiner",
     words=words,
+    compose=caption,
+    start=START._asdict(),
+    check=parse_caption,
     examples=examples,
     guidances=GUIDANCES,
 )
-POCKET_EPS = Shipped(
-    _POCKET / "pocket-eps",
-    base=_POCKET / "pocket",
-    prompt=POCKET.prompt,
+CRITTERS_EPS = Shipped(
+    _CRITTERS / "critters-eps",
+    name="critters-eps",
+    base=_CRITTERS / "critters",
     words=words,
+    compose=caption,
+    start=START._asdict(),
+    check=parse_caption,
     examples=examples,
     guidances={name: text for name, text in GUIDANCES.items() if name != "Auto"},
 )
-POCKET_GUIDE = Shipped(_POCKET / "pocket-guide")
-POCKET_REFINER = Shipped(_POCKET / "pocket-refiner")
+CRITTERS_GUIDE = Shipped(_CRITTERS / "critters-guide", name="critters-guide")
+CRITTERS_REFINER = Shipped(_CRITTERS / "critters-refiner", name="critters-refiner")
+CRITTERS_AGD = Shipped(_CRITTERS / "critters-agd", name="critters-agd")

@@ -76,17 +76,17 @@ def command(
 ) -> None:
     """Sample images, videos or sounds; one that is there already is not made again.
 
-    An image: diffsteer sample pocket --prompt "owl, noto style" --guidance "CFG(3)" --out owls
+    An image: diffsteer sample critters --prompt "a purple critter" --guidance "CFG(3)" --out images
 
-    Again, varied: diffsteer sample --recipe owls/000000.png --guidance "PAG(1)" --out varied
+    Again, varied: diffsteer sample --recipe images/000000.png --guidance "PAG(1)" --out varied
 
     Your own: diffsteer sample FOLDER --prompt "a cat" --seeds 0-63 --dtype bfloat16 --offload model
 
     Where torchrun or accelerate launch starts several processes, each makes a share of them.
 
     Args:
-        model: Hub id or folder of a diffusers pipeline, the name of a model that ships (pocket), a
-            .safetensors checkpoint (with --config), or a folder of `diffsteer convert`.
+        model: Hub id or folder of a diffusers pipeline, the name of a model that ships (critters),
+            a .safetensors checkpoint (with --config), or a folder of `diffsteer convert`.
         prompt: What to show; for networks of classes (DiT) the name or number of one.
         negative: What the null half of the batch shows instead of nothing.
         guidance: Such as "CFG(6) + SAG(0.75)"; empty for none. docs/choosing-a-guidance.md.

@@ -10,8 +10,8 @@ from diffsteer.core.level import Level
 from diffsteer.core.prediction import Eps
 from diffsteer.core.schedule import EDM, NAMED, Discrete, Schedule
 from diffsteer.core.spacing import grid
-from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.scheduler_config import kind_of, read, schedule_of, spacing_of
+from diffsteer.hf.shipped import shipped_folder
 from diffsteer.io.atomic import atomic_write
 
 FAINT = 1e-3

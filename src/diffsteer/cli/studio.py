@@ -9,7 +9,7 @@ from diffsteer.core.errors import InputError
 
 
 def studio(
-    models: Annotated[tuple[str, ...], Positional, arg(metavar="[MODEL ...]")] = ("pocket",),
+    models: Annotated[tuple[str, ...], Positional, arg(metavar="[MODEL ...]")] = ("critters",),
     /,
     out: Path = Path("studio"),
     refiner: UseAppendAction[tuple[str, ...]] = (),

@@ -11,8 +11,9 @@ from diffsteer.core.fields import is_whole
 from diffsteer.doctor import layout
 from diffsteer.doctor.layout import Architecture
 from diffsteer.doctor.tensors import Entry, is_safetensors, read_header
-from diffsteer.hf.load import offline_folder, shipped
+from diffsteer.hf.load import offline_folder
 from diffsteer.hf.network import PARTS
+from diffsteer.hf.shipped import shipped
 from diffsteer.io.extensions import LAB, extensions
 from diffsteer.io.hub import HUB_ID, require_known
 from diffsteer.io.model_folder import CONFIG, INDEX

@@ -1,6 +1,7 @@
 """Checks of a recipe that need none of its models."""
 
 import math
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, forma
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import SAG, Guidance
 from diffsteer.guidance.adapters import scales
-from diffsteer.hf.load import require_loadable, shipped, shipped_folder
+from diffsteer.hf.load import require_loadable
 from diffsteer.hf.lora import lora_names
+from diffsteer.hf.shipped import shipped, shipped_folder
 from diffsteer.hf.signature import call_parameters, pipeline_class
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.refine.metadata import ABOUT, found
@@ -111,9 +113,23 @@ def _require_used(recipe: Recipe, kind: str) -> None:
         raise FileNotFoundError(f"no guide {recipe.guide}: give a folder of `diffsteer convert`")
 
 
+def _warn_of_prompts(recipe: Recipe) -> None:
+    """Warn of prompts outside of those that a model that ships was trained on."""
+    model = shipped(recipe.model)
+    if model is None or model.check is None:
+        return
+    for prompt in filter(None, recipe.prompts or (recipe.prompt, recipe.negative)):
+        try:
+            model.check(prompt)
+        except InputError as error:
+            warnings.warn(f"{recipe.model} does not know this prompt: {error}", stacklevel=2)
+            return
+
+
 def _require_pipeline(recipe: Recipe) -> None:
     require_loadable(recipe.model, recipe.config, recipe.lora)
     _require_call(recipe)
+    _warn_of_prompts(recipe)
     if recipe.guide and not format_of(recipe.guide):
         require_model(recipe.guide, (CONFIG, INDEX))
     if recipe.image:

@@ -5,9 +5,8 @@ random numbers, and leaves out what it does not expect.
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,18 @@ from diffsteer.hf.lora import add_loras, require_lora
 from diffsteer.hf.memory import file_size, place, require_memory, require_offload, weights_sizes
 from diffsteer.hf.network import PARTS
 from diffsteer.hf.scheduler_config import require_timesteps
+from diffsteer.hf.shipped import shipped, shipped_folder
 from diffsteer.hf.signature import call_parameters
 from diffsteer.hf.single_file import load_single_file, require_single_file
 from diffsteer.hf.weights import checked_folder, complete_weights, require_quantizers
 from diffsteer.io.device import device_of, dtype_of
-from diffsteer.io.extensions import LAB, extension, extensions
+from diffsteer.io.extensions import extension, extensions
 from diffsteer.io.hub import silence, snapshot
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.io.strict import read_object
 
 CONFIGS = ("model_index.json", "config.json", "*/config.json", "*/scheduler_config.json")
 """Files of a folder that have to be JSON objects; diffusers takes for granted that they are."""
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A model that an installed distribution holds.
-
-    Attributes:
-        folder: As diffusers saves it.
-        base: Folder of a pipeline that has what `folder` lacks; None where nothing is lacking.
-        guide: Name of the weaker network for autoguidance that belongs to it; empty for none.
-        refiner: Name of the refiner of its noise; empty for none.
-        prompt: Form of its prompts, such as "{thing}, on a {background} background"; empty for any.
-        words: Gives the words that it knows, by their name in `prompt`.
-        guidances: Expressions with values that were tried on it, by name.
-        examples: Gives a number of images of its data, uint8 `(3, H, W)`, with captions.
-    """
-
-    folder: Path
-    base: Path | None = None
-    guide: str = ""
-    refiner: str = ""
-    prompt: str = ""
-    words: Callable[[], Mapping[str, Sequence[str]]] = dict
-    guidances: Mapping[str, str] = field(default_factory=dict)
-    examples: Callable[[int], Iterable[tuple[torch.Tensor, str]]] | None = None
 
 
 def load(
@@ -185,7 +160,7 @@ def _lacking(cls: Any, takes: Collection[str]) -> list[str]:
 
 
 def network(name: str, dtype: Any) -> Any:
-    """Load a guide network by hub id or folder, of its own or of a pipeline, or as "pocket-guide".
+    """Load a guide network by hub id or folder, of its own or of a pipeline, or by its name.
 
     Of a pipeline nothing but the network is loaded.
 
@@ -213,7 +188,7 @@ def guide_beside(pipe: Any, name: str | None) -> Any:
     """Load a guide by name beside a pipeline; without, the one of a model that ships, or None."""
     if name is None:
         own = Path(getattr(pipe, "name_or_path", None) or "nowhere")
-        models = [model for each in extensions("models") if (model := shipped(each))]
+        models = [extension("models", each) for each in extensions("models")]
         name = next((m.guide for m in models if m.guide and own == m.folder), None)
     if name is None:
         return None
@@ -230,24 +205,6 @@ def _scheduler_beside(guide: str) -> Any:
     config = read_object(path) if path.is_file() else {}
     cls = getattr(diffusers, str(config.get("_class_name")), None)
     return None if cls is None else cls.from_config(config)
-
-
-def shipped(name: str) -> Shipped | None:
-    """Find a model that ships by its name; None for any other name.
-
-    Raises:
-        ModuleNotFoundError: the distribution that holds it is not installed.
-    """
-    if name not in (*LAB["models"], *extensions("models")) or Path(name).exists():
-        return None
-    model: Shipped = extension("models", name)
-    return model
-
-
-def shipped_folder(name: str) -> Path | str:
-    """Folder of a model that ships, or `name` itself; raises as `shipped`."""
-    model = shipped(name)
-    return name if model is None else model.folder
 
 
 def offline_folder(name: str) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.memory import header
+from diffsteer.hf.shipped import shipped_folder
 from diffsteer.hf.weights import quiet
 from diffsteer.io.hub import HUB_ID
 from diffsteer.io.strict import read_object
@@ -22,7 +23,12 @@ MARKS = ("lora", "hada_", "lokr_")
 
 
 def lora_of(text: str) -> tuple[str, float]:
-    """Read "PATH" or "PATH:SCALE"."""
+    """Path and scale of "PATH" or "PATH:SCALE"; that of one that ships is its folder."""
+    path, scale = _split(text)
+    return str(shipped_folder(path)), scale
+
+
+def _split(text: str) -> tuple[str, float]:
     path, colon, scale = text.rpartition(":")
     try:
         weight = float(scale) if colon and path else None

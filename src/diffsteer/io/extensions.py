@@ -6,7 +6,10 @@ from typing import Any
 
 LAB = {
     "commands": ("demo", "toy", "refine analyse"),
-    "models": ("pocket", "pocket-eps", "pocket-guide", "pocket-refiner"),
+    "models": (
+        *("critters", "critters-eps", "critters-guide", "critters-refiner", "critters-agd"),
+        "pocket",
+    ),
     "data": ("critters", "emoji"),
 }
 """What diffsteer-lab adds, so that an error can say which package is missing."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
-from diffsteer.hf.load import shipped_folder
 from diffsteer.hf.network import PipelineNetwork
+from diffsteer.hf.shipped import shipped_folder
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.hashing import bytes_hash, digest, parts_hash, tensor_bytes
 from diffsteer.io.hub import silence
@@ -110,7 +110,7 @@ def _hash(table: Mapping[str, Any], data: bytes) -> str:
 
 
 def read(source: str | Path) -> tuple[RefinerMetadata, dict[str, Tensor]]:
-    """Read and check both files of a folder, of a hub id, or of "pocket-refiner", which ships."""
+    """Read and check both files of a folder, of a hub id, or of "critters-refiner", which ships."""
     about, weights = found(source)
     with refused(f"{about} is no refiner of ours"):
         table = read_object(about)

@@ -84,7 +84,7 @@ class NoiseRefiner:
         """Read a refiner and put it into the network of a pipeline.
 
         Args:
-            source: Folder, hub id, or "pocket-refiner", which ships.
+            source: Folder, hub id, or "critters-refiner", which ships.
             pipe: A pipeline with the network that the refiner was trained for.
             strength: Factor of the change.
             any_model: Also take a network with other weights, such as a fine-tuned one.

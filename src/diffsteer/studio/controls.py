@@ -88,12 +88,12 @@ def build(engine: Engine, model: Model) -> Controls:
 
 def _words(model: Model) -> dict[str, Any]:
     """Menus of the words that a model knows."""
-    start, made = model.defaults.prompt, dict[str, Any]()
+    start, made = model.about.start if model.about else {}, dict[str, Any]()
     counts = ", ".join(f"{len(given)} {name}s" for name, given in model.words.items())
     gr.Markdown(f"This model knows {counts}:", visible=bool(counts))
     with gr.Row(visible=bool(model.words)):
         for name, given in model.words.items():
-            value = max((w for w in given if w in start), key=len, default=given[0])
+            value = start.get(name, given[0])
             width = 300 if len(given) > 99 else 120
             made[name] = gr.Dropdown(
                 list(given), value=value, label=name, min_width=width, elem_id=name
@@ -199,6 +199,6 @@ def around(text: str, axis: str) -> str:
 
 def composed(model: Model, *chosen: str) -> str:
     """Prompt of the words that were chosen."""
-    if not model.about or not model.about.prompt:
+    if not model.about or not model.about.compose:
         return ""
-    return model.about.prompt.format(**dict(zip(model.words, chosen, strict=True)))
+    return model.about.compose(**dict(zip(model.words, chosen, strict=True)))

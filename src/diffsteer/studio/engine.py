@@ -15,8 +15,8 @@ from diffsteer.generate.consistent import kind_of, media_of, require_consistent
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.pipelines import PipelineGenerator
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import Shipped, shipped
 from diffsteer.hf.network import network_of
+from diffsteer.hf.shipped import Shipped, shipped
 from diffsteer.studio.catalogue import Entry, entries
 from diffsteer.studio.cost import Cost, Speed, cost_of
 from diffsteer.studio.history import History
@@ -48,8 +48,8 @@ class Model:
     @property
     def defaults(self) -> Recipe:
         """Settings to start with."""
-        words = {name: _first(name, given) for name, given in self.words.items()}
-        prompt = self.about.prompt.format(**words) if self.about and self.about.prompt else ""
+        about = self.about
+        prompt = about.compose(**about.start) if about and about.compose else ""
         guidance = next((e.text for e in self.menu if e.text), "")
         return Recipe(self.name, prompt, guidance=guidance, steps=16 if self.about else 25)
 
@@ -57,11 +57,6 @@ class Model:
     def words(self) -> dict[str, tuple[str, ...]]:
         """Words of its prompts by their name; empty where it takes any text."""
         return {k: tuple(v) for k, v in self.about.words().items()} if self.about else {}
-
-
-def _first(name: str, given: tuple[str, ...]) -> str:
-    wanted = {"thing": "owl", "background": "black"}.get(name, given[0])
-    return wanted if wanted in given else given[0]
 
 
 def latent_of(pipe: Any) -> tuple[int, ...]:

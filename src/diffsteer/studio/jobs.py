@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
-from diffsteer.hf.load import shipped
+from diffsteer.hf.shipped import shipped
 from diffsteer.io.atomic import put, write_json
 from diffsteer.studio.engine import followed
 from diffsteer.studio.render import Cancelled, image_of

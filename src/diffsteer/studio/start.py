@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffsteer.hf.load import shipped
+from diffsteer.hf.shipped import shipped
 from diffsteer.studio.engine import Engine
 from diffsteer.studio.history import History
 from diffsteer.studio.page import Page

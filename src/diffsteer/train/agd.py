@@ -42,7 +42,7 @@ class AGDSettings:
     """Settings of `AGDTask`.
 
     Attributes:
-        start: Folder or hub id of the pipeline, or "pocket".
+        start: Folder or hub id of the pipeline, or "critters".
         targets: Folder of `diffsteer refine targets --trajectory`.
         least: Leave out trajectories whose images scored less.
         teacher: Settings of the recipe of the targets, to be checked; may be left out.

@@ -1,6 +1,6 @@
 """Settings of a training run: a preset with the user's changes, checked by name and type.
 
-    run = Run.named("pocket", "training.images=1000", "settings.prediction=epsilon")
+    run = Run.named("critters", "training.images=1000", "settings.prediction=epsilon")
 
 A preset is a TOML file of `presets/`, or a user's own; its tables are the classes below and the
 settings of its task. With `like = "edm2-img512-xs"` it takes what it does not set from that preset.

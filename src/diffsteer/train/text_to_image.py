@@ -31,8 +31,8 @@ class TextToImageSettings:
     """Settings of `TextToImage`.
 
     Attributes:
-        start: Folder or hub id of what training starts from, or "pocket" or "pocket-eps": a Stable
-            Diffusion pipeline, or an autoencoder alone where `unet` and `text` are new.
+        start: Folder or hub id of what training starts from, or "critters", "critters-eps": a
+            Stable Diffusion pipeline, or an autoencoder alone where `unet` and `text` are new.
         unet: Config of a new diffusers `UNet2DConditionModel`; None goes on with that of `start`.
         text: Config of a new transformers `CLIPTextModel`, whose vocabulary is made from the
             captions and which is trained along; None keeps that of `start` as it is.

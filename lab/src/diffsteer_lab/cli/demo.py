@@ -5,12 +5,12 @@ from pathlib import Path
 
 
 def demo(out: Path = Path("demo"), models: Path | None = None) -> None:
-    """Sample the pocket model in every way, side by side: images, a page, and figures.
+    """Sample the critter model in every way, side by side: images, a page, and figures.
 
     Args:
         out: Folder for grid.png, index.html and results.json.
-        models: Folder of the runs of pocket-eps, pocket and pocket-guide, such as runs; empty for
-            the models that ship.
+        models: Folder of the runs of the presets critters-*, such as runs; empty for the models
+            that ship.
     """
     from diffsteer_lab import demo as pages
 

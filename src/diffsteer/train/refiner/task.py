@@ -47,7 +47,7 @@ class RefinerSettings:
     """Settings of `RefinerTask`.
 
     Attributes:
-        start: Folder or hub id of the pipeline, or "pocket".
+        start: Folder or hub id of the pipeline, or "critters".
         targets: Folder of `diffsteer refine targets`; empty to sample the teacher while training.
         least: Leave out targets that scored less; of stored targets.
         teacher: Settings of its recipe: guidance, sampler, steps. Of stored targets it
