@@ -218,7 +218,7 @@ def obedience(bench: Bench) -> Iterator[dict[str, Any]]:
             "tried": tried,
             **obedience_of(right, first),
             "gain over CFG": share(right.all(1).float() - cfg.all(1).float()),
-            "each range": [r.all(1).float().mean().item() for r in right.split(bench.n)],
+            "each range": [r.all(1).float().mean().item() for r in torch.split(right, bench.n)],
             "FD": [distance(made, others) for made, _ in runs],
             **runs[0][1],
         }

@@ -10,6 +10,7 @@ tune/*.json with the former and tune/held-out/*.json with the latter.
 import argparse
 import json
 from pathlib import Path
+from typing import Literal
 
 from diffsteer_lab.critters.images import Critters
 
@@ -22,7 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
-    for folder, split in ((out, "train"), (out / "held-out", "test")):
+    splits: tuple[tuple[Path, Literal["train", "test"]], ...]
+    splits = ((out, "train"), (out / "held-out", "test"))
+    for folder, split in splits:
         folder.mkdir(parents=True, exist_ok=True)
         data = Critters(split, PROMPTS, SEED)
         text = "".join(f"{data.caption(i)}\n" for i in range(PROMPTS))
@@ -30,8 +33,8 @@ def main() -> None:
         for name, (guidance, guide) in BEST.items():
             recipe = {"model": "critters", "prompts": "prompts.txt", "guidance": guidance}
             recipe |= {"guide": guide} if guide else {}
-            recipe |= {"sampler": "UniPC()", "steps": 12}
-            (folder / f"{name}.json").write_text(json.dumps(recipe), "utf-8")
+            text = json.dumps({**recipe, "sampler": "UniPC()", "steps": 12})
+            (folder / f"{name}.json").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -131,6 +131,15 @@ def test_memory_that_suffices_for_half_precision_does_not_for_single(
         memory.require_memory("m", sizes, "cuda", "none")
 
 
+def test_two_open_recipes_of_one_model_make_the_images_of_each(recipe: Recipe) -> None:
+    plain = replace(recipe, guidance="", sampler="DDIM()")
+    alone = made(recipe), made(plain)
+    assert not torch.equal(*alone)
+    with open_generator(recipe, "cpu") as first, open_generator(plain, "cpu") as second:
+        assert torch.equal(first([3]), alone[0]) and torch.equal(second([3]), alone[1])
+    assert torch.equal(made(recipe), alone[0])
+
+
 def test_a_lora_adds_its_product_at_its_scale(recipe: Recipe, tmp_path: Path) -> None:
     delta = lora(tmp_path / "lora")
     merged = load(recipe.model)

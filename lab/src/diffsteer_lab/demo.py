@@ -150,7 +150,10 @@ class RowSamples:
         from PIL import Image
 
         small = (Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.images)
-        return [each.resize((2 * each.width, 2 * each.height), Image.NEAREST) for each in small]
+        return [
+            each.resize((2 * each.width, 2 * each.height), Image.Resampling.NEAREST)
+            for each in small
+        ]
 
 
 def demo(out: Path, models: Path | None = None) -> None:

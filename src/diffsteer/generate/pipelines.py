@@ -31,6 +31,9 @@ from diffsteer.io.hashing import digest, file_hash, weights_hash
 from diffsteer.refine.hook import opened
 from diffsteer.steering import steer
 
+_OPEN = set[int]()
+"""Pipelines that are set up for a recipe now."""
+
 
 class _Rehearsed(Exception):
     """Ends a sampling at its first step."""
@@ -132,10 +135,13 @@ def open_pipeline(recipe: Recipe, device: str = "") -> Iterator[PipelineGenerato
     require_consistent(recipe)
     recipe = with_guide(recipe)
     require_offload(recipe.offload, device_of(device))
-    pipe, scheduler, weights = _loaded(
+    settings = (
         *(recipe.model, device_of(device), _files(recipe), recipe.dtype, recipe.offload),
         *(recipe.lora, recipe.config, needed(recipe)),
     )
+    pipe, scheduler, weights = _loaded(*settings)
+    if id(pipe) in _OPEN:  # as another recipe has set it up
+        pipe, scheduler, weights = _loaded.__wrapped__(*settings)
     pipe.scheduler = scheduler
     if conditioning_argument(pipe) == PROMPTS and not all(recipe.prompts or [recipe.prompt]):
         advice = "noise is refined" if recipe.refiner else "images are made"
@@ -143,8 +149,12 @@ def open_pipeline(recipe: Recipe, device: str = "") -> Iterator[PipelineGenerato
             f"there is no prompt, so that {advice} for nothing in particular: give --prompt",
             stacklevel=3,
         )
-    with configured(pipe, recipe, weights) as generator:
-        yield generator
+    _OPEN.add(id(pipe))
+    try:
+        with configured(pipe, recipe, weights) as generator:
+            yield generator
+    finally:
+        _OPEN.discard(id(pipe))
 
 
 @contextmanager

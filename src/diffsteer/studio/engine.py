@@ -123,7 +123,7 @@ class Engine:
             raise InputError(f"this studio was not started with {name}: diffsteer studio {name}")
         if name not in self._known:
             about = shipped(name)
-            recipe = Recipe(name, "a cat" if about and about.prompt else "", dtype=self.dtype)
+            recipe = Recipe(name, "a critter" if about and about.compose else "", dtype=self.dtype)
             kind, made = kind_of(recipe), media_of(recipe)
             if kind or made != "image":
                 makes = "is no pipeline (EDM2 or ADM)" if kind else f"makes {made}"
