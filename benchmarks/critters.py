@@ -125,12 +125,9 @@ class Bench:
         return run.statistics.features, {k: v.median().item() for k, v in run.costs.items()}
 
     def recipe(self, method: Method, guidance: str, base: Recipe) -> Recipe:
-        lora = method.lora
-        if lora and self.models:
-            lora = str(self.models / lora / "model")
         guide = method.guide if guidance else ""
         made = replace(base, guidance=guidance, guide=guide, refiner=method.refiner)
-        return replace(made, lora=(lora,)) if lora else made
+        return replace(made, lora=(method.lora,)) if method.lora else made
 
     def there(self, method: Method) -> bool:
         """Whether its networks are there: runs that are not done yet are left out."""

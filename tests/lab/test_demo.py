@@ -29,7 +29,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rows["no guidance"], rows["CFG"], rows["CFG + SAG"], rows["PAG"]) == (2, 4, 6, 4)
     guide = [one["figures"].get("rows of the guide") for one in results]
     assert [g for g in guide if g] == [2]
-    assert rows["refined noise"] == 3
+    assert rows["refined noise"] == 3 and rows["guidance in a LoRA"] == 2
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width == LABEL + 8 * (128 + 2 * GAP)
         assert grid.height > len(rows) * (128 + 2 * GAP) + 2 * LINE  # two lines of prompts

@@ -102,6 +102,15 @@ def test_refined_noise_leads_where_guidance_does(
     assert far["refined"] < far["half"] < far["none"]
 
 
+def test_a_lora_holds_guidance_at_one_evaluation_a_step(
+    unguided: torch.Tensor, guided: torch.Tensor
+) -> None:
+    made, nfe = drawn(replace(BASE, lora=("critters-agd",)))
+    assert nfe["rows"] / 16 == 8
+    far = [(x.double() - guided.double()).square().mean() for x in (made, unguided)]
+    assert far[0] < 0.5 * far[1]
+
+
 def test_a_prompt_outside_of_the_grammar_warns_with_its_words() -> None:
     for prompt, expected in (("an owl", True), (PROMPTS[0], False), ("a red critter", False)):
         with warnings.catch_warnings(record=True) as caught:
@@ -119,12 +128,14 @@ def test_former_names_warn_that_the_model_is_another() -> None:
 
 
 def test_cards_and_size() -> None:
-    for name in (*NAMES, "critters-refiner"):
+    for name in (*NAMES, "critters-refiner", "critters-agd"):
         card = (FOLDER / name / "README.md").read_text("utf-8")
         for word in (f"diffsteer train {name}", "Apache-2.0", "DiceBear", "CC0"):
             assert word in card, (name, word)
     weights = [f for f in _files(FOLDER) if f.name.endswith(".safetensors")]
-    assert len(weights) == 7  # network, text encoder, autoencoder, two networks, adapter, judge
+    assert (
+        len(weights) == 8
+    )  # network, text encoder, autoencoder, two networks, two adapters, judge
     assert sum(len(f.read_bytes()) for f in weights) < 45e6
 
 

@@ -118,6 +118,11 @@ GUIDANCES = tuple(
         "No guidance: refined initial noise, at one more NFE (Ahn et al. 2024).",
         replace(BASE, prompts=PROMPTS, refiner="critters-refiner"),
     ),
+    Row(
+        "guidance in a LoRA",
+        "No guidance: an adapter that learned what CFG makes (Perez Jensen and Sadat 2025).",
+        replace(BASE, prompts=PROMPTS, lora=("critters-agd",)),
+    ),
 )
 SCHEDULES = tuple(
     Row(name, why, replace(BASE, model=model, prompts=EXTREMES))
@@ -194,7 +199,9 @@ def located(recipe: Recipe, models: Path | None) -> Recipe:
         return recipe
     guide = str(models / recipe.guide / "model" / "unet") if recipe.guide else ""
     refiner = str(models / recipe.refiner / "model") if recipe.refiner else ""
-    return replace(recipe, model=str(models / recipe.model / "model"), guide=guide, refiner=refiner)
+    lora = tuple(str(models / name / "model") for name in recipe.lora)
+    model = str(models / recipe.model / "model")
+    return replace(recipe, model=model, guide=guide, refiner=refiner, lora=lora)
 
 
 def _metrics(
