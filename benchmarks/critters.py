@@ -79,7 +79,7 @@ METHODS = (
     Method("CFG", over("CFG(W)", 1.5, 2, 3, 4)),
     Method("CFG in an interval", over("CFG(W).within(0.2, 5)", 2, 3, 4, 6)),
     Method("autoguidance", over("Auto(W)", 1.25, 1.5, 2), guide="critters-guide"),
-    Method("CFG + SAG", over("CFG(3) + SAG(W)", 0.1, 0.25, 0.5)),
+    Method("CFG + SAG", over("CFG(2) + SAG(W)", 0.1, 0.25, 0.5)),
     Method("PAG", over("PAG(W)", 0.5, 1, 2) + over('PAG(W, layer="up_blocks.1")', 0.5, 1)),
     Method("SEG", over("SEG(W)", 0.5, 1.5, 3) + over('SEG(W, layer="up_blocks.1")', 0.5, 1.5)),
     Method("refined noise", refiner="critters-refiner"),

@@ -145,8 +145,9 @@ def grids_page(rows: Rows) -> list[str]:
         "## Judged blind",
         "",
         f"Ten grids of eight held-out prompts, each unguided and with `{rows[0]['guidance']}` in "
-        "an order by chance. Somebody who saw the grids alone was asked which column is guided: "
-        f"right in {right} of {len(judged)}.",
+        "an order by chance. A vision-language model that saw the grids alone was asked which "
+        f"column is the better one: it took the guided one in {right} of {len(judged)}. Its "
+        "answers are entered by hand, as `picked` in critters-grids.json.",
     ]
 
 
