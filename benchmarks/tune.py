@@ -15,7 +15,7 @@ from typing import Literal
 from diffsteer_lab.critters.images import Critters
 
 PROMPTS, SEED = 1000, 106
-BEST = {"none": ("", ""), "cfg": ("CFG(2)", ""), "auto": ("Auto(2)", "critters-guide")}
+BEST = {"none": "", "cfg": "CFG(2)", "interval": "CFG(3).within(0.2, 5)"}
 """Of docs/results.md."""
 
 
@@ -30,9 +30,8 @@ def main() -> None:
         data = Critters(split, PROMPTS, SEED)
         text = "".join(f"{data.caption(i)}\n" for i in range(PROMPTS))
         (folder / "prompts.txt").write_text(text, "utf-8")
-        for name, (guidance, guide) in BEST.items():
+        for name, guidance in BEST.items():
             recipe = {"model": "critters", "prompts": "prompts.txt", "guidance": guidance}
-            recipe |= {"guide": guide} if guide else {}
             text = json.dumps({**recipe, "sampler": "UniPC()", "steps": 12})
             (folder / f"{name}.json").write_text(text, "utf-8")
 

@@ -23,14 +23,13 @@ ROWS = {
     "zero terminal SNR\nCFG(3)": ("critters", {"guidance": "CFG(3)"}),
     "zero terminal SNR\nrefined noise": ("critters", {"refiner": "critters-refiner"}),
 }
-size = (1.7 * len(PROMPTS) + 1.6, 1.72 * len(ROWS) + 0.7)
-figure, axes = plt.subplots(len(ROWS), len(PROMPTS), figsize=size, layout="constrained")
+figure, axes = plt.subplots(len(ROWS), 6, figsize=(11.8, 7.6), layout="constrained")
 for (name, (model, method)), row in zip(ROWS.items(), axes, strict=True):
     pipe = load(model, torch.float32)
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     options = {"num_inference_steps": 16, "generator": generators}
     options["guidance_scale"] = 3 if "guidance" in method else 1
-    handle = steer(pipe, **method) if method else None  # the pipeline is changed until remove()
+    handle = steer(pipe, **method) if method else None  # changed until remove()
     for image, ax in zip(pipe(list(PROMPTS), **options).images, row, strict=True):
         ax.imshow(image)
         ax.set(xticks=[], yticks=[])

@@ -11,11 +11,8 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.background import errors
 from diffsteer.metrics.sharpness import edges
 
-PROMPT, RED, SEEDS = (
-    "a green two-eyed bell critter with a sprout, smiling, on a red background",
-    (220, 40, 40),
-    range(6),
-)
+PROMPT = "a green two-eyed bell critter with a sprout, smiling, on a red background"
+RED, SEEDS = (220, 40, 40), range(6)
 GUIDANCES = ("", "CFG(3)")
 
 figure, axes = plt.subplots(2, len(SEEDS), figsize=(11, 4.4), layout="constrained")
