@@ -3,12 +3,14 @@
 import warnings
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 from diffsteer_lab.critters.images import Critters
 from diffsteer_lab.critters.judge import right
 
+from diffsteer.cli.main import main
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.load import guide_beside, load, network
@@ -120,6 +122,17 @@ def test_a_prompt_outside_of_the_grammar_warns_with_its_words() -> None:
         told = [str(w.message) for w in caught if "does not know this prompt" in str(w.message)]
         assert bool(told) == expected
         assert all("three-eyed" in text and "antennae" in text for text in told)
+
+
+def test_a_command_warns_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = f"diffsteer sample pocket --prompt x --steps 1 --out {tmp_path}"
+    monkeypatch.setattr("sys.argv", words.split())
+    with warnings.catch_warnings():
+        main()
+    told = capsys.readouterr().err
+    assert told.count("pocket is critters now") == 1 and told.count("does not know") == 1
 
 
 def test_former_names_warn_that_the_model_is_another() -> None:

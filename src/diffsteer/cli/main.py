@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
@@ -109,6 +110,7 @@ app.command(refining, name="refine", help="Noise refiners: what they learn from,
 
 
 def _show(
+    seen: set[str],
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -116,9 +118,11 @@ def _show(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show a warning to a user as people read it, and one to a programmer as Python does."""
+    """Show a warning to a user once, as people read it, and one to a programmer as Python does."""
     if category is UserWarning:
-        print(f"warning: {message}", file=file or sys.stderr)
+        if str(message) not in seen:
+            print(f"warning: {message}", file=file or sys.stderr)
+        seen.add(str(message))
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
         print(text, file=file or sys.stderr, end="")
@@ -174,7 +178,7 @@ def _stop(error: object) -> NoReturn:
 
 def main() -> None:
     """Run a command; a mistake in its input ends in one line, not in a traceback."""
-    warnings.showwarning = _show
+    warnings.showwarning = partial(_show, set())
     args = sys.argv[1:]
     if args == ["--version"]:
         print(f"diffsteer {version('diffsteer')}")
