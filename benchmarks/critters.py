@@ -1,6 +1,6 @@
 """What guidance, refined noise and a repaired schedule do on the critter model, in figures.
 
-    python benchmarks/critters.py sheet brightness obedience front grids [--models runs]
+    python benchmarks/critters.py sheet brightness obedience catalogue front grids [--models runs]
     python benchmarks/results.py
 
 The first writes docs/results/*.json, the second docs/results.md. What was sampled is kept under
@@ -85,6 +85,30 @@ METHODS = (
     Method("refined noise", refiner="critters-refiner"),
     Method("guidance in a LoRA", lora="critters-agd"),
 )
+
+CATALOGUE = (
+    *(
+        "",
+        "CFG(2)",
+        "APG(2, norm=15, momentum=-0.5)",
+        "FDG(2, 3)",
+        "FreSca(2)",
+        "SMC(2, gain=0.01)",
+    ),
+    *(
+        "Adaptive(2)",
+        "FBG()",
+        "TCFG(2)",
+        "CFGNorm(2)",
+        "CFGRenorm(2)",
+        "DynamicThreshold(3)",
+        "ADG(2)",
+    ),
+    *("CFGpp(0.6)", "Momentum(0.5)", "PAG(0.5)", "SEG(1.5)", "TPG(0.5)", 'SAG(0.25, on="cond")'),
+    *('SLG(0.5, "mid")', "S2(0.25)", "NAG(4)", "ICG(2)", "SWG(1.25)", "AutoNoise(1.5)"),
+    *("SelfGuidance(1)", "TSG(0.5)"),
+)
+"""One value of each guidance that takes this model; none was tuned."""
 
 
 @cache
@@ -221,6 +245,19 @@ def obedience(bench: Bench) -> Iterator[dict[str, Any]]:
         }
 
 
+def catalogue(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Every guidance that takes this model, at one value each."""
+    base, truth = asked(2 * bench.choice, PROMPTS + 50)
+    first = None
+    for text in CATALOGUE:
+        sampler = "DDIM()" if text.startswith("CFGpp") else base.sampler
+        recipe = replace(base, guidance=text, sampler=sampler)
+        made, costs = bench.made(recipe, range(2 * bench.choice))
+        right = correct(made, truth)
+        first = right if first is None else first
+        yield {"guidance": text, **costs, **obedience_of(right, first)}
+
+
 def front(bench: Bench) -> Iterator[dict[str, Any]]:
     """Quality by network evaluations and seconds: the methods at several numbers of steps."""
     base, truth = asked(bench.choice, PROMPTS + 10)
@@ -348,7 +385,7 @@ def pipeline(run: Path, kimg: int, work: Path) -> Path:
     return folder
 
 
-STUDIES = {s.__name__: s for s in (sheet, brightness, obedience, front, grids)}
+STUDIES = {s.__name__: s for s in (sheet, brightness, obedience, catalogue, front, grids)}
 
 
 def main() -> None:

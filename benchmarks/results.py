@@ -115,6 +115,26 @@ def obedience_page(rows: Rows) -> list[str]:
     ]
 
 
+def catalogue_page(rows: Rows) -> list[str]:
+    return [
+        "",
+        "## Every guidance",
+        "",
+        f"One value of each guidance that takes this model, {rows[0]['n']} other held-out prompts, "
+        "seeds from 0, 12 steps of UniPC (`CFGpp`: DDIM). Values were not tuned: these rows show "
+        "that a method does something here, not what it could do.",
+        "",
+        "| guidance | NFE | attributes, % | all right, % | gain in all right, points |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {'`' + r['guidance'] + '`' if r['guidance'] else 'none'} | {evaluations(r)} | "
+            f"{percent(r['attributes'])} | {percent(r['all right'])} | "
+            f"{percent(r['gain in all right'], '+')} |"
+            for r in rows
+        ),
+    ]
+
+
 def front_page(rows: Rows) -> list[str]:
     return [
         "",
@@ -330,6 +350,7 @@ def toy_page(said: str) -> list[str]:
 PAGES: dict[str, Callable[[Any], list[str]]] = {
     "critters-sheet": sheet_page,
     "critters-obedience": obedience_page,
+    "critters-catalogue": catalogue_page,
     "critters-front": front_page,
     "critters-grids": grids_page,
     "critters-brightness": brightness_page,
@@ -348,7 +369,8 @@ def main() -> None:
         "All of this page, with its figures, is made by",
         "",
         "```console",
-        "python benchmarks/critters.py sheet brightness obedience front grids",
+        "python benchmarks/critters.py sheet brightness obedience catalogue front grids "
+        "--n 600 --choice 100",
         "python benchmarks/results.py",
         "```",
         "",
