@@ -89,12 +89,11 @@ def build(engine: Engine, model: Model) -> Controls:
 def _words(model: Model) -> dict[str, Any]:
     """Menus of the words that a model knows."""
     start, made = model.about.start if model.about else {}, dict[str, Any]()
-    counts = ", ".join(f"{len(given)} {name}s" for name, given in model.words.items())
-    gr.Markdown(f"This model knows {counts}:", visible=bool(counts))
+    gr.Markdown("Words that this model knows:", visible=bool(model.words))
     with gr.Row(visible=bool(model.words)):
         for name, given in model.words.items():
             value = start.get(name, given[0])
-            width = 300 if len(given) > 99 else 120
+            width = 300 if len(given) > 99 else 150
             made[name] = gr.Dropdown(
                 list(given), value=value, label=name, min_width=width, elem_id=name
             )
