@@ -89,14 +89,13 @@ def gains(rows: list[dict[str, Any]]) -> Iterator[Row]:
             continue
         row, other = table[name], table[AGAINST.get(name, "no guidance")]
         gain = row["gain in all right"] if name not in AGAINST else row["gain over CFG"]
-        verdict = HOLDS if gain[1] > 0 else FAILS if gain[2] < 0 else UNDECIDED
+        verdict = decided(gain)
         if source == "interval":
             verdict = HOLDS if gain[1] > 0 else UNDECIDED if gain[2] > 0 else FAILS
         yield (
             f"{claim}, {SOURCES[source]}",
             paper,
-            f"all attributes right: {percent(other['all right'][0])} to "
-            f"{percent(row['all right'][0])} %",
+            rise(other, row),
             f"{row['n']}, 3 ranges",
             f"gain {points_of(gain)}",
             f"{percent(table['real images']['all right'][0])} %",
@@ -117,14 +116,24 @@ def earlier(rows: list[dict[str, Any]]) -> Iterator[Row]:
     yield (
         f"autoguidance by an earlier moment of the same training improves it, {SOURCES['auto']}",
         "FID 2.56 to 1.34",
-        f"all attributes right: {percent(none['all right'][0])} to "
-        f"{percent(auto['all right'][0])} %, CFG {percent(cfg['all right'][0])} %",
+        f"{rise(none, auto)}, CFG {percent(cfg['all right'][0])} %",
         f"{auto['n']}, seeds 0-{auto['n'] - 1}",
         f"gain {points_of(gain)}",
         "",
-        HOLDS if gain[1] > 0 else FAILS if gain[2] < 0 else UNDECIDED,
+        decided(gain),
         "`critters.py stages`",
     )
+
+
+def decided(gain: list[float]) -> str:
+    """Verdict on a gain by its interval."""
+    return HOLDS if gain[1] > 0 else FAILS if gain[2] < 0 else UNDECIDED
+
+
+def rise(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Share of images that are all right, of two rows."""
+    shares = (percent(row["all right"][0]) for row in (before, after))
+    return f"all attributes right: {' to '.join(shares)} %"
 
 
 def closed(rows: list[dict[str, Any]]) -> Iterator[Row]:

@@ -205,25 +205,12 @@ class VideoPipeline(Odd):
         return self.steps(latents, predict)
 
 
+PACKED = (PackedPipeline, (2, 16, 16), (5, 3), "layers", "layers.1")
 CASES = {
     "unet": (OddUNet, BatchedPipeline, (2, 4, 8, 8), (5, 5), "blocks", "blocks.1"),
-    "tokens": (OddTokens, PackedPipeline, (2, 16, 16), (5, 3), "layers", "layers.1"),
-    "tokens of each": (
-        partial(OddTokens, calls="each"),
-        PackedPipeline,
-        (2, 16, 16),
-        (5, 3),
-        "layers",
-        "layers.1",
-    ),
-    "tokens, text": (
-        partial(OddTokens, calls="text"),
-        PackedPipeline,
-        (2, 16, 16),
-        (5, 3),
-        "layers",
-        "layers.1",
-    ),
+    "tokens": (OddTokens, *PACKED),
+    "tokens of each": (partial(OddTokens, calls="each"), *PACKED),
+    "tokens, text": (partial(OddTokens, calls="text"), *PACKED),
     "video": (OddVideo, VideoPipeline, (2, 4, 3, 8, 8), (5, 5), "blocks", "blocks.1"),
 }
 """Network, pipeline, latents, lengths of both texts, blocks, and the layer that PAG perturbs."""

@@ -45,3 +45,5 @@ def test_models_that_are_not_there_are_named(
     monkeypatch.setattr("diffsteer.io.extensions._installed", lambda _: ())
     with pytest.raises(ModuleNotFoundError, match="'critters' belongs to diffsteer-lab"):
         load("critters", None)
+    with pytest.raises(ModuleNotFoundError, match="'pocket-eps' belongs to diffsteer-lab"):
+        load("pocket-eps", None)  # a name of version 0.1.0

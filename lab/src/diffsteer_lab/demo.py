@@ -17,6 +17,7 @@ from diffsteer.metrics.background import errors
 from diffsteer.report.page import render
 from diffsteer_lab.critters.grammar import BACKGROUNDS, parse_caption
 from diffsteer_lab.critters.judge import right
+from diffsteer_lab.models import GUIDANCES as VALUES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,44 +71,44 @@ GUIDANCES = tuple(
         ("no guidance", "", "", "The prediction of the network, unchanged."),
         (
             "CFG",
-            "CFG(3)",
+            VALUES["CFG"],
             "",
             "Away from that of the null prompt (Ho and Salimans 2022).",
         ),
         (
             "CFG, rescaled",
-            "CFG(3).rescaled(0.7)",
+            VALUES["CFG, rescaled"],
             "",
             "Its contrast brought back to that of the prediction (Lin et al. 2023).",
         ),
         (
             "CFG, in an interval",
-            "CFG(3).within(0.2, 5)",
+            VALUES["CFG in an interval"],
             "",
             "Only at middle noise levels, where it helps (Kynkäänniemi et al. 2024).",
         ),
         (
             "SAG",
-            'SAG(0.25, on="cond")',
+            VALUES["SAG"],
             "",
             "Away from a prediction blurred where the network looks (Hong et al. 2022).",
         ),
-        ("CFG + SAG", "CFG(3) + SAG(0.25)", "", "Both of them: guidances add up."),
+        ("CFG + SAG", VALUES["CFG + SAG"], "", "Both of them: guidances add up."),
         (
             "PAG",
-            "PAG(0.5)",
+            VALUES["PAG"],
             "",
             "Away from a network that attends to nothing but itself (Ahn et al. 2024).",
         ),
         (
             "SEG",
-            "SEG(1.5)",
+            VALUES["SEG"],
             "",
             "Away from a network with blurred attention (Hong 2024).",
         ),
         (
             "autoguidance",
-            "Auto(1.5)",
+            VALUES["Auto"],
             "critters-guide",
             "Away from a smaller, less trained version of itself (Karras et al. 2024).",
         ),

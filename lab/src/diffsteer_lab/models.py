@@ -1,6 +1,7 @@
 """Models that ship with the lab, as extensions "diffsteer.models"."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -56,15 +57,13 @@ CRITTERS = Shipped(
     examples=examples,
     guidances=GUIDANCES,
 )
-CRITTERS_EPS = Shipped(
-    _CRITTERS / "critters-eps",
+CRITTERS_EPS = replace(
+    CRITTERS,
+    folder=_CRITTERS / "critters-eps",
     name="critters-eps",
-    base=_CRITTERS / "critters",
-    words=words,
-    compose=caption,
-    start=START._asdict(),
-    check=parse_caption,
-    examples=examples,
+    base=CRITTERS.folder,
+    guide="",
+    refiner="",
     guidances={name: text for name, text in GUIDANCES.items() if name != "Auto"},
 )
 CRITTERS_GUIDE = Shipped(_CRITTERS / "critters-guide", name="critters-guide")

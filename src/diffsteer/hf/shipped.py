@@ -40,6 +40,11 @@ class Shipped:
     examples: Callable[[int], Iterable[tuple[torch.Tensor, str]]] | None = None
     name: str = ""
 
+    @property
+    def prompt(self) -> str:
+        """Prompt to begin with; empty where it takes any text."""
+        return self.compose(**self.start) if self.compose else ""
+
 
 def shipped(name: str) -> Shipped | None:
     """Find a model that ships by its name; None for any other name.

@@ -8,7 +8,7 @@ LAB = {
     "commands": ("demo", "toy", "refine analyse"),
     "models": (
         *("critters", "critters-eps", "critters-guide", "critters-refiner", "critters-agd"),
-        "pocket",
+        *("pocket", "pocket-eps", "pocket-guide", "pocket-refiner"),
     ),
     "data": ("critters", "emoji"),
 }

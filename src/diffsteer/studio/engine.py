@@ -48,8 +48,7 @@ class Model:
     @property
     def defaults(self) -> Recipe:
         """Settings to start with."""
-        about = self.about
-        prompt = about.compose(**about.start) if about and about.compose else ""
+        prompt = self.about.prompt if self.about else ""
         guidance = next((e.text for e in self.menu if e.text), "")
         return Recipe(self.name, prompt, guidance=guidance, steps=16 if self.about else 25)
 
@@ -123,7 +122,7 @@ class Engine:
             raise InputError(f"this studio was not started with {name}: diffsteer studio {name}")
         if name not in self._known:
             about = shipped(name)
-            recipe = Recipe(name, "a critter" if about and about.compose else "", dtype=self.dtype)
+            recipe = Recipe(name, about.prompt if about else "", dtype=self.dtype)
             kind, made = kind_of(recipe), media_of(recipe)
             if kind or made != "image":
                 makes = "is no pipeline (EDM2 or ADM)" if kind else f"makes {made}"
