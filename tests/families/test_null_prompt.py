@@ -98,6 +98,12 @@ def test_each_prompt_of_a_batch_has_a_null_prompt() -> None:
     for i, text in enumerate(prompts):
         alone = call | {"prompt": [text], "latents": latents[i : i + 1].clone()}
         assert close(both[i : i + 1], sampled(pipe, "CFG(4)", **alone))
+    call |= {"num_inference_steps": 1}
+    one, each = (
+        sampled(pipe, "CFG(4)", **call | {"prompt": prompts, "negative_prompt": negative})
+        for negative in ("a bird", ["a bird"] * 2)
+    )
+    assert torch.equal(one, each)
 
 
 def test_what_cannot_encode_a_null_prompt() -> None:

@@ -57,3 +57,14 @@ def test_a_step_made_otherwise_is_measured_anew() -> None:
         before.next(first, output(first), y)
     with pytest.raises(InputError, match="does not give its scheduler"):
         before.next(first, y, x)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 0.7])
+def test_a_scale_that_does_not_show_the_null_prompt_is_refused(scale: float) -> None:
+    """At scales below 1 no condition has a negative share; at 1 both calls are in their order."""
+    x = noise(0)
+    calls = calls_of(x)
+    with pytest.raises(InputError, match="leave its own scale of guidance above 1"):
+        StepParts.of(calls, output(calls, scale), x)
+    assert StepParts.of(calls, output(calls, 1.0), x).parts["null"].call is calls[1]
+    assert StepParts.of(calls, output(calls, 1.2), x).parts["null"].call is calls[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
+from diffsteer.hf.folding import Folding
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.stacking import form
 from diffsteer.hf.timesteps import LOSSY
@@ -23,6 +24,8 @@ from diffsteer.hf.views import ROUNDING, View, fitted, frames_replaced, placed, 
 CLOSE = 0.1
 """Largest relative difference of a model output from a sum of the probes: some pipelines bring the
 norm of the guided output back, which the probes hardly change."""
+SMALL = 0.02
+"""Share of a condition in the model output that is taken for none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +147,23 @@ def _parts(
         replace(part, given=view, sign=sign, scale=scale, held=held)
         for part, view in zip(parts, given, strict=True)
     ]
-    if len(parts) == 2 and factors[0] * scale < factors[1] * scale:
+    if len(parts) == 2 and _null_first([f / scale for f in factors], len(calls) == 2):
         parts.reverse()
     return dict(zip(("cond", "null"), parts, strict=False))
+
+
+def _null_first(shares: Sequence[float], apart: bool) -> bool:
+    """Whether the null prompt is the first of two conditions: its share is negative.
+
+    At a scale of 1 it is 0; then, as in diffusers, it is the second call, or first in a batch.
+    """
+    low, first = min(shares), shares[0] < shares[1]
+    if low > SMALL or (low > -SMALL and first == apart):
+        raise InputError(
+            f"makes {shares[0]:.2g} and {shares[1]:.2g} of its two conditions, which does not show "
+            "which is the null prompt: leave its own scale of guidance above 1 while it is steered"
+        )
+    return first
 
 
 def _rows(rows: int, size: int, in_turn: bool) -> list[slice]:
@@ -213,43 +230,6 @@ def no_part(output: Tensor, answered: Tensor) -> InputError:
         f"of what its network returns, {tuple(answered.shape)}, times a factor. Switch off "
         "guidance of its own and preconditioning, or take the plain pipeline"
     )
-
-
-@dataclass(frozen=True)
-class Folding:
-    """Layout of samples in the batch that a scheduler steps: as they are, or as below.
-
-    Attributes:
-        frames: Frames of a video that are a batch, else 0.
-        twice: Whether both halves are the same samples, one for each condition (DiT).
-    """
-
-    frames: int = 0
-    twice: bool = False
-
-    @classmethod
-    def of(cls, calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> "Folding":
-        """Folding of what a scheduler is given after calls of a network."""
-        shape, half = calls[0].inputs.shape, len(sample) // 2
-        if len(shape) == sample.ndim + 1 == 5 and shape[1] == sample.shape[1]:
-            return cls(frames=shape[2] if len(sample) % shape[2] == 0 else 0)
-        # halves of probes differ, so that equal ones of the model output were made of both
-        alike = len(sample) == 2 * half and all(
-            torch.equal(x[:half], x[half:]) for x in (model_output, sample)
-        )
-        return cls(twice=alike)
-
-    def unfolded(self, x: Tensor) -> Tensor:
-        """Samples, `(B, *D)`, of the scheduler's batch."""
-        if self.frames:
-            return x.reshape(-1, self.frames, *x.shape[1:]).transpose(1, 2)
-        return x[: len(x) // 2] if self.twice else x
-
-    def folded(self, x: Tensor) -> Tensor:
-        """The scheduler's batch of samples, `(B, *D)`."""
-        if self.frames:
-            return x.transpose(1, 2).flatten(0, 1)
-        return torch.cat([x, x]) if self.twice else x
 
 
 @dataclass(frozen=True, eq=False)

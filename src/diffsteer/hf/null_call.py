@@ -158,11 +158,12 @@ class NullCall:
         negative = {name: given[NEGATIVE + name] for name in prompts}
         if any(_embedded(value) for value in negative.values()):  # they may stand beside a text
             return changed | {n: None if PROMPT.match(n) else v for n, v in negative.items()}
-        if any(any(value or ()) for value in negative.values()):  # [""] is none
-            return changed | negative
         changed |= {n: None for n in names if PROMPT.match(n) or _embedded(given[n])}
-        count = _count(given)
-        return changed | {"prompt": self.null if count is None else [self.null] * count}
+        texts = any(any(value or ()) for value in negative.values())  # [""] is none
+        null, count = negative if texts else {"prompt": self.null}, _count(given)
+        if count is None:
+            return changed | null
+        return changed | {n: [v] * count if isinstance(v, str) else v for n, v in null.items()}
 
 
 ASK = (
