@@ -3,25 +3,31 @@
     python tools/pack_fashion.py --out fashion.tar
     diffsteer train fashion
     diffsteer train fashion-guide
-    python benchmarks/fashion.py --data fashion.tar --n 10000 --ranges 3
+    diffsteer train fashion-unconditional
+    python benchmarks/fashion.py --data fashion.tar
 
-No guidance, CFG by the network's own null class, and autoguidance by less training, by a smaller
-network and by both; CFG and the last in an interval too; each at averages of several lengths,
-against all real images, through the mask. The weight of each is chosen by FD on seeds of its own.
-One JSON object a line; what was measured is kept under --work.
+No guidance; CFG by the network's own null class and by an unconditional network; autoguidance by
+less training, by a smaller network and by both; each over all noise and in an interval, against all
+real images, through the mask. The weight and the length of the average over training are chosen for
+each by FD on seeds of their own, and are reported on others. Writes docs/results/fashion.json and
+fashion.png after each row; what was measured is kept under --work, and a second start goes on.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
+from PIL import Image
 
+from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
+from diffsteer.io.atomic import atomic_write
+from diffsteer.io.sheet import sheet
 from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.metrics.evaluate import compare
 from diffsteer.metrics.sampled import measure_recipe
@@ -29,67 +35,153 @@ from diffsteer.metrics.statistics import Statistics, measure
 from diffsteer.models.edm2.posthoc import find, name, reconstruct
 from diffsteer.train.captioned_images import open_images
 
+OUT = Path(__file__).parent.parent / "docs" / "results"
 EXTRACTOR = EfficientNetLite0("block10", 64, mask=16)
-WEIGHTS = (1.25, 1.5, 2.0, 2.5, 3.0)
 INTERVAL = ".within(0.2, 3)"
 CHOICE = 1_000_000
-"""First seed of those by which weights are chosen."""
+"""First seed of those by which weights and lengths are chosen."""
+SHOWN = range(16)
+"""Seeds of the images of each row."""
 
 
-class Way(NamedTuple):
-    """A row: its name, guidance by weight, and folder of its guide, if any."""
+@dataclass(frozen=True)
+class Way:
+    """A row: its name, its guidance by weight, and the run and share of training of its guide."""
 
     name: str
     guidance: str = ""
-    guide: Path | None = None
+    guide: str = ""
+    share: float = 1.0
+
+
+WAYS = (
+    Way("none"),
+    *(
+        replace(way, name=way.name + within, guidance=way.guidance + text)
+        for way in (
+            Way("CFG", "CFG({:g})"),
+            Way("CFG, unconditional network", "Auto({:g})", "fashion-unconditional"),
+            Way("Auto, half the training", "Auto({:g})", "fashion", 0.5),
+            Way("Auto, smaller", "Auto({:g})", "fashion-guide"),
+            Way("Auto, both", "Auto({:g})", "fashion-guide", 0.5),
+        )
+        for within, text in (("", ""), (", in an interval", INTERVAL))
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are and samples go, and how many there are of each."""
+
+    runs: Path
+    work: Path
+    steps: int
+    choose: int
+    n: int
+    ranges: int
+    real: Statistics
+
+    def recipes(
+        self, way: Way, lengths: Sequence[float], weights: Sequence[float]
+    ) -> dict[str, Recipe]:
+        """All to choose from, by length and weight; guides are averages of the same length."""
+        made = {}
+        for length in lengths:
+            guide = str(self.at(way.guide, way.share, length)) if way.guide else ""
+            plain = Recipe(str(self.at("fashion", 1, length)), steps=self.steps)
+            for weight in weights if way.guidance else (1.0,):
+                name = f"{length:g}, {weight:g}" if way.guidance else f"{length:g}"
+                text = way.guidance.format(weight)
+                made[name] = replace(plain, guidance=text, guide=guide)
+        return made
+
+    def at(self, run: str, share: float, length: float) -> Path:
+        """Folder of the average of a length at a share of a training run."""
+        averages = self.runs / run / "averages"
+        times = sorted({one.kimg for one in find(averages, "network-snapshot")})
+        kimg = min(times, key=lambda time: abs(time - share * times[-1]))
+        folder = self.work / run
+        reconstruct(averages, folder, [length], kimg, skip=True)
+        return folder / name("phema", kimg, length)
+
+    def row(self, way: Way, lengths: Sequence[float], weights: Sequence[float]) -> dict[str, Any]:
+        """A way's figures, by what is best for it on the seeds of the choice."""
+        recipes = self.recipes(way, lengths, weights)
+        seeds = range(CHOICE, CHOICE + self.choose)
+        tried = {key: self.figures(recipe, seeds)["FD"] for key, recipe in recipes.items()}
+        chosen = min(tried, key=tried.__getitem__)
+        parts = [range(i * 10_000, i * 10_000 + self.n) for i in range(self.ranges)]
+        rows = [self.figures(recipes[chosen], part) for part in parts]
+        return {
+            "way": way.name,
+            "length": float(chosen.split(",")[0]),
+            "guidance": recipes[chosen].guidance,
+            "n": self.n * self.ranges,
+            **spread(rows),
+            "tried": {key: round(value, 1) for key, value in tried.items()},
+        }
+
+    def figures(self, recipe: Recipe, seeds: range) -> dict[str, float]:
+        """FD, its floor of real images, precision, recall, and network evaluations."""
+        run = measure_recipe(recipe, seeds, EXTRACTOR, self.work, batch=64)
+        values = {value.name: value for value in compare(run.statistics, self.real)}
+        distance = values["FD-EfficientNetLite0"]
+        return {
+            "FD": distance.value,
+            "floor": distance.floor.real if distance.floor else float("nan"),
+            **{name: values[name].value for name in ("precision", "recall")},
+            **{name: cost.median().item() for name, cost in run.costs.items()},
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/fashion"))
-    parser.add_argument("--small", type=Path, default=Path("runs/fashion-guide"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the three runs")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=10_000, help="images a range of seeds")
+    parser.add_argument("--n", type=int, default=3_334, help="images a range of seeds")
     parser.add_argument("--ranges", type=int, default=3)
-    parser.add_argument("--choose", type=int, default=1_000, help="images to choose a weight by")
-    parser.add_argument("--real", type=int, default=0, help="real images; 0 for all")
-    parser.add_argument("--lengths", type=float, nargs="+", default=[0.05, 0.1, 0.15])
-    parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--choose", type=int, default=500, help="images to choose by")
+    parser.add_argument("--lengths", type=float, nargs="+", default=[0.05, 0.1])
+    parser.add_argument("--weights", type=float, nargs="+", default=[1.5, 2.0, 3.0])
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("measured"))
     options = parser.parse_args()
-    real = reference(options.data, options.real, options.work)
-    for length in options.lengths:
-        plain = Recipe(str(at(options.run, 1, length, options.work)), steps=options.steps)
-        for way in ways(options.run, options.small, length, options.work):
-            weights = options.weights if way.guidance else (1.0,)
-            guided = replace(plain, guide=str(way.guide or ""))
-            recipes = {w: replace(guided, guidance=way.guidance.format(w)) for w in weights}
-            chosen, tried = min(recipes), {}
-            if len(recipes) > 1:
-                seeds = range(CHOICE, CHOICE + options.choose)
-                tried = {w: figures(r, seeds, real, options.work)[0] for w, r in recipes.items()}
-                chosen = min(tried, key=tried.__getitem__)
-            rows = [
-                figures(
-                    recipes[chosen], range(i * options.n, (i + 1) * options.n), real, options.work
-                )
-                for i in range(options.ranges)
-            ]
-            table = {"length": length, "way": way.name, "guidance": recipes[chosen].guidance}
-            print(json.dumps({**table, "n": options.n, **spread(rows), "tried": tried}), flush=True)
+    bench = Bench(
+        *(options.runs, options.work, options.steps, options.choose, options.n, options.ranges),
+        reference(options.data, options.work),
+    )
+    table, images = [], []
+    for way in WAYS:
+        table.append(bench.row(way, options.lengths, options.weights))
+        print(json.dumps(table[-1]), flush=True)
+        recipes = bench.recipes(way, [table[-1]["length"]], options.weights)
+        images.append(
+            drawn(next(r for r in recipes.values() if r.guidance == table[-1]["guidance"]))
+        )
+        names = [f"{row['way']} {row['guidance']}" for row in table]
+        with atomic_write(OUT / "fashion.png") as file:
+            sheet(images, [""] * len(SHOWN), names).save(file, "PNG")
+        with atomic_write(OUT / "fashion.json") as file:
+            file.write((json.dumps(table, indent=1) + "\n").encode())
 
 
-def reference(data: Path, n: int, work: Path) -> Statistics:
-    """Statistics of the real images, which are measured once."""
-    path = work / f"real-{n}.npz"
+def drawn(recipe: Recipe) -> list[Image.Image]:
+    """Images of the first seeds, twice as large."""
+    with open_generator(recipe) as images:
+        made = images(SHOWN).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in made]
+
+
+def reference(data: Path, work: Path) -> Statistics:
+    """Statistics of all real images, which are measured once."""
+    path = work / "real.npz"
     if not path.exists():
         source = open_images(data, label="cls")
-        count = n or len(source)
-        parts = (range(i, min(i + 256, count)) for i in range(0, count, 256))
+        parts = (range(i, min(i + 256, len(source))) for i in range(0, len(source), 256))
         batches = (torch.stack([colour(source[i].pixels) for i in part]) for part in parts)
         work.mkdir(parents=True, exist_ok=True)
-        measure(batches, count, EXTRACTOR).save(path)
+        measure(batches, len(source), EXTRACTOR).save(path)
     return Statistics.load(path)
 
 
@@ -98,46 +190,12 @@ def colour(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.expand(3, -1, -1)
 
 
-def at(run: Path, share: float, length: float, work: Path) -> Path:
-    """Folder of the average of a length at a share of a training run."""
-    times = sorted({one.kimg for one in find(run / "averages", "network-snapshot")})
-    kimg = min(times, key=lambda time: abs(time - share * times[-1]))
-    folder = work / run.name
-    reconstruct(run / "averages", folder, [length], kimg, skip=True)
-    return folder / name("phema", kimg, length)
-
-
-def ways(run: Path, small: Path, length: float, work: Path) -> Iterator[Way]:
-    """Rows of one length; guides are averages of the same."""
-    early = at(run, 0.5, length, work)
-    yield Way("none")
-    yield Way("CFG", "CFG({:g})")
-    yield Way("CFG in an interval", "CFG({:g})" + INTERVAL)
-    yield Way("Auto, half the training", "Auto({:g})", early)
-    if small.is_dir():
-        yield Way("Auto, smaller", "Auto({:g})", at(small, 1, length, work))
-        both = at(small, 0.5, length, work)
-        yield Way("Auto, both", "Auto({:g})", both)
-        yield Way("Auto, both, in an interval", "Auto({:g})" + INTERVAL, both)
-
-
-def figures(
-    recipe: Recipe, seeds: range, real: Statistics, work: Path
-) -> tuple[float, float, float, float]:
-    """FD, its floor of real images, precision and recall."""
-    run = measure_recipe(recipe, seeds, EXTRACTOR, work, batch=64)
-    found = {value.name: value for value in compare(run.statistics, real)}
-    distance = found["FD-EfficientNetLite0"]
-    floor = distance.floor.real if distance.floor else float("nan")
-    return distance.value, floor, found["precision"].value, found["recall"].value
-
-
-def spread(rows: list[tuple[float, float, float, float]]) -> dict[str, list[float]]:
+def spread(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     """Mean, least and most over the ranges of seeds."""
-    names = ("FD", "floor", "precision", "recall")
-    columns = zip(names, zip(*rows, strict=True), strict=True)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
     return {
-        name: [round(v, 4) for v in (statistics.mean(x), min(x), max(x))] for name, x in columns
+        name: [round(v, 4) for v in (statistics.mean(x), min(x), max(x))]
+        for name, x in columns.items()
     }
 
 
