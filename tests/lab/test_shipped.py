@@ -14,6 +14,8 @@ from diffsteer.cli.main import main
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.load import guide_beside, load, network
+from diffsteer.hf.shipped import shipped
+from diffsteer.io.model_folder import INDEX, require_model
 from diffsteer.steering import steer
 
 FOLDER = files("diffsteer_lab") / "assets" / "critters"
@@ -122,6 +124,21 @@ def test_a_prompt_outside_of_the_grammar_warns_with_its_words() -> None:
         told = [str(w.message) for w in caught if "does not know this prompt" in str(w.message)]
         assert bool(told) == expected
         assert all("three-eyed" in text and "antennae" in text for text in told)
+
+
+def test_a_folder_of_images_does_not_hide_the_model_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # `diffsteer sample critters --out critters`
+    Path("critters").mkdir()
+    Path("critters/000000.png").touch()
+    require_model("critters", (INDEX,))
+    model = shipped("critters")
+    assert model is not None and model.folder.is_absolute()
+    Path("critters/config.json").write_text("{}")
+    assert shipped("critters") is None
+    with pytest.raises(ValueError, match="a folder without model_index.json"):
+        require_model("critters", (INDEX,))
 
 
 def test_a_command_warns_once(

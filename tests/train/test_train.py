@@ -513,10 +513,10 @@ def test_what_a_preset_leaves_open_has_to_be_named(tmp_path: Path, change: str, 
 def test_wrong_data_is_refused_before_the_folder_is_claimed(tmp_path: Path) -> None:
     path, out = preset(tmp_path, {**SMALL, "data": {}}), tmp_path / "run"
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match="data.split='nonsense' is of the emoji, not of"):
+    with pytest.raises(ValueError, match="data.split='nonsense' is of the data that ship, not of"):
         begun(path, out, f"data.source={tmp_path / 'pictures'}", "data.split=nonsense")
     with pytest.raises(
-        FileNotFoundError, match='data.source=nope is not there: name "emoji", "critters", a f'
+        FileNotFoundError, match='data.source=nope is not there: name "critters", "emoji", a f'
     ):
         begun(path, out, "data.source=nope")
     assert not out.exists()

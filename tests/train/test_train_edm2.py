@@ -357,8 +357,10 @@ def test_unconditional_networks_need_no_class(tmp_path: Path) -> None:
     data = {"source": str(pictures(tmp_path / "in", "a/x.png", "b/y.png")), "label": "folder"}
     network = {**NETWORK, "img_resolution": 8, "label_dim": 0}
     table = {**SMALL, "settings": {"network": network}, "data": data}
-    trainer = begun(preset(tmp_path, table, images=4, checkpoint=4), tmp_path / "run")
-    trainer.fit()
+    assert begun(preset(tmp_path, table), tmp_path / "one").task.net.label_dim == 0
+    alone = {**data, "source": str(pictures(tmp_path / "flat", "x.png", "y.png")), "label": "none"}
+    bare = {**table, "settings": {"network": {**NETWORK, "img_resolution": 8}}, "data": alone}
+    begun(preset(tmp_path, bare, images=4, checkpoint=4), tmp_path / "run").fit()
     assert EDM2.load(tmp_path / "run/model").label_dim == 0
     with pytest.raises(ValueError, match="drop=0.1 of an unconditional network"):
         begun(preset(tmp_path, table), tmp_path / "two", "data.drop=0.1")

@@ -77,11 +77,11 @@ def open_checkpoint(name: str) -> Checkpoint:
     path = Path(name)
     if path.is_file():
         return _file(name, path)
-    if path.is_dir():
-        return _folder(name, (path,))
     model = shipped(name)
     if model is not None:
         return _folder(name, (model.folder, *([model.base] if model.base else [])))
+    if path.is_dir():
+        return _folder(name, (path,))
     if not HUB_ID.fullmatch(name) or path.suffix == ".safetensors":
         ships = (*LAB["models"], *extensions("models"))
         raise FileNotFoundError(

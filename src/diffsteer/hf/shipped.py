@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from diffsteer.io.extensions import LAB, extension, extensions
+from diffsteer.io.extensions import extension
+from diffsteer.io.model_folder import ships
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def shipped(name: str) -> Shipped | None:
     Raises:
         ModuleNotFoundError: the distribution that holds it is not installed.
     """
-    if name not in (*LAB["models"], *extensions("models")) or Path(name).exists():
+    if not ships(name):
         return None
     model: Shipped = extension("models", name)
     if name != (model.name or name):

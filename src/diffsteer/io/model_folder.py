@@ -19,6 +19,16 @@ INDEX = "model_index.json"
 """Of a pipeline of diffusers."""
 
 
+def ships(name: str) -> bool:
+    """Whether a model that ships is meant; a folder of its name without a model holds images."""
+    path = Path(name)
+    return name in (*LAB["models"], *extensions("models")) and not (
+        path.is_file()
+        or any((path / each).is_file() for each in (INDEX, CONFIG))
+        or any(path.glob("*.safetensors"))
+    )
+
+
 def require_model(name: str, files: tuple[str, ...]) -> None:
     """Check, before a library or the hub is asked, that a name can be that of a model.
 
@@ -30,19 +40,22 @@ def require_model(name: str, files: tuple[str, ...]) -> None:
         FileNotFoundError: it is none of these, or the hub does not answer.
         InputError: it is a file, or a folder without a model.
     """
-    path, ships = Path(name), (*LAB["models"], *extensions("models"))
+    if ships(name):
+        return
+    path = Path(name)
     if path.is_dir() and not any((path / file).is_file() for file in files):
         inner = next((p.parent for file in files for p in path.glob(f"*/{file}")), None)
         hint = "one that save_pretrained or `diffsteer convert` wrote" if inner is None else inner
         raise InputError(f"{name} is a folder without {' or '.join(files)}: give {hint}")
     if path.is_file():
         raise InputError(f"{name} is a file, and models are folders")
-    if path.exists() or name in ships:
+    if path.exists():
         return
     if not HUB_ID.fullmatch(name):
+        known = (*LAB["models"], *extensions("models"))
         raise FileNotFoundError(
-            f"no model {name!r}{did_you_mean(name, ships)}: there is no such folder, a hub id is "
-            f"NAME/MODEL, and those that ship are {', '.join(dict.fromkeys(ships))}"
+            f"no model {name!r}{did_you_mean(name, known)}: there is no such folder, a hub id is "
+            f"NAME/MODEL, and those that ship are {', '.join(dict.fromkeys(known))}"
         )
     require_known(name)
 

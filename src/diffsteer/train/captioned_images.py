@@ -13,6 +13,7 @@ With a `label`, the caption is a class:
 |---|---|
 | folder, "folder" | `cats` |
 | folder, "dataset.json" | "3", of `{"labels": [["cats/cat.png", 3], ...]}` in that file |
+| folder, "none" | none, and no caption |
 | tar file, "cls" | content of member `cats/cat.cls` |
 
 Arrays (npy, npz, idx) are read by `diffsteer.train.arrays`.
@@ -55,17 +56,22 @@ class Folder:
         Args:
             path: The folder.
             size: Height and width that each image must have; None allows all.
-            label: Source of classes, "folder" or "dataset.json"; empty for captions.
+            label: Source of classes, "folder" or "dataset.json"; "none" for neither classes nor
+                captions; empty for captions.
         """
         images = Pictures.at(path)
         if not path.is_dir():
             raise InputError(f"{path} is no folder: unpack it")
-        if label not in ("", "folder", "dataset.json"):
-            raise InputError(f'label={label!r} of a folder: there are "folder" and "dataset.json"')
+        if label not in ("", "folder", "dataset.json", "none"):
+            raise InputError(
+                f'label={label!r} of a folder: there are "folder", "dataset.json" and "none"'
+            )
         table = path / (label if label == "dataset.json" else "metadata.jsonl")
         rows = path / "metadata.csv"
         if label == "folder":
             captions = {name: _first_folder(path, name) for name in images.names}
+        elif label == "none":
+            captions = dict.fromkeys(images.names, "")
         elif label:
             captions = _by_image(_dataset_json(table), set(images.names))
         elif table.exists():
@@ -172,7 +178,7 @@ def _text_beside(image: Path) -> str:
     if not path.is_file():
         raise InputError(
             f"{image} has no caption: write {path.name} or metadata.jsonl; where folders are "
-            "classes, --set data.label=folder"
+            "classes, --set data.label=folder, and for a model without prompts data.label=none"
         )
     return caption_of_text(str(path), read_bytes(path, MAX_CAPTION))
 

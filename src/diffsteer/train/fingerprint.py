@@ -84,8 +84,10 @@ class Fingerprint:
 def require_size(name: str, shape: tuple[int, int], size: tuple[int, int] | None) -> None:
     """Refuse an image whose (width, height) is not `size`, (height, width)."""
     if size is not None and shape[::-1] != size:
+        other = f", or --set data.size={shape[0]}" if shape[0] == shape[1] else ""
         raise InputError(
-            f"{name} has {shape[0]} x {shape[1]} pixels, not {size[1]} x {size[0]}: resize it"
+            f"{name} has {shape[0]} x {shape[1]} pixels, not {size[1]} x {size[0]}: "
+            f"resize it{other}"
         )
 
 

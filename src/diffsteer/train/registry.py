@@ -24,7 +24,7 @@ from diffsteer.train.stream import Source, captions
 from diffsteer.train.task import Task
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 
-SOURCES = '"emoji", "critters", a folder of images or of tar files, or a file: tar, npz, npy or idx'
+SOURCES = '"critters", "emoji", a folder of images or of tar files, or a file: tar, npz, npy or idx'
 
 
 def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
@@ -52,12 +52,14 @@ def source_of(data: Data) -> Source:
     data.require_default("group", "images", "seed")
     if data.split != Data.split:
         raise InputError(
-            f"data.split={data.split!r} is of the emoji, not of {data.source}, all of which is "
-            "used: leave it out, and name a folder that holds the split"
+            f"data.split={data.split!r} is of the data that ship, not of {data.source}, all of "
+            "which is used: leave it out, and name a folder that holds the split"
         )
     if not (path := Path(data.source)).exists():
         raise FileNotFoundError(f"data.source={data.source} is not there: name {SOURCES}")
-    return open_images(path, (data.size, data.size) if data.size else None, data.label)
+    images = open_images(path, (data.size, data.size) if data.size else None, data.label)
+    images.fingerprint.require(images.size, 1)  # before a model is loaded
+    return images
 
 
 def _autoencoder(run: Run, settings: AutoencoderSettings) -> tuple[Task, Source]:

@@ -15,7 +15,7 @@ from diffsteer.core.level import Level
 from diffsteer.generate.base import require_finite
 from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
-from diffsteer.hf.weights import complete_weights
+from diffsteer.hf.weights import complete_weights, quiet
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import cached
 from diffsteer.train.lora import add_lora, save_lora
@@ -142,7 +142,8 @@ class TextToImage(Task):
         """Write the pipeline, or a LoRA with the scheduler that it was trained for."""
         if not self.settings.lora:
             self._ids("")  # a tokenizer that was used is saved otherwise than one that was not
-            self.pipe.save_pretrained(folder)
+            with quiet(bar=False):
+                self.pipe.save_pretrained(folder)
             return
         save_lora(self.pipe, folder)
         self.pipe.scheduler.save_pretrained(folder / "scheduler")
@@ -164,7 +165,8 @@ class TextToImage(Task):
 
 def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     """The pipeline of `start`, with the parts that are new."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    with quiet(bar=False):
+        from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     known = list(inspect.signature(DDIMScheduler.__init__).parameters)[1:]
     require_known(settings.scheduler, known, "settings.scheduler")
@@ -180,7 +182,7 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
             )
         parts = {name: getattr(start, name) for name in ("vae", "text_encoder", "tokenizer")}
         parts["unet"] = start.unet
-        config = start.scheduler.config
+        config = {**start.scheduler.config, "clip_sample": False}  # as pipelines of latents have it
         parts["scheduler"] = DDIMScheduler.from_config(config, **settings.scheduler)
     if settings.unet is not None:
         parts["unet"] = network_of_config(UNet2DConditionModel, settings.unet, "settings.unet")
