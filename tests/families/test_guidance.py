@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.hooks import apply_first_block_cache as apply_cache
 from torch import Tensor
 
 from diffsteer import steer
@@ -677,6 +678,9 @@ def test_guides_and_caches_that_do_not_fit() -> None:
         steer(family.build(), "Auto(2)", guide=other)
     wan = named("Wan")
     pipe = wan.build()
-    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
-    with steer(pipe, "CFG(2)"), pytest.raises(InputError, match=r"disable_cache\(\)"):
-        pipe(**wan.kwargs(pipe) | wan.guided(pipe))
+    config = diffusers.FirstBlockCacheConfig(threshold=0.1)
+    for put_in in (pipe.transformer.enable_cache, partial(apply_cache, pipe.transformer)):
+        put_in(config)
+        with steer(pipe, "CFG(2)"), pytest.raises(InputError, match=r"disable_cache\(\)"):
+            pipe(**wan.kwargs(pipe) | wan.guided(pipe))
+        pipe.transformer.disable_cache()

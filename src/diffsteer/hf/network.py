@@ -106,6 +106,21 @@ def check_free(network: Any) -> None:
         )
 
 
+def check_uncached(owner: str, network: Any) -> None:
+    """Check that no block of a network keeps what it made in its last calls (FirstBlockCache).
+
+    diffusers' caches have hooks with a state, whether they come by `enable_cache` or `apply_...`.
+    """
+    registries = (getattr(m, "_diffusers_hook", None) for m in unwrap_compiled(network).modules())
+    hooks = (hook for registry in registries if registry for hook in registry.hooks.values())
+    if cache := next((hook for hook in hooks if hook._is_stateful), None):
+        raise InputError(
+            f"{owner} has a cache of its network's blocks ({type(cache).__name__}), which is kept "
+            "for the order of calls of the pipeline: call disable_cache() on the network, or load "
+            "it without one"
+        )
+
+
 def network_replaced(pipe: Any, answer: Callable[[dict[str, Any]], Any]) -> Replaced:
     """Let a function of its arguments, by name, stand in for the network of a pipeline."""
     network = network_of(pipe)

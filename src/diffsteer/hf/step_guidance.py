@@ -30,6 +30,7 @@ from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import (
     PARTS,
     bind_arguments,
+    check_uncached,
     claimed,
     network_of,
     unwrap_compiled,
@@ -160,15 +161,12 @@ class StepGuidance:
                 f"guidance_rescale={phi} of the pipeline would act on top of this guidance: leave "
                 "it at 0 and write .rescaled(phi)"
             )
-        cache = type(getattr(network, "_cache_config", None)).__name__
-        if cache not in ("NoneType", "PyramidAttentionBroadcastConfig"):
-            raise InputError(
-                f"{self._owner} has a cache of its network's blocks ({cache}), which is kept for "
-                "the order of calls of the pipeline: call disable_cache() on the network"
-            )
         if starts := self._tracker.follow(self.pipe.scheduler):
             self._release()
             self._measured, self._parts, self._first = None, {}, []
+            guide = self._guided.guide
+            for each in (*networks_of(self.pipe), *([] if guide is None else [guide])):
+                check_uncached(self._owner, each)
             self._guided.begin(network)
             if self._null is not None:
                 self._null.begin()
