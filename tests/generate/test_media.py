@@ -13,17 +13,24 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
-from families import tiny_audio, tiny_image_batched, tiny_video_audio, tiny_video_separate
+from families import (
+    tiny_audio,
+    tiny_guider_based,
+    tiny_image_batched,
+    tiny_video_audio,
+    tiny_video_separate,
+)
 from families.encoders import CHAT, decoder, spelling, t5
 from families.parts import kl_vae, network, pipeline, wan_vae
 from PIL import Image
 
+from diffsteer import steer
 from diffsteer.cli.evaluate import evaluate
 from diffsteer.cli.main import main
 from diffsteer.cli.sample import sample
 from diffsteer.core.errors import InputError
 from diffsteer.generate.generator import open_generator
-from diffsteer.generate.pipelines import PipelineGenerator
+from diffsteer.generate.pipelines import PipelineGenerator, configured
 from diffsteer.generate.recipe import Recipe, recipe_of
 from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.images import Pictures
@@ -141,6 +148,21 @@ def test_without_guidance_no_null_prompt_is_evaluated(tmp_path: Path) -> None:
         recipe = Recipe(model, prompt="a", guidance=guidance, steps=2, width=32, height=32)
         with open_generator(recipe, "cpu") as generate:
             assert generate([0]).shape == (1, 3, 32, 32) and generate.nfe() == {"rows": rows}
+
+
+def test_without_guidance_the_guider_of_a_pipeline_is_off() -> None:
+    family = next(f for f in tiny_guider_based.FAMILIES if f.pipeline == "HunyuanImagePipeline")
+    pipe = family.build()
+    assert family.guided
+    guided, plain = family.kwargs(pipe) | family.guided(pipe), family.kwargs(pipe)
+    pipe.guider = pipe.guider.new(guidance_scale=4.0)
+    own = pipe(**guided).images
+    with configured(pipe, Recipe("hunyuan", prompt="a")):
+        alone = pipe(**guided | {"generator": plain["generator"]}).images
+    with steer(pipe, "CFG(1)"):
+        expected = pipe(**family.kwargs(pipe) | {n: guided[n] for n in guided if "negative" in n})
+    torch.testing.assert_close(alone, expected.images, atol=1e-5, rtol=0)
+    assert not torch.equal(own, alone) and pipe.guider._enabled
 
 
 def test_files_of_known_content(tmp_path: Path) -> None:

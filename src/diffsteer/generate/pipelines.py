@@ -196,6 +196,10 @@ def configured(
         if recipe.guidance or refine is not None:
             guidance, strength = guidance_text(recipe), recipe.refiner_strength if refine else 1.0
             stack.enter_context(steer(pipe, guidance, guide, refiner=refine, strength=strength))
+        if not guidance_text(recipe) and (guider := getattr(pipe, "guider", None)):
+            if guider._enabled:  # its scale is no argument of the call
+                stack.callback(guider.enable)
+            guider.disable()
         yield generator
 
 
