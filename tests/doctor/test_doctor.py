@@ -472,8 +472,11 @@ def ones(*names: str) -> dict[str, torch.Tensor]:
         ["input_blocks.0.0.weight", "middle_block.0.time_stack.x", "input_blocks.1.0.x"],
         ["encoder.conv_in.weight", "decoder.mid_block.x"],
         ["v_pred", "ztsnr"],
+        ["input_blocks.0.0.weight", "label_emb.weight"],
+        ["input_blocks.0.0.weight", "label_emb.0.0.weight", "cond_stage_model.model.x"],
     ],
-    ids=["controlnet", "motion", "chroma", "hunyuan", "qwen", "video", "vae", "marks"],
+    ids=["controlnet", "motion", "chroma", "hunyuan", "qwen", "video", "vae", "marks"]
+    + ["adm", "unclip"],
 )
 def test_what_resembles_a_known_network_is_not_taken_for_one(names: list[str], tmp_path) -> None:
     save_file(ones(*names), tmp_path / "a.safetensors")

@@ -98,7 +98,7 @@ def rescaling(checkpoint: Checkpoint, prediction: str, snr: str) -> Iterator[Fin
         return
     import diffusers
 
-    pipeline = getattr(diffusers, checkpoint.architecture.pipeline, None)
+    pipeline = getattr(diffusers, checkpoint.pipeline, None)
     takes = pipeline and "guidance_rescale" in inspect.signature(pipeline.__call__).parameters
     text = "guidance over-exposes at zero SNR without rescale, which no config states"
     own = "call the pipeline with guidance_rescale=0.7, or " if takes else ""

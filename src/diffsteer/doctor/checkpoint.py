@@ -41,6 +41,8 @@ class Checkpoint:
         network_folder: That has this config; None for files.
         configs: Paths of the configs that were read.
         folders: Places where the parts of a folder are looked for, the first that has it counts.
+        index: Of its pipeline, model_index.json; empty for others.
+        loaded_scheduler: Class that the index names where the scheduler's config names another.
     """
 
     name: str
@@ -55,11 +57,27 @@ class Checkpoint:
     network_folder: Path | None = None
     configs: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
+    index: Mapping[str, Any] = field(default_factory=dict)
+    loaded_scheduler: str = ""
 
     @property
     def names(self) -> set[str]:
         """Names of the tensors of a file; of those of the network in a folder."""
         return {name.rpartition("::")[2] for name in self.entries}
+
+    @property
+    def channels(self) -> int:
+        """Channels that the network takes, those of a mask or an image included; 0 if unknown."""
+        ends = ("input_blocks.0.0.weight", "conv_in.weight")
+        own = self.network.get("in_channels")
+        shapes = (e.shape for n, e in self.entries.items() if n.endswith(ends))
+        return own if is_whole(own) else next((s[1] for s in shapes if len(s) == 4), 0)
+
+    @property
+    def pipeline(self) -> str:
+        """Class of diffusers that samples it."""
+        name, inpaints = self.architecture.pipeline, self.kind == "file" and self.channels == 9
+        return name.replace("Pipeline", "InpaintPipeline") if inpaints else name
 
     @property
     def latent(self) -> tuple[int, int, int] | None:
@@ -74,6 +92,8 @@ def open_checkpoint(name: str) -> Checkpoint:
         FileNotFoundError: there is none.
         InputError: it is damaged, or of an architecture that is not known.
     """
+    if not name:
+        raise InputError("MODEL is empty: give a .safetensors file, a folder or a hub id")
     path = Path(name)
     if path.is_file():
         return _file(name, path)
@@ -170,15 +190,28 @@ def _folder(name: str, folders: tuple[Path, ...]) -> Checkpoint:
         raise InputError(f"{name} is a folder without a network ({INDEX} or {CONFIG}): {hint}")
     network = read_object(config_path)
     entries, metadata = _tensors(folders, part)
+    config = read_object(scheduler) if scheduler else {}
+    loaded = _named_part(index, "scheduler")
+    own = config.setdefault("_class_name", loaded) if config and loaded else loaded
     return Checkpoint(
         *(name, folders[0], "folder" if index else "network", _named(index, network, entries)),
         *(entries, metadata),
-        scheduler=read_object(scheduler) if scheduler else {},
+        scheduler=config,
         network=network,
         network_folder=config_path.parent,
         configs=tuple(p for p in (index_path, config_path, scheduler) if p),
         folders=folders,
+        index=index,
+        loaded_scheduler=loaded if own != loaded else "",
     )
+
+
+def _named_part(index: Mapping[str, Any], part: str) -> str:
+    """Class of diffusers that an index names for a part; empty where it names none."""
+    match index.get(part):
+        case ["diffusers", str(name)]:
+            return name
+    return ""
 
 
 def _first(folders: tuple[Path, ...], inner: str) -> Path | None:
@@ -193,6 +226,8 @@ def _named(
     own = layout.architecture({k.rpartition("::")[2]: e for k, e in entries.items()})
     side, channels = network.get("sample_size"), network.get("in_channels")
     latent = own.latent
+    if is_whole(out := network.get("out_channels")) and is_whole(channels):
+        channels = min(channels, out)  # less a mask and an image, or a variance
     if is_whole(side) and is_whole(channels) and min(side, channels) > 0:
         latent = channels, side, side
     if kind == own.network:

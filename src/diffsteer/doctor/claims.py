@@ -91,12 +91,12 @@ def claims_of(checkpoint: Checkpoint) -> list[Claim]:
 
 
 def _keys(checkpoint: Checkpoint) -> list[Claim]:
-    if checkpoint.kind == "lora":
-        return []
     names, claims = checkpoint.names, []
     if checkpoint.architecture.flow:
         text = f"networks of {checkpoint.architecture.name} are trained by flow matching"
         claims += [Claim(PREDICTION, "flow_prediction", "keys", text, certain=True)]
+    if checkpoint.kind == "lora":
+        return claims
     if {"edm_mean", "edm_std"} <= names:
         claims += [_prediction(EDM, "keys", "keys edm_mean and edm_std")]
     if "edm_vpred.sigma_max" in names:
@@ -171,8 +171,8 @@ def _scheduler(config: Mapping[str, Any]) -> list[Claim]:
         flow = _prediction("flow_prediction", "config", evidence)
         return [flow, Claim(SNR, ZERO, "config", evidence)]
     claims = []
-    if word in PREDICTIONS:
-        claims += [_prediction(word, "config", f"scheduler: prediction_type = {word}")]
+    if spelled := SPELLINGS.get(str(word)):
+        claims += [_prediction(spelled, "config", f"scheduler: prediction_type = {word}")]
     if config.get("trained_betas") is not None:
         try:
             zero = bool(discrete_of(config).alphas[-1] == torch.tensor(0.0))

@@ -10,10 +10,11 @@ import torch
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
-from diffsteer.doctor import advice, brightness, layout, schedule, weights
+from diffsteer.doctor import advice, brightness, schedule, weights
 from diffsteer.doctor.checkpoint import Checkpoint, open_checkpoint
 from diffsteer.doctor.claims import (
     SOURCES,
+    UNKNOWN,
     ZERO,
     Claim,
     Verdict,
@@ -22,6 +23,7 @@ from diffsteer.doctor.claims import (
     not_understood,
 )
 from diffsteer.doctor.measure import Measurement, measure, trained_schedule
+from diffsteer.doctor.named import named
 from diffsteer.doctor.readers import Reading, readings
 from diffsteer.doctor.schedule import DEFAULT_STEPS, Finding
 from diffsteer.doctor.tensors import Scan, scan
@@ -77,7 +79,7 @@ class Diagnosis:
             "model": point.name,
             "kind": point.kind,
             "architecture": point.architecture.name,
-            "pipeline": point.architecture.pipeline,
+            "pipeline": point.pipeline,
             "latent": point.latent,
             "sources": sources,
             "prediction_type": self.prediction.value,
@@ -127,7 +129,7 @@ def _diagnosis(checkpoint: Checkpoint, deep: bool, stated: Sequence[Claim]) -> D
     findings = [
         *faults,
         *more,
-        *_verdicts(checkpoint, deep, prediction, snr),
+        *_verdicts(checkpoint, deep or checkpoint.kind == "lora", prediction, snr),
         *_misread(read, prediction, snr),
         *_scheduler(checkpoint, prediction, snr),
         *advice.rescaling(checkpoint, prediction.value, snr.value),
@@ -164,19 +166,21 @@ def _measurement(
     return measurement, [] if measurement.claims else [Finding("no-type-fits", "warning", text)]
 
 
-def _verdicts(checkpoint: Checkpoint, deep: bool, *verdicts: Verdict) -> Iterator[Finding]:
+def _verdicts(checkpoint: Checkpoint, measured: bool, *verdicts: Verdict) -> Iterator[Finding]:
+    """Yield what is not known, or contradicts itself; `measured` where --deep says no more."""
     prediction, snr = (verdict.value for verdict in verdicts)
+    way = "say it: --prediction, --terminal-snr" if measured else "--deep measures the network"
     for verdict in verdicts:
         if verdict.disagreement:
-            remedy = "--fix writes all of them anew" if verdict.known else _way(deep)
+            remedy = "--fix writes all of them anew" if verdict.known else way
             text = f"sources disagree on the {verdict.subject}: {verdict.disagreement}"
             yield Finding("disagreement", "problem", text, remedy)
         elif not verdict.known:
             text = f"nothing says the {verdict.subject}"
-            yield Finding("unknown", "warning", text, _way(deep))
+            yield Finding("unknown", "warning", text, way)
     for text in not_understood(checkpoint.metadata):
         yield Finding("not-understood", "warning", f"metadata {text!r} is no prediction type")
-    yield from _named(checkpoint)
+    yield from named(checkpoint)
     yield from schedule.contradictions(prediction, snr)
     offset = checkpoint.metadata.get("ss_noise_offset", "None")
     if offset not in ("None", "0", "0.0", ""):
@@ -184,28 +188,11 @@ def _verdicts(checkpoint: Checkpoint, deep: bool, *verdicts: Verdict) -> Iterato
         yield Finding("noise-offset", "note", text)
 
 
-def _named(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Yield words of metadata for another architecture than the tensors have."""
-    kind = checkpoint.architecture
-    for key in layout.ARCHITECTURE_KEYS:
-        text = checkpoint.metadata.get(key, "").strip()
-        named = layout.in_words(text)
-        silent = not text or (named is layout.UNKNOWN and key != layout.SPEC)
-        if kind in layout.NAMED and named is not kind and not silent:
-            words = f"metadata '{key} = {text[:80]}' is not {kind.name}, whose tensors these are"
-            yield Finding("architecture", "warning", words, "--fix writes it anew")
-
-
-def _way(deep: bool) -> str:
-    """Say how a verdict can still be had."""
-    return "say it: --prediction, --terminal-snr" if deep else "--deep measures the network"
-
-
 def _misread(read: Sequence[Reading], prediction: Verdict, snr: Verdict) -> Iterator[Finding]:
     """Yield programs that take the checkpoint for something else than it is."""
     for reading in read:
         wrong = []
-        if prediction.known and reading.prediction != prediction.value:
+        if prediction.known and reading.prediction not in (prediction.value, UNKNOWN):
             wrong += [reading.prediction]
         ends = prediction.value not in ("epsilon", "flow_prediction")
         if snr.known and ends and reading.snr != snr.value:
@@ -218,13 +205,18 @@ def _misread(read: Sequence[Reading], prediction: Verdict, snr: Verdict) -> Iter
 
 
 def _scheduler(checkpoint: Checkpoint, prediction: Verdict, snr: Verdict) -> Iterator[Finding]:
-    config = checkpoint.scheduler
+    config = dict(checkpoint.scheduler)
     if not config:
         return
-    try:
-        yield from schedule.findings(config, prediction.value, snr.value)
-    except InputError as error:
-        yield Finding("scheduler", "problem", str(error), "--fix writes another")
+    names = (str(config.get("_class_name", "")), checkpoint.loaded_scheduler)
+    seen = dict[Finding, None]()
+    for name in dict.fromkeys(name for name in names if name or not any(names)):
+        try:
+            found = schedule.findings(config | {"_class_name": name}, prediction.value, snr.value)
+            seen |= dict.fromkeys(found)
+        except InputError as error:
+            seen[Finding("scheduler", "problem", str(error), "--fix writes another")] = None
+    yield from seen
     if config.get("clip_sample", False) and checkpoint.latent and checkpoint.latent[0] == 4:
         text = "clip_sample cuts latents, which exceed 1, at every step"
         yield Finding("clip-sample", "problem", text, "set clip_sample to false")

@@ -45,6 +45,10 @@ SD2 = Architecture(
 SDXL = Architecture(
     "SDXL", "stable-diffusion-xl-v1-base", _UNET, "StableDiffusionXLPipeline", (4, 128, 128)
 )
+REFINER = Architecture(
+    *("SDXL refiner", "stable-diffusion-xl-v1-refiner", _UNET, "StableDiffusionXLImg2ImgPipeline"),
+    latent=(4, 128, 128),
+)
 SD3 = Architecture(
     *("SD 3", "stable-diffusion-3", "SD3Transformer2DModel", "StableDiffusion3Pipeline"),
     *((16, 128, 128), True),
@@ -53,6 +57,8 @@ FLUX = Architecture(
     *("Flux", "flux-1-dev", "FluxTransformer2DModel", "FluxPipeline", (16, 128, 128), True)
 )
 UNKNOWN = Architecture("unknown")
+SD2_BASE = "stable-diffusion-v2-512"
+"""`modelspec.architecture` of a Stable Diffusion 2 of epsilon."""
 TRANSFORMERS = (
     (FLUX, ("double_blocks.", "vector_in.")),
     (FLUX, ("single_transformer_blocks.", "time_text_embed.text_embedder.")),
@@ -66,7 +72,7 @@ OTHERS = (
     *("time_stack.", "time_mixer."),
 )
 """Parts of names of networks that resemble one of these: Hunyuan, Chroma, ControlNets, videos."""
-SINGLE = (SD1, SD2, SDXL)
+SINGLE = (SD1, SD2, SDXL, REFINER)
 """Those whose networks come in several prediction types."""
 
 
@@ -90,9 +96,15 @@ def architecture(entries: Mapping[str, Entry]) -> Architecture:
 
 
 def _of_unet(names: Mapping[str, Entry]) -> Architecture:
-    """Stable Diffusion 1, 2 or XL, by what does not depend on width."""
-    if any(n.startswith(("label_emb.", "add_embedding.", "conditioner.embedders.")) for n in names):
-        return SDXL
+    """Stable Diffusion 1, 2 or XL, by what does not depend on width where anything does not."""
+    widths = {e.shape[-1] for n, e in names.items() if n.endswith("attn2.to_k.weight")}
+    sizes = any(n.startswith(("label_emb.0.0.", "add_embedding.linear_1.")) for n in names)
+    told = any(n.startswith(("label_emb.", "class_embedding.", "add_embedding.")) for n in names)
+    version_2 = 1024 in widths or any(n.startswith("cond_stage_model.") for n in names)
+    if told and (version_2 or not sizes):  # classes, levels of noise, images: unCLIP, upscalers
+        return UNKNOWN
+    if sizes or any(n.startswith("conditioner.embedders.") for n in names):
+        return REFINER if 1280 in widths else SDXL
     if any(n.startswith("cond_stage_model.model.") for n in names):
         return SD2
     if any(n.startswith("cond_stage_model.transformer.") for n in names):
@@ -100,7 +112,6 @@ def _of_unet(names: Mapping[str, Entry]) -> Architecture:
     shapes = [e.shape for n, e in names.items() if n.endswith("proj_in.weight")]
     if shapes:  # a convolution of 1x1, or since version 2 a linear layer
         return SD1 if len(shapes[0]) == 4 else SD2
-    widths = {e.shape[-1] for n, e in names.items() if n.endswith("attn2.to_k.weight")}
     return next((a for a, w in ((SD1, 768), (SD2, 1024), (SDXL, 2048)) if w in widths), UNKNOWN)
 
 
@@ -117,6 +128,13 @@ WORDS = (
 
 
 NAMED = tuple(base for _, base in WORDS)
+PIPELINES = {
+    "StableDiffusionXL": (SDXL.name, REFINER.name),
+    "StableDiffusion3": (SD3.name,),
+    "StableDiffusion": (SD1.name, SD2.name),
+    "Flux": (FLUX.name,),
+}
+"""Architectures by the beginning of the class of a pipeline, of which the first counts."""
 
 
 def in_words(text: str) -> Architecture:
@@ -129,20 +147,33 @@ def lora_base(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Arch
     base = _of_lora(entries)
     if base is UNKNOWN:
         base = in_words(" ".join(metadata.get(key, "") for key in ARCHITECTURE_KEYS))
+    if base is UNKNOWN and metadata.get("ss_v2", "").lower() == "true":
+        base = SD2
     second = any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in entries)
     return SDXL if base is UNKNOWN and second else base
 
 
 def _of_lora(entries: Mapping[str, Entry]) -> Architecture:
     """By the width of the text, or blocks that no other network has."""
-    inputs = re.compile(r"attn2[._]to_k[._]lora[._]?(down|A)?|attn2_to_k\.lora_down")
+    inputs = re.compile(r"attn2[._](processor\.)?to_k[._]lora[._](down|A)(\.|$)")
     widths = {e.shape[-1] for n, e in entries.items() if inputs.search(n) and len(e.shape) == 2}
     blocks = ((FLUX, r"double_blocks|single_transformer_blocks"), (SD3, "joint_blocks"))
     texts = ((SD1, 768), (SD2, 1024), (SDXL, 2048))
     for base, pattern in blocks:
         if any(re.search(pattern, name) for name in entries):
             return base
+    if not widths:  # the width of a joint attention, which Flux and Qwen share with no SD 3
+        joint = re.compile(r"attn[._]add_k_proj[._]lora[._](down|A)\b")
+        widths = {e.shape[-1] for n, e in entries.items() if joint.search(n)}
+        return SD3 if widths & {1536, 2432} else UNKNOWN
     return next((a for a, width in texts if width in widths), UNKNOWN)
+
+
+def current_name(name: str) -> str:
+    """Name of a tensor in diffusers today, which still reads attention under its names of 2022."""
+    new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    old = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\..*)", name)
+    return f"{old[1]}{new[old[2]]}{old[3]}" if old else name
 
 
 def unet_config(entries: Mapping[str, Entry], kind: Architecture) -> dict[str, Any]:
@@ -175,7 +206,7 @@ def unet_config(entries: Mapping[str, Entry], kind: Architecture) -> dict[str, A
             "norm_num_groups": gcd(32, *widths),
         }
         return {"_class_name": kind.network, **config, **_labels(shapes)}
-    except (KeyError, IndexError, StopIteration) as error:
+    except (KeyError, IndexError, StopIteration, ValueError) as error:
         raise InputError(
             f"tensors that say the shape of the network are missing: {error}"
         ) from error

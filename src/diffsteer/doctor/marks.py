@@ -53,11 +53,13 @@ def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str
     """Metadata with modelspec and the keys of sd-scripts; what else it says stays."""
     old, kind = dict(checkpoint.metadata), checkpoint.architecture
     ending = "/lora" if checkpoint.kind == "lora" else ""
+    small = kind is layout.SD2 and prediction == "epsilon"
+    name, latent = (kind.spec, kind.latent) if not small else (layout.SD2_BASE, (4, 64, 64))
     spec = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": kind.spec + ending,
+        "modelspec.architecture": name + ending,
         "modelspec.title": checkpoint.place.stem,
-        **({"modelspec.resolution": _resolution(kind.latent)} if kind.latent else {}),
+        **({"modelspec.resolution": _resolution(latent)} if latent else {}),
     }
     word = MODELSPEC.get(prediction, prediction)
     kinds = {key: word for key in PREDICTION_KEYS if key in old}
@@ -83,7 +85,8 @@ def yaml(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
     names = {layout.SD1: "sd1", layout.SD2: "sd2", layout.SDXL: "sdxl"}
     name = names.get(checkpoint.architecture)
     word = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}.get(prediction)
-    if word is None or name is None or (word == "x0" and name == "sdxl"):
+    other = checkpoint.channels not in (0, 4)  # of inpainting and the like, which are other models
+    if word is None or name is None or other or (word == "x0" and name == "sdxl"):
         return {}
     if complete:
         tree = deepcopy(dict(checkpoint.yaml))

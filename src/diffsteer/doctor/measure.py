@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
@@ -16,9 +17,9 @@ from diffsteer.doctor import brightness, layout
 from diffsteer.doctor.by_pipeline import measured_by_pipeline, prompts, side_of
 from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
-from diffsteer.doctor.layout import PREFIX, unet_config
+from diffsteer.doctor.layout import PREFIX, current_name, unet_config
 from diffsteer.doctor.tensors import load as tensors_of
-from diffsteer.hf.load import load, network
+from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import KINDS, discrete_of
 
 BATCH, SIDE = 8, 32
@@ -59,10 +60,14 @@ def measure(checkpoint: Checkpoint) -> Measurement:
     if checkpoint.kind == "folder" and checkpoint.architecture.network not in UNETS:
         return _by_pipeline(checkpoint)
     unet = _unet(checkpoint)
-    side = min(unet.config.sample_size or SIDE, SIDE)
-    like = torch.empty(BATCH, unet.config.in_channels, side, side)
-    schedule = trained_schedule(checkpoint.scheduler)
-    return measured(_ask(unet), schedule, like)
+    size = unet.config.sample_size or SIDE
+    side = min(*size, SIDE) if isinstance(size, list | tuple) else min(size, SIDE)
+    like = torch.empty(BATCH, checkpoint.latent[0] if checkpoint.latent else 4, side, side)
+    try:
+        return measured(_ask(unet), trained_schedule(checkpoint.scheduler), like)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # of other conditions
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{checkpoint.name} cannot be asked alone: {reason}") from error
 
 
 def measured(ask: Ask, schedule: Schedule, like: Tensor) -> Measurement:
@@ -128,20 +133,36 @@ def _unet(checkpoint: Checkpoint) -> Any:
             "folders of whole pipelines"
         )
     if checkpoint.kind != "file":
-        return network(str(checkpoint.network_folder), torch.float32).eval()
-    from diffusers import UNet2DConditionModel
+        folder = checkpoint.network_folder
+        part = f"{folder.name}/" if folder and checkpoint.kind == "folder" else "/"
+        names = [n for n in checkpoint.entries if n.startswith(part)]
+        tensors = {current_name(n.rpartition("::")[2]): t.float()
+                   for n, t in tensors_of(checkpoint.entries, names).items()}  # fmt: skip
+        return _filled(checkpoint, checkpoint.network, tensors)
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     names = [n for n in checkpoint.entries if n.startswith((PREFIX, *layout.BARE))]
+    if not any("input_blocks." in n for n in names):
+        raise InputError(
+            f"{checkpoint.name} has tensors under the names of diffusers, and no config of the "
+            "network: give the folder that has its config.json"
+        )
     config = unet_config({n: checkpoint.entries[n] for n in names}, checkpoint.architecture)
     tensors = tensors_of(checkpoint.entries, names)
     original = {PREFIX + n.removeprefix(PREFIX): t.float() for n, t in tensors.items()}
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    weights = convert_ldm_unet_checkpoint(original, dict(unet.config))
+    weights = convert_ldm_unet_checkpoint(original, config | {"num_class_embeds": None})
+    return _filled(checkpoint, config, weights)
+
+
+def _filled(checkpoint: Checkpoint, config: Mapping[str, Any], weights: dict[str, Tensor]) -> Any:
+    """Network of a config with weights."""
+    import diffusers
+
     try:
+        with torch.device("meta"):
+            unet = getattr(diffusers, checkpoint.architecture.network).from_config(config)
         unet.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+    except Exception as error:  # of diffusers, for a config or weights that no network has
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint.name} cannot be measured: {reason}") from error
     return unet.eval()
@@ -153,14 +174,22 @@ def _ask(unet: Any) -> Ask:
 
     @torch.no_grad()
     def ask(x: Tensor, level: Level) -> Tensor:
-        time = level.t.float()
+        time, given = level.t.float(), _with_image(x.float(), unet.config.in_channels)
         if not conditional:
-            return Tensor(unet(x.float(), time).sample[:, : x.shape[1]])
+            return Tensor(unet(given, time).sample[:, : x.shape[1]])
         words = torch.full((len(x), WORDS, unet.config.cross_attention_dim), 0.5)
-        out: Tensor = unet(x.float(), time, words, added_cond_kwargs=_sizes(unet, len(x))).sample
+        out: Tensor = unet(given, time, words, added_cond_kwargs=_sizes(unet, len(x))).sample
         return out[:, : x.shape[1]]
 
     return ask
+
+
+def _with_image(x: Tensor, channels: int) -> Tensor:
+    """Samples with the channels that other networks take: a grey image, under a mask of all."""
+    given = F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+    if channels == 2 * x.shape[1] + 1:  # of inpainting: mask, then image
+        given[:, x.shape[1]] = 1
+    return given
 
 
 def _sizes(unet: Any, batch: int) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
-from diffsteer.core.schedule import Discrete
+from diffsteer.core.level import Level
+from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
 from diffsteer.doctor.brightness import DATA
 from diffsteer.doctor.claims import SOURCES, ZERO
 from diffsteer.doctor.diagnosis import Diagnosis, visited
 from diffsteer.doctor.measure import trained_schedule
+from diffsteer.doctor.schedule import DEFAULT_STEPS, visits
 from diffsteer.report.plots import Chart, Curve, Point, write_png
 
 
@@ -83,13 +85,13 @@ def _advice(diagnosis: Diagnosis) -> Iterator[str]:
 
 def plot(diagnosis: Diagnosis, path: Path) -> None:
     """Draw the schedule with the levels that 50 steps visit, and the brightness of samples."""
-    base = trained_schedule(diagnosis.checkpoint.scheduler)
-    schedule = base.zero_snr() if diagnosis.snr.value == ZERO else base
-    levels = visited(diagnosis.checkpoint, schedule)[:-1]
-    signal = _curve("alpha of the network", schedule, 0)
-    dots = Curve("visited in 50 steps", tuple(Point(v.t.item(), v.alpha.item()) for v in levels), 1)
+    schedule, levels = _levels(diagnosis)
+    signal = _curve("signal of the network", schedule, 0)
+    dots = tuple(Point(level.t.item(), _share(level)) for level in levels)
     known = f"{diagnosis.prediction.value}, terminal SNR {diagnosis.snr.value}"
-    charts = [Chart(f"Signal: {known}", "timestep", "alpha", (signal, dots))]
+    time = "timestep" if isinstance(schedule, Discrete) else "time of the network"
+    curves = (signal, *((Curve("visited in 50 steps", dots, 1),) if dots else ()))
+    charts = [Chart(f"Signal: {known}", time, "alpha / sqrt(alpha^2 + sigma^2)", curves)]
     if light := diagnosis.brightness:
         shape = "x".join(map(str, diagnosis.checkpoint.latent or ()))
         curves = (
@@ -102,11 +104,29 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
     )
 
 
-def _curve(name: str, schedule: Discrete, turn: int) -> Curve:
+def _levels(diagnosis: Diagnosis) -> tuple[Schedule, list[Level]]:
+    """Schedule of a network, and the levels that its scheduler visits where they are known."""
+    prediction, config = diagnosis.prediction.value, diagnosis.checkpoint.scheduler
+    if prediction.startswith("edm"):
+        return EDM(), []
+    if prediction != "flow_prediction":
+        base = trained_schedule(config)
+        schedule = base.zero_snr() if diagnosis.snr.value == ZERO else base
+        return schedule, [*visited(diagnosis.checkpoint, schedule)][:-1]
+    steps = diagnosis.last_timestep and visits(config, (DEFAULT_STEPS,)).times.get(DEFAULT_STEPS)
+    size = config.get("num_train_timesteps", 1000)
+    flow = Flow()
+    return flow, [flow.at(torch.tensor(t / size).double()) for t in steps or () if 0 <= t <= size]
+
+
+def _share(level: Level) -> float:
+    return float(level.alpha / torch.hypot(level.alpha, level.sigma))
+
+
+def _curve(name: str, schedule: Schedule, turn: int) -> Curve:
     times = torch.linspace(0, schedule.last, 60, dtype=torch.float64)
-    alpha = schedule.at(times).alpha
-    pairs = zip(times.tolist(), alpha.tolist(), strict=True)
-    return Curve(name, tuple(Point(*pair) for pair in pairs), turn)
+    points = (Point(float(t), _share(schedule.at(t))) for t in times)
+    return Curve(name, tuple(points), turn)
 
 
 def bell(name: str, mean: float, std: float, turn: int) -> Curve:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from diffsteer.doctor import layout
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.claims import ABOVE, EDM, EDM_V, PREDICTION, ZERO, claims_of
+from diffsteer.doctor.claims import ABOVE, EDM, EDM_V, PREDICTION, UNKNOWN, ZERO, claims_of
 from diffsteer.doctor.layout import PREFIX
 from diffsteer.doctor.tensors import load
 
@@ -23,7 +23,7 @@ class Reading:
 
     Attributes:
         program: Its name.
-        prediction: Prediction type.
+        prediction: Prediction type; "unknown" where it asks the network.
         snr: Terminal SNR, "zero" or "above zero".
         rule: Why.
         repair: What makes it read the checkpoint rightly, where writing marks does not; or empty.
@@ -61,7 +61,8 @@ def _comfy(checkpoint: Checkpoint) -> Reading:
         key = next((k for k in (PREFIX + V2_NORM, V2_NORM) if k in checkpoint.entries), None)
         std = load(checkpoint.entries, [key])[key].float().std(correction=0).item() if key else 0.0
         rule = f"standard deviation {std:.3g} of a norm's bias; over {V2_STD} means v"
-        return Reading(name, "v_prediction" if std > V2_STD else "epsilon", ABOVE, rule, node)
+        v = std > V2_STD and checkpoint.channels == 4  # inpainting is epsilon
+        return Reading(name, "v_prediction" if v else "epsilon", ABOVE, rule, node)
     if {"edm_mean", "edm_std"} <= names:
         return Reading(name, EDM, ABOVE, "keys edm_mean and edm_std", node)
     if "edm_vpred.sigma_max" in names:
@@ -74,8 +75,12 @@ def _comfy(checkpoint: Checkpoint) -> Reading:
 
 def _a1111(checkpoint: Checkpoint) -> Reading:
     claims = [c for c in claims_of(checkpoint) if c.evidence.startswith("yaml") and c.value != ZERO]
-    prediction = next((c.value for c in claims if c.subject == PREDICTION), "epsilon")
-    rule = claims[0].evidence if claims else "no yaml beside the file that says another"
+    other = (UNKNOWN, "it asks the network of an SD 2 without yaml")
+    silent = ("epsilon", "no yaml beside the file that says another")
+    if checkpoint.architecture is layout.SD2 and not checkpoint.yaml:
+        silent = other
+    prediction = next((c.value for c in claims if c.subject == PREDICTION), silent[0])
+    rule = claims[0].evidence if claims else silent[1]
     snr = ZERO if "ztsnr" in checkpoint.names else ABOVE
     return Reading("A1111, Forge", prediction, snr, rule, "")
 

@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import Any, Literal
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.schedule import Discrete, Schedule
-from diffsteer.doctor.claims import ABOVE, ZERO
+from diffsteer.doctor.claims import ABOVE, PREDICTIONS, ZERO
 from diffsteer.hf.scheduler_config import flows, require_timesteps, schedule_of
 
 DEFAULT_STEPS = 50
@@ -102,7 +103,8 @@ def _visits(text: str, counts: tuple[int, ...]) -> Visits:
     times: dict[int, Sequence[float]] = {}
     failures: dict[int, str] = {}
     options = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
-    for count in counts:
+    most = scheduler.config.get("num_train_timesteps") or inf
+    for count in (n for n in counts if n <= most):
         try:
             scheduler.set_timesteps(count, **options)
             times[count] = scheduler.timesteps.double().tolist()
@@ -140,7 +142,17 @@ def _levels(config: Mapping[str, Any]) -> Schedule | None:
 
 def findings(config: Mapping[str, Any], prediction: str, snr: str) -> Iterator[Finding]:
     """Yield what goes wrong with a config on a network of this prediction type and SNR."""
-    seen = visits(config)
+    seen, name = visits(config), str(config.get("_class_name", ""))
+    betas = bool({*BETAS} & {*config}) or name.startswith(("EDM", "FlowM"))
+    if not (seen.times or betas):
+        reason = next(iter(seen.failures.values()), "it trains on 3 levels at most")
+        text = f"{name} makes no timesteps of their number alone ({reason}): it was not examined"
+        yield Finding("scheduler-not-examined", "note", text)
+        return
+    word = config.get("prediction_type", PREDICTIONS[0])
+    if betas and word not in (*PREDICTIONS, prediction):
+        text = f"prediction_type = {brief(word)} is no word of diffusers, and fails when it samples"
+        yield Finding("prediction-type", "problem", text, "--fix writes the right one")
     if not sound(config):
         words = ", ".join(
             f"{k}={brief(config[k])}" for k in (*LEVELS, "timestep_spacing") if k in config
@@ -151,7 +163,6 @@ def findings(config: Mapping[str, Any], prediction: str, snr: str) -> Iterator[F
     yield from _nodes(config, seen, zero and prediction != "epsilon")
     if zero:
         yield from _zero(config, prediction)
-    name = str(config.get("_class_name", ""))
     if name.startswith("PNDM") and prediction == "v_prediction":
         yield Finding(
             *("pndm-v", "warning", "PNDM combines raw v outputs of different timesteps"),

@@ -11,10 +11,10 @@ from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import is_whole
 from diffsteer.doctor import layout
 from diffsteer.doctor.checkpoint import Checkpoint, sharded
-from diffsteer.doctor.layout import PREFIX, unet_config
+from diffsteer.doctor.layout import PREFIX, current_name, unet_config
 from diffsteer.doctor.schedule import Finding
 from diffsteer.doctor.tensors import Entry, Scan
-from diffsteer.io.model_folder import CONFIG
+from diffsteer.io.model_folder import CONFIG, INDEX
 from diffsteer.io.strict import read_object
 
 PARTS = ("unet", "transformer", "vae")
@@ -134,10 +134,11 @@ def _folder(checkpoint: Checkpoint) -> Iterator[Finding]:
     for file, names in lost.items():
         text = f"{file} is missing, and with it {len(names)} tensors that the index beside it names"
         yield Finding("missing-files", "problem", text, "copy it from where the others came from")
+    yield from _lost_parts(checkpoint)
     for part in PARTS if checkpoint.kind == "folder" else ("",):
         config = _config(checkpoint, part)
         kind = getattr(diffusers, str(config.get("_class_name")), None)
-        own = {n.rpartition("::")[2]: e for n, e in checkpoint.entries.items()
+        own = {current_name(n.rpartition("::")[2]): e for n, e in checkpoint.entries.items()
                if n.partition("/")[0] == part}  # fmt: skip
         if config and kind is None:
             text = f"{part}/{CONFIG}".lstrip("/") + f" is of {brief(config.get('_class_name'))}"
@@ -158,6 +159,17 @@ def _folder(checkpoint: Checkpoint) -> Iterator[Finding]:
         gone = {n for f, names in lost.items() if part in ("", f.parent.name) for n in names}
         rest = {name: shape for name, shape in expected.items() if name not in gone}
         yield from _differences(part or "network", rest, {n: e.shape for n, e in own.items()})
+
+
+def _lost_parts(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Yield parts that the index of a pipeline names and that are not there."""
+    for part, named in checkpoint.index.items():
+        there = any((folder / part).is_dir() for folder in checkpoint.folders)
+        if not there and isinstance(named, list) and all(isinstance(word, str) for word in named):
+            text = f"{part} is missing, which {INDEX} names"
+            remedy = "copy it from where the others came from"
+            remedy = "--fix writes it" if part == "scheduler" else remedy
+            yield Finding("missing-files", "problem", text, remedy)
 
 
 def _lost_files(checkpoint: Checkpoint) -> Iterator[tuple[Path, list[str]]]:
