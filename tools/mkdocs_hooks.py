@@ -48,13 +48,10 @@ def commands() -> str:
     """Return the help of each command as a page."""
     os.environ["COLUMNS"] = "100"
     os.environ["NO_COLOR"] = "1"
-    from diffsteer.cli.main import COMMANDS, app, converters, refining
+    from diffsteer.cli.main import FUNCTIONS, app
 
-    names: list[list[str]] = [[name] for name in COMMANDS if name not in ("convert", "refine")]
-    for group, inner in (("convert", converters), ("refine", refining)):
-        names += [[group, name.replace("_", "-")] for name in inner._subcommands]
     sections = ["# Commands", "Each command's `--help`, as the installed version prints it."]
-    for args in sorted(names):
+    for args in sorted(name.split() for name in FUNCTIONS):
         text = io.StringIO()
         with redirect_stdout(text), suppress(SystemExit):
             app.cli(args=[*args, "--help"], prog="diffsteer")

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +31,7 @@ DESCRIPTION = "Better samples from the diffusion model you have."
 LONGEST = 2000
 """Characters of an error; a name of a file in it may have thousands."""
 
-app = tyro.extras.SubcommandApp()
 
-
-@app.command
-@described
 def schedule(
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCHEDULE")],
     /,
@@ -59,8 +56,6 @@ def schedule(
     print(show(source, steps=steps, spacing=spacing, zero_snr=zero_snr, plot=plot))
 
 
-@app.command
-@described
 def plan(
     guidance: Annotated[str, tyro.conf.Positional],
     /,
@@ -81,32 +76,38 @@ def plan(
     print(show(guidance, schedule, steps, spacing))
 
 
-app.command(described(models.models))
-app.command(described(doctor.doctor))
-app.command(name="sample")(described(sample_command.command))
-app.command(described(evaluate.stats))
-app.command(described(evaluate.evaluate))
-app.command(described(compare.compare))
-app.command(described(tune.tune))
-app.command(described(studio.studio))
-app.command(described(train.train))
-app.command(described(convert.ema))
-COMMANDS = ["schedule", "plan", "models", "sample", "stats", "evaluate", "compare", "tune"]
-COMMANDS += ["studio", "train", "ema", "convert", "refine", "doctor"]
+FUNCTIONS: dict[str, Callable[..., None]] = {
+    "schedule": schedule,
+    "plan": plan,
+    "models": models.models,
+    "doctor": doctor.doctor,
+    "sample": sample_command.command,
+    "stats": evaluate.stats,
+    "evaluate": evaluate.evaluate,
+    "compare": compare.compare,
+    "tune": tune.tune,
+    "studio": studio.studio,
+    "train": train.train,
+    "ema": convert.ema,
+    "convert edm2": convert.edm2,
+    "convert adm": convert.adm,
+    "refine targets": refine.targets,
+    **{name: point.load() for name, point in extensions("commands").items()},
+}
+"""What each command calls, those of groups and of extensions included."""
+COMMANDS = list(dict.fromkeys(name.partition(" ")[0] for name in FUNCTIONS))
+GROUPS = {
+    "convert": "Convert published checkpoints to safetensors.",
+    "refine": "Noise refiners: what they learn from, what they do.",
+}
 
-converters = tyro.extras.SubcommandApp()
-converters.command(described(convert.edm2))
-converters.command(described(convert.adm))
-app.command(converters, name="convert", help="Convert published checkpoints to safetensors.")
-
-refining = tyro.extras.SubcommandApp()
-refining.command(described(refine.targets))
-groups = {"": app, "refine": refining}
-for name, point in extensions("commands").items():
-    group, _, command = name.rpartition(" ")
-    groups[group].command(described(point.load()), name=command)
-    COMMANDS += [] if group else [command]
-app.command(refining, name="refine", help="Noise refiners: what they learn from, what they do.")
+app = tyro.extras.SubcommandApp()
+_groups = {"": app, **{name: tyro.extras.SubcommandApp() for name in GROUPS}}
+for _name, _function in FUNCTIONS.items():
+    _group, _, _command = _name.rpartition(" ")
+    _groups[_group].command(name=_command)(described(_function))
+for _group, _help in GROUPS.items():
+    app.command(_groups[_group], name=_group, help=_help)
 
 
 def _show(
@@ -166,10 +167,10 @@ def _require_command(args: list[str]) -> None:
         raise InputError(f"no command {args[0]!r}{hint}; there are {', '.join(COMMANDS)}")
 
 
-def _command(args: list[str]) -> str:
+def _words(args: list[str]) -> str:
     """Words of the command in what was typed, such as "sample" or "convert edm2"."""
     words = [arg for arg in args[:2] if not arg.startswith("-")]
-    return " ".join(words if words[:1] in (["convert"], ["refine"]) else words[:1])
+    return " ".join(words if {*words[:1]} & {*GROUPS} else words[:1])
 
 
 def _stop(error: object) -> NoReturn:
@@ -185,7 +186,7 @@ def main() -> None:
         return
     try:
         _require_command(args)
-        with one_line(app, _command(args)):
+        with one_line(app, _words(args)):
             app.cli(prog="diffsteer", description=DESCRIPTION)
     except ModuleNotFoundError as error:
         sys.exit(f"diffsteer: {error}{_hint(error.name)}")

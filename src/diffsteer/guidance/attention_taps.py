@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Edit, Identity, Size, in_plane, received
+from diffsteer.guidance.attention_mode import AttentionMode
 
 
 @dataclass(frozen=True)
@@ -105,25 +105,22 @@ class Tap:
             first = replace(tokens, start=0)
             return self.attend(q, k, v, _rolled(rest, -text), first, start).roll(text, dims=2)
         self.hits += 1
+        keys, values = each_head(k, q), each_head(v, q)
         for samples, maps in self.records:
             rows = tokens.rows(samples, start)
-            if not len(q[rows]):
-                continue
-            image = (rows, slice(None), slice(tokens.count))
-            seen = q[image], each_head(k, q)[image], each_head(v, q)[image]
-            scores = received(*seen[:2]) if self.score is None else self.score(*seen)
-            shape = *tokens.shape[:-2], *in_plane(tokens.shape)
-            maps.append(scores.reshape(-1, *([tokens.frames] * (tokens.frames > 1)), *shape))
+            if len(q[rows]):
+                image = [x[rows, :, : tokens.count] for x in (q, keys, values)]
+                scores = received(*image[:2]) if self.score is None else self.score(*image)
+                shape = *tokens.shape[:-2], *in_plane(tokens.shape)
+                maps.append(scores.reshape(-1, *([tokens.frames] * (tokens.frames > 1)), *shape))
         out = F.scaled_dot_product_attention(q, k, v, **rest)
         if self.edits and out.requires_grad:
             out = out.clone()  # gradients need what attention returned
         for samples, edit in self.edits:
             rows = tokens.rows(samples, start)
-            if not len(q[rows]):
-                continue
-            attend = partial(_attend, _rows_of(rest, rows, out.shape[0]))
-            keys, values = each_head(k, q)[rows], each_head(v, q)[rows]
-            out[rows] = edit(q[rows], keys, values, attend, tokens.shape)
+            if len(q[rows]):
+                attend = partial(_attend, _rows_of(rest, rows, len(out)))
+                out[rows] = edit(q[rows], keys[rows], values[rows], attend, tokens.shape)
         return out
 
 
@@ -184,31 +181,25 @@ def in_grid(size: tuple[int, int], text_first: bool, name: str, tokens: int) -> 
     return ImageTokens((tokens,))
 
 
-class _Mode(TorchFunctionMode):
+class _Mode(AttentionMode):
     """Sends attention through a tap while its layer runs, of all rows or of some in each call."""
 
     def __init__(self, tap: Tap, locate: Callable[[int], ImageTokens], batch: int) -> None:
         super().__init__()
         self.tap, self.locate, self.batch = tap, locate, batch
-        self.calls = self.rows = 0
 
     @override
     def __enter__(self) -> Any:
         self.calls = self.rows = 0
         return super().__enter__()  # type: ignore[no-untyped-call]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        kwargs |= dict(zip(names, args, strict=False))
-        q, k, v = (kwargs.pop(name) for name in names[:3])
+    @override
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rest: dict[str, Any]) -> Tensor:
         tokens, call, start = self.locate(q.shape[2]), self.calls, self.rows
         self.calls, self.rows = call + 1, start + len(q)
         if tokens.call not in (None, call):  # of a text
-            return func(q, k, v, **kwargs)
-        return self.tap.attend(q, k, v, kwargs, tokens, start if len(q) < self.batch else 0)
+            return F.scaled_dot_product_attention(q, k, v, **rest)
+        return self.tap.attend(q, k, v, rest, tokens, start if len(q) < self.batch else 0)
 
 
 Using = Callable[[nn.Module], AbstractContextManager[None]]
@@ -241,7 +232,7 @@ def tapped(
                 _by_value(layers[name], tap, partial(locate, name), stack)
                 continue
             stack.enter_context(using(layers[name]))
-            hooked(layers[name], _Mode(tap, partial(locate, name), batch), stack)
+            _Mode(tap, partial(locate, name), batch).hook(layers[name], stack)
         yield
     for name, tap in taps.items():
         if tap.hits == 0:
@@ -287,19 +278,6 @@ def other_attention(name: str) -> InputError:
         f"layer {name!r} ran without scaled_dot_product_attention, so it cannot be edited: give it "
         "the attention processor that the model was loaded with"
     )
-
-
-def hooked(layer: nn.Module, mode: TorchFunctionMode, stack: ExitStack) -> None:
-    """Let a mode act while a layer runs, until the stack is closed."""
-
-    def enter(*_: Any) -> None:
-        mode.__enter__()  # type: ignore[no-untyped-call]
-
-    def leave(*_: Any) -> None:
-        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    stack.callback(layer.register_forward_pre_hook(enter).remove)
-    stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
 
 
 def matching(names: Sequence[str], wanted: str, kind: str = "attention layer") -> list[str]:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance.attention_edits import SecondContext
-from diffsteer.guidance.attention_taps import Locate, hooked
+from diffsteer.guidance.attention_mode import AttentionMode
+from diffsteer.guidance.attention_taps import Locate
 from diffsteer.guidance.batching import chunks, joined, rows_of, stacked
 from diffsteer.guidance.network import Cond, Network
 
@@ -25,19 +26,17 @@ Image = Callable[[int, int], slice | None]
 """From numbers of queries and keys to the queries of the image; None where no text is read."""
 
 
-class _Mode(TorchFunctionMode):
+class _Mode(AttentionMode):
     """Combines the outputs of the two halves of a batch."""
 
     def __init__(self, second: SecondContext, image: Image) -> None:
         super().__init__()
         self.second, self.image, self.hits = second, image, 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is not F.scaled_dot_product_attention:
-            return out
-        given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
-        image = self.image(given["query"].shape[2], given["key"].shape[2])
+    @override
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rest: dict[str, Any]) -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v, **rest)
+        image = self.image(q.shape[2], k.shape[2])
         if image is None or len(out) < 2:  # of one sample of a pair
             return out
         self.hits += 1
@@ -81,7 +80,7 @@ def evaluated(
                 crossing = bool(getattr(layer, "is_cross_attention", False))
                 own = locate if name in layers else None
                 modes.append(_Mode(second, _image_of(name, own, crossing)))
-                hooked(layer, modes[-1], stack)
+                modes[-1].hook(layer, stack)
             out = net.call(inputs, level, part)
         if not any(mode.hits for mode in modes):
             raise InputError(

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Size
-from diffsteer.guidance.attention_taps import ImageTokens, hooked, linear
+from diffsteer.guidance.attention_taps import ImageTokens, linear
 from diffsteer.hf.architectures import by_sdpa, joint_attention
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.recorded_attention import Crossing, Record, Recorded, calls_of
@@ -134,11 +134,9 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         with ExitStack() as stack:
             for name, layer in layers.items():
                 record = Record(records, name, self._batch)
-                if linear(layer):
-                    record.hook(layer, stack)
-                    continue
-                stack.enter_context(by_sdpa(layer))
-                hooked(layer, record, stack)
+                if not linear(layer):
+                    stack.enter_context(by_sdpa(layer))
+                record.hook(layer, stack)
             self._run(x)
         return records
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from typing_extensions import override
+
+from diffsteer.guidance.attention_mode import AttentionMode
+from diffsteer.guidance.attention_taps import linear
 
 PROJECTED = 8
 """Random projections of a query that are kept of it."""
@@ -23,7 +25,7 @@ class Recorded(NamedTuple):
     k: Tensor
 
 
-class Record(TorchFunctionMode):
+class Record(AttentionMode):
     """Keeps projections of queries and keys of a layer, where it first runs: of each call there."""
 
     def __init__(self, records: dict[str, list[Recorded]], name: str, batch: int) -> None:
@@ -36,11 +38,11 @@ class Record(TorchFunctionMode):
         self.ended = True
         super().__exit__(*args)  # type: ignore[no-untyped-call]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and not self.ended:
-            given = dict(kwargs or {}) | dict(zip(("query", "key"), args, strict=False))
-            self.keep(given["query"], given["key"])
-        return func(*args, **(kwargs or {}))
+    @override
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rest: dict[str, Any]) -> Tensor:
+        if not self.ended:
+            self.keep(q, k)
+        return F.scaled_dot_product_attention(q, k, v, **rest)
 
     def keep(self, q: Tensor, k: Tensor) -> None:
         """Keep queries and keys, `(rows, heads, tokens, channels)`."""
@@ -48,8 +50,12 @@ class Record(TorchFunctionMode):
         parts = (_projected(x[::frames]) for x in (q, k))
         self.records.setdefault(self.name, []).append(Recorded(len(q), *parts))
 
+    @override
     def hook(self, layer: Any, stack: ExitStack) -> None:
-        """Keep queries and keys of a layer of linear attention, until the stack is closed."""
+        """Keep queries and keys of a layer, of linear attention too, until the stack is closed."""
+        if not linear(layer):
+            super().hook(layer, stack)
+            return
         queries: list[Tensor] = []
 
         def keep(_: nn.Module, args: Any, keys: Tensor) -> None:

@@ -93,9 +93,8 @@ def _words(model: Model) -> dict[str, Any]:
     with gr.Row(visible=bool(model.words)):
         for name, given in model.words.items():
             value = start.get(name, given[0])
-            width = 300 if len(given) > 99 else 150
             made[name] = gr.Dropdown(
-                list(given), value=value, label=name, min_width=width, elem_id=name
+                list(given), value=value, label=name, min_width=150, elem_id=name
             )
     return made
 
