@@ -672,6 +672,19 @@ def test_samples_that_attend_one_after_another(guidance: str) -> None:
     assert not close(both[:1], plain)
 
 
+@pytest.mark.parametrize("name", ["Kandinsky5T2V", "Wan"])
+def test_guidance_of_the_pipeline_that_ends_early(name: str) -> None:
+    """The null prompt is evaluated at each step, also where latents are changed in their place."""
+    family, steps = named(name), {"num_inference_steps": 3}
+
+    def end(pipe: Any, *_: Any) -> dict[str, Any]:
+        pipe._guidance_scale = 1.0
+        return {}
+
+    ended = sampled(family, "CFG(4)", callback_on_step_end=end, **steps)
+    assert close(ended, sampled(family, "CFG(4)", **steps))
+
+
 def test_guides_and_caches_that_do_not_fit() -> None:
     family, other = named("Sana"), named("CogView4").build().transformer
     with pytest.raises(InputError, match="a guide of CogView4Transformer2DModel"):

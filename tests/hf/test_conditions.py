@@ -12,12 +12,12 @@ from diffsteer.hf.probed_calls import Call, Form, probe
 SHAPE = (3, 4, 5, 5)
 
 
-def calls_of(x, count=2):
+def calls_of(x, count=2, dtype=torch.float32):
     """Calls for the prompt and for the null prompt, with channels of an image before the sample."""
     module, inputs = torch.nn.Identity(), torch.cat([torch.ones_like(x), x], dim=1)
     made = [Call(module, "x", inputs.clone(), False, {}, nullcontext) for _ in range(count)]
     for i, call in enumerate(made):
-        call.probe = probe(Form(torch.Size(SHAPE), torch.float32, lambda x: x), second=i > 0)
+        call.probe = probe(Form(torch.Size(SHAPE), dtype, lambda x: x), second=i > 0)
     return made
 
 
@@ -26,7 +26,7 @@ def noise(seed):
 
 
 def output(calls, scale=4.0, sign=1.0):
-    cond, null = (call.probe for call in calls)
+    cond, null = (call.probe.float() for call in calls)
     return sign * (null + scale * (cond - null))
 
 
@@ -68,3 +68,14 @@ def test_a_scale_that_does_not_show_the_null_prompt_is_refused(scale: float) -> 
         StepParts.of(calls, output(calls, scale), x)
     assert StepParts.of(calls, output(calls, 1.0), x).parts["null"].call is calls[1]
     assert StepParts.of(calls, output(calls, 1.2), x).parts["null"].call is calls[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_small_share_of_the_sample_is_seen_in_any_precision(dtype: torch.dtype) -> None:
+    """EDM's x0 at high noise: the sample is a hundredth of it, about what bfloat16 rounds."""
+    x = 80 * noise(0)
+    calls = calls_of(x, dtype=dtype)
+    x0 = 0.5 * output(calls)
+    cond = StepParts.of(calls, x0 + 4e-5 * x, x).parts["cond"]
+    assert cond.held == pytest.approx(4e-5, rel=1e-2) and cond.scale == pytest.approx(0.5, rel=1e-2)
+    assert StepParts.of(calls, 2 * x0, x).parts["cond"].held == 0

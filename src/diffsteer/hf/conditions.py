@@ -205,22 +205,29 @@ def _given(
     channels = slice(sample.shape[1] if learned else None)  # those of a variance are not guided
     target = output[:, channels]
     fits: list[tuple[float, tuple[float, ...], tuple[View, ...]]] = []
-    rounding = ROUNDING if probes[0].dtype in LOSSY or output.dtype in LOSSY else 1e-4
+    lossy = probes[0].dtype in LOSSY or output.dtype in LOSSY
     for chosen in product(*choices):
         columns = [view(probe)[:, channels] for view, probe in zip(chosen, probes, strict=True)]
-        factors, left = fitted(target, columns, CLOSE), inf
-        if factors is not None:
-            total = sum(f * column.double() for f, column in zip(factors, columns, strict=True))
-            left = float((target.double() - total).norm())
-        if left > rounding * target.norm():
-            held = fitted(target, [*columns, sample], rounding)
-            if held is not None:
+        factors, left = _fit(target, columns, CLOSE)
+        if left > 1e-4:
+            held, rest = _fit(target, [*columns, sample], 3 * ROUNDING if lossy else 1e-4)
+            if 4 * rest < left:
                 return held[:-1], chosen, held[-1]
-        if factors is not None:
+        if factors:
             fits.append((left, factors, chosen))
     if fits:  # where only one of the views is right, what is left may be small as well
         return *min(fits, key=lambda fit: fit[0])[1:], 0.0
     raise no_part(output, probes[0])
+
+
+def _fit(
+    target: Tensor, parts: Sequence[Tensor], tolerance: float
+) -> tuple[tuple[float, ...], float]:
+    """Factors of parts that add up to a target, and the share that is left; none, inf if not."""
+    if (factors := fitted(target, parts, tolerance)) is None:
+        return (), inf
+    total = sum(f * part.double() for f, part in zip(factors, parts, strict=True))
+    return factors, float((target.double() - total).norm() / target.norm())
 
 
 def no_part(output: Tensor, answered: Tensor) -> InputError:

@@ -259,7 +259,8 @@ class StepGuidance:
         """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:
-            parts = {**parts, "null": replace(null, scale=cond.scale, held=cond.held)}
+            call = replace(null.call, out=None)  # which was at another time
+            parts = {**parts, "null": replace(null, call=call, scale=cond.scale, held=cond.held)}
         self._parts, self._first = parts, self._first or [cond.call]
         if "null" in parts or self._null is None:
             return Parts(parts)
