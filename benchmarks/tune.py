@@ -1,10 +1,10 @@
-"""Prepare the search of docs/tune.md on the critter model: prompts and rivals.
+"""Prepare the search of docs/tune.md on the critter model: prompts, rivals and a reference.
 
     python benchmarks/tune.py tune
 
 Writes tune/prompts.txt, captions of the training split, tune/held-out.txt, captions of held-out
 combinations of attributes, and the best recipes of docs/results.md, at 24 network evaluations, as
-tune/*.json with the former and tune/held-out/*.json with the latter.
+tune/*.json with the former and tune/held-out/*.json with the latter; and tune/real, renderings.
 """
 
 import argparse
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from diffsteer_lab.critters.images import Critters
+from PIL import Image
 
-PROMPTS, SEED = 1000, 106
+PROMPTS, SEED, REAL = 1000, 106, 400
 BEST = {"none": "", "cfg": "CFG(2)", "interval": "CFG(3).within(0.2, 5)"}
 """Of docs/results.md."""
 
@@ -34,6 +35,10 @@ def main() -> None:
             recipe = {"model": "critters", "prompts": "prompts.txt", "guidance": guidance}
             text = json.dumps({**recipe, "sampler": "UniPC()", "steps": 12})
             (folder / f"{name}.json").write_text(text, "utf-8")
+    real, data = out / "real", Critters("all", REAL)
+    real.mkdir(exist_ok=True)
+    for i in range(REAL):
+        Image.fromarray(data[i].pixels.permute(1, 2, 0).numpy()).save(real / f"{i:05}.png")
 
 
 if __name__ == "__main__":

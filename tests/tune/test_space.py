@@ -69,12 +69,29 @@ def test_a_guide_goes_with_the_guidance_that_asks_it() -> None:
         ("CFG(w, w=1..2", "is no guidance"),
         ("CFG(2) | PAG(p)", "p in 'PAG.p.' has no range"),
         ("CFG(2), zero_snr=true|yes", "zero_snr takes \"true|false\", got 'yes'"),
+        ("", "varies nothing"),
+        ("CFG(2)", "varies nothing"),
+        ("CFG(w), w=1..1e400", "write two numbers"),
         ("CFG(2), steps=8|many", "steps takes whole numbers, got 'many'"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         Space.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["CFG(w), w=1|2|x", "CFG(w), w=1\u20138", "CFG(2) | PAG(p), p=1|y"]
+)
+def test_choices_of_numbers_are_tried(text: str) -> None:
+    with pytest.raises(InputError, match="[wp]=|is no guidance"):
+        Space.parse(text).require_each(BASE, lambda recipe: None)
+
+
+def test_no_guidance_is_a_choice() -> None:
+    space = Space.parse("none | CFG(w), w = 1 .. 3")
+    base = replace(BASE, guidance="PAG(2)")
+    assert [recipe.guidance for recipe in space.examples(base)] == ["", "CFG(2.0)"]
 
 
 def test_a_guidance_that_does_not_parse_is_refused_with_the_first_recipe() -> None:

@@ -6,6 +6,7 @@ import random
 import shlex
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,8 @@ def brightness(images: Tensor, prompts: list[str]) -> Tensor:
 
 def test_search_by_a_score(reference: Path, model: str, tmp_path: Path) -> None:
     """The more the better, in the search, in what is pruned, and in the report."""
-    out, recipe = tmp_path / "tuned", Recipe(model=model, prompt="a cat", width=16, height=16)
+    recipe = Recipe(model=model, prompts=("a cat",) * 2, width=16, height=16)
+    out = tmp_path / "tuned"
     options = OPTIONS | {"metric": "test_tune:brightness", "trials": 6, "top": 9}
     tune(reference, recipe=recipe, out=out, **options)
     report = json.loads((out / "report.json").read_text())
@@ -108,6 +110,9 @@ def test_search_by_a_score(reference: Path, model: str, tmp_path: Path) -> None:
     entry = report["recipes"][names[-1]]
     assert entry["value"]["name"] == "score test_tune:brightness" and entry["value"]["n"] == 12
     seeds, recipe = range(12), read(out / "recipes" / f"{names[-1]}.json")
+    assert recipe.prompts == ("a cat",) * 2
+    words = shlex.split(entry["command"])
+    assert Path(words[words.index("--prompts") + 1]).read_text() == "a cat\na cat\n"
     with open_generator(recipe) as generator:
         by_hand = brightness(generator(seeds), ["a cat"] * 12)
     assert entry["value"]["value"] == pytest.approx(by_hand.mean().item(), abs=0.1)
@@ -124,7 +129,8 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("diffsteer.generate.generator.open_generator", loads)
-    recipe = Recipe(model="critters")
+    recipe, rival = Recipe(model="critters"), tmp_path / "cfg.json"
+    rival.write_text('{"model": "critters", "guidance": "CFG(2)"}')
     for options, reason in (
         ({"report_seeds": "105-120"}, "serve both to search and to report"),
         ({"metric": "beauty"}, "metric must be one of FD"),
@@ -133,12 +139,14 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         ({"space": "CFG(2).over(a, 3), a=4..6"}, "over"),
         ({"space": "CFG(2), sampler=UniPC(), spacing=trailing|banana"}, "spacing=banana: no spac"),
         ({"space": "CFG(2), refiner=none|nowhere, sampler=UniPC()"}, "no model 'nowhere'"),
+        ({"space": "CFG(w), w=1|2|x"}, "w=x: "),
+        ({"recipe": replace(recipe, prompt="a cat"), "against": (rival,)}, "has other prompts"),
         ({"storage": "somewhere"}, "neither a URL of a database"),
         ({"top": 0}, "top=0"),
         ({"first": 1}, "first must be in"),
     ):
         with pytest.raises((InputError, FileNotFoundError), match=reason):
-            tune(reference, recipe=recipe, out=tmp_path / "out", **OPTIONS | options)
+            tune(reference, out=tmp_path / "out", **OPTIONS | {"recipe": recipe} | options)
     assert not (tmp_path / "out").exists()
 
 

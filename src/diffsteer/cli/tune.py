@@ -90,6 +90,12 @@ def tune(
     require_disjoint(reported, budget.seeds)
     searched = Space.parse(space)
     rivals = {path.stem: read(path) for path in against} or {BASE: replace(recipe, guidance="")}
+    for name, rival in rivals.items():
+        if (rival.prompts, rival.prompt) != (recipe.prompts, recipe.prompt):
+            raise InputError(
+                f"{name} has other prompts than the search: give both the same, --prompts or "
+                '"prompts" in its JSON'
+            )
     for each in (*rivals.values(), *searched.examples(recipe)):
         require_consistent(each)
     searched.require_each(recipe, require_consistent)

@@ -168,14 +168,16 @@ class Recipe:
         """Fields that are not at their defaults, in their order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if self.differs(f.name)}
 
-    def command(self, *more: str) -> str:
-        """Shell command that samples it, ending in more words; a list of prompts is left to a file.
+    def command(self, *more: str, prompts: str = "prompts.txt") -> str:
+        """Shell command that samples it, ending in more words; its `options` are left out.
 
-        Its `options` are left out.
+        Args:
+            more: Words at its end.
+            prompts: File that has its list of prompts.
         """
         words = ["diffsteer", "sample", self.model, *self.flags]
         if self.prompts:
-            words += ["--prompts", "prompts.txt"]
+            words += ["--prompts", prompts]
         return shlex.join([*words, *more])
 
     @property

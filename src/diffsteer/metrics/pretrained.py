@@ -130,11 +130,12 @@ class CLIP(Extractor):
     @cached_property
     @override
     def origin(self) -> Origin:
-        resize = f"bicubic-antialias-{self._size}"
+        resize = f"bicubic-antialias-{self.size}"
         return Origin("CLIP", "image-embedding", resize, weights_hash(self._net))
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Side of the images that the network takes."""
         return int(self._net.config.image_size)  # type: ignore[union-attr,arg-type]
 
     @cached_property
@@ -146,7 +147,7 @@ class CLIP(Extractor):
     @override
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            x = resized(images, self._size).to(self.device)
+            x = resized(images, self.size).to(self.device)
             mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
             return self._net(normalised(x, mean, std)).image_embeds  # type: ignore[no-any-return]
 

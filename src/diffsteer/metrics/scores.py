@@ -26,9 +26,13 @@ from diffsteer.io.strict import read_safetensors
 from diffsteer.metrics.best_of_n import Score
 from diffsteer.metrics.preference import HPSv2 as HPSv2
 from diffsteer.metrics.preference import PickScore as PickScore
+from diffsteer.metrics.preference import middle
 from diffsteer.metrics.pretrained import CLIP, pretrained
 from diffsteer.metrics.scorer import SHORT, Scorer, require_words
 from diffsteer.models.adm import files as adm_files
+
+PREPARED = {"prepared": "middle square, by Pillow"}
+"""Part of digests, since scores of squashed images differ."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class CLIPScore(Scorer):
     """100 times the cosine between CLIP's embeddings of the image and of its prompt.
 
     Without the paper's factor 2.5, cut at 0 and prefix "A photo depicts". Prompts are cut at the
-    length of the text model; images are squashed to its square.
+    length of the text model, images to their middle square, as CLIP prepares them.
 
     Args:
         weights: Folder or hub id of a transformers checkpoint of CLIP, with its tokenizer.
@@ -52,7 +56,7 @@ class CLIPScore(Scorer):
     def digest(self) -> str:
         text, words = self._text
         parts = {"image": self._image.origin.weights, "text": weights_hash(text)}
-        return digest({**parts, "words": words.get_vocab()})[:SHORT]
+        return digest({**parts, **PREPARED, "words": words.get_vocab()})[:SHORT]
 
     @cached_property
     def _image(self) -> CLIP:
@@ -79,7 +83,7 @@ class CLIPScore(Scorer):
         )
         with torch.inference_mode():
             embedding = text(**tokens.to(text.device)).text_embeds
-            return 100 * F.cosine_similarity(self._image(pictures), embedding)
+            return 100 * F.cosine_similarity(_embedded(self._image, pictures), embedding)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Aesthetic(Scorer):
     @override
     def digest(self) -> str:
         parts = {"image": self._image.origin.weights, "layers": weights_hash(self._layers)}
-        return digest(parts)[:SHORT]
+        return digest(parts | PREPARED)[:SHORT]
 
     @cached_property
     def _image(self) -> CLIP:
@@ -118,7 +122,7 @@ class Aesthetic(Scorer):
     @override
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         with torch.inference_mode():
-            x, first = self._image(pictures), self._layers[0].in_features
+            x, first = _embedded(self._image, pictures), self._layers[0].in_features
             if x.shape[1] != first:
                 raise InputError(
                     f"{self.weights} was trained on embeddings of {first} numbers, {self.clip} "
@@ -126,6 +130,11 @@ class Aesthetic(Scorer):
                 )
             score: Tensor = self._layers(F.normalize(x))[:, 0]
             return score
+
+
+def _embedded(clip: CLIP, images: Tensor) -> Tensor:
+    """Embeddings of images as CLIP prepares them, `(N, D)`."""
+    return clip(middle(images, clip.size).byte())
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

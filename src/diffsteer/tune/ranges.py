@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from diffsteer.core.errors import InputError
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 NONE = "none"
 """The empty text among choices."""
-RANGE = re.compile(r"([-+.\de]+?)\.\.([-+.\de]+?)(?::([.\de]+))?(\s+log)?")
+RANGE = re.compile(r"([-+.\de]+?)\s*\.\.\s*([-+.\de]+?)(?::([.\de]+))?(\s+log)?")
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class Range:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise InputError(f"{self.low:g}..{self.high:g} is no range: write the lower one first")
+        if not -inf < self.low < self.high < inf:
+            raise InputError(
+                f"{self.low:g}..{self.high:g} is no range: write two numbers, the lower one first"
+            )
         if self.step is not None and not 0 < self.step <= self.high - self.low:
             raise InputError(
                 f"{self.low:g}..{self.high:g}:{self.step:g} holds one number at most: the step "

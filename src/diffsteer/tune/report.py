@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import atomic_write, write_json
+from diffsteer.io.atomic import atomic_write, put, write_json
 from diffsteer.io.seeds import format_seeds
 from diffsteer.io.strict import from_table
 from diffsteer.metrics.bootstrap import Interval
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from optuna import Study
 
 PLAIN = Recipe()
+PROMPTS = "recipes/prompts.txt"
+"""Place in the folder of a search of the prompts that its recipes share."""
 BASE = "base"
 """Name of the recipe that a search began from, with no guidance."""
 
@@ -39,6 +41,7 @@ class Confirmed:
         difference: From the first recipe of the report, and its interval, paired over seeds; None
             for the first.
         images: Files by seed.
+        prompts: File of its prompts, where it has several.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Confirmed:
     value: MetricValue
     difference: tuple[float, Interval] | None
     images: Mapping[int, Path]
+    prompts: Path
 
     @property
     def verdict(self) -> str:
@@ -59,7 +63,7 @@ class Confirmed:
     @property
     def command(self) -> str:
         """Command that samples it."""
-        return self.recipe.command("--out", "out")
+        return self.recipe.command("--out", f"out-{self.name}", prompts=str(self.prompts))
 
 
 def confirm(
@@ -109,6 +113,7 @@ def confirm(
             _metric(one, search.objective),
             one.differences.get(_metric(one, search.objective).name),
             {seed: folders[one.name] / f"{seed:06d}.png" for seed in order},
+            search.folder / PROMPTS,
         )
         for one in results
     ]
@@ -159,6 +164,9 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
     )
     for one in results:
         table = {k: v for k, v in one.recipe.to_dict().items() if v != getattr(PLAIN, k)}
+        if one.recipe.prompts:
+            put(one.prompts, "".join(f"{text}\n" for text in one.recipe.prompts).encode())
+            table["prompts"] = one.prompts.name
         write_json(folder / "recipes" / f"{one.name}.json", table)
     write_json(folder / "report.json", _json(search, study, results))
     first = results[0]

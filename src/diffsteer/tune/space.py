@@ -58,13 +58,16 @@ class Space:
         for part in filter(None, map(str.strip, split(text, ","))):
             match = re.fullmatch(r"(\w+)\s*=\s*(.+)", part)
             if match is None:
-                guidances += map(str.strip, split(part, "|"))
+                texts = map(str.strip, split(part, "|"))
+                guidances += ("" if text == NONE else text for text in texts)
             elif match[1] in variables:
                 raise InputError(f"{match[1]} has two ranges: give one")
             else:
                 variables[match[1]] = values_of(match[1], match[2])
         space = cls(tuple(guidances), variables)
         space._require_used()
+        if len(guidances) < 2 and not variables:
+            raise InputError(f'space {text!r} varies nothing: write such as "CFG(w), w=1..8"')
         for name, values in variables.items():
             for option in values.options if isinstance(values, Choice) and name in TUNED else ():
                 _field(name, option)
@@ -91,16 +94,19 @@ class Space:
             guidance = parse(_filled(text, values), Guidance)
             changes["guidance"] = repr(guidance)
             changes["guide"] = base.guide if "guide" in guidance.networks() else ""
+        elif self.guidances:
+            changes |= {"guidance": "", "guide": ""}
         return replace(base, **changes)
 
     def require_each(self, base: Recipe, check: Callable[[Recipe], None]) -> None:
-        """Check that each choice and end of a recipe's field is in a recipe that can be.
+        """Check that each choice, and each end of a recipe's field, is in a recipe that can be.
 
         Args:
             base: As of `recipe`.
             check: Raises an InputError for a recipe that cannot be.
         """
-        fields = [name for name in TUNED if name in self.variables]
+        chosen = [n for n, v in self.variables.items() if isinstance(v, Choice) and n not in TUNED]
+        fields = [*(name for name in TUNED if name in self.variables), *chosen]
         ends: list[tuple[float | str, ...]] = [self.variables[name].ends for name in fields]
         others: list[dict[str, float | str]] = [{}]
         others += (dict(zip(fields, values, strict=True)) for values in islice(product(*ends), 99))
@@ -109,21 +115,22 @@ class Space:
             refused: InputError | None = None
             for more in others:
                 try:
-                    check(next(self._examples(base, {**more, name: value})))
+                    check(next(self._examples(base, {**more, name: value}, name)))
                     break
                 except InputError as error:
                     refused = refused or error
             else:
-                raise InputError(f"{name}={value or NONE}: {refused}")
+                raise InputError(f"{name}={NONE if value == '' else value}: {refused}")
 
     def examples(self, base: Recipe) -> Iterator[Recipe]:
         """Recipes from the middle of the space, one of each guidance."""
         return self._examples(base, {})
 
-    def _examples(self, base: Recipe, fixed: Values) -> Iterator[Recipe]:
+    def _examples(self, base: Recipe, fixed: Values, used: str = "") -> Iterator[Recipe]:
         middle = {name: each.middle for name, each in self.variables.items()} | dict(fixed)
         for text in self.guidances or ("",):
-            yield self.recipe(base, {**middle, GUIDANCE: text})
+            if used in ("", *TUNED, *_names(text)):
+                yield self.recipe(base, {**middle, GUIDANCE: text})
 
     def _guidance(self, values: Values) -> str:
         first = self.guidances[0] if self.guidances else ""
@@ -193,7 +200,7 @@ def _filled(text: str, values: Values) -> str:
             if node.id not in values:
                 return node
             value = values[node.id]
-            return ast.parse(str(value), mode="eval").body
+            return _tree(str(value)).body
 
     return ast.unparse(Fill().visit(_tree(text)))
 
