@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffsteer import steer
 from diffsteer.core.errors import InputError
-from families.unknown_networks import CASES, made
+from families.unknown_networks import CASES, BatchedPipeline, made
 
 each = pytest.mark.parametrize("name", CASES)
 
@@ -84,6 +84,31 @@ def by_hand(pipe: Any, call: dict[str, Any], name: str) -> tuple[Tensor, Tensor]
             outputs.append(c + 4 * (c - n) + 2 * (c - p))
             x = x + (sigmas[i + 1] - sigmas[i]) * outputs[-1]
     return outputs[0], x
+
+
+class EndingPipeline(BatchedPipeline):
+    """One call a condition, the null prompt at the first step alone, a moment of each step."""
+
+    def __call__(self, latents: Tensor, cond: Tensor, null: Tensor, scale: float) -> Tensor:
+        ends = iter([False, True, True])
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            given = {"moment": x.mean() + t / 1000, "timestep": (1 - t / 1000).expand(len(x))}
+            c = -self.transformer(x, cond, **given)[0]
+            if next(ends) and scale > 1:
+                return c
+            n = -self.transformer(x, null, **given)[0]
+            return n + abs(scale) * (c - n)
+
+        return self.steps(latents, predict)
+
+
+def test_guidance_that_ends_early_in_a_network_that_is_told_of_each_step() -> None:
+    known, call = made("unet")
+    pipe = EndingPipeline(known.transformer, known.scheduler)
+    wanted = pipe(**call, scale=-3.0)
+    assert not torch.equal(pipe(**call, scale=3.0), wanted)
+    torch.testing.assert_close(steered(pipe, call, "CFG(3)"), wanted, atol=5e-5, rtol=0)
 
 
 REFUSED = {

@@ -39,6 +39,7 @@ from diffsteer.hf.null_call import NullCall
 from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.second_step import SecondStep, step_arguments
+from diffsteer.hf.stacking import equal
 from diffsteer.hf.time_arguments import Now, Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker
 from diffsteer.hf.views import fitted
@@ -233,7 +234,8 @@ class StepGuidance:
         x = measured.folding.unfolded(sample)
         self._check_sample(measured.parts["cond"], x, output, float(time.time))
         whole = {name: part.whole for name, part in measured.parts.items()}
-        guided = self._guided(self._conditions(whole), calls, self._now(time))
+        now = self._now(time)
+        guided = self._guided(self._conditions(whole, now.time), calls, now)
         if calls[0].second:
             self._second.await_step(self.pipe, calls, measured.parts, guided, self.stepped)
             guided = measured.parts["cond"].given(guided)
@@ -255,11 +257,18 @@ class StepGuidance:
         """Arguments of the scheduler's step by name."""
         return step_arguments(self.pipe.scheduler, *args, **kwargs)
 
-    def _conditions(self, parts: Mapping[str, Part]) -> Parts:
-        """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
+    def _conditions(self, parts: Mapping[str, Part], time: float) -> Parts:
+        """Conditions, with the null prompt of an earlier step where the pipeline left it out.
+
+        Of a call of its own is taken what the prompt's had otherwise, all else as it is now.
+        """
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:
-            call = replace(null.call, out=None)  # which was at another time
+            call, before = replace(null.call, out=None), self._parts["cond"].call
+            if before is not null.call:
+                given, of_prompt = call.arguments.items(), before.arguments
+                own = {name: v for name, v in given if not equal(v, of_prompt.get(name))}
+                call = replace(call, arguments=cond.call.arguments | own, time=time)
             parts = {**parts, "null": replace(null, call=call, scale=cond.scale, held=cond.held)}
         self._parts, self._first = parts, self._first or [cond.call]
         if "null" in parts or self._null is None:
@@ -281,7 +290,7 @@ class StepGuidance:
         now = self._now(read.step(self._tracker))
         if now.step.first:  # where no run ends
             self._guided.end()
-        out = self._guided(self._conditions(parts), [call], now)
+        out = self._guided(self._conditions(parts, now.time), [call], now)
         self._release()
         self._await(partial(self._step_from, out))
         return read.batch.repeated(out.to(call.inputs.dtype))
