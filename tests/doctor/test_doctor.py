@@ -141,6 +141,8 @@ def test_never_over_the_input(tmp_path) -> None:
     for out in (path, link):
         with pytest.raises(InputError, match="the checkpoint itself"):
             fix(diagnosis, out)
+    with pytest.raises(InputError, match="name of a pickle"):
+        fix(diagnosis, tmp_path / "c.ckpt")
     (tmp_path / "b.yaml").write_text("mine: true")
     with pytest.raises(FileExistsError, match="there already"):
         fix(diagnosis, tmp_path / "b.safetensors")

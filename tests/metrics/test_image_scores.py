@@ -65,6 +65,10 @@ def test_evaluate_in_python_scores_and_warns() -> None:
     assert empty["mine_scores:letters"].tolist() == [0] * 12
     with pytest.raises(InputError, match="hold no prompts, which CLIPScore"):
         judged(fake, scores_of(['CLIPScore("nowhere")']), [])
+    with pytest.raises(FileNotFoundError, match="no folder '/nowhere': give a transf"):
+        diffsteer.evaluate(fake, real, RGB, 0, 'CLIPScore("/nowhere")', ["a"] * 12)
+    with pytest.raises(InputError, match="sets of images or more by name"):
+        diffsteer.compare([fake, real], real)
     with pytest.raises(InputError, match="2 prompts for 12 images"):
         diffsteer.evaluate(fake, real, RGB, 0, ["mine_scores:letters"], ["a", "b"])
 

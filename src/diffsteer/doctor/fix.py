@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from diffsteer.core.errors import InputError
 from diffsteer.doctor import marks
-from diffsteer.doctor.checkpoint import SCHEDULER, Checkpoint
+from diffsteer.doctor.checkpoint import PICKLES, SCHEDULER, Checkpoint
 from diffsteer.doctor.diagnosis import Diagnosis
 from diffsteer.doctor.tensors import Entry, read_header, scan
 from diffsteer.io.atomic import PART, atomic_folder, atomic_write, put, write_json
@@ -28,6 +28,10 @@ def require_new(inputs: Iterable[Path], out: Path) -> None:
         InputError: it is, holds or lies in an input.
         FileExistsError: something is there.
     """
+    if out.suffix in PICKLES:
+        raise InputError(
+            f"{out} has the name of a pickle: end it in .safetensors, or name a folder"
+        )
     target, places = out.resolve(), {place.resolve() for place in inputs if place.exists()}
     if places & {target, *target.parents} or any(target in place.parents for place in places):
         raise InputError(f"{out} is the checkpoint itself, holds it, or lies in it: name another")

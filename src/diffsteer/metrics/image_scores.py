@@ -30,6 +30,7 @@ def no_scores(images: Tensor, seeds: Sequence[int]) -> Mapping[str, Tensor]:
 
 def scores_of(texts: Sequence[str], device: str = "") -> dict[str, Score]:
     """Scores by their texts, each of which `score_of` reads."""
+    texts = (texts,) if isinstance(texts, str) else texts
     if len(set(texts)) < len(texts):
         raise InputError("a score is named twice: name each once")
     return {text: score_of(text, device) for text in texts}

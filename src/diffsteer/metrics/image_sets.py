@@ -115,8 +115,11 @@ def compare(
     """
     if isinstance(images, Statistics) and isinstance(reference, Statistics):
         return measured(images, reference, seeds, spread)
-    if isinstance(images, Statistics) or isinstance(reference, Statistics) or len(images) < 2:
-        raise InputError("give two sets of images or more by name, or two Statistics")
+    sets = isinstance(images, Mapping) and len(images) > 1
+    if isinstance(images, Statistics) or isinstance(reference, Statistics) or not sets:
+        raise InputError(
+            'give two sets of images or more by name, {"a": "x/", "b": "y/"}, or two Statistics'
+        )
     extractor, judges = extractor or EfficientNetLite0(), scores_of(scores)
     sizes = {name: _size(name, side) for name, side in images.items()}
     if len(set(sizes.values())) > 1:

@@ -20,7 +20,7 @@ from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.io.strict import read_safetensors
 from diffsteer.metrics.features import normalised, pictures
-from diffsteer.metrics.pretrained import pretrained
+from diffsteer.metrics.pretrained import pretrained, require_checkpoint
 from diffsteer.metrics.scorer import SHORT, Scorer, require_words
 from diffsteer.models.adm import files as adm_files
 
@@ -116,6 +116,8 @@ class HPSv2(Scorer):
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
+        state = _state(Path(self.weights))
+        require_checkpoint(self.clip)
         from transformers import CLIPConfig, CLIPModel
 
         with torch.device("meta"):
@@ -125,7 +127,7 @@ class HPSv2(Scorer):
             place = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             model.get_submodule(owner).register_buffer(end, place, persistent=False)
         try:
-            model.load_state_dict(renamed(_state(Path(self.weights))), assign=True)
+            model.load_state_dict(renamed(state), assign=True)
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(

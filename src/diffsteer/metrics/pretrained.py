@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.io.hashing import file_hash, weights_hash
+from diffsteer.io.hub import HUB_ID, require_known
 from diffsteer.metrics.features import Extractor, Origin, normalised, pictures, resized
 
 INCEPTION_LAYERS = ("64", "192", "768", "2048", "logits_unbiased")
@@ -152,11 +153,21 @@ class CLIP(Extractor):
             return self._net(normalised(x, mean, std)).image_embeds  # type: ignore[no-any-return]
 
 
+def require_checkpoint(name: str) -> None:
+    """Check that a name can be of a transformers checkpoint, before transformers looks for it."""
+    if not (Path(name).is_dir() or HUB_ID.fullmatch(name)):
+        raise FileNotFoundError(
+            f"no folder {brief(name)}: give a transformers checkpoint, or a hub id NAME/MODEL"
+        )
+    require_known(name)
+
+
 def pretrained(model: Any, weights: str) -> nn.Module:
     """Load a transformers model in float32, refusing weights that leave a part of it random.
 
     What else the checkpoint holds, such as CLIP's other half, is left out without a word.
     """
+    require_checkpoint(weights)
     from transformers.utils import logging
 
     net: nn.Module
