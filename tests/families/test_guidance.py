@@ -349,6 +349,7 @@ TOKENS = {
     "HiDreamImage": ((4, 4), 0),
     "HunyuanVideo": ((2, 2, 2), 0),
     "HunyuanVideoFramepack": ((2, 2, 2), 13),
+    "Krea2": ((4, 4), 5),
     "Mochi": ((2, 2, 2), 0),
     "QwenImage": ((4, 4), 5),
     "QwenImage21": ((4, 4), 0),
@@ -407,6 +408,7 @@ def test_sag(family: TinyFamily) -> None:
 
 PACKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "Flux2Klein": lambda pipe, x: pipe._pack_latents(pipe._patchify_latents(x)),
+    "Krea2": lambda pipe, x: pipe._pack_latents(x, 1, *x.shape[1:]),
     "LTX": lambda pipe, x: pipe._pack_latents(x),
     "NucleusMoEImage": lambda pipe, x: pipe._pack_latents(x, 1, *x.shape[1:], 2),
     "QwenImage": lambda pipe, x: pipe._pack_latents(x, 1, *x.shape[1:]),

@@ -38,7 +38,8 @@ def grids_of(arguments: Mapping[str, Any], count: int, last: bool = False) -> li
     for name, value in arguments.items():
         if isinstance(value, Tensor) and name.endswith("ids") and value.ndim >= 2:
             places = value.reshape(-1, *value.shape[-2:])[0]
-            grids += _in_order(places[-count:] if last else places[:count])
+            ends = places[:count], places[-count:]  # where one is text, it is in no order
+            grids += [grid for end in (reversed(ends) if last else ends) for grid in _in_order(end)]
         if "shape" in name:
             grids += _shapes_in(value, last)
     return [grid for grid in grids if prod(grid) == count]
