@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -247,6 +249,27 @@ def test_a_store_that_cannot_be_opened(storage: str, reason: str, tmp_path: Path
     with pytest.raises(InputError, match=reason) as error:
         open_storage(storage, tmp_path / "a.journal")
     assert "\n" not in str(error.value)
+
+
+def _open(url: str, together: Any) -> None:
+    import optuna
+
+    together.wait()
+    optuna.create_study(
+        storage=open_storage(url, Path("nowhere")), study_name="a", load_if_exists=True
+    )
+
+
+def test_workers_that_start_together_open_one_new_database(tmp_path: Path) -> None:
+    processes = get_context("fork")
+    for i in range(3):
+        arguments = (f"sqlite:///{tmp_path}/{i}.db", processes.Barrier(2))
+        workers = [processes.Process(target=_open, args=arguments) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_a_budget_that_measures_nothing_is_refused() -> None:
