@@ -87,28 +87,45 @@ def by_hand(pipe: Any, call: dict[str, Any], name: str) -> tuple[Tensor, Tensor]
 
 
 class EndingPipeline(BatchedPipeline):
-    """One call a condition, the null prompt at the first step alone, a moment of each step."""
+    """The null prompt at the first step alone, a moment of each step for both conditions."""
+
+    together = moving = False
 
     def __call__(self, latents: Tensor, cond: Tensor, null: Tensor, scale: float) -> Tensor:
         ends = iter([False, True, True])
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            given = {"moment": x.mean() + t / 1000, "timestep": (1 - t / 1000).expand(len(x))}
-            c = -self.transformer(x, cond, **given)[0]
+            texts = [cond, null]
+            if self.moving:  # features of each condition, as a ControlNet makes them
+                texts = [text * (1 + t / 1000) for text in texts]
             if next(ends) and scale > 1:
-                return c
-            n = -self.transformer(x, null, **given)[0]
+                return self.answer([x], texts[:1], t)
+            if self.together:
+                c, n = self.answer([x, x], texts, t).chunk(2)
+            else:
+                c, n = (self.answer([x], [text], t) for text in texts)
             return n + abs(scale) * (c - n)
 
         return self.steps(latents, predict)
 
+    def answer(self, xs: list[Tensor], texts: list[Tensor], t: Tensor) -> Tensor:
+        x, text = torch.cat(xs), torch.cat(texts)
+        given = {"moment": xs[0].mean() + t / 1000, "timestep": (1 - t / 1000).expand(len(x))}
+        out: Tensor = -self.transformer(x, text, **given)[0]
+        return out
 
-def test_guidance_that_ends_early_in_a_network_that_is_told_of_each_step() -> None:
+
+@pytest.mark.parametrize("together", [False, True])
+def test_guidance_that_ends_early_in_a_network_that_is_told_of_each_step(together: bool) -> None:
     known, call = made("unet")
     pipe = EndingPipeline(known.transformer, known.scheduler)
+    pipe.together = together
     wanted = pipe(**call, scale=-3.0)
     assert not torch.equal(pipe(**call, scale=3.0), wanted)
     torch.testing.assert_close(steered(pipe, call, "CFG(3)"), wanted, atol=5e-5, rtol=0)
+    pipe.moving = True
+    with pytest.raises(InputError, match="words of the null prompt changes from step to step"):
+        steered(pipe, call, "CFG(3)")
 
 
 REFUSED = {

@@ -24,6 +24,7 @@ from diffsteer.guidance import Guidance
 from diffsteer.hf.architectures import known_family, patch_of
 from diffsteer.hf.batch_conditions import BatchedCall, conditions_in_batch, counting_processor
 from diffsteer.hf.conditions import Part, StepParts, no_part
+from diffsteer.hf.earlier_null import null_at_step
 from diffsteer.hf.guide_fit import check_guide
 from diffsteer.hf.guided_output import GuidedOutput, Parts
 from diffsteer.hf.hooks import plain_forward, replaced
@@ -39,7 +40,6 @@ from diffsteer.hf.null_call import NullCall
 from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.second_step import SecondStep, step_arguments
-from diffsteer.hf.stacking import equal
 from diffsteer.hf.time_arguments import Now, Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker
 from diffsteer.hf.views import fitted
@@ -258,18 +258,10 @@ class StepGuidance:
         return step_arguments(self.pipe.scheduler, *args, **kwargs)
 
     def _conditions(self, parts: Mapping[str, Part], time: float) -> Parts:
-        """Conditions, with the null prompt of an earlier step where the pipeline left it out.
-
-        Of a call of its own is taken what the prompt's had otherwise, all else as it is now.
-        """
+        """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:
-            call, before = replace(null.call, out=None), self._parts["cond"].call
-            if before is not null.call:
-                given, of_prompt = call.arguments.items(), before.arguments
-                own = {name: v for name, v in given if not equal(v, of_prompt.get(name))}
-                call = replace(call, arguments=cond.call.arguments | own, time=time)
-            parts = {**parts, "null": replace(null, call=call, scale=cond.scale, held=cond.held)}
+            parts = {**parts, "null": null_at_step(null, self._parts["cond"], cond, time)}
         self._parts, self._first = parts, self._first or [cond.call]
         if "null" in parts or self._null is None:
             return Parts(parts)
