@@ -70,6 +70,15 @@ def test_the_front_is_found_and_beaten_trials_are_pruned(tmp_path: Path) -> None
     assert [t.number for t in front(study, 2)] == [best[0].number, best[-1].number]
 
 
+def test_of_equal_recipes_the_front_has_the_first() -> None:
+    import optuna
+
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for values in ([0.5, 10], [0.9, 7], [0.9, 7], [0.95, 12], [0.9, 8]):
+        study.add_trial(optuna.trial.create_trial(values=values))
+    assert [trial.number for trial in front(study, 9)] == [1, 3]
+
+
 def test_it_goes_on_and_refuses_another_search(tmp_path: Path) -> None:
     search(tmp_path, trials=5).run()
     study = search(tmp_path, trials=8).run()

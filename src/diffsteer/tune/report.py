@@ -153,11 +153,11 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
         Path of the page.
     """
     folder, objective = search.folder, search.objective
-    labels = "network evaluations (NFE) an image", objective.metric
-    title = f"{objective.metric} against cost"
+    name = objective.metric.partition("(")[0].rpartition(":")[2]  # of a score, without its module
+    labels = "network evaluations (NFE) an image", name
     charts = [
-        (f"{title}, seeds of the search", _searched(search, study)),
-        (f"{title}, seeds of the report", _reported(results)),
+        ("seeds of the search", _searched(search, study)),
+        ("seeds of the report", _reported(results)),
     ]
     write_png(
         folder / "front.png", [Chart(charts[0][0], *labels, tuple(charts[0][1]))], search.base.model
@@ -172,13 +172,13 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
     first = results[0]
     page = render(
         "tune.html",
-        title=f"{search.base.model}: {title}",
+        title=f"{search.base.model}: {name} against cost",
         search=search,
         trials=finished(study),
         results=results,
         first=first,
         seeds={seed: first.recipe.for_seed(seed).prompt for seed in first.images},
-        charts=[(line_chart(name, *labels, curves), curves) for name, curves in charts],
+        charts=[(line_chart(text, *labels, curves), curves) for text, curves in charts],
         describe=lambda recipe: describe(recipe.to_dict(), search.space),
         searched=format_seeds(search.budget.seeds),
         resamples=resamples,

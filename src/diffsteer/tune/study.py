@@ -260,7 +260,7 @@ def describe(recipe: Mapping[str, Any], space: Space) -> str:
 
 def front(study: "Study", most: int) -> "list[FrozenTrial]":
     """Best measured trials at each cost, cheapest first; of more than `most` some, evenly."""
-    best = {(*trial.values, str(trial.user_attrs[RECIPE])): trial for trial in study.best_trials}
+    best = {tuple(trial.values): trial for trial in reversed(study.best_trials)}  # first of equals
     trials = sorted(best.values(), key=lambda trial: trial.values[1])
     if len(trials) <= most:
         return trials
