@@ -80,6 +80,10 @@ def test_search_report_and_start_again(reference: Path, model: str, tmp_path: Pa
     before = (out / "report.json").read_text()
     tune(reference, recipe=recipe, out=out, **OPTIONS)  # nothing is left to search
     assert (out / "report.json").read_text() == before
+    tune(reference, recipe=recipe, out=out, **OPTIONS | {"trials": 9})
+    report = json.loads((out / "report.json").read_text())  # of another front
+    assert len(report["trials"]) == 9
+    assert {path.stem for path in (out / "recipes").glob("*.json")} == report["recipes"].keys()
 
 
 def brightness(images: Tensor, prompts: list[str]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import atomic_write, put, write_json
+from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_seeds
 from diffsteer.io.strict import from_table
 from diffsteer.metrics.bootstrap import Interval
@@ -97,7 +98,8 @@ def confirm(
         name = f"{len(chosen) + 1}"
         recipes[name] = from_table(Recipe, dict(trial.user_attrs[RECIPE]), str(search.folder))
         chosen[name] = trial.values[0]
-    folders = {name: search.folder / "images" / name for name in recipes}
+    keys = {name: digest(recipe.to_dict())[:12] for name, recipe in recipes.items()}
+    folders = {name: search.folder / "images" / key for name, key in keys.items()}
     runs = {
         name: search.objective.sampled(recipe, seeds, folders[name], shown)
         for name, recipe in recipes.items()
@@ -168,6 +170,10 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
             put(one.prompts, "".join(f"{text}\n" for text in one.recipe.prompts).encode())
             table["prompts"] = one.prompts.name
         write_json(folder / "recipes" / f"{one.name}.json", table)
+    names = {one.name for one in results}
+    for path in (folder / "recipes").glob("*.json"):
+        if path.stem not in names:  # of an earlier, longer report
+            path.unlink()
     write_json(folder / "report.json", _json(search, study, results))
     first = results[0]
     page = render(
