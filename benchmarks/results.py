@@ -386,7 +386,7 @@ def main() -> None:
         "```console",
         "python benchmarks/critters.py sheet brightness obedience catalogue front grids "
         "--n 600 --choice 100",
-        "python benchmarks/fashion.py --data fashion.tar  # after three trainings, see its head",
+        "python benchmarks/fashion.py --data fashion.tar --n 667 --choose 250",
         "python benchmarks/results.py",
         "```",
         "",
