@@ -28,6 +28,7 @@ from diffsteer_lab.critters.grammar import ATTRIBUTES, Critter
 from diffsteer_lab.critters.images import Critters
 from diffsteer_lab.critters.judge import WEIGHTS, judge
 from diffsteer_lab.demo import located
+from images import enlarged, save
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -341,13 +342,7 @@ def drawn(bench: Bench, recipe: Recipe) -> "list[Image.Image]":
     """Images of a recipe, one a prompt, twice as large."""
     with open_pipeline(located(recipe, bench.models)) as images:
         made = images(range(len(recipe.prompts)))
-    large = made.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in large]
-
-
-def save(image: "Image.Image", path: Path) -> None:
-    with atomic_write(path) as file:
-        image.save(file, "PNG")
+    return enlarged(made)
 
 
 def stages(bench: Bench, run: Path) -> Iterator[dict[str, Any]]:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from images import enlarged, save
 
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import atomic_write
+from diffsteer.io.atomic import write_json
 from diffsteer.io.sheet import sheet
 from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.metrics.evaluate import compare
@@ -105,15 +105,17 @@ class Bench:
         reconstruct(averages, folder, [length], kimg, skip=True)
         return folder / name("phema", kimg, length)
 
-    def row(self, way: Way, lengths: Sequence[float], weights: Sequence[float]) -> dict[str, Any]:
-        """A way's figures, by what is best for it on the seeds of the choice."""
+    def row(
+        self, way: Way, lengths: Sequence[float], weights: Sequence[float]
+    ) -> tuple[Recipe, dict[str, Any]]:
+        """The recipe that is best for a way on the seeds of the choice, and its figures."""
         recipes = self.recipes(way, lengths, weights)
         seeds = range(CHOICE, CHOICE + self.choose)
         tried = {key: self.figures(recipe, seeds)["FD"] for key, recipe in recipes.items()}
         chosen = min(tried, key=tried.__getitem__)
         parts = [range(i * 10_000, i * 10_000 + self.n) for i in range(self.ranges)]
         rows = [self.figures(recipes[chosen], part) for part in parts]
-        return {
+        return recipes[chosen], {
             "way": way.name,
             "length": float(chosen.split(",")[0]),
             "guidance": recipes[chosen].guidance,
@@ -153,24 +155,14 @@ def main() -> None:
     )
     table, images = [], []
     for way in WAYS:
-        table.append(bench.row(way, options.lengths, options.weights))
-        print(json.dumps(table[-1]), flush=True)
-        recipes = bench.recipes(way, [table[-1]["length"]], options.weights)
-        images.append(
-            drawn(next(r for r in recipes.values() if r.guidance == table[-1]["guidance"]))
-        )
+        recipe, row = bench.row(way, options.lengths, options.weights)
+        print(json.dumps(row), flush=True)
+        table.append(row)
+        with open_generator(recipe) as made:
+            images.append(enlarged(made(SHOWN)))
         names = [f"{row['way']} {row['guidance']}" for row in table]
-        with atomic_write(OUT / "fashion.png") as file:
-            sheet(images, [""] * len(SHOWN), names).save(file, "PNG")
-        with atomic_write(OUT / "fashion.json") as file:
-            file.write((json.dumps(table, indent=1) + "\n").encode())
-
-
-def drawn(recipe: Recipe) -> list[Image.Image]:
-    """Images of the first seeds, twice as large."""
-    with open_generator(recipe) as images:
-        made = images(SHOWN).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in made]
+        save(sheet(images, [""] * len(SHOWN), names), OUT / "fashion.png")
+        write_json(OUT / "fashion.json", table)
 
 
 def reference(data: Path, work: Path) -> Statistics:

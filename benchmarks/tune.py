@@ -2,9 +2,9 @@
 
     python benchmarks/tune.py tune
 
-Writes tune/prompts.txt, captions of the training split, tune/held-out.txt, captions of held-out
-combinations of attributes, and the best recipes of docs/results.md, at 24 network evaluations, as
-tune/*.json with the former and tune/held-out/*.json with the latter; and tune/real, renderings.
+Writes tune/prompts.txt, captions of the training split, tune/held-out/prompts.txt, captions of
+held-out combinations of attributes, the best recipes of docs/results.md, as tune/*.json with the
+former and tune/held-out/*.json with the latter, and tune/real, renderings.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from diffsteer.doctor.tensors import Entry, is_safetensors, read_header
 from diffsteer.hf.load import offline_folder
 from diffsteer.hf.network import PARTS
 from diffsteer.hf.shipped import shipped
-from diffsteer.io.extensions import LAB, extensions
+from diffsteer.io.extensions import known
 from diffsteer.io.hub import HUB_ID, require_known
 from diffsteer.io.model_folder import CONFIG, INDEX
 from diffsteer.io.strict import parse_object, read_bytes, read_object, refused
@@ -103,10 +103,10 @@ def open_checkpoint(name: str) -> Checkpoint:
     if path.is_dir():
         return _folder(name, (path,))
     if not HUB_ID.fullmatch(name) or path.suffix == ".safetensors":
-        ships = (*LAB["models"], *extensions("models"))
+        ships = known("models")
         raise FileNotFoundError(
             f"no model {name!r}{did_you_mean(name, ships)}: give a .safetensors file, a folder, a "
-            f"hub id NAME/MODEL, or one that ships ({', '.join(dict.fromkeys(ships))})"
+            f"hub id NAME/MODEL, or one that ships ({', '.join(ships)})"
         )
     return _folder(name, (_download(name),))
 

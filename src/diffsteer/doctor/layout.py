@@ -99,9 +99,9 @@ def _of_unet(names: Mapping[str, Entry]) -> Architecture:
     """Stable Diffusion 1, 2 or XL, by what does not depend on width where anything does not."""
     widths = {e.shape[-1] for n, e in names.items() if n.endswith("attn2.to_k.weight")}
     sizes = any(n.startswith(("label_emb.0.0.", "add_embedding.linear_1.")) for n in names)
-    told = any(n.startswith(("label_emb.", "class_embedding.", "add_embedding.")) for n in names)
+    labels = any(n.startswith(("label_emb.", "class_embedding.", "add_embedding.")) for n in names)
     version_2 = 1024 in widths or any(n.startswith("cond_stage_model.") for n in names)
-    if told and (version_2 or not sizes):  # classes, levels of noise, images: unCLIP, upscalers
+    if labels and (version_2 or not sizes):  # classes, levels of noise, images: unCLIP, upscalers
         return UNKNOWN
     if sizes or any(n.startswith("conditioner.embedders.") for n in names):
         return REFINER if 1280 in widths else SDXL

@@ -26,6 +26,11 @@ def _installed(group: str) -> tuple[EntryPoint, ...]:
     return tuple(sorted(entry_points(group=f"diffsteer.{group}"), key=lambda point: point.name))
 
 
+def known(group: str) -> tuple[str, ...]:
+    """Names of a group, also those that diffsteer-lab would add."""
+    return tuple(dict.fromkeys((*LAB.get(group, ()), *extensions(group))))
+
+
 def extension(group: str, name: str) -> Any:
     """Load an extension.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.io.atomic import atomic_folder, umask
-from diffsteer.io.extensions import LAB, extensions
+from diffsteer.io.extensions import known
 from diffsteer.io.hub import HUB_ID, require_known
 from diffsteer.io.strict import read_object, read_safetensors
 
@@ -22,7 +22,7 @@ INDEX = "model_index.json"
 def ships(name: str) -> bool:
     """Whether a model that ships is meant; a folder of its name without a model holds images."""
     path = Path(name)
-    return name in (*LAB["models"], *extensions("models")) and not (
+    return name in known("models") and not (
         path.is_file()
         or any((path / each).is_file() for each in (INDEX, CONFIG))
         or any(path.glob("*.safetensors"))
@@ -52,10 +52,10 @@ def require_model(name: str, files: tuple[str, ...]) -> None:
     if path.exists():
         return
     if not HUB_ID.fullmatch(name):
-        known = (*LAB["models"], *extensions("models"))
+        names = known("models")
         raise FileNotFoundError(
-            f"no model {name!r}{did_you_mean(name, known)}: there is no such folder, a hub id is "
-            f"NAME/MODEL, and those that ship are {', '.join(dict.fromkeys(known))}"
+            f"no model {name!r}{did_you_mean(name, names)}: there is no such folder, a hub id is "
+            f"NAME/MODEL, and those that ship are {', '.join(names)}"
         )
     require_known(name)
 
