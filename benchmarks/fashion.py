@@ -15,31 +15,24 @@ fashion.png after each row; what was measured is kept under --work, and a second
 
 import argparse
 import json
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from distances import Distances, reference
 from images import enlarged, save
 
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.atomic import write_json
 from diffsteer.io.sheet import sheet
-from diffsteer.metrics.efficientnet import EfficientNetLite0
-from diffsteer.metrics.evaluate import compare
-from diffsteer.metrics.sampled import measure_recipe
-from diffsteer.metrics.statistics import Statistics, measure
 from diffsteer.models.edm2.posthoc import find, name, reconstruct
 from diffsteer.train.captioned_images import open_images
 
 OUT = Path(__file__).parent.parent / "docs" / "results"
-EXTRACTOR = EfficientNetLite0("block10", 64, mask=16)
 INTERVAL = ".within(0.2, 3)"
-CHOICE = 1_000_000
-"""First seed of those by which weights and lengths are chosen."""
 SHOWN = range(16)
 """Seeds of the images of each row."""
 
@@ -72,15 +65,12 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Bench:
-    """Where runs are and samples go, and how many there are of each."""
+    """Where runs are, where their averages go, and what is measured."""
 
     runs: Path
     work: Path
     steps: int
-    choose: int
-    n: int
-    ranges: int
-    real: Statistics
+    distances: Distances
 
     def recipes(
         self, way: Way, lengths: Sequence[float], weights: Sequence[float]
@@ -110,30 +100,14 @@ class Bench:
     ) -> tuple[Recipe, dict[str, Any]]:
         """The recipe that is best for a way on the seeds of the choice, and its figures."""
         recipes = self.recipes(way, lengths, weights)
-        seeds = range(CHOICE, CHOICE + self.choose)
-        tried = {key: self.figures(recipe, seeds)["FD"] for key, recipe in recipes.items()}
-        chosen = min(tried, key=tried.__getitem__)
-        parts = [range(i * 10_000, i * 10_000 + self.n) for i in range(self.ranges)]
-        rows = [self.figures(recipes[chosen], part) for part in parts]
+        chosen, tried = self.distances.best(recipes)
         return recipes[chosen], {
             "way": way.name,
             "length": float(chosen.split(",")[0]),
             "guidance": recipes[chosen].guidance,
-            "n": self.n * self.ranges,
-            **spread(rows),
-            "tried": {key: round(value, 1) for key, value in tried.items()},
-        }
-
-    def figures(self, recipe: Recipe, seeds: range) -> dict[str, float]:
-        """FD, its floor of real images, precision, recall, and network evaluations."""
-        run = measure_recipe(recipe, seeds, EXTRACTOR, self.work, batch=64)
-        values = {value.name: value for value in compare(run.statistics, self.real)}
-        distance = values["FD-EfficientNetLite0"]
-        return {
-            "FD": distance.value,
-            "floor": distance.floor.real if distance.floor else float("nan"),
-            **{name: values[name].value for name in ("precision", "recall")},
-            **{name: cost.median().item() for name, cost in run.costs.items()},
+            "n": self.distances.n * self.distances.ranges,
+            **self.distances.report(recipes[chosen]),
+            "tried": tried,
         }
 
 
@@ -149,10 +123,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("measured"))
     options = parser.parse_args()
-    bench = Bench(
-        *(options.runs, options.work, options.steps, options.choose, options.n, options.ranges),
-        reference(options.data, options.work),
-    )
+    real = reference(options.work / "real.npz", *real_images(options.data))
+    distances = Distances(real, options.work, options.choose, options.n, options.ranges)
+    bench = Bench(options.runs, options.work, options.steps, distances)
     table, images = [], []
     for way in WAYS:
         recipe, row = bench.row(way, options.lengths, options.weights)
@@ -165,30 +138,17 @@ def main() -> None:
         write_json(OUT / "fashion.json", table)
 
 
-def reference(data: Path, work: Path) -> Statistics:
-    """Statistics of all real images, which are measured once."""
-    path = work / "real.npz"
-    if not path.exists():
-        source = open_images(data, label="cls")
-        parts = (range(i, min(i + 256, len(source))) for i in range(0, len(source), 256))
-        batches = (torch.stack([colour(source[i].pixels) for i in part]) for part in parts)
-        work.mkdir(parents=True, exist_ok=True)
-        measure(batches, len(source), EXTRACTOR).save(path)
-    return Statistics.load(path)
+def real_images(data: Path) -> tuple[Iterator[torch.Tensor], int]:
+    """All real images in batches, and their number."""
+    source = open_images(data, label="cls")
+    parts = (range(i, min(i + 256, len(source))) for i in range(0, len(source), 256))
+    batches = (torch.stack([colour(source[i].pixels) for i in part]) for part in parts)
+    return batches, len(source)
 
 
 def colour(pixels: torch.Tensor) -> torch.Tensor:
     """An image in three channels."""
     return pixels.expand(3, -1, -1)
-
-
-def spread(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Mean, least and most over the ranges of seeds."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {
-        name: [round(v, 4) for v in (statistics.mean(x), min(x), max(x))]
-        for name, x in columns.items()
-    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Training of ADM networks: the loss by hand, and a result that samples as published ones do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from PIL import Image
 from test_train import begun, preset
 
 from diffsteer.generate.generator import open_generator
+from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import Recipe
 from diffsteer.models.adm.checkpoint import load
-from diffsteer.train.adm import ADMSettings, ADMTask
+from diffsteer.train.adm import ADMClassifierTask, ADMSettings, ADMTask
 
 FLAGS = {
     **{"image_size": 8, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1},
@@ -37,10 +39,46 @@ def test_the_loss_is_the_error_of_the_noise_at_each_images_timestep() -> None:
     torch.testing.assert_close(loss, total / 3, atol=0, rtol=1e-6)  # pixels come in float32
 
 
+def test_the_loss_of_a_classifier_is_cross_entropy_at_each_images_timestep() -> None:
+    torch.manual_seed(0)
+    task = ADMClassifierTask(ADMSettings({**FLAGS, "classifier": True}), ["b", "a", "c"])
+    for p in task.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    pixels, noise = torch.randint(0, 256, (3, 3, 8, 8)), torch.randn(3, 3, 8, 8)
+    places, labels = torch.tensor([0.0, 0.5004, 0.9999]), torch.tensor([2, 0, 1])
+    seeds = torch.tensor([1, 2, 3])
+    losses = task(pixels=pixels, noise=noise, place=places, seed=seeds, label=labels)
+    total, wrong = 0.0, 0
+    for i, t in enumerate((0, 500, 999)):
+        level = task.schedule.at(t)
+        x = level.alpha.float() * (pixels[i] / 127.5 - 1) + level.sigma.float() * noise[i]
+        chances = task.net(x[None], torch.tensor([float(t)]))[0].softmax(0)
+        total -= chances[labels[i]].log()
+        wrong += int(chances.argmax()) != int(labels[i])
+    torch.testing.assert_close(losses["loss"], total / 3, atol=0, rtol=1e-4)
+    assert losses["wrong"].item() == pytest.approx(wrong / 3)
+
+
+def test_a_trained_classifier_guides_a_trained_network(tmp_path: Path) -> None:
+    _two_classes(tmp_path)
+    path = tmp_path / "data"
+    for name, flags, label in (
+        ("net", FLAGS, "none"),
+        ("classifier", {**FLAGS, "classifier": True}, "folder"),
+    ):
+        data = {"source": str(path), "label": label}
+        table = {"task": "adm", "settings": {"flags": flags}, "data": data, "training": LENGTHS}
+        begun(preset(tmp_path, table), tmp_path / name).fit()
+    options = ADMOptions(classifier=str(tmp_path / "classifier/model"))
+    recipe = Recipe(str(tmp_path / "net/model"), sampler="DDIM", steps=3, options=options)
+    with open_generator(replace(recipe, guidance="Classifier(5.0)")) as images:
+        guided = images([0, 1])
+    with open_generator(replace(recipe, options=ADMOptions())) as images:
+        assert not guided.equal(images([0, 1]))
+
+
 def test_the_result_goes_the_way_of_a_published_network(tmp_path: Path) -> None:
-    for i, name in enumerate(("cat", "dog")):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8), (200 * i, 50, 100)).save(tmp_path / "data" / name / "a.png")
+    _two_classes(tmp_path)
     data = {"source": str(tmp_path / "data"), "label": "folder"}
     table = {"task": "adm", "settings": {"flags": {**FLAGS, "class_cond": True}}, "data": data}
     path = preset(tmp_path, {**table, "training": LENGTHS})
@@ -58,7 +96,7 @@ def test_the_result_goes_the_way_of_a_published_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"learn_sigma": True}, "not trained"),
+        ({"learn_sigma": True}, "variance is not trained"),
         ({"class_cond": True, "num_classes": 3}, "the data has 2 classes"),
         ({"num_chanels": 3}, "num_chanels"),
     ],
@@ -66,3 +104,20 @@ def test_the_result_goes_the_way_of_a_published_network(tmp_path: Path) -> None:
 def test_flags_that_cannot_be_trained_are_refused(flags: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         ADMTask(ADMSettings({**FLAGS, **flags}), ["cat", "dog"])
+
+
+def test_a_classifier_is_refused_what_it_cannot_do(tmp_path: Path) -> None:
+    _two_classes(tmp_path)
+    with pytest.raises(ValueError, match="at least 2"):
+        ADMClassifierTask(ADMSettings({**FLAGS, "classifier": True}), ["cat"])
+    data = {"source": str(tmp_path / "data"), "label": "folder"}
+    table = {"task": "adm", "settings": {"flags": {**FLAGS, "classifier": True}}, "data": data}
+    path = preset(tmp_path, {**table, "training": LENGTHS})
+    with pytest.raises(ValueError, match="a classifier makes no images"):
+        begun(path, tmp_path / "run", 'pictures={"every": 8, "steps": 2}')
+
+
+def _two_classes(folder: Path) -> None:
+    for i, name in enumerate(("cat", "dog")):
+        (folder / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (200 * i, 50, 100)).save(folder / "data" / name / "a.png")

@@ -37,10 +37,7 @@ class Objective:
 
     def times(self, u: Tensor) -> Tensor:
         """Times of training for `u` in [0, 1], `(B,)`: uniform over the trained ones."""
-        if isinstance(self.schedule, Discrete):
-            last = self.schedule.last
-            return (u.double() * (last + 1)).floor().clamp(max=last)
-        return self.schedule.share(u)
+        return uniform_times(self.schedule, u)
 
     def losses(
         self, net: Callable[[Tensor, Level], Tensor], x0: Tensor, eps: Tensor, times: Tensor
@@ -57,6 +54,14 @@ class Objective:
         out = upcast(net(level.mix(x0, eps), level))
         error = (out - self.prediction.target(x0, eps, level)).square().flatten(1).mean(1)
         return self.weight.at(level, self.prediction).to(error) * error
+
+
+def uniform_times(schedule: Schedule, u: Tensor) -> Tensor:
+    """Times of training for `u` in [0, 1], `(B,)`: uniform over the trained ones."""
+    if isinstance(schedule, Discrete):
+        last = schedule.last
+        return (u.double() * (last + 1)).floor().clamp(max=last)
+    return schedule.share(u)
 
 
 def low_discrepancy(number: int) -> float:

@@ -10,7 +10,7 @@ import torch
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.extensions import LAB, extension, extensions
 from diffsteer.io.strict import from_table
-from diffsteer.train.adm import ADMSettings, ADMTask
+from diffsteer.train.adm import ADMClassifierTask, ADMSettings, ADMTask
 from diffsteer.train.agd import AGDSettings, AGDTask
 from diffsteer.train.arrays import ArrayImages
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
@@ -98,13 +98,16 @@ def _text_to_image(run: Run, settings: TextToImageSettings) -> tuple[Task, Sourc
 
 
 def _adm(run: Run, settings: ADMSettings) -> tuple[Task, Source]:
-    source = source_of(run.data)
-    labelled = bool(settings.flags.get("class_cond"))
     if run.data.drop:
         raise InputError(
             f"data.drop={run.data.drop}: an ADM network has no null class: leave it out"
         )
-    return ADMTask(settings, captions(source) if labelled else []), source
+    classifier = bool(settings.flags.get("classifier"))
+    if classifier and run.pictures.every:
+        raise InputError("pictures.every: a classifier makes no images: leave it out")
+    source = source_of(run.data)
+    task = ADMClassifierTask if classifier else ADMTask
+    return task(settings, captions(source) if settings.labelled else []), source
 
 
 def _agd(run: Run, settings: AGDSettings) -> tuple[Task, Source]:

@@ -43,11 +43,7 @@ class Diffusion:
     @property
     def schedule(self) -> Discrete:
         """Noise schedule of the training."""
-        flags = self.net.flags
-        if flags.noise_schedule == "cosine":
-            return Discrete.cosine(flags.diffusion_steps)
-        scale = 1000 / flags.diffusion_steps
-        return Discrete.linear(1e-4 * scale, 0.02 * scale, flags.diffusion_steps)
+        return schedule_of(self.net.flags)
 
     @property
     def prediction(self) -> Prediction:
@@ -131,12 +127,24 @@ class Diffusion:
 
     def times(self, x: Tensor, level: Level) -> Tensor:
         """Timesteps for the network at a noise level, one of all or `(B,)`, `(B,)`."""
-        flags = self.net.flags
-        scale = 1000 / flags.diffusion_steps if flags.rescale_timesteps else 1.0
-        return (level.t * scale).to(x.device, torch.get_default_dtype()).expand(len(x))
+        return timesteps(self.net.flags, x, level)
 
     def _classify(self, net: ADMClassifier, x: Tensor, level: Level, _: Cond) -> Tensor:
         return upcast(net(x, self.times(x, level)))
+
+
+def schedule_of(flags: Flags) -> Discrete:
+    """Noise schedule of the training of a network or classifier."""
+    if flags.noise_schedule == "cosine":
+        return Discrete.cosine(flags.diffusion_steps)
+    scale = 1000 / flags.diffusion_steps
+    return Discrete.linear(1e-4 * scale, 0.02 * scale, flags.diffusion_steps)
+
+
+def timesteps(flags: Flags, x: Tensor, level: Level) -> Tensor:
+    """Timesteps, `(B,)`, that a network or classifier takes for the level of `x`, `(B, *D)`."""
+    scale = 1000 / flags.diffusion_steps if flags.rescale_timesteps else 1.0
+    return (level.t * scale).to(x.device, torch.get_default_dtype()).expand(len(x))
 
 
 def _split_anew(heads: int, new_order: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

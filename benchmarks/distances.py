@@ -1,0 +1,80 @@
+"""Fréchet distances of recipes to real images, for `fashion.py` and `sag.py`."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from diffsteer.generate.recipe import Recipe
+from diffsteer.metrics.efficientnet import EfficientNetLite0
+from diffsteer.metrics.evaluate import compare
+from diffsteer.metrics.sampled import measure_recipe
+from diffsteer.metrics.statistics import Statistics, measure
+
+EXTRACTOR = EfficientNetLite0("block10", 64, mask=16)
+CHOICE = 1_000_000
+"""First seed of those by which settings are chosen."""
+BETWEEN = 10_000
+"""Distance between ranges of seeds."""
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Figures of recipes against all real images.
+
+    Attributes:
+        real: Statistics of the real images.
+        work: Folder of what was sampled; a second start goes on.
+        choose: Images to choose by.
+        n: Images of a range that is reported.
+        ranges: Number of ranges.
+    """
+
+    real: Statistics
+    work: Path
+    choose: int
+    n: int
+    ranges: int
+
+    def best(self, recipes: Mapping[str, Recipe]) -> tuple[str, dict[str, float]]:
+        """Name of the recipe of least FD on the seeds of the choice, and FD of all."""
+        seeds = range(CHOICE, CHOICE + self.choose)
+        tried = {name: self.figures(recipe, seeds)["FD"] for name, recipe in recipes.items()}
+        return min(tried, key=tried.__getitem__), {k: round(v, 1) for k, v in tried.items()}
+
+    def report(self, recipe: Recipe) -> dict[str, list[float]]:
+        """Mean, least and most of each figure over the ranges of seeds."""
+        parts = [range(i * BETWEEN, i * BETWEEN + self.n) for i in range(self.ranges)]
+        rows = [self.figures(recipe, part) for part in parts]
+        return spread(rows)
+
+    def figures(self, recipe: Recipe, seeds: range) -> dict[str, float]:
+        """FD, its floor of real images, precision, recall, and network evaluations."""
+        run = measure_recipe(recipe, seeds, EXTRACTOR, self.work, batch=64)
+        values = {value.name: value for value in compare(run.statistics, self.real)}
+        distance = values["FD-EfficientNetLite0"]
+        return {
+            "FD": distance.value,
+            "floor": distance.floor.real if distance.floor else float("nan"),
+            **{name: values[name].value for name in ("precision", "recall")},
+            **{name: cost.median().item() for name, cost in run.costs.items()},
+        }
+
+
+def reference(path: Path, batches: Iterable[Tensor], count: int) -> Statistics:
+    """Statistics of real images, uint8 `(B, 3, H, W)` a batch, which are measured once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        measure(batches, count, EXTRACTOR).save(path)
+    return Statistics.load(path)
+
+
+def spread(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """Mean, least and most of each column."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {
+        name: [round(v, 4) for v in (statistics.mean(x), min(x), max(x))]
+        for name, x in columns.items()
+    }
