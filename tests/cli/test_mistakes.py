@@ -34,7 +34,7 @@ def prepare(tmp_path: Path) -> None:
     (tmp_path / "outer/inner/model_index.json").write_text("{}", "utf-8")
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"real/{name}.bmp")
-    recipe = {"model": "critters", "prompt": "owl"}
+    recipe = {"model": "critters", "prompt": "a red critter"}
     save_file({"a": torch.zeros(1)}, tmp_path / "whole.safetensors")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), "utf-8")
     (tmp_path / "wrong.json").write_text(json.dumps(recipe | {"guidance": "Cfg(2)"}), "utf-8")
@@ -175,6 +175,7 @@ MISTAKES = [
     ("sample model.ckpt --prompt x", "no model 'model.ckpt'"),
     ("evaluate real --refrence x.npz", "missing: --reference .did you mean '--reference'"),
     ("doctor", "missing: MODEL; see `diffsteer doctor --help`"),
+    ("doctor critterz", "no model 'critterz' .did you mean 'critters'.*: give a .safetensors file"),
     ("plan 7.5", r"write it as CFG\(7.5\)"),
     ("schedule sd --spacing karas", "'karas' .did you mean 'karras'"),
     ("models wann", "give a part of its name, such as wan"),

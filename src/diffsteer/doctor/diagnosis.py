@@ -114,8 +114,9 @@ def diagnose(model: str | Path, deep: bool = False, stated: Sequence[Claim] = ()
     Raises:
         InputError: it is damaged, or of an architecture that is not known.
     """
+    checkpoint = open_checkpoint(str(model))
     with quiet(bar=False):
-        return _diagnosis(open_checkpoint(str(model)), deep, stated)
+        return _diagnosis(checkpoint, deep, stated)
 
 
 def _diagnosis(checkpoint: Checkpoint, deep: bool, stated: Sequence[Claim]) -> Diagnosis:
