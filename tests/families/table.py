@@ -90,7 +90,7 @@ def short(reason: str) -> str:
 REASONS = {
     "no attention layer": "no attention map of the image",
     "linear attention": "linear attention: no SEG, no SAG",
-    "SAG blurs images": "packed samples, sound or several images: no SAG",
+    "SAG blurs images": "packed samples or sound: no SAG",
     "neither height nor width is known": "height and width of its tokens unknown: no blur",
     "no betas": "a noise schedule of its own",
     "asks for the condition 'null'": "no null prompt",

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial, wraps
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,17 +17,18 @@ from torch import Tensor
 from diffsteer import steer
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import sag
-from diffsteer.guidance.attention_edits import Identity
+from diffsteer.guidance.attention_edits import BlurQuery, Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
 from diffsteer.hf import guided_output
-from diffsteer.hf.architectures import by_sdpa, packed, patch_of, unpacked
+from diffsteer.hf.architectures import Patch, by_sdpa, packed, patch_of, unpacked
 from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
+from diffsteer.hf.several_images import SampledImage
 from diffsteer.hf.time_arguments import TimeArgument, Timeline
 from families import FAMILIES, MODULAR
 from families.calls import first
-from families.parts import WEIGHTS, TinyFamily, randomised
+from families.parts import WEIGHTS, TinyFamily, image, randomised, wan_vae
 from families.test_tiny import built, guidable
 
 UNKNOWN = {
@@ -437,9 +440,108 @@ def test_tokens_that_are_packed_patches(name: str, monkeypatch: pytest.MonkeyPat
         sampled(family, "SAG(1, on='cond') + CFGNorm(2)")
 
 
-def grid(shape: torch.Size, patch: int) -> tuple[int, ...]:
+def grid(shape: torch.Size, patch: Patch) -> tuple[int, ...]:
     """Frames, height and width in tokens of an image or video `(C, *D)`."""
-    return (*shape[1:-2], shape[-2] // patch, shape[-1] // patch)
+    return (*shape[1:-2], shape[-2] // patch.side, shape[-1] // patch.side)
+
+
+def blurred(name: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[Tensor, Tensor]:
+    """Sample of a pipeline under SAG, and the first that is blurred, `(1, C, *D)`."""
+    images, own = list[Tensor](), sag.blur
+    monkeypatch.setattr(sag, "blur", lambda x, *a: images.append(x) or own(x, *a))
+    sample = sampled(named(name), "SAG(1, on='cond')", **more)
+    assert not close(sample, sampled(named(name), "CFG(1)", **more))
+    return sample, images[0]
+
+
+def test_patches_with_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAG blurs the image that Ideogram 4 makes of its latents, after the last step alone."""
+    _, image = blurred("Ideogram4", monkeypatch)
+    pipe, decoded = named("Ideogram4").build(), list[Tensor]()
+    norm = SimpleNamespace(running_mean=torch.zeros(16), running_var=torch.ones(16))
+    pipe.vae = SimpleNamespace(
+        bn=norm,
+        dtype=torch.float32,
+        config=SimpleNamespace(batch_norm_eps=0.0),
+        decode=lambda z, **_: decoded.append(z) or (z[:, :3],),
+    )
+    call = named("Ideogram4").kwargs(pipe) | {"output_type": "pt"}
+    latents = list[Tensor]()
+    noted = {"callback_on_step_end": lambda *a: latents.append(a[3]["latents"]) or {}}
+    pipe(**call | noted)
+    patch = patch_of(pipe)
+    assert patch is not None and image.shape == decoded[0].shape
+    assert torch.equal(packed(decoded[0], patch), latents[-1])
+    assert torch.equal(unpacked(latents[-1], grid(image.shape[1:], patch), patch), decoded[0])
+
+
+@pytest.mark.parametrize("frames", [9, 17])
+def test_a_video_beside_sound_is_blurred(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the map of its own layer, also where sound (17 frames) has as many tokens, in no grid."""
+    shapes, own = list[Any](), sag.attended
+    monkeypatch.setattr(sag, "attended", lambda a, x, t: shapes.append(a[0].shape) or own(a, x, t))
+    more = {"num_frames": frames, "frame_rate": 2.0 * frames}
+    _, video = blurred("LTX2", monkeypatch, **more)
+    assert video.shape == (1, 8, (frames + 7) // 8, 2, 2)
+    assert shapes[-1] == (1, *video.shape[2:])
+    tokens = packed(video, Patch(1))
+    assert torch.equal(tokens, named("LTX2").build()._pack_latents(video))
+    sound = "SAG(1, on='cond', layer='transformer_blocks.0.audio_attn1')"
+    with pytest.raises(InputError, match="neither height nor width is known"):
+        sampled(named("LTX2"), sound, **more)
+
+
+@pytest.mark.parametrize("name", ["JoyImageEdit", "JoyImageEditPlus"])
+def test_images_beside_the_one_that_is_sampled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are given anew in every call, and the sampled one alone is blurred and edited."""
+    pipe, calls = named(name).build(), list[Tensor]()
+    call = named(name).kwargs(pipe) | named(name).guided(pipe)
+    if name == "JoyImageEdit":
+        pipe.vae, more = wan_vae(), {"image": image(size=64)}
+    else:
+        more = {"images": [image(size=64), image(1, size=64)]}
+    processor = getattr(pipe, "vae_image_processor", None) or pipe.image_processor
+    monkeypatch.setattr(processor, "get_default_height_width", lambda *_: (64, 64))
+    forward = pipe.transformer.forward
+
+    @wraps(forward)
+    def noted(hidden_states: Tensor, **arguments: Any) -> Any:
+        calls.append(hidden_states[-1:])
+        return forward(hidden_states=hidden_states, **arguments)
+
+    monkeypatch.setattr(pipe.transformer, "forward", noted)
+
+    def run(guidance: str = "") -> Tensor:
+        torch.manual_seed(0)
+        call["generator"].manual_seed(0)
+        with steer(pipe, guidance) if guidance else nullcontext():
+            return first(pipe(**call | more))[:, :16]
+
+    assert close(run("CFGNorm(4)"), run())  # the norm over channels, which are third
+    images = (2, 1) if name == "JoyImageEdit" else (48, 0, (1, 4, 4))
+    sampled_image = SampledImage(*images)
+    others, edited = list(sampled_image.others), list[Any]()
+    own = BlurQuery.__call__
+    monkeypatch.setattr(BlurQuery, "__call__", lambda *a: edited.append(a[5]) or own(*a))
+    for guidance in ("SAG(1, on='cond')", "AutoNoise(2, noise=0.1)", "SEG(2, sigma=1.0)"):
+        assert not close(run(guidance), run("CFG(1)"))
+    assert all(torch.equal(x[:, others], calls[0][:, others]) for x in calls)
+    assert {tuple(size) for size in edited} == {(4, 4)}
+    taken = sampled_image.taken(calls[0])
+    assert torch.equal(sampled_image.taken(sampled_image.whole(taken)), taken)
+    assert not sampled_image.whole(taken)[:, others].any()
+
+
+def test_patches_of_the_image_that_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the pipeline packs them, before those of the images that are given."""
+    pipe = named("JoyImageEditPlus").build()
+    monkeypatch.setattr(pipe.image_processor, "get_default_height_width", lambda *_: (64, 64))
+    x = torch.randn(1, 4, 1, 8, 12, generator=torch.Generator().manual_seed(0))
+    settings = 4, 64, 96, torch.float32, torch.device("cpu"), None, [[image(size=64)]]
+    patches, mask, shapes = pipe.prepare_latents(1, *settings, latents=x)
+    place = SampledImage(patches.shape[1], 0, shapes[0][0])
+    assert torch.equal(place.taken(patches), x)
+    assert torch.equal(place.whole(x), patches * mask[..., None, None, None, None])
 
 
 @pytest.mark.parametrize("name", ["CogVideoX", "ConsisID", "StableVideoDiffusion"])

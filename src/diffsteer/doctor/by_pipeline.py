@@ -19,7 +19,7 @@ from diffsteer.core.level import Level
 from diffsteer.core.schedule import Discrete, Flow, Schedule
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
-from diffsteer.hf.architectures import packed, patch_of, unpacked
+from diffsteer.hf.architectures import Patch, packed, patch_of, unpacked
 from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs
 from diffsteer.hf.network import network_of
 from diffsteer.steering import steer
@@ -40,11 +40,11 @@ class _Measuring(Guidance):
     Args:
         measure: Of the network, on a schedule, with a tensor like its samples, `(B, C, H, W)`. It
             asks the same whatever the answers are.
-        patch: Side of the patches of images where they are packed into tokens.
+        patch: Of images where they are packed into tokens.
     """
 
     measure: Measure[Any]
-    patch: int
+    patch: Patch
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
@@ -94,7 +94,7 @@ def measured_by_pipeline(pipe: Any, measure: Measure[T], side: int, **call: Any)
     size["use_resolution_binning"] = False
     call = {name: value for name, value in size.items() if name in takes} | call
     try:
-        with steer(pipe, _Measuring(measure, patch_of(pipe) or 1)):
+        with steer(pipe, _Measuring(measure, patch_of(pipe) or Patch(1))):
             pipe(**call)
     except _Measured as end:
         measured: T = end.args[0]

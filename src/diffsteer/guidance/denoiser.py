@@ -17,7 +17,7 @@ from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
-from diffsteer.guidance.each_part import each_part
+from diffsteer.guidance.each_part import Parts, each_part
 from diffsteer.guidance.edited_pass import Maps, edited, located
 from diffsteer.guidance.independent import require_prompt, unrelated
 from diffsteer.guidance.memory import StepMemory, Store
@@ -61,8 +61,7 @@ class Denoiser:
             None where each call stands alone. `sample` gives every sampling its own, and `at_step`
             those of a loop of your own.
         levels: Those of the sampling, if known: `at_step` takes `next` from them.
-        lengths: Tokens of the parts of a sample, `(B, tokens, C)`, that are guided each by itself;
-            none where it is guided as one.
+        parts: Parts of a sample of tokens that are guided each by itself; None where it is one.
     """
 
     nets: Mapping[str, Network]
@@ -76,7 +75,7 @@ class Denoiser:
     next: Level = CLEAN
     memory: Store | StepMemory | None = None
     levels: Sequence[Level] = ()
-    lengths: Sequence[int] = ()
+    parts: Parts | None = None
     _own: Store = field(default_factory=Store, init=False, repr=False)  # a copy has another
 
     def __post_init__(self) -> None:
@@ -136,8 +135,8 @@ class Denoiser:
         return run(self._asker(self.guidance, at), partial(evaluate, at=at))
 
     def _asker(self, guidance: Guidance, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
-        if self.lengths:
-            return each_part(guidance.guided, at, self.lengths)
+        if self.parts is not None:
+            return each_part(guidance.guided, at, self.parts)
         return guidance.guided(at)
 
     def _rehearse(self, guidance: Guidance, x: Tensor, level: Level) -> None:

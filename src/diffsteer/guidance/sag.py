@@ -42,6 +42,8 @@ MASKS = ("attention", "random", "edges", "global")
 class SAG(Guidance):
     """Self-attention guidance; scale 0 is off and costs nothing.
 
+    Frames of a video are blurred each by itself, and sound beside it is left as it is.
+
     Args:
         scale: s (0.75 is usual with CFG; the official `guide_scale` is 1 + s).
         layer: Self-attention layers that A is read from, by parts of their names, "mid" or
@@ -71,7 +73,7 @@ class SAG(Guidance):
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        if self.scale == 0:
+        if self.scale == 0 or at.beside:
             return torch.zeros_like(at.x)
         require_frames(at.x)
         (answer,) = yield (Branch(self.on, record=self.layers),)
@@ -90,8 +92,8 @@ def require_frames(x: Tensor) -> None:
     """Refuse samples that are neither images nor videos."""
     if x.ndim not in (4, 5):
         raise InputError(
-            f"SAG blurs images, and the samples of this network, {tuple(x.shape[1:])}, are packed, "
-            "sound or several images: take PAG, or SEG in a layer whose height and width are known"
+            f"SAG blurs images, and the samples of this network, {tuple(x.shape[1:])}, are packed "
+            "or sound: take PAG, or SEG in a layer whose height and width are known"
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -161,28 +161,49 @@ def by_sdpa(layer: Any) -> Iterator[None]:
         yield
 
 
-def unpacked(tokens: Tensor, size: Sequence[int], patch: int = 2) -> Tensor:
+class Patch(NamedTuple):
+    """Square of an image or frame that is a token.
+
+    Attributes:
+        side: In pixels of the sample.
+        channels_last: Whether channels are last in a token, `(side, side, C)`, not first.
+    """
+
+    side: int = 2
+    channels_last: bool = False
+
+
+PATCH = Patch()
+CHANNELS_LAST = {"Ideogram4Pipeline": 2}
+"""Sides of the patches that pipelines unpack after their last step alone, channels last."""
+
+
+def unpacked(tokens: Tensor, size: Sequence[int], patch: Patch = PATCH) -> Tensor:
     """Put tokens of a patch each, `(B, h w, 4 C)`, at their places, `(B, C, 2 h, 2 w)`.
 
     Tokens of a video, of the size `(f, h, w)`, become `(B, C, f, 2 h, 2 w)`.
     """
-    (*frames, h, w), p = size, patch
-    patches = tokens.reshape(len(tokens), prod(frames), h, w, -1, p, p)
-    images = patches.permute(0, 4, 1, 2, 5, 3, 6)
-    return images.reshape(len(tokens), -1, *frames, p * h, p * w)
+    (*frames, h, w), p = size, patch.side
+    inner = (p, p, -1) if patch.channels_last else (-1, p, p)
+    patches = tokens.reshape(len(tokens), prod(frames), h, w, *inner)
+    order = (0, 6, 1, 2, 4, 3, 5) if patch.channels_last else (0, 4, 1, 2, 5, 3, 6)
+    return patches.permute(order).reshape(len(tokens), -1, *frames, p * h, p * w)
 
 
-def packed(image: Tensor, patch: int = 2) -> Tensor:
+def packed(image: Tensor, patch: Patch = PATCH) -> Tensor:
     """Inverse of `unpacked`."""
-    (b, c, *frames, h, w), p = image.shape, patch
-    patches = image.reshape(b, c, prod(frames), h // p, p, w // p, p).permute(0, 2, 3, 5, 1, 4, 6)
+    (b, c, *frames, h, w), p = image.shape, patch.side
+    order = (0, 2, 3, 5, 4, 6, 1) if patch.channels_last else (0, 2, 3, 5, 1, 4, 6)
+    patches = image.reshape(b, c, prod(frames), h // p, p, w // p, p).permute(order)
     return patches.reshape(b, prod(frames) * (h // p) * (w // p), p * p * c)
 
 
-def patch_of(pipe: Any) -> int:
-    """Side of the patches of an image or frame that a pipeline packs into tokens; 0 for none."""
+def patch_of(pipe: Any) -> Patch | None:
+    """Patches of an image or frame that a pipeline packs into tokens; None where it does not."""
+    if side := CHANNELS_LAST.get(type(pipe).__name__):
+        return Patch(side, channels_last=True)
     if (pack := getattr(pipe, "_pack_latents", None)) is None:
-        return 0
+        return None
     image = torch.arange(64.0).reshape(1, 4, 4, 4)
     sizes = {"batch_size": 1, "num_channels_latents": 4, "height": 4, "width": 4}
     config = getattr(getattr(pipe, "transformer", None), "config", None)
@@ -192,8 +213,9 @@ def patch_of(pipe: Any) -> int:
     for latents in (as_channels(image), image[:, :, None]):
         with suppress(TypeError, ValueError, RuntimeError):  # of other dimensions, or of layers
             tokens = pack(latents, **given)
-            return next((p for p in (2, 1) if torch.equal(packed(image, p), tokens)), 0)
-    return 0
+            patches = (Patch(2), Patch(1))
+            return next((p for p in patches if torch.equal(packed(image, p), tokens)), None)
+    return None
 
 
 def size_of(ids: Tensor, tokens: int) -> tuple[int, int]:

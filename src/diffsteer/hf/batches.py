@@ -9,6 +9,7 @@ there is, every condition is evaluated in a batch like that of its call.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.guidance.batching import rows_of
-from diffsteer.hf.architectures import known_family, packed, size_of, unpacked
+from diffsteer.guidance.each_part import Parts
+from diffsteer.hf.architectures import Patch, known_family, packed, size_of, unpacked
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.network import uncompiled, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
+from diffsteer.hf.several_images import SampledImage
 from diffsteer.hf.stacking import by_length, put_together, stackable, with_shared
 from diffsteer.hf.timesteps import LOSSY
 from diffsteer.hf.token_places import grids_of
@@ -40,19 +43,20 @@ class Layout:
         part: One of them.
         arguments: Of its call, at the time of the step.
         tree: The same, with rows apart; None where batches are like that of the call.
-        grid: Height and width of packed samples in tokens, of a video after its frames.
-        patch: Side of the patch that is a token.
+        grid: Height and width of packed samples in tokens, of a video after its frames; where there
+            is sound as well, of the video alone.
+        patch: Patch that is a token.
     """
 
     part: Part
     arguments: Mapping[str, Any]
     tree: Mapping[str, Any] | None
     grid: tuple[int, ...] | None
-    patch: int = 2
+    patch: Patch = Patch()
 
     @classmethod
     def of(
-        cls, part: Part, arguments: Mapping[str, Any], divided: bool, patch: int = 0
+        cls, part: Part, arguments: Mapping[str, Any], divided: bool, patch: Patch | None = None
     ) -> "Layout":
         """Layout of a part of a call, of a pipeline that packs patches of images into tokens."""
         network, rows = unwrap_compiled(part.call.module), len(part.call.inputs)
@@ -65,10 +69,10 @@ class Layout:
         if family is not None and family.packed:
             start, count = part.taken.start, part.sample.shape[1]
             grid = size_of(arguments["img_ids"][..., start : start + count, :], count)
-        elif patch and part.sample.ndim == 3 and not part.call.second:
-            count, last = part.sample.shape[1], part.taken.start < 0
+        elif patch is not None and part.sample.ndim == 3:
+            count, last = (*part.call.lengths, part.sample.shape[1])[0], part.taken.start < 0
             grid = next(iter(grids_of(arguments, count, last)), None)
-        return cls(part, arguments, tree, grid, patch or 2)
+        return cls(part, arguments, tree, grid, patch or Patch())
 
     @property
     def sample(self) -> Tensor:
@@ -81,19 +85,37 @@ class Layout:
         return getattr(unwrap_compiled(self.part.call.module).config, "in_channels", None)
 
     def turned(self, x: Tensor) -> Tensor:
-        """Samples with frames before channels, `(B, F, C, H, W)`, with channels first, and back."""
+        """Samples with channels first, and back.
+
+        Frames may be before channels, `(B, F, C, H, W)`; of several images it is the sampled one.
+        """
+        if (sampled := SampledImage.of(self.part.call)) is not None:
+            return sampled.taken(x) if x.ndim == 6 else sampled.whole(x)
         shape = self.part.call.inputs.shape
         frames_first = len(shape) == x.ndim == 5 and shape[2] == self.channels != shape[1]
         return x.transpose(1, 2) if frames_first else x
 
     def unpacked(self, x: Tensor) -> Tensor:
         """Samples, `(B, *D)`, channels first, with packed tokens at their places."""
-        x = self.turned(x)
-        return x if self.grid is None else unpacked(x, self.grid, self.patch)
+        if self.grid is None or self.part.call.lengths:
+            return self.turned(x)
+        return unpacked(x, self.grid, self.patch)
 
     def packed(self, x: Tensor) -> Tensor:
         """Inverse of `unpacked`."""
-        return self.turned(x) if self.grid is None else packed(x, self.patch)
+        if self.grid is None or self.part.call.lengths:
+            return self.turned(x)
+        return packed(x, self.patch)
+
+    @property
+    def parts(self) -> Parts | None:
+        """Video and sound, which are guided each by itself; None where a sample is one."""
+        if not (lengths := self.part.call.lengths):
+            return None
+        if self.grid is None:
+            return Parts(lengths)
+        to_video = partial(unpacked, size=self.grid, patch=self.patch)
+        return Parts(lengths, to_video, partial(packed, patch=self.patch))
 
     def condition(self, base: "Layout") -> "RowsOf":
         """Condition of this part, by the layout of another where that fits it as well."""
@@ -242,10 +264,9 @@ class Batches:
         plain, key = at_level is None and not self._tapping, (call, x.data_ptr(), network)
         if plain and key in self._outputs:
             return self._outputs[key][1][part.rows]
-        given = layout.packed(x)
-        if plain and network is None and call.out is not None and torch.equal(given, part.sample):
+        if plain and network is None and call.out is not None and torch.equal(x, layout.sample):
             return call.out[part.rows]
-        out = self.in_call(layout, given, network, at_level)
+        out = self.in_call(layout, layout.packed(x), network, at_level)
         if plain:
             self._outputs[key] = x, out  # the samples are kept, and so their place
         return out[part.rows]

@@ -17,6 +17,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.hf.folding import Folding
 from diffsteer.hf.probed_calls import Call
+from diffsteer.hf.several_images import SampledImage
 from diffsteer.hf.stacking import form
 from diffsteer.hf.timesteps import LOSSY
 from diffsteer.hf.views import ROUNDING, View, fitted, frames_replaced, placed, views
@@ -40,8 +41,8 @@ class Part:
         sign: Factor of that part.
         scale: The same, where the model output holds the sample as well (Cosmos).
         held: Factor of the sample in the model output.
-        replaced: Frames of the input, or tokens of two samples, that hold a condition in the place
-            of the sample.
+        replaced: Frames of the input, tokens of two samples, or images that hold a condition in the
+            place of the sample.
     """
 
     call: Call
@@ -60,7 +61,7 @@ class Part:
 
     def place(self, inputs: Tensor, x: Tensor) -> None:
         """Put samples, `(B, *D)`, into inputs of the network."""
-        view, dim = self.taken(inputs), 1 if self.call.second else 2
+        view, dim = self.taken(inputs), 1 if self.call.second or inputs.ndim == 6 else 2
         index = torch.tensor(self.replaced, dtype=torch.long, device=inputs.device)
         conditions = view.index_select(dim, index) if self.replaced else None
         view.copy_(x)
@@ -188,7 +189,8 @@ def _taken(call: Call, rows: slice, sample: Tensor) -> Part:
             f"gives its network {tuple(inputs.shape)}, in which the scheduler's sample "
             f"{tuple(sample.shape)} is no run of channels, neither the first nor the last tokens"
         )
-    return Part(call, rows, view)
+    sampled = SampledImage.of(call)
+    return Part(call, rows, view, replaced=sampled.others if sampled else ())
 
 
 def _given(

@@ -22,6 +22,7 @@ from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
 from diffsteer.hf.architectures import (
+    Patch,
     blocks_with_attention,
     by_sdpa,
     check_branch,
@@ -58,17 +59,22 @@ class GuidedOutput:
         guidance: What guides.
         guide: For autoguidance, a second network for the same latents and conditions.
         max_rows: Most rows of one pass of a network.
-        patch: Side of the patches of an image that the pipeline packs into tokens, or 0.
+        patch: Of an image, where the pipeline packs them into tokens.
     """
 
     def __init__(
-        self, owner: str, guidance: Guidance, guide: Any, max_rows: int | None, patch: int = 0
+        self,
+        owner: str,
+        guidance: Guidance,
+        guide: Any,
+        max_rows: int | None,
+        patch: Patch | None = None,
     ) -> None:
         self.owner, self.guidance, self.guide, self.max_rows = owner, guidance, guide, max_rows
         parts = tuple(guidance.parts())
         norms = any(isinstance(part, CFGNorm) for part in parts)  # which is of each token
         images = any(isinstance(part, SAG | FDG | FreSca) for part in parts)
-        self._patch = patch if images and not norms else 0
+        self._patch = patch if images and not norms else None
         self.batches = Batches(max_rows)
         self._times = TimeArgument()
         self._seeds: tuple[int, ...] = ()
@@ -124,9 +130,8 @@ class GuidedOutput:
         conds = Parts(made)
         settings = self.guidance, self.max_rows, now.timeline.schedule, self._seeds, now.step.step
         ahead = now.next(now.step.step), memory
-        lengths = layout.part.call.lengths
         prediction = now.timeline.prediction
-        denoiser = Denoiser(nets, conds, prediction, *settings, *ahead, lengths=lengths)
+        denoiser = Denoiser(nets, conds, prediction, *settings, *ahead, parts=layout.parts)
         if now.step.first:
             self._dry_run(replace(denoiser, seeds=None), x[:1], now)
             denoiser = replace(denoiser, conds=Parts(made))  # of places that are measured now

@@ -157,10 +157,16 @@ class MeasuredLayers(Mapping[str, nn.Module]):
                 spans = {(0, length)}
             if spans and not left:
                 start, count = min(spans, key=change.distance)
-                shape = self._shape(count, frames)
+                shape = (count,) if self._of_sound(change) else self._shape(count, frames)
                 located[name] = ImageTokens(shape, start, frames, change.key, change.call)
                 counts = counts or {count}
         return located
+
+    def _of_sound(self, change: "Change") -> bool:
+        """Whether a layer is of the second of two samples: its last token moves it more."""
+        length, lengths = len(change.all), self._lengths
+        alike = length in lengths[:1] and bool(change.first.max() >= change.last.max())
+        return length in lengths and not alike
 
     def _shape(self, count: int, folded: int) -> Size:
         """Shape of the tokens of an image or video, or their number where no grid fits."""
