@@ -18,6 +18,7 @@ SOURCES = {
     "PAG": "[Ahn et al. 2024a](https://arxiv.org/abs/2403.17377)",
     "SEG": "[Hong 2024](https://arxiv.org/abs/2408.00760)",
     "refined": "[Ahn et al. 2024](https://arxiv.org/abs/2412.03895)",
+    "low": "after [Jeon and Lee 2026](https://arxiv.org/abs/2605.07253)",
     "AGD": "[Perez Jensen and Sadat 2025](https://arxiv.org/abs/2503.07274)",
 }
 Row = tuple[str, ...]
@@ -48,6 +49,7 @@ def claims_page(figures: Figures, toy: str) -> list[str]:
         *earlier(figures.get("critters-stages", [])),
         *closed(figures.get("critters-obedience", [])),
         *fashion(figures.get("fashion", [])),
+        *pixels(figures.get("sag", [])),
         *points(toy),
     ]
     return [
@@ -136,11 +138,20 @@ def rise(before: dict[str, Any], after: dict[str, Any]) -> str:
     return f"all attributes right: {' to '.join(shares)} %"
 
 
+CLOSED = {
+    "refined": "FID 42.71 to 11.39; CFG 13.38 (SD 2.1)",
+    "low": "",
+    "AGD": "FID as CFG's",
+}
+"""The papers' figures of methods at one evaluation a step, by source."""
+
+
 def closed(rows: list[dict[str, Any]]) -> Iterator[Row]:
     """Share of the gap between no guidance and CFG that methods close at unguided cost."""
     table = {row["name"]: row for row in rows}
     for name, source, claim in (
         ("refined noise", "refined", "refined noise replaces guidance"),
+        ("refined low frequencies", "low", "a small network of low frequencies replaces guidance"),
         ("guidance in a LoRA", "AGD", "adapters learn guidance at one evaluation a step"),
     ):
         if name not in table:
@@ -152,7 +163,7 @@ def closed(rows: list[dict[str, Any]]) -> Iterator[Row]:
         verdict = HOLDS if low > 0.75 else PART if low > 0 else FAILS if high < 0 else UNDECIDED
         yield (
             f"{claim}, {SOURCES[source]}",
-            "FID 42.71 to 11.39; CFG 13.38 (SD 2.1)" if source == "refined" else "FID as CFG's",
+            CLOSED[source],
             f"{share:.0%} of CFG's gain at {row['rows']:g} NFE, CFG has {table['CFG']['rows']:g}",
             f"{row['n']}, 3 ranges",
             f"{low:.0%} to {high:.0%}",
@@ -193,6 +204,37 @@ def fashion(rows: list[dict[str, Any]]) -> Iterator[Row]:
         HOLDS if over_cfg and over_none and recall else part,
         "`fashion.py`",
     )
+
+
+PIXELS = (
+    ("SAG", "none", "SAG", "SAG improves an unconditional network of pixels", "FID 26.21 to 20.31"),
+    ("SAG", "SAG, random mask", "SAG", "SAG owes its gain to where attention looks: random", ""),
+    ("SAG", "SAG, global mask", "SAG", "SAG owes its gain to where attention looks: global", ""),
+    ("PAG", "none", "PAG", "PAG improves an unconditional network of pixels", "FID 26.21 to 16.23"),
+    ("SEG", "none", "SEG", "SEG improves an unconditional network of pixels", ""),
+    ("SAG", "classifier", "classifier + SAG", "SAG adds to a classifier", "FID 2.97 to 2.58"),
+)
+"""Rows of the table of pixels: source, what it is compared with, method, claim, paper's figure."""
+
+
+def pixels(rows: list[dict[str, Any]]) -> Iterator[Row]:
+    """Guidance by attention on an unconditional network of pixels."""
+    table = {row["way"]: row for row in rows}
+    for source, before, after, claim, paper in PIXELS:
+        if before not in table or after not in table:
+            continue
+        one, other = table[before]["FD"], table[after]["FD"]
+        verdict = HOLDS if other[2] < one[1] else FAILS if other[1] > one[2] else UNDECIDED
+        yield (
+            f"{claim}, {SOURCES[source]}",
+            paper,
+            f"FD {one[0]:.1f} to {other[0]:.1f}",
+            f"{table[after]['n']}, 3 ranges",
+            f"{one[1]:.1f} to {one[2]:.1f} and {other[1]:.1f} to {other[2]:.1f}",
+            f"{table[after]['floor'][0]:.1f}",
+            verdict,
+            "`sag.py`",
+        )
 
 
 def points(toy: str) -> Iterator[Row]:
