@@ -62,7 +62,7 @@ def plain_loop():
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 1.5, 2.0, 3.5])
-@pytest.mark.parametrize(("steps", "churn"), [(2, 0), (3, 40), (12, 0), (32, 5)])
+@pytest.mark.parametrize(("steps", "churn"), [(2, 0), (3, 40), (12, 0), (12, 4)])
 @pytest.mark.parametrize("free", [False, True], ids=["guide", "unconditional guide"])
 def test_trajectories_are_those_of_the_written_out_loop(weight, steps, churn, free) -> None:
     """In float64, where nothing but a mistake can tell them apart."""

@@ -44,5 +44,5 @@ def thumbnail(image: "Path | Image") -> str:
     with Image.open(image) if isinstance(image, Path) else image.copy() as small:
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         file = io.BytesIO()
-        small.save(file, "PNG", optimize=True)
+        small.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -50,7 +50,7 @@ def draw(study: Study, main: int, guide: int, file: IO[bytes]) -> None:
     figure.savefig(buffer, format="png", dpi=88)
     with Image.open(buffer) as image:
         small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-        small.save(file, "PNG", optimize=True)
+        small.save(file, "PNG")
 
 
 def _cloud(ax: Any, study: Study, x: Tensor, title: str) -> None:
