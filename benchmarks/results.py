@@ -242,7 +242,7 @@ def sag_page(rows: Rows) -> list[str]:
         "## Self-attention guidance on pixels",
         "",
         "An unconditional ADM network of 1.4 million weights, 102,400 images of training at 32 "
-        f"pixels; {first['n']} images in three ranges of seeds, 12 steps of UniPC, Fréchet distance"
+        f"pixels; {first['n']} images in three ranges of seeds, 12 steps of DDPM, Fréchet distance"
         " of EfficientNet-Lite0's block10 through the mask, and precision and recall of its "
         "features, to 10,000 other renderings: mean (least to most) of the ranges; the floor is "
         f"the FD of as many real images as a range, {first['floor'][0]:.3g}. Settings were chosen "
