@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffsteer import steer
 from diffsteer.core.errors import InputError
-from diffsteer.guidance import sag
+from diffsteer.guidance import sag, second_context
 from diffsteer.guidance.attention_edits import BlurQuery, Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
 from diffsteer.hf import guided_output
@@ -649,11 +649,56 @@ def test_prompts_of_other_lengths_in_one_steering() -> None:
     with steer(pipe, "PAG(2)"):
         run([1, 1, 1, 1, 1])
         assert torch.equal(run([1, 1, 1, 0, 0]), fresh)
-    call = family.kwargs(pipe)
-    masks = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    both = {"prompt_embeds": call["prompt_embeds"].repeat(2, 1, 1), "prompt_attention_mask": masks}
-    with steer(pipe, "PAG(2)"), pytest.raises(InputError, match="other places among the tokens"):
-        pipe(**call | both)
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize(
+    "guidance",
+    ["PAG(2)", "SEG(2, sigma=1.0)", "SAG(1, on='cond')", "NAG(4)", "CFG(2) + PAG(1, on='null')"],
+)
+def test_a_batch_of_prompts_of_two_lengths(guidance: str, rows: int | None) -> None:
+    """Each is guided as alone, where the image follows the tokens that its mask leaves."""
+    family = named("Lumina2")
+    pipe = family.build()
+    generator = torch.Generator().manual_seed(5)
+    texts = torch.randn(2, 2, 5, 16, generator=generator)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    masks = torch.tensor([[[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]])
+
+    def run(samples: slice, guidance: str = guidance) -> Tensor:
+        call = family.kwargs(pipe) | family.guided(pipe) | {"latents": latents[samples]}
+        for prefix, text, mask in zip(("", "negative_"), texts, masks, strict=True):
+            call[f"{prefix}prompt_embeds"] = text[samples]
+            call[f"{prefix}prompt_attention_mask"] = mask[samples]
+        with steer(pipe, guidance, max_rows=rows):
+            return first(pipe(**call))
+
+    both, plain = run(slice(0, 2)), run(slice(0, 2), "CFG(1)")
+    for row in range(2):
+        alone = run(slice(row, row + 1))
+        torch.testing.assert_close(both[row], alone[0], atol=1e-4, rtol=1e-4)
+        assert not close(alone, plain[row : row + 1])
+
+
+def test_the_image_under_a_second_text_of_another_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NAG combines the same tokens of the image, wherever each of its texts puts them."""
+    family, places = named("Lumina2"), set[tuple[int, ...]]()
+    pipe, image_of = family.build(), second_context._image_of
+
+    def noted(*args: Any) -> Any:
+        def image(q: Tensor, k: Tensor) -> Any:
+            parts = image_of(*args)(q, k)
+            places.add(tuple(part.start for part in parts or () if part.start is not None))
+            return parts
+
+        return image
+
+    monkeypatch.setattr(second_context, "_image_of", noted)
+    call = family.kwargs(pipe) | family.guided(pipe)
+    call |= {"negative_prompt_attention_mask": torch.tensor([[1, 1, 0, 0, 0]])}
+    with steer(pipe, "NAG(4)"):
+        pipe(**call)
+    assert places - {()} == {(5, 2)}
 
 
 @pytest.mark.parametrize("guidance", ["PAG(1)", "PAG(1, on='null')", "SAG(1)"])

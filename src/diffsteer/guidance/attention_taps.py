@@ -32,6 +32,7 @@ class ImageTokens:
         shape: Height and width in tokens, after the number of frames for videos; the number of
             tokens alone where no more is known.
         start: Index of the first; text comes before it, or after the last.
+        starts: The same of each sample, where texts of other lengths come before the image.
         frames: Frames of a video that lie in the batch, each an image.
         key: Index of the first among the keys, in a layer whose queries are the image alone and
             whose keys hold text as well; None in others.
@@ -44,6 +45,7 @@ class ImageTokens:
     frames: int = 1
     key: int | None = None
     call: int | None = None
+    starts: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -54,6 +56,18 @@ class ImageTokens:
         """Rows that belong to samples, in a call of attention from the row `first` on."""
         start, stop = (max(i * self.frames - first, 0) for i in (samples.start, samples.stop))
         return slice(start, stop)
+
+    def of(self, row: int) -> "ImageTokens":
+        """Tokens in a row of the batch."""
+        if not self.starts:
+            return self
+        return replace(self, start=self.starts[row // self.frames], starts=())
+
+    def taken(self, samples: Sequence[int]) -> "ImageTokens":
+        """Tokens of some of the samples, in this order."""
+        if not self.starts:
+            return self
+        return replace(self, starts=tuple(self.starts[i] for i in samples))
 
 
 Locate = Callable[[str, int], ImageTokens]
@@ -199,7 +213,14 @@ class _Mode(AttentionMode):
         self.calls, self.rows = call + 1, start + len(q)
         if tokens.call not in (None, call):  # of a text
             return F.scaled_dot_product_attention(q, k, v, **rest)
-        return self.tap.attend(q, k, v, rest, tokens, start if len(q) < self.batch else 0)
+        first = start if len(q) < self.batch else 0
+        if not tokens.starts:
+            return self.tap.attend(q, k, v, rest, tokens, first)
+        rows = (slice(i, i + 1) for i in range(len(q)))
+        each = [
+            (q[r], k[r], v[r], _rows_of(rest, r, len(q)), tokens.of(first + r.start)) for r in rows
+        ]
+        return torch.cat([self.tap.attend(*parts, first + i) for i, parts in enumerate(each)])
 
 
 Using = Callable[[nn.Module], AbstractContextManager[None]]
@@ -253,9 +274,11 @@ def _by_value(layer: Any, tap: Tap, locate: Callable[[int], ImageTokens], stack:
     def replace_rows(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         value, x = values.pop(), args[0].clone()
         tokens = locate(value.shape[1])
-        image = slice(tokens.start, tokens.start + tokens.count)
         for rows, _edit in tap.edits:
-            x[tokens.rows(rows), image] = value[tokens.rows(rows), image].to(x)
+            for row in range(len(x))[tokens.rows(rows)]:
+                start = tokens.of(row).start
+                image = slice(start, start + tokens.count)
+                x[row, image] = value[row, image].to(x)
         tap.hits += 1
         return (x, *args[1:])
 

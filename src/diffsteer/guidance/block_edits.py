@@ -21,8 +21,8 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.core.noise import number
 
-Places = Callable[[str, int], slice | None]
-"""From a block and its number of tokens to those of the image; None where that is not known."""
+Places = Callable[[str, int, int], slice | None]
+"""From a block, its number of tokens and a row to those of the image; None where not known."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,10 @@ class _Hook:
         first, given = next(iter(named.items()))
         tokens = given.flatten(2).transpose(1, 2) if given.ndim == 4 else given
         alone = given.ndim == 4 or named.get("encoder_hidden_states") is not None
-        image, changed = self._image(tokens, alone), tokens.clone()
+        changed = tokens.clone()
         for row, i, edit in self.shuffles:
-            here = *self._rows(row, tokens), image
+            (rows,) = self._rows(row, tokens)
+            here = rows, self._image(tokens, alone, rows.start)
             changed[here] = edit.shuffled(tokens[here], i, self.name)
         if given.ndim == 4:
             changed = changed.transpose(1, 2).reshape(given.shape)
@@ -148,9 +149,9 @@ class _Hook:
             changed[rows] = alike[0][rows]
         return changed
 
-    def _image(self, tokens: Tensor, alone: bool) -> slice:
-        """Tokens of the image; all where a text is an argument of its own."""
-        place = self.places(self.name, tokens.shape[1]) if tokens.ndim == 3 else None
+    def _image(self, tokens: Tensor, alone: bool, row: int) -> slice:
+        """Tokens of the image in a row; all where a text is an argument of its own."""
+        place = self.places(self.name, tokens.shape[1], row) if tokens.ndim == 3 else None
         if place is None and alone and tokens.ndim == 3:
             place = slice(None)
         if place is None:

@@ -253,7 +253,7 @@ class Denoiser:
         outs = []
         for rows in chunks(len(x), self.max_rows):
             part = cond if len(x) == rows.stop - rows.start else rows_of(cond, rows, len(x))
-            with edited(net, group, maps, rows, x, cond):
+            with edited(net, group, maps, rows, x, part):
                 outs.append(net.call(x[rows], level, part))
         parts = torch.split(stacked(outs).to(at.x.dtype), size)
         seen = [{name: stacked(m) for name, m in recorded.items()} for recorded in maps]
@@ -270,7 +270,8 @@ class Denoiser:
         cond = self.conds[branch.cond]
         conds = net.second(cond, self.conds[second.cond])
         settings = second, x, level, conds, self.max_rows
-        out = evaluated(net, located(net, x, cond), *settings)
+        locate = located(net, x, cond, self.conds[second.cond])
+        out = evaluated(net, locate, *settings)
         return _answer(out.to(at.x.dtype), upcast(x), level, at.prediction, {})
 
 

@@ -29,7 +29,7 @@ def edited(
         maps: Receive what each of them records.
         rows: Rows of the stack that are evaluated.
         x: The stack, `(rows, *D)`.
-        cond: Its condition.
+        cond: Condition of the rows that are evaluated.
     """
     size = len(x) // len(group)
     first, batch = net.place(cond) or (0, rows.stop - rows.start)
@@ -57,10 +57,13 @@ def edited(
         yield
 
 
-def located(net: Network, x: Tensor, cond: Cond) -> Locate:
-    """Finds the tokens of the image in layers of a network for samples of this shape."""
+def located(net: Network, x: Tensor, cond: Cond, second: Cond | None = None) -> Locate:
+    """Finds the tokens of the image in layers of a network for samples of this shape.
+
+    Where a second text is given, its samples come after those of the condition.
+    """
     grid = (x.shape[-2] // net.patch, x.shape[-1] // net.patch)
-    return net.locate(cond) if net.locate else partial(in_grid, grid, net.text_first)
+    return net.locate(cond, second) if net.locate else partial(in_grid, grid, net.text_first)
 
 
 @dataclass(eq=False)
@@ -97,12 +100,12 @@ class _Changes:
 
 
 def _places(
-    net: Network, layers: list[str], locate: Locate | None, block: str, count: int
+    net: Network, layers: list[str], locate: Locate | None, block: str, count: int, row: int
 ) -> slice | None:
     """Tokens of the image among those of a block, from a layer of attention inside of it."""
     inner = [name for name in layers if f"{name}.".startswith(f"{block}.")]
     if locate is None or (not inner and net.locate is not None):
         return None
-    tokens = locate(inner[0] if inner else block, count)
+    tokens = locate(inner[0] if inner else block, count).of(row)
     start = tokens.key if tokens.key is not None and count > tokens.count else tokens.start
     return slice(start, start + tokens.count)

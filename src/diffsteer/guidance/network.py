@@ -50,8 +50,9 @@ class Network:
             that batch; such branches are never stacked. None for a condition whose batch is what
             the network is given.
         sizes: Whether it takes samples of other sizes, for guidance by crops.
-        locate: From a condition to what finds the tokens of the image in a layer, where `patch`
-            and `text_first` do not say; may evaluate the network.
+        locate: From a condition, and that of a second text if there is one, to what finds the
+            tokens of the image in a layer, where `patch` and `text_first` do not say; may evaluate
+            the network.
         adapted: Makes the context in which some of its adapters (LoRA) act.
         check: Refuses a branch that the network cannot answer, without evaluating it.
         attention: All its modules of attention by name, where some read a text.
@@ -69,7 +70,7 @@ class Network:
     touched: Callable[[bool], AbstractContextManager[None]] = lambda deep: nullcontext()  # noqa: E731
     score: Score | None = None
     place: Callable[[Cond], tuple[int, int] | None] = lambda cond: None  # noqa: E731
-    locate: Callable[[Cond], Locate] | None = None
+    locate: Callable[[Cond, Cond | None], Locate] | None = None
     adapted: Adapt = no_adapters
     check: Callable[[Branch], None] = lambda branch: None  # noqa: E731
     sizes: bool = True

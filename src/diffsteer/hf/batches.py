@@ -30,7 +30,10 @@ from diffsteer.hf.token_places import grids_of
 from diffsteer.hf.views import View
 
 INPUTS, ROWS = "inputs of the network", "rows of the call"
-"""Names, in a condition, of what its call gave the network for a sample, and of its rows there."""
+"""Names, in a condition, of what its call gave the network for a sample, and of its rows there.
+
+A row i of another call, in which the image has the same place, is ~i.
+"""
 Told = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Changes arguments of a call to those at another noise level; None at that of the step."""
 
@@ -124,7 +127,7 @@ class Layout:
         part, call, shared = self.part, self.part.call, self
         rows = torch.arange(len(call.inputs))[part.rows]
         if base.fits(self):
-            shared, rows = base, rows if call is base.part.call else torch.full_like(rows, -1)
+            shared, rows = base, rows if call is base.part.call else ~rows
         tree = rows_of(self.tree, part.rows, len(call.inputs))
         return {shared: {**tree, INPUTS: call.inputs[part.rows], ROWS: rows}}
 

@@ -30,14 +30,14 @@ from diffsteer.hf.architectures import (
     known_family,
     text_attention,
 )
-from diffsteer.hf.batches import Batches, Layout, NotDivided, RowsOf
+from diffsteer.hf.batches import ROWS, Batches, Layout, NotDivided, RowsOf
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.guide_fit import check_residuals
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.probed_calls import Call, certain
 from diffsteer.hf.sample_seeds import seeds_of
-from diffsteer.hf.second_text import second
+from diffsteer.hf.second_text import pair_of, second
 from diffsteer.hf.time_arguments import RULES, Now, TimeArgument
 
 
@@ -122,7 +122,7 @@ class GuidedOutput:
             self._seeds = seeds_of(x)
         memory = self._memory(now.step.step)
         main = self._network(None, layout, now)
-        nets = {"main": replace(main, check=partial(self._check_branch, parts, main.check))}
+        nets = {"main": replace(main, check=partial(self._check_branch, parts, main))}
         if self.guide is not None:
             own = self.guide is layout.part.call.module
             nets["guide"] = nets["main"] if own else self._network(self.guide, layout, now)
@@ -181,9 +181,7 @@ class GuidedOutput:
                     "frames SAG cannot tell: take PAG or SEG, or another number of frames"
                 )
 
-    def _check_branch(
-        self, parts: Mapping[str, Part], check: Callable[[Branch], None], branch: Branch
-    ) -> None:
+    def _check_branch(self, parts: Mapping[str, Part], main: Network, branch: Branch) -> None:
         """Refuse to look into a network that answers for another condition alone (Ideogram 4)."""
         changed = branch.edits or branch.record or branch.adapter
         if changed and parts[branch.cond].call.module is not parts["cond"].call.module:
@@ -191,7 +189,9 @@ class GuidedOutput:
                 f"{self.owner} has another network for the {branch.cond} prompt, and a guidance "
                 "changes and reads the one of the prompt alone: guide under the prompt, on='cond'"
             )
-        check(branch)
+        if branch.second is not None:
+            len(main.layers)  # measured now, so that conditions of other places stay apart
+        main.check(branch)
 
     def _dry_run(self, denoiser: Denoiser, x: Tensor, now: Now) -> None:
         """Ask all that later steps will ask, so that what is missing shows before the first."""
@@ -264,16 +264,25 @@ class GuidedOutput:
             classes=count_classes(module),
         )
 
-    def _located(self, guide: Any, layers: MeasuredLayers, cond: Any) -> Locate:
+    def _located(
+        self, guide: Any, layers: MeasuredLayers, cond: RowsOf, second: RowsOf | None = None
+    ) -> Locate:
         """Find tokens of the image in layers under a condition; in all `layers` has."""
-        (layout,) = cond
+        ((layout, tree),) = cond.items()
+        rows = _rows(tree)
         own = self._measured_layers(guide, layout)
+        if second is not None and own.text_first:
+            ((other, its),) = second.items()
+            rows += _rows(its)
+            if other is not layout:
+                (layout,), rows = pair_of(layout, other), []
+                own = self._measured_layers(guide, layout)
         if missing := layers.places.keys() - own.places.keys():
             raise InputError(
                 f"attention of {min(missing)} is from image to image under the prompt alone: edit "
                 "attention under the prompt, on='cond'"
             )
-        return own.tokens
+        return partial(own.tokens, rows=rows)
 
     def _measured_layers(self, guide: Any, layout: Layout) -> MeasuredLayers:
         """Layers of a network that attend from image to image, for calls of this form."""
@@ -296,6 +305,11 @@ def _once(
     if id(module) not in known:
         known[id(module)] = find(module)
     return known[id(module)]
+
+
+def _rows(tree: Mapping[str, Any]) -> list[int]:
+    """Rows of a call where the image has the places of those of a condition; none for all."""
+    return [max(i, ~i) for i in tree[ROWS].tolist()] if tree else []
 
 
 def _place(cond: Any) -> tuple[int, int] | None:

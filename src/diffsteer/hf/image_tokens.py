@@ -6,7 +6,7 @@ the first layer that sees it. In later layers, where all is mixed, the queries t
 and the last pixel most show whether the image comes first or last.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,15 +74,20 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         """Tokens of the image in each layer."""
         return {name: tokens for name, (_, tokens, _) in self._layers.items()}
 
-    def tokens(self, name: str, count: int) -> ImageTokens:
-        """Tokens of the image in a layer of so many tokens."""
+    @property
+    def text_first(self) -> bool:
+        """Whether text comes before the image in a layer."""
+        return any(tokens.start or tokens.starts for tokens in self.places.values())
+
+    def tokens(self, name: str, count: int, rows: Sequence[int] = ()) -> ImageTokens:
+        """Tokens of the image in a layer of so many tokens, in some rows of the call or in all."""
         _, tokens, length = self._layers[name]
         if tokens.call is not None:  # of the image alone
             return tokens
         if count == tokens.count:  # in a block that joins the text in its attention alone
-            return replace(tokens, start=0)
-        if count == length:
-            return tokens
+            return replace(tokens, start=0, starts=())
+        if count == length or tokens.starts:
+            return tokens.taken(rows) if rows else tokens
         after = length - tokens.count - tokens.start
         if (tokens.start == 0) == (after == 0):  # no text, or some before and some after
             raise InputError(
@@ -109,12 +114,18 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         for row in range(self._batch):
             changes = {n: self._change(row, r, [m[n] for m in moved]) for n, r in still.items()}
             rows.append(self._located({n: c for n, c in changes.items() if c is not None}))
-        if any(row != rows[0] for row in rows):
+        alike = [{n: replace(t, start=0) for n, t in row.items()} for row in rows]
+        if any(row != alike[0] for row in alike):
             raise InputError(
-                "the image has other places among the tokens of each prompt of this batch: "
-                "edit attention with prompts of one length, or one prompt at a time"
+                "attention layers see the image otherwise under each prompt of this batch: edit "
+                "attention with prompts of one length, or one prompt at a time"
             )
-        return {n: (layers[n], t, still[n][0].q.shape[1]) for n, t in rows[0].items()}
+        located = {}
+        for name, tokens in rows[0].items():
+            starts = tuple(row[name].start for row in rows)
+            places = tokens if len(set(starts)) == 1 else replace(tokens, starts=starts)
+            located[name] = layers[name], places, still[name][0].q.shape[1]
+        return located
 
     def _change(
         self, row: int, still: list[Recorded], moved: list[list[Recorded]]

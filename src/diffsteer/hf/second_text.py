@@ -102,7 +102,7 @@ def second(cond: Any, other: Any) -> tuple[Any, ...]:
     ((layout, own),), ((its_layout, its),) = cond.items(), other.items()
     if layout.tree is None or its_layout.tree is None:
         return (pair_of(layout, its_layout),)
-    rows = {ROWS: torch.full_like(own[ROWS], -1)}
+    rows = {ROWS: torch.minimum(own[ROWS], ~own[ROWS])}
     arguments = {k: v for k, v in own.items() if k not in (INPUTS, ROWS)}
     texts = texts_of_both(arguments, its, layout.part.call.module)
     return tuple({layout: {**own, **text, **rows}} for text in texts)
