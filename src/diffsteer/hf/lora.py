@@ -84,14 +84,22 @@ def add_loras(pipe: Any, texts: Sequence[str]) -> None:
         where = (str(file.parent), {"weight_name": file.name}) if file else (path, {})
         with warnings.catch_warnings(), quiet(bar=True):  # of parts that a LoRA leaves as they are
             warnings.simplefilter("ignore")
-            pipe.load_lora_weights(where[0], adapter_name=name, **where[1])
+            try:
+                pipe.load_lora_weights(where[0], adapter_name=name, **where[1])
+            except (RuntimeError, ValueError) as error:  # layers of other sizes, or names
+                first = " ".join(str(error).splitlines()[:2])  # one line for each layer follows
+                raise _other_model(pipe, path, f" ({first})") from error
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
-            raise InputError(
-                f"{path} fits no part of this {type(pipe).__name__}: it is of another model"
-            )
+            raise _other_model(pipe, path)
         scales[name] = scale
     pipe.set_adapters(list(scales), list(scales.values()))
     _take_scheduler(pipe, texts)
+
+
+def _other_model(pipe: Any, path: str, reason: str = "") -> InputError:
+    return InputError(
+        f"{path} fits no part of this {type(pipe).__name__}: it is of another model{reason}"
+    )
 
 
 def _take_scheduler(pipe: Any, texts: Sequence[str]) -> None:
