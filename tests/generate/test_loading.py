@@ -1,6 +1,7 @@
 """How a recipe's model is loaded: precision, offloading, LoRA, one file, image to image."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,19 @@ def test_weights_that_are_no_lora_of_the_model_are_refused(
     save_file(weights, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=message):
         made(replace(recipe, lora=(str(tmp_path / "other.safetensors"),)))
+
+
+def test_weights_of_a_lora_that_have_no_layer_are_told(recipe: Recipe, tmp_path: Path) -> None:
+    lora(tmp_path / "lora")
+    file = tmp_path / "lora/pytorch_lora_weights.safetensors"
+    other = {f"unet.nowhere.to_q.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+    whole = replace(recipe, lora=(str(file),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made(whole)
+    save_file(load_file(file) | other, tmp_path / "more.safetensors")
+    with pytest.warns(UserWarning, match=r"does not have do nothing .1 in all.: nowhere\.to_q$"):
+        made(replace(recipe, lora=(str(tmp_path / "more.safetensors"),)))
 
 
 @pytest.fixture

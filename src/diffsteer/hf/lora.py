@@ -1,9 +1,11 @@
 """Low-rank adaptations (LoRA) on a pipeline, from files of diffusers and of our trainer."""
 
+import logging
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ FILE = "pytorch_lora_weights.safetensors"
 """Name of the weights in a folder."""
 SCHEDULER = "scheduler/scheduler_config.json"
 """Of the scheduler that a LoRA was trained for, in its folder."""
+UNEXPECTED = re.compile(r"([\w.]+?)\.(?:lora_|lokr_)")
+"""Layers in what diffusers says of weights that have none."""
 MARKS = ("lora", "hada_", "lokr_")
 """Parts of the names of low-rank weights."""
 
@@ -82,8 +86,8 @@ def add_loras(pipe: Any, texts: Sequence[str]) -> None:
         path, scale = lora_of(text)
         file = _file(Path(path))
         where = (str(file.parent), {"weight_name": file.name}) if file else (path, {})
-        with warnings.catch_warnings(), quiet(bar=True):  # of parts that a LoRA leaves as they are
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), quiet(bar=True), _left_out() as messages:
+            warnings.simplefilter("ignore")  # of parts that a LoRA leaves as they are
             try:
                 pipe.load_lora_weights(where[0], adapter_name=name, **where[1])
             except (RuntimeError, ValueError) as error:  # layers of other sizes, or names
@@ -91,9 +95,35 @@ def add_loras(pipe: Any, texts: Sequence[str]) -> None:
                 raise _other_model(pipe, path, f" ({first})") from error
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
             raise _other_model(pipe, path)
+        if layers := sorted({key for text in messages for key in UNEXPECTED.findall(text)}):
+            warnings.warn(
+                f"layers of {path} that this {type(pipe).__name__} does not have do nothing "
+                f"({len(layers)} in all): {', '.join(layers[:3])}",
+                stacklevel=2,
+            )
         scales[name] = scale
     pipe.set_adapters(list(scales), list(scales.values()))
     _take_scheduler(pipe, texts)
+
+
+@contextmanager
+def _left_out() -> Iterator[list[str]]:
+    """Receive what diffusers says of weights that have no layer, which it only logs."""
+    messages: list[str] = []
+    logger = logging.getLogger("diffusers.utils.peft_utils")
+
+    def note(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage().partition("missing keys")[0])
+        return False
+
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(note)
+    try:
+        yield messages
+    finally:
+        logger.removeFilter(note)
+        logger.setLevel(level)
 
 
 def _other_model(pipe: Any, path: str, reason: str = "") -> InputError:
