@@ -181,12 +181,13 @@ def test_a_lora_brings_the_scheduler_it_was_trained_for(recipe: Recipe, tmp_path
     ],
 )
 def test_weights_that_are_no_lora_of_the_model_are_refused(
-    recipe: Recipe, tmp_path: Path, name: str, message: str
+    recipe: Recipe, tmp_path: Path, name: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = {name: torch.zeros(1, 2), name.replace("lora_A", "lora_B"): torch.zeros(2, 1)}
     save_file(weights, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=message):
         made(replace(recipe, lora=(str(tmp_path / "other.safetensors"),)))
+    assert not caplog.records  # which the command line would show beside its one line
 
 
 def test_weights_of_a_lora_that_have_no_layer_are_told(recipe: Recipe, tmp_path: Path) -> None:

@@ -116,14 +116,17 @@ def _left_out() -> Iterator[list[str]]:
         messages.append(record.getMessage().partition("missing keys")[0])
         return False
 
-    level = logger.level
+    loader = logging.getLogger("diffusers.loaders.peft")  # logs each error before it raises it
+    levels = logger.level, loader.level
     logger.setLevel(logging.WARNING)
+    loader.setLevel(logging.CRITICAL)
     logger.addFilter(note)
     try:
         yield messages
     finally:
         logger.removeFilter(note)
-        logger.setLevel(level)
+        logger.setLevel(levels[0])
+        loader.setLevel(levels[1])
 
 
 def _other_model(pipe: Any, path: str, reason: str = "") -> InputError:
