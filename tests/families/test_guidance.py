@@ -394,7 +394,7 @@ def test_the_table_of_families_says_what_is_measured(
     monkeypatch.setattr(
         MeasuredLayers,
         "tokens",
-        lambda self, n, count: measured.append(n) or places(self, n, count),
+        lambda self, n, count, rows: measured.append(n) or places(self, n, count, rows),
     )
     assert close(sampled(named(name), guidance), known)
     assert measured
