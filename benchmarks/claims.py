@@ -155,7 +155,6 @@ def closed(rows: list[dict[str, Any]]) -> Iterator[Row]:
         ("guidance in a LoRA", "AGD", "adapters learn guidance at one evaluation a step"),
     ):
         if name not in table:
-            yield (f"{claim}, {SOURCES[source]}", *[""] * 5, OPEN, "")
             continue
         row, gap = table[name], table["CFG"]["gain in all right"][0]
         low, high = (x / gap for x in row["gain in all right"][1:])

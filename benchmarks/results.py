@@ -84,18 +84,15 @@ def obedience_page(rows: Rows) -> list[str]:
         "by attributes on other prompts.",
         "",
         "| method | guidance | attributes, % | all right, % | gain in all right, points | FD | "
-        "NFE | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "NFE |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in table:
         text = f"`{row['guidance']}`" if row["guidance"] else ""
         gain = "" if row is table[0] else percent(row["gain in all right"], "+")
         fd = " ".join(f"{x:.1f}" for x in row["FD"])
         cells = (percent(row["attributes"]), percent(row["all right"]), gain, fd)
-        lines.append(
-            f"| {row['name']} | {text} | {' | '.join(cells)} | {evaluations(row)} | "
-            f"{row['seconds']:.2f} |"
-        )
+        lines.append(f"| {row['name']} | {text} | {' | '.join(cells)} | {evaluations(row)} |")
     names = [*rows[0]["by attribute"]]
     lines += [
         "",
@@ -140,8 +137,8 @@ def front_page(rows: Rows) -> list[str]:
         "",
         "## Quality by cost",
         "",
-        "The same methods at 4 to 20 steps, and the best of several images without guidance, which "
-        "the judge itself takes: an upper bound. Bars are 95 % intervals over prompts.",
+        "The same methods at 4 to 20 steps; bars are 95 % intervals over prompts. The best of "
+        "several images without guidance is what the judge itself takes: an upper bound.",
         "",
         "![all attributes right by network evaluations and by seconds](results/critters-front.png)",
         "",
@@ -443,7 +440,7 @@ def main() -> None:
         "",
         "```console",
         "python benchmarks/critters.py sheet brightness obedience catalogue front grids "
-        "--n 600 --choice 100",
+        "--n 1667 --choice 100",
         "python benchmarks/fashion.py --data fashion.tar --n 667 --choose 250",
         "python benchmarks/sag.py",
         "python benchmarks/results.py",
