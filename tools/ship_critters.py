@@ -3,7 +3,7 @@
     python tools/ship_critters.py [--runs runs]
 
 Needs the finished runs of the presets critters-* in one folder. What the models share (autoencoder,
-text encoder, tokenizer) ships once, with "critters". With --adapters the refiner and the LoRA of
+text encoder, tokenizer) ships once, with "critters". With --adapters the refiners and the LoRA of
 guidance ship alone: they were trained on the model that ships, which then stays as it is.
 """
 
@@ -29,10 +29,13 @@ CHAIN = {
     "critters-eps": ("critters-vae", "critters-eps"),
     "critters-guide": ("critters-vae", "critters-eps", "critters-guide-eps", "critters-guide"),
     "critters-refiner": ("critters-refiner",),
+    "critters-lowfreq-refiner": ("critters-lowfreq-refiner",),
     "critters-agd": ("critters-agd",),
 }
 """Models that ship, and the presets that make each, in order."""
-ADAPTERS = ("critters-refiner", "critters-agd")
+REFINERS = ("critters-refiner", "critters-lowfreq-refiner")
+LORA = "critters-agd"
+ADAPTERS = (*REFINERS, LORA)
 USE = {
     "critters": "`DiffusionPipeline.from_pretrained` of this folder, or its name wherever "
     "diffsteer takes a model.",
@@ -42,6 +45,8 @@ USE = {
     "critters-guide`.",
     "critters-refiner": "Its name as refiner of the noise of `critters`, without guidance: "
     "`--refiner critters-refiner`.",
+    "critters-lowfreq-refiner": "Its name as refiner of the noise of `critters`, without guidance "
+    "and without an evaluation of its own: `--refiner critters-lowfreq-refiner`.",
     "critters-agd": "Its name as LoRA of `critters`, without guidance: `--lora critters-agd`.",
 }
 TARGETS = """```python
@@ -74,7 +79,7 @@ def main() -> None:
     """Put models into the package."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--adapters", action="store_true", help="the refiner and the LoRA alone")
+    parser.add_argument("--adapters", action="store_true", help="the refiners and the LoRA alone")
     options = parser.parse_args()
     names = ADAPTERS if options.adapters else [name for name in CHAIN if name not in ADAPTERS]
     for name in names:
@@ -108,12 +113,12 @@ def models(runs: Path) -> None:
 
 def adapters(runs: Path) -> None:
     """What makes guided images of `critters` at unguided cost."""
-    refiner, lora = ADAPTERS
-    metadata, weights = read(runs / refiner / "model")
-    write(TARGET / refiner, metadata, {name: w.half() for name, w in weights.items()})
-    (TARGET / lora).mkdir()
-    halves = {n: w.half() for n, w in load_file(runs / lora / "model" / FILE).items()}
-    save_file(halves, TARGET / lora / FILE)
+    for refiner in REFINERS:
+        metadata, weights = read(runs / refiner / "model")
+        write(TARGET / refiner, metadata, {name: w.half() for name, w in weights.items()})
+    (TARGET / LORA).mkdir()
+    halves = {n: w.half() for n, w in load_file(runs / LORA / "model" / FILE).items()}
+    save_file(halves, TARGET / LORA / FILE)
 
 
 def card(name: str, runs: Path) -> str:

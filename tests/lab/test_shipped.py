@@ -158,14 +158,14 @@ def test_former_names_warn_that_the_model_is_another() -> None:
 
 
 def test_cards_and_size() -> None:
-    for name in (*NAMES, "critters-refiner", "critters-agd"):
+    for name in (*NAMES, "critters-refiner", "critters-lowfreq-refiner", "critters-agd"):
         card = (FOLDER / name / "README.md").read_text("utf-8")
         for word in (f"diffsteer train {name}", "Apache-2.0", "DiceBear", "CC0"):
             assert word in card, (name, word)
     weights = [f for f in _files(FOLDER) if f.name.endswith(".safetensors")]
     assert (
-        len(weights) == 8
-    )  # network, text encoder, autoencoder, two networks, two adapters, judge
+        len(weights) == 9
+    )  # network, text encoder, autoencoder, two networks, three adapters, judge
     assert sum(len(f.read_bytes()) for f in weights) < 45e6
 
 

@@ -68,4 +68,7 @@ CRITTERS_EPS = replace(
 )
 CRITTERS_GUIDE = Shipped(_CRITTERS / "critters-guide", name="critters-guide")
 CRITTERS_REFINER = Shipped(_CRITTERS / "critters-refiner", name="critters-refiner")
+CRITTERS_LOWFREQ_REFINER = Shipped(
+    _CRITTERS / "critters-lowfreq-refiner", name="critters-lowfreq-refiner"
+)
 CRITTERS_AGD = Shipped(_CRITTERS / "critters-agd", name="critters-agd")

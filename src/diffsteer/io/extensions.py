@@ -7,7 +7,8 @@ from typing import Any
 LAB = {
     "commands": ("demo", "toy", "refine analyse"),
     "models": (
-        *("critters", "critters-eps", "critters-guide", "critters-refiner", "critters-agd"),
+        *("critters", "critters-eps", "critters-guide", "critters-agd"),
+        *("critters-refiner", "critters-lowfreq-refiner"),
         *("pocket", "pocket-eps", "pocket-guide", "pocket-refiner"),
     ),
     "data": ("critters", "emoji"),
