@@ -78,6 +78,7 @@ def over(text: str, *values: float) -> tuple[str, ...]:
 
 AT_ONE = (
     Method("refined noise", refiner="critters-refiner"),
+    Method("refined low frequencies", refiner="critters-lowfreq-refiner"),
     Method("guidance in a LoRA", lora="critters-agd"),
 )
 """Methods at one network evaluation a step."""
