@@ -28,7 +28,7 @@ def prepare(tmp_path: Path) -> None:
     (tmp_path / "cut.toml").write_text("a = [", "utf-8")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     (tmp_path / "file.txt").write_text("x", "utf-8")
-    (tmp_path / "p.txt").write_text("a cat\n", "utf-8")
+    (tmp_path / "p.txt").write_text("a red critter\n", "utf-8")
     for name in ("model", "empty", "real", "outer/inner"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "outer/inner/model_index.json").write_text("{}", "utf-8")
