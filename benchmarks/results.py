@@ -138,7 +138,8 @@ def front_page(rows: Rows) -> list[str]:
         "## Quality by cost",
         "",
         "The same methods at 4 to 20 steps; bars are 95 % intervals over prompts. The best of "
-        "several images without guidance is what the judge itself takes: an upper bound.",
+        "several images without guidance is what the judge itself takes: an upper bound. Seconds "
+        "are of one thread, medians of images, beside other work: for orientation.",
         "",
         "![all attributes right by network evaluations and by seconds](results/critters-front.png)",
         "",
