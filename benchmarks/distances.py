@@ -1,18 +1,27 @@
 """Fréchet distances of recipes to real images, for `fashion.py` and `sag.py`."""
 
+import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from images import enlarged, save
 from torch import Tensor
 
+from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
+from diffsteer.io.atomic import write_json
+from diffsteer.io.sheet import sheet
 from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.metrics.evaluate import compare
 from diffsteer.metrics.sampled import measure_recipe
 from diffsteer.metrics.statistics import Statistics, measure
 
+OUT = Path(__file__).parent.parent / "docs" / "results"
+SHOWN = range(16)
+"""Seeds of the images of each row."""
 EXTRACTOR = EfficientNetLite0("block10", 64, mask=16)
 CHOICE = 1_000_000
 """First seed of those by which settings are chosen."""
@@ -63,12 +72,25 @@ class Distances:
         }
 
 
-def reference(path: Path, batches: Iterable[Tensor], count: int) -> Statistics:
-    """Statistics of real images, uint8 `(B, 3, H, W)` a batch, which are measured once."""
+def reference(path: Path, images: Callable[[], tuple[Iterable[Tensor], int]]) -> Statistics:
+    """Statistics of real images, uint8 `(B, 3, H, W)` a batch, and their number; measured once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        measure(batches, count, EXTRACTOR).save(path)
+        measure(*images(), EXTRACTOR).save(path)
     return Statistics.load(path)
+
+
+def publish(study: str, rows: Iterable[tuple[Recipe, str, dict[str, Any]]]) -> None:
+    """Write docs/results/STUDY.json and STUDY.png after each row: its recipe, name and figures."""
+    table, images, names = [], [], []
+    for recipe, name, row in rows:
+        print(json.dumps(row), flush=True)
+        table.append(row)
+        names.append(name)
+        with open_generator(recipe) as made:
+            images.append(enlarged(made(SHOWN)))
+        save(sheet(images, [""] * len(SHOWN), names), OUT / f"{study}.png")
+        write_json(OUT / f"{study}.json", table)
 
 
 def spread(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:

@@ -14,27 +14,20 @@ fashion.png after each row; what was measured is kept under --work, and a second
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from distances import Distances, reference
-from images import enlarged, save
+from distances import Distances, publish, reference
 
-from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import write_json
-from diffsteer.io.sheet import sheet
 from diffsteer.models.edm2.posthoc import find, name, reconstruct
 from diffsteer.train.captioned_images import open_images
 
-OUT = Path(__file__).parent.parent / "docs" / "results"
 INTERVAL = ".within(0.2, 3)"
-SHOWN = range(16)
-"""Seeds of the images of each row."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +116,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("measured"))
     options = parser.parse_args()
-    real = reference(options.work / "real.npz", *real_images(options.data))
+    real = reference(options.work / "real.npz", partial(real_images, options.data))
     distances = Distances(real, options.work, options.choose, options.n, options.ranges)
     bench = Bench(options.runs, options.work, options.steps, distances)
-    table, images = [], []
-    for way in WAYS:
-        recipe, row = bench.row(way, options.lengths, options.weights)
-        print(json.dumps(row), flush=True)
-        table.append(row)
-        with open_generator(recipe) as made:
-            images.append(enlarged(made(SHOWN)))
-        names = [f"{row['way']} {row['guidance']}" for row in table]
-        save(sheet(images, [""] * len(SHOWN), names), OUT / "fashion.png")
-        write_json(OUT / "fashion.json", table)
+    rows = (bench.row(way, options.lengths, options.weights) for way in WAYS)
+    publish("fashion", ((r, f"{row['way']} {row['guidance']}", row) for r, row in rows))
 
 
 def real_images(data: Path) -> tuple[Iterator[torch.Tensor], int]:

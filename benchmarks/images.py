@@ -1,4 +1,4 @@
-"""Images of a study, for `critters.py` and `fashion.py`."""
+"""Images of a study, for `critters.py` and `distances.py`."""
 
 from pathlib import Path
 

@@ -210,8 +210,7 @@ def fashion_page(rows: Rows) -> list[str]:
         "|---|---|---|---|---|---|---|",
         *(
             f"| {r['way']} | {r['guidance'] and '`' + r['guidance'] + '`'} | {r['length']:g} | "
-            + " | ".join(spread(r[key]) for key in ("FD", "precision", "recall"))
-            + f" | {evaluations({k: v[0] for k, v in r.items() if k.startswith('rows')})} |"
+            + distances(r)
             for r in rows
         ),
         "",
@@ -251,12 +250,7 @@ def sag_page(rows: Rows) -> list[str]:
         "",
         "| method | FD | precision | recall | NFE |",
         "|---|---|---|---|---|",
-        *(
-            f"| {r['way']}{chosen(r)} | "
-            + " | ".join(spread(r[key]) for key in ("FD", "precision", "recall"))
-            + f" | {evaluations({k: v[0] for k, v in r.items() if k.startswith('rows')})} |"
-            for r in rows
-        ),
+        *(f"| {r['way']}{chosen(r)} | " + distances(r) for r in rows),
         "",
         f"Shapes as asked for, by the judge of attributes, %: {shares}.",
         "",
@@ -277,6 +271,12 @@ def sag_page(rows: Rows) -> list[str]:
         )
         + ".",
     ]
+
+
+def distances(row: dict[str, Any]) -> str:
+    """Cells of FD, precision, recall and NFE."""
+    costs = evaluations({k: v[0] for k, v in row.items() if k.startswith("rows")})
+    return f"{' | '.join(spread(row[k]) for k in ('FD', 'precision', 'recall'))} | {costs} |"
 
 
 def chosen(row: dict[str, Any]) -> str:

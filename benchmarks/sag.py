@@ -6,14 +6,13 @@
 
 SAG by scale, layer, threshold and blur, each chosen in turn by FD on seeds of their own; the masks
 of its ablations at the settings that were chosen; PAG and SEG beside it; and each of no guidance
-and SAG with classifier guidance. Against renderings of all combinations, through the mask of
+and SAG with classifier guidance. Against renderings of training's combinations, through the mask of
 docs/evaluate.md. Sampled by DDPM, as in the paper: UniPC and DDIM leave noise in a third of this
 network's images without guidance, at 12 and at 25 steps alike. Writes docs/results/sag.json and
 sag.png after each row; what was sampled is kept under --work, and a second start goes on.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +22,13 @@ import torch
 from diffsteer_lab.critters.grammar import ATTRIBUTES
 from diffsteer_lab.critters.images import Critters
 from diffsteer_lab.critters.judge import judge
-from distances import Distances, reference
-from images import enlarged, save
+from distances import Distances, publish, reference
 
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import write_json
-from diffsteer.io.sheet import sheet
+from diffsteer.train.edm2 import classes_of
 
-OUT = Path(__file__).parent.parent / "docs" / "results"
-SHOWN = range(16)
-"""Seeds of the images of each row."""
 REAL = 10_000
 """Renderings of training's combinations, other than those of training."""
 LAYERS = ("mid", "input_blocks.3", "output_blocks.0", "output_blocks.3")
@@ -112,18 +106,18 @@ def sag(settings: Mapping[str, Any]) -> str:
 def classes_right(recipe: Recipe, each: int = 32) -> float:
     """Share of images whose shape, by the judge, is their class; `each` of each class."""
     right = 0
-    for label, word in enumerate(sorted(CLASSES)):
+    for label, word in enumerate(classes_of(CLASSES)):
         options = replace(recipe.options or ADMOptions(), label=label)
         with open_generator(replace(recipe, options=options)) as images:
             right += sum(critter.shape == word for critter in judge().read(images(range(each))))
     return right / (each * len(CLASSES))
 
 
-def real_images(size: int) -> Iterator[torch.Tensor]:
-    """Renderings in batches."""
-    source = Critters("train", REAL, seed=1, size=size)
-    for start in range(0, REAL, 250):
-        yield torch.stack([source[i].pixels for i in range(start, start + 250)])
+def real_images() -> tuple[Iterator[torch.Tensor], int]:
+    """Renderings in batches, and their number."""
+    source = Critters("train", REAL, seed=1, size=32)
+    parts = (range(start, start + 250) for start in range(0, REAL, 250))
+    return (torch.stack([source[i].pixels for i in part]) for part in parts), REAL
 
 
 def main() -> None:
@@ -139,18 +133,11 @@ def main() -> None:
         str(options.runs / run / "model") for run in ("critters-adm", "critters-adm-classifier")
     )
     plain = Recipe(model, sampler="DDPM", steps=options.steps)
-    real = reference(options.work / "real.npz", real_images(32), REAL)
+    real = reference(options.work / "real.npz", real_images)
     sizes = (options.choose, options.n, options.ranges)
     bench = Bench(plain, classifier, Distances(real, options.work, *sizes))
-    table, images = [], []
-    for row in bench.rows():
-        print(json.dumps(row), flush=True)
-        table.append(row)
-        with open_generator(bench.recipe(row["guidance"], "classes right" in row)) as made:
-            images.append(enlarged(made(SHOWN)))
-        names = [row["way"] for row in table]
-        save(sheet(images, [""] * len(SHOWN), names), OUT / "sag.png")
-        write_json(OUT / "sag.json", table)
+    rows = ((bench.recipe(r["guidance"], "classes right" in r), r["way"], r) for r in bench.rows())
+    publish("sag", rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.io.extensions import LAB, extension, extensions
+from diffsteer.io.extensions import extension, known
 from diffsteer.io.strict import from_table
 from diffsteer.train.adm import ADMClassifierTask, ADMSettings, ADMTask
 from diffsteer.train.agd import AGDSettings, AGDTask
@@ -46,7 +46,7 @@ def source_of(data: Data) -> Source:
     """Open the data of a run."""
     if not data.source:
         raise InputError(f"data.source is empty: name {SOURCES}")
-    if data.source in {*LAB["data"], *extensions("data")}:
+    if data.source in known("data"):
         source: Source = extension("data", data.source)(data)
         return source
     data.require_default("group", "images", "seed")
