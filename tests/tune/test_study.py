@@ -139,6 +139,21 @@ def test_workers_share_the_trials_and_a_killed_one_loses_its_own_alone(tmp_path:
     assert owners == {str(worker.pid) for worker in workers}
 
 
+def test_a_trial_of_nobody_is_given_up_by_a_worker_that_is_alone(tmp_path: Path) -> None:
+    search(tmp_path).study().ask()  # as one leaves it that is killed before it names itself
+    study = search(tmp_path, trials=2).run()
+    assert [trial.state.name for trial in study.trials][0] == "FAIL"
+    assert len(finished(study)) == 2
+
+
+def test_a_trial_of_nobody_may_be_of_a_worker_that_is_alive(tmp_path: Path) -> None:
+    other = search(tmp_path)
+    with other._worker():
+        other.study().ask()
+        study = search(tmp_path, trials=2).run()
+    assert [trial.state.name for trial in study.trials][0] == "RUNNING"
+
+
 def _measured_by(folder: Path, pid: int) -> bool:
     if not (folder / "study.journal").exists():
         return False
@@ -209,7 +224,8 @@ def test_a_trial_of_another_machine_is_lost_once_its_beats_stop(
 
     def states(now: float) -> list[str]:
         clock.now = now
-        one._drop_lost(study, pulse)
+        with one._worker():  # another one, which may have asked for the trial without a name
+            one._drop_lost(study, pulse, "2-c")
         return [t.state.name for t in study.trials]
 
     assert states(0) == states(heartbeat.GRACE) == ["RUNNING", "RUNNING"]

@@ -98,8 +98,9 @@ class Search:
         pulse = Pulse()
         with self._worker() as worker:
             while time.monotonic() < end and len(finished(study)) < self.budget.trials:
-                self._drop_lost(study, pulse)
+                self._drop_lost(study, pulse, worker)
                 self._work(study, worker)
+            self._drop_lost(study, pulse, worker)
         return study
 
     def _work(self, study: "Study", worker: str) -> None:
@@ -225,10 +226,11 @@ class Search:
         """Machine and folder, which workers share whose locks are seen here."""
         return f"{socket.gethostname()}:{self.folder.resolve()}"
 
-    def _drop_lost(self, study: "Study", pulse: Pulse) -> None:
-        """Fail the running trials of workers that were killed.
+    def _drop_lost(self, study: "Study", pulse: Pulse, by: str) -> None:
+        """Fail the running trials of workers that were killed, as the worker `by` sees it.
 
-        By their locks where these lie in this folder, else by their beats.
+        By their locks where these lie in this folder, else by their beats. A worker that was killed
+        before it wrote its name into its trial is lost where no other one is alive.
         """
         from optuna.trial import TrialState
 
@@ -238,7 +240,8 @@ class Search:
             if worker and (here or trial.user_attrs.get(PLACE, self._place) == self._place):
                 lost = not self._is_alive(worker)
             else:
-                lost = pulse.lost(trial)
+                alone = not worker and not self.storage and set(self._alive()) <= {by}
+                lost = alone or pulse.lost(trial)
             if lost:
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
