@@ -52,7 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken(net: torch.nn.Module) -> None:
     """Set one weight of the last layer to NaN."""
     with torch.no_grad():
-        list(net.parameters())[-1].view(-1)[0] = NAN
+        last = list(net.parameters())[-1]
+        last[(0,) * last.ndim] = NAN
 
 
 BREAK: dict[str, tuple[str, Callable[[Any], torch.nn.Module]]] = {

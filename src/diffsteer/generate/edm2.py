@@ -152,8 +152,7 @@ def _class_of(name: str, classes: Any, path: Path) -> int:
 def _network(path: Path, precision: str, device: str) -> tuple[EDM2, Mapping[str, Any]]:
     """Network of a folder or of an official .pkl, and what else is known of it."""
     stored = read(path) if path.suffix == ".pkl" else Checkpoint.load(path)
-    net = stored.network().to(device)
-    return net.half() if precision == "official-bit" else net.float(), stored.about
+    return stored.network(precision, device), stored.about
 
 
 def recipe_of_preset(

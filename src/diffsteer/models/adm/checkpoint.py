@@ -186,6 +186,7 @@ def _network(cls: type[Net], state: Mapping[str, Tensor], flags: Flags) -> Net:
     with torch.device("meta"):
         net = cls(flags)
     net.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False)
 
 
