@@ -44,7 +44,7 @@ class Features:
         checkpoint: Folder or hub id of DINOv2 and CLIP; weights file of Inception.
         batch: Images in one pass, >= 1.
         device: Where networks run; empty for a GPU if there is one.
-        keep: Images of which features are kept, for all metrics but Frechet distances.
+        keep: Images of which features are kept, for all metrics but Fréchet distances.
     """
 
     extractor: Literal["EfficientNetLite0", "Inception", "DINOv2", "CLIP"] = "EfficientNetLite0"

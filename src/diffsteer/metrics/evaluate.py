@@ -153,7 +153,7 @@ def omitted(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
         notes.append("real against real: the features that are kept do not make two parts")
     if fake.n != len(fake.features) and not logits:
         notes.append(
-            f"interval of the Frechet distance: features of {len(fake.features)} of {fake.n} "
+            f"interval of the Fréchet distance: features of {len(fake.features)} of {fake.n} "
             "images are kept; keep all"
         )
     return tuple(notes)
@@ -169,7 +169,7 @@ def cautions(fake: Statistics, reference: Statistics) -> tuple[str, ...]:
     notes = []
     if (least := min(x.n or d + 1 for x in (fake, reference))) <= d:
         notes.append(
-            f"Frechet distance: {least} images leave a covariance of {d} numbers singular, and the "
+            f"Fréchet distance: {least} images leave a covariance of {d} numbers singular, and the "
             "distance is mostly bias: compare it at equal N alone, with its floor"
         )
     if LEAST <= (least := min(n, len(reference.features))) < FEW:

@@ -197,7 +197,7 @@ def _batches(folder: Pictures, size: int, kinds: Counter[str] | None) -> Iterato
     """Yield batches with a progress bar."""
     from tqdm import tqdm
 
-    with tqdm(total=len(folder), unit="picture", desc=folder.path.name, disable=None) as bar:
+    with tqdm(total=len(folder), unit="img", desc=folder.path.name, disable=None) as bar:
         for images in folder.batches(size):
             if kinds is not None:
                 height, width = images[0].pixels.shape[1:]
