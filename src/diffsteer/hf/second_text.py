@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.network import Cond, no_text
-from diffsteer.hf.batches import INPUTS, ROWS, Layout, RowsOf
 from diffsteer.hf.conditions import Part
+from diffsteer.hf.layout import INPUTS, ROWS, Layout, RowsOf
 from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.stacking import LISTED, Shared, signature
 
