@@ -24,8 +24,8 @@ from diffsteer.hf.hooks import replaced
 from diffsteer.hf.load import guide_beside, load, require_fits
 from diffsteer.hf.lora import lora_files
 from diffsteer.hf.memory import place, require_offload
+from diffsteer.hf.network import networks_of
 from diffsteer.hf.scheduler_config import flows
-from diffsteer.hf.step_guidance import networks_of
 from diffsteer.io.device import device_of, dtype_of
 from diffsteer.io.hashing import digest, file_hash, weights_hash
 from diffsteer.refine.hook import opened

@@ -13,7 +13,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Edit, Identity
-from diffsteer.guidance.attention_taps import linear, matching, no_map, other_attention
+from diffsteer.guidance.attention_taps import linear, no_map, other_attention
+from diffsteer.guidance.layer_names import matching
 from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.row_dropout import no_dropout
 from diffsteer.hf.hooks import replaced

@@ -17,7 +17,6 @@ from diffsteer.guidance.attention_taps import Locate
 from diffsteer.guidance.cfg_variants import CFGNorm
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
-from diffsteer.guidance.memory import StepMemory, Store
 from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
@@ -36,6 +35,7 @@ from diffsteer.hf.guide_fit import check_residuals
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.layout import ROWS, Layout, RowsOf
 from diffsteer.hf.network import unwrap_compiled
+from diffsteer.hf.panorama import Views
 from diffsteer.hf.probed_calls import Call, certain
 from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.second_text import pair_of, second
@@ -79,8 +79,7 @@ class GuidedOutput:
         self.batches = Batches(max_rows)
         self._times = TimeArgument()
         self._seeds: tuple[int, ...] = ()
-        self._views: list[tuple[StepMemory, int]] = []
-        self._view, self._left = 0, 0
+        self._views = Views()
         self._measured: dict[Any, Located] = {}
         self._layers: dict[int, Mapping[str, nn.Module]] = {}
         self._blocks: dict[int, Mapping[str, nn.Module]] = {}
@@ -94,7 +93,7 @@ class GuidedOutput:
 
     def end(self) -> None:
         """End a run of the pipeline."""
-        self._left = 0
+        self._views.end()
 
     def __call__(self, parts: Mapping[str, Part], calls: Sequence[Call], now: Now) -> Tensor:
         """Guided model output, `(B, *D)`, as the scheduler is given it, in float32 or wider.
@@ -107,7 +106,7 @@ class GuidedOutput:
         for call in calls:
             call.time = now.time
             self._times.see(call.arguments, now.time, now.timeline.count)
-        self._enter_view(now)
+        self._views.enter(now)
         while True:
             self.batches.begin(calls)
             try:
@@ -121,7 +120,7 @@ class GuidedOutput:
         self._check(layout, x, now)
         if now.step.first or len(self._seeds) != len(x):
             self._seeds = seeds_of(x)
-        memory = self._memory(now.step.step)
+        memory = self._views.memory(now.step.step)
         main = self._network(None, layout, now)
         nets = {"main": replace(main, check=partial(self._check_branch, parts, main))}
         if self.guide is not None:
@@ -138,32 +137,12 @@ class GuidedOutput:
             denoiser = replace(denoiser, conds=Parts(made))  # of places that are measured now
         base, shift = denoiser.predict(x, now.level)
         assert shift is not None
-        self._views[self._view : self._view + 1] = [(memory, now.step.step)]
+        self._views.keep(memory, now.step.step)
         out = base.out + denoiser.prediction.output_shift(shift, now.level)
         out = now.timeline.direction * out
         if base.variance is not None:
             out = torch.cat([out, base.variance], dim=1)
         return layout.packed(out)
-
-    def _enter_view(self, now: Now) -> None:
-        """Find the view of a call.
-
-        Panorama pipelines sample several views with one scheduler: each begins anew at every call,
-        in the same order at every timestep. All others have one view.
-        """
-        left = len(now.tracker.remaining())
-        if now.step.first and left > self._left:  # a sampling begins
-            self._views, self._view = [], 0
-        elif now.step.first:
-            self._view = self._view + 1 if left == self._left else 0
-        self._left = left
-
-    def _memory(self, step: int) -> StepMemory:
-        """Memory of guidances of a view, as this step sees it."""
-        if self._view == len(self._views):
-            return StepMemory(Store())
-        memory, last = self._views[self._view]
-        return memory if last == step else StepMemory(memory.store)
 
     def _check(self, layout: Layout, x: Tensor, now: Now) -> None:
         """Check what can be known before anything is evaluated."""

@@ -35,6 +35,12 @@ def network_of(pipe: Any) -> Any:
     raise InputError(f"{type(pipe).__name__} has neither a unet nor a transformer to steer")
 
 
+def networks_of(pipe: Any) -> list[Any]:
+    """All denoising networks of a pipeline."""
+    parts = [network for name in PARTS if (network := getattr(pipe, name, None)) is not None]
+    return parts or [network_of(pipe)]
+
+
 def unwrap_compiled(module: Any) -> Any:
     """The network inside a compiled one."""
     return vars(module).get("_modules", {}).get("_orig_mod", module)

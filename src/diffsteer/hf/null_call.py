@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.hf.architectures import known_family
 from diffsteer.hf.hooks import Replaced, replaced
+from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.stacking import equal
 
@@ -222,3 +224,10 @@ def _restored(value: Any, states: Mapping[int, Tensor]) -> Any:
     if not isinstance(value, torch.Generator):
         return value
     return torch.Generator(value.device).set_state(states[id(value)])
+
+
+def null_of(pipe: Any, null: str) -> NullCall | None:
+    """Calls for the null prompt; None of families whose pipelines send it in the same call."""
+    family = known_family(unwrap_compiled(network_of(pipe)))
+    apart = family is None or ("null" not in family.halves and hasattr(pipe, "encode_prompt"))
+    return NullCall(pipe, null) if apart else None

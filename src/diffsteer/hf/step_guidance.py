@@ -10,7 +10,6 @@ A network of a known family that is called outside of its pipeline, in a loop of
 answered with the guided output itself.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,14 +28,13 @@ from diffsteer.hf.guide_fit import check_guide
 from diffsteer.hf.guided_output import GuidedOutput, Parts
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import (
-    PARTS,
     bind_arguments,
     check_uncached,
     claimed,
-    network_of,
+    networks_of,
     unwrap_compiled,
 )
-from diffsteer.hf.null_call import NullCall
+from diffsteer.hf.null_call import NullCall, null_of
 from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.second_step import SecondStep, step_arguments
@@ -219,7 +217,7 @@ class StepGuidance:
     def _guided_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         calls = self._calls
         self._release()
-        given = self._bound(*args, **kwargs)
+        given = step_arguments(self.pipe.scheduler, *args, **kwargs)
         output, sample = given.arguments["model_output"], given.arguments["sample"]
         if len(calls) == 2 and len(sample) == sum(len(call.inputs) for call in calls):
             self._calls = calls  # both conditions are stepped, to be stepped again as one (Cosmos)
@@ -252,10 +250,6 @@ class StepGuidance:
             scale and self._times().holds(cond.held / (scale[0] * cond.scale), time)
         ):
             raise InputError(f"{self._owner} {no_part(output, cond.call.probe)}")
-
-    def _bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-        """Arguments of the scheduler's step by name."""
-        return step_arguments(self.pipe.scheduler, *args, **kwargs)
 
     def _conditions(self, parts: Mapping[str, Part], time: float) -> Parts:
         """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
@@ -290,26 +284,13 @@ class StepGuidance:
     def _step_from(self, out: Tensor, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for the scheduler's step after an answer: check that it is given the answer."""
         self._release()
-        output = self._bound(*args, **kwargs).arguments["model_output"]
+        output = step_arguments(self.pipe.scheduler, *args, **kwargs).arguments["model_output"]
         if output.shape == out.shape and fitted(output, [out.to(output)]) is None:
             raise InputError(
                 f"{self._owner} does not give its scheduler what its network answers, but changes "
                 "it, by guidance of its own, which would act on top of this one: switch that off"
             )
         return step(*args, **kwargs)
-
-
-def null_of(pipe: Any, null: str) -> NullCall | None:
-    """Calls for the null prompt; None of families whose pipelines send it in the same call."""
-    family = known_family(unwrap_compiled(network_of(pipe)))
-    apart = family is None or ("null" not in family.halves and hasattr(pipe, "encode_prompt"))
-    return NullCall(pipe, null) if apart else None
-
-
-def networks_of(pipe: Any) -> list[Any]:
-    """All denoising networks of a pipeline."""
-    parts = [network for name in PARTS if (network := getattr(pipe, name, None)) is not None]
-    return parts or [network_of(pipe)]
 
 
 def _nothing() -> None:
