@@ -201,7 +201,7 @@ def test_machines_share_one_store_and_a_killed_one_loses_its_trial(
     done = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
     assert len(done) == 24 and {place(t)[0] for t in done} == {"a", "b"}
     rest = [t for t in trials if t not in done]  # none of the survivor, at most one of the killed
-    assert len(rest) <= 1 and all(place(t)[0] == "a" for t in rest)
+    assert len(rest) <= 1 and all(place(t)[0] in "a?" for t in rest)
     assert len({str(t.params) for t in done}) == len(done)  # machines propose different recipes
     monkeypatch.setattr(heartbeat, "GRACE", 0.0)  # lost where no beat came between two looks
     after = search(tmp_path / "c", trials=26, storage=storage).run()
