@@ -442,8 +442,8 @@ def main() -> None:
         "```console",
         "python benchmarks/critters.py sheet brightness obedience catalogue front grids "
         "--n 1667 --choice 100",
-        "python benchmarks/fashion.py --data fashion.tar --n 667 --choose 250",
-        "python benchmarks/sag.py",
+        "python benchmarks/fashion.py --data fashion.tar --choose 250 --weights 1.25 1.5 2 3",
+        "python benchmarks/sag.py --n 334 --choose 200",
         "python benchmarks/results.py",
         "```",
         "",

@@ -16,12 +16,12 @@ from transformers import CLIPTextModel
 
 from diffsteer.cli.main import main
 from diffsteer.core.errors import InputError
-from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
 from diffsteer.doctor.present import text
 from diffsteer.doctor.schedule import findings
 from diffsteer.doctor.tensors import read_header
+from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, ZERO, Claim
 
 ZSNR = Marks("v_prediction", True)
 

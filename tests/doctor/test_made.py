@@ -9,9 +9,9 @@ from doctor.made import SILENT, Made, Marks, config, unet
 
 from diffsteer.core.oracle import Bright
 from diffsteer.core.schedule import Discrete, Flow
-from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, UNKNOWN, ZERO, Claim, judge
 from diffsteer.doctor.diagnosis import Diagnosis, diagnose
 from diffsteer.doctor.fix import fix
+from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, UNKNOWN, ZERO, Claim, judge
 from diffsteer.hf.scheduler_config import KINDS
 
 LAYOUTS = ("SD 1", "SD 2", "SDXL")

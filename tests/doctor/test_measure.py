@@ -13,9 +13,9 @@ from diffsteer.core.oracle import Bright
 from diffsteer.core.prediction import X0, Eps, V, Velocity
 from diffsteer.core.schedule import Discrete, Flow
 from diffsteer.doctor.brightness import expected, gain
-from diffsteer.doctor.claims import PREDICTION
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.measure import measured
+from diffsteer.doctor.verdict import PREDICTION
 from diffsteer.hf.shipped import shipped
 
 SD, LIKE = Discrete.scaled_linear(), torch.empty(8, 4, 16, 16)

@@ -58,7 +58,9 @@ from diffsteer.guidance import (
     rescale,
     run,
 )
-from diffsteer.guidance.base import Rescaled, Within, composable
+from diffsteer.guidance.base import composable
+from diffsteer.guidance.interval import Within
+from diffsteer.guidance.rescale import Rescaled
 
 F64 = torch.float64
 Z = torch.linspace(-2, 2, 5, dtype=F64)[:, None]

@@ -9,7 +9,7 @@ from diffsteer import SAG, Discrete, Guidance, V, parse, plan
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import Denoiser, GuidanceState, Network
 from diffsteer.guidance.attention_edits import blur, received
-from diffsteer.guidance.sag import attended, detailed, shuffled
+from diffsteer.guidance.sag import attention_mask, edge_mask, random_mask
 
 F64 = torch.float64
 LEVEL = Discrete.linear().at(torch.tensor(400.0, dtype=F64))
@@ -95,9 +95,9 @@ def test_global_blur_asks_for_no_attention() -> None:
 def test_random_and_edges_mask_as_many_tokens() -> None:
     scores = [a[:, 0] for a in maps().values()]
     x0 = V().x0(X, X.sin(), LEVEL)
-    mask = attended(scores[:1], x0, 1.0)
+    mask = attention_mask(scores[:1], x0, 1.0)
     seeds = GuidanceState(X, LEVEL, V(), seeds=SEEDS).seeds_for("mask")
-    drawn, edges = shuffled(mask, seeds), detailed(mask, x0 - blur(x0, 1.0, 9))
+    drawn, edges = random_mask(mask, seeds), edge_mask(mask, x0 - blur(x0, 1.0, 9))
     counts = mask.sum(dim=(1, 2, 3))
     for other in (drawn, edges):
         assert torch.equal(other.sum(dim=(1, 2, 3)), counts) and not torch.equal(other, mask)
@@ -116,8 +116,8 @@ def test_videos() -> None:
     """Maps of frames, or one map for all frames."""
     x0 = torch.randn(2, 3, 5, 8, 8)
     for scores in (torch.rand(2, 5, 4, 4), torch.rand(2, 4, 4)):
-        mask = attended([scores], x0, 0.5)
-        for made in (mask, shuffled(mask, (1, 2)), detailed(mask, x0)):
+        mask = attention_mask([scores], x0, 0.5)
+        for made in (mask, random_mask(mask, (1, 2)), edge_mask(mask, x0)):
             assert made.ndim == 5 and torch.equal(made.flatten(1).sum(1), mask.flatten(1).sum(1))
 
 

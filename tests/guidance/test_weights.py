@@ -32,7 +32,7 @@ from diffsteer import (
 from diffsteer.core.oracle import Gaussian
 from diffsteer.core.parse import subclasses
 from diffsteer.guidance import Denoiser, GuidanceState, Network
-from diffsteer.guidance.weights import WeightSchedule
+from diffsteer.guidance.weight_schedules import WeightSchedule
 
 F64 = torch.float64
 SD0 = Discrete.scaled_linear().zero_snr()

@@ -235,7 +235,7 @@ def test_history_takes_nothing_that_names_other_files(engine: Engine, tmp_path: 
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError):
             restored(tmp_path / name, engine.trusted)
-    from diffsteer.generate.files import save
+    from diffsteer.generate.sample_files import save
 
     for changes in ({"model": "/etc"}, {"refiner": "../r"}, {"image": "/etc/passwd"}):
         table = {"recipe": {**RECIPE.to_dict(), **changes}, "seed": 0}

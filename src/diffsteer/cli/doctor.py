@@ -11,8 +11,8 @@ from diffsteer.core.errors import InputError
 from diffsteer.io.hub import require_known
 
 if TYPE_CHECKING:
-    from diffsteer.doctor.claims import Claim
     from diffsteer.doctor.diagnosis import Diagnosis
+    from diffsteer.doctor.verdict import Claim
 
 Prediction = Literal["", "epsilon", "v_prediction", "sample", "flow_prediction"]
 TerminalSNR = Literal["", "zero", "above"]
@@ -66,7 +66,7 @@ def doctor(
 
 
 def _stated(prediction: str, snr: str) -> "list[Claim]":
-    from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
+    from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, ZERO, Claim
 
     claims = [Claim(PREDICTION, prediction, "user", "--prediction")] if prediction else []
     value = {"zero": ZERO, "above": ABOVE}.get(snr)

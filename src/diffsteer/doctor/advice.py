@@ -14,8 +14,8 @@ from diffsteer.core.parse import parse
 from diffsteer.core.prediction import V
 from diffsteer.core.schedule import Discrete
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.claims import ZERO
 from diffsteer.doctor.schedule import Finding
+from diffsteer.doctor.verdict import ZERO
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.defaults import EACH, plainest
 from diffsteer.guidance.queries import GuidanceState, plan

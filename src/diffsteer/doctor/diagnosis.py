@@ -12,7 +12,12 @@ from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
 from diffsteer.doctor import advice, brightness, schedule, weights
 from diffsteer.doctor.checkpoint import Checkpoint, open_checkpoint
-from diffsteer.doctor.claims import (
+from diffsteer.doctor.measure import Measurement, measure, trained_schedule
+from diffsteer.doctor.named import named
+from diffsteer.doctor.readers import Reading, readings
+from diffsteer.doctor.schedule import DEFAULT_STEPS, Finding
+from diffsteer.doctor.tensors import Scan, scan
+from diffsteer.doctor.verdict import (
     SOURCES,
     UNKNOWN,
     ZERO,
@@ -22,11 +27,6 @@ from diffsteer.doctor.claims import (
     judge,
     not_understood,
 )
-from diffsteer.doctor.measure import Measurement, measure, trained_schedule
-from diffsteer.doctor.named import named
-from diffsteer.doctor.readers import Reading, readings
-from diffsteer.doctor.schedule import DEFAULT_STEPS, Finding
-from diffsteer.doctor.tensors import Scan, scan
 from diffsteer.hf.weights import quiet
 
 HEALTHY, PROBLEMS = 0, 3

@@ -12,15 +12,15 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.fields import is_whole
 from diffsteer.doctor import layout, schedule
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.claims import (
+from diffsteer.doctor.layout import unet_config
+from diffsteer.doctor.tensors import MARKS, PLACEHOLDERS
+from diffsteer.doctor.verdict import (
     EDM,
     EDM_V,
     PREDICTION_KEYS,
     SNR_KEYS,
     ZERO,
 )
-from diffsteer.doctor.layout import unet_config
-from diffsteer.doctor.tensors import MARKS, PLACEHOLDERS
 from diffsteer.hf.scheduler_config import flows
 
 BETAS = {

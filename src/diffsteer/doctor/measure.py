@@ -16,9 +16,9 @@ from diffsteer.core.schedule import Discrete, Schedule
 from diffsteer.doctor import brightness, layout
 from diffsteer.doctor.by_pipeline import measured_by_pipeline, prompts, side_of
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.claims import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.doctor.layout import PREFIX, current_name, unet_config
 from diffsteer.doctor.tensors import load as tensors_of
+from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import KINDS, discrete_of
 

@@ -8,10 +8,10 @@ import torch
 from diffsteer.core.level import Level
 from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
 from diffsteer.doctor.brightness import DATA
-from diffsteer.doctor.claims import SOURCES, ZERO
 from diffsteer.doctor.diagnosis import Diagnosis, visited
 from diffsteer.doctor.measure import trained_schedule
 from diffsteer.doctor.schedule import DEFAULT_STEPS, visits
+from diffsteer.doctor.verdict import SOURCES, ZERO
 from diffsteer.report.plots import Chart, Curve, Point, write_png
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from diffsteer.doctor import layout
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.claims import ABOVE, EDM, EDM_V, PREDICTION, UNKNOWN, ZERO, claims_of
 from diffsteer.doctor.layout import PREFIX
 from diffsteer.doctor.tensors import load
+from diffsteer.doctor.verdict import ABOVE, EDM, EDM_V, PREDICTION, UNKNOWN, ZERO, claims_of
 
 V2_NORM = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V2_STD = 0.09

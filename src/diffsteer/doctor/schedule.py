@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.schedule import Discrete, Schedule
-from diffsteer.doctor.claims import ABOVE, PREDICTIONS, ZERO
+from diffsteer.doctor.verdict import ABOVE, PREDICTIONS, ZERO
 from diffsteer.hf.scheduler_config import flows, require_timesteps, schedule_of
 
 DEFAULT_STEPS = 50

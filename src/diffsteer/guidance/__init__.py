@@ -13,15 +13,16 @@ from diffsteer.guidance.crops import SWG
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
 from diffsteer.guidance.independent import ICG
+from diffsteer.guidance.interval import Over, Within
 from diffsteer.guidance.momentum import SMC, Momentum
 from diffsteer.guidance.nag import NAG
 from diffsteer.guidance.other_time import TSG, SelfGuidance
 from diffsteer.guidance.perturbed import PAG, S2, SEG, SLG, STG, TPG
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
-from diffsteer.guidance.rescale import rescale, rescale_centred
+from diffsteer.guidance.rescale import Rescaled, rescale, rescale_centred
 from diffsteer.guidance.row_dropout import Dropout
 from diffsteer.guidance.sag import SAG
-from diffsteer.guidance.weights import WeightSchedule, cosine, exponential, interval, ramp
+from diffsteer.guidance.weight_schedules import WeightSchedule, cosine, exponential, interval, ramp
 
 __all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]
 __all__ += [
@@ -41,4 +42,5 @@ __all__ += ["BlurQuery", "Denoiser", "Dropout", "Edit", "Identity", "Network"]
 __all__ += ["class_gradient", "rescale", "rescale_centred"]
 __all__ += ["ADG", "FBG", "FDG", "ICG", "MAMBO", "SMC", "SWG", "TCFG", "TSG", "Adaptive", "CFGNorm"]
 __all__ += ["CFGRenorm", "DynamicThreshold", "FreSca", "RectifiedCFGpp", "SelfGuidance"]
+__all__ += ["Over", "Rescaled", "Within"]
 __all__ += ["WeightSchedule", "cosine", "exponential", "interval", "ramp"]

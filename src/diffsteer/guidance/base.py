@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
 from diffsteer.core.fields import (
     Finite,
     Rule,
-    Share,
-    Whole,
     argument_texts,
     as_float,
     check_fields,
@@ -27,14 +24,17 @@ from diffsteer.core.fields import (
 from diffsteer.core.parse import METHODS
 from diffsteer.guidance.queries import (
     Answer,
-    Branch,
     GuidanceState,
     Queries,
     lockstep,
     with_conditional,
 )
-from diffsteer.guidance.rescale import rescale, rescale_centred
-from diffsteer.guidance.weights import WeightSchedule, as_weight, by_numbers, check_schedules
+from diffsteer.guidance.weight_schedules import (
+    WeightSchedule,
+    as_weight,
+    by_numbers,
+    check_schedules,
+)
 
 
 class Guidance(ABC):
@@ -83,15 +83,15 @@ class Guidance(ABC):
 
     def within(self, lo: float, hi: float = math.inf) -> "Guidance":
         """Apply it only where lo < sigma / alpha <= hi; elsewhere it costs nothing."""
-        return Within(self, as_float(lo, "lo"), as_float(hi, "hi"))
+        return WRAPPERS["within"](self, as_float(lo, "lo"), as_float(hi, "hi"))
 
     def over(self, start: int, stop: int) -> "Guidance":
         """Apply it only in the steps start <= step < stop, counted from 0."""
-        return Over(self, start, stop)
+        return WRAPPERS["over"](self, start, stop)
 
     def rescaled(self, phi: float = 0.7, centred: bool = False) -> "Guidance":
         """Bring the spread of the guided output back to the prompt's alone, by the share `phi`."""
-        return Rescaled(self, as_weight(phi, "phi"), centred)
+        return WRAPPERS["rescaled"](self, as_weight(phi, "phi"), centred)
 
     def clamped(self, limit: float = 1.0) -> "Guidance":
         """Keep the guided x0 within -limit and limit; networks of pixels are sampled so."""
@@ -204,89 +204,3 @@ class Scaled(Guidance):
         return f"{self.factor} * " + (
             f"({inner})" if isinstance(self.inner, Sum | Scaled) else inner
         )
-
-
-class _Limited(Guidance):
-    """A guidance that acts in a part of a sampling; elsewhere it costs nothing."""
-
-    inner: Guidance
-
-    @abstractmethod
-    def acts(self, at: GuidanceState) -> bool:
-        """Whether it acts in an evaluation."""
-
-    @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        return (yield from self.inner.shift(at)) if self.acts(at) else torch.zeros_like(at.x)
-
-    @override
-    def guided(self, at: GuidanceState) -> Queries[tuple[Answer, Tensor]]:
-        return (yield from self.inner.guided(at) if self.acts(at) else super().guided(at))
-
-
-@composable("within")
-@dataclass(frozen=True, repr=False)
-class Within(_Limited):
-    """A guidance in an interval of noise, lo < sigma / alpha <= hi, for any schedule.
-
-    Source: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724.
-    """
-
-    inner: Inner
-    lo: float
-    hi: float
-
-    def __post_init__(self) -> None:
-        for name in ("lo", "hi"):
-            as_float(getattr(self, name), name)
-        super().__post_init__()
-        if not 0 <= self.lo < self.hi:
-            raise InputError(
-                f"within({self.lo}, {self.hi}) holds no noise: give 0 <= lo < hi in sigma/alpha"
-            )
-
-    @override
-    def acts(self, at: GuidanceState) -> bool:
-        return bool(self.lo < at.level.ratio <= self.hi)
-
-
-@composable("over")
-@dataclass(frozen=True, repr=False)
-class Over(_Limited):
-    """A guidance in some steps, start <= step < stop."""
-
-    inner: Inner
-    start: Whole
-    stop: Whole
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.start < self.stop:
-            raise InputError(
-                f"over({self.start}, {self.stop}) holds no step: give 0 <= start < stop"
-            )
-
-    @override
-    def acts(self, at: GuidanceState) -> bool:
-        return self.start <= at.step < self.stop
-
-
-@composable("rescaled")
-@dataclass(frozen=True, repr=False)
-class Rescaled(Guidance):
-    """A guidance whose output, the network's own, is brought back to the prompt's spread.
-
-    Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
-    """
-
-    inner: Inner
-    phi: Share
-    centred: bool = False
-
-    @override
-    def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        shift = yield from self.inner.shift(at)
-        (cond,) = yield (Branch(),)
-        act = rescale_centred if self.centred else rescale
-        guided = at.prediction.output_for_x0(at.x, cond.x0 + shift, at.level)
-        return at.prediction.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0

@@ -90,7 +90,7 @@ def _states(at: GuidanceState, parts: Parts) -> list[GuidanceState]:
         replace(
             at.of_term(i),
             x=x,
-            beside=i > 0,
+            is_sound=i > 0,
             seeds=at.seeds if i == 0 else tuple(number(f"{s} part {i}".encode()) for s in seeds),
         )
         for i, x in enumerate(parts.split(at.x))

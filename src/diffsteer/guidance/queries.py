@@ -132,7 +132,7 @@ class GuidanceState:
             made by hand keeps nothing.
         start: Level that this step starts from, in the inner evaluations of second-order samplers;
             else None, since it is `level`.
-        beside: Whether the sample is sound beside a video, which is guided at the same time.
+        is_sound: Whether the sample is the sound of a video, which is guided at the same time.
     """
 
     x: Tensor
@@ -144,7 +144,7 @@ class GuidanceState:
     next: Level = CLEAN
     memory: Memory = field(default_factory=lambda: Memory(inner=True))
     start: Level | None = None
-    beside: bool = False
+    is_sound: bool = False
 
     def form(self, branch: Branch) -> tuple[object, ...]:
         """Equal for branches of one network that stack, if their conditions do."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from diffsteer.guidance.base import Guidance, Over, Scaled, Within
+from diffsteer.guidance.base import Guidance, Scaled
 from diffsteer.guidance.cfg import CFGZero
-from diffsteer.guidance.weights import at_ends
+from diffsteer.guidance.interval import Over, Within
+from diffsteer.guidance.weight_schedules import at_ends
 
 LATE = 10**6
 """A step beyond the first ones of any guidance."""

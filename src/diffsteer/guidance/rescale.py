@@ -4,11 +4,17 @@ Both forms act on the network's own output (v for a v-model). The paper's also s
 each sample, which draws bright and dark images towards grey; the centred one leaves it.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import Share
 from diffsteer.core.level import require_alike, upcast
+from diffsteer.guidance.base import Guidance, Inner, composable
+from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float = 0.7) -> Tensor:
@@ -51,3 +57,24 @@ def _factor(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
     reach = x.amax(dim=dims, keepdim=True) - x.amin(dim=dims, keepdim=True)
     flat = reach <= 4 * torch.finfo(x.dtype).eps * x.abs().amax(dim=dims, keepdim=True)
     return torch.where(flat, 1.0, phi * std_cond / std + (1 - phi))
+
+
+@composable("rescaled")
+@dataclass(frozen=True, repr=False)
+class Rescaled(Guidance):
+    """A guidance whose output, the network's own, is brought back to the prompt's spread.
+
+    Source: Lin et al. 2023, algorithm 2, https://arxiv.org/abs/2305.08891.
+    """
+
+    inner: Inner
+    phi: Share
+    centred: bool = False
+
+    @override
+    def shift(self, at: GuidanceState) -> Queries[Tensor]:
+        shift = yield from self.inner.shift(at)
+        (cond,) = yield (Branch(),)
+        act = rescale_centred if self.centred else rescale
+        guided = at.prediction.output_for_x0(at.x, cond.x0 + shift, at.level)
+        return at.prediction.x0(at.x, act(guided, cond.out, self.phi), at.level) - cond.x0

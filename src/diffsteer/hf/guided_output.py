@@ -35,14 +35,14 @@ from diffsteer.hf.guide_fit import check_residuals
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.layout import ROWS, Layout, RowsOf
 from diffsteer.hf.network import unwrap_compiled
-from diffsteer.hf.panorama import Views
+from diffsteer.hf.panorama import PanoramaViews
 from diffsteer.hf.probed_calls import Call, certain
 from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.second_text import pair_of, second
 from diffsteer.hf.time_arguments import RULES, Now, TimeArgument
 
 
-class Parts(UserDict[str, Any]):
+class LazyConditions(UserDict[str, Any]):
     """Conditions of a step by name; one that is a function is made when it is asked for."""
 
     @override
@@ -79,7 +79,7 @@ class GuidedOutput:
         self.batches = Batches(max_rows)
         self._times = TimeArgument()
         self._seeds: tuple[int, ...] = ()
-        self._views = Views()
+        self._views = PanoramaViews()
         self._measured: dict[Any, Located] = {}
         self._layers: dict[int, Mapping[str, nn.Module]] = {}
         self._blocks: dict[int, Mapping[str, nn.Module]] = {}
@@ -127,14 +127,15 @@ class GuidedOutput:
             own = self.guide is layout.part.call.module
             nets["guide"] = nets["main"] if own else self._network(self.guide, layout, now)
         made = {name: partial(self._cond, parts, name, layout, now) for name in parts}
-        conds = Parts(made)
+        conds = LazyConditions(made)
         settings = self.guidance, self.max_rows, now.timeline.schedule, self._seeds, now.step.step
         ahead = now.next(now.step.step), memory
         prediction = now.timeline.prediction
         denoiser = Denoiser(nets, conds, prediction, *settings, *ahead, parts=layout.parts)
         if now.step.first:
             self._dry_run(replace(denoiser, seeds=None), x[:1], now)
-            denoiser = replace(denoiser, conds=Parts(made))  # of places that are measured now
+            conds = LazyConditions(made)  # of places that are measured now
+            denoiser = replace(denoiser, conds=conds)
         base, shift = denoiser.predict(x, now.level)
         assert shift is not None
         self._views.keep(memory, now.step.step)

@@ -4,7 +4,7 @@ from diffsteer.guidance.memory import StepMemory, Store
 from diffsteer.hf.time_arguments import Now
 
 
-class Views:
+class PanoramaViews:
     """Memories of the views that a pipeline samples with one scheduler.
 
     Each view begins anew at every call, in the same order at every timestep. All other pipelines

@@ -25,7 +25,7 @@ from diffsteer.hf.batch_conditions import BatchedCall, conditions_in_batch, coun
 from diffsteer.hf.conditions import Part, StepParts, no_part
 from diffsteer.hf.earlier_null import null_at_step
 from diffsteer.hf.guide_fit import check_guide
-from diffsteer.hf.guided_output import GuidedOutput, Parts
+from diffsteer.hf.guided_output import GuidedOutput, LazyConditions
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import (
     bind_arguments,
@@ -251,15 +251,15 @@ class StepGuidance:
         ):
             raise InputError(f"{self._owner} {no_part(output, cond.call.probe)}")
 
-    def _conditions(self, parts: Mapping[str, Part], time: float) -> Parts:
+    def _conditions(self, parts: Mapping[str, Part], time: float) -> LazyConditions:
         """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:
             parts = {**parts, "null": null_at_step(null, self._parts["cond"], cond, time)}
         self._parts, self._first = parts, self._first or [cond.call]
         if "null" in parts or self._null is None:
-            return Parts(parts)
-        return Parts({**parts, "null": partial(self._null_part, cond)})
+            return LazyConditions(parts)
+        return LazyConditions({**parts, "null": partial(self._null_part, cond)})
 
     def _null_part(self, cond: Part) -> Part:
         """Null prompt of a pipeline that does not send it."""

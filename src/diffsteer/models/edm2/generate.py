@@ -18,7 +18,7 @@ from diffsteer.core.prediction import X0
 from diffsteer.core.schedule import EDM
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
-from diffsteer.guidance.weights import WeightSchedule
+from diffsteer.guidance.weight_schedules import WeightSchedule
 from diffsteer.models.edm2.loop_settings import Guided
 from diffsteer.models.edm2.loop_settings import Loop as Loop
 from diffsteer.models.edm2.model import EDM2, network
