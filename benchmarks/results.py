@@ -178,8 +178,8 @@ def stages_page(rows: Rows) -> list[str]:
         f"A run of `critters-eps` to 320,000 images, at a quarter, half and all of it, "
         f"{rows[0]['n']} held-out prompts. At its end it obeys without guidance, so the model that "
         "ships ends at the quarter, and `critters` 8,000 images later. Auto is guided by the "
-        "average at a quarter of each stage. The rule, set before training: the data set is taken "
-        "where guidance raises the share of images that are all right by 15 points or more at a "
+        "average at a quarter of each stage. The rule, set before training: this data set is used "
+        "if guidance raises the share of images that are all right by 15 points or more at a "
         "stage where unguided samples already look clean.",
         "",
         "| thousand images | guidance | attributes, % | all right, % | gain in all right, points |",

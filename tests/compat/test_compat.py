@@ -33,7 +33,7 @@ CPU = ("--device", "cpu")
 REFERENCE = ("--reference", "reference.npz", *CPU)
 EXACT = {"rel": 1e-6, "abs": 1e-9}
 """For what is computed from numbers in files."""
-MEASURED = {"rel": 1e-5, "abs": 1e-8}
+MEASURED = {"rel": 5e-5, "abs": 1e-8}
 """For features of pictures that are there, which other machines round otherwise."""
 SAMPLED = {"rel": 2e-3, "abs": 1e-4}
 """For what networks compute anew, which other machines round otherwise."""
