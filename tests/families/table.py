@@ -46,8 +46,9 @@ What works on which network of diffusers, measured on a tiny pipeline of random 
 
 `CFG` equals the pipeline's own guidance; pipelines that bring the norm of the sum back (Qwen-Image,
 Lumina 2, LongCat, JoyImage, NucleusMoE) do not when they are steered. `Auto` works wherever `CFG`
-does (but for QwenImage21), with a second network for the same latents and conditions. "no" means that the guidance is
-refused before anything is guided, with the reason in the note. `diffsteer models` prints the table.
+does (but for QwenImage21), with a second network for the same latents and conditions. "no" means
+that the guidance is refused before anything is guided, with the reason in the note.
+`diffsteer models` prints the table.
 [Networks of published size](published-sizes.md) has the cost beside the pipelines' own guidance.
 
 """

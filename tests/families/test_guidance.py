@@ -19,7 +19,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance import sag, second_context
 from diffsteer.guidance.attention_edits import BlurQuery, Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
-from diffsteer.hf import guided_output
+from diffsteer.hf import batches, guided_output
 from diffsteer.hf.architectures import Patch, by_sdpa, packed, patch_of, unpacked
 from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
@@ -28,8 +28,9 @@ from diffsteer.hf.several_images import SampledImage
 from diffsteer.hf.time_arguments import TimeArgument, Timeline
 from families import FAMILIES, MODULAR
 from families.calls import first
-from families.parts import WEIGHTS, TinyFamily, image, randomised, wan_vae
+from families.parts import WEIGHTS, TinyFamily, image, randomised, sampling, wan_vae
 from families.test_tiny import built, guidable
+from families.tiny_video_unet import animatediff
 
 UNKNOWN = {
     "AnyFlowFAR": "several outputs",
@@ -274,6 +275,23 @@ def counted(name: str, patch: pytest.MonkeyPatch) -> tuple[Any, Any, list[int]]:
     return pipe, call, sizes
 
 
+def test_texts_of_each_frame_are_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of four would be answered almost the same under the null prompt's text."""
+    pipe = animatediff().to(torch.bfloat16)
+    draw = torch.Generator().manual_seed(1)
+    text = torch.randn(1, 5, pipe.unet.config.cross_attention_dim, generator=draw)
+    null = text + 0.02 * torch.randn(text.shape, generator=draw)
+    latents = torch.randn(1, 4, 2, 8, 8, generator=draw).bfloat16()
+    given = {"prompt_embeds": text.bfloat16(), "negative_prompt_embeds": null.bfloat16()}
+    given |= {"num_frames": 2, "height": 64, "width": 64, "guidance_scale": 7.0}
+    call = partial(pipe, **sampling(latents=latents, **given))
+    with steer(pipe, "PAG(3)"):
+        taken = first(call())
+    monkeypatch.setattr(batches, "LOSSY", ())  # only what is equal to 1e-3 is taken
+    with steer(pipe, "PAG(3)"):
+        assert torch.equal(first(call()), taken)
+
+
 CACHED = ("QwenImage21",)
 """Pipelines whose networks keep keys and values between calls."""
 
@@ -478,8 +496,10 @@ def test_patches_with_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("frames", [9, 17])
 def test_a_video_beside_sound_is_blurred(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the map of its own layer, also where sound (17 frames) has as many tokens, in no grid."""
-    shapes, own = list[Any](), sag.attended
-    monkeypatch.setattr(sag, "attended", lambda a, x, t: shapes.append(a[0].shape) or own(a, x, t))
+    shapes, own = list[Any](), sag.attention_mask
+    monkeypatch.setattr(
+        sag, "attention_mask", lambda a, x, t: shapes.append(a[0].shape) or own(a, x, t)
+    )
     more = {"num_frames": frames, "frame_rate": 2.0 * frames}
     _, video = blurred("LTX2", monkeypatch, **more)
     assert video.shape == (1, 8, (frames + 7) // 8, 2, 2)
@@ -547,8 +567,10 @@ def test_patches_of_the_image_that_is_sampled(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("name", ["CogVideoX", "ConsisID", "StableVideoDiffusion"])
 def test_frames_before_channels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """SAG lays its map on frames, also of videos `(B, F, C, H, W)`, with or without conditions."""
-    shapes, own = [], sag.attended
-    monkeypatch.setattr(sag, "attended", lambda a, x, t: shapes.append(x.shape) or own(a, x, t))
+    shapes, own = [], sag.attention_mask
+    monkeypatch.setattr(
+        sag, "attention_mask", lambda a, x, t: shapes.append(x.shape) or own(a, x, t)
+    )
     assert sampled(named(name), "SAG(1, on='cond')").shape[:3] == (1, 2, 4)
     assert set(shapes) == {(1, 4, 2, 4, 4)}
 

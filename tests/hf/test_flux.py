@@ -259,3 +259,24 @@ def test_layers_that_are_edited_leave_their_attention_backend(flux) -> None:
     with steer(pipe, PAG(2, layer=SINGLE)):
         torch.testing.assert_close(sampled(pipe), want, atol=0, rtol=0)
     assert processor._attention_backend == "flash"
+
+
+def test_the_image_prompt_of_each_condition(flux) -> None:
+    """The pipeline writes that of the null prompt into the dict that the other call was given."""
+    pipe, draw = flux(), torch.Generator().manual_seed(8)
+    projection = {"proj.weight": torch.randn(128, 16, generator=draw), "proj.bias": torch.ones(128)}
+    projection |= {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+    layers = {}
+    for name in (f"{i}.{part}_ip" for i in range(2) for part in ("to_k", "to_v")):
+        layers[f"{name}.weight"] = 0.3 * torch.randn(32, 32, generator=draw)
+        layers[f"{name}.bias"] = torch.zeros(32)
+    states = [{"image_proj": projection, "ip_adapter": layers}]
+    pipe.transformer._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+    image, other = torch.randn(1, 1, 16, generator=draw), torch.zeros(1, 1, 16)
+    more = {"negative_prompt": ["dog"], "true_cfg_scale": 4.0, "ip_adapter_image_embeds": [image]}
+    more["negative_ip_adapter_image_embeds"] = [other]
+    want = sampled(pipe, ["a cat"], **more)
+    without = sampled(pipe, ["a cat"], **more | {"ip_adapter_image_embeds": [other]})
+    assert (want - without).abs().max() > 0.1
+    with steer(pipe, CFG(4)):
+        torch.testing.assert_close(sampled(pipe, ["a cat"], **more), want, atol=1e-4, rtol=1e-4)

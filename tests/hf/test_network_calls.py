@@ -7,6 +7,7 @@ import torch
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise, Discrete, Flow
 from diffsteer.guidance.attention_edits import blur, received
+from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.scheduler_config import same_times
 from diffsteer.steering import steer
 
@@ -193,3 +194,48 @@ def test_blocks_compiled_in_place(sd) -> None:
     pipe.unet.compile_repeated_blocks(backend="eager")
     with steer(pipe, total):
         torch.testing.assert_close(sampled(pipe), want, atol=1e-4, rtol=1e-5)
+
+
+class Emptying(torch.nn.Module):
+    """A network that takes residuals out of the list that it is given, as HunyuanDiT does."""
+
+    config = {"in_channels": 4}
+
+    def forward(self, sample, residuals, kept):
+        kept["seen"] = True
+        return sample + residuals.pop()
+
+
+def test_what_a_call_was_given_stays_as_it_was() -> None:
+    net, x, one = Emptying(), torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
+    residuals, kept = [one], {"inner": [one]}
+    call = Call.read(net, {"sample": x, "residuals": residuals, "kept": kept})
+    net(x, residuals, kept)  # as the pipeline calls it
+    kept["inner"].append(0)
+    for _ in range(2):
+        assert torch.equal(call.evaluated(x, call.arguments, None), one)
+    assert call.arguments == {"residuals": [one], "kept": {"inner": [one]}}
+    assert call.arguments["residuals"][0] is one
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_loop_of_ones_own_after_a_call_of_the_pipeline(sd, guided: bool) -> None:
+    """What the pipeline declared for its last call is not asked."""
+    text = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
+
+    def loop(pipe):
+        pipe.scheduler.set_timesteps(3)
+        x = START[:1]
+        with torch.no_grad(), steer(pipe, PAG(3)):
+            for t in pipe.scheduler.timesteps:
+                rows = torch.cat([x, x]) if guided else x
+                out = pipe.unet(rows, t, encoder_hidden_states=text[-len(rows) :]).sample
+                null, cond = out.chunk(2) if guided else (out, out)
+                x = pipe.scheduler.step(null + 5 * (cond - null), t, x).prev_sample
+        return x
+
+    want = loop(sd())
+    for scale in (1.0, 7.0):
+        pipe = sd()
+        sampled(pipe, scale)
+        assert torch.equal(loop(pipe), want)

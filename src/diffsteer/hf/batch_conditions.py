@@ -59,14 +59,21 @@ ALONE = Conditions(("cond",))
 
 
 def conditions_in_batch(
-    pipe: Any, network: nn.Module, inputs: Tensor, arguments: Mapping[str, Any]
+    pipe: Any,
+    network: nn.Module,
+    inputs: Tensor,
+    arguments: Mapping[str, Any],
+    in_run: bool = True,
 ) -> Conditions:
-    """Conditions that the batch of a call holds; reads the sample."""
+    """Conditions that the batch of a call holds; reads the sample.
+
+    Outside of a run of the pipeline, what it declares is of its last run.
+    """
     family = family_of(network)
     halves = family.halves
     if len(halves) == 1:
         return ALONE
-    guides = declared = _declared(pipe)
+    guides = declared = _declared(pipe) if in_run else None
     doubled = [c for c in (Conditions(halves), Conditions(halves, True)) if c.repeats(inputs)]
     if guides is None:
         guides = bool(doubled)
@@ -133,7 +140,12 @@ class BatchedCall:
 
     @classmethod
     def of(
-        cls, pipe: Any, module: Any, forward: Callable[..., Any], arguments: Cond
+        cls,
+        pipe: Any,
+        module: Any,
+        forward: Callable[..., Any],
+        arguments: Cond,
+        in_run: bool = True,
     ) -> "BatchedCall":
         """Read a call.
 
@@ -142,10 +154,11 @@ class BatchedCall:
             module: Its network, maybe compiled.
             forward: Evaluates the network.
             arguments: Of the call, by name.
+            in_run: Whether the pipeline calls it.
         """
         network = PipelineNetwork.on(pipe.scheduler, module, forward)
         inputs = arguments[network.family.sample]
-        batch = conditions_in_batch(pipe, unwrap_compiled(module), inputs, arguments)
+        batch = conditions_in_batch(pipe, unwrap_compiled(module), inputs, arguments, in_run)
         return cls(pipe, network, inputs, arguments, batch)
 
     @property

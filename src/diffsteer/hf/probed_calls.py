@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -130,13 +130,17 @@ class Call:
 
     @classmethod
     def read(cls, module: Any, arguments: dict[str, Any]) -> "Call":
-        """Call of a network with arguments by name."""
+        """Call of a network with arguments by name, as they are now.
+
+        Pipelines change a dict between two calls (Flux with an IP-Adapter), and networks empty the
+        list that they are given (residuals of a ControlNet).
+        """
         name = sample_argument(module)
         given = arguments.pop(name)
         inputs = torch.stack(given) if isinstance(given, list) else given
         autocast = _autocast(inputs.device.type)
         caches = {n: v for n, v in arguments.items() if "cache" in n and not _plain(v)}
-        arguments |= {n: _copied(v) for n, v in caches.items()}
+        arguments = {n: _copied(v) if n in caches else apart(v) for n, v in arguments.items()}
         return cls(module, name, inputs, given is not inputs, arguments, autocast, caches=caches)
 
     def second_sample(self, first: Any, second: Any) -> str:
@@ -163,6 +167,12 @@ class Call:
         return id(self.module), self.inputs.shape, self.inputs.dtype, _shapes(self.arguments)
 
     @property
+    def frames_apart(self) -> bool:
+        """Whether an argument seems to have several rows for each sample, as texts of frames."""
+        rows, tensors = len(self.inputs), (v for v in self.arguments.values() if _is_tensor(v))
+        return any(v.ndim > 2 and len(v) > rows and len(v) % rows == 0 for v in tensors)
+
+    @property
     def stateful(self) -> bool:
         """Whether it hands the network a cache that it may change."""
         return bool(self.caches)
@@ -178,10 +188,21 @@ class Call:
         if self.second:
             parts = torch.split(inputs, list(self.lengths), dim=1)
             samples = dict(zip((self.name, self.second), parts, strict=True))
-        caches = {name: _copied(arguments[name]) for name in self.caches}
+        given = {n: _copied(v) if n in self.caches else apart(v) for n, v in arguments.items()}
         with self.autocast():
-            output = (network or self.module)(**{**arguments, **caches, **samples})
+            output = (network or self.module)(**{**given, **samples})
             return tensor_of(output, bool(self.second))
+
+
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor)
+
+
+def apart(tree: Any) -> Any:
+    """Dicts, lists and tuples anew, with the same contents."""
+    if type(tree) is dict:
+        return {key: apart(value) for key, value in tree.items()}
+    return type(tree)(map(apart, tree)) if type(tree) in (list, tuple) else tree
 
 
 def _plain(value: Any) -> bool:

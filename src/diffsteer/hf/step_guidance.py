@@ -271,7 +271,7 @@ class StepGuidance:
     def _at_once(self, call: Call) -> Tensor:
         """Guided output for a call from outside of the pipeline, in a loop of one's own."""
         arguments = {**call.arguments, call.name: call.inputs}
-        read = BatchedCall.of(self.pipe, call.module, call.module.forward, arguments)
+        read = BatchedCall.of(self.pipe, call.module, call.module.forward, arguments, in_run=False)
         parts = {name: Part(call, read.rows(name)) for name in read.batch.names}
         now = self._now(read.step(self._tracker))
         if now.step.first:  # where no run ends
