@@ -8,8 +8,8 @@ import torch
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import Branch
-from diffsteer.guidance.attention_taps import matching
 from diffsteer.guidance.block_edits import BlockEdit, SkipBlock, blocks_edited
+from diffsteer.guidance.layer_names import matching
 
 LISTS = {
     "joint_blocks": "double_block",
