@@ -1,5 +1,7 @@
 """Calls of pipelines that cannot be steered, or not as one might think, are told apart."""
 
+from contextlib import nullcontext
+
 import diffusers
 import pytest
 import tiny
@@ -7,6 +9,8 @@ import torch
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise, Discrete, Flow
 from diffsteer.guidance.attention_edits import blur, received
+from diffsteer.hf.batches import Batches, NotDivided
+from diffsteer.hf.conditions import Part
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.scheduler_config import same_times
 from diffsteer.steering import steer
@@ -239,3 +243,18 @@ def test_a_loop_of_ones_own_after_a_call_of_the_pipeline(sd, guided: bool) -> No
         pipe = sd()
         sampled(pipe, scale)
         assert torch.equal(loop(pipe), want)
+
+
+@pytest.mark.parametrize("other", [None, 0.001, 1.0])
+def test_rows_are_told_from_those_of_another_condition(other: float | None) -> None:
+    """By a quarter of their distance, where a call has other rows and texts of frames."""
+    x, text = torch.ones(1, 4, 8, 8), torch.zeros(4, 5, 3)
+    answered = x if other is None else torch.cat([x, x + other])
+    call = Call.read(Emptying(), {"sample": answered, "residuals": text, "kept": None})
+    assert call.frames_apart
+    part, batches = Part(call, slice(1)), Batches(None)
+    near = (x * 1.0005, pytest.raises(NotDivided) if other == 0.001 else nullcontext())
+    far = (x + 0.009, pytest.raises(NotDivided))
+    for out, expected in (near, far):
+        with expected:
+            batches._compare(part, answered, out)

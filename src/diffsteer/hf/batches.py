@@ -139,7 +139,7 @@ class Batches:
         if part.call.frames_apart:  # rows of another condition could answer almost the same
             others = answered[_others(part.rows, len(answered))]
             distances = [(row - expected[i % len(expected)]).norm() for i, row in enumerate(others)]
-            allowed = min(allowed, *(distance / 4 for distance in distances))
+            allowed = min([allowed, *(distance / 4 for distance in distances)])
         if not difference <= allowed:
             raise NotDivided(part.call)
         self._divides[part.call.key] = True
