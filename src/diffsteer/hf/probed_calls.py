@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +140,7 @@ class Call:
         inputs = torch.stack(given) if isinstance(given, list) else given
         autocast = _autocast(inputs.device.type)
         caches = {n: v for n, v in arguments.items() if "cache" in n and not _plain(v)}
-        arguments = {n: _copied(v) if n in caches else apart(v) for n, v in arguments.items()}
+        arguments = _own(arguments, caches)
         return cls(module, name, inputs, given is not inputs, arguments, autocast, caches=caches)
 
     def second_sample(self, first: Any, second: Any) -> str:
@@ -169,8 +169,9 @@ class Call:
     @property
     def frames_apart(self) -> bool:
         """Whether an argument seems to have several rows for each sample, as texts of frames."""
-        rows, tensors = len(self.inputs), (v for v in self.arguments.values() if _is_tensor(v))
-        return any(v.ndim > 2 and len(v) > rows and len(v) % rows == 0 for v in tensors)
+        tensors = (v for v in self.arguments.values() if isinstance(v, Tensor) and v.ndim > 2)
+        rows = len(self.inputs)
+        return any(len(v) > rows and len(v) % rows == 0 for v in tensors)
 
     @property
     def stateful(self) -> bool:
@@ -188,21 +189,21 @@ class Call:
         if self.second:
             parts = torch.split(inputs, list(self.lengths), dim=1)
             samples = dict(zip((self.name, self.second), parts, strict=True))
-        given = {n: _copied(v) if n in self.caches else apart(v) for n, v in arguments.items()}
         with self.autocast():
-            output = (network or self.module)(**{**given, **samples})
+            output = (network or self.module)(**{**_own(arguments, self.caches), **samples})
             return tensor_of(output, bool(self.second))
 
 
-def _is_tensor(value: Any) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor)
+def _own(arguments: Mapping[str, Any], caches: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with containers and caches of their own, and the same tensors."""
+    return {n: _copied(v) if n in caches else _rebuilt(v) for n, v in arguments.items()}
 
 
-def apart(tree: Any) -> Any:
+def _rebuilt(tree: Any) -> Any:
     """Dicts, lists and tuples anew, with the same contents."""
     if type(tree) is dict:
-        return {key: apart(value) for key, value in tree.items()}
-    return type(tree)(map(apart, tree)) if type(tree) in (list, tuple) else tree
+        return {key: _rebuilt(value) for key, value in tree.items()}
+    return type(tree)(map(_rebuilt, tree)) if type(tree) in (list, tuple) else tree
 
 
 def _plain(value: Any) -> bool:
