@@ -119,6 +119,9 @@ def test_videos() -> None:
         mask = attention_mask([scores], x0, 0.5)
         for made in (mask, random_mask(mask, (1, 2)), edge_mask(mask, x0)):
             assert made.ndim == 5 and torch.equal(made.flatten(1).sum(1), mask.flatten(1).sum(1))
+    frames = torch.rand(2, 5, 4, 4)
+    both = attention_mask([torch.zeros(2, 8, 8), frames], x0, 0.25)  # the frames stay apart
+    assert torch.equal(both[:, 0, :, ::2, ::2], frames > 0.5)
 
 
 def test_values() -> None:

@@ -329,6 +329,24 @@ def test_controlnet(sd) -> None:
         torch.testing.assert_close(sampled(pipe, scale=2.0, **more), want, atol=1e-4, rtol=1e-5)
     with steer(pipe, CFG(5) + SAG(0.5)):
         assert sampled(pipe, **more).isfinite().all()
+    with steer(pipe, PAG(2)):
+        assert sampled(pipe, scale=1.0, **more).isfinite().all()
+    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="residual changes from step to"):
+        sampled(pipe, scale=1.0, **more)  # which it makes for the prompt alone
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_null_prompt_while_the_pipelines_own_guidance_is_off(sd, folder, xl: bool) -> None:
+    """SDXL's base takes zeros where no negative prompt is given, and an empty text for ""."""
+    pipe = tiny.sdxl(diffusers.DDIMScheduler(**SD), folder) if xl else sd()
+    for more in ({}, {"negative_prompt": ["red", "green"]}, {"negative_prompt": ["", ""]}):
+        want = sampled(pipe, **more)
+        with steer(pipe, CFG(5)):
+            torch.testing.assert_close(sampled(pipe, scale=1.0, **more), want, atol=1e-4, rtol=1e-5)
+    with steer(pipe, CFG(5), null="red"):
+        own = sampled(pipe, scale=1.0)
+        torch.testing.assert_close(own, sampled(pipe, scale=1.0, negative_prompt=["red"] * 2))
+        assert not torch.allclose(own, sampled(pipe, scale=1.0, negative_prompt=["green"] * 2))
 
 
 def test_sdxl(folder) -> None:
@@ -643,14 +661,12 @@ def test_errors_before_the_first_call(sd) -> None:
     says = f"no attention layer is called 'nowhere'.*{MID}"
     with steer(pipe, CFG(5) + PAG(3, layer="nowhere")), pytest.raises(ValueError, match=says):
         sampled(pipe)
-    with steer(pipe, CFG(5)), pytest.raises(ValueError, match="guidance_scale > 1"):
-        sampled(pipe, scale=1.0)
     with steer(pipe, Auto(2)), pytest.raises(ValueError, match="asks for a network 'guide'"):
         sampled(pipe)
-    late = [PAG(3, layer="nowhere").within(0, 1), Auto(2).over(3, 4), CFG(5).over(4, 5)]
+    late = [PAG(3, layer="nowhere").within(0, 1), Auto(2).over(3, 4)]
     late += [f"{name}(ramp(0, 3), layer='nowhere')" for name in ("PAG", "SLG", "STG", "S2", "TPG")]
     late += ["SEG(cosine(0, 3), layer='nowhere')", "SAG(ramp(0, 1), 'nowhere', on='cond')"]
-    late += ["NAG(ramp(0, 4))", "Auto(ramp(1, 2), adapter='gone')", "CFGZero(3, zero=2)"]
+    late += ["Auto(ramp(1, 2), adapter='gone')"]
     for guidance in late:  # nor after some steps that ask for less
         says = "no (attention layer|block)|asks for|adapters"
         with steer(pipe, guidance), pytest.raises(ValueError, match=says):

@@ -120,8 +120,8 @@ def blur(image: Tensor, sigma: float, kernel: int) -> Tensor:
     Args:
         image: What to blur.
         sigma: Standard deviation in pixels, > 0.
-        kernel: Taps, odd; cut to what the reflection of the shorter side allows. The taps are
-            renormalised, as in the official code of SAG.
+        kernel: Size, odd; along each side at most what reflection at the border allows. The taps
+            are renormalised, as in the official code of SAG.
     """
     if image.ndim == 5:
         frames = image.transpose(1, 2)

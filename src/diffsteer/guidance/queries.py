@@ -86,7 +86,7 @@ class Answer:
         x: The input it was asked for.
         level: The level of the input.
         prediction: What the output predicts.
-        maps: Attention scores of the recorded layers, `(B, h, w)`, with mean 1.
+        maps: Attention that tokens of the recorded layers receive, `(B, [F,] h, w)`, mean 1.
         variance: What it says of its variance where it learned one, else None, `(B, *D)`: from -1,
             the posterior's, to 1, that of the noise added, in logarithms.
     """

@@ -1,6 +1,6 @@
 """Null prompt of an earlier step, where a pipeline ends its guidance before its last step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,16 +30,20 @@ def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:
     """
     of_null, of_prompt, current = (_arguments(part) for part in (null, before, now))
     own = {k: v for k, v in of_null.items() if not equal(v, of_prompt.get(k))}
-    changed = [name for name in own if not equal(of_prompt.get(name), current.get(name))]
-    if changed:
+    if changing := changed(own, of_prompt, current):
         raise InputError(
-            f"the pipeline ended its guidance before its last step, and {', '.join(changed)} of "
+            f"the pipeline ended its guidance before its last step, and {changing} of "
             "the null prompt changes from step to step (features of a ControlNet): leave its "
             "guidance on at all steps, and limit this one by .within(lo, hi) or .over(a, b)"
         )
     part = now if null.call is before.call else null  # of one call for both, or of its own
     call = replace(part.call, arguments={**current, **own}, out=None, time=time)
     return replace(part, call=call, scale=now.scale, held=now.held)
+
+
+def changed(own: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which of the arguments that the null prompt has of its own change between two steps."""
+    return ", ".join(name for name in own if not equal(before.get(name), now.get(name)))
 
 
 def _arguments(part: Part) -> Mapping[str, Any]:

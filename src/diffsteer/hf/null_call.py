@@ -3,7 +3,8 @@
 Distilled models, and any pipeline whose own guidance is off, call their network for the prompt
 alone. The pipeline's call is then begun once more, on a copy and with the null prompt, up to its
 first call of the network; what that gives the network otherwise than the first call for the prompt
-is the null prompt. So masks, lengths and places of tokens are those that the pipeline makes.
+is the null prompt. So masks, lengths and places of tokens are those that the pipeline makes. Where
+a pipeline of a known family can send both conditions in one call, it is begun with its guidance on.
 """
 
 import copy
@@ -11,6 +12,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from types import FrameType
 from typing import Any
@@ -19,15 +21,22 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.guidance.batching import rows_of
 from diffsteer.hf.architectures import known_family
+from diffsteer.hf.batch_conditions import Conditions
+from diffsteer.hf.earlier_null import changed
 from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
-from diffsteer.hf.stacking import equal
+from diffsteer.hf.stacking import equal, put_together, with_shared
 
 NEGATIVE = "negative_"
 """What the names of arguments for the null prompt begin with."""
-PROMPT = re.compile(r"prompt(_\d)?$")
+SCALE = "guidance_scale"
+"""Argument of pipelines with the scale of their own guidance, which is on above 1."""
+PROMPT = "prompt"
+"""Argument of pipelines, and part of the names of all arguments that a prompt becomes."""
+TEXTS = re.compile(r"prompt(_\d)?$")
 """Names of prompts that are texts."""
 
 
@@ -73,7 +82,7 @@ class NullCall:
     def _note(self, frame: FrameType | None) -> None:
         names = inspect.signature(type(self.pipe).__call__).parameters
         self._noted, self._changes = None, None
-        if frame is not None and "prompt" in names:
+        if frame is not None and PROMPT in names:
             given = {n: v for n, v in frame.f_locals.items() if n in names and n != "self"}
             self._noted = given, {id(g): g.get_state() for g in _generators(given)}
             self._rng = torch.get_rng_state()
@@ -101,7 +110,7 @@ class NullCall:
                 f"the prompt alone: {ASK}, or switch the cache off (use_kv_cache=False)"
             )
         if self._changes is None:
-            null = self._repeated().joined(first.second)
+            null = (self._half(first) or self._repeated()).joined(first.second)
             if len(null.inputs) != len(first.inputs):
                 raise InputError(
                     f"{type(self.pipe).__name__} gives its network {len(null.inputs)} samples for "
@@ -113,15 +122,38 @@ class NullCall:
                 if not equal(value, first.arguments.get(name))
             }
             self._inputs = None if null.inputs.shape == first.inputs.shape else null.inputs
+        if changing := changed(self._changes, first.arguments, now.arguments):
+            raise InputError(
+                f"the guidance asks for the null prompt, and {changing} changes from step to step "
+                f"(features of a ControlNet), which this pipeline makes for its prompt alone: {ASK}"
+            )
         inputs = now.inputs if self._inputs is None else self._inputs
         arguments = now.arguments | self._changes
         samples = now.second, now.lengths
         return Call(now.module, now.name, inputs, now.listed, arguments, now.autocast, *samples)
 
+    def _half(self, first: Call) -> Call | None:
+        """Its half of the batch that the pipeline makes with its own guidance on, if it does."""
+        network = unwrap_compiled(first.module)
+        family, given = known_family(network), self._noted[0] if self._noted else {}
+        if family is None or "null" not in family.halves or SCALE not in given:
+            return None
+        on: dict[str, Any] = {SCALE: 2.0}
+        negative = [value for name, value in _negatives(given).items() if PROMPT in name]
+        if self.null and all(value is None for value in negative):
+            on[NEGATIVE + PROMPT] = _for_each(self.null, given)
+        call = self._begun(given | on)
+        count = len(call.inputs)
+        if count != 2 * len(first.inputs):  # a network that is told the scale (LCM)
+            return None
+        rows = Conditions(family.halves).rows("null", count)
+        arguments = put_together(rows_of(with_shared(network, call.arguments, count), rows, count))
+        return replace(call, inputs=call.inputs[rows], arguments=arguments)
+
     def _repeated(self) -> Call:
         """First call of the network where the pipeline is called with the null prompt."""
         if self._noted is None:
-            if "prompt" in inspect.signature(type(self.pipe).__call__).parameters:
+            if PROMPT in inspect.signature(type(self.pipe).__call__).parameters:
                 raise InputError(
                     "the guidance asks for the null prompt, and this network was called without a "
                     "prompt of its pipeline: call the pipeline"
@@ -130,8 +162,13 @@ class NullCall:
                 f"the guidance asks for the null prompt, which {type(self.pipe).__name__} neither "
                 f"sends nor encodes: {ASK}"
             )
-        given, states = self._noted
-        given = {k: _restored(v, states) for k, v in self._with_null(given).items()}
+        return self._begun(self._with_null(self._noted[0]))
+
+    def _begun(self, given: Mapping[str, Any]) -> Call:
+        """First call of the network where the pipeline is called with such arguments."""
+        assert self._noted is not None
+        states = self._noted[1]
+        given = {name: _restored(value, states) for name, value in given.items()}
         self.repeating, self._reached = True, None
         try:
             with torch.random.fork_rng(devices=()):
@@ -155,17 +192,14 @@ class NullCall:
     def _with_null(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's call with the negative prompt in the place of the prompt."""
         changed = dict(given)
-        names = [name for name in given if NEGATIVE + name in given or "prompt" in name]
-        prompts = [n for n in names if not n.startswith(NEGATIVE) and NEGATIVE + n in given]
-        negative = {name: given[NEGATIVE + name] for name in prompts}
+        names = [name for name in given if NEGATIVE + name in given or PROMPT in name]
+        negative = _negatives(given)
         if any(_embedded(value) for value in negative.values()):  # they may stand beside a text
-            return changed | {n: None if PROMPT.match(n) else v for n, v in negative.items()}
-        changed |= {n: None for n in names if PROMPT.match(n) or _embedded(given[n])}
+            return changed | {n: None if TEXTS.match(n) else v for n, v in negative.items()}
+        changed |= {n: None for n in names if TEXTS.match(n) or _embedded(given[n])}
         texts = any(any(value or ()) for value in negative.values())  # [""] is none
-        null, count = negative if texts else {"prompt": self.null}, _count(given)
-        if count is None:
-            return changed | null
-        return changed | {n: [v] * count if isinstance(v, str) else v for n, v in null.items()}
+        null = negative if texts else {PROMPT: self.null}
+        return changed | {name: _for_each(value, given) for name, value in null.items()}
 
 
 ASK = (
@@ -186,9 +220,24 @@ def shadow(pipe: Any) -> Any:
     return made
 
 
+def _negatives(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for the null prompt, by the names of those for the prompt."""
+    return {
+        name: given[NEGATIVE + name]
+        for name in given
+        if not name.startswith(NEGATIVE) and NEGATIVE + name in given
+    }
+
+
+def _for_each(value: Any, given: Mapping[str, Any]) -> Any:
+    """A text once for each prompt of a call, where it has a list of them; else as it is."""
+    count = _count(given) if isinstance(value, str) else None
+    return value if count is None else [value] * count
+
+
 def _count(given: Mapping[str, Any]) -> int | None:
     """Number of prompts of a call, None for one that is no list."""
-    if isinstance(prompt := given.get("prompt"), list):
+    if isinstance(prompt := given.get(PROMPT), list):
         return len(prompt)
     embeddings = given.get("prompt_embeds")
     return len(embeddings) if isinstance(embeddings, Tensor | list) else None
@@ -227,7 +276,6 @@ def _restored(value: Any, states: Mapping[int, Tensor]) -> Any:
 
 
 def null_of(pipe: Any, null: str) -> NullCall | None:
-    """Calls for the null prompt; None of families whose pipelines send it in the same call."""
+    """Calls for the null prompt; None of pipelines of known families that take no prompt."""
     family = known_family(unwrap_compiled(network_of(pipe)))
-    apart = family is None or ("null" not in family.halves and hasattr(pipe, "encode_prompt"))
-    return NullCall(pipe, null) if apart else None
+    return NullCall(pipe, null) if family is None or hasattr(pipe, "encode_prompt") else None
