@@ -7,7 +7,7 @@ from torch import Tensor, cat
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import SecondContext
-from diffsteer.guidance.independent import unrelated
+from diffsteer.guidance.icg import unrelated
 
 from .attention import attention_blocks, heads_of
 

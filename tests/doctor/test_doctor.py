@@ -19,7 +19,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
 from diffsteer.doctor.present import text
-from diffsteer.doctor.schedule import findings
+from diffsteer.doctor.schedulers import findings
 from diffsteer.doctor.tensors import read_header
 from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, ZERO, Claim
 

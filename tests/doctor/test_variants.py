@@ -14,7 +14,7 @@ from diffsteer.core.schedule import EDM, Flow
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
 from diffsteer.doctor.present import _levels
-from diffsteer.doctor.schedule import findings
+from diffsteer.doctor.schedulers import findings
 from diffsteer.doctor.tensors import read_header
 
 

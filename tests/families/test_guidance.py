@@ -19,7 +19,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.guidance import sag, second_context
 from diffsteer.guidance.attention_edits import BlurQuery, Identity
 from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
-from diffsteer.hf import batches, guided_output
+from diffsteer.hf import guided_output, merged_calls
 from diffsteer.hf.architectures import Patch, by_sdpa, packed, patch_of, unpacked
 from diffsteer.hf.guided_output import GuidedOutput
 from diffsteer.hf.image_tokens import MeasuredLayers
@@ -287,7 +287,7 @@ def test_texts_of_each_frame_are_not_divided(monkeypatch: pytest.MonkeyPatch) ->
     call = partial(pipe, **sampling(latents=latents, **given))
     with steer(pipe, "PAG(3)"):
         taken = first(call())
-    monkeypatch.setattr(batches, "LOSSY", ())  # only what is equal to 1e-3 is taken
+    monkeypatch.setattr(merged_calls, "LOSSY", ())  # only what is equal to 1e-3 is taken
     with steer(pipe, "PAG(3)"):
         assert torch.equal(first(call()), taken)
 

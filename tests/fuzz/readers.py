@@ -209,7 +209,7 @@ def safetensors(tensors: dict[str, torch.Tensor], rng: random.Random) -> bytes:
 
 def usable(recipe: Any) -> None:
     """Everything that a command does with a recipe before it loads a model."""
-    from diffsteer.generate.consistent import require_consistent
+    from diffsteer.generate.recipe_checks import require_consistent
 
     for one in recipe.sweep([1.0]):
         require_consistent(one)

@@ -20,7 +20,7 @@ from diffsteer.generate import pipelines
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe, read, recipe_of_png
 from diffsteer.hf import load as loading
-from diffsteer.hf import memory
+from diffsteer.hf import offload
 from diffsteer.hf.load import load
 from diffsteer.io.hashing import weights_hash
 
@@ -109,7 +109,7 @@ def test_layers_that_wait_elsewhere_make_the_same_image(recipe: Recipe, tmp_path
 def test_a_mistake_is_told_before_weights_are_read(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, changes: Any, free: int, message: str
 ) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda _: free)
+    monkeypatch.setattr(offload, "free_memory", lambda _: free)
     with pytest.raises((InputError, OSError), match=message):
         made(replace(recipe, **changes))
 
@@ -117,19 +117,19 @@ def test_a_mistake_is_told_before_weights_are_read(
 def test_memory_that_suffices_for_half_precision_does_not_for_single(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = memory.weights_sizes(Path(recipe.model), torch.float32)
+    sizes = offload.weights_sizes(Path(recipe.model), torch.float32)
     values = sum(p.numel() for p in load(recipe.model).unet.parameters())
     assert sizes["unet"] == 4 * values and sizes.keys() == {"unet", "vae", "text_encoder"}
-    monkeypatch.setattr(memory, "free_memory", lambda _: sum(sizes.values()) - 1)
+    monkeypatch.setattr(offload, "free_memory", lambda _: sum(sizes.values()) - 1)
     assert made(replace(recipe, dtype="bfloat16")).shape == (1, 3, 16, 16)
     pipelines._loaded.cache_clear()
     with pytest.raises(InputError, match="a lower --dtype"):
         made(recipe)
     free = {"cpu": 2**40, "cuda": max(sizes.values())}
-    monkeypatch.setattr(memory, "free_memory", lambda device: free[device])
-    memory.require_memory("m", sizes, "cuda", "model")
+    monkeypatch.setattr(offload, "free_memory", lambda device: free[device])
+    offload.require_memory("m", sizes, "cuda", "model")
     with pytest.raises(InputError, match="and cuda has .* take --offload model"):
-        memory.require_memory("m", sizes, "cuda", "none")
+        offload.require_memory("m", sizes, "cuda", "none")
 
 
 def test_two_open_recipes_of_one_model_make_the_images_of_each(recipe: Recipe) -> None:

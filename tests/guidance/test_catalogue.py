@@ -52,7 +52,7 @@ from diffsteer.core.noise import number
 from diffsteer.core.parse import subclasses
 from diffsteer.core.sampler import first_order
 from diffsteer.guidance import Answer, GuidanceState, run
-from diffsteer.guidance.memory import StepMemory, Store
+from diffsteer.guidance.step_memory import StepMemory, Store
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()

@@ -13,7 +13,7 @@ from diffsteer.core.schedule import Flow
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.each_part import Parts
-from diffsteer.guidance.memory import Store
+from diffsteer.guidance.step_memory import Store
 
 LENGTHS = (5, 3)
 COUNT = [0]

@@ -43,7 +43,7 @@ from diffsteer import (
 )
 from diffsteer.core.oracle import Gaussian
 from diffsteer.guidance import Answer, Denoiser, GuidanceState, Network, run
-from diffsteer.guidance.memory import StepMemory, Store
+from diffsteer.guidance.step_memory import StepMemory, Store
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()

@@ -26,7 +26,7 @@ from diffsteer.core.level import CLEAN
 from diffsteer.core.oracle import Mixture
 from diffsteer.core.sampler import first_order
 from diffsteer.guidance import Branch, Denoiser, Network
-from diffsteer.guidance.memory import StepMemory, Store
+from diffsteer.guidance.step_memory import StepMemory, Store
 from diffsteer.models.edm2.generate import Loop, generate, guided
 from diffsteer.models.edm2.model import EDM2
 

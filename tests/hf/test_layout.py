@@ -7,7 +7,7 @@ import torch
 import zoo
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.stacking import Shared, with_shared
+from diffsteer.hf.batched_arguments import Shared, with_shared
 from diffsteer.steering import steer
 
 

@@ -14,8 +14,8 @@ import tiny
 
 from diffsteer import Recipe
 from diffsteer.doctor.diagnosis import diagnose
-from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.generator import open_generator
+from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.hf.load import load, network
 from diffsteer.io import hub
 

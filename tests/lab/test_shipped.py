@@ -11,9 +11,9 @@ from diffsteer_lab.critters.images import Critters
 from diffsteer_lab.critters.judge import right
 
 from diffsteer.cli.main import main
-from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.hf.load import guide_beside, load, network
 from diffsteer.hf.shipped import shipped
 from diffsteer.io.model_folder import INDEX, require_model

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
-from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.hf.network import PipelineNetwork, network_of
 from diffsteer.hf.prompt_conditions import conditions, first_call
-from diffsteer.refine import noise_registry
+from diffsteer.refine import prompt_mismatch
 from diffsteer.refine.heads import HEADS
 from diffsteer.refine.hook import refine
 from diffsteer.refine.nlg import NLG
@@ -339,7 +339,7 @@ def test_what_is_remembered_is_small_and_no_part_of_the_network(sd) -> None:
     pipe = sd()
     pipe.unet = tiny.shallow_unet()
     noise = refine(pipe, START, PROMPTS, moved(NoiseRefiner(pipe)))
-    (held,) = (w for n, w in noise_registry._registries.items() if n is pipe.unet)
+    (held,) = (w for n, w in prompt_mismatch._registries.items() if n is pipe.unet)
     sizes = [t.untyped_storage().nbytes() for row in held._rows for t in row]
     assert len(held._rows) == 2 and max(sizes) <= 2 * max(16 * 16, 4 * 8 * 8) * 4
     again = pickle.loads(pickle.dumps(pipe.unet))

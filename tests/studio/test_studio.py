@@ -108,7 +108,7 @@ def test_grid_varies_two_numbers() -> None:
 
 
 def test_command_is_read_back_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffsteer.cli import sample_command
+    from diffsteer.cli import sample_options
     from diffsteer.cli.main import main
 
     recipe = Recipe(
@@ -116,7 +116,7 @@ def test_command_is_read_back_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> 
     )
     words = shlex.split(snippets.command(recipe, [3, 4]))
     monkeypatch.setattr("sys.argv", words)
-    monkeypatch.setattr(sample_command, "sample", lambda made, seeds, *_, **__: given.append(made))
+    monkeypatch.setattr(sample_options, "sample", lambda made, seeds, *_, **__: given.append(made))
     given: list[Recipe] = []
     main()
     assert given == [recipe] and words[-6:-4] == ["--seeds", "3-4"]
@@ -235,7 +235,7 @@ def test_history_takes_nothing_that_names_other_files(engine: Engine, tmp_path: 
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError):
             restored(tmp_path / name, engine.trusted)
-    from diffsteer.generate.sample_files import save
+    from diffsteer.generate.sample_metadata import save
 
     for changes in ({"model": "/etc"}, {"refiner": "../r"}, {"image": "/etc/passwd"}):
         table = {"recipe": {**RECIPE.to_dict(), **changes}, "seed": 0}

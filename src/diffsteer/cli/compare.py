@@ -68,9 +68,9 @@ def compare(
             several times.
         loading: How the models of all recipes are loaded, in place of what they say themselves.
     """
-    from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.generator import rehearse
-    from diffsteer.hf.memory import require_offload
+    from diffsteer.generate.recipe_checks import media_of, require_consistent, require_images
+    from diffsteer.hf.offload import require_offload
     from diffsteer.io.atomic import owned, require_writable
     from diffsteer.io.device import device_of
     from diffsteer.io.distributed import Processes, launched

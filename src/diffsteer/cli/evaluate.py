@@ -81,9 +81,9 @@ def evaluate(
             images of `diffsteer sample` hold theirs.
         loading: How the model of a recipe is loaded, in place of what it says itself.
     """
-    from diffsteer.generate.consistent import media_of, require_consistent, require_images
     from diffsteer.generate.recipe import read
-    from diffsteer.hf.memory import require_offload
+    from diffsteer.generate.recipe_checks import media_of, require_consistent, require_images
+    from diffsteer.hf.offload import require_offload
     from diffsteer.io.atomic import owned_file, require_writable, write_json
     from diffsteer.io.device import device_of
     from diffsteer.io.distributed import Processes, launched

@@ -39,7 +39,7 @@ def targets(
             and their prompts to a number each.
         trajectory: Keep each step as well, for `diffsteer train agd`.
     """
-    from diffsteer.generate.consistent import require_consistent
+    from diffsteer.generate.recipe_checks import require_consistent
     from diffsteer.io.atomic import require_writable
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.scores import name_of, score_of

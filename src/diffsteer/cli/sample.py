@@ -72,7 +72,7 @@ def sample(
 ) -> None:
     """Sample images; one that is there already is not made again.
 
-    `cli/sample_command.py` gives these arguments their order on the command line.
+    `cli/sample_options.py` gives these arguments their order on the command line.
 
     Args:
         recipe: How.
@@ -124,10 +124,10 @@ def sample(
     if not recipe.model:
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
     require_known(recipe.model, recipe.guide, recipe.refiner)
-    from diffsteer.generate.consistent import media_of, require_consistent
     from diffsteer.generate.generator import open_generator
+    from diffsteer.generate.recipe_checks import media_of, require_consistent
     from diffsteer.generate.seed_images import SeedImages, launch, share
-    from diffsteer.hf.memory import require_offload
+    from diffsteer.hf.offload import require_offload
     from diffsteer.io.atomic import require_writable, write_json
     from diffsteer.io.device import device_of
     from diffsteer.io.media import require_video

@@ -67,8 +67,8 @@ def tune(
     require_known(recipe.model, recipe.guide, recipe.refiner)
     _require_optuna()
     from diffsteer.cli.evaluate import known
-    from diffsteer.generate.consistent import require_consistent
     from diffsteer.generate.generator import rehearse
+    from diffsteer.generate.recipe_checks import require_consistent
     from diffsteer.io.atomic import InUse, owned, require_writable
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.report.plots import require_matplotlib

@@ -14,7 +14,7 @@ from diffsteer.core.parse import parse
 from diffsteer.core.prediction import V
 from diffsteer.core.schedule import Discrete
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.schedule import Finding
+from diffsteer.doctor.schedulers import Finding
 from diffsteer.doctor.verdict import ZERO
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.defaults import EACH, plainest

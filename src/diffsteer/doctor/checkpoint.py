@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.core.fields import is_whole
-from diffsteer.doctor import layout
-from diffsteer.doctor.layout import Architecture
+from diffsteer.doctor import architectures
+from diffsteer.doctor.architectures import Architecture
 from diffsteer.doctor.tensors import Entry, is_safetensors, read_header
 from diffsteer.hf.load import offline_folder
 from diffsteer.hf.network import PARTS
@@ -139,9 +139,11 @@ def _file(name: str, path: Path) -> Checkpoint:
     entries, metadata = read_header(path)
     if not entries:
         raise InputError(f"{name} holds no tensors")
-    lora = layout.is_lora(entries)
-    kind = layout.lora_base(entries, metadata) if lora else layout.architecture(entries)
-    if kind is layout.UNKNOWN and not lora:
+    lora = architectures.is_lora(entries)
+    kind = (
+        architectures.lora_base(entries, metadata) if lora else architectures.architecture(entries)
+    )
+    if kind is architectures.UNKNOWN and not lora:
         raise InputError(
             f"{name} is of an architecture that is not known: its tensors, such as "
             f"{brief(min(entries))}, are of no Stable Diffusion 1, 2, XL or 3, no Flux and no LoRA"
@@ -223,7 +225,7 @@ def _named(
 ) -> Architecture:
     """Architecture by the classes that a folder names."""
     kind, pipeline = str(network.get("_class_name", "")), str(index.get("_class_name", ""))
-    own = layout.architecture({k.rpartition("::")[2]: e for k, e in entries.items()})
+    own = architectures.architecture({k.rpartition("::")[2]: e for k, e in entries.items()})
     side, channels = network.get("sample_size"), network.get("in_channels")
     latent = own.latent
     if is_whole(out := network.get("out_channels")) and is_whole(channels):

@@ -10,12 +10,12 @@ import torch
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
-from diffsteer.doctor import advice, brightness, schedule, weights
+from diffsteer.doctor import advice, brightness, schedulers, weights
 from diffsteer.doctor.checkpoint import Checkpoint, open_checkpoint
 from diffsteer.doctor.measure import Measurement, measure, trained_schedule
-from diffsteer.doctor.named import named
-from diffsteer.doctor.readers import Reading, readings
-from diffsteer.doctor.schedule import DEFAULT_STEPS, Finding
+from diffsteer.doctor.name_mismatch import named
+from diffsteer.doctor.other_programs import Reading, readings
+from diffsteer.doctor.schedulers import DEFAULT_STEPS, Finding
 from diffsteer.doctor.tensors import Scan, scan
 from diffsteer.doctor.verdict import (
     SOURCES,
@@ -182,7 +182,7 @@ def _verdicts(checkpoint: Checkpoint, measured: bool, *verdicts: Verdict) -> Ite
     for text in not_understood(checkpoint.metadata):
         yield Finding("not-understood", "warning", f"metadata {text!r} is no prediction type")
     yield from named(checkpoint)
-    yield from schedule.contradictions(prediction, snr)
+    yield from schedulers.contradictions(prediction, snr)
     offset = checkpoint.metadata.get("ss_noise_offset", "None")
     if offset not in ("None", "0", "0.0", ""):
         text = f"trained with noise offset {offset[:20]}: brightness varies more than expected here"
@@ -213,7 +213,7 @@ def _scheduler(checkpoint: Checkpoint, prediction: Verdict, snr: Verdict) -> Ite
     seen = dict[Finding, None]()
     for name in dict.fromkeys(name for name in names if name or not any(names)):
         try:
-            found = schedule.findings(config | {"_class_name": name}, prediction.value, snr.value)
+            found = schedulers.findings(config | {"_class_name": name}, prediction.value, snr.value)
             seen |= dict.fromkeys(found)
         except InputError as error:
             seen[Finding("scheduler", "problem", str(error), "--fix writes another")] = None
@@ -241,10 +241,10 @@ def _dark(
 
 def _last(checkpoint: Checkpoint) -> dict[int, bool]:
     try:
-        steps = (*schedule.COMMON, DEFAULT_STEPS)
+        steps = (*schedulers.COMMON, DEFAULT_STEPS)
         config = checkpoint.scheduler
         discrete = config and not str(config.get("_class_name", "")).startswith("EDM")
-        return schedule.visits(config, steps).reaches if discrete else {}
+        return schedulers.visits(config, steps).reaches if discrete else {}
     except InputError:
         return {}
 
@@ -266,7 +266,7 @@ def visited(checkpoint: Checkpoint, trained: Schedule) -> Sequence[Level]:
     config = checkpoint.scheduler
     try:
         times = (
-            schedule.visits(config, (DEFAULT_STEPS,)).times.get(DEFAULT_STEPS) if config else None
+            schedulers.visits(config, (DEFAULT_STEPS,)).times.get(DEFAULT_STEPS) if config else None
         )
     except InputError:
         times = None

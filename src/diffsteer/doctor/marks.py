@@ -10,9 +10,9 @@ from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import is_whole
-from diffsteer.doctor import layout, schedule
+from diffsteer.doctor import architectures, schedulers
+from diffsteer.doctor.architectures import unet_config
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.layout import unet_config
 from diffsteer.doctor.tensors import MARKS, PLACEHOLDERS
 from diffsteer.doctor.verdict import (
     EDM,
@@ -53,8 +53,8 @@ def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str
     """Metadata with modelspec and the keys of sd-scripts; what else it says stays."""
     old, kind = dict(checkpoint.metadata), checkpoint.architecture
     ending = "/lora" if checkpoint.kind == "lora" else ""
-    small = kind is layout.SD2 and prediction == "epsilon"
-    name, latent = (kind.spec, kind.latent) if not small else (layout.SD2_BASE, (4, 64, 64))
+    small = kind is architectures.SD2 and prediction == "epsilon"
+    name, latent = (kind.spec, kind.latent) if not small else (architectures.SD2_BASE, (4, 64, 64))
     spec = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": name + ending,
@@ -69,9 +69,16 @@ def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str
     marks = {"modelspec.prediction_type": word, "ss_zero_terminal_snr": str(snr == ZERO)}
     if prediction == "flow_prediction":
         del marks["ss_zero_terminal_snr"]
-    wrong = [k for k in layout.ARCHITECTURE_KEYS if k in old]
-    wrong = [k for k in wrong if kind.spec and layout.in_words(old[k]) is not kind]
-    return {**spec, **old, **kinds, **zero, **marks, **dict.fromkeys(wrong, spec[layout.SPEC])}
+    wrong = [k for k in architectures.ARCHITECTURE_KEYS if k in old]
+    wrong = [k for k in wrong if kind.spec and architectures.in_words(old[k]) is not kind]
+    return {
+        **spec,
+        **old,
+        **kinds,
+        **zero,
+        **marks,
+        **dict.fromkeys(wrong, spec[architectures.SPEC]),
+    }
 
 
 def _resolution(latent: tuple[int, int, int]) -> str:
@@ -82,7 +89,7 @@ def yaml(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
     """Config of the original code; empty where it has no words for the network."""
     own = _params(checkpoint.yaml)
     complete = "unet_config" in own or "network_config" in own
-    names = {layout.SD1: "sd1", layout.SD2: "sd2", layout.SDXL: "sdxl"}
+    names = {architectures.SD1: "sd1", architectures.SD2: "sd2", architectures.SDXL: "sdxl"}
     name = names.get(checkpoint.architecture)
     word = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}.get(prediction)
     other = checkpoint.channels not in (0, 4)  # of inpainting and the like, which are other models
@@ -147,7 +154,7 @@ def scheduler(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, An
     if prediction == "flow_prediction":
         return _flow(old, checkpoint)
     betas = {key: old.get(key, value) for key, value in BETAS.items()}
-    if not schedule.sound({"_class_name": "EulerDiscreteScheduler", **betas}):
+    if not schedulers.sound({"_class_name": "EulerDiscreteScheduler", **betas}):
         betas = BETAS
     zero, offset = snr == ZERO, old.get("steps_offset", 1)
     wanted: dict[str, Any] = {
@@ -156,12 +163,12 @@ def scheduler(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, An
         "steps_offset": offset if is_whole(offset) and 0 <= offset < 1000 else 1,
         "clip_sample": False,
         "timestep_spacing": _spacing(old, prediction, zero),
-        **(dict.fromkeys(schedule.SIGMAS, False) if zero else {}),
+        **(dict.fromkeys(schedulers.SIGMAS, False) if zero else {}),
         **dict.fromkeys(("use_flow_sigmas",), False),
     }
     kept = {k: v for k, v in old.items() if not k.startswith("_diffusers")} | betas | wanted
     if old and _works(kept, prediction, snr):
-        known = schedule.make(kept).config
+        known = schedulers.make(kept).config
         return {k: v for k, v in kept.items() if k in known or k == "_class_name"}
     fresh = {k: v for k, v in wanted.items() if v or k == "rescale_betas_zero_snr"}
     return {"_class_name": "EulerDiscreteScheduler", **betas, **fresh}
@@ -177,13 +184,13 @@ def _spacing(old: Mapping[str, Any], prediction: str, zero: bool) -> str:
 
 def _works(config: Mapping[str, Any], prediction: str, snr: str) -> bool:
     try:
-        return all(f.severity != "problem" for f in schedule.findings(config, prediction, snr))
+        return all(f.severity != "problem" for f in schedulers.findings(config, prediction, snr))
     except InputError:
         return False
 
 
 def _edm(old: Mapping[str, Any], prediction: str) -> dict[str, Any]:
-    if str(old.get("_class_name", "")).startswith("EDM") and schedule.sound(old):
+    if str(old.get("_class_name", "")).startswith("EDM") and schedulers.sound(old):
         return dict(old)
     v = prediction == EDM_V
     return {
@@ -198,11 +205,11 @@ def _edm(old: Mapping[str, Any], prediction: str) -> dict[str, Any]:
 def _flow(old: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """A scheduler of flow matching; UNets' pipelines need one that scales its input."""
     unet = checkpoint.kind == "file" and not checkpoint.architecture.flow
-    if not schedule.sound(old):
+    if not schedulers.sound(old):
         old = {}
     if flows(old) and not (unet and str(old.get("_class_name")).startswith("FlowMatch")):
         return dict(old)
-    if checkpoint.architecture is layout.FLUX:
+    if checkpoint.architecture is architectures.FLUX:
         shift = {"base_shift": 0.5, "max_shift": 1.15, "use_dynamic_shifting": True}
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, **shift}
     if checkpoint.architecture.flow:

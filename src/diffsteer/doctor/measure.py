@@ -13,10 +13,10 @@ from diffsteer.core.identify import Ask, brightness_gain, kind_without_data, res
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction, V
 from diffsteer.core.schedule import Discrete, Schedule
-from diffsteer.doctor import brightness, layout
+from diffsteer.doctor import architectures, brightness
+from diffsteer.doctor.architectures import PREFIX, current_name, unet_config
 from diffsteer.doctor.by_pipeline import measured_by_pipeline, prompts, side_of
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.layout import PREFIX, current_name, unet_config
 from diffsteer.doctor.tensors import load as tensors_of
 from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.hf.load import load
@@ -141,7 +141,7 @@ def _unet(checkpoint: Checkpoint) -> Any:
         return _filled(checkpoint, checkpoint.network, tensors)
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    names = [n for n in checkpoint.entries if n.startswith((PREFIX, *layout.BARE))]
+    names = [n for n in checkpoint.entries if n.startswith((PREFIX, *architectures.BARE))]
     if not any("input_blocks." in n for n in names):
         raise InputError(
             f"{checkpoint.name} has tensors under the names of diffusers, and no config of the "

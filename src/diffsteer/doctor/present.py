@@ -10,7 +10,7 @@ from diffsteer.core.schedule import EDM, Discrete, Flow, Schedule
 from diffsteer.doctor.brightness import DATA
 from diffsteer.doctor.diagnosis import Diagnosis, visited
 from diffsteer.doctor.measure import trained_schedule
-from diffsteer.doctor.schedule import DEFAULT_STEPS, visits
+from diffsteer.doctor.schedulers import DEFAULT_STEPS, visits
 from diffsteer.doctor.verdict import SOURCES, ZERO
 from diffsteer.report.plots import Chart, Curve, Point, write_png
 

@@ -9,10 +9,10 @@ import torch
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import is_whole
-from diffsteer.doctor import layout
+from diffsteer.doctor import architectures
+from diffsteer.doctor.architectures import PREFIX, current_name, unet_config
 from diffsteer.doctor.checkpoint import Checkpoint, sharded
-from diffsteer.doctor.layout import PREFIX, current_name, unet_config
-from diffsteer.doctor.schedule import Finding
+from diffsteer.doctor.schedulers import Finding
 from diffsteer.doctor.tensors import Entry, Scan
 from diffsteer.io.model_folder import CONFIG, INDEX
 from diffsteer.io.strict import read_object
@@ -59,7 +59,7 @@ def _overflow(checkpoint: Checkpoint, scan: Scan) -> Iterator[Finding]:
         text = "float16 weights that are infinite overflowed when they were converted"
         yield Finding("overflowed", "note", text, "convert the float32 weights to bfloat16")
     vae = "first_stage_model." if checkpoint.kind == "file" else "vae/"
-    if checkpoint.architecture.name == layout.SDXL.name and any(
+    if checkpoint.architecture.name == architectures.SDXL.name and any(
         n.startswith(vae) for n in checkpoint.entries
     ):
         text = "the autoencoder of SDXL overflows in float16, to black images, unless its weights "
@@ -96,8 +96,10 @@ def _file(checkpoint: Checkpoint) -> Iterator[Finding]:
     if absent and any(n.startswith(PREFIX) for n in names):
         text = f"it holds no {' and no '.join(absent)}"
         yield Finding("parts", "note", text, "load them from the base model")
-    own = {n: e for n, e in checkpoint.entries.items() if n.startswith((PREFIX, *layout.BARE))}
-    if checkpoint.architecture in layout.SINGLE and any("input_blocks." in n for n in own):
+    own = {
+        n: e for n, e in checkpoint.entries.items() if n.startswith((PREFIX, *architectures.BARE))
+    }
+    if checkpoint.architecture in architectures.SINGLE and any("input_blocks." in n for n in own):
         try:
             expected, shapes = _converted(own, checkpoint)
         except InputError as error:

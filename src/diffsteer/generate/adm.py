@@ -13,9 +13,9 @@ from diffsteer.core.sampler import NAMED, Sampler, Step, sample
 from diffsteer.core.schedule import Discrete
 from diffsteer.core.spacing import grid, respaced
 from diffsteer.generate.base import Generator, require_finite
-from diffsteer.generate.consistent import guidance_of
 from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import guidance_of
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.models.adm.checkpoint import AS_PUBLISHED, load, load_classifier
 

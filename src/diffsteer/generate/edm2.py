@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.generate.base import Generator, require_finite
-from diffsteer.generate.consistent import guidance_of
 from diffsteer.generate.options import EDM2Options
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import guidance_of
 from diffsteer.hf.weights import complete_weights
 from diffsteer.io.hashing import digest, weights_hash
 from diffsteer.models.edm2.config import read_config

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from diffsteer.generate import adm, edm2, pipelines
 from diffsteer.generate.base import Generator
-from diffsteer.generate.consistent import kind_of, require_consistent
 from diffsteer.generate.options import ADM, EDM2
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import kind_of, require_consistent
 from diffsteer.io.device import device_of
 
 __all__ = ["Generator", "open_generator", "rehearse"]

@@ -16,15 +16,15 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator, NotFinite
 from diffsteer.generate.call import call_of, guidance_text, media, needed
-from diffsteer.generate.consistent import require_consistent, with_guide
 from diffsteer.generate.outputs import frame_rate, images_of, sample_rate
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import require_consistent, with_guide
 from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs, seeded
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.load import guide_beside, load, require_fits
 from diffsteer.hf.lora import lora_files
-from diffsteer.hf.memory import place, require_offload
 from diffsteer.hf.network import networks_of
+from diffsteer.hf.offload import place, require_offload
 from diffsteer.hf.scheduler_config import flows
 from diffsteer.io.device import device_of, dtype_of
 from diffsteer.io.hashing import digest, file_hash, weights_hash

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator, NotFinite
 from diffsteer.generate.recipe import metadata
-from diffsteer.generate.sample_files import metadata_file, save
+from diffsteer.generate.sample_metadata import metadata_file, save
 from diffsteer.io.hashing import differences
 from diffsteer.io.progress import progress
 
@@ -22,7 +22,7 @@ HOPELESS = 8
 
 @dataclass(frozen=True, eq=False)
 class SeedImages:
-    """The images SEED.png of a folder; videos and sounds as `generate/sample_files.py` names them.
+    """The images SEED.png of a folder; videos and sounds as `sample_metadata.py` names them.
 
     Attributes:
         out: The folder.

@@ -1,27 +1,27 @@
 """Ways to steer a prediction. Importing the package registers all of them for `parse`."""
 
 from diffsteer.guidance.adaptive import FBG, Adaptive
-from diffsteer.guidance.ahead import CFGpp, RectifiedCFGpp
 from diffsteer.guidance.attention_edits import BlurQuery, Edit, Identity
-from diffsteer.guidance.auto import Auto, AutoDropout, AutoNoise
+from diffsteer.guidance.autoguidance import Auto, AutoDropout, AutoNoise
 from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.cfg import APG, CFG, CFGZero
 from diffsteer.guidance.cfg_variants import ADG, MAMBO, TCFG, CFGNorm, CFGRenorm, DynamicThreshold
+from diffsteer.guidance.cfgpp import CFGpp, RectifiedCFGpp
 from diffsteer.guidance.clamped import Clamped
 from diffsteer.guidance.classifier import Classifier, class_gradient
-from diffsteer.guidance.crops import SWG
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
-from diffsteer.guidance.independent import ICG
+from diffsteer.guidance.icg import ICG
 from diffsteer.guidance.interval import Over, Within
 from diffsteer.guidance.momentum import SMC, Momentum
 from diffsteer.guidance.nag import NAG
-from diffsteer.guidance.other_time import TSG, SelfGuidance
 from diffsteer.guidance.perturbed import PAG, S2, SEG, SLG, STG, TPG
 from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
 from diffsteer.guidance.rescale import Rescaled, rescale, rescale_centred
 from diffsteer.guidance.row_dropout import Dropout
 from diffsteer.guidance.sag import SAG
+from diffsteer.guidance.swg import SWG
+from diffsteer.guidance.timestep_guidance import TSG, SelfGuidance
 from diffsteer.guidance.weight_schedules import WeightSchedule, cosine, exponential, interval, ramp
 
 __all__ = ["APG", "CFG", "PAG", "SAG", "SEG", "Auto", "AutoDropout", "AutoNoise", "CFGZero"]

@@ -19,8 +19,8 @@ from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
 from diffsteer.guidance.each_part import Parts, each_part
 from diffsteer.guidance.edited_pass import Maps, edited, located
-from diffsteer.guidance.independent import require_prompt, unrelated
-from diffsteer.guidance.memory import StepMemory, Store
+from diffsteer.guidance.icg import require_prompt, unrelated
+from diffsteer.guidance.later_branches import LATE, acting, later
 from diffsteer.guidance.network import Cond, Network, no_text
 from diffsteer.guidance.queries import (
     Answer,
@@ -30,8 +30,8 @@ from diffsteer.guidance.queries import (
     dry_answers,
     run,
 )
-from diffsteer.guidance.rehearsal import LATE, acting, later
 from diffsteer.guidance.second_context import evaluated
+from diffsteer.guidance.step_memory import StepMemory, Store
 
 __all__ = ["Cond", "Denoiser", "Network"]
 

@@ -21,8 +21,8 @@ from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.attention_edits import Edit, SecondContext
 from diffsteer.guidance.block_edits import BlockEdit
-from diffsteer.guidance.memory import Memory
 from diffsteer.guidance.row_dropout import Dropout
+from diffsteer.guidance.step_memory import Memory
 
 T = TypeVar("T")
 

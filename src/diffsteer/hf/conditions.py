@@ -15,12 +15,12 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
-from diffsteer.hf.folding import Folding
+from diffsteer.hf.batched_arguments import form
 from diffsteer.hf.probed_calls import Call
+from diffsteer.hf.sample_placement import ROUNDING, View, fitted, frames_replaced, placed, views
+from diffsteer.hf.scheduler_batch import Folding
 from diffsteer.hf.several_images import SampledImage
-from diffsteer.hf.stacking import form
 from diffsteer.hf.timesteps import LOSSY
-from diffsteer.hf.views import ROUNDING, View, fitted, frames_replaced, placed, views
 
 CLOSE = 0.1
 """Largest relative difference of a model output from a sum of the probes: some pipelines bring the

@@ -9,9 +9,9 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.batching import rows_of
 from diffsteer.hf.architectures import known_family
+from diffsteer.hf.batched_arguments import Shared, by_length, equal, put_together, with_shared
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.network import unwrap_compiled
-from diffsteer.hf.stacking import Shared, by_length, equal, put_together, with_shared
 
 
 def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:

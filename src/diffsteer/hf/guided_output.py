@@ -29,11 +29,11 @@ from diffsteer.hf.architectures import (
     known_family,
     text_attention,
 )
-from diffsteer.hf.batches import Batches, NotDivided
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.guide_fit import check_residuals
 from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.layout import ROWS, Layout, RowsOf
+from diffsteer.hf.merged_calls import Batches, NotDivided
 from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.panorama import PanoramaViews
 from diffsteer.hf.probed_calls import Call, certain

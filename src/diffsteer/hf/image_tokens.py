@@ -21,7 +21,7 @@ from diffsteer.guidance.attention_edits import Size
 from diffsteer.guidance.attention_taps import ImageTokens, linear
 from diffsteer.hf.architectures import by_sdpa, joint_attention
 from diffsteer.hf.conditions import Part
-from diffsteer.hf.recorded_attention import Crossing, Record, Recorded, calls_of
+from diffsteer.hf.recorded_queries import Crossing, Record, Recorded, calls_of
 from diffsteer.hf.token_places import grids_of, places_of
 
 SAME = 1e-4

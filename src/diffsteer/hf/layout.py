@@ -14,10 +14,10 @@ from diffsteer.core.level import upcast
 from diffsteer.guidance.batching import rows_of
 from diffsteer.guidance.each_part import Parts
 from diffsteer.hf.architectures import Patch, known_family, packed, size_of, unpacked
+from diffsteer.hf.batched_arguments import by_length, stackable, with_shared
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.several_images import SampledImage
-from diffsteer.hf.stacking import by_length, stackable, with_shared
 from diffsteer.hf.token_places import grids_of
 
 INPUTS, ROWS = "inputs of the network", "rows of the call"

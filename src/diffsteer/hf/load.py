@@ -15,8 +15,8 @@ import torch
 from diffsteer.core.errors import InputError, brief
 from diffsteer.hf.guide_fit import check_schedules
 from diffsteer.hf.lora import add_loras, require_lora
-from diffsteer.hf.memory import file_size, place, require_memory, require_offload, weights_sizes
 from diffsteer.hf.network import PARTS
+from diffsteer.hf.offload import file_size, place, require_memory, require_offload, weights_sizes
 from diffsteer.hf.scheduler_config import require_timesteps
 from diffsteer.hf.shipped import shipped, shipped_folder
 from diffsteer.hf.signature import call_parameters

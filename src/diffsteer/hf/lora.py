@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.memory import header
+from diffsteer.hf.offload import header
 from diffsteer.hf.shipped import shipped_folder
 from diffsteer.hf.weights import quiet
 from diffsteer.io.hub import HUB_ID

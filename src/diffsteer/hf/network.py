@@ -16,9 +16,9 @@ from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import Family, family_of
+from diffsteer.hf.batched_arguments import put_together, signature, with_shared
 from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.protocols import NetworkLike, SchedulerLike
-from diffsteer.hf.stacking import put_together, signature, with_shared
 from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 
 PARTS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "prior", "decoder")

@@ -23,12 +23,12 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.batching import rows_of
 from diffsteer.hf.architectures import known_family
-from diffsteer.hf.batch_conditions import Conditions
+from diffsteer.hf.batched_arguments import equal, put_together, with_shared
+from diffsteer.hf.batched_call import Conditions
 from diffsteer.hf.earlier_null import changed
 from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
-from diffsteer.hf.stacking import equal, put_together, with_shared
 
 NEGATIVE = "negative_"
 """What the names of arguments for the null prompt begin with."""

@@ -1,6 +1,6 @@
 """Views of panorama pipelines, each of which guidances remember by itself."""
 
-from diffsteer.guidance.memory import StepMemory, Store
+from diffsteer.guidance.step_memory import StepMemory, Store
 from diffsteer.hf.time_arguments import Now
 
 

@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.hf.batched_arguments import signature
 from diffsteer.hf.conditions import Part, StepParts
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.probed_calls import Call
-from diffsteer.hf.stacking import signature
-from diffsteer.hf.views import View
+from diffsteer.hf.sample_placement import View
 
 
 class SecondStep:

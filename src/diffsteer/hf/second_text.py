@@ -10,10 +10,10 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.network import Cond, no_text
+from diffsteer.hf.batched_arguments import LISTED, Shared, signature
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.layout import INPUTS, ROWS, Layout, RowsOf
 from diffsteer.hf.network import unwrap_compiled
-from diffsteer.hf.stacking import LISTED, Shared, signature
 
 
 def texts_of_both(cond: Cond, other: Cond, network: Any) -> tuple[Cond, Cond]:

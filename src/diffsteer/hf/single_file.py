@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.memory import header
+from diffsteer.hf.offload import header
 from diffsteer.hf.signature import pipeline_class
 from diffsteer.io.model_folder import INDEX
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import Guidance
 from diffsteer.hf.architectures import known_family, patch_of
-from diffsteer.hf.batch_conditions import BatchedCall, conditions_in_batch, counting_processor
+from diffsteer.hf.batched_call import BatchedCall, conditions_in_batch, counting_processor
 from diffsteer.hf.conditions import Part, StepParts, no_part
 from diffsteer.hf.earlier_null import null_at_step
 from diffsteer.hf.guide_fit import check_guide
@@ -37,10 +37,10 @@ from diffsteer.hf.network import (
 from diffsteer.hf.null_call import NullCall, null_of
 from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
 from diffsteer.hf.runs import Runs
+from diffsteer.hf.sample_placement import fitted
 from diffsteer.hf.second_step import SecondStep, step_arguments
 from diffsteer.hf.time_arguments import Now, Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker
-from diffsteer.hf.views import fitted
 
 MOST_CALLS = 2
 """Most calls of networks in a step: one for each condition."""

@@ -15,6 +15,7 @@ from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.hf.protocols import SchedulerLike
+from diffsteer.hf.sample_placement import ROUNDING
 from diffsteer.hf.timesteps import (
     FLOW_TIMESTEPS,
     LOSSY,
@@ -24,7 +25,6 @@ from diffsteer.hf.timesteps import (
     next_level,
     timestep_schedule,
 )
-from diffsteer.hf.views import ROUNDING
 
 Rule = Callable[[float, float], float]
 RULES: tuple[Rule, ...] = (

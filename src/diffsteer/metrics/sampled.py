@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.consistent import require_images
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import require_images
 from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.atomic import owned
 from diffsteer.io.distributed import Processes

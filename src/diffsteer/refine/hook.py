@@ -23,7 +23,7 @@ from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
 from diffsteer.guidance.batching import chunks, rows_of
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.batch_conditions import BatchedCall, shifted
+from diffsteer.hf.batched_call import BatchedCall, shifted
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.network import (
     PipelineNetwork,
@@ -34,10 +34,10 @@ from diffsteer.hf.network import (
 )
 from diffsteer.hf.prompt_conditions import conditions, require_prompts
 from diffsteer.hf.runs import Runs
+from diffsteer.hf.sample_placement import fitted
 from diffsteer.hf.timesteps import StepTracker
-from diffsteer.hf.views import fitted
 from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
-from diffsteer.refine.noise_registry import refined_before, remember
+from diffsteer.refine.prompt_mismatch import refined_before, remember
 from diffsteer.refine.refiner import NoiseRefiner
 
 

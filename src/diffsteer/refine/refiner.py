@@ -29,7 +29,7 @@ from diffsteer.refine.low_frequency import (
     require_width,
 )
 from diffsteer.refine.metadata import RefinerMetadata, fingerprint, read, require, write
-from diffsteer.refine.noise_registry import forget
+from diffsteer.refine.prompt_mismatch import forget
 
 
 class NoiseRefiner:

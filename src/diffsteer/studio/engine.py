@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.consistent import kind_of, media_of, require_consistent
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.pipelines import PipelineGenerator
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import kind_of, media_of, require_consistent
 from diffsteer.hf.network import network_of
 from diffsteer.hf.shipped import Shipped, shipped
 from diffsteer.studio.catalogue import Entry, entries

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator
 from diffsteer.generate.recipe import Recipe, recipe_of_png
-from diffsteer.generate.sample_files import save
+from diffsteer.generate.sample_metadata import save
 from diffsteer.io.images import SUFFIXES
 from diffsteer.io.strict import refused
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.studio.engine import Done, Engine, Update
 from diffsteer.studio.render import Cancelled, Preview
 from diffsteer.studio.settings import Settings, values_of

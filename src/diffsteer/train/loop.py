@@ -31,7 +31,7 @@ from diffsteer.train.curves import can_draw, draw_curves
 from diffsteer.train.interrupts import end_requests
 from diffsteer.train.learning_rate import learning_rate
 from diffsteer.train.log import Metrics, save_grid
-from diffsteer.train.room import require_room
+from diffsteer.train.resource_check import require_room
 from diffsteer.train.settings import Run
 from diffsteer.train.state import NotFinite, claim, fill, pack, unpack
 from diffsteer.train.stream import Source, Stream, contents

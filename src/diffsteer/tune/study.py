@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.noise import number
-from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.io.atomic import LOCK, InUse, owned_file
 from diffsteer.io.hashing import differences, digest
 from diffsteer.io.seeds import format_seeds

@@ -17,11 +17,11 @@ from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.generate.call import call_of
-from diffsteer.generate.consistent import require_consistent
 from diffsteer.generate.from_noise import noise_shape, sample_from_noise
 from diffsteer.generate.outputs import images_of
 from diffsteer.generate.pipelines import configured
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.hf.load import load
 from diffsteer.hf.load import network as guide_network
 from diffsteer.hf.prompt_conditions import conditions, require_prompts, sampled_on

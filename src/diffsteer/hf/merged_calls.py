@@ -15,13 +15,13 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.architectures import known_family
+from diffsteer.hf.batched_arguments import put_together
 from diffsteer.hf.conditions import Part
 from diffsteer.hf.layout import INPUTS, ROWS, Layout, RowsOf
 from diffsteer.hf.network import uncompiled, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
-from diffsteer.hf.stacking import put_together
+from diffsteer.hf.sample_placement import View
 from diffsteer.hf.timesteps import LOSSY
-from diffsteer.hf.views import View
 
 Told = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Changes arguments of a call to those at another noise level; None at that of the step."""

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diffsteer.doctor import layout
+from diffsteer.doctor import architectures
+from diffsteer.doctor.architectures import PREFIX
 from diffsteer.doctor.checkpoint import Checkpoint
-from diffsteer.doctor.layout import PREFIX
 from diffsteer.doctor.tensors import load
 from diffsteer.doctor.verdict import ABOVE, EDM, EDM_V, PREDICTION, UNKNOWN, ZERO, claims_of
 
@@ -40,7 +40,7 @@ def readings(checkpoint: Checkpoint) -> list[Reading]:
     """Readings of all programs; a LoRA is read as its base is."""
     if checkpoint.kind in ("folder", "network"):
         return [_pipeline(checkpoint)] if checkpoint.scheduler else []
-    if checkpoint.kind == "lora" or checkpoint.architecture not in layout.SINGLE:
+    if checkpoint.kind == "lora" or checkpoint.architecture not in architectures.SINGLE:
         return []
     programs: tuple[Callable[[Checkpoint], Reading], ...] = (_comfy, _a1111, _single_file)
     return [read(checkpoint) for read in programs]
@@ -57,7 +57,7 @@ def _pipeline(checkpoint: Checkpoint) -> Reading:
 def _comfy(checkpoint: Checkpoint) -> Reading:
     names, name = checkpoint.names, "ComfyUI"
     node = "add the node ModelSamplingDiscrete (v_prediction or x0; zsnr) to the workflow"
-    if checkpoint.architecture is layout.SD2:
+    if checkpoint.architecture is architectures.SD2:
         key = next((k for k in (PREFIX + V2_NORM, V2_NORM) if k in checkpoint.entries), None)
         std = load(checkpoint.entries, [key])[key].float().std(correction=0).item() if key else 0.0
         rule = f"standard deviation {std:.3g} of a norm's bias; over {V2_STD} means v"
@@ -77,7 +77,7 @@ def _a1111(checkpoint: Checkpoint) -> Reading:
     claims = [c for c in claims_of(checkpoint) if c.evidence.startswith("yaml") and c.value != ZERO]
     other = (UNKNOWN, "it asks the network of an SD 2 without yaml")
     silent = ("epsilon", "no yaml beside the file that says another")
-    if checkpoint.architecture is layout.SD2 and not checkpoint.yaml:
+    if checkpoint.architecture is architectures.SD2 and not checkpoint.yaml:
         silent = other
     prediction = next((c.value for c in claims if c.subject == PREDICTION), silent[0])
     rule = claims[0].evidence if claims else silent[1]
@@ -87,7 +87,7 @@ def _a1111(checkpoint: Checkpoint) -> Reading:
 
 def _single_file(checkpoint: Checkpoint) -> Reading:
     name, repair = "diffusers from_single_file", "pass scheduler=, made of the scheduler config"
-    if checkpoint.architecture is not layout.SD2:
+    if checkpoint.architecture is not architectures.SD2:
         return Reading(name, "epsilon", ABOVE, "reads no marks", repair)
     step = load(checkpoint.entries, [STEP])[STEP] if STEP in checkpoint.entries else None
     base = step is not None and step.numel() == 1 and step.item() == STEP_OF_BASE
