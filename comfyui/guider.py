@@ -12,9 +12,9 @@ from diffsteer import Guidance, Level
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN
 from diffsteer.guidance import Answer, Branch, GuidanceState, run
+from diffsteer.guidance.queries import with_conditional
 from diffsteer.guidance.step_memory import Memory as Kept
 from diffsteer.guidance.step_memory import StepMemory, Store
-from diffsteer.guidance.queries import with_conditional
 from diffsteer.hf.sample_seeds import seeds_of
 
 from .attention import edited
