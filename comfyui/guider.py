@@ -32,13 +32,13 @@ class Memory:
     def __init__(self) -> None:
         self.step, self.seeds = StepMemory(Store()), tuple[int, ...]()
 
-    def begin(self, step: int, level: Level, rows: int) -> tuple[Kept, Level | None]:
+    def begin(self, step: int, level: Level, shape: Sequence[int]) -> tuple[Kept, Level | None]:
         """Begin an evaluation; returns what was kept and, of an inner one, its step's start."""
         start = self.step.start
         anew = step == 0 and start is not None and float(start.t) == float(level.t)
         if self.step.index != step or anew:  # ComfyUI does not tell where a sampling begins
             self.step = StepMemory(self.step.store, step)
-        return self.step.begin(level, rows)
+        return self.step.begin(level, shape)
 
 
 class Evaluation:
@@ -66,7 +66,7 @@ class Evaluation:
     def denoised(self, guidance: Guidance | None, memory: Memory) -> tuple[Tensor, Tensor]:
         """x0 of the prompt, and what the guidance adds to it."""
         step, ahead = self._step()
-        kept, start = memory.begin(step, self.level, len(self.x))
+        kept, start = memory.begin(step, self.level, self.x.shape)
         x = self.sampling.scaled(self.x, self.level)
         if (step == 0 and start is None) or len(memory.seeds) != len(x):
             memory.seeds = seeds_of(x)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffsteer import steer
 from diffsteer.core.errors import InputError
-from families.unknown_networks import CASES, BatchedPipeline, made
+from families.unknown_networks import CASES, BatchedPipeline, OddUNet, made
 
 each = pytest.mark.parametrize("name", CASES)
 
@@ -89,9 +89,11 @@ def by_hand(pipe: Any, call: dict[str, Any], name: str) -> tuple[Tensor, Tensor]
 class EndingPipeline(BatchedPipeline):
     """The null prompt at the first step alone, a moment of each step for both conditions."""
 
-    together = moving = False
+    together = moving = drawn = False
+    own, null = 0.0, torch.empty(0)
 
     def __call__(self, latents: Tensor, cond: Tensor, null: Tensor, scale: float) -> Tensor:
+        self.null = null
         ends = iter([False, True, True])
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -110,9 +112,20 @@ class EndingPipeline(BatchedPipeline):
 
     def answer(self, xs: list[Tensor], texts: list[Tensor], t: Tensor) -> Tensor:
         x, text = torch.cat(xs), torch.cat(texts)
+        if self.drawn:  # a channel beside the sample that is another at each step
+            shifts = [t / 1000 + self.own * (words is self.null) for words in texts]
+            beside = [s * torch.ones_like(y[:, :1]) for s, y in zip(shifts, xs, strict=True)]
+            x = torch.cat([x, torch.cat(beside)], dim=1)
         given = {"moment": xs[0].mean() + t / 1000, "timestep": (1 - t / 1000).expand(len(x))}
         out: Tensor = -self.transformer(x, text, **given)[0]
         return out
+
+
+class DrawnUNet(OddUNet):
+    """With a fifth channel, which shifts all others."""
+
+    def forward(self, noisy: Tensor, words: Tensor, moment: Tensor, timestep: Tensor) -> Any:
+        return super().forward(noisy[:, :4] + noisy[:, 4:], words, moment, timestep)
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -123,6 +136,14 @@ def test_guidance_that_ends_early_in_a_network_that_is_told_of_each_step(togethe
     wanted = pipe(**call, scale=-3.0)
     assert not torch.equal(pipe(**call, scale=3.0), wanted)
     torch.testing.assert_close(steered(pipe, call, "CFG(3)"), wanted, atol=5e-5, rtol=0)
+    torch.manual_seed(0)
+    drawn = EndingPipeline(DrawnUNet().double().eval(), known.scheduler)
+    drawn.together, drawn.drawn = together, True
+    want, got = drawn(**call, scale=-3.0), steered(drawn, call, "CFG(3)")
+    torch.testing.assert_close(got, want, atol=5e-5, rtol=0)
+    drawn.own = 0.3
+    with pytest.raises(InputError, match="noisy of the null prompt changes from step to step"):
+        steered(drawn, call, "CFG(3)")
     pipe.moving = True
     with pytest.raises(InputError, match="words of the null prompt changes from step to step"):
         steered(pipe, call, "CFG(3)")

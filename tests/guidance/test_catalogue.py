@@ -112,7 +112,7 @@ def states(x, seeds, store=None):
     """The states of a sampling in turn, each after the step that was taken."""
     store = store or Store()
     for step, (now, nxt) in enumerate(zip(LEVELS, LEVELS[1:], strict=False)):
-        memory, start = StepMemory(store, step).begin(now, len(x))
+        memory, start = StepMemory(store, step).begin(now, x.shape)
         at = GuidanceState(x, now, V(), step, SD, seeds, nxt, memory, start)
         x = first_order(x, (yield at), now, nxt)
         yield x

@@ -56,7 +56,7 @@ def state(kind, level=None, memory=None, step=0, schedule=SD, **more) -> Guidanc
     level = schedule.at(400) if level is None else level
     at = GuidanceState(x, level, kind, step, schedule, **more)
     if memory is not None:
-        view, _ = StepMemory(memory, step).begin(level, len(x))
+        view, _ = StepMemory(memory, step).begin(level, x.shape)
         at = GuidanceState(x, level, kind, step, schedule, memory=view, **more)
     return at
 

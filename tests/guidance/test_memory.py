@@ -188,7 +188,7 @@ def test_each_term_of_a_sum_has_a_memory_of_its_own() -> None:
 
 def test_memory_is_a_row_for_each_sample() -> None:
     step = StepMemory(Store(), 0)
-    memory, _ = step.begin(SD.at(500), 2)
+    memory, _ = step.begin(SD.at(500), (2, 3))
     memory["mean"] = torch.ones(2, 3)
     assert list(memory) == ["mean"] and len(memory) == 1
     for bad in (torch.ones(3), torch.tensor(1.0)):
@@ -196,11 +196,16 @@ def test_memory_is_a_row_for_each_sample() -> None:
             memory["mean"] = bad
     with pytest.raises(ValueError, match="remembers 2 samples and is asked for 3"):
         replace(memory, rows=3)["mean"]
-    inner, start = step.begin(SD.at(400), 2)
+    inner, start = step.begin(SD.at(400), (2, 3))
     inner["mean"] = torch.zeros(2, 3)
     assert start == SD.at(500) and memory["mean"].all()
     del inner["mean"], memory["mean"]
     assert "mean" not in memory
+    memory["mean"] = torch.ones(2, 3)
+    later, _ = StepMemory(step.store, 1).begin(SD.at(300), (2, 3))
+    assert "mean" in later
+    shorter, _ = StepMemory(step.store, 2).begin(SD.at(200), (2, 2))
+    assert "mean" not in shorter
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ class Denoiser:
         seen = self.memory
         if not isinstance(seen, StepMemory):
             seen = StepMemory(seen or Store(), self.step)
-        memory, start = seen.begin(level, len(x))
+        memory, start = seen.begin(level, x.shape)
         at = replace(self._state(x, level), memory=memory, start=start)
         evaluate = partial(self.evaluate, dtype=x.dtype)
         if self.guidance is None:

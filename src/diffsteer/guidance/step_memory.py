@@ -3,10 +3,11 @@
 A guidance reads and writes `at.memory` as a mapping. What it finds there is what it, at its place
 in a sum, wrote in earlier steps of the same sampling. The first step finds nothing. Of several
 evaluations in one step, as second-order samplers make them, the first alone writes, and the others
-read it.
+read it. Where a pipeline goes on with samples of another form (ChronoEdit leaves frames out in the
+middle of a run), what was kept does not fit them, and the next step finds nothing.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -24,11 +25,13 @@ class Store:
     Attributes:
         kept: Tensors by place and name.
         step: That was evaluated last.
+        form: Shape of its samples without the batch, `D`.
     """
 
     def __init__(self) -> None:
         self.kept: dict[tuple[Place, str], Tensor] = {}
         self.step: StepMemory | None = None
+        self.form: tuple[int, ...] = ()
 
 
 class StepMemory:
@@ -50,17 +53,20 @@ class StepMemory:
         self.start: Level | None = None
         self.begins = False
 
-    def begin(self, level: Level, rows: int) -> tuple["Memory", Level | None]:
-        """Begin an evaluation; returns the memory and, of an inner one, where its step starts."""
-        store, before = self.store, self.store.step
+    def begin(self, level: Level, shape: Sequence[int]) -> tuple["Memory", Level | None]:
+        """Begin an evaluation of samples of a shape, `(B, *D)`.
+
+        Returns the memory and, of an inner one, where its step starts.
+        """
+        store, before, (rows, *form) = self.store, self.store.step, shape
         last = None if before is None else before.index
         again = self.level is not None and last == self.index and level.ratio < self.level.ratio
         if before is not None and (before is self or again):
             return Memory(store, rows, inner=True), before.start
         self.begins = self.index is not None and (last is None or self.index != last + 1)
-        if self.begins:
+        if self.begins or store.form != tuple(form):
             store.kept.clear()
-        store.step, self.start = self, level
+        store.step, store.form, self.start = self, tuple(form), level
         return Memory(store, rows), None
 
 

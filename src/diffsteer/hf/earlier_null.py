@@ -17,7 +17,8 @@ from diffsteer.hf.network import unwrap_compiled
 def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:
     """Null prompt at a step at which the pipeline sends the prompt alone.
 
-    It keeps the arguments that it had otherwise than the prompt; all others are those of now.
+    It keeps what it had otherwise than the prompt, arguments and channels beside the sample; all else
+    is that of now.
 
     Args:
         null: The null prompt at the step at which it was last sent.
@@ -30,13 +31,19 @@ def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:
     """
     of_null, of_prompt, current = (_arguments(part) for part in (null, before, now))
     own = {k: v for k, v in of_null.items() if not equal(v, of_prompt.get(k))}
-    if changing := changed(own, of_prompt, current):
+    inputs = [part.call.inputs[part.rows] for part in (null, before, now)]
+    alike = equal(*inputs[:2])  # else its channels beside the sample are its own
+    changing = changed(own, of_prompt, current)
+    if not alike and not changing:
+        before.place(moved := inputs[1].clone(), now.sample)
+        changing = "" if equal(moved, inputs[2]) else before.call.name
+    if changing:
         raise InputError(
             f"the pipeline ended its guidance before its last step, and {changing} of "
             "the null prompt changes from step to step (features of a ControlNet): leave its "
             "guidance on at all steps, and limit this one by .within(lo, hi) or .over(a, b)"
         )
-    part = now if null.call is before.call else null  # of one call for both, or of its own
+    part = now if alike else null
     call = replace(part.call, arguments={**current, **own}, out=None, time=time)
     return replace(part, call=call, scale=now.scale, held=now.held)
 
