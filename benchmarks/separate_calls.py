@@ -21,16 +21,18 @@ LATENT = {
     "latents_mean": [0.0] * 4,
     "latents_std": [1.0] * 4,
 }
-HEADS = {"num_layers": 4, "attention_head_dim": 32, "num_attention_heads": WIDTH // 32}
+HEADS = {"attention_head_dim": 32, "num_attention_heads": WIDTH // 32}
+LAYERS = {"small": 4, "mid": 24}
 
 
-def qwen() -> tuple[Any, dict[str, Any], str]:
-    """A small Qwen-Image, its latents, and the argument of its guidance scale."""
+def qwen(layers: int) -> tuple[Any, dict[str, Any], str]:
+    """A narrow Qwen-Image, its latents, and the argument of its guidance scale."""
     network = diffusers.QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
         joint_attention_dim=WIDTH,
         axes_dims_rope=(8, 12, 12),
+        num_layers=layers,
         **HEADS,
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
@@ -39,10 +41,16 @@ def qwen() -> tuple[Any, dict[str, Any], str]:
     return pipe, {"latents": torch.randn(1, 256, 16)}, "true_cfg_scale"
 
 
-def wan() -> tuple[Any, dict[str, Any], str]:
-    """A small Wan, its latents of one frame, and the argument of its guidance scale."""
+def wan(layers: int) -> tuple[Any, dict[str, Any], str]:
+    """A narrow Wan, its latents of one frame, and the argument of its guidance scale."""
     network = diffusers.WanTransformer3DModel(
-        in_channels=4, out_channels=4, text_dim=WIDTH, freq_dim=64, ffn_dim=4 * WIDTH, **HEADS
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=64,
+        ffn_dim=4 * WIDTH,
+        num_layers=layers,
+        **HEADS,
     )
     vae = diffusers.AutoencoderKLWan(**LATENT)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -60,15 +68,16 @@ class SeparateCalls:
 
     Args:
         family: Name in `FAMILIES`.
+        size: Name in `LAYERS`.
         device: On which it runs.
         steps: Of a sampling.
     """
 
-    def __init__(self, family: str, device: str, steps: int) -> None:
+    def __init__(self, family: str, size: str, device: str, steps: int) -> None:
         torch.manual_seed(0)
         self.device, self.steps = device, steps
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        pipe, call, scale = FAMILIES[family]()
+        pipe, call, scale = FAMILIES[family](LAYERS[size])
         self.pipe = pipe.to(device, self.dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self.network = self.pipe.transformer.eval().requires_grad_(False)

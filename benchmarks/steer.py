@@ -1,7 +1,7 @@
 """Steered pipelines beside diffusers' own at the same work, and against the bare network.
 
     python benchmarks/steer.py [--size small|mid|sdxl] [--device cpu|cuda] [--steps 10]
-    python benchmarks/steer.py --family qwen|wan    # which call their network for each condition
+    python benchmarks/steer.py --family qwen|wan [--size small|mid]  # a call for each condition
 
 Every contender runs in the same process, turn by turn, on the same latents and embeddings. "x bare"
 is the time over that of bare forwards of the same rows in the same passes in the same turn, and
@@ -32,7 +32,7 @@ from diffusers import (
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 from diffusers.utils import logging
 from measured import peak, ratio, timed
-from separate_calls import FAMILIES, SeparateCalls
+from separate_calls import FAMILIES, LAYERS, SeparateCalls
 
 from diffsteer import CFG, PAG, SAG, Auto, Guidance
 from diffsteer.hf.guider import SteerGuider
@@ -226,6 +226,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
+    if args.family != "unet" and args.size not in LAYERS:
+        parser.error(f"--family {args.family} has --size {' or '.join(LAYERS)}")
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     s: Any
@@ -233,7 +235,7 @@ def main() -> None:
         s = Setting(args.size, args.device, args.steps)
         all_of, network = contenders(s), s.unet
     else:
-        s = SeparateCalls(args.family, args.device, args.steps)
+        s = SeparateCalls(args.family, args.size, args.device, args.steps)
         all_of, network = separate(s), s.network
     count = sum(p.numel() for p in network.parameters())
     print(f"torch {torch.__version__}, {args.device}, {count / 1e6:.1f} M parameters")
