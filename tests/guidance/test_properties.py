@@ -58,7 +58,7 @@ def test_a_time_means_one_level(schedule: Schedule, share: float, spacing: str, 
     for level in (level_at(schedule, share), *ends, *grid(schedule, n, spacing)[:-1]):
         torch.testing.assert_close(schedule.at(level.t), level, rtol=1e-12, atol=1e-12)
         assert schedule.time(level.ratio).item() == pytest.approx(level.t.item(), rel=1e-8)
-        assert schedule.first <= level.t + 1e-12 and level.t <= schedule.last
+        assert schedule.first - 1e-12 <= level.t <= schedule.last + 1e-12
 
 
 @given(schedules, shares)
