@@ -11,11 +11,11 @@ from torch import Tensor
 from diffsteer import Guidance, Level
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN
+from diffsteer.core.noise import seeds_of
 from diffsteer.guidance import Answer, Branch, GuidanceState, run
 from diffsteer.guidance.queries import with_conditional
 from diffsteer.guidance.step_memory import Memory as Kept
 from diffsteer.guidance.step_memory import StepMemory, Store
-from diffsteer.hf.sample_seeds import seeds_of
 
 from .attention import edited
 from .blocks import skipping

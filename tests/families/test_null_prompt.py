@@ -22,6 +22,7 @@ OTHERS = {
     "JoyImageEditPlus": "its encoder takes no empty text",
     "KandinskyV22": "takes embeddings, and has no prompt to encode",
     "LongCatAudioDiT": "its tiny tokenizer makes no token of an empty text",
+    "QwenImage21": "keeps keys and values of its prompt from step to step",
     "StableCascadeDecoder": "under its null prompt it leaves the embedding out too",
     "StableCascadePrior": "puts a negative prompt into the batch without guidance as well",
     "StableVideoDiffusion": "an image, no prompt",

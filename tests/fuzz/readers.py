@@ -221,6 +221,7 @@ def cases(root: Path) -> dict[str, Case]:
     """Every reader by name."""
     from diffsteer.generate import recipe as recipes
     from diffsteer.io.images import Pictures, decode, header_of
+    from diffsteer.io.safetensors_header import read_header
     from diffsteer.io.seeds import parse_seeds, prompts_of
     from diffsteer.io.shards import Shard, ShardFolder
     from diffsteer.io.strict import read_object, read_safetensors
@@ -406,7 +407,7 @@ def cases(root: Path) -> dict[str, Case]:
     @reader
     def safetensors_file(rng: random.Random) -> Callable[[], object]:
         path = put("a.safetensors", safetensors({"x": torch.arange(4.0), "y": torch.ones(2)}, rng))
-        return lambda: {n: t.shape for n, t in read_safetensors(path).items()}
+        return lambda: (read_header(path), read_safetensors(path))
 
     lora = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
     about = {

@@ -1,6 +1,8 @@
 """How a recipe's model is loaded: precision, offloading, LoRA, one file, image to image."""
 
+import itertools
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub.utils as hub
 import pytest
 import tiny
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +26,7 @@ from diffsteer.generate.recipe import Recipe, read, recipe_of_png
 from diffsteer.hf import load as loading
 from diffsteer.hf import offload
 from diffsteer.hf.load import load
+from diffsteer.hf.weights import quiet
 from diffsteer.io.hashing import weights_hash
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
@@ -347,6 +352,27 @@ def test_quantised_weights_name_the_package_that_reads_them(
     config = tmp_path / "pipe/unet/config.json"
     table = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "torchao"}}
     config.write_text(json.dumps(table))
-    monkeypatch.setattr("diffsteer.hf.weights._installed", lambda _: False)
+    monkeypatch.setattr("diffsteer.hf.weights.distributions", lambda **_: iter(()))
     with pytest.raises(InputError, match="unet is quantised by torchao, .*: pip install torchao"):
         made(Recipe(str(tmp_path / "pipe"), prompt="a"))
+
+
+@pytest.mark.parametrize("bar", [True, False])
+@pytest.mark.parametrize("shown", [*itertools.product([True, False], repeat=3)])
+def test_progress_bars_are_shown_after_loading_where_they_were_before(
+    shown: tuple[bool, bool, bool], bar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of transformers, which also switches those of the hub, of the hub, and of diffusers."""
+    module = sys.modules["huggingface_hub.utils.tqdm"]
+    monkeypatch.setattr(module, "progress_bar_states", {"_global": shown[1]})
+    monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", shown[0])
+    monkeypatch.setattr(diffusers.utils.logging, "_tqdm_active", shown[2])
+
+    def states() -> tuple[bool, bool, bool]:
+        own, other = diffusers.utils.logging, transformers.utils.logging
+        on = not hub.are_progress_bars_disabled()
+        return other.is_progress_bar_enabled(), on, own.is_progress_bar_enabled()
+
+    with quiet(bar):
+        assert states() == shown if bar else not any((states()[0], states()[2]))
+    assert states() == shown

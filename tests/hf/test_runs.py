@@ -205,3 +205,28 @@ def test_a_run_that_fails_does_not_bind_the_pipeline_to_its_thread(sd) -> None:
         thread.start()
         thread.join()
         assert len(errors) == 1 and torch.equal(sampled(pipe), want)
+
+
+def test_a_network_that_no_step_follows(sd) -> None:
+    """DiffEdit compares two predictions for its mask, and inverts by another scheduler."""
+    base = sd()
+    inverse = diffusers.DDIMInverseScheduler.from_config(base.scheduler.config)
+    parts = {k: v for k, v in base.components.items() if k != "image_encoder"}
+    pipe = diffusers.StableDiffusionDiffEditPipeline(
+        **parts, inverse_scheduler=inverse, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 64, 64)
+
+    def mask():
+        generator = torch.Generator().manual_seed(0)
+        texts = {"source_prompt": "a cat", "target_prompt": "a red dog"}
+        return pipe.generate_mask(image, **texts, num_inference_steps=4, generator=generator)
+
+    own = mask()
+    with steer(pipe, CFG(3)):
+        with pytest.raises(ValueError, match="outside of its own call"):
+            mask()
+        with pytest.raises(ValueError, match="more than 2 times a step"):
+            pipe.invert("a cat", image=image, num_inference_steps=4)
+    assert (mask() == own).all()

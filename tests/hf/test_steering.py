@@ -8,8 +8,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProcessor2_0
 
 from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, V
+from diffsteer.core.noise import seeds_of
 from diffsteer.hf.architectures import image_attention
-from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.hf.timesteps import timestep_schedule
 from diffsteer.steering import steer

@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from diffsteer import CFG, PAG, SAG, AutoNoise
 from diffsteer.hf.step_guidance import StepGuidance
+from diffsteer.hf.time_arguments import predicted
 from diffsteer.hf.timesteps import StepTracker
 from diffsteer.steering import steer
 
@@ -221,3 +222,21 @@ def test_later_steps_read_one_number_each(which: str, tmp_path, monkeypatch) -> 
             pipe(["a", "b"], **call) if which == "sd" else pipe([1, 7], **call)
     more = int(which == "sd")  # AutoNoise reads what the network is told of the time
     assert counts[2:5] + counts[6:] == [1 + more] * 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({}, {"shift": 3.0}, {"invert_sigmas": True}),
+        *({"num_train_timesteps": 500}, {"num_train_timesteps": 500, "invert_sigmas": True}),
+    ],
+    ids=str,
+)
+def test_the_data_that_is_predicted_is_where_a_step_to_the_end_goes(settings) -> None:
+    """Flows of any number of timesteps, from noise to data or, of Mochi, the other way."""
+    own = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+    own.set_timesteps(sigmas=[0.6])
+    out, x = torch.randn(2, 1, 3, 2, 2, generator=torch.Generator().manual_seed(0)).unbind()
+    said = predicted(own, out, own.timesteps[0], x)
+    assert 0.1 < said.level.sigma < 0.9
+    torch.testing.assert_close(said.x0, own.step(out, own.timesteps[0], x)[0])

@@ -15,8 +15,12 @@ from safetensors.torch import save_file
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate import recipe as recipes
+from diffsteer.hf.lora import require_lora
+from diffsteer.hf.offload import file_size
+from diffsteer.hf.single_file import require_single_file
 from diffsteer.io import strict
 from diffsteer.io.images import Pictures
+from diffsteer.io.safetensors_header import read_header
 from diffsteer.io.seeds import prompts_of
 from diffsteer.metrics.statistics import Statistics
 from diffsteer.models.adm.files import read as read_adm
@@ -65,7 +69,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     readers: list[Callable[[Path], object]] = [
         *(strict.read_object, strict.read_npz, strict.read_safetensors, prompts_of),
         *(Statistics.load, Shards.at, read_pickle, read_adm, recipes.read, Pictures.at),
-        strict.read_safetensors_metadata,
+        *(read_header, file_size),
         lambda path: Run.named(str(path.with_suffix(".toml"))),
         lambda path: recipes.recipe_of_png(path),
     ]
@@ -91,6 +95,37 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         recipe.write_text(json.dumps({"model": "m", "prompts": name}))
         with pytest.raises(InputError, match=reason):
             recipes.read(recipe)
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+TABLES = {
+    "no table": [],
+    "no entry": {"x": 1},
+    "no dtype": {"x": {k: v for k, v in ENTRY.items() if k != "dtype"}},
+    "an offset": {"x": {**ENTRY, "data_offsets": 5}},
+    "three offsets": {"x": {**ENTRY, "data_offsets": [0, 4, 4]}},
+    "an offset in words": {"x": {**ENTRY, "data_offsets": [0, "4"]}},
+    "a shape in words": {"x": {**ENTRY, "shape": "1"}},
+    "a shape of shapes": {"x": {**ENTRY, "shape": [[1]]}},
+    "another shape": {"x": {**ENTRY, "shape": [2]}},
+    "a negative shape": {"x": {**ENTRY, "shape": [-1]}},
+    "a dtype of its own": {"x": {**ENTRY, "dtype": ["F32"]}},
+    "more than there is": {"x": {**ENTRY, "shape": [2], "data_offsets": [0, 8]}},
+    "metadata in a list": {"__metadata__": [1], "x": ENTRY},
+}
+"""Headers of files of safetensors, after which 4 bytes follow."""
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_a_header_of_safetensors_is_refused_whoever_reads_it(table, tmp_path: Path) -> None:
+    path, header = tmp_path / "lora.safetensors", json.dumps(table).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    for read in (
+        *(read_header, file_size, lambda path: require_lora(str(path))),
+        lambda path: require_single_file(str(path), ""),
+    ):
+        with pytest.raises(InputError, match="is no file of safetensors"):
+            read(path)
 
 
 HEADERS = {

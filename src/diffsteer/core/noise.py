@@ -44,3 +44,14 @@ class Noise:
 def number(data: bytes) -> int:
     """A number in [0, 2^64) that depends on all of `data`."""
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def seeds_of(start: Tensor) -> tuple[int, ...]:
+    """A seed for each sample, from the signs of 256 values that its sampling starts from.
+
+    So a sample has the same one alone and in any batch, and in half precision, which rounds values
+    and keeps signs. Reads these values alone.
+    """
+    flat = start.detach().flatten(1)
+    signs = flat[:, :: -(-flat.shape[1] // 256)].signbit().tolist()
+    return tuple(number(bytes(row)) for row in signs)

@@ -7,7 +7,7 @@ from math import gcd
 from typing import Any
 
 from diffsteer.core.errors import InputError
-from diffsteer.doctor.tensors import Entry
+from diffsteer.io.safetensors_header import Entry
 
 PREFIX = "model.diffusion_model."
 """Of the network in files of the original layout."""

@@ -156,13 +156,13 @@ def _network(path: Path, precision: str, device: str) -> tuple[EDM2, Mapping[str
 
 
 def recipe_of_preset(
-    preset: Preset, models: Path, label: int | str | None = None, precision: str = ""
+    preset: Preset,
+    models: Path,
+    label: int | str | None = None,
+    precision: Literal["", "official-bit", "f32-clean"] = "",
 ) -> Recipe:
     """Recipe of a published configuration, with networks and decoder in the folder `models`."""
-    bits: Literal["f32-clean", "official-bit"] = (
-        "f32-clean" if precision == "f32-clean" else "official-bit"
-    )
-    options = EDM2Options(label, bits, preset=preset.name, models=models)
+    options = EDM2Options(label, precision or "official-bit", preset=preset.name, models=models)
     return Recipe(
         str(_path(models, preset.main)),
         guidance=preset.guidance(),

@@ -1,23 +1,23 @@
 """Sample a pipeline from given noise."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import wraps
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffsteer.core.noise import seeds_of
 from diffsteer.generate.base import require_finite
 from diffsteer.generate.call import call_of
-from diffsteer.generate.outputs import images_of
+from diffsteer.generate.outputs import images_of, results
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.conditioning import seeded
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.hooks import Replaced, wrapped
 from diffsteer.hf.prompt_conditions import first_call
-from diffsteer.hf.sample_seeds import seeds_of
-from diffsteer.hf.timesteps import Predicted, predicted
+from diffsteer.hf.time_arguments import Predicted, predicted
 from diffsteer.refine.hook import started_from
 
 
@@ -37,20 +37,16 @@ def _starting(pipe: Any, noise: Tensor) -> Iterator[dict[str, Any]]:
         yield {}
 
 
-@contextmanager
-def predictions(scheduler: Any, note: Callable[[Predicted], Any]) -> Iterator[None]:
+def predictions(scheduler: Any, note: Callable[[Predicted], Any]) -> Replaced:
     """Call `note` before each step with what the network of a pipeline predicts, guided or not."""
-    step = scheduler.step
 
-    @wraps(step)  # pipelines look at its signature for whether to send generators
     def noted(
-        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+        step: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         note(predicted(scheduler, model_output, timestep, sample))
         return step(model_output, timestep, sample, *args, **kwargs)
 
-    with replaced(scheduler, "step", noted):
-        yield
+    return wrapped(scheduler, "step", noted)
 
 
 @torch.no_grad()
@@ -75,14 +71,7 @@ def sample_from_noise(
         watch: Called in each step with the x0 that the network predicts, guided where the sampling
             is, like the latents.
     """
-    last: list[Tensor] = []
-    step = pipe.scheduler.step
-
-    @wraps(step)
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        out = step(*args, **kwargs)
-        last[:] = [out[0]]
-        return out
+    last: deque[Tensor] = deque(maxlen=1)
 
     def note(now: Predicted) -> None:
         if watch is not None:
@@ -91,7 +80,7 @@ def sample_from_noise(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(noise)]
     with (
         seeded(pipe, generators),
-        replaced(pipe.scheduler, "step", kept),
+        results(pipe.scheduler, "step", last),
         predictions(pipe.scheduler, note) if watch else nullcontext(),
         _starting(pipe, noise) as start,
     ):

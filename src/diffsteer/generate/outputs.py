@@ -1,9 +1,8 @@
 """What the call of a pipeline returns: images, videos, sounds."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import wraps
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import require_finite
 from diffsteer.generate.call import RATES
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.conditioning import seeded
+from diffsteer.hf.hooks import Replaced, wrapped
 
 FIELDS = ("images", "frames", "videos", "audios", "audio")
 """Names of what is made among the fields of outputs; a sound beside a video is the last."""
@@ -32,7 +32,8 @@ def images_of(
     Args:
         pipe: The pipeline.
         seeds: Of the samples, for errors.
-        call: Its arguments, but for the output type.
+        call: Its arguments, but for the output type; a list of generators also serves pipelines
+            that do not hand them to their scheduler.
         sounds: Is given the sound of each seed's video, float32 `(C, T)`, where there is one.
 
     Returns:
@@ -41,9 +42,11 @@ def images_of(
     last: deque[Tensor] = deque(maxlen=1)
     decoded: deque[Tensor] = deque()
     with ExitStack() as stack:
-        stack.enter_context(_results(pipe.scheduler, "step", last))
+        if "generator" in call:
+            stack.enter_context(seeded(pipe, call["generator"]))
+        stack.enter_context(results(pipe.scheduler, "step", last))
         if hasattr(vae := getattr(pipe, "vae", None), "decode"):
-            stack.enter_context(_results(vae, "decode", decoded))
+            stack.enter_context(results(vae, "decode", decoded))
         try:
             output = pipe(**call, output_type="np")
         except InputError:
@@ -126,16 +129,12 @@ def _require_size(name: str, count: int, samples: Tensor, call: Mapping[str, Any
     )
 
 
-@contextmanager
-def _results(owner: Any, name: str, results: deque[Tensor]) -> Iterator[None]:
-    """Append the tensors that a method of a scheduler or autoencoder returns, until closed."""
-    method = getattr(owner, name)
+def results(owner: Any, name: str, found: deque[Tensor]) -> Replaced:
+    """Append the tensors that a method of a scheduler or autoencoder returns, as a context."""
 
-    @wraps(method)  # pipelines look at the signature of `step` for whether to send generators
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def watched(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = method(*args, **kwargs)
-        results.append(out[0])
+        found.append(out[0])
         return out
 
-    with replaced(owner, name, watched):
-        yield
+    return wrapped(owner, name, watched)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache, wraps
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from diffsteer.generate.call import call_of, guidance_text, media, needed
 from diffsteer.generate.outputs import frame_rate, images_of, sample_rate
 from diffsteer.generate.recipe import Recipe
 from diffsteer.generate.recipe_checks import require_consistent, with_guide
-from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs, seeded
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs
+from diffsteer.hf.hooks import wrapped
 from diffsteer.hf.load import guide_beside, load, require_fits
 from diffsteer.hf.lora import lora_files
 from diffsteer.hf.network import networks_of
@@ -89,8 +89,7 @@ class PipelineGenerator(Generator):
         def stop(*_: Any, **__: Any) -> None:
             raise _Rehearsed
 
-        step = self.pipe.scheduler.step
-        with suppress(_Rehearsed), replaced(self.pipe.scheduler, "step", wraps(step)(stop)):
+        with suppress(_Rehearsed), wrapped(self.pipe.scheduler, "step", stop):
             self._sampled([0])
 
     @override
@@ -115,8 +114,7 @@ class PipelineGenerator(Generator):
         prompts = [self.recipe.for_seed(seed).prompt for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         kwargs = call_of(self.pipe, self.recipe, prompts)
-        with seeded(self.pipe, generators):
-            return images_of(self.pipe, seeds, {**kwargs, "generator": generators}, self._sounds)
+        return images_of(self.pipe, seeds, {**kwargs, "generator": generators}, self._sounds)
 
 
 def _deciding(recipe: Recipe) -> Recipe:

@@ -72,10 +72,7 @@ class AutoDropout(Guidance):
 
     @override
     def shift(self, at: GuidanceState) -> Queries[Tensor]:
-        if self.scale == 1:
-            return torch.zeros_like(at.x)
-        dropout = Dropout(self.p, at.seeds_for("dropout"))
-        dropped = Branch(self.on, dropout=dropout)
+        dropped = Branch(self.on, dropout=Dropout(self.p, at.seeds_for("dropout")))
         return (yield from extrapolate(at, self.scale - 1, Branch(self.on), dropped))
 
 

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from diffsteer.core.fields import Count, Finite, Positive
 from diffsteer.guidance.base import Guidance
+from diffsteer.guidance.cfg_variants import dot
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries, extrapolate
 
 
@@ -61,7 +62,7 @@ class APG(Guidance):
             difference = difference + self.momentum * before
             at.memory["difference"] = difference
         if self.norm < float("inf"):
-            length = _dot(difference, difference).sqrt()
+            length = dot(difference, difference).sqrt()
             difference = difference * (self.norm / length.clamp(min=self.norm))
         along = _share(difference, cond.x0) * cond.x0
         return (self.scale - 1) * (difference - (1 - self.parallel) * along)
@@ -95,12 +96,7 @@ class CFGZero(Guidance):
         return at.prediction.x0(at.x, guided, at.level) - cond.x0
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each sample, `(B, 1, ...)`."""
-    return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)
-
-
 def _share(a: Tensor, b: Tensor) -> Tensor:
     """Multiple of `b` that is nearest to `a`; 0 where b is 0."""
-    square = _dot(b, b)
-    return torch.where(square > 0, _dot(a, b) / square, 0.0)
+    square = dot(b, b)
+    return torch.where(square > 0, dot(a, b) / square, 0.0)

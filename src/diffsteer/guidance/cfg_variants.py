@@ -17,10 +17,11 @@ from diffsteer.guidance.base import Guidance
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
 
 
+@dataclass(frozen=True, repr=False)
 class _OfOutputs(Guidance):
     """CFG by a formula of c and u; scale 1 asks nothing."""
 
-    scale: float
+    scale: Finite
 
     @abstractmethod
     def output(self, c: Tensor, u: Tensor) -> Tensor:
@@ -45,7 +46,6 @@ class MAMBO(_OfOutputs):
     Source: Zhu et al. 2025, https://arxiv.org/abs/2508.03442.
     """
 
-    scale: Finite
     damping: NotNegative = 8.0
 
     @override
@@ -67,8 +67,6 @@ class TCFG(_OfOutputs):
     Source: Kwon et al. 2025, https://arxiv.org/abs/2503.18137.
     """
 
-    scale: Finite
-
     @override
     def output(self, c: Tensor, u: Tensor) -> Tensor:
         cc, cu, uu = dot(c, c), dot(c, u), dot(u, u)
@@ -86,8 +84,6 @@ class CFGNorm(_OfOutputs):
 
     Source: the pipeline of Qwen-Image, Qwen 2025, https://arxiv.org/abs/2508.02324.
     """
-
-    scale: Finite
 
     @override
     def output(self, c: Tensor, u: Tensor) -> Tensor:
@@ -107,7 +103,6 @@ class CFGRenorm(_OfOutputs):
     Source: Qin et al. 2025, CFG-Renorm, https://arxiv.org/abs/2503.21758.
     """
 
-    scale: Finite
     limit: Positive = 1.0
 
     @override
@@ -132,7 +127,6 @@ class DynamicThreshold(_OfOutputs):
     Saharia et al. 2022, section 2.3, https://arxiv.org/abs/2205.11487.
     """
 
-    scale: Finite
     mimic: Finite = 7.0
     percentile: Share = 1.0
 

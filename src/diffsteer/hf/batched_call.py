@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
+from diffsteer.core.schedule import Flow
 from diffsteer.guidance.batching import rows_of
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import Halves, family_of
 from diffsteer.hf.batched_arguments import with_shared
 from diffsteer.hf.network import PipelineNetwork, unwrap_compiled
-from diffsteer.hf.timesteps import SamplingStep, StepTracker, timestep_factor
+from diffsteer.hf.timesteps import FLOW_TIMESTEPS, SamplingStep, StepTracker
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class BatchedCall:
             arguments: Of the call, by name.
             in_run: Whether the pipeline calls it.
         """
-        network = PipelineNetwork.on(pipe.scheduler, module, forward)
+        network = PipelineNetwork.of(pipe, forward, module)
         inputs = arguments[network.family.sample]
         batch = conditions_in_batch(pipe, unwrap_compiled(module), inputs, arguments, in_run)
         return cls(pipe, network, inputs, arguments, batch)
@@ -182,7 +183,8 @@ class BatchedCall:
 
     def step(self, tracker: StepTracker) -> SamplingStep:
         """Step of the sampling for which the network is called."""
-        factor = timestep_factor(self.network.schedule, self.network.family.flow_time)
+        flow = isinstance(self.network.schedule, Flow)
+        factor = FLOW_TIMESTEPS / self.network.family.flow_time if flow else 1.0
         return tracker.read(self.arguments["timestep"], self.pipe.scheduler, factor)
 
     def moved(self, shift: Tensor) -> Cond:

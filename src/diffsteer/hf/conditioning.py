@@ -1,17 +1,16 @@
 """Conditioning of a pipeline's call, prompts or names of classes, and seeds of its fresh noise."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.hooks import wrapped
 from diffsteer.hf.network import network_of
 
 PROMPTS, CLASSES = "prompt", "class_labels"
@@ -52,25 +51,22 @@ def conditioning_kwargs(pipe: Any, texts: Sequence[str], guided: bool = False) -
     return {"batch_size": len(texts)}
 
 
-@contextmanager
-def seeded(pipe: Any, generators: Sequence[torch.Generator]) -> Iterator[None]:
+def seeded(pipe: Any, generators: Sequence[torch.Generator]) -> AbstractContextManager[None]:
     """Let a sampling's fresh noise come from its generators, one for each sample.
 
     Pipelines hand them to their scheduler, but class-conditional ones (DiT) do not.
     """
-    step = pipe.scheduler.step
-    takes = inspect.signature(step).parameters
+    takes = inspect.signature(pipe.scheduler.step).parameters
     if conditioning_argument(pipe) != CLASSES or "generator" not in takes:
-        yield
-        return
+        return nullcontext()
 
-    @wraps(step)
-    def seeded_step(out: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def step(
+        own: Any, out: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         each = [*generators] * (len(sample) // len(generators))  # under both conditions
-        return step(out, timestep, sample, *args, **{**kwargs, "generator": each})
+        return own(out, timestep, sample, *args, **{**kwargs, "generator": each})
 
-    with replaced(pipe.scheduler, "step", seeded_step):
-        yield
+    return wrapped(pipe.scheduler, "step", step)
 
 
 def _count(pipe: Any) -> int:

@@ -17,8 +17,8 @@ from diffsteer.hf.network import unwrap_compiled
 def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:
     """Null prompt at a step at which the pipeline sends the prompt alone.
 
-    It keeps what it had otherwise than the prompt, arguments and channels beside the sample; all else
-    is that of now.
+    It keeps what it had otherwise than the prompt, arguments and channels beside the sample; all
+    else is that of now.
 
     Args:
         null: The null prompt at the step at which it was last sent.

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
+from diffsteer.core.noise import seeds_of
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.attention_taps import Locate
 from diffsteer.guidance.cfg_variants import CFGNorm
@@ -37,7 +38,6 @@ from diffsteer.hf.merged_calls import Batches, NotDivided
 from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.panorama import PanoramaViews
 from diffsteer.hf.probed_calls import Call, certain
-from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.hf.second_text import pair_of, second
 from diffsteer.hf.time_arguments import RULES, Now, TimeArgument
 
@@ -81,9 +81,7 @@ class GuidedOutput:
         self._seeds: tuple[int, ...] = ()
         self._views = PanoramaViews()
         self._measured: dict[Any, Located] = {}
-        self._layers: dict[int, Mapping[str, nn.Module]] = {}
-        self._blocks: dict[int, Mapping[str, nn.Module]] = {}
-        self._texts: dict[int, Mapping[str, nn.Module]] = {}
+        self._modules: dict[Any, Mapping[str, nn.Module]] = {}
 
     def begin(self, network: Any) -> None:
         """Begin a sampling."""
@@ -217,7 +215,7 @@ class GuidedOutput:
             layers, locate = measured, partial(self._located, guide, measured)
         else:
             patch = 2 if family.packed else getattr(module.config, "patch_size", None) or 1
-            layers = _once(self._layers, module, family.layers)
+            layers = self._once(module, family.layers)
 
         def evaluate(x: Tensor, level: Level, cond: Any) -> Tensor:
             at_level = None
@@ -238,12 +236,21 @@ class GuidedOutput:
             locate=locate,
             adapted=partial(adapted, module),
             check=partial(check_branch, module, layers),
-            attention=_once(self._texts, module, text_attention),
+            attention=self._once(module, text_attention),
             second=second,
-            blocks=_once(self._blocks, module, blocks_with_attention),
+            blocks=self._once(module, blocks_with_attention),
             sizes="UNet" in type(module).__name__ and certain(part.call),
             classes=count_classes(module),
         )
+
+    def _once(
+        self, module: nn.Module, find: Callable[[nn.Module], Mapping[str, nn.Module]]
+    ) -> Mapping[str, nn.Module]:
+        """Modules inside of a network, which are looked for once."""
+        key = id(module), find
+        if key not in self._modules:
+            self._modules[key] = find(module)
+        return self._modules[key]
 
     def _located(
         self, guide: Any, layers: MeasuredLayers, cond: RowsOf, second: RowsOf | None = None
@@ -275,17 +282,6 @@ class GuidedOutput:
 
         sample = layout.turned(layout.part.sample)
         return MeasuredLayers(unwrap_compiled(network), run, sample, layout.part, self._measured)
-
-
-def _once(
-    known: dict[int, Mapping[str, nn.Module]],
-    module: nn.Module,
-    find: Callable[[nn.Module], Mapping[str, nn.Module]],
-) -> Mapping[str, nn.Module]:
-    """Modules inside of a network, which are looked for once."""
-    if id(module) not in known:
-        known[id(module)] = find(module)
-    return known[id(module)]
 
 
 def _rows(tree: Mapping[str, Any]) -> list[int]:

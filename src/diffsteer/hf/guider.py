@@ -6,11 +6,9 @@ diffusers runs each condition as a pass of its own and adds up the answers. Here
 step are only noted, and all that the guidance asks for runs at the scheduler's step, as in `steer`.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from types import FrameType
 from typing import Any
 
 from diffusers.guiders import BaseGuidance
@@ -21,6 +19,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
 from diffsteer.hf.network import network_of
+from diffsteer.hf.runs import caller
 from diffsteer.hf.step_guidance import StepGuidance
 
 
@@ -146,9 +145,7 @@ def _running_pipeline() -> Any:
     """The pipeline that calls a guider."""
     from diffusers import DiffusionPipeline, ModularPipeline
 
-    frame: FrameType | None = sys._getframe(1)
-    while frame := frame and frame.f_back:
-        for name in ("components", "self"):
-            if isinstance(owner := frame.f_locals.get(name), DiffusionPipeline | ModularPipeline):
-                return owner
-    raise InputError("SteerGuider is for pipelines of diffusers: it was called from none")
+    pipe = caller(DiffusionPipeline | ModularPipeline, "components", "self")
+    if pipe is None:
+        raise InputError("SteerGuider is for pipelines of diffusers: it was called from none")
+    return pipe

@@ -6,6 +6,8 @@
 All that diffsteer changes in objects of diffusers it changes so.
 """
 
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -116,3 +118,12 @@ def replaced(owner: Any, name: str, value: Any) -> Replaced:
         value: What stands there meanwhile.
     """
     return Replaced(owner, name, value)
+
+
+def wrapped(owner: Any, name: str, act: Callable[..., Any]) -> Replaced:
+    """Let `act(method, *args, **kwargs)` answer for a method until exit, under its signature.
+
+    Pipelines look at the signature of their scheduler's step for whether to send generators.
+    """
+    method = getattr(owner, name)
+    return Replaced(owner, name, wraps(method)(partial(act, method)))

@@ -91,9 +91,9 @@ class MeasuredLayers(Mapping[str, nn.Module]):
         after = length - tokens.count - tokens.start
         if (tokens.start == 0) == (after == 0):  # no text, or some before and some after
             raise InputError(
-                f"{name} has {count} tokens where it was measured with {length}: under this "
-                "condition its text has another length; edit attention under the prompt, or give "
-                "both prompts one length"
+                f"{name} has {count} tokens where it was measured with {length}: its text has "
+                "another length under this condition, or comes to the block by itself; edit "
+                "attention under the prompt, give both prompts one length, or skip the block (SLG)"
             )
         return tokens if after else replace(tokens, start=count - tokens.count)
 

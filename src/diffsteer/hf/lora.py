@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.offload import header
 from diffsteer.hf.shipped import shipped_folder
 from diffsteer.hf.weights import quiet
 from diffsteer.io.hub import HUB_ID
+from diffsteer.io.safetensors_header import read_header
 from diffsteer.io.strict import read_object
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -28,21 +28,16 @@ MARKS = ("lora", "hada_", "lokr_")
 
 def lora_of(text: str) -> tuple[str, float]:
     """Path and scale of "PATH" or "PATH:SCALE"; that of one that ships is its folder."""
-    path, scale = _split(text)
-    return str(shipped_folder(path)), scale
-
-
-def _split(text: str) -> tuple[str, float]:
     path, colon, scale = text.rpartition(":")
     try:
         weight = float(scale) if colon and path else None
     except ValueError:
         weight = None
     if weight is None:
-        return text, 1.0
+        path, weight = text, 1.0
     if not math.isfinite(weight):
         raise InputError(f"lora={text!r}: the scale must be a finite number, got {scale}")
-    return path, weight
+    return str(shipped_folder(path)), weight
 
 
 def require_lora(text: str) -> None:
@@ -56,7 +51,7 @@ def require_lora(text: str) -> None:
                 f"no LoRA {path!r}, which is {what}: give a file of safetensors, a folder with "
                 f"{FILE}, or a hub id NAME/MODEL; a scale follows as PATH:0.8"
             )
-    elif not any(mark in name for name in header(file) for mark in MARKS):
+    elif not any(mark in name for name in read_header(file)[0] for mark in MARKS):
         raise InputError(f"{file} holds no low-rank weights: is it a whole model?")
 
 

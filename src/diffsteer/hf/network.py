@@ -18,7 +18,6 @@ from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.architectures import Family, family_of
 from diffsteer.hf.batched_arguments import put_together, signature, with_shared
 from diffsteer.hf.hooks import Replaced, replaced
-from diffsteer.hf.protocols import NetworkLike, SchedulerLike
 from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 
 PARTS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "prior", "decoder")
@@ -54,13 +53,13 @@ def uncompiled() -> AbstractContextManager[Any]:
     return stance
 
 
-def sample_channels(network: NetworkLike, learned: bool = False) -> int:
+def sample_channels(network: Any, learned: bool = False) -> int:
     """Channels of the noisy sample: those returned, less a learned variance.
 
     Where a network takes more, it depends on the pipeline which of its channels they are.
 
     Args:
-        network: The network.
+        network: A denoising network, whose config has `in_channels` and `out_channels`.
         learned: Whether the scheduler takes a learned variance.
     """
     takes: int = network.config.in_channels
@@ -162,18 +161,19 @@ class PipelineNetwork:
     channels: int
 
     @classmethod
-    def of(cls, pipe: Any, forward: Callable[..., Any] | None = None) -> "PipelineNetwork":
-        """Network of a pipeline of diffusers, called past any steering where `forward` is given."""
-        return cls.on(pipe.scheduler, network_of(pipe), forward)
-
-    @classmethod
-    def on(
-        cls, scheduler: SchedulerLike, network: Any, forward: Callable[..., Any] | None = None
+    def of(
+        cls, pipe: Any, forward: Callable[..., Any] | None = None, network: Any = None
     ) -> "PipelineNetwork":
-        """Network that a scheduler samples; see `of`."""
-        module = unwrap_compiled(network)
-        learned = str(scheduler.config.get("variance_type")).startswith("learned")
-        settings = *timestep_schedule(scheduler), sample_channels(module, learned)
+        """Network of a pipeline of diffusers.
+
+        Args:
+            pipe: The pipeline.
+            forward: Evaluates it past any steering.
+            network: One of the pipeline's, maybe compiled; None for its first.
+        """
+        module = unwrap_compiled(network_of(pipe) if network is None else network)
+        learned = str(pipe.scheduler.config.get("variance_type")).startswith("learned")
+        settings = *timestep_schedule(pipe.scheduler), sample_channels(module, learned)
         return cls(module, forward or module, family_of(module), *settings)
 
     @property

@@ -10,7 +10,6 @@ a pipeline of a known family can send both conditions in one call, it is begun w
 import copy
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
@@ -29,6 +28,7 @@ from diffsteer.hf.earlier_null import changed
 from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
+from diffsteer.hf.runs import call_frame
 
 NEGATIVE = "negative_"
 """What the names of arguments for the null prompt begin with."""
@@ -69,13 +69,13 @@ class NullCall:
         return replaced(self.pipe, "encode_prompt", wraps(encode)(partial(self._encode, encode)))
 
     def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._frame = _call_frame(self.pipe)
+        self._frame = call_frame(self.pipe)
         self._note(self._frame)
         return encode(*args, **kwargs)
 
     def begin(self) -> None:
         """Take note of a sampling that begins, also where `encode_prompt` had nothing to do."""
-        if (frame := _call_frame(self.pipe)) is not self._frame or frame is None:
+        if (frame := call_frame(self.pipe)) is not self._frame or frame is None:
             self._note(frame)
         self._frame = None
 
@@ -241,17 +241,6 @@ def _count(given: Mapping[str, Any]) -> int | None:
         return len(prompt)
     embeddings = given.get("prompt_embeds")
     return len(embeddings) if isinstance(embeddings, Tensor | list) else None
-
-
-def _call_frame(pipe: Any) -> FrameType | None:
-    """Frame of the call of a pipeline that is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
-            return frame
-        frame = frame.f_back
-    return None
 
 
 def _embedded(value: Any) -> bool:

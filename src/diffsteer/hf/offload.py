@@ -10,12 +10,11 @@ import torch
 from diffsteer.core.errors import InputError
 from diffsteer.io.device import free_memory
 from diffsteer.io.model_folder import CONFIG
-from diffsteer.io.strict import parse_object, read_object
+from diffsteer.io.safetensors_header import read_header
+from diffsteer.io.strict import read_object
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights that loading converts to the precision that is asked for."""
-HEADER = 2**27
-"""Limit of the header of a file of safetensors."""
 GB = 1e9
 
 
@@ -94,25 +93,10 @@ def _part_size(part: Path, dtype: torch.dtype) -> int:
 def file_size(path: Path, dtype: torch.dtype | None = None) -> int:
     """Bytes of the weights of a file of safetensors in a precision; None is as they are stored."""
     size = 0
-    for entry in header(path).values():
-        first, last = entry["data_offsets"]
-        if dtype is not None and entry["dtype"] in FLOATS:
-            size += math.prod(entry["shape"]) * dtype.itemsize
+    for entry in read_header(path)[0].values():
+        first, last = entry.span
+        if dtype is not None and entry.dtype in FLOATS:
+            size += math.prod(entry.shape) * dtype.itemsize
         else:
             size += last - first
     return size
-
-
-def header(path: Path) -> dict[str, Any]:
-    """Names, types and shapes of the weights of a file of safetensors; reads no weights."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= HEADER:
-            raise InputError(f"{path} is no file of safetensors")
-        table = parse_object(file.read(length), str(path))
-    table.pop("__metadata__", None)
-    if not all(
-        isinstance(v, dict) and {"dtype", "shape", "data_offsets"} <= {*v} for v in table.values()
-    ):
-        raise InputError(f"{path} is no file of safetensors")
-    return table

@@ -112,7 +112,8 @@ class Call:
         time: Timestep of the scheduler.
         second: Argument with a second sample, whose tokens are the last of the inputs (sound).
         lengths: Tokens of each sample, where there are two.
-        caches: What the pipeline keeps of keys and values, by name; the arguments have copies.
+        caches: What the pipeline keeps of keys and values, which the network may change, by name;
+            the arguments have copies.
     """
 
     module: Any
@@ -172,11 +173,6 @@ class Call:
         tensors = (v for v in self.arguments.values() if isinstance(v, Tensor) and v.ndim > 2)
         rows = len(self.inputs)
         return any(len(v) > rows and len(v) % rows == 0 for v in tensors)
-
-    @property
-    def stateful(self) -> bool:
-        """Whether it hands the network a cache that it may change."""
-        return bool(self.caches)
 
     @property
     def keeps(self) -> bool:

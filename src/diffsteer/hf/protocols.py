@@ -1,9 +1,8 @@
-"""What diffsteer needs of objects of diffusers."""
+"""What diffsteer reads of a scheduler of diffusers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -17,25 +16,3 @@ class SchedulerLike(Protocol):
 
     config: Mapping[str, Any]
     timesteps: Tensor
-
-    @property
-    def step(self) -> Callable[..., Any]:
-        """Step from `(model_output, timestep, sample)`."""
-
-
-class NetworkLike(Protocol):
-    """A denoising network, with `forward(sample, timestep, ...)`.
-
-    Attributes:
-        config: Its settings, with `in_channels` and `out_channels`.
-    """
-
-    config: Any
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of its weights."""
-
-    @property
-    def forward(self) -> Callable[..., Any]:
-        """Evaluate it."""

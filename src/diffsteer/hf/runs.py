@@ -6,6 +6,7 @@ Every pipeline of diffusers asks for a progress bar before its loop, and leaves 
 import sys
 from collections.abc import Callable, Iterator
 from threading import get_ident
+from traceback import walk_stack
 from types import FrameType
 from typing import Any, NoReturn
 from weakref import ref
@@ -83,10 +84,18 @@ class Runs:
             if run.crossed or run.thread != get_ident():
                 _refuse_threads()
             return True
-        if (other := _calling_pipeline()) not in (None, self.pipe):
+        from diffusers import DiffusionPipeline
+
+        if (other := caller(DiffusionPipeline, "self")) not in (None, self.pipe):
             raise InputError(
                 f"{type(other).__name__} shares its network with the {type(self.pipe).__name__} "
                 "that is steered: steer the pipeline that you call"
+            )
+        if other is not None and call_frame(self.pipe) is None:
+            raise InputError(
+                f"{type(self.pipe).__name__} calls its network outside of its own call (as "
+                "generate_mask of DiffEdit does), where no step of its scheduler follows, at which "
+                "the guidance would act: remove the steering for that"
             )
         return other is not None
 
@@ -98,12 +107,16 @@ def _refuse_threads() -> NoReturn:
     )
 
 
-def _calling_pipeline() -> Any:
-    """The pipeline of diffusers that called what runs now, if one did."""
-    from diffusers import DiffusionPipeline
+def call_frame(pipe: Any) -> FrameType | None:
+    """Frame of the call of a pipeline that is running."""
+    frames = (frame for frame, _ in walk_stack(sys._getframe()))
+    return next(
+        (f for f in frames if f.f_code.co_name == "__call__" and f.f_locals.get("self") is pipe),
+        None,
+    )
 
-    frame: FrameType | None = sys._getframe(1)
-    while frame := frame and frame.f_back:
-        if isinstance(caller := frame.f_locals.get("self"), DiffusionPipeline):
-            return caller
-    return None
+
+def caller(kind: Any, *names: str) -> Any:
+    """The latest object of a class that such variables of what is running hold; None for none."""
+    values = (f.f_locals.get(name) for f, _ in walk_stack(sys._getframe()) for name in names)
+    return next((value for value in values if isinstance(value, kind)), None)

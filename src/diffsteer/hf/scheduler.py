@@ -153,10 +153,6 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Begin at this of the timesteps."""
         self._begin = begin_index
 
-    def _forget(self) -> None:
-        self._begin = self._index = None
-        self._past = []
-
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -187,7 +183,8 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = times.to(torch.int64 if whole else torch.float32).to(device)
         self._times: list[float] = self.timesteps.tolist()
         self.num_inference_steps = len(times)
-        self._forget()
+        self._begin = self._index = None
+        self._past = []
 
     def _grid(self, n: int) -> tuple[Level, ...]:
         spacing = self.config.timestep_spacing

@@ -8,8 +8,8 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial, wraps
-from types import FrameType
+from functools import partial
+from traceback import walk_stack
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.hf.batched_arguments import signature
 from diffsteer.hf.conditions import Part, StepParts
-from diffsteer.hf.hooks import replaced
+from diffsteer.hf.hooks import wrapped
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.sample_placement import View
 
@@ -61,8 +61,7 @@ class SecondStep:
                 "steps the other one can be seen"
             )
         act = partial(self._step, scheduler, calls, parts, guided, stepped)
-        step = wraps(scheduler.step)(partial(act, scheduler.step))
-        self._replaced.enter_context(replaced(scheduler, "step", step))
+        self._replaced.enter_context(wrapped(scheduler, "step", act))
         self.awaited = True
 
     def end(self, failed: bool = False) -> None:
@@ -113,7 +112,8 @@ class SecondStep:
                 break
             if view.squeezed or (view != View(run=run) and (sample or not view.grid)):
                 break
-            if (part.call, part.rows, part.sign) != _use(first[name]):
+            other = first[name]
+            if (part.call, part.rows, part.sign) != (other.call, other.rows, other.sign):
                 break
         else:
             return
@@ -121,10 +121,6 @@ class SecondStep:
             f"{self._owner} does not step its two samples (video, but for frames of a condition, "
             "and sound) whole and with the same conditions: take the plain pipeline"
         )
-
-
-def _use(part: Part) -> tuple[Call, slice, float]:
-    return part.call, part.rows, part.sign
 
 
 def step_arguments(scheduler: Any, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
@@ -135,8 +131,7 @@ def step_arguments(scheduler: Any, *args: Any, **kwargs: Any) -> inspect.BoundAr
 def _other_scheduler(pipe: Any) -> Any:
     """A scheduler like a pipeline's among the variables of what is running, or in its state."""
     kind, own = type(pipe.scheduler), pipe.scheduler
-    frame: FrameType | None = sys._getframe(1)
-    while frame := frame and frame.f_back:
+    for frame, _ in walk_stack(sys._getframe()):
         if frame.f_globals["__name__"].startswith("diffusers."):
             values = list(frame.f_locals.values())
             values += [

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.offload import header
 from diffsteer.hf.signature import pipeline_class
 from diffsteer.io.model_folder import INDEX
+from diffsteer.io.safetensors_header import read_header
 
 COMPONENT = re.compile(r"(\w+) = (\w+)\.from_pretrained")
 """How diffusers names the part that a file does not hold."""
@@ -22,7 +22,7 @@ def require_single_file(name: str, config: str) -> None:
             "with --config FOLDER: give one of these; from_single_file of diffusers reads others, "
             "and its save_pretrained writes a folder"
         )
-    if not header(Path(name)):
+    if not read_header(Path(name))[0]:
         raise InputError(f"{name} holds no weights")
     if not config:
         raise InputError(

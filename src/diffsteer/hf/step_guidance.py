@@ -26,7 +26,7 @@ from diffsteer.hf.conditions import Part, StepParts, no_part
 from diffsteer.hf.earlier_null import null_at_step
 from diffsteer.hf.guide_fit import check_guide
 from diffsteer.hf.guided_output import GuidedOutput, LazyConditions
-from diffsteer.hf.hooks import plain_forward, replaced
+from diffsteer.hf.hooks import plain_forward, replaced, wrapped
 from diffsteer.hf.network import (
     bind_arguments,
     check_uncached,
@@ -133,7 +133,7 @@ class StepGuidance:
         form = Form.expected(call) or self._forms.get(call.key)
         if not in_run and form is not None and certain(call):
             return form.wrap(self._at_once(call))
-        if form is None or call.stateful:
+        if form is None or call.caches:
             output = forward(*args, **kwargs)
             form = self._forms[call.key] = Form.of(output, call)
             call = call.joined(form.second)
@@ -197,9 +197,7 @@ class StepGuidance:
         """
         if self._awaiting:
             return
-        scheduler = self.pipe.scheduler
-        step = wraps(scheduler.step)(partial(act, scheduler.step))  # pipelines look at parameters
-        self._awaited.enter_context(replaced(scheduler, "step", step))
+        self._awaited.enter_context(wrapped(self.pipe.scheduler, "step", act))
         self._awaiting = True
 
     def _release(self) -> None:

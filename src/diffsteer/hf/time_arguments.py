@@ -5,13 +5,13 @@ Networks are told the timestep itself, a share of the schedule, or the share tha
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.level import Level
+from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.hf.protocols import SchedulerLike
@@ -22,7 +22,6 @@ from diffsteer.hf.timesteps import (
     SamplingStep,
     StepTracker,
     level_at,
-    next_level,
     timestep_schedule,
 )
 
@@ -101,6 +100,41 @@ class Timeline:
         x0 = self.prediction.x0(one, zero, level)
         eps = (one - level.alpha * x0) / level.sigma
         return any(abs(factor * q - p) <= ROUNDING * abs(p) for p, q in (x0.tolist(), eps.tolist()))
+
+
+class Predicted(NamedTuple):
+    """Prediction of a network at a step, guidance included.
+
+    Attributes:
+        x: Sample as the network takes it, `(B, *D)`.
+        level: Of the sample.
+        x0: Of it, `(B, *D)`, in float32 or wider.
+        timestep: As the scheduler is given it.
+    """
+
+    x: Tensor
+    level: Level
+    x0: Tensor
+    timestep: float | Tensor
+
+
+def predicted(
+    scheduler: SchedulerLike, out: Tensor, timestep: float | Tensor, sample: Tensor
+) -> Predicted:
+    """Prediction of a network by its output.
+
+    Args:
+        scheduler: Of diffusers, about to step.
+        out: Output that it is given, guidance included; channels beyond the sample's are left out.
+        timestep: As it is given.
+        sample: As it holds it, `(B, *D)`, before it is scaled for the network.
+    """
+    timeline = Timeline.of(scheduler)
+    level = timeline.level(float(timestep))
+    scale = getattr(scheduler, "scale_model_input", None)
+    x = upcast(sample if scale is None else scale(sample, timestep))
+    x0 = timeline.prediction.x0(x, timeline.direction * upcast(out[:, : x.shape[1]]), level)
+    return Predicted(x, level, x0, timestep)
 
 
 class TimeArgument:
@@ -202,5 +236,6 @@ class Now:
         return float(self.step.time)
 
     def next(self, step: int) -> Level:
-        """Level that a step goes to."""
-        return next_level(self.tracker, step, self.timeline.level)
+        """Level that a step goes to; the last goes to data."""
+        times = (time for later, time in self.tracker.remaining() if later > step)
+        return next(map(self.timeline.level, times), CLEAN)

@@ -3,13 +3,13 @@
 The step of a call is found without waiting for the device that holds them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffsteer.core.level import CLEAN, Level, upcast
+from diffsteer.core.level import Level
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Flow, Schedule
 from diffsteer.hf.continuous_times import continuous
@@ -88,10 +88,6 @@ class StepTracker:
         start = self._last or 0
         return tuple(zip(self._steps[start:], self.times[start:], strict=True))
 
-    def following(self, step: int) -> float | None:
-        """Timestep that a step goes to; None where it goes to data."""
-        return next((time for later, time in self.remaining() if later > step), None)
-
     def _viewed(self, given: float | Tensor) -> int | None:
         """Index of a timestep that is a view of the scheduler's."""
         timesteps = self.timesteps
@@ -166,17 +162,6 @@ def level_at(schedule: Schedule, timestep: Any) -> Level:
     return schedule.at(timestep / FLOW_TIMESTEPS if isinstance(schedule, Flow) else timestep)
 
 
-def next_level(tracker: StepTracker, step: int, level_of: Callable[[float], Level]) -> Level:
-    """Level that a step of a sampling goes to; the last goes to data."""
-    time = tracker.following(step)
-    return CLEAN if time is None else level_of(time)
-
-
-def timestep_factor(schedule: Schedule, flow_time: float) -> float:
-    """Factor to the scheduler's timestep; `flow_time` is told at the noisy end of a flow."""
-    return FLOW_TIMESTEPS / flow_time if isinstance(schedule, Flow) else 1.0
-
-
 def timestep_like(
     level: Level, schedule: Schedule, flow_time: float, like: float | Tensor
 ) -> Tensor:
@@ -191,38 +176,3 @@ def timestep_like(
         time = time.reshape(-1, *(1,) * (like.ndim - 1)).expand(-1, *like.shape[1:])
         return time.to(like.device, dtype)
     return torch.full_like(like, time.item(), dtype=dtype)
-
-
-class Predicted(NamedTuple):
-    """Prediction of a network at a step, guidance included.
-
-    Attributes:
-        x: Sample as the network takes it, `(B, *D)`.
-        level: Of the sample.
-        x0: Of it, `(B, *D)`, in float32 or wider.
-        timestep: As the scheduler is given it.
-    """
-
-    x: Tensor
-    level: Level
-    x0: Tensor
-    timestep: float | Tensor
-
-
-def predicted(
-    scheduler: SchedulerLike, out: Tensor, timestep: float | Tensor, sample: Tensor
-) -> Predicted:
-    """Prediction of a network by its output.
-
-    Args:
-        scheduler: Of diffusers, about to step.
-        out: Output that it is given, guidance included; channels beyond the sample's are left out.
-        timestep: As it is given.
-        sample: As it holds it, `(B, *D)`, before it is scaled for the network.
-    """
-    schedule, prediction = timestep_schedule(scheduler)
-    level = level_at(schedule, torch.as_tensor(timestep, dtype=torch.float64, device="cpu"))
-    scale = getattr(scheduler, "scale_model_input", None)
-    x = upcast(sample if scale is None else scale(sample, timestep))
-    x0 = prediction.x0(x, upcast(out[:, : x.shape[1]]), level)
-    return Predicted(x, level, x0, timestep)

@@ -3,8 +3,8 @@
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,11 @@ def require_quantizers(folder: Path) -> None:
         settings = read_object(config).get("quantization_config")
         method = str(settings.get("quant_method")) if isinstance(settings, dict) else ""
         package = QUANTIZERS.get(method)
-        if package and not _installed(package):
+        if package and not any(distributions(name=package)):
             raise InputError(
                 f"{config.parent} is quantised by {method}, which needs a package that is not "
                 f"installed: pip install {package}"
             )
-
-
-def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def checked_folder(folder: Path) -> dict[str, str]:
@@ -143,18 +135,15 @@ def quiet(bar: bool) -> Iterator[None]:
     """Leave out advice about loading, which is checked here, and maybe bars."""
     import diffusers.utils.logging as ours
     import transformers.utils.logging as theirs
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 
-    shown, levels = ours.is_progress_bar_enabled(), (ours.get_verbosity(), theirs.get_verbosity())
-    if not bar:
-        ours.disable_progress_bar()
-        theirs.disable_progress_bar()
-    ours.set_verbosity_error()
-    theirs.set_verbosity_error()
-    try:
+    with ExitStack() as stack:
+        if not bar and are_progress_bars_disabled():  # transformers enables them
+            stack.callback(disable_progress_bars)
+        for library in (ours, theirs):
+            stack.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity_error()
+            if not bar and library.is_progress_bar_enabled():
+                stack.callback(library.enable_progress_bar)
+                library.disable_progress_bar()
         yield
-    finally:
-        if shown:
-            ours.enable_progress_bar()
-            theirs.enable_progress_bar()
-        ours.set_verbosity(levels[0])
-        theirs.set_verbosity(levels[1])

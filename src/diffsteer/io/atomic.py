@@ -108,8 +108,10 @@ def atomic_folder(folder: Path, over: bool = False) -> Iterator[Path]:
             _restore(draft)
             shutil.rmtree(draft / "new", ignore_errors=True)
             (draft / "new").mkdir()
-            with _errors_of_system():
+            try:
                 yield draft / "new"
+            except SafetensorError as error:  # as everything else says that a disk is full
+                raise OSError(f"weights cannot be written: {error}") from error
             if folder.is_dir():
                 folder.replace(draft / "old")
             (draft / "new").replace(folder)
@@ -230,15 +232,6 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder.replace(draft))
 
 
-@contextmanager
-def _errors_of_system() -> Iterator[None]:
-    """Let safetensors say that a disk is full as everything else does."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(f"weights cannot be written: {error}") from error
-
-
 def _restore(draft: Path) -> None:
     """Give back the old folder of one that was killed while it changed the names."""
     target = draft.with_name(draft.name[1 : -len(PART)])
@@ -272,5 +265,4 @@ def require_writable(path: Path) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write a value as JSON."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+    put(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -58,13 +58,10 @@ def require_known(*names: str) -> None:
         FileNotFoundError: neither is so.
     """
     for name in names:
-        if HUB_ID.fullmatch(name) and not (name.endswith(".safetensors") or Path(name).exists()):
-            _require_known(name)
-
-
-def _require_known(name: str) -> None:
-    if snapshot(name) is None and (reason := silence()):
-        raise FileNotFoundError(
-            f"there is no folder {brief(name)}, the hub's cache has no model of that name, and the "
-            f"hub does not answer ({reason}): look at the name, and at the connection"
-        )
+        if not HUB_ID.fullmatch(name) or name.endswith(".safetensors") or Path(name).exists():
+            continue
+        if snapshot(name) is None and (reason := silence()):
+            raise FileNotFoundError(
+                f"there is no folder {brief(name)}, the hub's cache has no model of that name, and "
+                f"the hub does not answer ({reason}): look at the name, and at the connection"
+            )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.atomic import atomic_write, write_npz
+from diffsteer.io.atomic import put, write_npz
 from diffsteer.io.hashing import differences, digest
 from diffsteer.io.seeds import format_seeds
 from diffsteer.io.strict import read_npz, read_object, refused
@@ -79,9 +79,8 @@ class ShardFolder:
         if not path.exists():
             if any(self.path.glob("chunk-*.npz")):
                 raise InputError(f"{self.path} has samples, but no {MANIFEST}: take another folder")
-            with atomic_write(path) as file:
-                manifest = {"version": VERSION, "key": self.key}
-                file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+            manifest = {"version": VERSION, "key": self.key}
+            put(path, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
             return
         with refused(f"{path} is no manifest of ours: take another folder"):
             stored = read_object(path)

@@ -283,14 +283,6 @@ def read_safetensors(path: Path) -> "dict[str, Tensor]":
     return tensors
 
 
-def read_safetensors_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file, without its tensors."""
-    from safetensors import safe_open
-
-    with refused(f"{path} is no file of safetensors"), open_file(path), safe_open(path, "pt") as f:
-        return dict(f.metadata() or {})
-
-
 def parse_safetensors(data: bytes, where: str) -> "dict[str, Tensor]":
     """Parse the bytes of a safetensors file; `where` names it in errors."""
     from safetensors.torch import load

@@ -24,7 +24,7 @@ from diffsteer.core.parse import parse
 from diffsteer.guidance.batching import chunks, rows_of
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.batched_call import BatchedCall, shifted
-from diffsteer.hf.hooks import plain_forward, replaced
+from diffsteer.hf.hooks import plain_forward, replaced, wrapped
 from diffsteer.hf.network import (
     PipelineNetwork,
     bind_arguments,
@@ -115,8 +115,8 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         finally:
             self._calling = False
         if starts:  # after the steering has put its own step there, which is given the moved sample
-            step = self._first_step(call, self._shift, self.pipe.scheduler.step)
-            self._steps.enter_context(replaced(self.pipe.scheduler, "step", step))
+            step = partial(self._first_step, call, self._shift)
+            self._steps.enter_context(wrapped(self.pipe.scheduler, "step", step))
         return out
 
     def _release(self) -> None:
@@ -164,28 +164,31 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         return self.strength * (torch.cat(refined) - noise)
 
     def _first_step(
-        self, call: BatchedCall, shift: Tensor, step: Callable[..., Any]
-    ) -> Callable[..., Any]:
+        self,
+        call: BatchedCall,
+        shift: Tensor,
+        step: Callable[..., Any],
+        model_output: Any,
+        timestep: Any,
+        sample: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Step of a scheduler from the refined sample, which then is as it was."""
-
-        @wraps(step)  # pipelines look at its signature for whether to send generators
-        def first(model_output: Any, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
-            if len(sample) % len(shift):
-                raise InputError(
-                    f"{type(self.pipe).__name__} calls its network with {len(shift)} rows for "
-                    f"{len(sample)} samples: switch off what else it guides by (PAG) while noise "
-                    "is refined, or take the plain pipeline"
-                )
-            if fitted(call.sample, [sample[: len(shift)].to(call.sample)]) is None:
-                raise InputError(
-                    f"{type(self.pipe).__name__} puts other channels before its noise, so that it "
-                    "cannot be refined: leave the refiner out"
-                )
-            moved = shifted(sample, shift)
-            self._release()
-            return step(model_output, timestep, moved, *args, **kw)
-
-        return first
+        if len(sample) % len(shift):
+            raise InputError(
+                f"{type(self.pipe).__name__} calls its network with {len(shift)} rows for "
+                f"{len(sample)} samples: switch off what else it guides by (PAG) while noise "
+                "is refined, or take the plain pipeline"
+            )
+        if fitted(call.sample, [sample[: len(shift)].to(call.sample)]) is None:
+            raise InputError(
+                f"{type(self.pipe).__name__} puts other channels before its noise, so that it "
+                "cannot be refined: leave the refiner out"
+            )
+        moved = shifted(sample, shift)
+        self._release()
+        return step(model_output, timestep, moved, *args, **kwargs)
 
 
 @dataclass(eq=False)
