@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from diffsteer import DDIM, Level, grid
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
-from diffsteer.train.refiner.msd import MSD, Full, Gradient, Student
+from diffsteer.train.refiner.msd import MSD, Full, Student
 from diffsteer.train.settings import Run
 
 SIDE, WORDS = 16, 16
@@ -55,10 +55,10 @@ def pipeline(size: str) -> Any:
 
 
 def training(
-    pipe: Any, refiner: NoiseRefiner, half: bool, gradient: Gradient, n: int, batch: int
+    pipe: Any, refiner: NoiseRefiner, half: bool, gradient: MSD | Full, n: int, batch: int
 ) -> Any:
     """One step of the optimizer, as a function."""
-    weights = list(refiner.lora.parameters.values())
+    weights = list(refiner.parameters.values())
     optimizer = torch.optim.AdamW(weights, 1e-6, fused=True)
     model = refiner.model
     device = model.module.device
@@ -179,7 +179,7 @@ def sampling(pipe: Any, refiner: NoiseRefiner, batch: int, n: int, turns: int) -
         middle, low, high = (batch / f(found) for f in (statistics.median, max, min))
         speed = f"{name:10} {middle:8.2f} ({low:.2f} to {high:.2f})"
         print(f"{speed}  {each[name]:5.0f}  {most[name]:6.1f}")
-    adapters = sum(p.nbytes for p in refiner.lora.parameters.values()) / 2**20
+    adapters = sum(p.nbytes for p in refiner.parameters.values()) / 2**20
     print(f"the adapters, in memory in every row: {adapters:.1f} MiB")
     ratios = [a / b for a, b in zip(times["CFG"], times["refined"], strict=True)]
     print(f"refined / CFG: {statistics.median(ratios):.2f} x")
@@ -207,7 +207,7 @@ def main() -> None:
     size = sum(p.numel() for n, p in pipe.unet.named_parameters() if "lora" not in n)
     print(f"{args.size}: {size / 1e6:.1f} M parameters, batch {args.batch}, {where}")
     sampling(pipe, refiner, args.batch, args.sampling, args.turns)
-    ways = {"MSD": MSD(), "full": Full()}
+    ways: dict[str, MSD | Full] = {"MSD": MSD(), "full": Full()}
     make = partial(training, pipe, refiner, half)
     steps = {name: make(way, args.steps, args.batch) for name, way in ways.items()}
     for step in steps.values():

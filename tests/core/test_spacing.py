@@ -8,6 +8,7 @@ from diffusers.schedulers import AysSchedules
 
 from diffsteer import EDM, SPACINGS, Cosine, Discrete, Flow, Karras, grid, respaced
 from diffsteer.core.level import CLEAN
+from diffsteer.core.schedule.continuous import OffsetCosine
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -28,6 +29,12 @@ def times(levels) -> list[float]:
 )
 def test_table_2(spacing: str, one_based: list[int]) -> None:
     assert times(grid(SD, 10, spacing)) == [t - 1 for t in reversed(one_based)]
+
+
+def test_trailing_starts_at_the_last_time_itself() -> None:
+    """5 last / 5 is not last in float64, and a time beyond it is of no trained level."""
+    for schedule in (OffsetCosine(0.008), Cosine(), Flow(), EDM()):
+        assert all(grid(schedule, n, "trailing")[0].t == schedule.last for n in range(1, 101))
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])

@@ -69,6 +69,8 @@ def test_evaluate_in_python_scores_and_warns() -> None:
         diffsteer.evaluate(fake, real, RGB, 0, 'CLIPScore("/nowhere")', ["a"] * 12)
     with pytest.raises(InputError, match="sets of images or more by name"):
         diffsteer.compare([fake, real], real)
+    with pytest.raises(InputError, match="prompts are of scores, and none is named"):
+        diffsteer.evaluate(fake, real, RGB, 0, prompts=["a"] * 12)
     with pytest.raises(InputError, match="2 prompts for 12 images"):
         diffsteer.evaluate(fake, real, RGB, 0, ["mine_scores:letters"], ["a", "b"])
 

@@ -7,7 +7,11 @@ import torch
 from PIL import Image
 
 import diffsteer
+from diffsteer.core.errors import InputError
+from diffsteer.generate.recipe import Recipe
+from diffsteer.io.images import Pictures
 from diffsteer.metrics.efficientnet import EfficientNetLite0
+from diffsteer.metrics.image_sets import seeds_in
 
 
 def test_images_in_memory_and_in_a_folder_have_the_same_metrics(tmp_path: Path) -> None:
@@ -21,3 +25,12 @@ def test_images_in_memory_and_in_a_folder_have_the_same_metrics(tmp_path: Path) 
     assert memory[0].name == "FD-EfficientNetLite0" and memory[0].interval is not None
     for a, b in zip(memory, folder, strict=True):
         assert (a.name, a.n) == (b.name, 12) and a.value == pytest.approx(b.value, 1e-3)
+
+
+def test_one_recipe_and_mixed_ones_are_not_asked_for_together(tmp_path: Path) -> None:
+    """Else what one option checks the other would pass, or the other way round, without a word."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images, recipe = Pictures.at(tmp_path), Recipe("some/model", prompt="a cat")
+    assert seeds_in(images, mixed=True) == "unstated"
+    with pytest.raises(InputError, match="one recipe alone: leave out it, or --mixed"):
+        seeds_in(images, recipe, mixed=True)

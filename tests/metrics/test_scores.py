@@ -21,7 +21,7 @@ from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.best_of_n import scored
 from diffsteer.metrics.preference import INNER, NORMS, OUTER, PROJECTIONS, HPSv2
-from diffsteer.metrics.scores import Aesthetic, CLIPScore, Scorer, name_of, score_of
+from diffsteer.metrics.scores import Aesthetic, CLIPScore, Scorer, _chain, name_of, score_of
 from diffsteer.train.refiner.targets import Targets
 
 PROMPTS = ["owl", "a small red cat", "dog"]
@@ -141,6 +141,17 @@ def test_aesthetic_is_the_chain_on_the_unit_embedding(
     assert want.std() > 1e-3
 
 
+def test_layers_without_numbers_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    """Any order of square ones fits; a set's is another one in each process."""
+    names = [f"part_{letter}" for letter in "hfadcegb"]
+    state = {f"{name}.{part}": w.detach() for name in names
+             for part, w in nn.Linear(4, 4).named_parameters()}  # fmt: skip
+    state |= {f"out.{part}": w.detach() for part, w in nn.Linear(4, 1).named_parameters()}
+    layers = _chain(state, "a.pth")
+    for name, layer in zip([*names, "out"], layers, strict=True):
+        assert torch.equal(layer.weight, state[f"{name}.weight"])
+
+
 def test_files_that_are_no_predictor(clip: Path, tmp_path: Path) -> None:
     five, one = chain(WIDTH, 9, 1)[1], dict(nn.Linear(WIDTH, 1).state_dict())
     broken: list[tuple[Any, str]] = [
@@ -173,6 +184,8 @@ def test_scores_are_known_by_their_text() -> None:
         assert parse(repr(score), Scorer) == score and "device" not in repr(score)
     assert score_of('Aesthetic("a.pth", "b")', "cuda:1") == Aesthetic("a.pth", "b")
     assert score_of('CLIPScore("a")', "cuda:1").device == "cuda:1"
+    with pytest.raises(InputError, match="PickScore: weights must be a text, got 3"):
+        score_of("PickScore(3)")
     assert score_of('CLIPScore("a", device="cpu")', "cuda:1").device == "cpu"
     assert score_of("math:sqrt") is not None and name_of(score_of("math:sqrt"), "m:f") == "m:f"
 

@@ -26,6 +26,7 @@ from diffsteer.models.adm.checkpoint import (
     load,
     load_classifier,
     shapes_of,
+    timesteps,
 )
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.published import PUBLISHED
@@ -149,12 +150,12 @@ def test_what_a_network_is_told_of_a_level() -> None:
     ):
         adm = Diffusion(on_meta(PUBLISHED[name]))
         level, x = adm.schedule.at(2000), torch.zeros(3, 1)
-        assert adm.times(x, level).tolist() == [told] * 3 and adm.prediction == Eps()
+        assert timesteps(adm.net.flags, x, level).tolist() == [told] * 3 and adm.prediction == Eps()
         bar = [math.cos((t / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0, 2001)]
         assert level.alpha.item() ** 2 == pytest.approx(bar[1] / bar[0], rel=1e-9)
     flags = replace(PUBLISHED["256x256_diffusion.pt"], diffusion_steps=4000, predict_xstart=True)
     other = Diffusion(on_meta(flags))
-    assert other.prediction == X0() and other.times(x, level).tolist() == [2000] * 3
+    assert other.prediction == X0() and timesteps(flags, x, level).tolist() == [2000] * 3
     assert other.schedule.betas[[0, -1]].tolist() == pytest.approx([2.5e-5, 5e-3])
 
 

@@ -65,7 +65,7 @@ def moved(refiner: NoiseRefiner, size: float = 0.05) -> NoiseRefiner:
     """Give an adapter weights that change something, always the same."""
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for p in refiner.lora.parameters.values():
+        for p in refiner.parameters.values():
             p.copy_(size * torch.randn(p.shape, generator=draw))
     return refiner
 
@@ -392,7 +392,7 @@ def test_adapter_alone_is_the_output_less_the_rest(sd, head: str) -> None:
     """For an adapter of the last layer only, both heads that start at zero are its convolution."""
     pipe = sd()
     refiner = NoiseRefiner(pipe, head=head)
-    last = refiner.lora.layers["conv_out"]
+    last = refiner.part.layers["conv_out"]
     with torch.no_grad():
         last.lora_B["noise_refiner"].weight.fill_(0.1)
     seen = []
@@ -410,6 +410,12 @@ def test_literal_head_warns_where_the_output_is_the_noise(kind) -> None:
     level = Discrete.scaled_linear().at(999) if kind == Eps() else Flow().at(1.0)
     with pytest.warns(UserWarning, match="starts at 2 times its size"):
         HEADS["literal"].check(kind, level)
+
+
+def test_the_warning_is_of_who_makes_the_refiner(sd) -> None:
+    with pytest.warns(UserWarning, match="starts at 2 times its size") as seen:
+        NoiseRefiner(sd(), head="literal").remove()
+    assert [warning.filename for warning in seen] == [__file__]
 
 
 @pytest.mark.filterwarnings("error")
@@ -486,7 +492,7 @@ def test_refining_sees_the_active_adapters(sd) -> None:
 def test_without_gradients_the_adapter_is_in_the_weights(folder: Path, name: str) -> None:
     """As peft computes it, to rounding, with no call of the adapter's layers but the last."""
     pipe, call = family(folder, name)
-    lora = moved(NoiseRefiner(pipe, rank=2, alpha=3)).lora
+    lora = moved(NoiseRefiner(pipe, rank=2, alpha=3)).part
     x, cond = first_call(pipe, **call, generator=torch.Generator().manual_seed(0))
     model, seen = PipelineNetwork.of(pipe), []
     for module in lora.layers.values():
@@ -512,7 +518,7 @@ def test_layers_with_other_adapters_or_moving_weights_are_left_to_peft(sd) -> No
 
     pipe = sd()
     user_lora(pipe, "style")
-    lora = moved(NoiseRefiner(pipe)).lora
+    lora = moved(NoiseRefiner(pipe)).part
     block = lora.layers["down_blocks.0.resnets.0.conv1"]
     assert "style" in block.active_adapters  # of the network, though it is in no convolution
     add_hook_to_module(lora.layers["conv_in"].base_layer, ModelHook())
@@ -568,12 +574,12 @@ def test_threads_take_turns(sd) -> None:
     x, cond = first_call(pipe, prompt=PROMPTS, guidance_scale=1.0)
 
     def act(i: int) -> Tensor:
-        with torch.no_grad(), other.lora.on() if i % 2 else nullcontext():
+        with torch.no_grad(), other.part.on() if i % 2 else nullcontext():
             return refiner(x, {"cond": cond})
 
     alone = act(0)
     other = moved(NoiseRefiner(sd()))  # of another pipeline: what is compiled is of all threads
-    with refiner.lora.on(), other.lora.on():  # and of the same thread, one inside the other
+    with refiner.part.on(), other.part.on():  # and of the same thread, one inside the other
         pass
     copy.deepcopy(refiner)
     with ThreadPoolExecutor(2) as pool:
@@ -621,8 +627,8 @@ def test_grouped_convolutions_are_left_out(sd) -> None:
         conv.in_channels, conv.out_channels, 3, padding=1, groups=4
     )
     refiner = NoiseRefiner(pipe, rank=3)
-    assert "down_blocks.0.resnets.0.conv1" not in refiner.lora.layers
-    assert "down_blocks.0.resnets.0.conv2" in refiner.lora.layers
+    assert "down_blocks.0.resnets.0.conv1" not in refiner.part.layers
+    assert "down_blocks.0.resnets.0.conv2" in refiner.part.layers
     with pytest.raises(ValueError, match="already"):
         NoiseRefiner(pipe)
 
@@ -794,7 +800,7 @@ def test_files_that_cannot_be_read_say_so(sd, tmp_path: Path) -> None:
     pipe = sd()
     refiner = NoiseRefiner(pipe, rank=2)
     with torch.no_grad():
-        refiner.lora.parameters["conv_out.lora_A.weight"][0] = float("nan")
+        refiner.parameters["conv_out.lora_A.weight"][0] = float("nan")
     refiner.save(tmp_path)
     refiner.remove()
     with pytest.raises(ValueError, match="conv_out.lora_A.weight in .* not finite"):
@@ -930,7 +936,7 @@ def fails_without(refiner: NoiseRefiner) -> Any:
     """Fails in the first call after that which refines."""
 
     def hook(module: Any, args: Any) -> None:
-        if not next(iter(refiner.lora.layers.values())).active_adapters:
+        if not next(iter(refiner.part.layers.values())).active_adapters:
             raise KeyError
 
     return hook
@@ -941,8 +947,7 @@ def fails_without(refiner: NoiseRefiner) -> Any:
 
 def test_nlg_is_its_formula(sd) -> None:
     """One round by hand, with the noise that it adds drawn again from its seed."""
-    from diffsteer.core.noise import Noise
-    from diffsteer.hf.sample_seeds import seeds_of
+    from diffsteer.core.noise import Noise, seeds_of
 
     pipe = sd()
     model = PipelineNetwork.of(pipe)
@@ -966,8 +971,15 @@ def test_nlg_in_a_pipeline_costs_two_rows_a_round(sd, tmp_path: Path) -> None:
         got = sampled(pipe, scale=2.0)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert rows == [2] * (4 + 3)
-    with pytest.raises(ValueError, match="2.5 rounds: give a whole number"):
-        steer(pipe, CFG(1), refiner="NLG(2.5)")
+    for text, reason in (
+        ("2.5", "rounds must be a whole number >= 1, got 2.5"),
+        ("True", "rounds must be a whole number >= 1, got True"),
+        ("0", "rounds must be a whole number >= 1, got 0"),
+        ("2, scale=1e999", "scale must be a finite number, got inf"),
+        ("2, scale=True", "scale must be a finite number, got True"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            steer(pipe, CFG(1), refiner=f"NLG({text})")
     with steer(pipe, refiner="NLG(2)"), pytest.raises(ValueError, match="null prompt"):
         sampled(pipe)
     zero = tiny.stable_diffusion(ddim("v_prediction", rescale_betas_zero_snr=True), tmp_path)

@@ -17,11 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import stable_diffusion
 
-from diffsteer import Cosine, Discrete, Flow, V
+from diffsteer import Cosine, Discrete, Flow
+from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.checkpoints import BrokenCheckpoint, Checkpoints
-from diffsteer.train.objective import Objective, low_discrepancy
+from diffsteer.train.objective import low_discrepancy, uniform_times
 from diffsteer.train.settings import LATER, Run, Training, presets
 from diffsteer.train.state import NotFinite
+from diffsteer.train.text_to_image import TextToImageSettings
 
 NETWORK = {
     "block_out_channels": [8, 16],
@@ -443,6 +445,27 @@ def test_latents_kept_are_those_encoded_anew(tmp_path: Path) -> None:
             torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-3)
 
 
+def test_an_autoencoder_that_could_not_be_stored_is_refused_before_it_is_trained() -> None:
+    for name in ("use_quant_conv", "use_post_quant_conv"):
+        with pytest.raises(ValueError, match="leave use_quant_conv and use_post_quant_conv out"):
+            Autoencoder(AutoencoderSettings({**NETWORK, name: False}))
+
+
+def test_true_and_false_are_no_texts() -> None:
+    """A library takes the text "False" for true."""
+    changes = [
+        f"settings.network.{name}={value}"
+        for name, value in (("a", "False"), ("b", "True"), ("c", "false"), ("d", "Falsely"))
+    ]
+    network = Run.named("critters-vae", *changes).settings["network"]  # fmt: skip
+    assert [network[name] for name in "abcd"] == [False, True, False, "Falsely"]
+
+
+def test_a_scale_without_an_adaptation_is_refused() -> None:
+    with pytest.raises(ValueError, match="alpha=8 scales a low-rank adaptation"):
+        TextToImageSettings("some/model", alpha=8)
+
+
 def test_a_lora_is_trained_and_loaded(tmp_path: Path) -> None:
     """What it learned is what readers of its result add: 4 x the products at rank 2, alpha 8."""
     from diffusers import StableDiffusionPipeline
@@ -491,7 +514,7 @@ def test_every_image_has_a_time_of_its_schedule() -> None:
     u = torch.tensor(low_discrepancy(14_930_351))
     assert u == 1
     for schedule in (Discrete.linear(), Cosine(), Flow()):
-        times = Objective(schedule, V()).times(u[None])
+        times = uniform_times(schedule, u[None])
         assert schedule.at(times).sigma.isfinite().all() and times <= schedule.last
 
 

@@ -106,6 +106,17 @@ def test_flags_that_cannot_be_trained_are_refused(flags: dict, reason: str) -> N
         ADMTask(ADMSettings({**FLAGS, **flags}), ["cat", "dog"])
 
 
+def test_flags_may_be_texts(tmp_path: Path) -> None:
+    """As a preset may have them: any text but "" counts as true."""
+    off = {**FLAGS, "classifier": "False", "class_cond": "false"}
+    assert not ADMSettings(off).labelled
+    assert ADMSettings({**FLAGS, "class_cond": "True"}).labelled
+    _two_classes(tmp_path)
+    data = {"source": str(tmp_path / "data"), "label": "none"}
+    table = {"task": "adm", "settings": {"flags": off}, "data": data, "training": LENGTHS}
+    assert isinstance(begun(preset(tmp_path, table), tmp_path / "run").task, ADMTask)
+
+
 def test_a_classifier_is_refused_what_it_cannot_do(tmp_path: Path) -> None:
     _two_classes(tmp_path)
     with pytest.raises(ValueError, match="at least 2"):

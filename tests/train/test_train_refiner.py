@@ -17,10 +17,12 @@ from diffsteer import grid
 from diffsteer.cli.refine import targets
 from diffsteer.cli.sample import sample
 from diffsteer.cli.train import train
+from diffsteer.core.errors import InputError
 from diffsteer.core.noise import Noise
 from diffsteer.core.sampler import DDIM
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe, recipe_of_png
+from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics import sampled as sampling
 from diffsteer.metrics.best_of_n import BestOf
 from diffsteer.refine.refiner import NoiseRefiner
@@ -97,6 +99,18 @@ def test_a_flipped_bit_of_a_chunk_is_told_to_training_and_mended_by_targets(
         make(teacher, range(8), tmp_path / "t", batch=3)
     again = Targets.at(tmp_path / "t")
     assert again.seeds == whole.seeds and torch.equal(again.latents, whole.latents)
+
+
+def test_targets_and_a_manifest_that_disagree_are_refused(stored: Path, tmp_path: Path) -> None:
+    """A chunk of other latents, which says that it is of this folder."""
+    folder = ShardFolder(tmp_path, Targets.at(stored).key)
+    folder.bind()
+    folder.add(Shard((0, 1), {"features": torch.zeros(2, 5)}))
+    with pytest.raises(InputError, match=r"of 5 numbers, and its manifest.json says shape=\[4"):
+        Targets.at(tmp_path)
+    folder.add(Shard((2,), {"features": torch.zeros(1, 6)}))
+    with pytest.raises(InputError, match=r"targets of 5 and 6 numbers"):
+        Targets.at(tmp_path)
 
 
 def test_targets_of_an_ancestral_teacher_do_not_depend_on_batch(
@@ -311,6 +325,20 @@ def test_a_flow_of_another_size_is_trained_as_it_is_sampled(tmp_path: Path) -> N
     torch.testing.assert_close(task(**batch)["loss"].detach(), error, atol=1e-6, rtol=1e-3)
 
 
+def test_fresh_noise_of_a_network_of_classes_is_of_each_sample(tmp_path: Path) -> None:
+    """DiT hands its scheduler no generators; targets are the same again, and in any batch."""
+    _, model = tiny.saved_dit(tmp_path)
+    classes, settings = ("golden retriever", "208"), {"sampler": "DDIM(eta=1.0)", "steps": 4}
+    teacher, made = Recipe(model, prompts=classes, guidance="CFG(4)", **settings), []
+    for batch in (3, 1):
+        make(teacher, range(3), tmp_path / str(batch), batch=batch)
+        made.append(Targets.at(tmp_path / str(batch)).latents)
+    torch.testing.assert_close(made[0], made[1], atol=1e-3, rtol=1e-3)
+    task = run(tmp_path, model, tmp_path / "1", batch=2, images=8).task
+    task.settings = replace(task.settings, sampler="DDIM(eta=1.0)")
+    assert torch.equal(task.pictures(Pictures()), task.pictures(Pictures()))
+
+
 @pytest.mark.parametrize("sampler", ["", "DDIM()"])
 def test_a_network_of_classes_is_trained_from_the_noise_that_it_would_not_take(
     tmp_path: Path, sampler: str
@@ -514,7 +542,7 @@ def test_sample_with_a_refiner_says_so(model: str, tmp_path: Path, monkeypatch) 
     with open_pipeline(Recipe(model)) as images:
         made = NoiseRefiner(images.pipe, rank=2)
         with torch.no_grad():
-            for p in made.lora.parameters.values():
+            for p in made.parameters.values():
                 p.fill_(0.02)
         made.save(tmp_path / "r")
         made.remove()
@@ -603,6 +631,7 @@ def test_best_of_n_is_the_best_of_its_candidates(model: str) -> None:
         ({"prompt_file": "absent.txt", "teacher": {"guidance": "CFG(2)"}}, "no file absent.txt"),
         ({"prompt_file": "p.txt", "teacher": {"guidance": "Cfg(2)"}}, "did you mean 'CFG'"),
         ({"prompt_file": "p.txt", "teacher": {"guidance": "CFG(2)", "n": 1}}, "no setting 'n'"),
+        ({"prompt_file": "p.txt", "teacher": {"guidance": "CFG(2)"}, "least": 1.0}, "least=1.0 is"),
         ({"targets": "t", "sampler": "ddim"}, "did you mean 'DDIM'"),
         ({"targets": "t", "head": "none"}, "settings.head='none': there are"),
         ({"targets": "t", "rank": 0}, "settings.rank=0"),

@@ -10,7 +10,6 @@ Source: Karras et al. 2024, sec. 3 and app. C, https://arxiv.org/abs/2312.02696.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +24,11 @@ Profile = tuple[float, float]
 """An average: (count of images at which it ends, gamma)."""
 
 
-def sigma_rel(gamma: float) -> float:
-    """Relative width of the average with exponent `gamma` >= 0, in ]0, 12^-1/2]."""
-    if not 0 <= gamma < math.inf:
-        raise InputError(f"gamma={gamma} is no exponent of an average: give a number >= 0")
-    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
-
-
 def gamma(sigma_rel: float) -> float:
-    """Exponent of the average of relative width `sigma_rel`; the inverse of `sigma_rel`."""
+    """Exponent g >= 0 of the average of relative width `sigma_rel`, in ]0, 12^-1/2].
+
+    Of sigma_rel^2 = (g + 1) / ((g + 2)^2 (g + 3)); `std_to_exp` in EDM2's code.
+    """
     if not 0 < sigma_rel <= WIDEST * (1 + 1e-12):
         raise InputError(
             f"sigma_rel={sigma_rel} is no width of an average: it lies above 0 and reaches "
@@ -103,25 +98,22 @@ class PowerEMA:
     Args:
         params: Names and weights, floating point; read again at every update, never written.
         sigmas: Relative widths of the averages.
-        copied: Names and tensors that are copied and not averaged, such as buffers.
     """
 
     def __init__(
         self,
         params: Iterable[tuple[str, Tensor]],
         sigmas: Sequence[float] = (0.05, 0.10),
-        copied: Iterable[tuple[str, Tensor]] = (),
     ) -> None:
-        listed, others = list(params), list(copied)
+        listed = list(params)
         self.sigmas = tuple(float(sigma) for sigma in sigmas)
         self.gammas = tuple(map(gamma, self.sigmas))
-        self._params, self._copied = dict(listed), dict(others)
-        names = {*self._params, *self._copied}
-        if len(names) < len(listed) + len(others):
-            raise InputError("a name comes twice: give each weight and each buffer once")
+        self._params = dict(listed)
+        if len(self._params) < len(listed):
+            raise InputError("a name comes twice: give each weight once")
         for name, p in listed:
             if not p.is_floating_point():
-                raise InputError(f"{name} has dtype {p.dtype}, of which there is no average: copy")
+                raise InputError(f"{name} has dtype {p.dtype}, of which there is no average")
         self._averages = [
             {name: upcast(p.detach()).clone() for name, p in listed} for _ in self.sigmas
         ]
@@ -141,24 +133,24 @@ class PowerEMA:
                 torch._foreach_lerp_(list(average.values()), now, 1 - beta)
 
     def snapshot(self, i: int) -> dict[str, Tensor]:
-        """Copy average `i` and all that is copied, by name; averages are at least float32."""
-        copied = {name: b.detach().clone() for name, b in self._copied.items()}
-        return {name: a.clone() for name, a in self._averages[i].items()} | copied
+        """Copy average `i`, by name, in at least float32."""
+        return {name: a.clone() for name, a in self._averages[i].items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs; holds the tensors themselves, not copies."""
-        return {"sigmas": list(self.sigmas), "averages": [dict(a) for a in self._averages]}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the number of their width and their name, "0/weight"; no copies."""
+        return {f"{i}/{n}": a for i, each in enumerate(self._averages) for n, a in each.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave, in place."""
-        if list(state["sigmas"]) != list(self.sigmas):
-            raise InputError(f"averages of widths {state['sigmas']}, not {list(self.sigmas)}")
-        pairs = list(zip(self._averages, state["averages"], strict=True))
-        for own, other in pairs:
-            if {n: a.shape for n, a in own.items()} != {n: a.shape for n, a in other.items()}:
-                differing = set(own) ^ set(other) or "of other shapes"
-                raise InputError(f"averages of another network: weights {differing}")
-        for own, other in pairs:
-            for name, a in own.items():
-                a.copy_(other[name])
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave with the same widths, in place."""
+        own = self.state_dict()
+        names = sorted(own.keys() | state.keys())
+        expected, given = ([d[n].shape if n in d else None for n in names] for d in (own, state))
+        if expected != given:
+            i = next(i for i, shape in enumerate(expected) if shape != given[i])
+            raise InputError(
+                f"averages of another network, or other widths: {names[i]} has shape {given[i]} "
+                f"among them and {expected[i]} here"
+            )
+        for name, a in own.items():
+            a.copy_(state[name])

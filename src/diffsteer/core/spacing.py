@@ -28,7 +28,7 @@ def trailing(schedule: Schedule, n: int) -> Tensor:
     if isinstance(schedule, Discrete):
         size = _size(schedule, n)
         return _whole([Fraction(size * (n - i), n) for i in range(n)])
-    return schedule.shifted(torch.arange(n, 0, -1, dtype=F64) * schedule.last / n)
+    return schedule.shifted(torch.arange(n, 0, -1, dtype=F64) / n * schedule.last)
 
 
 def leading(schedule: Schedule, n: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Whether an image has the background that its prompt asks for; needs no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,13 +18,6 @@ def corners(pictures: Tensor, side: int = 4) -> Tensor:
     ends = torch.cat([torch.arange(side), torch.arange(-side, 0)])
     edge = pictures[:, :, ends][:, :, :, ends].flatten(2).double()
     return edge.quantile(0.5, dim=2)
-
-
-def nearest(pictures: Tensor, colours: Mapping[str, Colour]) -> list[str]:
-    """Name of the colour that is nearest to each background, by distance in sRGB."""
-    table = torch.tensor(list(colours.values()), dtype=torch.float64)
-    names = list(colours)
-    return [names[i] for i in torch.cdist(corners(pictures), table).argmin(1).tolist()]
 
 
 def errors(pictures: Tensor, colours: Sequence[Colour]) -> Tensor:

@@ -23,11 +23,6 @@ Judge = Callable[[Tensor, Sequence[int]], Mapping[str, Tensor]]
 """From images and their seeds to numbers of each, `(N,)`, by the texts of scores."""
 
 
-def no_scores(images: Tensor, seeds: Sequence[int]) -> Mapping[str, Tensor]:
-    """Judge nothing."""
-    return {}
-
-
 def scores_of(texts: Sequence[str], device: str = "") -> dict[str, Score]:
     """Scores by their texts, each of which `score_of` reads."""
     texts = (texts,) if isinstance(texts, str) else texts
@@ -58,6 +53,8 @@ def judged(
         batch: Images at a time.
     """
     if not scores:
+        if prompts:
+            raise InputError("prompts are of scores, and none is named: leave out --prompts")
         return {}
     texts = _prompts(images, scores, prompts)
     parts: list[dict[str, Tensor]] = []
@@ -66,6 +63,11 @@ def judged(
         parts.append(judge(scores, some, texts[start : start + len(some)]))
         start += len(some)
     return {text: torch.cat([part[text] for part in parts]) for text in scores}
+
+
+def count(images: Tensor | Path) -> int:
+    """Number of images of a tensor, a folder or a zip file."""
+    return len(images) if isinstance(images, Tensor) else len(Pictures.at(images))
 
 
 def _batches(images: Tensor | Path, batch: int) -> Iterator[Tensor]:
@@ -78,7 +80,7 @@ def _batches(images: Tensor | Path, batch: int) -> Iterator[Tensor]:
 def _prompts(
     images: Tensor | Path, scores: Mapping[str, Score], prompts: Sequence[str]
 ) -> list[str]:
-    n = len(images) if isinstance(images, Tensor) else len(Pictures.at(images))
+    n = count(images)
     if prompts:
         if len(prompts) != n:
             raise InputError(f"{len(prompts)} prompts for {n} images: give one each, in order")

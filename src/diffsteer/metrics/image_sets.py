@@ -4,8 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.metrics.evaluate import cautions, spreads
 from diffsteer.metrics.evaluate import compare as measured
 from diffsteer.metrics.features import UNSTATED, Extractor
-from diffsteer.metrics.image_scores import judged, mean_spreads, means, named, scores_of
+from diffsteer.metrics.image_scores import count, judged, mean_spreads, means, named, scores_of
 from diffsteer.metrics.sampled import Sampled
 from diffsteer.metrics.statistics import KEEP, Statistics, measure
 from diffsteer.metrics.value import MetricValue
@@ -58,23 +57,13 @@ def evaluate(
     judges = scores_of(scores)
     for side in (images, reference):
         require_comparable(side, extractor)
-    each = judged(_pictures(images), judges, prompts) if judges else {}
+    each = judged(_pictures(images), judges, prompts) if judges or prompts else {}
     fake, real = (statistics_of(side, extractor) for side in (images, reference))
     _warn(fake, real)
     figures = measured(fake, real, spread=spreads(fake, real, resamples))
     return figures + means(each, named(judges), spread=mean_spreads(each, resamples))
 
 
-@overload
-def compare(
-    images: Statistics,
-    reference: Statistics,
-    seeds: str = UNSTATED,
-    spread: Mapping[str, Tensor] = MappingProxyType({}),
-) -> tuple[MetricValue, ...]: ...
-
-
-@overload
 def compare(
     images: Mapping[str, Tensor | Path | str],
     reference: Tensor | Path | str,
@@ -83,43 +72,23 @@ def compare(
     resamples: int = 200,
     scores: Sequence[str] = (),
     prompts: Sequence[str] = (),
-) -> tuple[Compared, ...]: ...
-
-
-def compare(
-    images: Statistics | Mapping[str, Tensor | Path | str],
-    reference: Statistics | Tensor | Path | str,
-    seeds: str = UNSTATED,
-    spread: Mapping[str, Tensor] = MappingProxyType({}),
-    *,
-    extractor: Extractor | None = None,
-    resamples: int = 200,
-    scores: Sequence[str] = (),
-    prompts: Sequence[str] = (),
-) -> tuple[MetricValue, ...] | tuple[Compared, ...]:
+) -> tuple[Compared, ...]:
     """Compare sets of images of the same seeds, with paired differences from the first.
 
-    Warns where there are too few images for a metric. Of two `Statistics` it gives the metrics
-    alone, as `metrics.evaluate.compare`, which `seeds` and `spread` are for.
+    Warns where there are too few images for a metric. Statistics are compared by
+    `metrics.evaluate.compare`.
 
     Args:
         images: Sets by name, as for `evaluate`, but no statistics files. Images in the same place
             of the order of names are of one seed and prompt.
         reference: Of real images, as for `evaluate`.
-        seeds: Of the generated images, in words.
-        spread: Of `resampled`, for the intervals.
         extractor: Of the features; None for EfficientNet-Lite0.
         resamples: For the intervals, >= 20.
         scores: As for `evaluate`.
         prompts: As for `evaluate`.
     """
-    if isinstance(images, Statistics) and isinstance(reference, Statistics):
-        return measured(images, reference, seeds, spread)
-    sets = isinstance(images, Mapping) and len(images) > 1
-    if isinstance(images, Statistics) or isinstance(reference, Statistics) or not sets:
-        raise InputError(
-            'give two sets of images or more by name, {"a": "x/", "b": "y/"}, or two Statistics'
-        )
+    if not isinstance(images, Mapping) or len(images) < 2:
+        raise InputError('give two sets of images or more by name, {"a": "x/", "b": "y/"}')
     extractor, judges = extractor or EfficientNetLite0(), scores_of(scores)
     sizes = {name: _size(name, side) for name, side in images.items()}
     if len(set(sizes.values())) > 1:
@@ -139,9 +108,7 @@ def compare(
 
 
 def _size(name: str, images: Tensor | Path | str) -> int:
-    pictures = _pictures(images)
-    n = len(pictures) if isinstance(pictures, Tensor) else len(Pictures.at(pictures))
-    if n < 2:
+    if (n := count(_pictures(images))) < 2:
         raise InputError(f"{name} holds {n} image, which has no covariance: give at least 2")
     return n
 
@@ -163,10 +130,7 @@ def require_comparable(images: Tensor | Path | str, extractor: Extractor) -> Non
         origin = Statistics.load(Path(images)).origin
         extractor.origin.require(origin, "the images", str(images))
         return
-    n = len(images) if isinstance(images, Tensor) else len(Pictures.at(Path(images)))
-    if n < 2:
-        where = "the tensor" if isinstance(images, Tensor) else images
-        raise InputError(f"{where} holds {n} image, which has no covariance: give at least 2")
+    _size("the tensor" if isinstance(images, Tensor) else str(images), images)
 
 
 def statistics_of(
@@ -212,17 +176,20 @@ def seeds_in(images: Pictures, wanted: Recipe | None = None, mixed: bool = False
     Args:
         images: The images; those of other programs hold no recipe, and then none may.
         wanted: The recipe that must have made them; None for any.
-        mixed: Allow several recipes, and images without one.
+        mixed: Allow several recipes, and images without one; not beside `wanted`.
 
     Raises:
+        InputError: `mixed` is beside `wanted`.
         PictureError: an image was made otherwise than the first or than `wanted`, or a seed is
             there twice; names the file and what differs.
     """
+    if mixed and wanted is not None:
+        raise InputError("--recipe takes images of one recipe alone: leave out it, or --mixed")
     names: dict[tuple[int, int], str] = {}
     first: tuple[str, dict[str, Any]] | None = None
     for name, text in images.texts(KEY):
         metadata = parsed(text, name)
-        if mixed and wanted is None:
+        if mixed:
             continue
         if wanted is not None:
             options = wanted.options.to_dict() if wanted.options else {}

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,9 @@ from typing_extensions import override
 from diffsteer.core.errors import InputError
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
-from diffsteer.io.strict import read_safetensors
 from diffsteer.metrics.features import normalised, pictures
 from diffsteer.metrics.pretrained import pretrained, require_checkpoint
-from diffsteer.metrics.scorer import SHORT, Scorer, require_words
-from diffsteer.models.adm import files as adm_files
+from diffsteer.metrics.scorer import SHORT, Scorer, read_state, require_words
 
 MEAN = [0.48145466, 0.4578275, 0.40821073]
 STD = [0.26862954, 0.26130258, 0.27577711]
@@ -116,7 +113,7 @@ class HPSv2(Scorer):
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
-        state = _state(Path(self.weights))
+        state = read_state(self.weights, "a CLIP of open_clip")
         require_checkpoint(self.clip)
         from transformers import CLIPConfig, CLIPModel
 
@@ -186,14 +183,6 @@ def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
     whole = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     array = np.asarray(whole.resize(shape, Image.Resampling.BICUBIC), np.float32)
     return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def _state(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: name the state dict of a CLIP of open_clip")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    return adm_files.read_tensors(path, "state_dict")
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics.best_of_n import Score
 from diffsteer.metrics.features import Extractor, key_of, pictures
 from diffsteer.metrics.frechet import Gaussian
-from diffsteer.metrics.image_scores import PREFIX, Judge, judge, named, no_scores
+from diffsteer.metrics.image_scores import PREFIX, Judge, judge, named
 from diffsteer.metrics.moments import F64, Moments, table
 from diffsteer.metrics.statistics import KEEP, Statistics, kept
 
@@ -70,7 +70,7 @@ def sampled(
     batch: int = 8,
     keep: int = KEEP,
     costs: Costs = dict,
-    judge: Judge = no_scores,
+    judge: Judge = lambda images, seeds: {},
 ) -> Sampled:
     """Make images of seeds and measure them; call it in every process where there are several.
 
@@ -118,7 +118,9 @@ def filled(
     if len(set(together.gathered(folder.digest))) > 1:
         raise InputError("the processes make different images: give all of them the same key")
     with owned(folder.path, together.rank, together.world):
-        done = together.told(_begun(folder) if together.rank == 0 else None)
+        if together.rank == 0:
+            folder.bind()
+        done = together.told(folder.done() if together.rank == 0 else None)
         assert done is not None
         present = {seed for seeds in done.values() for seed in seeds}
         missing = [seed for seed in order if seed not in present]
@@ -127,11 +129,6 @@ def filled(
         names += sorted(done)[together.rank :: together.world]
         folder.require(*names)
         yield names
-
-
-def _begun(folder: ShardFolder) -> dict[str, tuple[int, ...]]:
-    folder.bind()
-    return folder.done()
 
 
 def _chunks(

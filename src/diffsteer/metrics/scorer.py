@@ -1,12 +1,17 @@
 """What scores that ship have in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import check_fields
+from diffsteer.io.strict import read_safetensors
+from diffsteer.models.adm.files import read_tensors
 
 SHORT = 16
 """Digits of a digest."""
@@ -29,6 +34,9 @@ class Scorer(ABC):
 
     reads_prompts: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     @abstractmethod
     def digest(self) -> str:
@@ -37,6 +45,19 @@ class Scorer(ABC):
     @abstractmethod
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         """Return a number each, `(N,)`, of uint8 images `(N, 3, H, W)`; more is better."""
+
+
+def read_state(file: str, kind: str) -> Mapping[str, Tensor]:
+    """State dict of a file, `.pt` or `.safetensors`, of a model of some kind, in words.
+
+    Beside other values, as training programs store them, it is what is under "state_dict".
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file: name the state dict of {kind}")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_tensors(path, "state_dict")
 
 
 def require_words(weights: str, config: Any, words: Any) -> None:

@@ -22,14 +22,12 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse, subclasses
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
-from diffsteer.io.strict import read_safetensors
 from diffsteer.metrics.best_of_n import Score
 from diffsteer.metrics.preference import HPSv2 as HPSv2
 from diffsteer.metrics.preference import PickScore as PickScore
 from diffsteer.metrics.preference import middle
 from diffsteer.metrics.pretrained import CLIP, pretrained
-from diffsteer.metrics.scorer import SHORT, Scorer, require_words
-from diffsteer.models.adm import files as adm_files
+from diffsteer.metrics.scorer import SHORT, Scorer, read_state, require_words
 
 PREPARED = {"prepared": "middle square, by Pillow"}
 """Part of digests, since scores of squashed images differ."""
@@ -117,7 +115,8 @@ class Aesthetic(Scorer):
 
     @cached_property
     def _layers(self) -> nn.Sequential:
-        return _chain(_read(Path(self.weights)), self.weights).to(device_of(self.device))
+        state = read_state(self.weights, "an aesthetic predictor")
+        return _chain(state, self.weights).to(device_of(self.device))
 
     @override
     def __call__(self, pictures: Tensor, prompts: list[str]) -> Tensor:
@@ -137,20 +136,15 @@ def _embedded(clip: CLIP, images: Tensor) -> Tensor:
     return clip(middle(images, clip.size).byte())
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: name the state dict of an aesthetic predictor")
-    return read_safetensors(path) if path.suffix == ".safetensors" else adm_files.read(path)[0]
-
-
 def _chain(state: Mapping[str, Tensor], name: str) -> nn.Sequential:
-    """The linear layers of a state dict, in the order of their numbers.
+    """The linear layers of a state dict, in the order of their numbers, or else of the file.
 
     Dropout, which is off, takes a number between two of them; where there is room for more, it is
     for an activation.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    order = sorted({re.sub(r"(weight|bias)$", "", key) for key in state}, key=_number)
+    places = dict.fromkeys(re.sub(r"(weight|bias)$", "", key) for key in state)  # as in the file
+    order = sorted(places, key=_number)
     weights = [shapes.get(f"{place}weight", ()) for place in order]
     biases = [shapes.get(f"{place}bias") for place in order]
     fits = all(len(shape) == 2 for shape in weights) and biases == [w[:1] for w in weights]

@@ -3,17 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import Finite, Rule, check_fields, is_whole
 from diffsteer.core.level import Level, broadcast_like, upcast
-from diffsteer.core.noise import Noise
+from diffsteer.core.noise import Noise, seeds_of
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.network import PipelineNetwork
-from diffsteer.hf.sample_seeds import seeds_of
 
 CLIP = 0.5
 """Greatest change of an element in a round, before the scale."""
@@ -25,6 +26,9 @@ class TrainingFreeRefiner(ABC):
     """A refiner without training, known by its text, such as "NLG(20)"; see `hook.Refine`."""
 
     null: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def refuses(self, level: Level) -> str:
         """Reason why it can do nothing where sampling starts at a level; empty where it can."""
@@ -49,13 +53,9 @@ class NLG(TrainingFreeRefiner):
     Source: https://arxiv.org/abs/2509.13936.
     """
 
-    rounds: int = 20
-    scale: float = 1.0
+    rounds: Annotated[int, Rule("a whole number >= 1", lambda n: is_whole(n) and n >= 1)] = 20
+    scale: Finite = 1.0
     null = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise InputError(f"{self.rounds} rounds: give a whole number, at least 1")
 
     @override
     def refuses(self, level: Level) -> str:

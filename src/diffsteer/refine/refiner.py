@@ -66,12 +66,6 @@ class NoiseRefiner:
             self.part = Lora(self.model.module, rank, self.model.family.output, alpha)
 
     @property
-    def lora(self) -> Lora:
-        """Its adapter; `low_frequency` has none."""
-        assert isinstance(self.part, Lora)
-        return self.part
-
-    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Its weights by the names that files give them."""
         own = self.part

@@ -50,7 +50,8 @@ class ADMSettings:
     @property
     def labelled(self) -> bool:
         """Whether captions are classes."""
-        return bool(self.flags.get("class_cond") or self.flags.get("classifier"))
+        flags = Flags.of(self.flags)  # which also reads texts, "False"
+        return flags.class_cond or flags.classifier
 
 
 class NoisyPixels(Task):
@@ -126,10 +127,10 @@ class ADMTask(NoisyPixels):
     @override
     def losses(self, x0: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         def net(x: Tensor, level: Level) -> Tensor:
-            out: Tensor = self.net(x, self.diffusion.times(x, level), batch.get("label"))
+            out: Tensor = self.net(x, timesteps(self.flags, x, level), batch.get("label"))
             return out
 
-        times = self.objective.times(batch["place"])
+        times = uniform_times(self.schedule, batch["place"])
         return {"loss": self.objective.losses(net, x0, batch["noise"], times).mean()}
 
     @override

@@ -45,6 +45,7 @@ class Autoencoder(Task):
         super().__init__()
         self.settings = settings
         self.vae = network_of_config(AutoencoderKL, settings.network, "settings.network")
+        around_latents(self.vae)  # which the end of the training needs
         self.source: Source | None = None
         plain_attention(self.vae)
 
@@ -113,15 +114,24 @@ def latent_moments(vae: Any, source: Source, device: torch.device) -> tuple[Tens
     return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
 
 
+def around_latents(vae: Any) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """The 1 x 1 convolutions after the encoder and before the decoder."""
+    first, last = vae.quant_conv, vae.post_quant_conv
+    if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
+        raise InputError(
+            "this autoencoder has no 1 x 1 convolutions around its latents, which bring them to "
+            "unit scale: leave use_quant_conv and use_post_quant_conv out of settings.network"
+        )
+    return first, last
+
+
 @torch.no_grad()
 def normalise(vae: Any, mean: Tensor, std: Tensor) -> None:
     """Fold (z - mean) / std into the 1 x 1 convolutions around the latents, and its inverse.
 
     Pipelines know one factor for all channels; this leaves them the factor 1.
     """
-    first, last = vae.quant_conv, vae.post_quant_conv
-    if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
-        raise InputError("this autoencoder has no 1 x 1 convolutions around its latents")
+    first, last = around_latents(vae)
     assert first.bias is not None and last.bias is not None
     scale = torch.cat([1 / std, torch.ones_like(std)]).to(first.weight)
     first.weight.mul_(scale[:, None, None, None])

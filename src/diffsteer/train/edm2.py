@@ -13,7 +13,7 @@ that of Kendall et al. 2018, https://arxiv.org/abs/1705.07115.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
@@ -29,10 +29,10 @@ from diffsteer.core.level import Level
 from diffsteer.core.loss_weight import EDMWeight
 from diffsteer.core.prediction import Preconditioned
 from diffsteer.core.schedule import EDM
-from diffsteer.generate.base import require_finite
+from diffsteer.generate.edm2 import Decoder
 from diffsteer.guidance import CFG
 from diffsteer.hf.weights import complete_weights
-from diffsteer.models.edm2.generate import Loop, decoded, encoded, generate, pixels
+from diffsteer.models.edm2.generate import Loop, encoded, generate
 from diffsteer.models.edm2.model import EDM2, Checkpoint
 from diffsteer.train.latents import cached
 from diffsteer.train.objective import Objective, clean, low_discrepancy
@@ -116,11 +116,12 @@ class EDM2Task(Task):
         sigma_data = self.net.sigma_data
         self.objective = Objective(EDM(), Preconditioned(sigma_data), EDMWeight(sigma_data))
         self._numbers = {name: i for i, name in enumerate(self.classes)}
+        self.vae: Any = None
         if settings.vae:
             from diffusers import AutoencoderKL
 
             with complete_weights(bar=False):
-                self.vae: Any = AutoencoderKL.from_pretrained(settings.vae).float().eval()
+                self.vae = AutoencoderKL.from_pretrained(settings.vae).float().eval()
             self.vae.requires_grad_(False)
 
     @override
@@ -174,9 +175,7 @@ class EDM2Task(Task):
             drawn = generate(self.net, range(32), guidance, loop=Loop(how.steps))
         finally:
             self.net.train()
-        vae = self.settings.vae
-        images = decoded(drawn, self.vae, *self._factors()) if vae else pixels(drawn).cpu()
-        return require_finite(range(32), images, drawn)
+        return Decoder(self._encoder(), self.vae)(range(32), drawn)
 
     @override
     def save(self, folder: Path) -> None:
@@ -188,26 +187,27 @@ class EDM2Task(Task):
         """Write a folder that `EDM2.load` and `diffsteer ema` read, in float16 as published."""
         tensors = {name.removeprefix("net."): w for name, w in weights.items()}
         stored = self._stored(tensors, torch.float16)
-        Checkpoint(stored.config, stored.tensors, {**stored.about, "images": images}).save(
-            path, True
-        )
+        replace(stored, about={**stored.about, "images": images}).save(path, over=True)
 
     def _stored(
         self, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
     ) -> Checkpoint:
         """The network with some weights in place of its own, and what is known of it."""
         tensors = {**self.net.state_dict(), **weights}
-        settings = self.settings
-        encoder: dict[str, Any] = {"kind": "rgb"}
-        if settings.vae:
-            scale, bias = self._factors()
-            encoder = {"kind": "vae", "vae_name": settings.vae, "scale": scale, "bias": bias}
-        loss = {"P_mean": settings.mean, "P_std": settings.std, "sigma_data": self.net.sigma_data}
+        mean, std = self.settings.mean, self.settings.std
+        loss = {"P_mean": mean, "P_std": std, "sigma_data": self.net.sigma_data}
         return Checkpoint(
             self.net.config,
             {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()},
-            {"encoder": encoder, "loss": loss, "classes": self.classes},
+            {"encoder": self._encoder(), "loss": loss, "classes": self.classes},
         )
+
+    def _encoder(self) -> dict[str, Any]:
+        """How images become what the network works on."""
+        if not self.settings.vae:
+            return {"kind": "rgb"}
+        scale, bias = self._factors()
+        return {"kind": "vae", "vae_name": self.settings.vae, "scale": scale, "bias": bias}
 
     def _channels(self, x: Tensor) -> Tensor:
         """Pixels or latents as the network takes them: grey images have three equal channels."""
@@ -241,5 +241,6 @@ def classes_of(captions: Sequence[str]) -> list[str]:
         raise InputError(
             f"{len(names)} different captions are no classes: say by data.label what a class is"
         )
-    whole = all(name.isdecimal() for name in names)
-    return sorted(names, key=int) if whole else sorted(names)
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))  # ties, as "01" and "1", by text
+    return sorted(names)

@@ -1,7 +1,6 @@
 """Log of a run: lines of metrics.jsonl, and grids of images."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,13 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.core.fields import is_number
 from diffsteer.io.atomic import atomic_write, put
+from diffsteer.io.sheet import sheet
 from diffsteer.io.strict import parse_object, read_bytes
 
 MAX_BYTES = 2**28
 """Of metrics.jsonl; a line has some 150."""
+ROW = 8
+"""Images of a grid side by side."""
 
 
 class Metrics:
@@ -49,20 +51,11 @@ class Metrics:
             file.write(json.dumps(line) + "\n")
 
 
-def grid(images: Tensor, columns: int = 8) -> Tensor:
-    """Lay images, uint8 `(N, 3, H, W)`, out in rows: `(3, rows H, columns W)`, white between."""
-    n, channels, height, width = images.shape
-    columns = min(columns, n)
-    rows = math.ceil(n / columns)
-    sheet = images.new_full((rows * columns, channels, height + 2, width + 2), 255)
-    sheet[:n, :, 1:-1, 1:-1] = images
-    table = sheet.reshape(rows, columns, *sheet.shape[1:]).permute(2, 0, 3, 1, 4)
-    return table.reshape(channels, rows * (height + 2), columns * (width + 2))
-
-
 def save_grid(images: Tensor, path: Path) -> None:
     """Write images, uint8 `(N, 3, H, W)`, as one PNG, eight in a row."""
     from PIL import Image
 
+    shown = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images]
+    rows = [shown[start : start + ROW] for start in range(0, len(shown), ROW)]
     with atomic_write(path) as file:
-        Image.fromarray(grid(images).permute(1, 2, 0).numpy()).save(file, "PNG")
+        sheet(rows, [""] * len(rows[0])).save(file, "PNG")

@@ -29,7 +29,6 @@ from diffsteer.models.edm2 import posthoc
 from diffsteer.train.checkpoints import Checkpoints
 from diffsteer.train.curves import can_draw, draw_curves
 from diffsteer.train.interrupts import end_requests
-from diffsteer.train.learning_rate import learning_rate
 from diffsteer.train.log import Metrics, save_grid
 from diffsteer.train.resource_check import require_room
 from diffsteer.train.settings import Run
@@ -139,7 +138,7 @@ class Trainer:
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() / len(passes)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(training, self.images)
+            group["lr"] = training.learning_rate(self.images)
         limit = training.clip or float("inf")
         means["gradient"] = torch.nn.utils.clip_grad_norm_(self.trained.values(), limit)
         self.optimizer.step()
@@ -182,7 +181,7 @@ class Trainer:
             speed = (
                 len(self._losses) * self.run.training.batch / (time.perf_counter() - self._since)
             )
-            rates = {"rate": learning_rate(self.run.training, self.images)}
+            rates = {"rate": self.run.training.learning_rate(self.images)}
             rates["images_per_second"] = speed
             self.metrics.write({"images": self.images, **line, **rates})
             bar.set_postfix({self.task.shown: f"{line[self.task.shown]:.4f}"})

@@ -35,10 +35,6 @@ class Objective:
                 "there, or leave out zero SNR"
             )
 
-    def times(self, u: Tensor) -> Tensor:
-        """Times of training for `u` in [0, 1], `(B,)`: uniform over the trained ones."""
-        return uniform_times(self.schedule, u)
-
     def losses(
         self, net: Callable[[Tensor, Level], Tensor], x0: Tensor, eps: Tensor, times: Tensor
     ) -> Tensor:
@@ -48,7 +44,7 @@ class Objective:
             net: From noisy `(B, *D)` and levels `(B,)` to its output.
             x0: Data, `(B, *D)`.
             eps: Unit Gaussian noise.
-            times: Of `times`, `(B,)`.
+            times: Of `uniform_times`, `(B,)`, or of another distribution.
         """
         level = self.schedule.at(times.cpu())
         out = upcast(net(level.mix(x0, eps), level))

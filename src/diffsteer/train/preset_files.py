@@ -72,7 +72,7 @@ def _text(preset: str) -> str:
 
 
 def apply(table: dict[str, Any], change: str) -> None:
-    """Apply "training.images=9": the value is JSON, or else a text."""
+    """Apply "training.images=9": the value is JSON, True or False as Python has them, or a text."""
     path, equals, text = change.partition("=")
     *tables, name = path.strip().split(".")
     if not equals or not name:
@@ -85,5 +85,5 @@ def apply(table: dict[str, Any], change: str) -> None:
             )
     try:
         table[name] = parse_json(text, path)
-    except InputError:
-        table[name] = text
+    except InputError:  # libraries that are given settings take the text "False" for true
+        table[name] = {"True": True, "False": False}.get(text, text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.extensions import extension, known
 from diffsteer.io.strict import from_table
+from diffsteer.models.adm.flags import Flags
 from diffsteer.train.adm import ADMClassifierTask, ADMSettings, ADMTask
 from diffsteer.train.agd import AGDSettings, AGDTask
 from diffsteer.train.arrays import ArrayImages
@@ -102,7 +104,7 @@ def _adm(run: Run, settings: ADMSettings) -> tuple[Task, Source]:
         raise InputError(
             f"data.drop={run.data.drop}: an ADM network has no null class: leave it out"
         )
-    classifier = bool(settings.flags.get("classifier"))
+    classifier = Flags.of(settings.flags).classifier
     if classifier and run.pictures.every:
         raise InputError("pictures.every: a classifier makes no images: leave it out")
     source = source_of(run.data)
@@ -110,29 +112,19 @@ def _adm(run: Run, settings: ADMSettings) -> tuple[Task, Source]:
     return task(settings, captions(source) if settings.labelled else []), source
 
 
-def _agd(run: Run, settings: AGDSettings) -> tuple[Task, Source]:
-    _require_targets(run)
-    task = AGDTask(settings)
-    return task, task.source
-
-
-def _refiner(run: Run, settings: RefinerSettings) -> tuple[Task, Source]:
-    _require_targets(run)
-    task = RefinerTask(settings)
-    return task, task.source
-
-
-def _require_targets(run: Run) -> None:
+def _distilled(make: type[AGDTask | RefinerTask], run: Run, settings: Any) -> tuple[Task, Source]:
     if run.data != Data():
         raise InputError(f"{run.task} learns from settings.targets: leave [data] out")
+    task = make(settings)
+    return task, task.source
 
 
 TASKS: dict[str, tuple[type[Any], Callable[[Run, Any], tuple[Task, Source]]]] = {
     "adm": (ADMSettings, _adm),
-    "agd": (AGDSettings, _agd),
+    "agd": (AGDSettings, partial(_distilled, AGDTask)),
     "autoencoder": (AutoencoderSettings, _autoencoder),
     "edm2": (EDM2Settings, _edm2),
-    "refiner": (RefinerSettings, _refiner),
+    "refiner": (RefinerSettings, partial(_distilled, RefinerTask)),
     "text-to-image": (TextToImageSettings, _text_to_image),
 }
 """Settings of each task, and the maker of the task and its source."""

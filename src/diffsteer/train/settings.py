@@ -130,6 +130,16 @@ class Training:
         """Count of images after the last batch."""
         return -(-self.images // self.batch) * self.batch
 
+    def learning_rate(self, images: int) -> float:
+        """Learning rate of the step after `images` images, 0 in the first of a warm-up.
+
+        Source: Karras et al. 2024, https://arxiv.org/abs/2312.02696, with their constants in
+        images: sqrt(flat / max(images, flat)) min(images / warmup, 1).
+        """
+        rise = min(1.0, images / self.warmup) if self.warmup else 1.0
+        fall = max(1.0, images / self.flat) ** -0.5 if self.flat else 1.0
+        return self.rate * rise * fall
+
     def passes(self, world: int) -> int:
         """Forward passes of a step on each of `world` processes."""
         share, rest = divmod(self.batch, world)

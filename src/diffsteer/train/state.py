@@ -60,12 +60,7 @@ def pack(parameters: Parameters, optimizer: torch.optim.Optimizer, averages: Pow
         for i, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
-    means = {
-        f"{i}/{name}": mean
-        for i, average in enumerate(averages.state_dict()["averages"])
-        for name, mean in average.items()
-    }
-    return {"weights": dict(parameters), "optimizer": moments, "averages": means}
+    return {"weights": dict(parameters), "optimizer": moments, "averages": averages.state_dict()}
 
 
 def unpack(
@@ -80,9 +75,7 @@ def unpack(
         values = {key: torch.empty_like(p).copy_(value) for key, value in stored.items()}
         state["state"][i] = {**values, "step": moments[f"{name}/step"]}
     optimizer.load_state_dict(state)
-    widths = range(len(averages.sigmas))
-    means = [{name: groups["averages"][f"{i}/{name}"] for name in parameters} for i in widths]
-    averages.load_state_dict({"sigmas": averages.sigmas, "averages": means})
+    averages.load_state_dict(groups["averages"])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from diffsteer.hf.weights import complete_weights, quiet
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import cached
 from diffsteer.train.lora import add_lora, save_lora
-from diffsteer.train.objective import Objective, clean, low_discrepancy
+from diffsteer.train.objective import Objective, clean, low_discrepancy, uniform_times
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Sample, Source
 from diffsteer.train.task import Task, network_of_config, plain_attention, require_known
@@ -70,6 +70,11 @@ class TextToImageSettings:
         if self.lora and self.unet is not None:
             raise InputError(
                 "settings.lora adapts the network of settings.start: leave settings.unet out"
+            )
+        if self.alpha and not self.lora:
+            raise InputError(
+                f"settings.alpha={self.alpha} scales a low-rank adaptation: give settings.lora, "
+                "its rank, or leave it out"
             )
 
 
@@ -123,7 +128,7 @@ class TextToImage(Task):
             out: Tensor = self.unet(x, level.t.to(x.device), text, return_dict=False)[0]
             return out
 
-        times = self.objective.times(batch["place"])
+        times = uniform_times(self.objective.schedule, batch["place"])
         losses = self.objective.losses(net, x0, batch["noise"], times)
         return {"loss": losses.mean()}
 

@@ -46,29 +46,19 @@ AnyDenoise = Callable[[Tensor, Level], Tensor | Denoised]
 
 @runtime_checkable
 class Stepped(Protocol):
-    """A denoiser that may differ from step to step, such as a guided one."""
+    """A denoiser that is told of the sampling that it serves, such as a guided one."""
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """Return the expected x0 of `x`, `(B, *D)`."""
 
-    def at_step(self, step: int) -> AnyDenoise:
-        """Return the denoiser of a step, 0 for the first, for all evaluations of that step."""
-
-
-@runtime_checkable
-class Seeded(Protocol):
-    """A denoiser that draws, such as one guided by random dropout."""
-
-    def for_seeds(self, seeds: Sequence[int]) -> AnyDenoise:
+    def for_seeds(self, seeds: Sequence[int]) -> "Stepped":
         """Return the denoiser that draws by these seeds, one for each sample."""
 
+    def for_levels(self, levels: Sequence[Level]) -> "Stepped":
+        """Return the denoiser of one sampling over these levels, with a memory of its own."""
 
-@runtime_checkable
-class Remembering(Protocol):
-    """A denoiser that looks ahead, or keeps something from step to step of a sampling."""
-
-    def for_levels(self, levels: Sequence[Level]) -> AnyDenoise:
-        """Return the denoiser of one sampling over these levels."""
+    def at_step(self, step: int) -> AnyDenoise:
+        """Return the denoiser of a step, 0 for the first, for all evaluations of that step."""
 
 
 Past = Sequence[tuple[Level, Tensor]]
@@ -154,9 +144,7 @@ def trace(
     _check(levels)
     x = upcast(x)
 
-    if isinstance(denoise, Remembering):
-        denoise = denoise.for_levels(levels)
-    stepped = denoise if isinstance(denoise, Stepped) else None
+    stepped = denoise.for_levels(levels) if isinstance(denoise, Stepped) else None
     past: list[tuple[Level, Tensor]] = []
     for done, (now, nxt) in enumerate(pairwise(levels), start=1):
         checked = _Checked(denoise if stepped is None else stepped.at_step(done - 1))
@@ -212,7 +200,7 @@ def sample(
     """
     _check(levels)
     noise = Noise(seeds)
-    if isinstance(denoise, Seeded):
+    if isinstance(denoise, Stepped):
         denoise = denoise.for_seeds(noise.seeds)
     start = noise(torch.empty(len(noise.seeds), *shape, device=device))
     return trace(sampler, levels[0].sigma * start, levels, denoise, noise)

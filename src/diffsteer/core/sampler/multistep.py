@@ -35,15 +35,9 @@ def _ahead(x0: Tensor, now: Level, nxt: Level, past: Past) -> Tensor:
     if not past or nxt.sigma == 0:
         return x0
     before, x0_before = past[-1]
-    lam = _lam(now)
-    r = (lam - _lam(before)) / (_lam(nxt) - lam)
+    lam, lam_before, lam_next = (level.half_log_snr.item() for level in (now, before, nxt))
+    r = (lam - lam_before) / (lam_next - lam)
     return torch.lerp(x0_before, x0, 1 + 0.5 / r)
-
-
-def _lam(level: Level) -> float:
-    """Half log-SNR of a level with noise, as a number: several are needed at every step."""
-    alpha = level.alpha.item()
-    return math.log(alpha / level.sigma.item()) if alpha > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,9 @@ def _corrected(x: Tensor, x0: Tensor, now: Level, past: Past) -> Tensor:
     if len(past) == 1:
         return torch.add(x, x0 - x0_before, alpha=gain / 2)
     earlier, x0_earlier = past[-2]
-    h = _lam(now) - _lam(before)
-    inv = h / (_lam(earlier) - _lam(before))
+    lam, lam_before, lam_earlier = (level.half_log_snr.item() for level in (now, before, earlier))
+    h = lam - lam_before
+    inv = h / (lam_earlier - lam_before)
     b1 = -1 / math.expm1(-h) - 1 / h
     b2 = -1 / math.expm1(-h) - 2 * b1 / h
     rho = (b2 - b1) * inv / (1 - inv)

@@ -1,7 +1,7 @@
 """ADM and IDDPM checkpoints: reading, conversion, and denoisers to sample with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +18,10 @@ from diffsteer.guidance import Clamped, Guidance
 from diffsteer.guidance.attention_edits import received
 from diffsteer.guidance.classifier import class_gradient
 from diffsteer.guidance.denoiser import Cond, Denoiser, Network
+from diffsteer.io.hashing import file_hash
+from diffsteer.io.model_folder import write_model
 from diffsteer.models.adm.blocks import join_heads, split_heads
-from diffsteer.models.adm.files import State, read, write
+from diffsteer.models.adm.files import FORMAT, State, read
 from diffsteer.models.adm.flags import Flags
 from diffsteer.models.adm.published import PUBLISHED
 from diffsteer.models.adm.unet import ADM, ADMClassifier
@@ -63,7 +65,7 @@ class Diffusion:
 
         def call(x: Tensor, level: Level, cond: Cond) -> Tensor:
             y = cond["y"] if flags.class_cond else None
-            return upcast(self.net(x, self.times(x, level), y))
+            return upcast(self.net(x, timesteps(flags, x, level), y))
 
         layers = self.net.attention_layers()
         split = partial(_split_anew, flags.num_heads, flags.use_new_attention_order)
@@ -125,12 +127,8 @@ class Diffusion:
                 f"classes={classes.tolist()}: one a sample, from 0 to {min(counts) - 1}"
             )
 
-    def times(self, x: Tensor, level: Level) -> Tensor:
-        """Timesteps for the network at a noise level, one of all or `(B,)`, `(B,)`."""
-        return timesteps(self.net.flags, x, level)
-
     def _classify(self, net: ADMClassifier, x: Tensor, level: Level, _: Cond) -> Tensor:
-        return upcast(net(x, self.times(x, level)))
+        return upcast(net(x, timesteps(self.net.flags, x, level)))
 
 
 def schedule_of(flags: Flags) -> Discrete:
@@ -142,7 +140,7 @@ def schedule_of(flags: Flags) -> Discrete:
 
 
 def timesteps(flags: Flags, x: Tensor, level: Level) -> Tensor:
-    """Timesteps, `(B,)`, that a network or classifier takes for the level of `x`, `(B, *D)`."""
+    """Timesteps, `(B,)`, of a network or classifier for `x`, `(B, *D)`, at one level or `(B,)`."""
     scale = 1000 / flags.diffusion_steps if flags.rescale_timesteps else 1.0
     return (level.t * scale).to(x.device, torch.get_default_dtype()).expand(len(x))
 
@@ -252,7 +250,10 @@ def convert(source: Path, out: Path, flags: Flags | None = None) -> Flags:
     """
     state, flags = _known(source, flags)
     check(state, flags)
-    write(state, flags, source, out)
+    if out.exists():
+        raise InputError(f"{out} is there already: name a folder that is not")
+    origin = {"name": source.name, "sha256": file_hash(source)}
+    write_model(out, FORMAT, {"flags": asdict(flags), "source": origin}, state)
     return flags
 
 

@@ -1,7 +1,6 @@
 """Files of ADM and IDDPM: official `.pt` state dicts, and folders of safetensors and JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.hashing import file_hash
-from diffsteer.io.model_folder import read_model, write_model
+from diffsteer.io.model_folder import read_model
 from diffsteer.io.strict import open_file, refused
 from diffsteer.models.adm.flags import Flags
 
@@ -103,11 +101,3 @@ def _read_folder(path: Path) -> tuple[State, Flags]:
     with refused(f"{path} is no folder of `diffsteer convert adm`"):
         content, state = read_model(path, FORMAT)
         return state, Flags.of(content["flags"])
-
-
-def write(state: Mapping[str, Tensor], flags: Flags, source: Path, out: Path) -> None:
-    """Write a folder with `model.safetensors` and `config.json`, all of it or nothing."""
-    if out.exists():
-        raise InputError(f"{out} is there already: name a folder that is not")
-    origin = {"name": source.name, "sha256": file_hash(source)}
-    write_model(out, FORMAT, {"flags": asdict(flags), "source": origin}, state)

@@ -56,9 +56,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return model_folder.read_config(folder, FORMAT)
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """Raise InputError for arguments from which no network of reasonable size can be built."""
-    from_table(Architecture, config, "EDM2")
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Check arguments: InputError for those of which no network of reasonable size is built."""
+    return from_table(Architecture, config, "EDM2")
 
 
 def check_encoder(encoder: Any, channels: int) -> None:

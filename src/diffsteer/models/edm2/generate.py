@@ -174,8 +174,3 @@ def decode_latents(x: Tensor, vae: Any, scale: Sequence[float], bias: Sequence[f
 def decoded_bytes(images: Tensor) -> Tensor:
     """Bytes of decoded images on the CPU; truncated as in official sampling."""
     return (images.clamp(0, 1) * 255).to(torch.uint8).cpu()
-
-
-def decoded(x: Tensor, vae: Any, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
-    """Bytes of latent samples, `(B, 3, H, W)` on the CPU."""
-    return decoded_bytes(decode_latents(x, vae, scale, bias))

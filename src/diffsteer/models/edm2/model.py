@@ -19,7 +19,7 @@ from diffsteer.core.level import Level
 from diffsteer.guidance.denoiser import Cond, Network
 from diffsteer.io.model_folder import read_model, write_model
 from diffsteer.io.strict import refused
-from diffsteer.models.edm2.config import FORMAT, check_config, check_encoder
+from diffsteer.models.edm2.config import FORMAT, architecture_of, check_encoder
 from diffsteer.models.edm2.magnitude import MPConv, MPFourier
 from diffsteer.models.edm2.unet import Block, UNet
 
@@ -72,11 +72,9 @@ class EDM2(nn.Module):
         super().__init__()
         lists = {k: list(arguments[k]) for k in ("channel_mult", "attn_resolutions")}
         self.config: dict[str, Any] = arguments | lists
-        check_config(self.config)
         self.label_dim, self.sigma_data, self.use_fp16 = label_dim, sigma_data, use_fp16
         self.shape = (img_channels, img_resolution, img_resolution)
-        outer = ("sigma_data", "logvar_channels", "use_fp16")
-        self.unet = UNet(**{k: v for k, v in self.config.items() if k not in outer})
+        self.unet = UNet(architecture_of(self.config))
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)
 

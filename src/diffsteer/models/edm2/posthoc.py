@@ -18,7 +18,8 @@ from torch import Tensor
 from diffsteer.core.ema import Profile, gamma, weights
 from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import atomic_write
-from diffsteer.io.strict import read_safetensors, read_safetensors_metadata
+from diffsteer.io.safetensors_header import read_header
+from diffsteer.io.strict import read_safetensors
 from diffsteer.models.edm2.config import read_config
 from diffsteer.models.edm2.model import Checkpoint
 from diffsteer.models.edm2.snapshot import read
@@ -71,7 +72,7 @@ def images(kimg: float) -> int:
 def _exact(path: Path) -> int | None:
     """Training images, where a file or folder of ours says them."""
     if path.suffix == ".safetensors":
-        images = read_safetensors_metadata(path).get("images", "")
+        images = read_header(path)[1].get("images", "")
         return int(images) if re.fullmatch(r"\d{1,18}", images) else None
     count = read_config(path).get("images") if path.is_dir() else None
     return count if isinstance(count, int) else None

@@ -3,6 +3,7 @@
 import re
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,7 @@ def convert(source: Path, folder: Path) -> Checkpoint:
     """
     checkpoint = read(source)
     origin = {"file": source.name, "sha256": file_hash(source)}
-    about = {**checkpoint.about, "source": origin}
-    checkpoint = Checkpoint(checkpoint.config, checkpoint.tensors, about)
+    checkpoint = replace(checkpoint, about={**checkpoint.about, "source": origin})
     checkpoint.save(folder)
     return checkpoint
 

@@ -1,7 +1,6 @@
 """The network of EDM2 between its preconditioners."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.models.edm2.config import Architecture
 from diffsteer.models.edm2.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 
 CLIP = 256.0
@@ -90,46 +90,37 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """The network between the preconditioners, with unit variance in and out."""
 
-    def __init__(
-        self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int,
-        model_channels: int,
-        channel_mult: Sequence[int],
-        num_blocks: int,
-        attn_resolutions: Sequence[int],
-        channels_per_head: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        widths = [model_channels * m for m in channel_mult]
+        widths = [arch.model_channels * m for m in arch.channel_mult]
         emb = max(widths)
         self.emb_fourier = MPFourier(widths[0])
         self.emb_noise = MPConv(widths[0], emb)
-        self.emb_label = MPConv(label_dim, emb) if label_dim else None
+        self.emb_label = MPConv(arch.label_dim, emb) if arch.label_dim else None
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
 
         def block(side: int, kind: str, n_in: int, n_out: int, attends: bool = False) -> None:
-            heads = n_out // channels_per_head if attends else 0
+            heads = n_out // arch.channels_per_head if attends else 0
             if attends and (not heads or n_out % heads):
                 raise InputError(
                     f"attention at side {side} has {n_out} channels, which make no heads of "
-                    f"{channels_per_head}: change channels_per_head"
+                    f"{arch.channels_per_head}: change channels_per_head"
                 )
             part = self.dec if decodes else self.enc
-            part[f"{side}x{side}_{kind}"] = Block(n_in, n_out, emb, decodes, kind, heads, dropout)
+            made = Block(n_in, n_out, emb, decodes, kind, heads, arch.dropout)
+            part[f"{side}x{side}_{kind}"] = made
 
-        levels = [(img_resolution >> i, width) for i, width in enumerate(widths)]
+        top = arch.img_resolution
+        levels = [(top >> i, width) for i, width in enumerate(widths)]
         n, skips, decodes = widths[0], [widths[0]], False
-        self.enc[f"{img_resolution}x{img_resolution}_conv"] = MPConv(img_channels + 1, n, 3, 3)
+        self.enc[f"{top}x{top}_conv"] = MPConv(arch.img_channels + 1, n, 3, 3)
         for i, (side, width) in enumerate(levels):
             if i:
                 block(side, "down", n, n)
                 skips.append(n)
-            for j in range(num_blocks):
-                block(side, f"block{j}", n, width, side in attn_resolutions)
+            for j in range(arch.num_blocks):
+                block(side, f"block{j}", n, width, side in arch.attn_resolutions)
                 n = width
                 skips.append(n)
         decodes = True
@@ -138,10 +129,10 @@ class UNet(nn.Module):
         for i, (side, width) in reversed(list(enumerate(levels))):
             if i < len(levels) - 1:
                 block(side, "up", n, n)
-            for j in range(num_blocks + 1):
-                block(side, f"block{j}", n + skips.pop(), width, side in attn_resolutions)
+            for j in range(arch.num_blocks + 1):
+                block(side, f"block{j}", n + skips.pop(), width, side in arch.attn_resolutions)
                 n = width
-        self.out_conv = MPConv(n, img_channels, 3, 3)
+        self.out_conv = MPConv(n, arch.img_channels, 3, 3)
 
     @override
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:

@@ -7,14 +7,12 @@ one number A for every element: the gradient is A times the error, whatever the 
 number of steps. No step needs a graph.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from typing_extensions import override
 
 from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import Level, upcast
@@ -61,16 +59,8 @@ class Student:
         return still(torch.ones(1, dtype=torch.float64)).item()
 
 
-class Gradient(ABC):
-    """How the loss leads back to the refined noise. Define `loss`."""
-
-    @abstractmethod
-    def loss(self, refined: Tensor, target: Tensor, student: Student) -> Tensor:
-        """Mean squared distance of the student's result from `target`, `(B, *D)`; 0-dim."""
-
-
 @dataclass(frozen=True)
-class MSD(Gradient):
+class MSD:
     """Multistep score distillation: no graph through the sampling, whatever its length.
 
     Args:
@@ -82,8 +72,8 @@ class MSD(Gradient):
 
     slope: float = 1.0
 
-    @override
     def loss(self, refined: Tensor, target: Tensor, student: Student) -> Tensor:
+        """Mean squared distance of the student's result from `target`, `(B, *D)`; 0-dim."""
         with torch.no_grad():
             error = upcast(student(refined.detach())) - target
         lead = (refined * (2 * self.slope / error.numel() * error)).sum()
@@ -91,11 +81,11 @@ class MSD(Gradient):
 
 
 @dataclass(frozen=True)
-class Full(Gradient):
+class Full:
     """Back-propagation through every step, each computed again in the backward pass."""
 
-    @override
     def loss(self, refined: Tensor, target: Tensor, student: Student) -> Tensor:
+        """Mean squared distance of the student's result from `target`, `(B, *D)`; 0-dim."""
         net = student.net
 
         def again(x: Tensor, level: Level) -> Tensor:
@@ -105,5 +95,5 @@ class Full(Gradient):
         return (replace(student, net=again)(refined) - target).square().mean()
 
 
-GRADIENTS: dict[str, Gradient] = {"msd": MSD(), "full": Full()}
+GRADIENTS: dict[str, MSD | Full] = {"msd": MSD(), "full": Full()}
 """By the names that settings use."""

@@ -22,7 +22,7 @@ from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.prompt_conditions import require_prompts
-from diffsteer.hf.timesteps import Predicted
+from diffsteer.hf.time_arguments import Predicted
 from diffsteer.io.hashing import differences, digest
 from diffsteer.io.shards import MANIFEST, BrokenShard, Shard, ShardFolder
 from diffsteer.io.strict import read_object, refused
@@ -133,7 +133,7 @@ class Targets:
             raise InputError(f"{path} holds a seed twice: remove one of its chunks")
         if not seeds:
             raise FileNotFoundError(f"{path} holds no targets yet: run `diffsteer refine targets`")
-        latents = torch.cat([shard.arrays[LATENTS] for shard in shards])
+        latents = _latents(path, shards, folder.key["shape"])
         order = torch.tensor(seeds, dtype=torch.float64).argsort()
         if least is not None:
             if any(SCORE not in shard.arrays for shard in shards):
@@ -142,15 +142,14 @@ class Targets:
             order = order[score[order] >= least]
             if not len(order):
                 raise InputError(f"no target scores {least} or more: the best has {score.max():g}")
-        shape = folder.key["shape"]
-        assert latents.shape[1] == prod(shape)
-        kept = latents[order].reshape(-1, *shape)
         steps = [
             torch.cat([shard.arrays[name] for shard in shards])[order]
             for name in (TRAJECTORY, TIMES)
             if folder.key.get(TRAJECTORY)
         ]
-        return cls(path, folder.key, tuple(seeds[i] for i in order.tolist()), kept, *steps)
+        return cls(
+            path, folder.key, tuple(seeds[i] for i in order.tolist()), latents[order], *steps
+        )
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -185,10 +184,21 @@ class Targets:
             )
 
 
+def _latents(path: Path, shards: Sequence[Shard], shape: Sequence[int]) -> Tensor:
+    """Latents of all shards, `(N, *D)`, of the shape that the folder says."""
+    if (found := {shard.arrays[LATENTS].shape[1] for shard in shards}) != {prod(shape)}:
+        raise InputError(
+            f"{path} holds targets of {' and '.join(map(str, sorted(found)))} numbers, and its "
+            f"{MANIFEST} says shape={shape}: put back the one that it was made with, or make other "
+            "targets"
+        )
+    return torch.cat([shard.arrays[LATENTS] for shard in shards]).reshape(-1, *shape)
+
+
 def _key(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).exists():
         raise FileNotFoundError(f"{path} holds no targets: run `diffsteer refine targets`")
     with refused(f"{path / MANIFEST} is not one of targets"):
         key = read_object(path / MANIFEST)["key"]
-        _ = key["networks"], key["shape"], key["prompts"]
+        _ = key["networks"], prod(key["shape"]), key["prompts"]
         return dict(key)

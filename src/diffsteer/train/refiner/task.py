@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
-from diffsteer.core.noise import Noise
+from diffsteer.core.noise import Noise, seeds_of
 from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.schedule import Flow
@@ -25,7 +25,6 @@ from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.hf.load import load
 from diffsteer.hf.load import network as guide_network
 from diffsteer.hf.prompt_conditions import conditions, require_prompts, sampled_on
-from diffsteer.hf.sample_seeds import seeds_of
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import prompts_of
 from diffsteer.io.strict import from_table
@@ -100,6 +99,11 @@ class RefinerSettings:
                 "a refiner learns from a folder of `diffsteer refine targets`, settings.targets "
                 "(--targets), or from a teacher that is sampled meanwhile, settings.prompt_file "
                 "and settings.teacher: give one of both"
+            )
+        if self.prompt_file and self.least is not None:
+            raise InputError(
+                f"settings.least={self.least} is of stored targets, and settings.prompt_file has "
+                "none: leave it out"
             )
         twice = {"model", "prompt", "prompts"} & self.teacher.keys()
         if self.prompt_file and twice:
