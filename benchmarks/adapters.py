@@ -12,14 +12,12 @@ import statistics
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging
 from measured import peak, timed
 from peft import LoraConfig
-from steer import CHANNELS, Run, Setting
+from steer import CHANNELS, Setting
 
-from diffsteer import CFG, Auto, Guidance
-from diffsteer.steering import steer
+from diffsteer import CFG, Auto
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -31,17 +29,6 @@ def with_adapter(network: Any, rank: int) -> None:
         weight.requires_grad_(False)
         if "lora_B" in name:
             weight.normal_(0, 0.02)
-
-
-def sampling(s: Setting, guidance: Guidance, guide: Any = None) -> Run:
-    pipe = s.pipeline(StableDiffusionPipeline)
-    run = s.sampling(pipe)
-
-    def act() -> Any:
-        with steer(pipe, guidance, guide=guide):
-            return run()
-
-    return act
 
 
 def mebibytes(network: Any) -> float:
@@ -61,14 +48,14 @@ def main() -> None:
     s = Setting(args.size, args.device, args.steps)
     plain = mebibytes(s.unet)
     with_adapter(s.unet, args.rank)
-    one, guide = mebibytes(s.unet), copy.deepcopy(s.unet)
-    guide.set_adapters(["style"], [0.3])
+    one, s.guide = mebibytes(s.unet), copy.deepcopy(s.unet)
+    s.guide.set_adapters(["style"], [0.3])
     print(f"network {plain:.1f} MiB, adapter {one - plain:.1f} MiB; {args.steps} steps")
     lora = CFG(5) + Auto(2, adapter="style@0.3")
     runs = {
-        "CFG": (sampling(s, CFG(5)), one),
-        "CFG + Auto, adapter": (sampling(s, lora), one),
-        "CFG + Auto, second network": (sampling(s, CFG(5) + Auto(2), guide), 2 * one),
+        "CFG": (s.predict(CFG(5)), one),
+        "CFG + Auto, adapter": (s.predict(lora), one),
+        "CFG + Auto, second network": (s.predict(CFG(5) + Auto(2)), 2 * one),
     }
     with torch.no_grad():
         a, b = (run().images.float() for run, _ in list(runs.values())[1:])

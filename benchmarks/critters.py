@@ -36,7 +36,7 @@ from torch import Tensor
 
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import atomic_write
+from diffsteer.io.atomic import put
 from diffsteer.io.hashing import file_hash
 from diffsteer.io.sheet import sheet as labelled
 from diffsteer.io.strict import from_table
@@ -417,8 +417,7 @@ def main() -> None:
         for row in stages(bench, options.run) if name == "stages" else STUDIES[name](bench):
             print(json.dumps({"study": name, **row}), flush=True)
             rows.append(row)
-        with atomic_write(OUT / f"critters-{name}.json") as file:
-            file.write((json.dumps(rows, indent=1) + "\n").encode())
+        put(OUT / f"critters-{name}.json", (json.dumps(rows, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

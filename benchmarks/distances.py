@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from images import enlarged, save
-from torch import Tensor
 
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
@@ -72,11 +72,15 @@ class Distances:
         }
 
 
-def reference(path: Path, images: Callable[[], tuple[Iterable[Tensor], int]]) -> Statistics:
-    """Statistics of real images, uint8 `(B, 3, H, W)` a batch, and their number; measured once."""
+def reference(path: Path, opened: Callable[[], Any]) -> Statistics:
+    """Statistics of all images of a data set, grey ones in three channels; measured once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        measure(*images(), EXTRACTOR).save(path)
+        source = opened()
+        n = len(source)
+        parts = (range(start, min(start + 256, n)) for start in range(0, n, 256))
+        colour = (torch.stack([source[i].pixels.expand(3, -1, -1) for i in p]) for p in parts)
+        measure(colour, n, EXTRACTOR).save(path)
     return Statistics.load(path)
 
 

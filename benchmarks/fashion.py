@@ -14,13 +14,12 @@ fashion.png after each row; what was measured is kept under --work, and a second
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from distances import Distances, publish, reference
 
 from diffsteer.generate.recipe import Recipe
@@ -116,24 +115,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("measured"))
     options = parser.parse_args()
-    real = reference(options.work / "real.npz", partial(real_images, options.data))
+    real = reference(options.work / "real.npz", partial(open_images, options.data, label="cls"))
     distances = Distances(real, options.work, options.choose, options.n, options.ranges)
     bench = Bench(options.runs, options.work, options.steps, distances)
     rows = (bench.row(way, options.lengths, options.weights) for way in WAYS)
     publish("fashion", ((r, f"{row['way']} {row['guidance']}", row) for r, row in rows))
-
-
-def real_images(data: Path) -> tuple[Iterator[torch.Tensor], int]:
-    """All real images in batches, and their number."""
-    source = open_images(data, label="cls")
-    parts = (range(i, min(i + 256, len(source))) for i in range(0, len(source), 256))
-    batches = (torch.stack([colour(source[i].pixels) for i in part]) for part in parts)
-    return batches, len(source)
-
-
-def colour(pixels: torch.Tensor) -> torch.Tensor:
-    """An image in three channels."""
-    return pixels.expand(3, -1, -1)
 
 
 if __name__ == "__main__":

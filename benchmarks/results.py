@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from claims import claims_page
 from diffsteer_lab.demo import CREDIT
-from diffsteer_lab.noise_analysis.experiments import REFINED
-from diffsteer_lab.noise_analysis.spectrum import TENTHS
 
 OUT = Path(__file__).parent.parent / "docs" / "results"
 Rows = list[dict[str, Any]]
@@ -321,78 +318,6 @@ def plot_front(rows: Rows, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _space(name: str) -> str:
-    """Name of a space of distances; files keep the word of version 0.1.0."""
-    return "images" if name == "pictures" else name
-
-
-def analysis_page(found: dict[str, Any]) -> list[str]:
-    """What the refiner changes in noise, of `diffsteer refine analyse`."""
-    recipe, every = found["recipe"], found["spectra"][REFINED]
-    energy = {
-        f"{a:g} to {b:g}": e for (a, b), e in zip(pairwise(TENTHS), every["energy"], strict=True)
-    }
-    spaces = [v["space"] for v in found["verdicts"]]
-    trip = "; ".join(f"{name} {told(e)}" for name, e in found["round trip"].items())
-    sizes = ", ".join(f"{name} {s['size']:.3g}" for name, s in found["spectra"].items())
-    return [
-        "",
-        "### What it changes in the noise",
-        "",
-        "```console",
-        f"diffsteer refine analyse {recipe['model']} --refiner {recipe['refiner']} "
-        f'--guidance "{recipe["guidance"]}" --sampler "{recipe["sampler"]}" '
-        f"--steps {recipe['steps']} --prompts prompts.txt --seeds {found['seeds']} "
-        f"--count {found['spectra of']} --out analysis",
-        "```",
-        "",
-        "with captions of the test split, one a seed. Bands are of the radius of spatial "
-        "frequency, 1 that of the checkerboard; what a band carries is the share of the squared "
-        "distance between the unrefined and the refined result that goes where it alone is "
-        "refined, with 95 % intervals over seeds ([how this is measured](refine.md)).",
-        "",
-        *(f"* {v['text']}." for v in found["verdicts"]),
-        "",
-        "| refined band | share of the change | "
-        + " | ".join(f"carried, {_space(s)}" for s in spaces)
-        + " |",
-        f"|---|---|{'---|' * len(spaces)}",
-        *(
-            f"| {name} | {f'{energy[name]:.1%}' if name in energy else ''} | "
-            + " | ".join(carried(row[s]) for s in spaces)
-            + " |"
-            for name, row in found["bands"].items()
-        ),
-        "",
-        f"Root mean square of the change by element: {sizes}. Round trip through inversion without "
-        f"guidance, of the guided images: {trip}.",
-        "",
-        "What the first step predicts, over the square of where its sampling ends, lacks "
-        + "; ".join(f"{way} {told(e)}" for way, e in found["trajectory"]["1"].items())
-        + "; of its lowest tenth, the layout, "
-        + "; ".join(f"{way} {told(e)}" for way, e in found["trajectory: layout"]["1"].items())
-        + ".",
-        "",
-        "Rows are seeds 0 to 3; unrefined, refined, then one tenth refined at a time, and bands "
-        "that grow from 0:",
-        "",
-        "![images with one band of the noise refined](results/refine-bands.png)",
-        "",
-        "The change times 0 to 2, and guided:",
-        "",
-        "![images by strength](results/refine-strength.png)",
-    ]
-
-
-def carried(distance: dict[str, Any]) -> str:
-    low, high = distance["interval"]
-    return f"{1 - distance['value']:.0%} ({1 - high:.0%} to {1 - low:.0%})"
-
-
-def told(measured: dict[str, Any]) -> str:
-    return "{:.3g} ({:.3g} to {:.3g})".format(measured["value"], *measured["interval"])
-
-
 def toy_page(said: str) -> list[str]:
     """The table of `diffsteer toy`, and its figure."""
     return [
@@ -427,13 +352,11 @@ PAGES: dict[str, Callable[[Any], list[str]]] = {
     "critters-stages": stages_page,
     "fashion": fashion_page,
     "sag": sag_page,
-    "refine-analysis": analysis_page,
 }
 
 
 def main() -> None:
-    files = {name: OUT / f"{name}.json" for name in PAGES}
-    figures = {n: json.loads(f.read_text("utf-8")) for n, f in files.items() if f.exists()}
+    figures = {name: json.loads((OUT / f"{name}.json").read_text("utf-8")) for name in PAGES}
     parts = [
         "# Results",
         "",
@@ -451,15 +374,12 @@ def main() -> None:
         "networks in bfloat16. What holds for these small models need not hold for another. "
         f"{CREDIT}",
     ]
-    toy = OUT / "toy.md"
-    text = toy.read_text("utf-8") if toy.exists() else ""
+    text = (OUT / "toy.md").read_text("utf-8")
     parts += claims_page(figures, text)
     for name, rows in figures.items():
         parts += PAGES[name](rows)
-    if text:
-        parts += toy_page(text)
-    if rows := figures.get("critters-front"):
-        plot_front(rows, OUT / "critters-front.png")
+    parts += toy_page(text)
+    plot_front(figures["critters-front"], OUT / "critters-front.png")
     (OUT.parent / "results.md").write_text("\n".join(parts) + "\n", "utf-8")
 
 

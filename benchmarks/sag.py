@@ -15,10 +15,10 @@ sag.png after each row; what was sampled is kept under --work, and a second star
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffsteer_lab.critters.grammar import ATTRIBUTES
 from diffsteer_lab.critters.images import Critters
 from diffsteer_lab.critters.judge import judge
@@ -113,13 +113,6 @@ def classes_right(recipe: Recipe, each: int = 32) -> float:
     return right / (each * len(CLASSES))
 
 
-def real_images() -> tuple[Iterator[torch.Tensor], int]:
-    """Renderings in batches, and their number."""
-    source = Critters("train", REAL, seed=1, size=32)
-    parts = (range(start, start + 250) for start in range(0, REAL, 250))
-    return (torch.stack([source[i].pixels for i in part]) for part in parts), REAL
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the two runs")
@@ -133,7 +126,7 @@ def main() -> None:
         str(options.runs / run / "model") for run in ("critters-adm", "critters-adm-classifier")
     )
     plain = Recipe(model, sampler="DDPM", steps=options.steps)
-    real = reference(options.work / "real.npz", real_images)
+    real = reference(options.work / "real.npz", partial(Critters, "train", REAL, seed=1, size=32))
     sizes = (options.choose, options.n, options.ranges)
     bench = Bench(plain, classifier, Distances(real, options.work, *sizes))
     rows = ((bench.recipe(r["guidance"], "classes right" in r), r["way"], r) for r in bench.rows())

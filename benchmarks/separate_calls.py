@@ -21,7 +21,7 @@ LATENT = {
     "latents_mean": [0.0] * 4,
     "latents_std": [1.0] * 4,
 }
-HEADS = {"attention_head_dim": 32, "num_attention_heads": WIDTH // 32}
+HEADS: dict[str, Any] = {"attention_head_dim": 32, "num_attention_heads": WIDTH // 32}
 LAYERS = {"small": 4, "mid": 24}
 
 
@@ -83,8 +83,8 @@ class SeparateCalls:
         self.network = self.pipe.transformer.eval().requires_grad_(False)
         text = torch.randn(2, TOKENS, WIDTH).to(device, self.dtype)
         embeddings = {"prompt_embeds": text[:1], "negative_prompt_embeds": text[1:]}
-        size = {"height": SIDE, "width": SIDE, "output_type": "latent", scale: 5.0}
-        self.call = {**call, **embeddings, **size}
+        options = {"height": SIDE, "width": SIDE, "output_type": "latent", scale: 5.0}
+        self.call = {**call, **embeddings, **options}
         self._calls = self._noted()
         self._kept = ExitStack()
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffsteer.cli.evaluate import evaluate, stats
 from diffsteer.cli.options import Features
+from diffsteer.core.errors import InputError
 
 SMALL = Features(size=32, batch=16)
 
@@ -89,6 +90,17 @@ def test_what_cannot_end_well_is_refused_before_work(
     for resamples in (-1, 19):
         with pytest.raises(ValueError, match=f"resamples={resamples}"):
             evaluate(data / "good", data / "real.npz", SMALL, resamples=resamples)
+    recipe, lines = data / "recipe.json", data / "lines.txt"
+    recipe.write_text('{"model": "critters", "prompt": "a red critter"}')
+    lines.write_text("a red critter\n")
+    for pictures, prompts, message in (
+        (recipe, lines, "is a recipe, which has prompts: leave --prompts out"),
+        (data / "good", lines, "prompts are of scores, and none is named"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(pictures, data / "real.npz", SMALL, prompts=prompts)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        evaluate(data / "good", data / "real.npz", SMALL, recipe=data / "absent.json")
 
 
 def test_options_that_do_not_belong_to_the_extractor_are_refused() -> None:

@@ -151,6 +151,12 @@ MISTAKES = [
     ("compare recipe.json wrong.json --reference real", "did you mean 'CFG'"),
     ("compare recipe.json wrong.json --reference real --out file.txt", "a folder is to be"),
     ("refine targets critters --guidance CFG(4) --prompts absent.txt", "no file absent.txt"),
+    (
+        "refine analyse critters --refiner critters-refiner --prompts p.txt --out file.txt",
+        "file.txt is a file where a folder is to be",
+    ),
+    ("toy --out file.txt", "file.txt is a file where a folder is to be"),
+    ("demo --out file.txt/sub", "file.txt is a file where a folder is to be"),
     ("refine targets critters --prompts p.txt", "the teacher has no guidance"),
     ("refine targets critters --guidance Cfg(4) --prompts p.txt", "did you mean 'CFG'"),
     ("schedule nowhere", "'nowhere' is neither a schedule"),

@@ -1,6 +1,8 @@
 """`diffsteer sample`: the order of its help, the recipe and the sheet that it writes, progress."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,11 @@ import tiny
 from PIL import Image
 
 from diffsteer.cli.main import main
+from diffsteer.core.errors import InputError
+from diffsteer.generate.options import EDM2, EDM2Options
 from diffsteer.generate.recipe import Recipe, read, recipe_of
 from diffsteer.io import progress
+from diffsteer.models.edm2.loop_settings import Loop
 
 MAIN = ["--prompt", "--negative", "--guidance", "--sampler", "--steps", "--width", "--height"]
 MAIN += ["--seeds", "--out", "--recipe"]
@@ -64,6 +69,95 @@ def test_what_is_typed_is_what_is_sampled(
     run(monkeypatch, "--recipe", tmp_path / "r.json", "--seeds", 1, "--out", tmp_path / "b")
     again, first = (Image.open(tmp_path / side / "000001.png") for side in "ba")
     assert again.tobytes() == first.tobytes()
+
+
+RECIPE = {"guidance": "CFG(3)", "negative": "a dog", "sampler": "UniPC()", "steps": 3}
+RECIPE |= {"spacing": "karras", "dtype": "float16", "offload": "model", "width": 64, "prompt": "x"}
+DEFAULTS = {"--steps": 25, "--guidance": "", "--negative": "", "--prompt": "", "--width": 0}
+DEFAULTS |= {"--spacing": "trailing", "--dtype": "auto", "--offload": "none"}
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Recipes that would be sampled."""
+    seen: list[Recipe] = []
+
+    def stop(recipe: Recipe) -> None:
+        seen.append(recipe)
+        raise InputError("seen")
+
+    monkeypatch.setattr("diffsteer.generate.recipe_checks.require_consistent", stop)
+    return seen
+
+
+@pytest.mark.parametrize("flag", DEFAULTS)
+def test_an_option_typed_at_its_default_replaces_what_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, followed: list[Recipe], flag: str
+) -> None:
+    name, value = flag[2:], DEFAULTS[flag]
+    (tmp_path / "r.json").write_text(json.dumps({"model": "critters", **RECIPE}))
+    for words in ([flag, value], [f"{flag}={value}"]):
+        with pytest.raises(SystemExit, match="seen"):
+            run(monkeypatch, "--recipe", tmp_path / "r.json", *words)
+        wanted = Recipe("critters", **{**RECIPE, name: value})
+        assert followed.pop() == wanted
+
+
+def test_a_seed_typed_at_its_default_replaces_that_of_the_image(
+    pipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [pipe, "--steps", 1, "--seeds", 7, "--device", "cpu", "--out", tmp_path]
+    run(monkeypatch, *words)
+    run(monkeypatch, "--recipe", tmp_path / "000007.png", "--out", tmp_path / "same")
+    run(monkeypatch, "--recipe", tmp_path / "000007.png", "--seeds=0", "--out", tmp_path / "other")
+    assert [p.name for p in (tmp_path / "same").glob("*.png")] == ["000007.png"]
+    assert [p.name for p in (tmp_path / "other").glob("*.png")] == ["000000.png"]
+    for words in (["--seeds", 0], ["--steps", 25], ["--guidance", ""]):
+        with pytest.raises(SystemExit, match="--from repeats an image as it was"):
+            run(monkeypatch, "--from", tmp_path / "000007.png", *words, "--out", tmp_path / "none")
+    with pytest.raises(SystemExit, match="a preset says model and recipe"):
+        run(monkeypatch, "--preset", "edm2-img64-s-fid", "--steps", 25)
+
+
+def test_options_of_a_network_replace_those_of_the_recipe_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, followed: list[Recipe]
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/config.json").write_text(json.dumps({"format": EDM2}))
+    own = {"class": 3, "s_churn": 2.0, "rho": 5.0, "precision": "official-bit"}
+    table = {"model": str(tmp_path / "net"), "options": own}
+    (tmp_path / "r.json").write_text(json.dumps(table))
+    said = EDM2Options(3, "official-bit", Loop(s_churn=2.0, rho=5.0))
+    for words, expected in (
+        ([], said),
+        (["--steps", 25], said),
+        (["--rho", 7], replace(said, loop=Loop(s_churn=2.0))),
+        (["--s-churn", 0, "--class", 4], replace(said, label=4, loop=Loop(rho=5.0))),
+        (["--class", "None"], replace(said, label=None)),
+        (["--precision", ""], replace(said, precision="")),
+    ):
+        with pytest.raises(SystemExit, match="seen"):
+            run(monkeypatch, "--recipe", tmp_path / "r.json", *words)
+        assert followed.pop().options == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "strength"),
+    [
+        ({"image": "a.png", "strength": 0.5}, ["--image", "b.png"], 0.5),
+        ({"image": "a.png", "strength": 0.5}, ["--image", "b.png", "--strength", "None"], None),
+        ({}, ["--image", "b.png"], None),
+        ({"refiner": "NLG(20)", "strength": 0.5}, ["--strength", 1], 1.0),
+    ],
+)
+def test_the_strength_of_a_recipe_stays_unless_another_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, followed: list[Recipe], own: dict[str, object],
+    words: list[object], strength: float | None,
+) -> None:  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps({"model": "critters", **own}))
+    with pytest.raises(SystemExit, match="seen"):
+        run(monkeypatch, "--recipe", tmp_path / "r.json", *words)
+    assert followed.pop().strength == strength
 
 
 def test_lines_of_progress_say_what_is_left(

@@ -194,7 +194,7 @@ def refiner(pipe: Any, folder: Path) -> str:
     made = NoiseRefiner(pipe, rank=2)
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for weight in made.lora.parameters.values():
+        for weight in made.parameters.values():
             weight.copy_(0.1 * torch.randn(weight.shape, generator=g))
     made.save(folder)
     made.remove()

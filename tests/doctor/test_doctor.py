@@ -20,8 +20,8 @@ from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
 from diffsteer.doctor.present import text
 from diffsteer.doctor.schedulers import findings
-from diffsteer.doctor.tensors import read_header
 from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, ZERO, Claim
+from diffsteer.io.safetensors_header import read_header
 
 ZSNR = Marks("v_prediction", True)
 

@@ -15,7 +15,7 @@ from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
 from diffsteer.doctor.present import _levels
 from diffsteer.doctor.schedulers import findings
-from diffsteer.doctor.tensors import read_header
+from diffsteer.io.safetensors_header import read_header
 
 
 def codes(found) -> set[str]:

@@ -476,7 +476,7 @@ def moved(refiner: NoiseRefiner) -> NoiseRefiner:
     """With random weights: it changes the noise in some way."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in refiner.lora.parameters.values():
+        for p in refiner.parameters.values():
             p.copy_(0.1 * torch.randn(p.shape, generator=draw))
     return refiner
 
@@ -497,6 +497,7 @@ def test_the_command(
 ) -> None:
     out = prompts.parent / "out"
     monkeypatch.setattr("diffsteer_lab.cli.analyse._extractor", lambda device: None)
+    monkeypatch.setattr("diffsteer.io.progress.PAUSE", 0.0)
     words = [model, "--refiner", refiner, "--prompts", prompts, "--out", out, "--device", "cpu"]
     words += ["--guidance", "CFG(3)", "--steps", 2, "--seeds", "3-4", "--count", 4, "--show", 1]
     words += ["--score", "test_noise_analysis:brightness"]
@@ -504,7 +505,7 @@ def test_the_command(
     printed, progress = capsys.readouterr()
     assert progress.startswith(f"opening {model}\n")
     assert "4 noises to refine, then 1" in progress
-    assert re.search(r"\d+/\d+ \[", progress)  # a bar, though no terminal is there
+    assert re.search(r"\d+ of \d+ images, \d+ s left", progress)  # though no terminal is there
     assert "Does the lowest band carry the result?" in printed and "index.html" in printed
     said = json.loads((out / "analysis.json").read_text("utf-8"))
     assert said["recipe"]["refiner"] == refiner and said["seeds"] == "3-4"

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffsteer_lab.progress import progress
 from diffsteer_lab.toy import study
 from diffsteer_lab.toy.measure import Figures, Truth
 from diffsteer_lab.toy.mixture import Gaussians
@@ -422,11 +421,3 @@ def test_networks_of_other_settings_are_refused(
     with pytest.raises(SystemExit, match="main-0 holds another network: batch was 256 and is 32"):
         command(monkeypatch, "--out", str(tmp_path), "--samples", "120")
     assert not short
-
-
-def test_progress_is_shown_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """A quarter of an hour of training must not look like a standstill in a log."""
-    with progress(3, "row", "sampling") as bar:
-        assert "sampling:   0%" in capsys.readouterr().err
-        bar.update(3)
-    assert "3/3" in capsys.readouterr().err

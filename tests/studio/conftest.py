@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    out, port = tmp_path_factory.mktemp("studio") / "out", free_port()
-    words = ["studio", "--no-browser", "--port", str(port), "--out", str(out)]
+@contextmanager
+def served(out: Path, *models: str) -> Iterator[Server]:
+    """A studio of these models, or of the one that it has by default."""
+    port = free_port()
+    words = ["studio", *models, "--no-browser", "--port", str(port), "--out", str(out)]
     proxy = {"http_proxy": "http://127.0.0.1:9"}  # of this machine's user; the page needs none
     process = subprocess.Popen(
         [sys.executable, "-m", "diffsteer.cli", *words],
@@ -50,6 +52,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield Server(f"http://127.0.0.1:{port}", out, process.pid)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=30)
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("studio") / "out") as server:
+        yield server
 
 
 @pytest.fixture(scope="package")

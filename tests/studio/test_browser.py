@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+import tiny
 from PIL import Image
 
-from studio.conftest import Server, fill, opened, status
+from studio.conftest import Server, fill, opened, served, status
 
 pytestmark = pytest.mark.studio
 DONE = "/network evaluations,/"
@@ -160,6 +161,33 @@ def test_a_click_in_an_old_history_restores_what_it_shows(browser: Any, server: 
     assert first.input_value("#seeds input, #seeds textarea") == "21"
     first.close()
     second.close()
+
+
+def test_guidances_words_and_references_follow_the_model(browser: Any, tmp_path: Path) -> None:
+    """Their menus take what they show, which Gradio checks against what they were made with."""
+    with served(tmp_path / "out", tiny.saved(tmp_path), "critters") as server:
+        page = opened(browser, server)
+        assert not page.is_visible("#critters-body")
+        page.get_by_label("Model", exact=True).click()
+        page.get_by_role("option", name="critters", exact=True).click()
+        page.wait_for_selector("#critters-body input", state="visible")
+        page.locator("#critters-body input").click()
+        page.get_by_role("option", name="green", exact=True).click()
+        prompt = "document.querySelector('textarea').value"
+        page.wait_for_function(f"/a green/.test({prompt})")
+        page.locator("#menu input").click()
+        page.get_by_role("option").filter(has_text="Auto: ").first.click()
+        box = "document.querySelector('#expression textarea, #expression input')"
+        page.wait_for_function(f"/Auto/.test({box}.value)")
+        generated(page)
+        page.get_by_role("tab", name="Measure").click()
+        assert page.locator("#reference input").input_value() == "data of critters"
+        fill(page, "#count", "20")
+        page.click("#evaluate")
+        page.wait_for_function("/running|finished/.test(document.querySelector('#job').innerText)")
+        page.get_by_text("Cancel the job").click()
+        page.wait_for_function("/Cancelled|fini/.test(document.querySelector('#job').innerText)")
+        assert page.faults == []
 
 
 def test_error_shows_in_one_line_and_the_page_lives_on(page: Any) -> None:

@@ -1,13 +1,16 @@
 """The studio without a browser: numbers of expressions, settings, copies, what is refused."""
 
 import json
+import math
 import shlex
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import tiny
 import torch
 from diffusers import PNDMScheduler
 from PIL import Image
@@ -28,6 +31,7 @@ from diffsteer.studio.expression import numbers, with_numbers
 from diffsteer.studio.history import History, restored
 from diffsteer.studio.jobs import References, evaluated, job, tuned
 from diffsteer.studio.measures import space_of
+from diffsteer.studio.page import Page
 from diffsteer.studio.render import Cancelled, sampled
 from diffsteer.studio.runs import Runs, guarded
 from diffsteer.studio.schedule import draw
@@ -91,6 +95,9 @@ def test_settings_go_to_a_recipe_and_back() -> None:
     assert Settings.of(tuple(settings.values())) == settings
 
 
+ODD = (1.5, math.nan, math.inf, -math.inf)
+
+
 def test_grid_varies_two_numbers() -> None:
     cells = Settings.of(values()).grid("CFG scale", [1, 2.5], "steps", [4, 8])
     assert [[(c.recipe.guidance, c.recipe.steps) for c in row] for row in cells] == [
@@ -100,7 +107,8 @@ def test_grid_varies_two_numbers() -> None:
     for x, columns, y, rows, reason in (
         ("steps", [1.0], "steps", [1.0], "both axes"),
         ("PAG scale", [1.0], "", None, "has no PAG scale"),
-        ("steps", [1.5], "", None, "whole number"),
+        *((axis, [v], "", None, "whole number") for axis in ("steps", "seed") for v in ODD),
+        *(("CFG scale", [v], "", None, "finite") for v in ODD[1:]),
         ("seed", list(range(65)), "", None, "at most 64"),
     ):
         with pytest.raises(InputError, match=reason):
@@ -338,6 +346,44 @@ def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) 
     assert {"--negative", "a dog", "--sampler", "UniPC()", "--zero-snr"} <= set(words)
     assert not {"--guidance", "--prompt", "--steps"} & set(words)
     assert space_of("CFG(3)") == "CFG(w), w=1.5..6, steps=8..24"
+
+
+def test_what_is_offered_is_that_of_the_chosen_model(tmp_path: Path) -> None:
+    """Guidances, words and references, whichever model the studio was started with first."""
+    plain = str(tiny.saved(tmp_path))
+    engine = Engine(("critters", plain), (), History(tmp_path / "h"), "cpu", (tmp_path / "real",))
+    page = Page(engine)
+    blocks = page.build()
+    controls, chosen = page.controls, page.controls.fields["model"]
+    changes = [f for f in blocks.fns.values() if (chosen._id, "change") in f.targets]
+
+    def updates(model: str, other: str) -> dict[int, dict[str, Any]]:
+        found = {}
+        for each in (f for f in changes if len(f.inputs) == 2):
+            given = each.fn(model, other)
+            given = given if isinstance(given, list) else [given]
+            found |= zip([one._id for one in each.outputs], given, strict=True)
+        return found
+
+    assert list(controls.words) == ["critters"]
+    box, menu = controls.words["critters"].box, controls.menu
+    (reference,) = (b for b in blocks.blocks.values() if getattr(b, "elem_id", "") == "reference")
+    real = str(tmp_path / "real")
+    for model, text, words, names in (
+        (plain, "CFG(3)", False, [real]),
+        ("critters", "CFG(3)", True, ["data of critters", real]),
+    ):
+        now = updates(model, text)
+        assert now[box._id]["visible"] is words
+        assert now[reference._id]["choices"] == names
+        assert now[reference._id]["value"] == names[0]
+        wanted = [(entry.label, entry.text) for entry in engine.model(model).menu]
+        assert now[menu._id]["choices"] == wanted
+        assert now[menu._id]["value"] in (None, text)
+    assert updates(plain, real)[reference._id]["value"] == real  # what was chosen stays
+    words = controls.words["critters"]
+    prompt = words.composed(*(menu.value for menu in words.menus))
+    assert prompt == engine.model("critters").defaults.prompt
 
 
 def test_a_job_yields_its_lines_its_error_and_is_cancelled(tmp_path: Path) -> None:

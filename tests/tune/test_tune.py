@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from diffusers import DDIMScheduler
 from interrupt import killed
 from PIL import Image
@@ -21,7 +22,9 @@ from diffsteer.cli.options import Features
 from diffsteer.cli.tune import tune
 from diffsteer.core.errors import InputError
 from diffsteer.generate.generator import open_generator
+from diffsteer.generate.options import EDM2Options
 from diffsteer.generate.recipe import Recipe, read
+from diffsteer.models.edm2.model import EDM2
 
 SPACE = "CFG(w), w=1..4, steps=1..3"
 OPTIONS = {
@@ -86,6 +89,38 @@ def test_search_report_and_start_again(reference: Path, model: str, tmp_path: Pa
     assert {path.stem for path in (out / "recipes").glob("*.json")} == report["recipes"].keys()
 
 
+def test_recipes_that_differ_in_options_of_their_network_stay_apart(
+    reference: Path, tmp_path: Path
+) -> None:
+    """Classes and churn of an EDM2 network: their images, files, commands and figures."""
+    shape = {"channel_mult": [1], "num_blocks": 1, "channels_per_head": 8}
+    torch.manual_seed(0)
+    net = EDM2(8, 3, 10, model_channels=8, logvar_channels=8, **shape)
+    for p in net.parameters():
+        torch.nn.init.normal_(p)
+    net.save(tmp_path / "net")
+    rivals = {"zero": {"class": 0}, "one": {"class": 1}, "churned": {"class": 1, "s_churn": 4.0}}
+    for name, options in rivals.items():
+        table = {"model": str(tmp_path / "net"), "steps": 2, "options": options}
+        (tmp_path / f"{name}.json").write_text(json.dumps(table))
+    base = Recipe(model=str(tmp_path / "net"), options=EDM2Options(label=7))
+    options = OPTIONS | {"space": "steps=2..3", "show": 1, "top": 1}
+    against = tuple(tmp_path / f"{name}.json" for name in rivals)
+    tune(reference, recipe=base, out=tmp_path / "tuned", against=against, **options)
+    report = json.loads((tmp_path / "tuned/report.json").read_text())["recipes"]
+    found = {name: entry["recipe"]["options"] for name, entry in report.items()}
+    assert found == {**rivals, "1": {"class": 7}}
+    for name, entry in report.items():
+        words = shlex.split(entry["command"])
+        assert words[:3] == ["diffsteer", "sample", "--recipe"]
+        repeated = read(Path(words[3]))
+        assert repeated.to_dict() | repeated.to_json() == entry["recipe"]
+        assert "prompts" not in json.loads(Path(words[3]).read_text()), name
+    assert len(list((tmp_path / "tuned/images").iterdir())) == 4
+    images = [p.read_bytes() for p in (tmp_path / "tuned/images").glob("*/000000.png")]
+    assert len({*images}) == 4
+
+
 def brightness(images: Tensor, prompts: list[str]) -> Tensor:
     """Mean of an image; a score that needs the prompt."""
     assert set(prompts) == {"a cat"}
@@ -133,8 +168,11 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("diffsteer.generate.generator.open_generator", loads)
-    recipe, rival = Recipe(model="critters"), tmp_path / "cfg.json"
+    recipe, rival, like = Recipe(model="critters"), tmp_path / "cfg.json", tmp_path / "1.json"
+    like.write_text('{"model": "critters"}')
     rival.write_text('{"model": "critters", "guidance": "CFG(2)"}')
+    (tmp_path / "other").mkdir()
+    shutil.copy(rival, tmp_path / "other")
     for options, reason in (
         ({"report_seeds": "105-120"}, "serve both to search and to report"),
         ({"metric": "beauty"}, "metric must be one of FD"),
@@ -145,6 +183,8 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         ({"space": "CFG(2), refiner=none|nowhere, sampler=UniPC()"}, "no model 'nowhere'"),
         ({"space": "CFG(w), w=1|2|x"}, "w=x: "),
         ({"recipe": replace(recipe, prompt="a cat"), "against": (rival,)}, "has other prompts"),
+        ({"against": (rival, tmp_path / "other" / "cfg.json")}, "give each a name of its own"),
+        ({"against": (like,)}, "1 to 2 are those of the front: give each a name"),
         ({"storage": "somewhere"}, "neither a URL of a database"),
         ({"top": 0}, "top=0"),
         ({"first": 1}, "first must be in"),

@@ -1,6 +1,5 @@
 """Every guidance and both schedules on the critter model, side by side: `diffsteer demo`."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import atomic_write
+from diffsteer.io.atomic import atomic_write, put, write_json
 from diffsteer.io.sheet import sheet
 from diffsteer.metrics.background import errors
 from diffsteer.report.page import render
@@ -65,55 +64,34 @@ class Row:
     recipe: Recipe
 
 
-GUIDANCES = tuple(
-    Row(name, why, replace(BASE, prompts=PROMPTS, guidance=guidance, guide=guide))
-    for name, guidance, guide, why in (
-        ("no guidance", "", "", "The prediction of the network, unchanged."),
-        (
-            "CFG",
-            VALUES["CFG"],
-            "",
-            "Away from that of the null prompt (Ho and Salimans 2022).",
-        ),
-        (
-            "CFG, rescaled",
-            VALUES["CFG, rescaled"],
-            "",
-            "Its contrast brought back to that of the prediction (Lin et al. 2023).",
-        ),
-        (
-            "CFG, in an interval",
-            VALUES["CFG in an interval"],
-            "",
-            "Only at middle noise levels, where it helps (Kynkäänniemi et al. 2024).",
-        ),
-        (
-            "SAG",
-            VALUES["SAG"],
-            "",
-            "Away from a prediction blurred where the network looks (Hong et al. 2022).",
-        ),
-        ("CFG + SAG", VALUES["CFG + SAG"], "", "Both of them: guidances add up."),
-        (
-            "PAG",
-            VALUES["PAG"],
-            "",
-            "Away from a network that attends to nothing but itself (Ahn et al. 2024).",
-        ),
-        (
-            "SEG",
-            VALUES["SEG"],
-            "",
-            "Away from a network with blurred attention (Hong 2024).",
-        ),
-        (
-            "autoguidance",
-            VALUES["Auto"],
-            "critters-guide",
-            "Away from a smaller, less trained version of itself (Karras et al. 2024).",
-        ),
-    )
-) + (
+WHY = {
+    "no guidance": "The prediction of the network, unchanged.",
+    "CFG": "Away from that of the null prompt (Ho and Salimans 2022).",
+    "CFG, rescaled": "Its contrast brought back to that of the prediction (Lin et al. 2023).",
+    "CFG, in an interval": (
+        "Only at middle noise levels, where it helps (Kynkäänniemi et al. 2024)."
+    ),
+    "SAG": "Away from a prediction blurred where the network looks (Hong et al. 2022).",
+    "CFG + SAG": "Both of them: guidances add up.",
+    "PAG": "Away from a network that attends to nothing but itself (Ahn et al. 2024).",
+    "SEG": "Away from a network with blurred attention (Hong 2024).",
+    "autoguidance": "Away from a smaller, less trained version of itself (Karras et al. 2024).",
+}
+"""What a guidance does, by its name."""
+ALIASES = {"CFG, in an interval": "CFG in an interval", "autoguidance": "Auto"}
+"""Names of guidances among VALUES, where they are others."""
+
+
+def guided(name: str, why: str) -> Row:
+    """The model with a guidance at the value that suits it."""
+    key = ALIASES.get(name, name)
+    guide = "critters-guide" if key == "Auto" else ""
+    recipe = replace(BASE, prompts=PROMPTS, guidance=VALUES.get(key, ""), guide=guide)
+    return Row(name, why, recipe)
+
+
+GUIDANCES = (
+    *(guided(name, why) for name, why in WHY.items()),
     Row(
         "refined noise",
         "No guidance: refined initial noise, at one more NFE (Ahn et al. 2024).",
@@ -228,10 +206,8 @@ def _write(done: Sequence[RowSamples], out: Path) -> None:
     results = [
         {"name": d.row.name, "recipe": d.row.recipe.to_dict(), "figures": d.metrics} for d in done
     ]
-    with atomic_write(out / "results.json") as file:
-        file.write((json.dumps(results, indent=2) + "\n").encode())
-    with atomic_write(out / "index.html") as file:
-        file.write(_page(done).encode())
+    write_json(out / "results.json", results)
+    put(out / "index.html", _page(done).encode())
 
 
 def _grid(done: Sequence[RowSamples]) -> "Image":

@@ -203,11 +203,6 @@ def _entries(split: str, group: str) -> tuple[_Entry, ...]:
     return tuple(e for e in chosen if split == "all" or held_out(e.code) == (split == "test"))
 
 
-def things(split: str = "train") -> tuple[str, ...]:
-    """Names of the emoji of a split, each once, in the order of the alphabet."""
-    return tuple(sorted({entry.name for entry in _entries(split, "")}))
-
-
 @lru_cache(maxsize=2)
 def _sprites(style: str) -> NDArray[np.uint8]:
     """Cut the sheet of a style, `(N, 64, 64, 4)`, straight alpha."""

@@ -68,6 +68,8 @@ def compare(
             several times.
         loading: How the models of all recipes are loaded, in place of what they say themselves.
     """
+    import matplotlib  # noqa: F401 - the page comes last: better to miss it now
+
     from diffsteer.generate.generator import rehearse
     from diffsteer.generate.recipe_checks import media_of, require_consistent, require_images
     from diffsteer.hf.offload import require_offload
@@ -76,9 +78,7 @@ def compare(
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.image_scores import named, scores_of
     from diffsteer.metrics.image_sets import require_comparable
-    from diffsteer.report.plots import require_matplotlib
 
-    require_matplotlib()
     entries = [
         replace(entry, recipe=loaded(entry.recipe, loading))
         for entry in entries_of(recipes, weights)
@@ -171,7 +171,7 @@ def _report(
     resamples: int,
     scores: dict[str, str],
 ) -> None:
-    from diffsteer.io.atomic import atomic_write, write_json
+    from diffsteer.io.atomic import put, write_json
     from diffsteer.metrics.comparison import compared
     from diffsteer.metrics.evaluate import cautions, omitted
     from diffsteer.metrics.value import table
@@ -182,7 +182,7 @@ def _report(
     results = []
     for entry, one in zip(entries, compared(runs, real, resamples, scores), strict=True):
         images = {s: entry.folder(out) / f"{s:06d}.png" for s in runs[entry.name].seeds[:show]}
-        results.append(Result(one, entry.recipe.to_dict(), entry.curve, entry.weight, images))
+        results.append(Result(one, entry.recipe, entry.curve, entry.weight, images))
         print(f"\n{one.name}", table(one.figures), *_lines(results[-1]), sep="\n")
     for note in notes:
         print(f"not measured: {note}")
@@ -196,8 +196,7 @@ def _report(
         "too few images": cautioned,
     }
     write_json(out / "report.json", content)
-    with atomic_write(out / "report.html") as file:
-        file.write(page(results, reference["path"], notes, cautioned, resamples).encode())
+    put(out / "report.html", page(results, reference["path"], notes, cautioned, resamples).encode())
     print(f"\n{out / 'report.html'}, {out / 'report.json'}")
 
 
@@ -217,7 +216,7 @@ def _plain(one: "Result") -> dict[str, Any]:
     return {
         "curve": one.curve,
         "weight": one.weight,
-        "recipe": dict(one.recipe),
+        "recipe": one.recipe.to_dict() | one.recipe.to_json(),  # all fields, and the options
         "pictures": {seed: str(path) for seed, path in one.images.items()},
         **one.compared.json(),
     }

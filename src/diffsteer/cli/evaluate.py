@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction
 
-from diffsteer.cli.options import FEATURES, LOADING, SAMPLES, Features, Loading, Samples, loaded
+from diffsteer.cli.options import (
+    FEATURES,
+    LOADING,
+    SAMPLES,
+    Features,
+    Loading,
+    Samples,
+    loaded,
+    said,
+)
 from diffsteer.core.errors import InputError
 from diffsteer.io.seeds import prompts_of
 
 if TYPE_CHECKING:
+    from diffsteer.generate.recipe import Recipe
     from diffsteer.metrics.features import Extractor
     from diffsteer.metrics.statistics import Statistics
 
@@ -98,18 +108,24 @@ def evaluate(
         raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
     asked, scores = None, scores_of(score, features.device)
     if pictures.suffix.lower() in RECIPES and not pictures.is_dir():
+        if prompts is not None:
+            raise InputError(f"{pictures} is a recipe, which has prompts: leave --prompts out")
         asked = loaded(read(pictures), loading)
         require_consistent(asked)
         require_offload(asked.offload, device_of(features.device))
         require_images(asked, media_of(asked))
         require_writable(samples.work)
     else:
-        if loading != LOADING:
+        if said(loading):
             raise InputError(
                 f"{pictures} is no recipe, and --dtype, --offload and --lora say how the model of "
                 "one is loaded: leave them out"
             )
         Pictures.at(pictures)
+        if prompts is not None and not scores:
+            raise InputError("prompts are of scores, and none is named: leave out --prompts")
+        lines = () if prompts is None else prompts_of(prompts)
+        wanted = None if recipe is None else read(recipe)
     extractor = features.build()
     require_comparable(reference, extractor)
     with launched(), ExitStack() as stack:
@@ -118,13 +134,11 @@ def evaluate(
             stack.enter_context(owned_file(out))
         against = known(reference, features, extractor) if first else None
         if asked is not None:
-            if prompts is not None:
-                raise InputError(f"{pictures} is a recipe, which has prompts: leave --prompts out")
             run = samples.measure(asked, features, extractor, scores=scores)
             fake, seeds, each = run.statistics, format_seeds(run.seeds), run.scores
         else:
-            each = judged(pictures, scores, _lines(prompts), features.batch)
-            fake, seeds = _folder(pictures, features, extractor, recipe, mixed)
+            each = judged(pictures, scores, lines, features.batch)
+            fake, seeds = _folder(pictures, features, extractor, wanted, mixed)
         if against is None:
             return
         real, digest = against
@@ -147,10 +161,6 @@ def evaluate(
             write_json(out, content)
 
 
-def _lines(path: Path | None) -> list[str]:
-    return [] if path is None else list(prompts_of(path))
-
-
 def known(
     reference: Path, features: Features, extractor: "Extractor"
 ) -> tuple["Statistics", str | None]:
@@ -162,16 +172,14 @@ def known(
 
 
 def _folder(
-    path: Path, features: Features, extractor: "Extractor", recipe: Path | None, mixed: bool
+    path: Path, features: Features, extractor: "Extractor", wanted: "Recipe | None", mixed: bool
 ) -> tuple["Statistics", str]:
-    from diffsteer.generate.recipe import read
     from diffsteer.io.distributed import Processes
     from diffsteer.io.images import Pictures
     from diffsteer.metrics.image_sets import seeds_in
 
     if Processes.running().world > 1:
         raise InputError(f"{path} is no recipe: only recipes are shared by processes; start one")
-    wanted = None if recipe is None else read(recipe)
     seeds = seeds_in(Pictures.at(path), wanted, mixed)
     return measured(path, features, extractor), seeds
 

@@ -23,7 +23,7 @@ from diffsteer.cli import (
     tune,
 )
 from diffsteer.cli.mistakes import one_line
-from diffsteer.cli.options import described
+from diffsteer.cli.options import command_line, described
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.io.extensions import LAB, extension, extensions
 
@@ -186,7 +186,7 @@ def main() -> None:
         return
     try:
         _require_command(args)
-        with one_line(app, _words(args)):
+        with one_line(app, _words(args)), command_line(args):
             app.cli(prog="diffsteer", description=DESCRIPTION)
     except ModuleNotFoundError as error:
         sys.exit(f"diffsteer: {error}{_hint(error.name)}")

@@ -1,8 +1,10 @@
 """Options that several commands take; importable without torch."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, make_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, make_dataclass, replace
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
@@ -11,7 +13,7 @@ from docstring_parser import parse
 from tyro.conf import arg
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.recipe import NOTHING, Recipe
+from diffsteer.generate.recipe import Recipe
 from diffsteer.io.seeds import parse_seeds
 
 if TYPE_CHECKING:
@@ -21,6 +23,38 @@ if TYPE_CHECKING:
 
 
 Described = TypeVar("Described")
+_typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
+
+
+@contextmanager
+def command_line(words: Sequence[str]) -> Iterator[None]:
+    """Let `typed` tell meanwhile which options stand among the words of a command line."""
+    flags = (word.partition("=")[0] for word in words if word.startswith("--"))
+    token = _typed.set(frozenset(flag[2:].replace("-", "_") for flag in flags))
+    try:
+        yield
+    finally:
+        _typed.reset(token)
+
+
+def typed() -> frozenset[str]:
+    """Options that were typed, such as "num_frames"; none where Python calls a command."""
+    return _typed.get()
+
+
+def said(group: Any, **flags: str) -> dict[str, Any]:
+    """What options say, by their flags: those that were typed, also at their defaults.
+
+    Args:
+        group: Dataclass of options, all of which have defaults.
+        flags: Those of fields that are called otherwise.
+    """
+    plain, result = type(group)(), {}
+    for field in fields(group):
+        flag, value = flags.get(field.name, field.name), getattr(group, field.name)
+        if flag in typed() or value not in (field.default, getattr(plain, field.name)):
+            result[flag] = value
+    return result
 
 
 def described(command: Described) -> Described:
@@ -112,18 +146,9 @@ class Samples:
         """Make and measure the images of a recipe, as `metrics.sampled.measure_recipe`."""
         from diffsteer.metrics.sampled import measure_recipe
 
-        seeds, keep, device = parse_seeds(self.seeds), features.keep, features.device
         return measure_recipe(
-            recipe,
-            seeds,
-            extractor,
-            self.work,
-            self.at_once,
-            keep,
-            device,
-            show,
-            shown,
-            scores or {},
+            *(recipe, parse_seeds(self.seeds), extractor, self.work, self.at_once),
+            *(features.keep, features.device, show, shown, scores or {}),
         )
 
 
@@ -145,9 +170,8 @@ else:
 
 
 def loaded(recipe: Recipe, loading: Loading) -> Recipe:
-    """Recipe whose model is loaded as options say, where they differ from their defaults."""
-    changes = {n: v for n, v in vars(loading).items() if v != getattr(NOTHING, n)}
-    return replace(recipe, **changes)
+    """Recipe whose model is loaded as options say, where they were typed."""
+    return replace(recipe, **said(loading))
 
 
 FEATURES, SAMPLES, LOADING = Features(), Samples(), Loading()

@@ -6,14 +6,12 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes
 
 from diffsteer.core.errors import InputError
-from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.recipe import NOTHING, Recipe
 from diffsteer.io.seeds import parse_seeds, prompts_of
-
-NOTHING_SAID = Recipe()
 
 
 def targets(
-    recipe: OmitArgPrefixes[Recipe] = NOTHING_SAID,
+    recipe: OmitArgPrefixes[Recipe] = NOTHING,
     prompts: Path = Path("prompts.txt"),
     seeds: str = "0-9999",
     out: Path = Path("targets"),

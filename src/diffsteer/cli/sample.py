@@ -2,21 +2,16 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
+from tyro.conf import FlagCreatePairsOff, arg
 
+from diffsteer.cli.options import said, typed
 from diffsteer.core.errors import InputError
-from diffsteer.generate.options import (
-    ADMOptions,
-    EDM2Options,
-    changed,
-    format_of,
-    options_of,
-)
-from diffsteer.generate.recipe import Recipe, recipe_of, recipe_of_png
+from diffsteer.generate.options import ADMOptions, EDM2Options, format_of, options_of
+from diffsteer.generate.recipe import NOTHING, Recipe, recipe_of, recipe_of_png
 from diffsteer.io.hub import require_known
 from diffsteer.io.seeds import format_seeds, parse_seeds, prompts_of
 from diffsteer.models.edm2.loop_settings import Loop
@@ -51,59 +46,43 @@ class Published:
 
 COLUMNS = 8
 """Most images in a row of a contact sheet."""
-RECIPE, PUBLISHED, NETWORK, LOOP = Recipe(), Published(), ADMOptions(), Loop()
+PUBLISHED, NETWORK, LOOP = Published(), ADMOptions(), Loop()
 
 
 def sample(
-    recipe: OmitArgPrefixes[Recipe] = RECIPE,
+    recipe: Recipe = NOTHING,
     seeds: str = "0",
     out: Path = Path("out"),
     batch: int = 4,
     device: str = "",
     prompts: Path | None = None,
-    like: Annotated[Path | None, arg(name="from", metavar="PNG")] = None,
-    preset: OmitArgPrefixes[Published] = PUBLISHED,
-    network: OmitArgPrefixes[ADMOptions] = NETWORK,
-    noise: OmitArgPrefixes[Loop] = LOOP,
-    file: Annotated[Path | None, arg(name="recipe", metavar="FILE")] = None,
+    like: Path | None = None,
+    preset: Published = PUBLISHED,
+    network: ADMOptions = NETWORK,
+    noise: Loop = LOOP,
+    file: Path | None = None,
     frames: bool = False,
     save: Path | None = None,
     sheet: Path | None = None,
 ) -> None:
     """Sample images; one that is there already is not made again.
 
-    `cli/sample_options.py` gives these arguments their order on the command line.
-
-    Args:
-        recipe: How.
-        seeds: One image each: "7", "0-63", "0-3,8".
-        out: Folder for the images, SEED.png.
-        batch: Images at a time, >= 1; changes none of them.
-        device: Where it runs; empty for a GPU if there is one.
-        prompts: File with one prompt a line; the image of seed i shows prompt i mod their number.
-        like: Repeat this image: its metadata hold model, recipe and seed.
-        preset: A published configuration, instead of model and recipe; or, where the model is a
-            folder of `diffsteer convert`, its class and the like.
-        network: More of such a folder of ADM.
-        noise: More of such a folder of EDM2.
-        file: Recipe to follow: JSON, or a sample of this command, whose seed is taken as well;
-            options beside it replace what it says.
-        frames: Keep videos as folders of frames, SEED/0000.png, instead of MP4.
-        save: JSON file for the recipe.
-        sheet: PNG for a labelled contact sheet of the images.
+    `cli/sample_options.py` says what the arguments are, in their order on the command line:
+    `preset`, `network`, `noise` are its advanced options, `file` its --recipe, `like` its --from.
     """
     numbers = parse_seeds(seeds)
     if batch < 1:
         raise InputError(f"batch={batch} makes no image: give at least 1")
     if prompts is not None:
         recipe = replace(recipe, prompts=prompts_of(prompts))
+    chosen, numbered = said(recipe), seeds != "0" or "seeds" in typed()
     if file is not None:
-        recipe, seed = _merged(file, recipe)
-        numbers = [seed] if seed is not None and seeds == "0" else numbers
-    settings = _given(preset) | changed(network) | changed(noise)
+        recipe, seed = _merged(file, chosen)
+        numbers = [seed] if seed is not None and not numbered else numbers
+    own = said(network) | _without(said(noise), "steps")  # --steps is of the recipe
+    settings = _without(said(preset, label="class"), "subdirs") | own
     if like is not None:
-        settings.pop("models", None)
-        if settings or (recipe, seeds) != (RECIPE, "0"):
+        if _without(settings, "models") or chosen or file or numbered:
             raise InputError(
                 "--from repeats an image as it was: give no model, recipe or seeds, no preset, "
                 "no options"
@@ -115,12 +94,12 @@ def sample(
             if isinstance(options, EDM2Options):
                 recipe = replace(recipe, options=replace(options, models=preset.models))
     elif preset.preset and not format_of(recipe.model):
-        if recipe != RECIPE:
+        if chosen or file:
             raise InputError("a preset says model and recipe: give neither, nor --from")
-        options_of("", changed(network) | changed(noise))
+        options_of("", own)
         recipe = _preset_recipe(preset)
-    elif settings or recipe.options is None:
-        recipe = replace(recipe, options=options_of(recipe.model, settings))
+    elif settings:
+        recipe = _with_options(recipe, settings)
     if not recipe.model:
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
     require_known(recipe.model, recipe.guide, recipe.refiner)
@@ -184,21 +163,24 @@ def write_sheet(path: Path, recipe: Recipe, images: Mapping[int, Path]) -> None:
         sheet(rows, columns, labels).save(file, format="png")
 
 
-def _merged(file: Path, given: Recipe) -> tuple[Recipe, int | None]:
-    """Recipe of a file with the fields that were given, and the seed where it is an image."""
+def _merged(file: Path, changes: dict[str, Any]) -> tuple[Recipe, int | None]:
+    """Recipe of a file with other fields in place of its own, and the seed where it is an image."""
     recipe, seed = recipe_of(file)
-    names = [field.name for field in fields(Recipe) if given.differs(field.name)]
-    changes = {name: getattr(given, name) for name in names}
     if changes.keys() & {"prompt", "prompts"}:
         changes = {"prompt": "", "prompts": (), **changes}
+    if changes.get("image") and not recipe.image:  # its strength is that of a refiner
+        changes = {"strength": None, **changes}
     return replace(recipe, **changes), seed
 
 
-def _given(flags: Published) -> dict[str, object]:
-    """Flags that are options of a model, by the names that images hold."""
-    names = {"label": "class"}
-    given = changed(flags)
-    return {names.get(name, name): given[name] for name in given if name != "subdirs"}
+def _with_options(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """Recipe with other options of its model in place of those that it says."""
+    table = recipe.options.to_dict() if recipe.options else {}
+    return replace(recipe, options=options_of(recipe.model, table | settings))
+
+
+def _without(table: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != name}
 
 
 def _preset_recipe(flags: Published) -> Recipe:

@@ -102,10 +102,8 @@ def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path)
         raise InputError(
             f"{path} cannot be written: give the path of an image in a folder there is"
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError('a plot needs matplotlib: pip install "diffsteer[plot]"') from error
+    from matplotlib.figure import Figure
+
     ends = schedule.first, schedule.last
     times = torch.linspace(ends[0], ends[1], 1000, dtype=torch.float64)
     if isinstance(schedule, EDM):

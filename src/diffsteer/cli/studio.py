@@ -48,20 +48,12 @@ def studio(
     if not 0 <= port < 65536:
         raise InputError(f"port must be in [0, 65535], got {port} (0 takes the first free one)")
     quiet()
-    require_gradio()
+    import gradio  # noqa: F401 - first, as it is the one that may be missing
+
     from diffsteer.io.atomic import require_writable
     from diffsteer.studio.start import start
 
     require_writable(out)
     if missing := [path for path in data if not path.exists()]:
         raise FileNotFoundError(f"no file or folder {missing[0]}: --data names real images")
-    options = host, port, password, not no_browser
-    start(models, refiner, out, device, data, *options, guides=guide)
-
-
-def require_gradio() -> None:
-    """Check that what makes the page is installed."""
-    try:
-        import gradio  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the page needs gradio", name="gradio") from error
+    start(models, refiner, guide, data, out, device, host, port, password, not no_browser)

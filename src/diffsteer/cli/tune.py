@@ -7,17 +7,15 @@ from tyro.conf import OmitArgPrefixes
 
 from diffsteer.cli.options import FEATURES, Features
 from diffsteer.core.errors import InputError
-from diffsteer.generate.recipe import Recipe, read
+from diffsteer.generate.recipe import NOTHING, Recipe, read
 from diffsteer.io.hub import require_known
 from diffsteer.io.seeds import parse_seeds, prompts_of
-
-RECIPE = Recipe()
 
 
 def tune(
     reference: Path,
     space: str,
-    recipe: OmitArgPrefixes[Recipe] = RECIPE,
+    recipe: OmitArgPrefixes[Recipe] = NOTHING,
     prompts: Path | None = None,
     metric: str = "FD",
     trials: int = 60,
@@ -65,20 +63,20 @@ def tune(
         features: How images become features.
     """
     require_known(recipe.model, recipe.guide, recipe.refiner)
-    _require_optuna()
+    import matplotlib  # noqa: F401 - the report comes last: better to miss it now
+    import optuna  # noqa: F401
+
     from diffsteer.cli.evaluate import known
     from diffsteer.generate.generator import rehearse
     from diffsteer.generate.recipe_checks import require_consistent
     from diffsteer.io.atomic import InUse, owned, require_writable
     from diffsteer.metrics.image_sets import require_comparable
-    from diffsteer.report.plots import require_matplotlib
     from diffsteer.tune.objective import Objective, scores_for
     from diffsteer.tune.report import BASE, confirm, require_disjoint, undecided, write
     from diffsteer.tune.space import Space
     from diffsteer.tune.storage import open_storage
     from diffsteer.tune.study import Budget, Search
 
-    require_matplotlib()
     if min(top, at_once) < 1 or show < 0 or resamples < 20:
         raise InputError(f"top={top}, at_once={at_once}, show={show}, resamples={resamples}: give "
                          "top and at_once >= 1, show >= 0 and resamples >= 20")  # fmt: skip
@@ -89,7 +87,7 @@ def tune(
     reported = parse_seeds(report_seeds)
     require_disjoint(reported, budget.seeds)
     searched = Space.parse(space)
-    rivals = {path.stem: read(path) for path in against} or {BASE: replace(recipe, guidance="")}
+    rivals = _named(against, top) or {BASE: replace(recipe, guidance="")}
     for name, rival in rivals.items():
         if (rival.prompts, rival.prompt) != (recipe.prompts, recipe.prompt):
             raise InputError(
@@ -124,8 +122,12 @@ def tune(
     print(page)
 
 
-def _require_optuna() -> None:
-    try:
-        import optuna  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("searching needs optuna", name="optuna") from error
+def _named(paths: tuple[Path, ...], top: int) -> dict[str, Recipe]:
+    """Recipes to compare with, by the names of their files."""
+    found = {path.stem: read(path) for path in paths}
+    if len(found) < len(paths) or found.keys() & {f"{n + 1}" for n in range(top)}:
+        raise InputError(
+            f"--against names {', '.join(path.stem for path in paths)}: a recipe is called by its "
+            f"file, and 1 to {top} are those of the front: give each a name of its own"
+        )
+    return found

@@ -10,13 +10,13 @@ from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.core.fields import is_whole
 from diffsteer.doctor import architectures
 from diffsteer.doctor.architectures import Architecture
-from diffsteer.doctor.tensors import Entry, is_safetensors, read_header
 from diffsteer.hf.load import offline_folder
 from diffsteer.hf.network import PARTS
 from diffsteer.hf.shipped import shipped
 from diffsteer.io.extensions import known
 from diffsteer.io.hub import HUB_ID, require_known
 from diffsteer.io.model_folder import CONFIG, INDEX
+from diffsteer.io.safetensors_header import Entry, is_safetensors, read_header
 from diffsteer.io.strict import parse_object, read_bytes, read_object, refused
 
 SCHEDULER = "scheduler_config.json"
@@ -39,7 +39,6 @@ class Checkpoint:
         yaml: Config of the original code beside a file, empty where there is none.
         network: Config of the network in a folder.
         network_folder: That has this config; None for files.
-        configs: Paths of the configs that were read.
         folders: Places where the parts of a folder are looked for, the first that has it counts.
         index: Of its pipeline, model_index.json; empty for others.
         loaded_scheduler: Class that the index names where the scheduler's config names another.
@@ -55,7 +54,6 @@ class Checkpoint:
     yaml: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     network_folder: Path | None = None
-    configs: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
     index: Mapping[str, Any] = field(default_factory=dict)
     loaded_scheduler: str = ""
@@ -153,7 +151,6 @@ def _file(name: str, path: Path) -> Checkpoint:
         *(name, path, "lora" if lora else "file", kind, entries, metadata),
         scheduler=read_object(scheduler) if scheduler else {},
         yaml=_read_yaml(yaml) if yaml else {},
-        configs=tuple(p for p in (yaml, scheduler) if p),
     )
 
 
@@ -201,7 +198,6 @@ def _folder(name: str, folders: tuple[Path, ...]) -> Checkpoint:
         scheduler=config,
         network=network,
         network_folder=config_path.parent,
-        configs=tuple(p for p in (index_path, config_path, scheduler) if p),
         folders=folders,
         index=index,
         loaded_scheduler=loaded if own != loaded else "",

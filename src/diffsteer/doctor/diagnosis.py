@@ -240,11 +240,10 @@ def _dark(
 
 
 def _last(checkpoint: Checkpoint) -> dict[int, bool]:
+    config = checkpoint.scheduler
+    discrete = config and not str(config.get("_class_name", "")).startswith("EDM")
     try:
-        steps = (*schedulers.COMMON, DEFAULT_STEPS)
-        config = checkpoint.scheduler
-        discrete = config and not str(config.get("_class_name", "")).startswith("EDM")
-        return schedulers.visits(config, steps).reaches if discrete else {}
+        return schedulers.visits(config).reaches if discrete else {}
     except InputError:
         return {}
 

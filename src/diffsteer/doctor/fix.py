@@ -13,9 +13,10 @@ from diffsteer.core.errors import InputError
 from diffsteer.doctor import marks
 from diffsteer.doctor.checkpoint import PICKLES, SCHEDULER, Checkpoint
 from diffsteer.doctor.diagnosis import Diagnosis
-from diffsteer.doctor.tensors import Entry, read_header, scan
+from diffsteer.doctor.tensors import scan
 from diffsteer.io.atomic import PART, atomic_folder, atomic_write, put, write_json
 from diffsteer.io.model_folder import INDEX
+from diffsteer.io.safetensors_header import Entry, read_header
 
 PIECE = 2**24
 """Bytes that are copied at a time."""

@@ -20,6 +20,7 @@ from diffsteer.doctor.verdict import (
     PREDICTION_KEYS,
     SNR_KEYS,
     ZERO,
+    inner,
 )
 from diffsteer.hf.scheduler_config import flows
 
@@ -87,7 +88,7 @@ def _resolution(latent: tuple[int, int, int]) -> str:
 
 def yaml(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
     """Config of the original code; empty where it has no words for the network."""
-    own = _params(checkpoint.yaml)
+    own = inner(checkpoint.yaml, "model", "params")
     complete = "unet_config" in own or "network_config" in own
     names = {architectures.SD1: "sd1", architectures.SD2: "sd2", architectures.SDXL: "sdxl"}
     name = names.get(checkpoint.architecture)
@@ -103,24 +104,19 @@ def yaml(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
         text = files("diffsteer.doctor").joinpath(f"original/{name}.yaml").read_text()
         tree = library.safe_load(text)
         try:
-            _fill(_params(tree), unet_config(checkpoint.entries, checkpoint.architecture))
+            shape = unet_config(checkpoint.entries, checkpoint.architecture)
+            _fill(inner(tree, "model", "params"), shape)
         except InputError:
             return {}
-    parameters = _params(tree)
+    parameters = inner(tree, "model", "params")
     if "denoiser_config" in parameters:
         kind = "VScaling" if word == "v" else "EpsScaling"
-        inner = parameters["denoiser_config"]["params"]
-        inner["scaling_config"] = {"target": SCALING + kind}
-        inner["weighting_config"] = {"target": WEIGHTING + kind.replace("Scaling", "Weighting")}
+        config = parameters["denoiser_config"]["params"]
+        config["scaling_config"] = {"target": SCALING + kind}
+        config["weighting_config"] = {"target": WEIGHTING + kind.replace("Scaling", "Weighting")}
     else:
         parameters["parameterization"] = word
     return tree
-
-
-def _params(tree: Mapping[str, Any]) -> Any:
-    model = tree.get("model")
-    params = model.get("params") if isinstance(model, Mapping) else None
-    return params if isinstance(params, Mapping) else {}
 
 
 def _fill(parameters: Any, config: Mapping[str, Any]) -> None:

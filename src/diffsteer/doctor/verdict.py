@@ -143,9 +143,9 @@ def _configs(checkpoint: Checkpoint) -> list[Claim]:
 
 
 def _yaml(tree: Mapping[str, Any]) -> list[Claim]:
-    parameters = _inner(tree, "model", "params")
+    parameters = inner(tree, "model", "params")
     word = str(parameters.get("parameterization", ""))
-    scaling = str(_inner(parameters, "denoiser_config", "params", "scaling_config").get("target"))
+    scaling = str(inner(parameters, "denoiser_config", "params", "scaling_config").get("target"))
     targets = {"VScaling": "v_prediction", "EpsScaling": "epsilon", "EDMScaling": EDM}
     claims = []
     if spelled := SPELLINGS.get(word.lower()):
@@ -155,7 +155,8 @@ def _yaml(tree: Mapping[str, Any]) -> list[Claim]:
     return claims
 
 
-def _inner(tree: Any, *names: str) -> Mapping[str, Any]:
+def inner(tree: Any, *names: str) -> Any:
+    """Table that lies under names in a tree of tables; an empty one where there is none."""
     for name in names:
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return tree if isinstance(tree, Mapping) else {}

@@ -13,8 +13,9 @@ from diffsteer.doctor import architectures
 from diffsteer.doctor.architectures import PREFIX, current_name, unet_config
 from diffsteer.doctor.checkpoint import Checkpoint, sharded
 from diffsteer.doctor.schedulers import Finding
-from diffsteer.doctor.tensors import Entry, Scan
+from diffsteer.doctor.tensors import Scan
 from diffsteer.io.model_folder import CONFIG, INDEX
+from diffsteer.io.safetensors_header import Entry
 from diffsteer.io.strict import read_object
 
 PARTS = ("unet", "transformer", "vae")

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffsteer.generate.recipe import Recipe
+from diffsteer.metrics.bootstrap import Estimate
 from diffsteer.metrics.comparison import Compared
 from diffsteer.metrics.value import MetricValue
 from diffsteer.report.page import render
@@ -16,14 +18,14 @@ class Result:
 
     Attributes:
         compared: Its metrics, differences and costs.
-        recipe: The recipe in plain values.
+        recipe: The recipe.
         curve: Name shared by recipes that differ in a guidance weight alone.
         weight: That weight; None where there is no sweep.
         images: Files by seed.
     """
 
     compared: Compared
-    recipe: Mapping[str, object]
+    recipe: Recipe
     curve: str
     weight: float | None
     images: Mapping[int, Path]
@@ -54,7 +56,7 @@ def page(
     first = results[0].compared.figures
     swept = _curves({name: group for name, group in groups.items() if len(group) > 1}, groups)
     traded = _curves(groups, groups)
-    settings = [{name: _plain(value) for name, value in r.recipe.items()} for r in results]
+    settings = _settings([result.recipe for result in results])
     shared = {name for name in settings[0] if len({each[name] for each in settings}) == 1}
     return render(
         "compare.html",
@@ -70,21 +72,18 @@ def page(
         sweeps=[_sweep(figure, groups, swept) for figure in first] if swept else [],
         traded=traded,
         trade_off=_trade_off(first, groups, traded),
-        seeds={seed: _prompt(results[0].recipe, seed) for seed in results[0].images},
+        seeds={seed: results[0].recipe.for_seed(seed).prompt for seed in results[0].images},
         shared={k: v for k, v in settings[0].items() if k in shared and v},
         differing=[name for name in settings[0] if name not in shared],
         recipes=list(zip(results, settings, strict=True)),
     )
 
 
-def verdict(compared: Compared, figure: MetricValue) -> str:
-    """CSS class of a metric: better or worse than the first recipe, or undecided."""
-    if figure.name not in compared.differences:
+def verdict(figure: MetricValue, difference: Estimate | None) -> str:
+    """CSS class of a metric by its difference from that of the first recipe; empty: undecided."""
+    if difference is None or difference[1].low <= 0 <= difference[1].high:
         return ""
-    value, (low, high) = compared.differences[figure.name]
-    if low <= 0 <= high:
-        return ""
-    return "better" if (value > 0) == figure.higher_is_better else "worse"
+    return "better" if (difference[0] > 0) == figure.higher_is_better else "worse"
 
 
 def _groups(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -138,15 +137,21 @@ def _trade_off(
     return line_chart(f"{name} against recall", "recall", name, drawn)
 
 
-def _prompt(recipe: Mapping[str, object], seed: int) -> str:
-    prompts = recipe["prompts"] or [recipe["prompt"]]
-    assert isinstance(prompts, Sequence)
-    return str(prompts[seed % len(prompts)])
+def _settings(recipes: Sequence[Recipe]) -> list[dict[str, str]]:
+    """Texts of the fields and options that any of the recipes says, the same names for all."""
+    tables = [recipe.to_dict() for recipe in recipes]
+    options = [recipe.options.to_dict() if recipe.options else {} for recipe in recipes]
+    fields = dict.fromkeys(name for table in tables for name in table)
+    names = dict.fromkeys(name for table in options for name in table)
+    return [
+        {name: _plain(name, getattr(recipe, name)) for name in fields}
+        | {name: str(table.get(name, "")) for name in names}
+        for recipe, table in zip(recipes, options, strict=True)
+    ]
 
 
-def _plain(value: object) -> str:
-    """Text of a recipe's field for a cell; hashes are cut, lists of prompts are counted."""
+def _plain(name: str, value: object) -> str:
+    """Text of a recipe's field for a cell; prompts, which all recipes share, are counted."""
     if isinstance(value, list | tuple):
-        return f"{len(value)} prompts" if value else ""
-    text = str(value) if value not in (0, False) else ""
-    return text[:16] if len(text) == 64 and " " not in text else text
+        return f"{len(value)} prompts" if value and name == "prompts" else ", ".join(value)
+    return str(value) if value not in (0, False) else ""

@@ -62,17 +62,6 @@ class Curve:
         return COLOURS[self.turn % len(COLOURS)]
 
 
-def require_matplotlib() -> None:
-    """Raise before work begins where charts cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'charts need matplotlib: pip install "diffsteer[plot]", or `pip install -e ".[plot]"` '
-            "in a clone"
-        ) from error
-
-
 @dataclass(frozen=True)
 class Chart:
     """Curves with labels.
@@ -92,7 +81,6 @@ class Chart:
 
 def write_png(path: Path, charts: Sequence[Chart], title: str) -> None:
     """Draw charts side by side, with a legend each, to a PNG."""
-    require_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -124,7 +112,6 @@ def line_chart(
         curves: Curves; an empty one takes no space.
         level: Height of a dashed line, such as real against real.
     """
-    require_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

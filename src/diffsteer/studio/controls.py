@@ -8,6 +8,7 @@ import gradio as gr
 
 from diffsteer.core.spacing import SPACINGS
 from diffsteer.generate.recipe import Recipe
+from diffsteer.hf.shipped import Shipped, shipped
 from diffsteer.io.seeds import format_number
 from diffsteer.studio.engine import Engine, Model
 from diffsteer.studio.expression import Number, numbers, with_numbers
@@ -19,12 +20,33 @@ SAMPLERS = ("", "DDIM()", "DPMpp2M()", "UniPC()", "Euler", "EulerAncestral", "DD
 
 
 @dataclass(frozen=True, eq=False)
+class Words:
+    """Menus of the words that a model knows.
+
+    Attributes:
+        about: The model.
+        box: What is shown while the model is chosen.
+        menus: One for each word of a prompt.
+    """
+
+    about: Shipped
+    box: Any
+    menus: list[Any]
+
+    def composed(self, *chosen: str) -> str:
+        """Prompt of the words that were chosen."""
+        names = self.about.words()
+        compose = self.about.compose
+        return compose(**dict(zip(names, chosen, strict=True))) if compose else ""
+
+
+@dataclass(frozen=True, eq=False)
 class Controls:
     """Components whose values make the settings.
 
     Attributes:
         fields: By the names of `settings.CONTROLS`, in their order.
-        words: Menus of the words of a prompt, by name.
+        words: Menus of the words of a prompt, of each model that knows some.
         menu: Catalogue of guidances.
         sliders: For the numbers of the expression.
         generate: Button.
@@ -33,7 +55,7 @@ class Controls:
     """
 
     fields: dict[str, Any]
-    words: dict[str, Any]
+    words: dict[str, Words]
     menu: Any
     sliders: list[Any]
     generate: Any
@@ -58,11 +80,9 @@ def build(engine: Engine, model: Model) -> Controls:
         generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
         cancel = gr.Button("Cancel", elem_id="cancel", min_width=80)
     cost = gr.HTML("", elem_id="cost")
-    words = _words(model)
-    first = next((e for e in model.menu if e.text == start.guidance), model.menu[0])
+    words = {name: made for name in engine.models if (made := _words(name, name == model.name))}
     menu = gr.Dropdown(
-        [(e.label, e.text) for e in model.menu],
-        value=first.text,
+        **_menu(model, start.guidance),
         label="Guidance",
         info="What makes the image follow the prompt; each entry brings values that suit the model",
         elem_id="menu",
@@ -86,17 +106,34 @@ def build(engine: Engine, model: Model) -> Controls:
     return Controls(fields, words, menu, sliders, generate, cancel, cost)
 
 
-def _words(model: Model) -> dict[str, Any]:
-    """Menus of the words that a model knows."""
-    start, made = model.about.start if model.about else {}, dict[str, Any]()
-    gr.Markdown("Words that this model knows:", visible=bool(model.words))
-    with gr.Row(visible=bool(model.words)):
-        for name, given in model.words.items():
-            value = start.get(name, given[0])
-            made[name] = gr.Dropdown(
-                list(given), value=value, label=name, min_width=150, elem_id=name
-            )
-    return made
+def _words(model: str, shown: bool) -> Words | None:
+    """Menus of the words that a model knows; None where it takes any text."""
+    about = shipped(model)
+    if about is None or not (words := about.words()):
+        return None
+    with gr.Column(visible=shown) as box:
+        gr.Markdown("Words that this model knows:")
+        with gr.Row():
+            menus = [
+                gr.Dropdown(
+                    list(given), value=about.start.get(name, given[0]), label=name, min_width=150,
+                    elem_id=name if shown else f"{model}-{name}",
+                )
+                for name, given in words.items()
+            ]  # fmt: skip
+    return Words(about, box, menus)
+
+
+def _menu(model: Model, text: str) -> dict[str, Any]:
+    """Guidances of a model, and the one that an expression is."""
+    value = text if text in {entry.text for entry in model.menu} else None
+    return {"choices": [(entry.label, entry.text) for entry in model.menu], "value": value}
+
+
+def followed(engine: Engine, controls: Controls, name: str, text: str) -> list[Any]:
+    """Updates of the menu of guidances and of the boxes of words for another model."""
+    boxes = [gr.update(visible=each == name) for each in controls.words]
+    return [gr.update(**_menu(engine.model(name), text)), *boxes]
 
 
 def _sampler(fields: dict[str, Any]) -> None:
@@ -193,10 +230,3 @@ def around(text: str, axis: str) -> str:
     return ", ".join(
         format_number(round(min(max(base * f, number.lo), number.hi), 4)) for f in factors
     )
-
-
-def composed(model: Model, *chosen: str) -> str:
-    """Prompt of the words that were chosen."""
-    if not model.about or not model.about.compose:
-        return ""
-    return model.about.compose(**dict(zip(model.words, chosen, strict=True)))

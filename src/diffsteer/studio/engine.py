@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.generator import open_generator
@@ -20,9 +20,7 @@ from diffsteer.hf.shipped import Shipped, shipped
 from diffsteer.studio.catalogue import Entry, entries
 from diffsteer.studio.cost import Cost, Speed, cost_of
 from diffsteer.studio.history import History
-from diffsteer.studio.render import Cancelled, Preview, Sampled, sampled, strip
-
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+from diffsteer.studio.render import Preview, Sampled, sampled, strip
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +49,6 @@ class Model:
         prompt = self.about.prompt if self.about else ""
         guidance = next((e.text for e in self.menu if e.text), "")
         return Recipe(self.name, prompt, guidance=guidance, steps=16 if self.about else 25)
-
-    @property
-    def words(self) -> dict[str, tuple[str, ...]]:
-        """Words of its prompts by their name; empty where it takes any text."""
-        return {k: tuple(v) for k, v in self.about.words().items()} if self.about else {}
 
 
 def latent_of(pipe: Any) -> tuple[int, ...]:
@@ -92,7 +85,6 @@ class Engine:
         history: Where images go.
         device: Where networks run; empty for a GPU if there is one.
         data: What images may be compared with.
-        dtype: Of weights.
         guides: Names of weaker networks that it offers.
     """
 
@@ -101,7 +93,6 @@ class Engine:
     history: History
     device: str = ""
     data: tuple[Path, ...] = ()
-    dtype: Dtype = "auto"
     guides: tuple[str, ...] = ()
     speed: Speed = field(default_factory=Speed)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -122,7 +113,7 @@ class Engine:
             raise InputError(f"this studio was not started with {name}: diffsteer studio {name}")
         if name not in self._known:
             about = shipped(name)
-            recipe = Recipe(name, about.prompt if about else "", dtype=self.dtype)
+            recipe = Recipe(name, about.prompt if about else "")
             kind, made = kind_of(recipe), media_of(recipe)
             if kind or made != "image":
                 makes = "is no pipeline (EDM2 or ADM)" if kind else f"makes {made}"
@@ -130,15 +121,20 @@ class Engine:
                     f"{name} {makes}, and the studio shows images of diffusers pipelines: "
                     f"diffsteer sample {name}"
                 )
-            with self._lock, open_generator(recipe, self.device) as generator:
-                assert isinstance(generator, PipelineGenerator)
-                pipe = generator.pipe
-                guidances = about.guidances if about else {}
-                guide = bool(self.guides or (about and about.guide))
-                menu = entries(pipe, guide, guidances)
-                facts = pipe.scheduler, latent_of(pipe), tuple(menu), hasattr(pipe, "unet")
-                self._known[name] = Model(name, *facts, about)
+            with self._lock:
+                if name not in self._known:  # another tab may have loaded it meanwhile
+                    self._known[name] = self._loaded(recipe, about)
         return self._known[name]
+
+    def _loaded(self, recipe: Recipe, about: Shipped | None) -> Model:
+        with open_generator(recipe, self.device) as generator:
+            assert isinstance(generator, PipelineGenerator)
+            pipe = generator.pipe
+            guidances = about.guidances if about else {}
+            guide = bool(self.guides or (about and about.guide))
+            menu = entries(pipe, guide, guidances)
+            facts = pipe.scheduler, latent_of(pipe), tuple(menu), hasattr(pipe, "unet")
+            return Model(recipe.model, *facts, about)
 
     def cost(self, recipe: Recipe) -> Cost:
         """Cost of one image of a recipe."""
@@ -216,6 +212,3 @@ def followed(
         raise
     finally:
         wait([running], timeout=30)
-
-
-__all__ = ["Cancelled", "Done", "Engine", "Model", "Preview", "Sampled", "followed"]

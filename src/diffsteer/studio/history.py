@@ -9,7 +9,6 @@ from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator
 from diffsteer.generate.recipe import Recipe, recipe_of_png
 from diffsteer.generate.sample_metadata import save
-from diffsteer.io.images import SUFFIXES
 from diffsteer.io.strict import refused
 
 if TYPE_CHECKING:
@@ -45,13 +44,6 @@ class History:
         files = [path for path in self.folder.glob("*.png") if path.is_file()]
         files = sorted(files, key=lambda path: -path.stat().st_mtime_ns)[:SHOWN]
         return [(str(path), caption(path)) for path in files]
-
-    def inside(self, path: Path) -> Path:
-        """A file of the folder, or an error."""
-        whole = path.resolve()
-        if not whole.is_relative_to(self.folder.resolve()) or whole.suffix not in SUFFIXES:
-            raise InputError(f"{path.name} is no image of this history")
-        return whole
 
 
 def caption(path: Path) -> str:

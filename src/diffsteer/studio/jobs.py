@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
@@ -40,6 +41,12 @@ class References:
         about = shipped(model)
         own = [f"data of {model}"] if about and about.examples else []
         return [*own, *map(str, self.data)]
+
+    def offered(self, model: str, chosen: str | None = None) -> dict[str, Any]:
+        """Names as choices of a menu, and the chosen one where it is among them, else the first."""
+        names = self.names(model)
+        value = chosen if chosen in names else names[0] if names else None
+        return {"choices": names, "value": value}
 
     def path(self, model: str, name: str) -> tuple[Path, tuple[str, ...]]:
         """Path of a reference, written where it is not there, and captions of its images."""

@@ -10,8 +10,7 @@ import gradio as gr
 from diffsteer.studio.engine import Engine
 from diffsteer.studio.expression import numbers
 from diffsteer.studio.jobs import References, evaluated, job, tuned
-from diffsteer.studio.render import Cancelled
-from diffsteer.studio.runs import Runs, one_line
+from diffsteer.studio.runs import Runs, guarded, one_line
 from diffsteer.studio.schedule import draw
 from diffsteer.studio.settings import CONTROLS, Settings
 from diffsteer.studio.view import error, files_of, note
@@ -75,16 +74,14 @@ def _verdict(engine: Engine, inputs: Sequence[Any], options: dict[str, Any], tab
 def measure_tab(engine: Engine, runs: Runs, inputs: Sequence[Any], options: dict[str, Any]) -> None:
     """Evaluate and tune as jobs."""
     references = References(engine.history.folder / "jobs", engine.data)
-    names = references.names(engine.models[0])
     start = engine.model(engine.models[0]).defaults.guidance
     with gr.Tab("Measure"):
         gr.Markdown(
             "Compare many images of the settings with real ones, or search for better settings. "
             "Each is a command of diffsteer in a process of its own."
         )
-        reference = gr.Dropdown(
-            names, value=names[0] if names else None, label="Real images", elem_id="reference"
-        )
+        offered = references.offered(engine.models[0])
+        reference = gr.Dropdown(**offered, label="Real images", elem_id="reference")
         prompts = gr.Textbox("", lines=2, label="Prompts, one a line",
                              info="Empty: captions of the real images, or the prompt")  # fmt: skip
         count = gr.Slider(20, 1000, 50, step=10, label="Images", elem_id="count")
@@ -118,7 +115,7 @@ def measure_tab(engine: Engine, runs: Runs, inputs: Sequence[Any], options: dict
         def words(settings: Settings, path: Path, lines: Sequence[str]) -> list[str]:
             return evaluated(settings, path, lines, int(n), references.out)
 
-        yield from _told(run(words, str(request.session_hash), values, name, texts))
+        yield from _guarded(run(words, str(request.session_hash), values, name, texts))
 
     def searched(
         request: gr.Request, name: str, texts: str, n: int, text: str, time: float, *values: Any
@@ -126,7 +123,7 @@ def measure_tab(engine: Engine, runs: Runs, inputs: Sequence[Any], options: dict
         def words(settings: Settings, path: Path, lines: Sequence[str]) -> list[str]:
             return tuned(settings, path, lines, text, time, int(n), references.out)
 
-        yield from _told(run(words, str(request.session_hash), values, name, texts))
+        yield from _guarded(run(words, str(request.session_hash), values, name, texts))
 
     common, outputs = [reference, prompts, count], [state, log]
     evaluate.click(measured, [*common, *inputs], outputs, concurrency_limit=None, **options)
@@ -137,19 +134,19 @@ def measure_tab(engine: Engine, runs: Runs, inputs: Sequence[Any], options: dict
     def stopped(request: gr.Request) -> None:
         runs.cancel(f"job {request.session_hash}")
 
+    def followed(model: str, chosen: str | None) -> Any:
+        return gr.update(**references.offered(model, chosen))
+
+    model = inputs[CONTROLS.index("model")]
+    model.change(followed, [model, reference], reference, **options)
     expression = inputs[CONTROLS.index("guidance")]
     expression.change(_space_or_skip, expression, space, **options)
     stop.click(stopped, None, None, queue=False, **options)
 
 
-def _told(shown: Iterator[Any]) -> Iterator[Any]:
-    """The same, with an error as its last status line."""
-    try:
-        yield from shown
-    except Cancelled:
-        yield note("Cancelled; what was finished is kept, and the same button goes on"), gr.skip()
-    except Exception as problem:
-        yield error(one_line(problem)), gr.skip()
+def _guarded(shown: Iterator[Any]) -> Iterator[Any]:
+    text = "Cancelled; what was finished is kept, and the same button goes on"
+    return guarded(shown, lambda status: (status, gr.skip()), text)
 
 
 def _space_or_skip(text: str) -> Any:

@@ -1,6 +1,7 @@
 """The page: controls at the left, images and tabs at the right, and what happens on which event."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,9 +215,12 @@ class Page:
                 trigger_mode="always_last", **HIDDEN,
             )  # fmt: skip
         text.change(_quietly(left.axes_of, [gr.skip()] * 2), [text, *axes], axes, **HIDDEN)
-        for menu in c.words.values():
-            compose = lambda *chosen: left.composed(self.model, *chosen)  # noqa: E731
-            menu.input(compose, list(c.words.values()), c.fields["prompt"], **HIDDEN)
+        for words in c.words.values():
+            for menu in words.menus:
+                menu.input(words.composed, words.menus, c.fields["prompt"], **HIDDEN)
+        follow = _quietly(partial(left.followed, self.engine, c), [gr.skip()] * (1 + len(c.words)))
+        boxes = [words.box for words in c.words.values()]
+        c.fields["model"].change(follow, [c.fields["model"], text], [c.menu, *boxes], **HIDDEN)
         changes = [component.change for component in c.inputs]
         gr.on(
             changes, self._described, c.inputs, self.described, trigger_mode="always_last", **HIDDEN
@@ -269,7 +273,7 @@ def _quietly(act: Callable[..., Any], otherwise: Any) -> Callable[..., Any]:
     def quiet(*values: Any) -> Any:
         try:
             return act(*values)
-        except ValueError:
+        except (ValueError, OSError):  # of a model that is not there, which the costs say
             return otherwise
 
     return quiet

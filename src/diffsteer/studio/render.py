@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from diffsteer.generate.from_noise import predictions
 from diffsteer.generate.pipelines import PipelineGenerator
-from diffsteer.hf.timesteps import Predicted
+from diffsteer.hf.time_arguments import Predicted
 
 if TYPE_CHECKING:
     from PIL.Image import Image

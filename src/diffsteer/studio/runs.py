@@ -3,7 +3,7 @@
 import math
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,14 +123,22 @@ class Runs:
         yield from self.engine.images(recipe, seeds, self.begin(tab))
 
 
-def guarded(shown: Iterator[Shown]) -> Iterator[Shown]:
-    """The same, with an error as its last status line."""
+def guarded(
+    shown: Iterator[Any], ending: Callable[[str], Any] = Shown, cancelled: str = "Cancelled"
+) -> Iterator[Any]:
+    """The same, with an error as its last status line.
+
+    Args:
+        shown: What the page shows next.
+        ending: Makes the last of it from the HTML of a status line.
+        cancelled: Text of the status line where it was cancelled.
+    """
     try:
         yield from shown
     except Cancelled:
-        yield Shown(note("Cancelled"))
+        yield ending(note(cancelled))
     except Exception as problem:
-        yield Shown(error(one_line(problem)))
+        yield ending(error(one_line(problem)))
 
 
 def one_line(problem: Exception) -> str:

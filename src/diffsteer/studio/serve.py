@@ -123,10 +123,8 @@ async def _refuse(send: Asgi, status: int, reason: str) -> None:
     await send({"type": "http.response.body", "body": text})
 
 
-def launch(
-    page: Any, folder: Path, host: str, port: int, password: str, browser: bool, block: bool
-) -> Any:
-    """Serve a page, until it is interrupted where `block` is true.
+def launch(page: Any, folder: Path, host: str, port: int, password: str, browser: bool) -> str:
+    """Serve a page from now on, and return its local address.
 
     Args:
         page: Blocks, with `theme` and `css` of its own in `look`.
@@ -135,20 +133,16 @@ def launch(
         port: Of it; 0 for the first that is free from 7860 on.
         password: Of the user "studio"; empty for none.
         browser: Whether to open a browser.
-        block: Whether to wait.
-
-    Returns:
-        The app, its local address and none.
     """
     from starlette.middleware import Middleware
 
     require_safe(host, password)
-    return page.queue(max_size=64, api_open=False).launch(
+    _, url, _ = page.queue(max_size=64, api_open=False).launch(
         server_name=host,
         server_port=port or None,
         auth=("studio", password) if password else None,
         inbrowser=browser,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         quiet=True,
         share=False,
         show_error=False,
@@ -163,3 +157,4 @@ def launch(
         app_kwargs={"middleware": [Middleware(Guard, local=host in LOOPBACK)]},
         **page.look,
     )
+    return str(url)

@@ -67,22 +67,19 @@ class Settings:
                 "repeat it by `diffsteer sample --recipe IMAGE`"
             )
 
-    @property
-    def axes(self) -> list[str]:
-        """What a grid can vary."""
-        return [*(number.name for number in numbers(self.recipe.guidance)), STEPS, SEED]
-
     def varied(self, axis: str, value: float) -> "Settings":
         """The same with another value of an axis."""
-        if axis in (STEPS, SEED) and (value != int(value) or value < 0):
-            raise InputError(f"{axis} must be a whole number, got {value}")
+        if axis in (STEPS, SEED) and not (0 <= value < 2**64 and value == int(value)):
+            raise InputError(f"{axis} must be a whole number >= 0, got {value}")
         if axis == STEPS:
             return replace(self, recipe=replace(self.recipe, steps=int(value)))
         if axis == SEED:
             return replace(self, seeds=(int(value),))
         names = [number.name for number in numbers(self.recipe.guidance)]
         if axis not in names:
-            raise InputError(f"the expression has no {axis}: choose from {', '.join(self.axes)}")
+            raise InputError(
+                f"the expression has no {axis}: choose from {', '.join([*names, STEPS, SEED])}"
+            )
         values = [value if name == axis else None for name in names]
         guidance = with_numbers(self.recipe.guidance, values)
         return replace(self, recipe=replace(self.recipe, guidance=guidance))

@@ -1,19 +1,21 @@
 """The front of a search, measured once more on seeds that it did not choose by."""
 
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
-from diffsteer.io.atomic import atomic_write, put, write_json
+from diffsteer.io.atomic import put, write_json
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_seeds
 from diffsteer.io.strict import from_table
-from diffsteer.metrics.bootstrap import Interval
+from diffsteer.metrics.bootstrap import Estimate
 from diffsteer.metrics.comparison import Compared, compared
 from diffsteer.metrics.value import MetricValue
+from diffsteer.report.compare import verdict
 from diffsteer.report.page import render
 from diffsteer.report.plots import Chart, Curve, Point, line_chart, write_png
 from diffsteer.tune.objective import Objective
@@ -22,9 +24,8 @@ from diffsteer.tune.study import PLACE, RECIPE, WORKER, Search, describe, finish
 if TYPE_CHECKING:
     from optuna import Study
 
-PLAIN = Recipe()
-PROMPTS = "recipes/prompts.txt"
-"""Place in the folder of a search of the prompts that its recipes share."""
+RECIPES = "recipes"
+"""Name in the folder of a search of the folder of recipes."""
 BASE = "base"
 """Name of the recipe that a search began from, with no guidance."""
 
@@ -42,7 +43,7 @@ class Confirmed:
         difference: From the first recipe of the report, and its interval, paired over seeds; None
             for the first.
         images: Files by seed.
-        prompts: File of its prompts, where it has several.
+        folder: Of recipes, with its file and that of the prompts, where it has several.
     """
 
     name: str
@@ -50,21 +51,32 @@ class Confirmed:
     chosen: float | None
     nfe: float
     value: MetricValue
-    difference: tuple[float, Interval] | None
+    difference: Estimate | None
     images: Mapping[int, Path]
-    prompts: Path
+    folder: Path
 
     @property
     def verdict(self) -> str:
         """CSS class: better or worse than the first, or undecided."""
-        if self.difference is None or self.difference[1].low <= 0 <= self.difference[1].high:
-            return ""
-        return "better" if (self.difference[0] > 0) == self.value.higher_is_better else "worse"
+        return verdict(self.value, self.difference)
 
     @property
     def command(self) -> str:
         """Command that samples it."""
-        return self.recipe.command("--out", f"out-{self.name}", prompts=str(self.prompts))
+        out = ("--out", f"out-{self.name}")
+        if self.recipe.options:  # which no other option says
+            return shlex.join(["diffsteer", "sample", "--recipe", str(self.file), *out])
+        return self.recipe.command(*out, prompts=str(self.prompts))
+
+    @property
+    def file(self) -> Path:
+        """JSON file of its recipe."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def prompts(self) -> Path:
+        """File of its prompts, which all recipes of a search share."""
+        return self.folder / "prompts.txt"
 
 
 def confirm(
@@ -96,9 +108,11 @@ def confirm(
     recipes, chosen = dict(against), dict[str, float]()
     for trial in trials:
         name = f"{len(chosen) + 1}"
-        recipes[name] = from_table(Recipe, dict(trial.user_attrs[RECIPE]), str(search.folder))
+        table = dict(trial.user_attrs[RECIPE])
+        varied = from_table(Recipe, table, str(search.folder))
+        recipes[name] = replace(varied, options=search.base.options)  # which no space varies
         chosen[name] = trial.values[0]
-    keys = {name: digest(recipe.to_dict())[:12] for name, recipe in recipes.items()}
+    keys = {name: digest(_whole(recipe))[:12] for name, recipe in recipes.items()}
     folders = {name: search.folder / "images" / key for name, key in keys.items()}
     runs = {
         name: search.objective.sampled(recipe, seeds, folders[name], shown)
@@ -115,7 +129,7 @@ def confirm(
             _metric(one, search.objective),
             one.differences.get(_metric(one, search.objective).name),
             {seed: folders[one.name] / f"{seed:06d}.png" for seed in order},
-            search.folder / PROMPTS,
+            search.folder / RECIPES,
         )
         for one in results
     ]
@@ -144,6 +158,11 @@ def require_disjoint(seeds: Sequence[int], searched: Sequence[int]) -> None:
         )
 
 
+def _whole(recipe: Recipe) -> dict[str, Any]:
+    """All fields, and the options where there are any."""
+    return recipe.to_dict() | recipe.to_json()
+
+
 def _metric(one: Compared, objective: Objective) -> MetricValue:
     return next(f for f in one.figures if f.name.startswith(objective.label))
 
@@ -165,15 +184,13 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
         folder / "front.png", [Chart(charts[0][0], *labels, tuple(charts[0][1]))], search.base.model
     )
     for one in results:
-        table = {k: v for k, v in one.recipe.to_dict().items() if v != getattr(PLAIN, k)}
+        table = one.recipe.to_json()
         if one.recipe.prompts:
             put(one.prompts, "".join(f"{text}\n" for text in one.recipe.prompts).encode())
             table["prompts"] = one.prompts.name
-        write_json(folder / "recipes" / f"{one.name}.json", table)
-    names = {one.name for one in results}
-    for path in (folder / "recipes").glob("*.json"):
-        if path.stem not in names:  # of an earlier, longer report
-            path.unlink()
+        write_json(one.file, table)
+    for path in {*(folder / RECIPES).glob("*.json")} - {one.file for one in results}:
+        path.unlink()  # of an earlier, longer report
     write_json(folder / "report.json", _json(search, study, results))
     first = results[0]
     page = render(
@@ -190,8 +207,7 @@ def write(search: Search, study: "Study", results: Sequence[Confirmed], resample
         resamples=resamples,
         undecided=undecided(results),
     )
-    with atomic_write(folder / "report.html") as file:
-        file.write(page.encode())
+    put(folder / "report.html", page.encode())
     return folder / "report.html"
 
 
@@ -230,7 +246,7 @@ def _json(search: Search, study: "Study", results: Sequence[Confirmed]) -> dict[
         ],
         "recipes": {
             one.name: {
-                "recipe": one.recipe.to_dict(),
+                "recipe": _whole(one.recipe),
                 "command": one.command,
                 "on the seeds of the search": one.chosen,
                 "nfe": one.nfe,

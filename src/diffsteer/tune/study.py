@@ -77,7 +77,6 @@ class Search:
         budget: When to stop.
         storage: What many machines share instead of the journal, as of `open_storage`; there the
             folder of each may have any name.
-        seed: Of the proposals.
     """
 
     folder: Path
@@ -86,7 +85,6 @@ class Search:
     objective: Objective
     budget: Budget
     storage: str = ""
-    seed: int = 0
 
     def run(self) -> "Study":
         """Work on the search until its trials are finished or the time is over.
@@ -137,7 +135,7 @@ class Search:
             directions=["maximize" if self.objective.rising else "minimize", "minimize"],
             load_if_exists=True,
         )
-        seed = self.seed + len(study.trials)
+        seed = len(study.trials)
         seed += number(self._place.encode()) + os.getpid() if others else 0
         study.sampler = TPESampler(seed=seed % 2**32, multivariate=True, constant_liar=True)
         stored = study.user_attrs.setdefault(KEY, key)

@@ -51,12 +51,15 @@ def analyse(
     if not recipe.model or recipe.prompt:
         raise InputError("name a model (hub id or folder), and give prompts in a file (--prompts)")
     recipe, numbers = replace(recipe, prompts=prompts_of(prompts)), parse_seeds(seeds)
+    from diffsteer.io.atomic import require_writable
+
+    require_writable(out)
     print(f"opening {recipe.model}", file=sys.stderr, flush=True)
+    from diffsteer.io.progress import progress
     from diffsteer.metrics.scores import score_of
     from diffsteer_lab.noise_analysis.analysis import analyse, planned
     from diffsteer_lab.noise_analysis.experiment import noise_experiment
     from diffsteer_lab.noise_analysis.files import write
-    from diffsteer_lab.progress import progress
 
     judge = score_of(score, device) if score else None
     with noise_experiment(recipe, device, _extractor(device)) as experiment:
@@ -67,7 +70,7 @@ def analyse(
             file=sys.stderr,
             flush=True,
         )
-        with progress(total, "image") as bar:
+        with progress(total) as bar:
             experiment.progress = bar.update
             analysis = analyse(experiment, numbers, count, batch, show, judge)
     write(analysis, out)

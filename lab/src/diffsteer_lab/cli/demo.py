@@ -12,6 +12,9 @@ def demo(out: Path = Path("demo"), models: Path | None = None) -> None:
         models: Folder of the runs of the presets critters-*, such as runs; empty for the models
             that ship.
     """
+    from diffsteer.io.atomic import require_writable
+
+    require_writable(out)
     from diffsteer_lab import demo as pages
 
     pages.demo(out, models)

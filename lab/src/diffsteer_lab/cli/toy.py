@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from diffsteer.core.errors import InputError
-
 
 def toy(
     out: Path = Path("toy"), seeds: str = "0", guides: str = "0-2", samples: int = 8192
@@ -20,17 +18,11 @@ def toy(
         guides: Seeds of guides, for autoguidance and for CFG; each is used with each main network.
         samples: Points that each way makes, and exact ones to compare with.
     """
+    from diffsteer.io.atomic import require_writable
     from diffsteer.io.seeds import parse_seeds
 
+    require_writable(out)
     mains, guided = parse_seeds(seeds), parse_seeds(guides)
-    try:
-        import matplotlib  # noqa: F401 the figure comes last: better to miss it now
-        import tqdm  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            'this needs matplotlib and tqdm: pip install "diffsteer-lab[toy]", or '
-            '`pip install -e "lab[toy]"` in a clone'
-        ) from error
     from diffsteer_lab.toy.run import run
 
     print(run(out, mains, guided, samples))

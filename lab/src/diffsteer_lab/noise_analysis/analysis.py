@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffsteer.core.errors import InputError
+from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.best_of_n import Score
 from diffsteer_lab.noise_analysis.baselines import compare_baselines, extra_images, left_out
 from diffsteer_lab.noise_analysis.experiment import NoiseExperiment
@@ -62,7 +63,7 @@ class Analysis:
     """Results of all experiments.
 
     Attributes:
-        recipe: Model, refiner and sampling, in plain values.
+        recipe: Model, refiner and sampling.
         weights: Hash of the pipeline's weights.
         refiner: Hash of the refiner's; empty where it has none.
         seeds: Those that were sampled.
@@ -74,7 +75,7 @@ class Analysis:
         left_out: Baselines that are not beside the refiner, and why.
     """
 
-    recipe: dict[str, object]
+    recipe: Recipe
     weights: str
     refiner: str
     seeds: tuple[int, ...]
@@ -87,9 +88,7 @@ class Analysis:
 
     def prompt(self, seed: int) -> str:
         """Prompt of a seed."""
-        prompts = self.recipe["prompts"]
-        assert isinstance(prompts, Sequence)
-        return str(prompts[seed % len(prompts)])
+        return self.recipe.for_seed(seed).prompt
 
 
 def analyse(
@@ -140,6 +139,5 @@ def analyse(
     moved = results.ratios("moved")[REFINED]
     answers = verdicts(results.ratios("bands"), moved, noise_spectra[REFINED].energy(), *size)
     refiner = getattr(experiment.by, "sha256", "")
-    recipe, weights, shape = experiment.recipe.to_dict(), experiment.weights, experiment.shape
-    about = recipe, weights, refiner, tuple(seeds), count, shape
+    about = experiment.recipe, experiment.weights, refiner, tuple(seeds), count, experiment.shape
     return Analysis(*about, noise_spectra, results, answers, missing)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffsteer.io.atomic import atomic_write
+from diffsteer.io.atomic import atomic_write, put
 from diffsteer.io.seeds import format_seeds
 from diffsteer.io.sheet import sheet
 from diffsteer.metrics.bootstrap import Estimate
@@ -28,8 +28,7 @@ def write(analysis: Analysis, out: Path) -> None:
     """Write `index.html`, `analysis.json`, an SVG a chart and a PNG an experiment to a folder."""
     drawn = charts(analysis)
     for name, svg in drawn.items():
-        with atomic_write(out / f"{name}.svg") as file:
-            file.write(svg.encode())
+        put(out / f"{name}.svg", svg.encode())
     for name in analysis.results.images:
         images = grid(analysis, {"": name})
         if images.rows:
@@ -37,17 +36,16 @@ def write(analysis: Analysis, out: Path) -> None:
             labels = [f"{label}: {prompt}" for label, prompt, _ in images.rows]
             with atomic_write(out / f"{name.replace(',', '').replace(' ', '-')}.png") as file:
                 sheet(thumbnails, images.columns, labels).save(file, "PNG")
-    with atomic_write(out / "analysis.json") as file:
-        file.write((json.dumps(numbers(analysis), indent=2, ensure_ascii=False) + "\n").encode())
-    with atomic_write(out / "index.html") as file:
-        file.write(page(analysis, drawn).encode())
+    text = json.dumps(numbers(analysis), indent=2, ensure_ascii=False)
+    put(out / "analysis.json", f"{text}\n".encode())
+    put(out / "index.html", page(analysis, drawn).encode())
 
 
 def numbers(analysis: Analysis) -> dict[str, Any]:
     """All numbers in plain values; an estimate is its value and both ends of its interval."""
     results = analysis.results
     return {
-        "recipe": analysis.recipe,
+        "recipe": analysis.recipe.to_dict(),
         "weights": analysis.weights,
         "refiner": analysis.refiner,
         "seeds": format_seeds(analysis.seeds),

@@ -83,7 +83,7 @@ def page(analysis: Analysis, charts: Mapping[str, str]) -> str:
         growing=[*ends, *growing(bands)],
         evaluations={name: each.iterations for name, each in INVERSIONS.items()},
         trajectories={way: images_of(way) for way in ways},
-        settings={k: v for k, v in analysis.recipe.items() if v and k != "prompts"},
+        settings={k: v for k, v in analysis.recipe.to_dict().items() if v and k != "prompts"},
         seeds=format_seeds(analysis.seeds),
         stops=len(STOPS),
         names={"random": RANDOM, "best": BEST, "nlg": NUDGED, "stride": STRIDE},

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from diffsteer.core.errors import InputError
-from diffsteer.io.atomic import atomic_write
+from diffsteer.io.atomic import atomic_write, put
+from diffsteer.io.progress import progress
 from diffsteer.io.seeds import format_seeds
-from diffsteer_lab.progress import progress
 from diffsteer_lab.toy.draw import draw
 from diffsteer_lab.toy.measure import Truth
 from diffsteer_lab.toy.report import claims, table
@@ -41,10 +41,10 @@ def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) ->
     study = Study(trained(out / "networks", mains, guides), Truth(samples))
     total = len(FLOORS) + len(choices(mains, guides))
     rows = []
-    with progress(total, "row", "sampling") as bar:
+    with progress(total, "row") as bar:
         for row in study.rows(mains, guides):
             rows.append(row)
-            bar.update()
+            bar.update(1)
     results = claims(rows)
     content = {
         "samples": samples,
@@ -63,8 +63,7 @@ def run(out: Path, mains: Sequence[int], guides: Sequence[int], samples: int) ->
     )
     text = "\n".join([head, table(rows), "", *(f"* {claim}" for claim in results)])
     for name, part in (("toy.json", json.dumps(content, indent=1)), ("toy.md", text)):
-        with atomic_write(out / name) as file:
-            file.write(f"{part}\n".encode())
+        put(out / name, f"{part}\n".encode())
     with atomic_write(out / "toy.png") as file:
         draw(study, mains[0], guides[0], file)
     return text

@@ -14,7 +14,7 @@ from diffsteer.core.schedule import EDM
 from diffsteer.core.spacing import grid
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.denoiser import Denoiser
-from diffsteer_lab.progress import progress
+from diffsteer.io.progress import progress
 from diffsteer_lab.toy.measure import Figures, Truth
 from diffsteer_lab.toy.net import LogDensity, network
 from diffsteer_lab.toy.training import Training
@@ -155,9 +155,8 @@ def trained(
     if not todo:
         return nets
     total = sum(one.steps for one in todo.values())
-    with progress(total, "step", "training") as bar:
+    with progress(total, "step") as bar:
         for key, one in todo.items():
-            bar.set_postfix_str(places[key].name)
-            nets[key] = one.run(bar.update)
+            nets[key] = one.run(lambda: bar.update(1))
             one.keep(nets[key], places[key])
     return nets
