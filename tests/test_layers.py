@@ -114,4 +114,4 @@ def test_every_public_name_is_there() -> None:
 def test_version_needs_no_torch() -> None:
     code = "from diffsteer.cli.main import main\nsys.argv = ['diffsteer', '--version']\nmain()"
     assert not loaded_after(code) & {"torch", *HEAVY}
-    assert diffsteer.__version__.count(".") == 2
+    assert diffsteer.__version__.split(".")[:2] == ["0", "2"]
