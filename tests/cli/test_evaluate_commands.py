@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffsteer.cli.evaluate import evaluate, stats
+from diffsteer.cli.main import main
 from diffsteer.cli.options import Features
 from diffsteer.core.errors import InputError
 
@@ -118,3 +119,26 @@ def test_the_commands_import_without_torch() -> None:
         "assert not {'torch', 'numpy', 'PIL', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("good", ["--seeds", "0-9"], "is no recipe, of which --seeds would say"),
+        ("good", ["--at-once", "8", "--work", "w"], "is no recipe, of which --at-once, --work"),
+        ("good", ["--mixed", "--recipe", "r.json"], "leave out it, or --mixed"),
+        ("r.json", ["--mixed"], "is a recipe, and --recipe and --mixed say which images"),
+        ("r.json", ["--recipe", "r.json"], "is a recipe, and --recipe and --mixed say which"),
+        ("r.json", ["--prompts", "lines.txt"], "which has prompts"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    data: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], message: str
+) -> None:
+    """Also where they are typed at their defaults."""
+    monkeypatch.chdir(data)
+    (data / "r.json").write_text('{"model": "nowhere"}')
+    words = ["diffsteer", "evaluate", name, "--reference", "real.npz", "--size", "32", *options]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=message):
+        main()

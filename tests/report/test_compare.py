@@ -64,9 +64,10 @@ def test_scores_of_recipes_and_of_their_images(
     (tmp_path / "letter_scores.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     scores, samples = ("letter_scores:letters",), Samples("0-7", 4, tmp_path / "work")
-    for name, path in (("recipe", root / "cfg.json"), ("folder", root / "cfg")):
-        out = tmp_path / f"{name}.json"
-        evaluate(path, root / "real.npz", SMALL, samples, resamples=20, out=out, score=scores)
+    for name, more in (("cfg.json", {"samples": samples}), ("cfg", {})):
+        out = tmp_path / f"{name}-figures.json"
+        more |= {"resamples": 20, "out": out, "score": scores}
+        evaluate(root / name, root / "real.npz", SMALL, **more)
         # of "a cat" and "<b>a dog" in turn
         assert figures(out)["score letter_scores:letters"]["value"] == pytest.approx(6.5)
     recipes = (root / "plain.json", root / "cfg.json")
@@ -409,10 +410,10 @@ def test_flags_say_how_the_models_of_recipes_are_loaded(
         assert seen[-1].dtype == "auto"  # typed at its default, and the first says float16
         with pytest.raises(InputError, match="offload='model'"):
             app.cli(args=[command, *paths, *rest, *out, "--offload", "model"])
-    with pytest.raises(InputError, match="is no recipe, and --dtype, --offload and --lora"):
+    with pytest.raises(InputError, match="is no recipe, of which --dtype"):
         app.cli(args=["evaluate", str(root / "cfg"), *rest, "--dtype", "float32"])
     monkeypatch.setattr("sys.argv", ["", "evaluate", str(root / "cfg"), *rest, "--offload", "none"])
-    with pytest.raises(SystemExit, match="is no recipe, and --dtype, --offload and --lora"):
+    with pytest.raises(SystemExit, match="is no recipe, of which --offload"):
         main()
 
 

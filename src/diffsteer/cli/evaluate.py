@@ -79,7 +79,7 @@ def evaluate(
         reference: Statistics file (.npz) of `diffsteer stats`, pytorch-fid or ADM, or a folder or
             zip file of real images.
         features: How images become features; must be as the reference was measured.
-        samples: Which images of a recipe; no matter for a folder or zip file.
+        samples: Which images of a recipe.
         recipe: Refuse images in the folder that this recipe (JSON, PNG) did not make.
         mixed: Also count images of several recipes; they are refused otherwise.
         resamples: For the intervals; 0 for none.
@@ -110,17 +110,25 @@ def evaluate(
     if pictures.suffix.lower() in RECIPES and not pictures.is_dir():
         if prompts is not None:
             raise InputError(f"{pictures} is a recipe, which has prompts: leave --prompts out")
+        if recipe is not None or mixed:
+            raise InputError(
+                f"{pictures} is a recipe, and --recipe and --mixed say which images of a folder "
+                "count: leave them out"
+            )
         asked = loaded(read(pictures), loading)
         require_consistent(asked)
         require_offload(asked.offload, device_of(features.device))
         require_images(asked, media_of(asked))
         require_writable(samples.work)
     else:
-        if said(loading):
+        if typed := [*said(loading), *said(samples)]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
             raise InputError(
-                f"{pictures} is no recipe, and --dtype, --offload and --lora say how the model of "
-                "one is loaded: leave them out"
+                f"{pictures} is no recipe, of which {flags} would say how images are made: leave "
+                "out what says so"
             )
+        if mixed and recipe is not None:
+            raise InputError("--recipe takes images of one recipe alone: leave out it, or --mixed")
         Pictures.at(pictures)
         if prompts is not None and not scores:
             raise InputError("prompts are of scores, and none is named: leave out --prompts")
