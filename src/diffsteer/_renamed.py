@@ -21,7 +21,7 @@ MODULES = {
     "diffsteer.checkpoints.edm2": "diffsteer.models.edm2.snapshot",
     "diffsteer.checkpoints.posthoc": "diffsteer.models.edm2.posthoc",
     "diffsteer.denoiser": "diffsteer.guidance.denoiser",
-    "diffsteer.ema": "diffsteer.core.ema",
+    "diffsteer.ema": "diffsteer.core.power_ema",
     "diffsteer.eval": "diffsteer.metrics",
     "diffsteer.eval.features": "diffsteer.metrics.features",
     "diffsteer.eval.sampling": "diffsteer.metrics.sampled",

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffsteer.cli.convert import widths_of
-from diffsteer.core.ema import gamma, weights
+from diffsteer.core.power_ema import gamma, weights
 from diffsteer.models.edm2.model import EDM2
 from diffsteer.models.edm2.posthoc import find, images, name, reconstruct
 

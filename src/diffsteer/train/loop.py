@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffsteer.core.ema import PowerEMA
+from diffsteer.core.power_ema import PowerEMA
 from diffsteer.generate.base import NotFinite as SamplesNotFinite
 from diffsteer.io.atomic import atomic_folder, owned
 from diffsteer.io.device import free_memory

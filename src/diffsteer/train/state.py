@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
+from diffsteer.core.power_ema import PowerEMA
 from diffsteer.io.atomic import put
 from diffsteer.io.hashing import differences
 from diffsteer.io.strict import read_object

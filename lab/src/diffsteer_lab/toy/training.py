@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from diffsteer.core.ema import PowerEMA
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.noise import number
+from diffsteer.core.power_ema import PowerEMA
 from diffsteer.io.hashing import differences
 from diffsteer.train.checkpoints import Checkpoints
 from diffsteer_lab.toy.net import LogDensity

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffsteer.core.ema import Profile, gamma, weights
 from diffsteer.core.errors import InputError
+from diffsteer.core.power_ema import Profile, gamma, weights
 from diffsteer.io.atomic import atomic_write
 from diffsteer.io.safetensors_header import read_header
 from diffsteer.io.strict import read_safetensors
@@ -45,7 +45,7 @@ class Snapshot:
 
     @property
     def profile(self) -> Profile:
-        """What `diffsteer.core.ema` calls it."""
+        """What `diffsteer.core.power_ema` calls it."""
         return self.count, gamma(self.width)
 
     def load(self) -> Checkpoint:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from diffsteer.core.ema import WIDEST, PowerEMA, decay, gamma, inner, weights
+from diffsteer.core.power_ema import WIDEST, PowerEMA, decay, gamma, inner, weights
 
 WIDTHS = {0.05: 16.972, 0.10: 6.937, 0.15: 3.558, 0.20: 1.826, 0.25: 0.720, 0.01: 96.99}
 
