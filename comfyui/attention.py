@@ -8,7 +8,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import Branch, Edit
 from diffsteer.guidance.attention_edits import received
-from diffsteer.guidance.attention_taps import in_grid
+from diffsteer.guidance.image_tokens import in_grid
 
 Block = tuple[str, int]
 

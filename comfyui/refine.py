@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffsteer import Level, Prediction, parse
 from diffsteer.core.errors import InputError
-from diffsteer.hf.architectures import FAMILIES
+from diffsteer.hf.families import FAMILIES
 from diffsteer.refine.heads import HEADS, RefineInput
 from diffsteer.refine.low_frequency import LOW_FREQUENCY
 from diffsteer.refine.metadata import (

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from diffsteer.core.errors import InputError
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
-from diffsteer.hf.architectures import known_family
+from diffsteer.hf.families import known_family
 from diffsteer.hf.guide_fit import check_schedules
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.hf.load import guide_beside

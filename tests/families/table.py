@@ -11,7 +11,7 @@ import torch
 
 from diffsteer import steer
 from diffsteer.core.errors import InputError
-from diffsteer.hf.architectures import known_family
+from diffsteer.hf.families import known_family
 from diffsteer.hf.network import network_of, unwrap_compiled
 from families import FAMILIES
 from families.calls import first

@@ -18,11 +18,12 @@ from diffsteer import steer
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import sag, second_context
 from diffsteer.guidance.attention_edits import BlurQuery, Identity
-from diffsteer.guidance.attention_taps import ImageTokens, Tap, tapped
-from diffsteer.hf import guided_output, merged_calls
-from diffsteer.hf.architectures import Patch, by_sdpa, packed, patch_of, unpacked
+from diffsteer.guidance.attention_taps import Tap, tapped
+from diffsteer.guidance.image_tokens import ImageTokens
+from diffsteer.hf import batches, guided_output
+from diffsteer.hf.families import Patch, by_sdpa, packed, patch_of, unpacked
 from diffsteer.hf.guided_output import GuidedOutput
-from diffsteer.hf.image_tokens import MeasuredLayers
+from diffsteer.hf.measured_image_tokens import MeasuredLayers
 from diffsteer.hf.network import PARTS
 from diffsteer.hf.several_images import SampledImage
 from diffsteer.hf.time_arguments import TimeArgument, Timeline
@@ -287,7 +288,7 @@ def test_texts_of_each_frame_are_not_divided(monkeypatch: pytest.MonkeyPatch) ->
     call = partial(pipe, **sampling(latents=latents, **given))
     with steer(pipe, "PAG(3)"):
         taken = first(call())
-    monkeypatch.setattr(merged_calls, "LOSSY", ())  # only what is equal to 1e-3 is taken
+    monkeypatch.setattr(batches, "LOSSY", ())  # only what is equal to 1e-3 is taken
     with steer(pipe, "PAG(3)"):
         assert torch.equal(first(call()), taken)
 

@@ -8,7 +8,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise
 from diffsteer.guidance.attention_edits import received
 from diffsteer.hf import guided_output
-from diffsteer.hf.architectures import packed, unpacked
+from diffsteer.hf.families import packed, unpacked
 from diffsteer.steering import steer
 
 PROMPTS = ["a cat", "a red dog"]

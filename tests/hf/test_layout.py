@@ -150,7 +150,7 @@ def test_layers_of_grounded_objects_and_of_frames() -> None:
     from diffusers.models.attention import GatedSelfAttentionDense
     from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 
-    from diffsteer.hf.architectures import image_attention
+    from diffsteer.hf.families import image_attention
 
     network = zoo.unet(attention_type="gated")
     assert any(isinstance(m, GatedSelfAttentionDense) for m in network.modules())

@@ -9,8 +9,8 @@ import torch
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise, Discrete, Flow
 from diffsteer.guidance.attention_edits import blur, received
+from diffsteer.hf.batches import Batches, NotDivided
 from diffsteer.hf.conditions import Part
-from diffsteer.hf.merged_calls import Batches, NotDivided
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.scheduler_config import same_times
 from diffsteer.steering import steer

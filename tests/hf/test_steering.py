@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProc
 
 from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, V
 from diffsteer.core.noise import seeds_of
-from diffsteer.hf.architectures import image_attention
+from diffsteer.hf.families import image_attention
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.hf.timesteps import timestep_schedule
 from diffsteer.steering import steer

@@ -19,8 +19,8 @@ from diffsteer.core.level import Level
 from diffsteer.core.schedule import Discrete, Flow, Schedule
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.queries import Branch, GuidanceState, Queries
-from diffsteer.hf.architectures import Patch, packed, patch_of, unpacked
 from diffsteer.hf.conditioning import PROMPTS, conditioning_argument, conditioning_kwargs
+from diffsteer.hf.families import Patch, packed, patch_of, unpacked
 from diffsteer.hf.network import network_of
 from diffsteer.steering import steer
 

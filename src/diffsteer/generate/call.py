@@ -170,7 +170,7 @@ def _scales(
     pipe: Any, takes: Mapping[str, Any], guided: bool, negative: str, count: int
 ) -> dict[str, Any]:
     """Arguments by which a pipeline sends the null prompt, or does not."""
-    from diffsteer.hf.architectures import known_family
+    from diffsteer.hf.families import known_family
     from diffsteer.hf.network import network_of, unwrap_compiled
 
     network = unwrap_compiled(network_of(pipe))

@@ -7,8 +7,9 @@ from functools import partial
 
 from torch import Tensor
 
-from diffsteer.guidance.attention_taps import Locate, Tap, in_grid, tapped
+from diffsteer.guidance.attention_taps import Tap, tapped
 from diffsteer.guidance.block_edits import BlockEdit, ShuffleTokens, blocks_edited
+from diffsteer.guidance.image_tokens import Locate, in_grid
 from diffsteer.guidance.network import Cond, Network
 from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.row_dropout import Dropout, dropped

@@ -11,8 +11,9 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance.adapters import Adapt, no_adapters
 from diffsteer.guidance.attention_edits import Edit
-from diffsteer.guidance.attention_taps import Locate, Score, Using
+from diffsteer.guidance.attention_taps import Score, Using
 from diffsteer.guidance.block_edits import BlockEdit
+from diffsteer.guidance.image_tokens import Locate
 from diffsteer.guidance.layer_names import matching
 from diffsteer.guidance.queries import Branch
 

@@ -19,8 +19,8 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.guidance.attention_edits import SecondContext
 from diffsteer.guidance.attention_mode import AttentionMode
-from diffsteer.guidance.attention_taps import ImageTokens, Locate
 from diffsteer.guidance.batching import chunks, joined, rows_of, stacked
+from diffsteer.guidance.image_tokens import ImageTokens, Locate
 from diffsteer.guidance.network import Cond, Network
 
 Image = Callable[[Tensor, Tensor], Sequence[slice] | None]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.batching import rows_of
-from diffsteer.hf.architectures import known_family
 from diffsteer.hf.batched_arguments import Shared, by_length, equal, put_together, with_shared
 from diffsteer.hf.conditions import Part
+from diffsteer.hf.families import known_family
 from diffsteer.hf.network import unwrap_compiled
 
 

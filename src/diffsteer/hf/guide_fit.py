@@ -4,7 +4,7 @@ from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.architectures import known_family
+from diffsteer.hf.families import known_family
 from diffsteer.hf.network import sample_channels, unwrap_compiled
 from diffsteer.hf.scheduler_config import same_times, trained
 

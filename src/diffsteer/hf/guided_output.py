@@ -14,14 +14,16 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.noise import seeds_of
 from diffsteer.guidance import Guidance
-from diffsteer.guidance.attention_taps import Locate
 from diffsteer.guidance.cfg_variants import CFGNorm
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
+from diffsteer.guidance.image_tokens import Locate
 from diffsteer.guidance.queries import Branch
 from diffsteer.guidance.sag import SAG
 from diffsteer.hf.adapters import adapted
-from diffsteer.hf.architectures import (
+from diffsteer.hf.batches import Batches, NotDivided
+from diffsteer.hf.conditions import Part
+from diffsteer.hf.families import (
     Patch,
     blocks_with_attention,
     by_sdpa,
@@ -30,11 +32,9 @@ from diffsteer.hf.architectures import (
     known_family,
     text_attention,
 )
-from diffsteer.hf.conditions import Part
 from diffsteer.hf.guide_fit import check_residuals
-from diffsteer.hf.image_tokens import Located, MeasuredLayers
 from diffsteer.hf.layout import ROWS, Layout, RowsOf
-from diffsteer.hf.merged_calls import Batches, NotDivided
+from diffsteer.hf.measured_image_tokens import Located, MeasuredLayers
 from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.panorama import PanoramaViews
 from diffsteer.hf.probed_calls import Call, certain

@@ -13,9 +13,9 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import upcast
 from diffsteer.guidance.batching import rows_of
 from diffsteer.guidance.each_part import Parts
-from diffsteer.hf.architectures import Patch, known_family, packed, size_of, unpacked
 from diffsteer.hf.batched_arguments import by_length, stackable, with_shared
 from diffsteer.hf.conditions import Part
+from diffsteer.hf.families import Patch, known_family, packed, size_of, unpacked
 from diffsteer.hf.network import unwrap_compiled
 from diffsteer.hf.several_images import SampledImage
 from diffsteer.hf.token_places import grids_of

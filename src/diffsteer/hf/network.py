@@ -15,8 +15,8 @@ from diffsteer.core.level import Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.architectures import Family, family_of
 from diffsteer.hf.batched_arguments import put_together, signature, with_shared
+from diffsteer.hf.families import Family, family_of
 from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 

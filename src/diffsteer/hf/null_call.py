@@ -21,11 +21,11 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.batching import rows_of
-from diffsteer.hf.architectures import known_family
 from diffsteer.hf.batched_arguments import equal, put_together, with_shared
-from diffsteer.hf.batched_call import Conditions
 from diffsteer.hf.earlier_null import changed
+from diffsteer.hf.families import known_family
 from diffsteer.hf.hooks import Replaced, replaced
+from diffsteer.hf.known_family_call import Conditions
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.runs import call_frame

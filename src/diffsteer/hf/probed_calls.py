@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.architectures import known_family
+from diffsteer.hf.families import known_family
 from diffsteer.hf.network import sample_argument, sample_channels, unwrap_compiled
 
 EPSILON = 2.0**-7

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance import Guidance
-from diffsteer.hf.architectures import known_family, patch_of
-from diffsteer.hf.batched_call import BatchedCall, conditions_in_batch, counting_processor
 from diffsteer.hf.conditions import Part, StepParts, no_part
 from diffsteer.hf.earlier_null import null_at_step
+from diffsteer.hf.families import known_family, patch_of
 from diffsteer.hf.guide_fit import check_guide
 from diffsteer.hf.guided_output import GuidedOutput, LazyConditions
 from diffsteer.hf.hooks import plain_forward, replaced, wrapped
+from diffsteer.hf.known_family_call import BatchedCall, conditions_in_batch, counting_processor
 from diffsteer.hf.network import (
     bind_arguments,
     check_uncached,

@@ -23,8 +23,8 @@ from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
 from diffsteer.guidance.batching import chunks, rows_of
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.batched_call import BatchedCall, shifted
 from diffsteer.hf.hooks import plain_forward, replaced, wrapped
+from diffsteer.hf.known_family_call import BatchedCall, shifted
 from diffsteer.hf.network import (
     PipelineNetwork,
     bind_arguments,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.batched_call import BatchedCall
+from diffsteer.hf.known_family_call import BatchedCall
 from diffsteer.hf.network import bind_arguments, network_of, unwrap_compiled
 from diffsteer.hf.timesteps import StepTracker
 

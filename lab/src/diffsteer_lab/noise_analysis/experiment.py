@@ -19,7 +19,7 @@ from diffsteer.generate.outputs import images_of
 from diffsteer.generate.pipelines import open_pipeline
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.architectures import packed, size_of, unpacked
+from diffsteer.hf.families import packed, size_of, unpacked
 from diffsteer.hf.hooks import replaced
 from diffsteer.hf.network import PipelineNetwork, network_replaced
 from diffsteer.hf.prompt_conditions import first_call, require_prompts, sampled_on

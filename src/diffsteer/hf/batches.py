@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.architectures import known_family
 from diffsteer.hf.batched_arguments import put_together
 from diffsteer.hf.conditions import Part
+from diffsteer.hf.families import known_family
 from diffsteer.hf.layout import INPUTS, ROWS, Layout, RowsOf
 from diffsteer.hf.network import uncompiled, unwrap_compiled
 from diffsteer.hf.probed_calls import Call

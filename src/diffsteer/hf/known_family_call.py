@@ -16,8 +16,8 @@ from diffsteer.core.level import upcast
 from diffsteer.core.schedule import Flow
 from diffsteer.guidance.batching import rows_of
 from diffsteer.guidance.denoiser import Cond
-from diffsteer.hf.architectures import Halves, family_of
 from diffsteer.hf.batched_arguments import with_shared
+from diffsteer.hf.families import Halves, family_of
 from diffsteer.hf.network import PipelineNetwork, unwrap_compiled
 from diffsteer.hf.timesteps import FLOW_TIMESTEPS, SamplingStep, StepTracker
 

@@ -18,9 +18,10 @@ from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.guidance.attention_edits import Size
-from diffsteer.guidance.attention_taps import ImageTokens, linear
-from diffsteer.hf.architectures import by_sdpa, joint_attention
+from diffsteer.guidance.attention_taps import linear
+from diffsteer.guidance.image_tokens import ImageTokens
 from diffsteer.hf.conditions import Part
+from diffsteer.hf.families import by_sdpa, joint_attention
 from diffsteer.hf.recorded_queries import Crossing, Record, Recorded, calls_of
 from diffsteer.hf.token_places import grids_of, places_of
 
