@@ -1,223 +1,260 @@
 """Call of a network for the null prompt, of pipelines that do not make it.
 
 Distilled models, and any pipeline whose own guidance is off, call their network for the prompt
-alone. The pipeline's call is then begun once more, on a copy and with the null prompt, up to its
-first call of the network; what that gives the network otherwise than the first call for the prompt
-is the null prompt. So masks, lengths and places of tokens are those that the pipeline makes. Where
-a pipeline of a known family can send both conditions in one call, it is begun with its guidance on.
+alone. The pipeline's call is then begun once more (`repeated_call`) with its guidance on. What it
+sends its network there beside the prompt, which is known, is its null prompt: rows of a batch or a
+call of its own, whichever differ. A pipeline that has no guidance is begun with the null prompt in
+the place of the prompt.
 """
 
-import copy
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial, wraps
-from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.guidance.batching import rows_of
-from diffsteer.hf.batched_arguments import equal, put_together, with_shared
+from diffsteer.hf.batched_arguments import equal
 from diffsteer.hf.earlier_null import changed
 from diffsteer.hf.families import known_family
-from diffsteer.hf.hooks import Replaced, replaced
-from diffsteer.hf.known_family_call import Conditions
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
-from diffsteer.hf.runs import call_frame
+from diffsteer.hf.repeated_call import RepeatedCall
+from diffsteer.hf.timesteps import LOSSY
 
 NEGATIVE = "negative_"
 """What the names of arguments for the null prompt begin with."""
-SCALE = "guidance_scale"
-"""Argument of pipelines with the scale of their own guidance, which is on above 1."""
+SCALES = ("true_cfg_scale", "guidance_scale")
+"""Arguments with the scale of a pipeline's own guidance, which is on above 1: of a pipeline that
+has both, the second is an input of its network."""
 PROMPT = "prompt"
 """Argument of pipelines, and part of the names of all arguments that a prompt becomes."""
 TEXTS = re.compile(r"prompt(_\d)?$")
 """Names of prompts that are texts."""
-
-
-class _Reached(BaseException):
-    """Ends a call of a pipeline at its first call of the network."""
-
-
-class NullCall:
-    """Calls of a network for the null prompt, as a context that notes the calls of a pipeline.
-
-    Args:
-        pipe: The pipeline.
-        null: The null prompt, where a call of the pipeline has no negative prompt.
-    """
-
-    def __init__(self, pipe: Any, null: str = "") -> None:
-        self.pipe, self.null = pipe, null
-        self._noted: tuple[dict[str, Any], dict[int, Any]] | None = None
-        self._reached: Call | None = None
-        self._changes: dict[str, Any] | None = None
-        self._inputs: Tensor | None = None
-        self._rng = torch.empty(0)
-        self._frame: FrameType | None = None
-        self.repeating = False
-
-    def noting(self) -> Replaced | None:
-        """Replacement of `encode_prompt` that notes what the pipeline was called with."""
-        if (encode := getattr(self.pipe, "encode_prompt", None)) is None:
-            return None
-        return replaced(self.pipe, "encode_prompt", wraps(encode)(partial(self._encode, encode)))
-
-    def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._frame = call_frame(self.pipe)
-        self._note(self._frame)
-        return encode(*args, **kwargs)
-
-    def begin(self) -> None:
-        """Take note of a sampling that begins, also where `encode_prompt` had nothing to do."""
-        if (frame := call_frame(self.pipe)) is not self._frame or frame is None:
-            self._note(frame)
-        self._frame = None
-
-    def _note(self, frame: FrameType | None) -> None:
-        names = inspect.signature(type(self.pipe).__call__).parameters
-        self._noted, self._changes = None, None
-        if frame is not None and PROMPT in names:
-            given = {n: v for n, v in frame.f_locals.items() if n in names and n != "self"}
-            self._noted = given, {id(g): g.get_state() for g in _generators(given)}
-            self._rng = torch.get_rng_state()
-
-    def reach(self, call: Call) -> None:
-        """End the repeated call of the pipeline at its first call of the network."""
-        self._reached = call
-        raise _Reached
-
-    def of(self, first: Call, now: Call) -> Call:
-        """Call for the null prompt.
-
-        Args:
-            first: Call for the prompt that began this sampling.
-            now: Call for the prompt in this step.
-        """
-        if "ip_adapter_image_embeds" in (now.arguments.get("joint_attention_kwargs") or {}):
-            raise InputError(
-                "the guidance asks for the null prompt, and this pipeline says what its image "
-                "prompt (IP-Adapter) is without one only later: guide without CFG, or without it"
-            )
-        if now.keeps:
-            raise InputError(
-                "the guidance asks for the null prompt, and this pipeline keeps keys and values of "
-                f"the prompt alone: {ASK}, or switch the cache off (use_kv_cache=False)"
-            )
-        if self._changes is None:
-            null = (self._half(first) or self._repeated()).joined(first.second)
-            if len(null.inputs) != len(first.inputs):
-                raise InputError(
-                    f"{type(self.pipe).__name__} gives its network {len(null.inputs)} samples for "
-                    f"the null prompt and {len(first.inputs)} for the prompt: {ASK}"
-                )
-            self._changes = {
-                name: value
-                for name, value in null.arguments.items()
-                if not equal(value, first.arguments.get(name))
-            }
-            self._inputs = None if null.inputs.shape == first.inputs.shape else null.inputs
-        if changing := changed(self._changes, first.arguments, now.arguments):
-            raise InputError(
-                f"the guidance asks for the null prompt, and {changing} changes from step to step "
-                f"(features of a ControlNet), which this pipeline makes for its prompt alone: {ASK}"
-            )
-        inputs = now.inputs if self._inputs is None else self._inputs
-        arguments = now.arguments | self._changes
-        samples = now.second, now.lengths
-        return Call(now.module, now.name, inputs, now.listed, arguments, now.autocast, *samples)
-
-    def _half(self, first: Call) -> Call | None:
-        """Its half of the batch that the pipeline makes with its own guidance on, if it does."""
-        network = unwrap_compiled(first.module)
-        family, given = known_family(network), self._noted[0] if self._noted else {}
-        if family is None or "null" not in family.halves or SCALE not in given:
-            return None
-        on: dict[str, Any] = {SCALE: 2.0}
-        negative = [value for name, value in _negatives(given).items() if PROMPT in name]
-        if self.null and all(value is None for value in negative):
-            on[NEGATIVE + PROMPT] = _for_each(self.null, given)
-        call = self._begun(given | on)
-        count = len(call.inputs)
-        if count != 2 * len(first.inputs):  # a network that is told the scale (LCM)
-            return None
-        rows = Conditions(family.halves).rows("null", count)
-        arguments = put_together(rows_of(with_shared(network, call.arguments, count), rows, count))
-        return replace(call, inputs=call.inputs[rows], arguments=arguments)
-
-    def _repeated(self) -> Call:
-        """First call of the network where the pipeline is called with the null prompt."""
-        if self._noted is None:
-            if PROMPT in inspect.signature(type(self.pipe).__call__).parameters:
-                raise InputError(
-                    "the guidance asks for the null prompt, and this network was called without a "
-                    "prompt of its pipeline: call the pipeline"
-                )
-            raise InputError(
-                f"the guidance asks for the null prompt, which {type(self.pipe).__name__} neither "
-                f"sends nor encodes: {ASK}"
-            )
-        return self._begun(self._with_null(self._noted[0]))
-
-    def _begun(self, given: Mapping[str, Any]) -> Call:
-        """First call of the network where the pipeline is called with such arguments."""
-        assert self._noted is not None
-        states = self._noted[1]
-        given = {name: _restored(value, states) for name, value in given.items()}
-        self.repeating, self._reached = True, None
-        try:
-            with torch.random.fork_rng(devices=()):
-                torch.set_rng_state(self._rng)
-                type(self.pipe).__call__(shadow(self.pipe), **given)
-        except _Reached:
-            pass
-        except Exception as error:
-            absent = [n for n, v in vars(self.pipe).items() if "text_encoder" in n and v is None]
-            reason = f"has no {absent[0]} to encode it" if absent else f"cannot encode it ({error})"
-            raise InputError(
-                f"the guidance asks for the null prompt {self.null!r}, and "
-                f"{type(self.pipe).__name__} {reason}: {ASK}"
-            ) from error
-        finally:
-            self.repeating = False
-        if self._reached is None:
-            raise InputError(f"{type(self.pipe).__name__} did not call its network again: {ASK}")
-        return self._reached
-
-    def _with_null(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of the pipeline's call with the negative prompt in the place of the prompt."""
-        changed = dict(given)
-        names = [name for name in given if NEGATIVE + name in given or PROMPT in name]
-        negative = _negatives(given)
-        if any(_embedded(value) for value in negative.values()):  # they may stand beside a text
-            return changed | {n: None if TEXTS.match(n) else v for n, v in negative.items()}
-        changed |= {n: None for n in names if TEXTS.match(n) or _embedded(given[n])}
-        texts = any(any(value or ()) for value in negative.values())  # [""] is none
-        null = negative if texts else {PROMPT: self.null}
-        return changed | {name: _for_each(value, given) for name, value in null.items()}
-
-
+FEATURES = re.compile(r"residual|block_samples")
+"""Names of features of a ControlNet, which are made anew at each step."""
 ASK = (
     "switch its own guidance on (a scale above 1, and a negative prompt), so that it sends it, or "
     "take a guidance that needs none, such as PAG"
 )
 
 
-def shadow(pipe: Any) -> Any:
-    """Copy of a pipeline with its networks, a scheduler of its own, and nothing replaced."""
-    made = copy.copy(pipe)
-    for name, value in list(vars(made).items()):
-        if isinstance(value, Replaced):
-            del vars(made)[name]
-        elif name == "scheduler" or "guider" in name:
-            vars(made)[name] = copy.copy(value)
-    made.set_progress_bar_config(disable=True)
-    return made
+class NullCall:
+    """Calls of a network for the null prompt.
+
+    Args:
+        pipe: The pipeline.
+        null: The null prompt, where a call of the pipeline has no negative prompt.
+
+    Attributes:
+        repeated: Notes the calls of the pipeline.
+    """
+
+    def __init__(self, pipe: Any, null: str = "") -> None:
+        self.pipe, self.null = pipe, null
+        self.repeated = RepeatedCall(pipe, self._anew)
+        self._anew()
+
+    def _anew(self) -> None:
+        self._first: Call | None = None
+        self._changes: dict[str, Any] | None = None
+        self._inputs: Tensor | None = None
+
+    def see(self, cond: Call) -> None:
+        """Note the call for the prompt of a step; the first of a pipeline's call is kept."""
+        self._first = self._first or cond
+
+    def of(self, now: Call) -> Call:
+        """Call for the null prompt.
+
+        Args:
+            now: Call for the prompt in this step.
+        """
+        first = self._first or now
+        if now.keeps:
+            raise InputError(
+                "the guidance asks for the null prompt, and this pipeline keeps keys and values of "
+                f"the prompt alone: {ASK}, or switch the cache off (use_kv_cache=False)"
+            )
+        if self._changes is None:
+            null, cond = self._conditions(first)
+            self._changes = {
+                name: value
+                for name, value in null.arguments.items()
+                if not equal(value, first.arguments.get(name))
+            }
+            self._inputs = None if equal(null.inputs, cond.inputs) else null.inputs
+        features = ", ".join(name for name in self._changes if FEATURES.search(name))
+        if changing := features or changed(self._changes, first.arguments, now.arguments):
+            raise InputError(
+                f"the guidance asks for the null prompt, and {changing} changes from step to step "
+                "(features of a ControlNet, or a callback), which this pipeline makes for its "
+                f"prompt alone: {ASK}"
+            )
+        inputs = now.inputs if self._inputs is None else self._inputs
+        arguments = now.arguments | self._changes
+        samples = now.second, now.lengths
+        return Call(now.module, now.name, inputs, now.listed, arguments, now.autocast, *samples)
+
+    def _conditions(self, first: Call) -> tuple[Call, Call]:
+        """Calls for null prompt and prompt, in the pipeline's own guidance if it has one."""
+        given, purpose = self.repeated.given, self._purpose
+        if given is None:
+            raise InputError(
+                "the guidance asks for the null prompt, and this network was called without a "
+                f"prompt of its pipeline: call the pipeline, or {ASK}"
+            )
+        found = [] if (on := self._guided(given)) is None else self._parts(on, first)
+        if len(found) == 2:
+            for null, cond in (found, found[::-1]):
+                if _alike(cond.arguments, first.arguments):
+                    return null, cond
+        if len(found) > 1:
+            raise InputError(
+                f"{purpose}, and {type(self.pipe).__name__} does not show which it is where its "
+                f"own guidance is on: {ASK}"
+            )
+        if PROMPT not in given:
+            name = type(self.pipe).__name__
+            raise InputError(f"{purpose}, which {name} neither sends nor encodes: {ASK}")
+        null = self.repeated.calls(self._with_null(given), purpose)[0].joined(first.second)
+        if len(null.inputs) != len(first.inputs):
+            raise InputError(
+                f"{type(self.pipe).__name__} gives its network {len(null.inputs)} samples for "
+                f"the null prompt and {len(first.inputs)} for the prompt: {ASK}"
+            )
+        same = null.inputs.shape == first.inputs.shape
+        return null, null if same else first
+
+    @property
+    def _purpose(self) -> str:
+        return f"the guidance asks for the null prompt {self.null!r}"
+
+    def _parts(self, given: Mapping[str, Any], first: Call) -> list[Call]:
+        """Conditions of the first step where the pipeline is called so, each as its own call."""
+        found = list[Call]()
+        for call in self.repeated.calls(given, self._purpose):
+            count = len(call.joined(first.second).inputs) // len(first.inputs)
+            ways = [
+                _split(call.joined(first.second), first, count, turns) for turns in (False, True)
+            ]
+            known = (w for w in ways if any(_alike(c.arguments, first.arguments) for c in w))
+            found += next(known, ways[0])
+        return found
+
+    def _guided(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Arguments of the pipeline's call with its own guidance on; None where it has none."""
+        scale = next((name for name in SCALES if name in given), None)
+        if scale is None:
+            return None
+        value = given[scale]
+        on = dict(given) | {scale: value if isinstance(value, int | float) and value > 1 else 2.0}
+        negative = {n: v for n, v in _negatives(given).items() if PROMPT in n}
+        embedded = any(_embedded(value) for value in negative.values())
+        wanted = self.null or scale == SCALES[0]  # which is on with a negative prompt alone
+        if wanted and PROMPT in negative and not embedded and not _texts(negative):
+            on[NEGATIVE + PROMPT] = _for_each(self.null, given)
+        return on
+
+    def _with_null(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the pipeline's call with the negative prompt in the place of the prompt."""
+        negative, defaults = _negatives(given), _defaults(self.pipe)
+        sizes = {
+            name: value
+            for name, value in negative.items()
+            if PROMPT not in name and value not in (None, defaults.get(NEGATIVE + name))
+        }
+        negative = {name: value for name, value in negative.items() if PROMPT in name}
+        changed = dict(given) | sizes
+        if any(_embedded(value) for value in negative.values()):  # they may stand beside a text
+            return changed | {n: None if TEXTS.match(n) else v for n, v in negative.items()}
+        changed |= {
+            n: None for n in given if TEXTS.match(n) or (PROMPT in n and _embedded(given[n]))
+        }
+        null = negative if _texts(negative) else {PROMPT: self.null}
+        return changed | {name: _for_each(value, given) for name, value in null.items()}
+
+
+def _split(call: Call, first: Call, count: int, in_turn: bool) -> list[Call]:
+    """Conditions of a call as calls of their own.
+
+    Args:
+        call: Whose rows hold so many conditions.
+        first: Call of one condition: it has fewer rows where an argument has some for each.
+        count: Number of conditions.
+        in_turn: Whether each sample comes under all conditions in turn.
+    """
+
+    def part(i: int, value: Any, like: Any) -> Any:
+        if isinstance(value, Mapping):
+            likes = like if isinstance(like, Mapping) else {}
+            return {name: part(i, each, likes.get(name)) for name, each in value.items()}
+        if like is None and isinstance(value, Tensor) and value.ndim > 1:
+            like = first.inputs.new_empty(size, *value.shape[1:])
+        if isinstance(value, Tensor) and isinstance(like, Tensor) and value.ndim == like.ndim:
+            sizes = enumerate(zip(value.shape, like.shape, strict=True))
+            dim = next((d for d, (n, m) in sizes if n == count * m), None)
+            if dim is None:
+                return value
+            return value[(slice(None),) * dim + (rows(i, like.shape[dim]),)]
+        if isinstance(value, list | tuple) and isinstance(like, list | tuple):
+            if len(value) == count * len(like):
+                return value[rows(i, len(like))]
+            if len(value) == len(like):
+                return type(value)(part(i, *pair) for pair in zip(value, like, strict=True))
+        return value
+
+    def rows(i: int, each: int) -> slice:
+        return slice(i, None, count) if in_turn else slice(i * each, (i + 1) * each)
+
+    size = len(first.inputs)
+
+    return [
+        replace(
+            call,
+            inputs=part(i, call.inputs, first.inputs),
+            arguments=part(i, call.arguments, first.arguments),
+        )
+        for i in range(count)
+    ]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether arguments are equal, but for what a text encoder rounds in batches of other sizes.
+
+    Of texts of other lengths what both have is compared, at the start or at the end. Masks and
+    places of other lengths say nothing, nor does what one of two calls has.
+    """
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim == b.ndim:
+        if a.shape == b.shape:
+            return _close(a, b)
+        other = [n for n, m in zip(a.shape, b.shape, strict=True) if n != m]
+        if len(other) > 1 or not a.is_floating_point():
+            return True
+        sizes = tuple(map(min, a.shape, b.shape))
+        return _close(_start(a, sizes), _start(b, sizes)) or _close(_end(a, sizes), _end(b, sizes))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return all(_alike(a[name], b[name]) for name in a.keys() & b.keys())
+    if isinstance(a, list | tuple):
+        same = isinstance(b, list | tuple) and len(a) == len(b)
+        return same and all(map(_alike, a, b))
+    return equal(a, b)
+
+
+def _start(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    return x[tuple(slice(n) for n in sizes)]
+
+
+def _end(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    return x[tuple(slice(length - n, None) for n, length in zip(sizes, x.shape, strict=True))]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    close = 0.03 if a.dtype in LOSSY else 1e-3
+    a, b = a.double(), b.double()
+    return not a.numel() or bool((a - b).abs().max() <= close * b.abs().max())
 
 
 def _negatives(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,6 +264,16 @@ def _negatives(given: Mapping[str, Any]) -> dict[str, Any]:
         for name in given
         if not name.startswith(NEGATIVE) and NEGATIVE + name in given
     }
+
+
+def _defaults(pipe: Any) -> dict[str, Any]:
+    parameters = inspect.signature(type(pipe).__call__).parameters.values()
+    return {p.name: p.default for p in parameters}
+
+
+def _texts(negative: Mapping[str, Any]) -> bool:
+    """Whether a negative prompt says something; "" and [""] do not."""
+    return any(any(value or ()) for value in negative.values())
 
 
 def _for_each(value: Any, given: Mapping[str, Any]) -> Any:
@@ -249,22 +296,8 @@ def _embedded(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _generators(given: Mapping[str, Any]) -> Sequence[torch.Generator]:
-    values = given.get("generator")
-    values = values if isinstance(values, list | tuple) else [values]
-    return [value for value in values if isinstance(value, torch.Generator)]
-
-
-def _restored(value: Any, states: Mapping[int, Tensor]) -> Any:
-    """Generators in the states in which they were noted; all else as it is."""
-    if isinstance(value, list | tuple):
-        return type(value)(_restored(part, states) for part in value)
-    if not isinstance(value, torch.Generator):
-        return value
-    return torch.Generator(value.device).set_state(states[id(value)])
-
-
 def null_of(pipe: Any, null: str) -> NullCall | None:
-    """Calls for the null prompt; None of pipelines of known families that take no prompt."""
+    """Calls for the null prompt; None of pipelines of known families that have none."""
     family = known_family(unwrap_compiled(network_of(pipe)))
-    return NullCall(pipe, null) if family is None or hasattr(pipe, "encode_prompt") else None
+    there = family is None or "null" in family.halves or hasattr(pipe, "encode_prompt")
+    return NullCall(pipe, null) if there else None

@@ -87,7 +87,6 @@ class StepGuidance:
         self._parts: Mapping[str, Part] = {}
         self._second = SecondStep(self._owner)
         self._null: NullCall | None = null_of(pipe, null)
-        self._first: list[Call] = []
         self._replaced, self._awaited, self._awaiting = ExitStack(), ExitStack(), False
 
     def __enter__(self) -> "StepGuidance":
@@ -96,7 +95,7 @@ class StepGuidance:
             original = plain_forward(network)
             forward = wraps(original)(partial(self._answer, network, original))
             self._replaced.enter_context(replaced(network, "forward", forward))
-        if self._null is not None and (noting := self._null.noting()) is not None:
+        if self._null is not None and (noting := self._null.repeated.noting()) is not None:
             self._replaced.enter_context(noting)
         self.active = True
         return self
@@ -112,6 +111,8 @@ class StepGuidance:
         self._release()
         self._guided.end()
         self._second.end(failed)
+        if self._null is not None:
+            self._null.repeated.end()
         if calls and not failed:
             raise InputError(
                 f"{self._owner} called its network and then not scheduler.step, where the guidance "
@@ -122,8 +123,10 @@ class StepGuidance:
         """Stand in for a network's forward: note the call and answer it with a probe."""
         if self._guided.batches.evaluating:  # called by ourselves, so that hooks of the network act
             return forward(*args, **kwargs)
-        if self._null is not None and self._null.repeating:
-            self._null.reach(Call.read(network, bind_arguments(network, args, kwargs)))
+        if self._null is not None and self._null.repeated.repeating:
+            call = Call.read(network, bind_arguments(network, args, kwargs))
+            answer = partial(self._stand_in, call, partial(forward, *args, **kwargs))
+            return self._null.repeated.reach(call, answer)
         in_run = self._runs.check() or hasattr(self.pipe, "update_components")
         starts = self._check(network)
         call = Call.read(network, bind_arguments(network, args, kwargs))
@@ -145,6 +148,15 @@ class StepGuidance:
         self._await(self._guide)
         return form.wrap(call.probe.clone())  # a pipeline may change its answer in place
 
+    def _stand_in(self, call: Call, forward: Callable[[], Any]) -> Any:
+        """Answer of the network to a call that is not guided, in its form."""
+        form = Form.expected(call) or self._forms.get(call.key)
+        if form is not None and not call.caches:
+            return form.wrap(self._probe(call, form).clone())
+        output = forward()
+        self._forms[call.key] = Form.of(output, call)
+        return output
+
     def _probe(self, call: Call, form: Form) -> Tensor:
         """Answer to a call, drawn once for each form."""
         second, device = bool(self._calls), call.inputs.device
@@ -162,13 +174,13 @@ class StepGuidance:
             )
         if starts := self._tracker.follow(self.pipe.scheduler):
             self._release()
-            self._measured, self._parts, self._first = None, {}, []
+            self._measured, self._parts = None, {}
             guide = self._guided.guide
             for each in (*networks_of(self.pipe), *([] if guide is None else [guide])):
                 check_uncached(self._owner, each)
             self._guided.begin(network)
             if self._null is not None:
-                self._null.begin()
+                self._null.repeated.note()
         self._times()  # of a scheduler that can be steered
         self._second.end()
         if len(self._calls) == MOST_CALLS:
@@ -254,7 +266,9 @@ class StepGuidance:
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:
             parts = {**parts, "null": null_at_step(null, self._parts["cond"], cond, time)}
-        self._parts, self._first = parts, self._first or [cond.call]
+        self._parts = parts
+        if self._null is not None:
+            self._null.see(cond.call)
         if "null" in parts or self._null is None:
             return LazyConditions(parts)
         return LazyConditions({**parts, "null": partial(self._null_part, cond)})
@@ -262,7 +276,7 @@ class StepGuidance:
     def _null_part(self, cond: Part) -> Part:
         """Null prompt of a pipeline that does not send it."""
         assert self._null is not None
-        null = self._null.of(self._first[0], cond.call)
+        null = self._null.of(cond.call)
         null.time = cond.call.time
         return replace(cond, call=null)
 
