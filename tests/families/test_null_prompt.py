@@ -29,7 +29,7 @@ QUICK = {"ErnieImage", "HunyuanVideo15", "Kandinsky5T2V", "Wan-two", "ZImage"}
 
 
 def cases() -> list[Any]:
-    families = [f for f in FAMILIES if f.guided and f.pattern != "D"]
+    families = [f for f in FAMILIES if f.guided]
     left = [f for f in families if f.name.partition("-")[2] not in {**BROKEN, **UNKNOWN}]
     slow = [pytest.mark.slow]
     return [

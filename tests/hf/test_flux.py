@@ -280,3 +280,5 @@ def test_the_image_prompt_of_each_condition(flux) -> None:
     assert (want - without).abs().max() > 0.1
     with steer(pipe, CFG(4)):
         torch.testing.assert_close(sampled(pipe, ["a cat"], **more), want, atol=1e-4, rtol=1e-4)
+        off = more | {"true_cfg_scale": 1.0}  # where the pipeline does not send the other one
+        torch.testing.assert_close(sampled(pipe, ["a cat"], **off), want, atol=1e-4, rtol=1e-4)

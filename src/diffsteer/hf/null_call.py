@@ -10,7 +10,6 @@ the place of the prompt.
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +21,7 @@ from diffsteer.hf.families import known_family
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.repeated_call import RepeatedCall
-from diffsteer.hf.timesteps import LOSSY
+from diffsteer.hf.split_conditions import alike, split
 
 NEGATIVE = "negative_"
 """What the names of arguments for the null prompt begin with."""
@@ -61,6 +60,7 @@ class NullCall:
         self._first: Call | None = None
         self._changes: dict[str, Any] | None = None
         self._inputs: Tensor | None = None
+        self._network: Any = None
 
     def see(self, cond: Call) -> None:
         """Note the call for the prompt of a step; the first of a pipeline's call is kept."""
@@ -86,6 +86,7 @@ class NullCall:
                 if not equal(value, first.arguments.get(name))
             }
             self._inputs = None if equal(null.inputs, cond.inputs) else null.inputs
+            self._network = None if null.module is cond.module else null.module  # Ideogram 4
         features = ", ".join(name for name in self._changes if FEATURES.search(name))
         if changing := features or changed(self._changes, first.arguments, now.arguments):
             raise InputError(
@@ -95,8 +96,8 @@ class NullCall:
             )
         inputs = now.inputs if self._inputs is None else self._inputs
         arguments = now.arguments | self._changes
-        samples = now.second, now.lengths
-        return Call(now.module, now.name, inputs, now.listed, arguments, now.autocast, *samples)
+        samples, network = (now.second, now.lengths), self._network or now.module
+        return Call(network, now.name, inputs, now.listed, arguments, now.autocast, *samples)
 
     def _conditions(self, first: Call) -> tuple[Call, Call]:
         """Calls for null prompt and prompt, in the pipeline's own guidance if it has one."""
@@ -109,7 +110,7 @@ class NullCall:
         found = [] if (on := self._guided(given)) is None else self._parts(on, first)
         if len(found) == 2:
             for null, cond in (found, found[::-1]):
-                if _alike(cond.arguments, first.arguments):
+                if alike(cond.arguments, first.arguments):
                     return null, cond
         if len(found) > 1:
             raise InputError(
@@ -138,9 +139,9 @@ class NullCall:
         for call in self.repeated.calls(given, self._purpose):
             count = len(call.joined(first.second).inputs) // len(first.inputs)
             ways = [
-                _split(call.joined(first.second), first, count, turns) for turns in (False, True)
+                split(call.joined(first.second), first, count, turns) for turns in (False, True)
             ]
-            known = (w for w in ways if any(_alike(c.arguments, first.arguments) for c in w))
+            known = (w for w in ways if any(alike(c.arguments, first.arguments) for c in w))
             found += next(known, ways[0])
         return found
 
@@ -175,86 +176,6 @@ class NullCall:
         }
         null = negative if _texts(negative) else {PROMPT: self.null}
         return changed | {name: _for_each(value, given) for name, value in null.items()}
-
-
-def _split(call: Call, first: Call, count: int, in_turn: bool) -> list[Call]:
-    """Conditions of a call as calls of their own.
-
-    Args:
-        call: Whose rows hold so many conditions.
-        first: Call of one condition: it has fewer rows where an argument has some for each.
-        count: Number of conditions.
-        in_turn: Whether each sample comes under all conditions in turn.
-    """
-
-    def part(i: int, value: Any, like: Any) -> Any:
-        if isinstance(value, Mapping):
-            likes = like if isinstance(like, Mapping) else {}
-            return {name: part(i, each, likes.get(name)) for name, each in value.items()}
-        if like is None and isinstance(value, Tensor) and value.ndim > 1:
-            like = first.inputs.new_empty(size, *value.shape[1:])
-        if isinstance(value, Tensor) and isinstance(like, Tensor) and value.ndim == like.ndim:
-            sizes = enumerate(zip(value.shape, like.shape, strict=True))
-            dim = next((d for d, (n, m) in sizes if n == count * m), None)
-            if dim is None:
-                return value
-            return value[(slice(None),) * dim + (rows(i, like.shape[dim]),)]
-        if isinstance(value, list | tuple) and isinstance(like, list | tuple):
-            if len(value) == count * len(like):
-                return value[rows(i, len(like))]
-            if len(value) == len(like):
-                return type(value)(part(i, *pair) for pair in zip(value, like, strict=True))
-        return value
-
-    def rows(i: int, each: int) -> slice:
-        return slice(i, None, count) if in_turn else slice(i * each, (i + 1) * each)
-
-    size = len(first.inputs)
-
-    return [
-        replace(
-            call,
-            inputs=part(i, call.inputs, first.inputs),
-            arguments=part(i, call.arguments, first.arguments),
-        )
-        for i in range(count)
-    ]
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether arguments are equal, but for what a text encoder rounds in batches of other sizes.
-
-    Of texts of other lengths what both have is compared, at the start or at the end. Masks and
-    places of other lengths say nothing, nor does what one of two calls has.
-    """
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim == b.ndim:
-        if a.shape == b.shape:
-            return _close(a, b)
-        other = [n for n, m in zip(a.shape, b.shape, strict=True) if n != m]
-        if len(other) > 1 or not a.is_floating_point():
-            return True
-        sizes = tuple(map(min, a.shape, b.shape))
-        return _close(_start(a, sizes), _start(b, sizes)) or _close(_end(a, sizes), _end(b, sizes))
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return all(_alike(a[name], b[name]) for name in a.keys() & b.keys())
-    if isinstance(a, list | tuple):
-        same = isinstance(b, list | tuple) and len(a) == len(b)
-        return same and all(map(_alike, a, b))
-    return equal(a, b)
-
-
-def _start(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    return x[tuple(slice(n) for n in sizes)]
-
-
-def _end(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    return x[tuple(slice(length - n, None) for n, length in zip(sizes, x.shape, strict=True))]
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    close = 0.03 if a.dtype in LOSSY else 1e-3
-    a, b = a.double(), b.double()
-    return not a.numel() or bool((a - b).abs().max() <= close * b.abs().max())
 
 
 def _negatives(given: Mapping[str, Any]) -> dict[str, Any]:

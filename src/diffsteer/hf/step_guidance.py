@@ -74,7 +74,8 @@ class StepGuidance:
         self.pipe, self._owner = pipe, type(pipe).__name__
         self._runs = runs or Runs(pipe, {})
         self._runs.ended = self.end
-        self.active, self.stepped = False, _nothing
+        self.active = False
+        self.stepped: Callable[[], None] = lambda: None
         if guide is not None:
             check_guide(networks_of(pipe)[0], guide)
         self._guided = GuidedOutput(self._owner, guidance, guide, max_rows, patch_of(pipe))
@@ -303,7 +304,3 @@ class StepGuidance:
                 "it, by guidance of its own, which would act on top of this one: switch that off"
             )
         return step(*args, **kwargs)
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -1,0 +1,151 @@
+"""Null prompts of pipelines whose own guidance is off are those that they send with it on."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny
+import torch
+import zoo
+from families.calls import first
+from families.encoders import decoder, spelling, t5
+from families.parts import embeds
+from families.test_guidance import named
+from families.tiny_image_batched import sana
+from torch import Tensor
+
+from diffsteer import steer
+from diffsteer.core.errors import InputError
+
+
+def sampled(pipe: Any, call: dict[str, Any], scale: float, steps: int = 2, **more: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": steps, "output_type": "latent", "generator": generator}
+    name = "true_cfg_scale" if isinstance(pipe, diffusers.FluxPipeline) else "guidance_scale"
+    with torch.no_grad():
+        return first(pipe(**call, **{name: scale}, **options, **more))
+
+
+def check(pipe: Any, call: dict[str, Any], null: str = "", **reference: Any) -> None:
+    """CFG(3) with the pipeline's own guidance off is its own guidance at a scale of 3."""
+    pipe.set_progress_bar_config(disable=True)
+    want = sampled(pipe, call | reference, 3.0)
+    with steer(pipe, "CFG(3)", null=null):
+        got = sampled(pipe, call, 1.0)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(want, sampled(pipe, call, 1.0), atol=1e-2)
+
+
+def text_of(family: str, **parts: Any) -> tuple[Any, dict[str, Any]]:
+    """A tiny pipeline with a text encoder, and a call of it without embeddings."""
+    pipe = named(family).build()
+    for name, part in parts.items():
+        setattr(pipe, name, part)
+    call = {n: v for n, v in named(family).kwargs(pipe).items() if "prompt" not in n}
+    own = {"num_inference_steps", "generator", "output_type", "guidance_scale"}
+    return pipe, {n: v for n, v in call.items() if n not in own and "attention" not in n}
+
+
+@pytest.mark.parametrize("instruction", [None, ["ab", "cd"]])
+def test_a_template_for_the_prompt_alone(instruction: Any) -> None:
+    pipe = sana()
+    pipe.text_encoder = decoder("Gemma2Model", "Gemma2Config", num_hidden_layers=1)
+    pipe.tokenizer = spelling(64)
+    size = {"height": 256, "width": 256, "use_resolution_binning": False, "clean_caption": False}
+    more = {"max_sequence_length": 12, "complex_human_instruction": instruction}
+    call = {"latents": embeds(3, 1, 4, 8, 8), "prompt": "a cat", "negative_prompt": "a dog"}
+    check(pipe, size | more | call)
+
+
+@pytest.mark.parametrize("negative", [None, "a dog"])
+def test_zeros_for_no_negative_prompt(negative: str | None) -> None:
+    pipe, call = text_of("StableAudio", text_encoder=t5(), tokenizer=spelling(16))
+    check(pipe, call | {"prompt": "a cat", "negative_prompt": negative})
+
+
+def pixart() -> tuple[Any, dict[str, Any]]:
+    base = tiny.pixart(zoo.ddim())
+    config = dict(base.transformer.config) | {"caption_channels": 16}
+    network = diffusers.PixArtTransformer2DModel.from_config(config).eval()
+    tiny._perturb(network)
+    parts = {"text_encoder": t5(), "tokenizer": spelling(16), "transformer": network}
+    pipe = diffusers.PixArtSigmaPipeline(**base.components | parts)
+    size = {"height": 16, "width": 16, "use_resolution_binning": False, "clean_caption": False}
+    return pipe, size | {"latents": embeds(3, 1, 4, 8, 8), "max_sequence_length": 16}
+
+
+def test_a_text_of_ones_own_where_the_pipelines_default_is_empty() -> None:
+    pipe, call = pixart()
+    check(pipe, call | {"prompt": "a cat"}, null="a dog", negative_prompt="a dog")
+    check(pipe, call | {"prompt": "a cat", "negative_prompt": "a bird"}, null="a dog")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_views_of_a_panorama_in_turn(tmp_path: Path, count: int) -> None:
+    """Each view of a batch comes under both conditions in turn."""
+    pipe = zoo._panorama(tmp_path)
+    pipe.get_views = lambda *_, **__: [(0, 8, 0, 8), (0, 8, 4, 12)]
+    size = {"height": 16, "width": 24, "latents": embeds(3, 1, 4, 8, 12), "view_batch_size": count}
+    check(pipe, size | {"prompt": "a cat", "negative_prompt": "a dog"})
+
+
+def test_three_conditions_are_refused(tmp_path: Path) -> None:
+    pipe = zoo._sdxl(tmp_path, "StableDiffusionXLInstructPix2PixPipeline", 8)
+    call = {n: v for n, v in zoo.latents(1.0, 1).items() if n != "guidance_scale"}
+    call |= {"image": torch.rand(1, 3, 16, 16), "latents": call["latents"].float()}
+    with steer(pipe, "CFG(3)"), pytest.raises(InputError, match="does not show which it is"):
+        sampled(pipe, call, 1.0)
+
+
+class Named(diffusers.FluxPipeline):
+    """A call that names some arguments, with other defaults."""
+
+    def __call__(self, prompt: Any = None, height: int = 16, width: int = 16, **more: Any) -> Any:
+        return super().__call__(prompt=prompt, height=height, width=width, **more)
+
+
+class Unnamed(diffusers.FluxPipeline):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Named, Unnamed])
+def test_a_call_of_a_subclass(tmp_path: Path, kind: type) -> None:
+    pipe = kind(**tiny.flux(tmp_path).components)
+    call = {"prompt": ["a cat"], "negative_prompt": ["a dog"], "height": 16, "width": 16}
+    check(pipe, call | {"latents": embeds(3, 1, 16, 16), "max_sequence_length": 8})
+
+
+def test_a_callback_that_encodes(tmp_path: Path) -> None:
+    """What it encodes is no call of the pipeline."""
+    pipe = zoo.sd(tmp_path)
+
+    def encode(pipe: Any, *_: Any) -> dict[str, Any]:
+        pipe.encode_prompt(["a bird"], "cpu", 1, False)
+        return {}
+
+    call = {"prompt": ["a cat"], "negative_prompt": ["a dog"], "latents": embeds(3, 1, 4, 8, 8)}
+    check(pipe, call | {"callback_on_step_end": encode})
+    with steer(pipe, "CFG(3).over(1, 2)"):
+        late = sampled(pipe, call | {"callback_on_step_end": encode}, 1.0)
+    with steer(pipe, "CFG(3).over(1, 2)"):
+        assert torch.equal(late, sampled(pipe, call, 1.0))
+
+
+@pytest.mark.parametrize("guidance", ["CFG(3)", "CFG(3).over(1, 2)"])
+def test_features_of_a_controlnet_are_refused_before_a_step(tmp_path: Path, guidance: str) -> None:
+    base = tiny.stable_diffusion(zoo.ddim(), tmp_path)
+    control = diffusers.ControlNetModel.from_unet(base.unet, conditioning_channels=3).eval()
+    tiny._perturb(control)
+    parts = {n: v for n, v in base.components.items() if n != "controlnet"}
+    pipe = diffusers.StableDiffusionControlNetPipeline(
+        **parts, controlnet=control, requires_safety_checker=False
+    )
+    steps: list[int] = []
+    call = {"prompt": ["a cat"], "image": torch.rand(1, 3, 64, 64)}
+    call |= {"latents": embeds(3, 1, 4, 8, 8)}
+    call |= {"callback_on_step_end": lambda pipe, i, *_: steps.append(i) or {}}
+    with steer(pipe, guidance), pytest.raises(InputError, match="residual changes from step to"):
+        sampled(pipe, call, 1.0)
+    assert steps == []
