@@ -160,6 +160,44 @@ def test_the_strength_of_a_recipe_stays_unless_another_is_typed(
     assert followed.pop().strength == strength
 
 
+SAMPLER = {"sampler": "UniPC()", "spacing": "karras"}
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "wanted"),
+    [
+        (SAMPLER, ["--spacing", "logsigma"], {**SAMPLER, "spacing": "logsigma"}),
+        (SAMPLER, ["--zero-snr"], {**SAMPLER, "zero_snr": True}),
+        ({**SAMPLER, "zero_snr": True}, ["--no-zero-snr"], SAMPLER),
+        ({**SAMPLER, "zero_snr": True}, ["--sampler", ""], {}),
+        ({"lora": ["a", "b"], "settings": ["eta=1"]}, ["--lora", "", "--set", ""], {}),
+        ({"lora": ["a", "b"]}, ["--lora", "c"], {"lora": ["c"]}),
+        ({"guidance": "Auto(2)", "guide": "g"}, ["--guidance", ""], {}),
+        ({"refiner": "NLG(20)", "strength": 0.5}, ["--refiner", ""], {}),
+        (
+            {"image": "a.png", "strength": 0.5},
+            ["--refiner", ""],
+            {"image": "a.png", "strength": 0.5},
+        ),
+        ({"image": "a.png", "mask": "m.png", "strength": 0.5}, ["--image", ""], {}),
+        (
+            {"image": "a.png", "strength": 0.5},
+            ["--image=", "--refiner", "NLG(20)", "--strength", 0.7],
+            {"refiner": "NLG(20)", "strength": 0.7},
+        ),
+        ({"prompts": ["a", "b"]}, ["--prompt", "c"], {"prompt": "c"}),
+    ],
+)
+def test_an_option_switches_off_what_the_recipe_says_and_what_belongs_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, followed: list[Recipe],
+    own: dict[str, object], words: list[object], wanted: dict[str, object],
+) -> None:  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps({"model": "critters", **own}))
+    with pytest.raises(SystemExit, match="seen"):
+        run(monkeypatch, "--recipe", tmp_path / "r.json", *words)
+    assert followed.pop() == Recipe("critters", **wanted)  # type: ignore[arg-type]
+
+
 def test_lines_of_progress_say_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

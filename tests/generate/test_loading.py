@@ -21,11 +21,14 @@ from safetensors.torch import load_file, save_file
 from diffsteer.cli.sample import sample
 from diffsteer.core.errors import InputError
 from diffsteer.generate import pipelines
+from diffsteer.generate.call import require_a_step
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe, read, recipe_of_png
+from diffsteer.generate.setting_values import value_of
 from diffsteer.hf import load as loading
 from diffsteer.hf import offload
 from diffsteer.hf.load import load
+from diffsteer.hf.signature import Argument
 from diffsteer.hf.weights import quiet
 from diffsteer.io.hashing import weights_hash
 
@@ -88,6 +91,14 @@ def test_layers_that_wait_elsewhere_make_the_same_image(recipe: Recipe, tmp_path
     sample(recipe, "3", tmp_path, device="cpu")  # is there, and not made otherwise
 
 
+def test_a_part_whose_layers_cannot_wait_elsewhere_is_named(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusers.AutoencoderKL, "_supports_group_offloading", False)
+    with pytest.raises(InputError, match="which the vae of StableDiffusionPipeline cannot do"):
+        offload.place(load(recipe.model), "cpu", "group")
+
+
 @pytest.mark.usefixtures("nothing_is_loaded")
 @pytest.mark.parametrize(
     ("changes", "free", "message"),
@@ -109,6 +120,12 @@ def test_layers_that_wait_elsewhere_make_the_same_image(recipe: Recipe, tmp_path
         ({"settings": ("eta",)}, 10**12, "write KEY=VALUE"),
         ({"settings": ("et=1",)}, 10**12, "takes no et .did you mean 'eta'.*: it takes clip_skip"),
         ({"settings": ("prompt=x",)}, 10**12, "--set prompt: use --prompt"),
+        ({"settings": ("frame_rate=12",)}, 10**12, "--set frame_rate: use --fps"),
+        ({"settings": ("eta=null",)}, 10**12, "eta=null: StableDiffusionPipeline takes float"),
+        ({"settings": ("clip_skip=1.5",)}, 10**12, "takes int . None .None by default"),
+        ({"settings": ("cross_attention_kwargs=1",)}, 10**12, "takes dict"),
+        ({"settings": ("ip_adapter_image=a.png",)}, 10**12, "takes PipelineImageInput"),
+        ({"fps": 8}, 10**12, "makes no videos: leave --fps out"),
     ],
 )
 def test_a_mistake_is_told_before_weights_are_read(
@@ -117,6 +134,78 @@ def test_a_mistake_is_told_before_weights_are_read(
     monkeypatch.setattr(offload, "free_memory", lambda _: free)
     with pytest.raises((InputError, OSError), match=message):
         made(replace(recipe, **changes))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "text", "value"),
+    [
+        ("bool", "True", "False", False),
+        ("bool", "True", "false", False),
+        ("float", "0.0", "1", 1),
+        ("float | None", "None", "None", None),
+        ("int", "None", "None", None),
+        ("Optional[int]", "1", "2", 2),
+        ("str | None", "None", "5", "5"),
+        ("str", "''", "a=b", "a=b"),
+        ("list[int] | None", "None", "[1, 2]", [1, 2]),
+        ("tuple[int, int]", "(0, 0)", "[8, 8]", (8, 8)),
+        ("float | list[float]", "1.0", "[1, 0.5]", [1, 0.5]),
+        ("dict[str, Any] | None", "None", '{"a": 1}', {"a": 1}),
+        ("Literal['first', 'last']", "'first'", "last", "last"),
+        ("", "0.5", "0.7", 0.7),
+        ("SomethingNew", "None", "text", "text"),
+        ("bool", "True", "no", InputError),
+        ("int", "1", "1.5", InputError),
+        ("int", "1", "True", InputError),
+        ("float", "0.0", "NaN", InputError),
+        ("float", "0.0", "None", InputError),
+        ("tuple[int, int]", "(0, 0)", "8", InputError),
+        ("list[int]", "None", "[0.5]", InputError),
+        ("Literal['first', 'last']", "'first'", "mid", InputError),
+        ("torch.Tensor | None", "None", "[1]", InputError),
+        ("", "0.5", "x", InputError),
+    ],
+)
+def test_a_setting_has_the_type_that_the_call_names(
+    annotation: str, default: str, text: str, value: Any
+) -> None:
+    arguments = {"name": Argument(annotation, default)}
+    if value is InputError:
+        with pytest.raises(InputError, match="--set name=.*: Pipe takes"):
+            value_of("Pipe", "name", text, arguments)
+    else:
+        made = value_of("Pipe", "name", text, arguments)
+        assert made == value and type(made) is type(value)
+
+
+def test_what_a_pipeline_stumbles_over_names_the_settings(recipe: Recipe) -> None:
+    with pytest.raises(InputError, match="fails with --set clip_skip=99 .IndexError"):
+        made(replace(recipe, settings=("clip_skip=99",)))
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("StableDiffusionInpaintPipeline", "starts from an image: give one by --image"),
+        ("StableDiffusionInstructPix2PixPipeline", "starts from an image: give one by --image"),
+        ("StableVideoDiffusionPipeline", "starts from an image: give one by --image"),
+        ("PaintByExamplePipeline", "starts from an image: give one by --image"),
+        ("BlipDiffusionPipeline", "without reference_image, .*: where texts can, give it by --set"),
+    ],
+)
+def test_an_image_that_a_pipeline_needs_is_missed_before_it_is_loaded(
+    pipe: str, tmp_path: Path, picture: str, kind: str, message: str
+) -> None:
+    index = json.loads(Path(pipe, "model_index.json").read_text()) | {"_class_name": kind}
+    (tmp_path / "pipe").mkdir()
+    (tmp_path / "pipe/model_index.json").write_text(json.dumps(index))
+    recipe = Recipe(str(tmp_path / "pipe"), prompt="a")
+    with pytest.raises(InputError, match=message):
+        made(recipe)
+    if "Inpaint" in kind:
+        with pytest.raises(InputError, match="paints where a mask is white: give one by --mask"):
+            made(replace(recipe, image=picture))
 
 
 def test_memory_that_suffices_for_half_precision_does_not_for_single(
@@ -195,6 +284,50 @@ def test_weights_that_are_no_lora_of_the_model_are_refused(
     assert not caplog.records  # which the command line would show beside its one line
 
 
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("lora_B", "lora_A")])
+def test_a_lora_with_one_factor_is_damaged(
+    recipe: Recipe, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    weights = {f"unet.{LAYER}.{names[0]}.weight": torch.ones(1, 2)}
+    weights[f"unet.{LAYER}.lora_B.bias"] = torch.ones(2)  # which has no counterpart
+    save_file(weights, tmp_path / "half.safetensors")
+    with pytest.raises(InputError, match=f"half.safetensors is damaged: .* no .*{names[1]}.weight"):
+        made(replace(recipe, lora=(str(tmp_path / "half.safetensors"),)))
+
+
+def test_what_a_converter_of_loras_stumbles_over_names_the_lora(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Any, **__: Any) -> None:
+        raise IndexError("list index out of range")
+
+    lora(tmp_path / "lora")
+    mixin = diffusers.StableDiffusionPipeline
+    monkeypatch.setattr(mixin, "load_lora_weights", stumble)
+    with pytest.raises(InputError, match="lora cannot be read as a LoRA of this Stable.*IndexE"):
+        made(replace(recipe, lora=(str(tmp_path / "lora"),)))
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "is of FlowMatch.* .flow., and the model samples by"),
+        ("NoSuchScheduler", "is of 'NoSuchScheduler', which diffusers does not have"),
+    ],
+)
+def test_a_scheduler_that_cannot_take_the_models_place_is_refused(
+    recipe: Recipe, tmp_path: Path, name: str, message: str
+) -> None:
+    lora(tmp_path / "lora")
+    (tmp_path / "lora/scheduler").mkdir()
+    config = json.dumps({"_class_name": name})
+    (tmp_path / "lora/scheduler/scheduler_config.json").write_text(config)
+    with pytest.raises(InputError, match=message):
+        made(replace(recipe, lora=(str(tmp_path / "lora"),)))
+
+
 def test_weights_of_a_lora_that_have_no_layer_are_told(recipe: Recipe, tmp_path: Path) -> None:
     lora(tmp_path / "lora")
     file = tmp_path / "lora/pytorch_lora_weights.safetensors"
@@ -240,6 +373,18 @@ def test_an_image_is_where_sampling_starts(recipe: Recipe, picture: str, mask: b
     )
     assert not torch.equal(made(replace(start, strength=None)), made(start))
     assert torch.equal(made(start, (1, 3))[1:], made(start))
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_a_strength_that_leaves_no_step_is_refused(recipe: Recipe, picture: str) -> None:
+    with pytest.raises(InputError, match="strength=0.1 of 4 steps leaves none .* --steps 10"):
+        made(replace(recipe, image=picture, strength=0.1, steps=4))
+
+
+def test_a_strength_of_the_pipelines_own_may_leave_no_step(recipe: Recipe, picture: str) -> None:
+    with pytest.raises(InputError, match="strength=0.8 of 1 steps leaves none"):
+        made(replace(recipe, image=picture, strength=None, steps=1))
+    require_a_step(replace(recipe, image=picture, steps=4), 0.1, flow=True)  # these round up
 
 
 def test_a_png_repeats_an_image_to_image(recipe: Recipe, picture: str, tmp_path: Path) -> None:
@@ -319,6 +464,33 @@ def test_one_file_is_the_model_of_its_folder(recipe: Recipe, single: tuple[Recip
         made(replace(single[0], config=""))
     with pytest.raises(InputError, match="has to be a local folder with model_index.json"):
         made(replace(single[0], config="some/model"))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "lora"])
+def test_a_file_that_holds_no_network_is_no_model(
+    recipe: Recipe, tmp_path: Path, part: str
+) -> None:
+    """Or the network of the folder of configurations would be sampled in its place."""
+    lora(tmp_path / "lora")
+    file = next((tmp_path if part == "lora" else Path(recipe.model)).glob(f"{part}/*.safetensors"))
+    message = "is a LoRA, .* give it by --lora" if part == "lora" else "holds no unet, the network"
+    with pytest.raises(InputError, match=message):
+        made(replace(recipe, model=str(file), config=recipe.model))
+
+
+def test_a_file_of_another_kind_than_its_config_says_so(
+    single: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, folder = single
+    other = folder / "sdxl"
+    tiny.sdxl(diffusers.EulerDiscreteScheduler(), tmp_path).save_pretrained(other)
+    with pytest.raises(InputError, match="model.safetensors is not of the kind of model that .*xl"):
+        made(replace(recipe, config=str(other)))
+    index = json.loads((folder / "config/model_index.json").read_text())
+    index["transformer_2"] = ["diffusers", "WanTransformer3DModel"]
+    (folder / "config/model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"several networks .unet, transformer_2."):
+        made(recipe)
 
 
 def test_one_file_without_a_weight_is_refused(single: tuple[Recipe, Path]) -> None:

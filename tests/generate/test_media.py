@@ -136,6 +136,52 @@ def test_a_sound_is_written_and_made_again(sound: Recipe, tmp_path: Path) -> Non
         assert generate([0]).shape[-1] == 16
 
 
+def test_frames_that_are_not_as_many_as_asked_for_are_told_and_made_again(
+    video: Recipe, tmp_path: Path
+) -> None:
+    odd = replace(video, num_frames=6)
+    with pytest.warns(UserWarning, match="WanPipeline made 5 frames, not the 6 that --num-frames"):
+        sample(odd, "3", tmp_path / "a", device="cpu")
+    table = json.loads((tmp_path / "a/000003.json").read_text())
+    assert table["frames"] == 5 and table["recipe"]["num_frames"] == 6
+    with pytest.warns(UserWarning, match="made 5 frames"):
+        sample(out=tmp_path / "b", device="cpu", file=tmp_path / "a/000003.mp4")
+    again, first = (tmp_path / side / "000003.mp4" for side in "ba")
+    assert again.read_bytes() == first.read_bytes()
+
+
+def test_a_sound_without_samples_is_none(sound: Recipe) -> None:
+    with (
+        open_generator(replace(sound, audio_seconds=0.01), "cpu") as generate,
+        pytest.raises(InputError, match="made nothing of this length: .*--audio-seconds"),
+    ):
+        generate([0])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_frames": -5}, {"fps": -1}, {"fps": 100_000}, {"audio_seconds": -1.0}]
+    + [{"audio_seconds": float(text)} for text in ("nan", "inf")],
+)  # fmt: skip
+def test_lengths_that_cannot_be_are_no_recipe(changes: Any) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(changes))}"):
+        Recipe("m", **changes)
+
+
+@pytest.mark.parametrize("kept", [0, 30, 0.5, 0.99])
+def test_a_file_that_is_cut_off_does_not_count_as_made(
+    video: Recipe, sound: Recipe, tmp_path: Path, kept: float
+) -> None:
+    for recipe, name in ((video, "000003.mp4"), (sound, "000003.wav")):
+        file = tmp_path / name
+        sample(recipe, "3", tmp_path, device="cpu")
+        data = file.read_bytes()
+        file.write_bytes(data[: int(kept if kept > 1 else kept * len(data))])
+        with pytest.raises(InputError, match=f"{name} is cut off: remove it"):
+            sample(recipe, "3", tmp_path, device="cpu")
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
 def test_without_guidance_no_null_prompt_is_evaluated(tmp_path: Path) -> None:
     """Z-Image guides wherever its scale is above 0."""
     words = spelling(64)

@@ -29,6 +29,7 @@ def test_every_field_is_in_the_hash() -> None:
     others: dict[str, object] = {"options": ADMOptions(label=3)}
     others |= {"sampler": "DDIM()", "spacing": "karras", "zero_snr": True, "prompt": "a dog"}
     others |= {"lora": ("x",), "settings": ("x=1",)}
+    others |= {"num_frames": 7, "audio_seconds": 7.0, "fps": 7}
     changed = {f.name: others.get(f.name, 7 if f.type == "int" else "x") for f in fields(Recipe)}
     changed["steps"] = changed["width"] = changed["height"] = 7
     hashes = {replace(CAT, **{k: v}).hash for k, v in changed.items() if k != "prompts"}
@@ -154,7 +155,8 @@ def test_a_changed_recipe_in_a_picture_names_the_file(tmp_path: Path, text: str)
 def test_ranges_that_fall_and_numbers_over_64_bits_are_no_seeds() -> None:
     """Among other parts, a range that falls would be left out without a word."""
     assert parse_seeds(str(2**64 - 1)) == [2**64 - 1]
-    for text in ("5-3", "5-3,7", str(2**64), f"0,{2**64}", "9" * 5000, "-1", ""):
+    odd = ("1_0", "٣", "0-1_0", "+1", "1-2-3")  # of which int reads some
+    for text in ("5-3", "5-3,7", str(2**64), f"0,{2**64}", "9" * 5000, "-1", "", *odd):
         with pytest.raises(InputError, match="are no seeds"):
             parse_seeds(text)
     for text in (f"0-{2**64 - 1}", "0-2999999,4000000-6999999"):

@@ -391,7 +391,8 @@ def test_flags_say_how_the_models_of_recipes_are_loaded(
     rest += ["--work", str(tmp_path / "work")]
     loras = (str(tmp_path / "a.safetensors"), f"{tmp_path / 'b.safetensors'}:0.5")
     for name in "ab":
-        save_file({"unet.lora_A.weight": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        weights = {f"unet.lora_{x}.weight": torch.ones(1, 1) for x in "AB"}
+        save_file(weights, tmp_path / f"{name}.safetensors")
     flags = ["--dtype", "bfloat16", "--offload", "group", "--lora", loras[0], "--lora", loras[1]]
     for command, paths, expected in (
         ("evaluate", recipes[:1], [("bfloat16", "group", loras, 3)]),

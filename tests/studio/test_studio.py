@@ -124,7 +124,9 @@ def test_command_is_read_back_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> 
     )
     words = shlex.split(snippets.command(recipe, [3, 4]))
     monkeypatch.setattr("sys.argv", words)
-    monkeypatch.setattr(sample_options, "sample", lambda made, seeds, *_, **__: given.append(made))
+    monkeypatch.setattr(
+        sample_options, "sample", lambda made, *_, **__: given.append(Recipe(**made))
+    )
     given: list[Recipe] = []
     main()
     assert given == [recipe] and words[-6:-4] == ["--seeds", "3-4"]

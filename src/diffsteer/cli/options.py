@@ -42,8 +42,15 @@ def typed() -> frozenset[str]:
     return _typed.get()
 
 
+def is_typed(flag: str) -> bool:
+    """Whether an option was typed, or its --no-FLAG."""
+    return flag in typed() or f"no_{flag}" in typed()
+
+
 def said(group: Any, **flags: str) -> dict[str, Any]:
     """What options say, by their flags: those that were typed, also at their defaults.
+
+    Lists say by one empty text that they are empty, `--lora ""`.
 
     Args:
         group: Dataclass of options, all of which have defaults.
@@ -52,7 +59,8 @@ def said(group: Any, **flags: str) -> dict[str, Any]:
     plain, result = type(group)(), {}
     for field in fields(group):
         flag, value = flags.get(field.name, field.name), getattr(group, field.name)
-        if flag in typed() or value not in (field.default, getattr(plain, field.name)):
+        value = () if value == ("",) else value
+        if is_typed(flag) or value not in (field.default, getattr(plain, field.name)):
             result[flag] = value
     return result
 
@@ -104,6 +112,11 @@ class Features:
         wanted = {"layer": self.layer, "size": self.size, "mask": self.noise_mask}
         wanted["weights"] = self.checkpoint
         given = {name: value for name, value in wanted.items() if value is not None}
+        if self.extractor == "CLIP" and self.checkpoint is None:
+            raise InputError(
+                "CLIP has many weights: say which, --checkpoint FOLDER or a hub id (published "
+                "CMMD is of openai/clip-vit-large-patch14-336)"
+            )
         try:
             made: Extractor = kinds[self.extractor](**given, device=device_of(self.device))  # type: ignore[arg-type]
         except TypeError as error:
@@ -120,7 +133,7 @@ class Samples:
 
     Attributes:
         seeds: One image each: "0-9999", "0-3,8". The same seeds serve every recipe.
-        at_once: Images sampled at a time, >= 1; changes none of them.
+        at_once: Images sampled at a time, >= 1; changes them by rounding alone.
         work: Folder in which features of samples are kept and found again, under a hash of recipe,
             weights and extractor: a run that was stopped goes on, and nothing is made twice.
     """

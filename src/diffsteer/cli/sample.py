@@ -50,7 +50,7 @@ PUBLISHED, NETWORK, LOOP = Published(), ADMOptions(), Loop()
 
 
 def sample(
-    recipe: Recipe = NOTHING,
+    recipe: Recipe | Mapping[str, Any] = NOTHING,
     seeds: str = "0",
     out: Path = Path("out"),
     batch: int = 4,
@@ -68,17 +68,17 @@ def sample(
     """Sample images; one that is there already is not made again.
 
     `cli/sample_options.py` says what the arguments are, in their order on the command line:
-    `preset`, `network`, `noise` are its advanced options, `file` its --recipe, `like` its --from.
+    `preset`, `network`, `noise` are its advanced options, `file` its --recipe, `like` its --from;
+    `recipe` may be those of its fields that are given.
     """
     numbers = parse_seeds(seeds)
     if batch < 1:
         raise InputError(f"batch={batch} makes no image: give at least 1")
-    if prompts is not None:
-        recipe = replace(recipe, prompts=prompts_of(prompts))
-    chosen, numbered = said(recipe), seeds != "0" or "seeds" in typed()
-    if file is not None:
-        recipe, seed = _merged(file, chosen)
-        numbers = [seed] if seed is not None and not numbered else numbers
+    chosen = said(recipe) if isinstance(recipe, Recipe) else {**recipe}
+    chosen |= {} if prompts is None else {"prompts": prompts_of(prompts)}
+    numbered = seeds != "0" or "seeds" in typed()
+    recipe, seed = _merged(file, chosen)
+    numbers = [seed] if seed is not None and not numbered else numbers
     own = said(network) | _without(said(noise), "steps")  # --steps is of the recipe
     settings = _without(said(preset, label="class"), "subdirs") | own
     if like is not None:
@@ -104,7 +104,7 @@ def sample(
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
     require_known(recipe.model, recipe.guide, recipe.refiner)
     from diffsteer.generate.generator import open_generator
-    from diffsteer.generate.recipe_checks import media_of, require_consistent
+    from diffsteer.generate.recipe_checks import known_media, media_of, require_consistent
     from diffsteer.generate.seed_images import SeedImages, launch, share
     from diffsteer.hf.offload import require_offload
     from diffsteer.io.atomic import require_writable, write_json
@@ -114,11 +114,14 @@ def sample(
     require_consistent(recipe)
     if media_of(recipe) == "video" and not frames:
         require_video()
-    if sheet is not None and (media_of(recipe) != "image" or launch()[1] > 1):
-        raise InputError("--sheet shows images, of one process: leave it out")
+    _require_kind(recipe, known_media(recipe), frames, sheet)
+    if sheet is not None and launch()[1] > 1:
+        raise InputError("--sheet shows images of one process: leave it out")
     for file in filter(None, (save, sheet)):
         if file.is_dir():
             raise InputError(f"{file} is a folder: name a file in it")
+    if save is not None and save.suffix.lower() != ".json":
+        raise InputError(f"--save writes JSON, and {save} does not end in .json: name one")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise InputError(f"--sheet writes a PNG, and {sheet} does not end in .png: name one")
     for path in (out, *(file.parent for file in (save, sheet) if file)):
@@ -130,11 +133,21 @@ def sample(
     if not sys.stderr.isatty():
         print(f"loading {recipe.model}", file=sys.stderr, flush=True)
     with open_generator(recipe, device) as generator:
+        _require_kind(recipe, generator.media, frames, sheet)
         images = SeedImages(out, generator, preset.subdirs, frames)
         done = images.fill(numbers, batch)
     if sheet is not None:
         write_sheet(sheet, recipe, {seed: images.path(seed) for seed in numbers})
     print(f"{out}: {done} of {len(numbers)} images were there, {len(numbers) - done} made")
+
+
+def _require_kind(recipe: Recipe, made: str, frames: bool, sheet: Path | None) -> None:
+    """Check that what is made, which may be unknown, can be written as asked."""
+    for flag, given, kind in (("frames", frames, "video"), ("sheet", sheet, "image")):
+        if given and made not in ("", kind):
+            raise InputError(
+                f"--{flag} is of {kind}s, and {recipe.model} makes {made}: leave it out"
+            )
 
 
 def write_sheet(path: Path, recipe: Recipe, images: Mapping[int, Path]) -> None:
@@ -163,14 +176,29 @@ def write_sheet(path: Path, recipe: Recipe, images: Mapping[int, Path]) -> None:
         sheet(rows, columns, labels).save(file, format="png")
 
 
-def _merged(file: Path, changes: dict[str, Any]) -> tuple[Recipe, int | None]:
+def _merged(file: Path | None, changes: dict[str, Any]) -> tuple[Recipe, int | None]:
     """Recipe of a file with other fields in place of its own, and the seed where it is an image."""
+    if file is None:
+        return Recipe(**changes), None
     recipe, seed = recipe_of(file)
+    return replace(recipe, **_dropped(recipe, changes), **changes), seed
+
+
+def _dropped(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults for what belongs to a field of a recipe that is changed, unless it is changed too.
+
+    Two prompts are one; the strength is of the image or else of the refiner; a guide is asked by
+    the guidance, and spacing and zero SNR are of the sampler.
+    """
+    gone: set[str] = set()
     if changes.keys() & {"prompt", "prompts"}:
-        changes = {"prompt": "", "prompts": (), **changes}
-    if changes.get("image") and not recipe.image:  # its strength is that of a refiner
-        changes = {"strength": None, **changes}
-    return replace(recipe, **changes), seed
+        gone |= {"prompt", "prompts"}
+    if "image" in changes and bool(changes["image"]) != bool(recipe.image):
+        gone |= {"strength", "mask"}
+    owned = {"refiner": {"strength"}, "guidance": {"guide"}, "sampler": {"spacing", "zero_snr"}}
+    off = [name for name in owned if changes.get(name) == "" and getattr(recipe, name)]
+    gone |= {each for name in off for each in owned[name]}
+    return {n: getattr(Recipe, n) for n in gone - changes.keys()}
 
 
 def _with_options(recipe: Recipe, settings: dict[str, Any]) -> Recipe:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from diffsteer.cli.options import part
+from diffsteer.cli.options import is_typed, part, said
 from diffsteer.cli.sample import LOOP, NETWORK, PUBLISHED, Published, sample
 from diffsteer.generate.options import ADMOptions
-from diffsteer.generate.recipe import NOTHING, Recipe
+from diffsteer.generate.recipe import NOTHING
 from diffsteer.models.edm2.loop_settings import Loop
 
 if TYPE_CHECKING:
@@ -33,9 +33,11 @@ class Run:
 
     Attributes:
         prompts: File with one prompt a line; the image of seed i shows prompt i mod their number.
-        batch: Images at a time, >= 1; changes none of them.
+        batch: Images at a time, >= 1; at another number a network rounds otherwise: one grey level
+            in a few values in float32, two in every eighth in bfloat16.
         device: Where it runs; empty for a GPU if there is one.
-        like: Repeat this image exactly: its metadata hold model, recipe and seed.
+        like: Repeat this image exactly: its metadata hold model, recipe and seed; to the bit in the
+            batch that it was made in, else but for the rounding of --batch.
         save: JSON file for the recipe, which `--recipe`, `evaluate` and `compare` take.
         sheet: PNG for a labelled contact sheet of the images.
         frames: Keep videos as folders of frames, SEED/0000.png, instead of MP4.
@@ -97,7 +99,8 @@ def command(
         seeds: One image each: "7", "0-63", "0-3,8".
         out: Folder for the images, SEED.png.
         file: Recipe to follow: JSON, or a sample of this command, whose seed is taken as well;
-            options beside it replace what it says.
+            options beside it replace what it says: --guidance "", --lora "", --set "", --image ""
+            and --no-zero-snr switch off.
         run: More of the run.
         method: More of the method.
         weights: How the model is loaded.
@@ -107,17 +110,13 @@ def command(
         advanced_adm: More of a folder of `diffsteer convert adm`.
         advanced_edm2: More of a folder of `diffsteer convert edm2`.
     """
-    fields = {**vars(method), **vars(weights), **vars(media)}
-    recipe = Recipe(
-        *(model, prompt),
-        negative=negative,
-        guidance=guidance,
-        sampler=sampler,
-        steps=steps,
-        width=width,
-        height=height,
-        **fields,
-    )
+    named: dict[str, Any] = {"model": model, "prompt": prompt, "negative": negative}
+    named |= {"guidance": guidance, "sampler": sampler, "steps": steps}
+    named |= {"width": width, "height": height}
+    fields = {n: v for n, v in named.items() if is_typed(n) or v != getattr(NOTHING, n)}
+    fields |= said(method) | said(weights) | said(media, settings="set")
+    if "set" in fields:
+        fields["settings"] = fields.pop("set")
     rest: dict[str, Any] = asdict(run)
     rest |= {"preset": advanced_preset, "network": advanced_adm, "noise": advanced_edm2}
-    sample(recipe, seeds, out, file=file, **rest)
+    sample(fields, seeds, out, file=file, **rest)

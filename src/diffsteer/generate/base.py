@@ -100,7 +100,7 @@ class Generator(ABC):
 
     @abstractmethod
     def __call__(self, seeds: Sequence[int]) -> Tensor:
-        """One sample a seed, the same alone and in any batch.
+        """One sample a seed, the same alone and in any batch but for the network's rounding.
 
         Returns:
             Images uint8 `(N, 3, H, W)`; of pipelines that make them videos uint8

@@ -1,7 +1,7 @@
 """Arguments of a pipeline's call by a recipe, checked before and after its model is loaded."""
 
 import inspect
-import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.generate.recipe import Recipe
+from diffsteer.generate.setting_values import value_of
+from diffsteer.hf.signature import call_arguments
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,17 +33,24 @@ OPTIONS = {
     **dict.fromkeys(MASKS, "mask"),
     **dict.fromkeys(FRAMES, "num-frames"),
     **dict.fromkeys(SECONDS, "audio-seconds"),
+    **dict.fromkeys(RATES, "fps"),
 }
 """Options of ours for arguments of pipelines."""
 OURS = ("latents", "output_type", "return_dict", "callback_on_step_end", "batch_size")
 """Arguments of a call that are not a user's to give."""
 TECHNICAL = re.compile("embed|callback|kwargs|_mask$")
 """Part of the names of arguments that no text can give."""
+FILLS = re.compile("Inpaint|Fill")
+"""Part of the names of pipelines that need an image and a mask, though their call has defaults."""
+EDITS = re.compile(
+    "Inpaint|Fill|Img2Img|ImageToVideo|ImageVariation|Pix2Pix|Edit|Upscale|SuperRes|Depth2Img"
+)
+"""The same of an image."""
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """Further arguments of the call, each KEY=VALUE, the value JSON or else a text."""
-    table: dict[str, Any] = {}
+def settings_of(recipe: Recipe) -> dict[str, str]:
+    """Texts of further arguments of the call by name, each given as KEY=VALUE."""
+    table: dict[str, str] = {}
     for text in recipe.settings:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
@@ -51,10 +60,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
             raise InputError(f"--set {name}: {use}")
         if name in table:
             raise InputError(f"--set {name} is given twice")
-        try:
-            table[name] = json.loads(value)
-        except ValueError:
-            table[name] = value
+        table[name] = value
     return table
 
 
@@ -82,6 +88,8 @@ def fitting(recipe: Recipe, pipeline: str, takes: Collection[str]) -> dict[str, 
     ):
         if value:
             call[_taken(option, names, pipeline, takes)] = value
+    if recipe.fps and media(takes) != "video":
+        raise InputError(f"{pipeline} makes no videos: leave --fps out")
     if recipe.fps and (rates := [name for name in RATES if name in takes]):
         call[rates[0]] = recipe.fps
     if recipe.image:
@@ -101,7 +109,48 @@ def fitting(recipe: Recipe, pipeline: str, takes: Collection[str]) -> dict[str, 
             raise InputError(
                 f"{pipeline} takes no {name}{did_you_mean(name, rest)}: it takes {', '.join(rest)}"
             )
-    return call | settings
+    arguments = call_arguments(pipeline)
+    return call | {n: value_of(pipeline, n, text, arguments) for n, text in settings.items()}
+
+
+def require_inputs(recipe: Recipe, pipeline: str) -> None:
+    """Check that a recipe gives the images that a pipeline cannot be called without.
+
+    Raises:
+        InputError: it does not, or the pipeline needs what no option gives.
+    """
+    arguments = call_arguments(pipeline)
+    wanted = {name for name, argument in arguments.items() if argument.default is None}
+    wanted |= {"image"} if EDITS.search(pipeline) else set()
+    wanted |= {*MASKS} if FILLS.search(pipeline) else set()
+    needs = wanted & arguments.keys()
+    if "image" in needs and not recipe.image:
+        raise InputError(f"{pipeline} starts from an image: give one by --image FILE")
+    if needs & {*MASKS} and not recipe.mask:
+        raise InputError(f"{pipeline} paints where a mask is white: give one by --mask FILE")
+    if rest := sorted(needs - OPTIONS.keys() - settings_of(recipe).keys()):
+        raise InputError(
+            f"{pipeline} cannot be called without {', '.join(rest)}, which no option of ours "
+            "gives: where texts can, give it by --set"
+        )
+
+
+def require_a_step(recipe: Recipe, strength: Any, flow: bool) -> None:
+    """Check that some of the steps are left where sampling starts from an image.
+
+    Args:
+        recipe: With an image.
+        strength: Share of the steps that is sampled; None where that is not known.
+        flow: Whether the scheduler is of flow matching; those pipelines round up.
+    """
+    share = strength if isinstance(strength, int | float) else 1.0
+    if flow or "denoising_start" in settings_of(recipe):
+        return
+    if int(recipe.steps * share) < 1:
+        raise InputError(
+            f"strength={share} of {recipe.steps} steps leaves none to sample: give at least "
+            f"--steps {math.ceil(1 / share)}, or a higher --strength"
+        )
 
 
 def media(takes: Collection[str]) -> str:
@@ -142,6 +191,7 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     or 1 with a refiner, as it was trained.
     """
     from diffsteer.hf.conditioning import conditioning_kwargs
+    from diffsteer.hf.scheduler_config import is_flow
 
     name, takes = type(pipe).__name__, inspect.signature(pipe.__call__).parameters
     guided = bool(guidance_text(recipe))
@@ -155,6 +205,9 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     if recipe.refiner and "guidance_scale" in takes:
         call.setdefault("guidance_scale", 1.0)  # refiners are trained for networks that are told 1
     call |= fitting(recipe, name, takes) | images_in(recipe, takes)
+    if recipe.image and "strength" in takes:
+        strength = call.get("strength", takes["strength"].default)
+        require_a_step(recipe, strength, is_flow(pipe.scheduler))
     size = {side: n for side, n in recipe.size.items() if side in takes}
     if len(size) == 1:  # some pipelines take no notice of one alone
         call |= dict.fromkeys(("height", "width"), _default_size(pipe))

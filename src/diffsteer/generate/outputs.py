@@ -1,5 +1,6 @@
 """What the call of a pipeline returns: images, videos, sounds."""
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import require_finite
-from diffsteer.generate.call import RATES
+from diffsteer.generate.call import FRAMES, RATES, SECONDS
 from diffsteer.hf.conditioning import seeded
 from diffsteer.hf.hooks import Replaced, wrapped
 
 FIELDS = ("images", "frames", "videos", "audios", "audio")
 """Names of what is made among the fields of outputs; a sound beside a video is the last."""
+CLOSE = 0.1
+"""Seconds by which a sound may differ from what is asked for without a warning."""
 FPS = 16
 """Frames a second where a pipeline names none: of Wan, and between those of others."""
 
@@ -61,6 +64,7 @@ def images_of(
         stages.append(heard)
     samples = _bytes(pipe, floats) if floats.ndim > 3 else floats
     _require_size(type(pipe).__name__, len(seeds), samples, call)
+    _compare_length(pipe, samples, call)
     return require_finite(seeds, samples, *last, floats, *stages)
 
 
@@ -127,6 +131,32 @@ def _require_size(name: str, count: int, samples: Tensor, call: Mapping[str, Any
         f"{name} gave {len(samples)} images{what} for {count} of {wanted or 'its own size'}: give "
         "both width and height, as multiples that it takes"
     )
+
+
+def _compare_length(pipe: Any, samples: Tensor, call: Mapping[str, Any]) -> None:
+    """Warn of a video or sound that is not as long as the call asks; refuse an empty one.
+
+    Pipelines round to lengths that their autoencoder makes, and the same ask makes the same again.
+    """
+    if samples.ndim == 4:
+        return
+    name, made = type(pipe).__name__, samples.shape[1 if samples.ndim == 5 else -1]
+    option, unit = ("--num-frames", "frames") if samples.ndim == 5 else ("--audio-seconds", "s")
+    if made == 0:
+        raise InputError(f"{name} made nothing of this length: give a larger {option}")
+    asked = next((call[n] for n in (FRAMES if samples.ndim == 5 else SECONDS) if n in call), None)
+    if asked is None:
+        return
+    length, close = float(made), 0.0
+    if samples.ndim == 3:
+        length, close = made / sample_rate(pipe), CLOSE
+        asked -= call.get("audio_start_in_s") or 0
+    if abs(length - asked) > close:
+        warnings.warn(
+            f"{name} made {length:g} {unit}, not the {asked:g} that {option} asks for, which is no "
+            "length that it makes",
+            stacklevel=3,
+        )
 
 
 def results(owner: Any, name: str, found: deque[Tensor]) -> Replaced:

@@ -25,7 +25,7 @@ from diffsteer.hf.load import guide_beside, load, require_fits
 from diffsteer.hf.lora import lora_files
 from diffsteer.hf.network import networks_of
 from diffsteer.hf.offload import place, require_offload
-from diffsteer.hf.scheduler_config import flows
+from diffsteer.hf.scheduler_config import is_flow
 from diffsteer.io.device import device_of, dtype_of
 from diffsteer.io.hashing import digest, file_hash, weights_hash
 from diffsteer.refine.hook import opened
@@ -114,7 +114,22 @@ class PipelineGenerator(Generator):
         prompts = [self.recipe.for_seed(seed).prompt for seed in seeds]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         kwargs = call_of(self.pipe, self.recipe, prompts)
-        return images_of(self.pipe, seeds, {**kwargs, "generator": generators}, self._sounds)
+        with _blaming(self.recipe.settings):
+            return images_of(self.pipe, seeds, {**kwargs, "generator": generators}, self._sounds)
+
+
+@contextmanager
+def _blaming(settings: Sequence[str]) -> Iterator[None]:
+    """Turn what a pipeline stumbles over into one line where arguments of its call were given."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        if not settings:
+            raise
+        raise InputError(
+            f"the pipeline fails with --set {' --set '.join(settings)} ({type(error).__name__}: "
+            f"{error}): look at these values, or leave them out"
+        ) from error
 
 
 def _deciding(recipe: Recipe) -> Recipe:
@@ -237,7 +252,7 @@ def scheduler_of(recipe: Recipe, scheduler: Any) -> Any:
     if not recipe.sampler:
         return scheduler
     name = type(scheduler).__name__
-    if flows({"_class_name": name, **scheduler.config}):
+    if is_flow(scheduler):
         raise InputError(
             f"sampler={recipe.sampler!r} cannot take the place of {name}, which samples a flow: "
             'keep that with an empty sampler, --sampler ""'

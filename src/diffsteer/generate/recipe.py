@@ -4,13 +4,14 @@ A recipe and a seed make one picture: `diffsteer sample` writes both into its PN
 `diffsteer evaluate` and `diffsteer compare` take recipes and seeds. Imports without torch.
 """
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, Suppress, UseAppendAction, arg
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.generate.options import ADMOptions, Options, options_of
@@ -32,6 +33,8 @@ VIDEO, SOUND = ".mp4", ".wav"
 """Files whose recipe stands beside them, in a JSON file of the same name."""
 WEIGHT = "{w}"
 """Stands in a guidance for the numbers of a sweep."""
+MOST_FPS = 1000
+"""Most frames a second of a video."""
 LATER = (
     *("dtype", "offload", "lora", "config", "image", "mask"),
     *("num_frames", "audio_seconds", "fps", "settings"),
@@ -90,7 +93,7 @@ class Recipe:
     guidance: str = ""
     sampler: str = ""
     spacing: str = "trailing"
-    zero_snr: Annotated[bool, FlagCreatePairsOff] = False
+    zero_snr: bool = False
     steps: int = 25
     width: int = 0
     height: int = 0
@@ -122,6 +125,7 @@ class Recipe:
             object.__setattr__(self, "strength", 1.0)
         if self.steps < 1:
             raise InputError(f"{self.steps} steps sample nothing: give at least 1")
+        _require_media(self)
         if self.prompt and self.prompts:
             raise InputError("a recipe has a prompt or a list of prompts: leave one of them out")
         if not self.sampler and (self.zero_snr or self.spacing != "trailing"):
@@ -213,6 +217,17 @@ class Recipe:
             return [self]
         texts = [format_number(weight) for weight in weights]
         return [replace(self, guidance=self.guidance.replace(WEIGHT, text)) for text in texts]
+
+
+def _require_media(recipe: Recipe) -> None:
+    if recipe.num_frames < 0:
+        raise InputError(f"num_frames={recipe.num_frames} are no video: 0 is the pipeline's own")
+    if not 0 <= recipe.fps <= MOST_FPS:
+        raise InputError(f"fps must be in [1, {MOST_FPS}], or 0 by default, got {recipe.fps}")
+    if not 0 <= recipe.audio_seconds < math.inf:
+        raise InputError(
+            f"audio_seconds={recipe.audio_seconds} are no length: 0 is the pipeline's own"
+        )
 
 
 NOTHING = Recipe()

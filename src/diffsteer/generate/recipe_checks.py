@@ -9,16 +9,26 @@ from diffsteer.core.errors import InputError, did_you_mean
 from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.spacing import SPACINGS
-from diffsteer.generate.call import fitting, media, needed, read_image, settings_of
+from diffsteer.generate.call import (
+    fitting,
+    media,
+    needed,
+    read_image,
+    require_a_step,
+    require_inputs,
+    settings_of,
+)
 from diffsteer.generate.options import ADM, EDM2, ADMOptions, EDM2Options, format_of
 from diffsteer.generate.recipe import WEIGHT, Recipe
 from diffsteer.guidance import SAG, Guidance
 from diffsteer.guidance.adapters import scales
 from diffsteer.hf.load import require_loadable
-from diffsteer.hf.lora import lora_names
+from diffsteer.hf.lora import SCHEDULER, lora_names
+from diffsteer.hf.scheduler_config import flows
 from diffsteer.hf.shipped import shipped, shipped_folder
-from diffsteer.hf.signature import call_parameters, pipeline_class
+from diffsteer.hf.signature import call_arguments, call_parameters, pipeline_class
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
+from diffsteer.io.strict import read_object
 from diffsteer.refine.metadata import ABOUT, found
 from diffsteer.refine.nlg import TrainingFreeRefiner
 
@@ -149,7 +159,13 @@ def _require_pipeline(recipe: Recipe) -> None:
 
 def media_of(recipe: Recipe) -> str:
     """What the model of a recipe makes: image, video or audio; image where only the hub knows."""
-    return media(_pipeline(recipe)[1])
+    return known_media(recipe) or "image"
+
+
+def known_media(recipe: Recipe) -> str:
+    """What the model of a recipe makes; empty where only the hub knows."""
+    takes = _pipeline(recipe)[1]
+    return media(takes) if takes or kind_of(recipe) else ""
 
 
 def require_images(recipe: Recipe, made: str) -> None:
@@ -176,6 +192,7 @@ def _require_call(recipe: Recipe) -> None:
     name, takes = _pipeline(recipe)
     if takes and not ({*needed(recipe)} - takes):
         fitting(recipe, name, takes)
+        require_inputs(recipe, name)
 
 
 def _require_image(recipe: Recipe) -> None:
@@ -189,10 +206,22 @@ def _require_image(recipe: Recipe) -> None:
             f"strength must be in (0, 1] with an image, got {recipe.strength} (1 keeps nothing of "
             "the image)"
         )
+    _require_a_step(recipe)
     for path in filter(None, (recipe.image, recipe.mask)):
         if not Path(path).exists():
             raise FileNotFoundError(f"no image {path}: give a PNG, JPEG, WebP or BMP file")
         read_image(path)
+
+
+def _require_a_step(recipe: Recipe) -> None:
+    """Check the steps that a strength leaves, where the folder tells how they are counted."""
+    folder = Path(recipe.config or str(shipped_folder(recipe.model)))
+    own = call_arguments(pipeline_class(str(folder))).get("strength")
+    default = own.default if own and own.default else ""
+    given = recipe.strength is not None
+    if (given or default.replace(".", "", 1).isdecimal()) and (folder / SCHEDULER).is_file():
+        strength = recipe.strength if given else float(default)
+        require_a_step(recipe, strength, flows(read_object(folder / SCHEDULER)))
 
 
 def _require_adm(options: ADMOptions, guidance: Guidance | None, sampler: Sampler | None) -> None:

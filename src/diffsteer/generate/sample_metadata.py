@@ -15,9 +15,10 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import KEY, SOUND, VIDEO
 from diffsteer.io.atomic import atomic_folder, atomic_write, write_json
-from diffsteer.io.media import write_sound, write_video
+from diffsteer.io.media import is_whole, write_sound, write_video
 
 
 def metadata_file(path: Path, frames: bool = False) -> Path | None:
@@ -36,6 +37,20 @@ def metadata_file(path: Path, frames: bool = False) -> Path | None:
     beside = path.with_suffix(".json")
     there = beside.exists() and any(path.with_suffix(suffix).exists() for suffix in kept)
     return beside if there else None
+
+
+def require_whole(path: Path) -> None:
+    """Check that the video and the sound of a sample were not cut off.
+
+    Args:
+        path: Of its image, SEED.png.
+
+    Raises:
+        InputError: one of them was.
+    """
+    for file in (path.with_suffix(suffix) for suffix in (VIDEO, SOUND)):
+        if file.exists() and not is_whole(file):
+            raise InputError(f"{file} is cut off: remove it, and it is made again")
 
 
 def save(

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator, NotFinite
 from diffsteer.generate.recipe import metadata
-from diffsteer.generate.sample_metadata import metadata_file, save
+from diffsteer.generate.sample_metadata import metadata_file, require_whole, save
 from diffsteer.io.hashing import differences
 from diffsteer.io.progress import progress
 
@@ -54,7 +54,7 @@ class SeedImages:
 
         Args:
             seeds: Of the images.
-            batch: Images at a time, >= 1; changes none of them.
+            batch: Images at a time, >= 1; changes them by rounding alone.
 
         Returns:
             How many there were already.
@@ -106,6 +106,7 @@ class SeedImages:
                 f"{path} was made {'not by this command' if table is None else why}. Give another "
                 "--out, or remove it"
             )
+        require_whole(self.path(seed))
         return True
 
     def _file(self, seed: int) -> Path | None:

@@ -84,7 +84,7 @@ def require_loadable(name: str, config: str = "", lora: Sequence[str] = ()) -> N
             )
         require_quantizers(Path(name))
     for text in lora:
-        require_lora(text)
+        require_lora(text, config or str(shipped_folder(name)))
 
 
 def require_fits(name: str, device: str, offload: str, dtype: Any) -> None:

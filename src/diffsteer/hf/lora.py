@@ -4,13 +4,15 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
+from diffsteer.hf.scheduler_config import Config, flows
 from diffsteer.hf.shipped import shipped_folder
+from diffsteer.hf.signature import scheduler_exists
 from diffsteer.hf.weights import quiet
 from diffsteer.io.hub import HUB_ID
 from diffsteer.io.safetensors_header import read_header
@@ -24,6 +26,12 @@ UNEXPECTED = re.compile(r"([\w.]+?)\.(?:lora_|lokr_)")
 """Layers in what diffusers says of weights that have none."""
 MARKS = ("lora", "hada_", "lokr_")
 """Parts of the names of low-rank weights."""
+HALVES = (
+    *(("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up")),
+    *(("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")),
+    *(("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")),
+)
+"""Of the names of two factors, of which a layer has both."""
 
 
 def lora_of(text: str) -> tuple[str, float]:
@@ -40,8 +48,14 @@ def lora_of(text: str) -> tuple[str, float]:
     return str(shipped_folder(path)), weight
 
 
-def require_lora(text: str) -> None:
-    """Check, before a model is loaded, that a text names low-rank weights."""
+def require_lora(text: str, model: str = "") -> None:
+    """Check, before a model is loaded, that a text names low-rank weights.
+
+    Args:
+        text: Of the LoRA, PATH or PATH:SCALE.
+        model: Folder of the pipeline or of its configuration, where there is one: a scheduler that
+            the LoRA brings has to be of its kind.
+    """
     path, _ = lora_of(text)
     file = _file(Path(path))
     if file is None:
@@ -51,8 +65,45 @@ def require_lora(text: str) -> None:
                 f"no LoRA {path!r}, which is {what}: give a file of safetensors, a folder with "
                 f"{FILE}, or a hub id NAME/MODEL; a scale follows as PATH:0.8"
             )
-    elif not any(mark in name for name in read_header(file)[0] for mark in MARKS):
+        return
+    names = read_header(file)[0].keys()
+    if not any(mark in name for name in names for mark in MARKS):
         raise InputError(f"{file} holds no low-rank weights: is it a whole model?")
+    _require_pairs(file, names)
+    own = Path(model) / SCHEDULER
+    if (config := Path(path) / SCHEDULER).is_file():
+        _require_scheduler(config, read_object(own) if own.is_file() else None)
+
+
+def _require_scheduler(file: Path, own: Config | None) -> None:
+    """Check that the scheduler of a LoRA can take the place of one, where that is known."""
+    config = read_object(file)
+    name = config.get("_class_name")
+    if not scheduler_exists(str(name)):
+        raise InputError(f"{file} is of {name!r}, which diffusers does not have")
+    if own is not None and flows(config) != flows(own):
+        kinds = [f"{c.get('_class_name')} ({'' if flows(c) else 'no '}flow)" for c in (config, own)]
+        raise InputError(
+            f"{file} is of {kinds[0]}, and the model samples by {kinds[1]}: the LoRA is of another "
+            "model, or its scheduler folder does not belong to it"
+        )
+
+
+def is_low_rank(names: Collection[str]) -> bool:
+    """Whether most names of weights are those of a LoRA; one may bring a few whole ones."""
+    return 2 * sum(any(mark in name for mark in MARKS) for name in names) > len(names)
+
+
+def _require_pairs(file: Path, names: Collection[str]) -> None:
+    """Check that each factor of a product has its other one."""
+    for half in (pair for both in HALVES for pair in (both, both[::-1])):
+        for name in names:
+            other = name.replace(*half)
+            if other != name and not name.endswith(".bias") and other not in names:
+                raise InputError(
+                    f"{file} is damaged: it holds {name} and no {other}, and a low-rank weight is "
+                    "the product of both"
+                )
 
 
 def lora_files(texts: Sequence[str]) -> list[Path]:
@@ -88,6 +139,11 @@ def add_loras(pipe: Any, texts: Sequence[str]) -> None:
             except (RuntimeError, ValueError) as error:  # layers of other sizes, or names
                 first = " ".join(str(error).splitlines()[:2])  # one line for each layer follows
                 raise _other_model(pipe, path, f" ({first})") from error
+            except (LookupError, TypeError, AttributeError) as error:  # slips of a converter
+                raise InputError(
+                    f"{path} cannot be read as a LoRA of this {type(pipe).__name__} "
+                    f"({type(error).__name__}: {error}): it is damaged, or of another kind"
+                ) from error
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
             raise _other_model(pipe, path)
         if layers := sorted({key for text in messages for key in UNEXPECTED.findall(text)}):
@@ -139,10 +195,9 @@ def _take_scheduler(pipe: Any, texts: Sequence[str]) -> None:
         names = " and ".join(str(path.parents[1]) for path in configs)
         raise InputError(f"{names} were trained for different schedulers: take one of them")
     if configs:
-        name = read_object(configs[0]).get("_class_name")
-        kind = getattr(diffusers, str(name), None)
-        if kind is None:
-            raise InputError(f"{configs[0]} is of {name!r}, which diffusers does not have")
+        own = {"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config}
+        _require_scheduler(configs[0], own)
+        kind = getattr(diffusers, read_object(configs[0])["_class_name"])
         pipe.scheduler = kind.from_pretrained(configs[0].parent)
 
 

@@ -32,6 +32,8 @@ def place(pipe: Any, device: str, offload: str) -> Any:
     """Move a pipeline to a device, or let its parts come there in turn; returns it."""
     if offload == "none":
         return pipe.to(device)
+    if offload == "group":
+        _require_groups(pipe)
     try:
         if offload == "model":
             pipe.enable_model_cpu_offload(device=device)
@@ -47,6 +49,18 @@ def place(pipe: Any, device: str, offload: str) -> Any:
             f"{type(pipe).__name__} does not do offload={offload!r}: {error}"
         ) from error
     return pipe
+
+
+def _require_groups(pipe: Any) -> None:
+    """Check that all parts of a pipeline let single layers wait elsewhere."""
+    parts = pipe.components.items()
+    unable = [n for n, part in parts if getattr(part, "_supports_group_offloading", True) is False]
+    if unable:
+        raise InputError(
+            f"offload='group' moves single layers, which the {' and '.join(unable)} of "
+            f"{type(pipe).__name__} cannot do: leave --offload out, or take --offload model where "
+            "there is an accelerator"
+        )
 
 
 def require_memory(name: str, sizes: Mapping[str, int], device: str, offload: str) -> None:

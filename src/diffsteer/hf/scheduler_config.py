@@ -126,6 +126,11 @@ def flows(config: Config) -> bool:
     )
 
 
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler of diffusers is of flow matching."""
+    return flows({"_class_name": type(scheduler).__name__, **scheduler.config})
+
+
 def discrete_of(config: Config) -> Discrete:
     """Schedule of a variance-preserving config, with zero terminal SNR if the config says so."""
     _check_types(config)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from diffsteer.core.errors import InputError
+from diffsteer.hf.lora import is_low_rank
+from diffsteer.hf.network import PARTS
 from diffsteer.hf.signature import pipeline_class
 from diffsteer.io.model_folder import INDEX
 from diffsteer.io.safetensors_header import read_header
+from diffsteer.io.strict import read_object
 
 COMPONENT = re.compile(r"(\w+) = (\w+)\.from_pretrained")
 """How diffusers names the part that a file does not hold."""
@@ -22,8 +25,14 @@ def require_single_file(name: str, config: str) -> None:
             "with --config FOLDER: give one of these; from_single_file of diffusers reads others, "
             "and its save_pretrained writes a folder"
         )
-    if not read_header(Path(name))[0]:
+    weights = read_header(Path(name))[0]
+    if not weights:
         raise InputError(f"{name} holds no weights")
+    if is_low_rank(weights):
+        raise InputError(
+            f"{name} is a LoRA, which changes a model and is none: give it by --lora {name}, and "
+            "as model the one that it was trained on"
+        )
     if not config:
         raise InputError(
             f"{name} is a file, and models are folders: of a checkpoint in one file give --config "
@@ -35,6 +44,12 @@ def require_single_file(name: str, config: str) -> None:
         raise InputError(
             f"config={config} has to be a local folder with {INDEX}, which it does not have: take "
             "one that save_pretrained wrote, or download one without its weights"
+        )
+    named = {k: v for k, v in read_object(Path(config) / INDEX).items() if isinstance(v, list)}
+    if len(several := [part for part in PARTS if any(named.get(part, ()))]) > 1:
+        raise InputError(
+            f"{config} describes a model of several networks ({', '.join(several)}), and a file "
+            "holds one, which would serve as each: give a folder that save_pretrained wrote"
         )
 
 
@@ -59,17 +74,35 @@ def load_single_file(cls: Any, path: str, config: str, dtype: Any) -> Any:
             raise InputError(
                 f"{path} lacks weights that {config} names: it is cut, or of another kind of model"
             ) from error
+        except OSError:  # names the file of the folder that is not there
+            raise
         except Exception as error:  # SingleFileComponentError, which diffusers does not export
             match = COMPONENT.search(str(error))
             if match is None or match[1] in parts:
-                raise
+                raise _other_kind(path, config, error) from error
             parts[match[1]] = _part(path, config, match[1], match[2], dtype)
 
 
+def _other_kind(path: str, config: str, error: Exception) -> InputError:
+    told = isinstance(error, ValueError | RuntimeError)  # others are the slips of a converter
+    reason = " ".join(str(error).split()).partition(". ")[0][:200] if told else ""
+    return InputError(
+        f"{path} is not of the kind of model that {config} describes{reason and f' ({reason})'}: "
+        "give the --config of its kind"
+    )
+
+
 def _part(path: str, config: str, name: str, kind: str, dtype: Any) -> Any:
+    """A part of the folder beside what the file holds; never the network, which would be all."""
     import diffusers
     import transformers
 
+    if name in PARTS:
+        raise InputError(
+            f"{path} holds no {name}, the network that samples, as diffusers reads files of the "
+            f"kind of model that {config} describes: it is another part, such as a VAE, or of "
+            f"another kind; to sample {config} itself, give that as model"
+        )
     cls = getattr(diffusers, kind, None) or getattr(transformers, kind)
     if not any((Path(config) / name).glob("*.safetensors")):
         raise InputError(

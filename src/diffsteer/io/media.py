@@ -1,5 +1,6 @@
 """Files of videos and sounds."""
 
+import os
 import wave
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,27 @@ def write_video(
             for frame in frames:
                 writer.append_data(frame.permute(1, 2, 0).contiguous().numpy())
         put(path, draft.read_bytes())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an MP4 or WAV has all the bytes that its own headers say."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if path.suffix == ".wav":
+            file.seek(0)
+            start = file.read(8)
+            return start[:4] == b"RIFF" and 8 + int.from_bytes(start[4:], "little") == size
+        names, at = set[bytes](), 0
+        while at < size:
+            file.seek(at)
+            start = file.read(16)
+            length = int.from_bytes(start[:4], "big")
+            length = int.from_bytes(start[8:], "big") if length == 1 else length or size - at
+            if length < 8:
+                return False
+            names.add(start[4:8])
+            at += length
+        return at == size and b"moov" in names
 
 
 def write_sound(path: Path, samples: Tensor, rate: int) -> None:

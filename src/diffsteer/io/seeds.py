@@ -1,5 +1,6 @@
 """Seeds, prompts and numbers as texts."""
 
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -54,7 +55,9 @@ def is_seed(value: object) -> bool:
 
 
 def _range(part: str) -> range:
-    low, dash, high = part.partition("-")
+    low, dash, high = part.strip().partition("-")
+    if not re.fullmatch("[0-9]+", low + high):  # int reads 1_0 and digits of other scripts too
+        raise ValueError
     first, last = int(low), int(high if dash else low)
     if not first <= last < 2**64:
         raise ValueError
