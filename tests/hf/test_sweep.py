@@ -142,7 +142,8 @@ def refusal(name, guidance):
     if name in REFUSED:
         return REFUSED[name]
     if guidance in OWN and name.startswith(UNCONDITIONAL):
-        return "asks for the condition 'null'"
+        marigold = name.startswith("Marigold")  # by a UNet that others guide by a prompt
+        return "neither sends nor encodes" if marigold else "asks for the condition 'null'"
     if name.startswith(NO_ATTENTION) and guidance.startswith(("PAG(2", "SEG(2", "SAG(0.5")):
         return "no attention layer"
     return ""
