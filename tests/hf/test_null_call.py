@@ -1,5 +1,7 @@
 """Null prompts of pipelines whose own guidance is off are those that they send with it on."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ def test_three_conditions_are_refused(tmp_path: Path) -> None:
     pipe = zoo._sdxl(tmp_path, "StableDiffusionXLInstructPix2PixPipeline", 8)
     call = {n: v for n, v in zoo.latents(1.0, 1).items() if n != "guidance_scale"}
     call |= {"image": torch.rand(1, 3, 16, 16), "latents": call["latents"].float()}
-    with steer(pipe, "CFG(3)"), pytest.raises(InputError, match="does not show which it is"):
+    with steer(pipe, "CFG(3)"), pytest.raises(InputError, match="calls its network with 3 rows"):
         sampled(pipe, call, 1.0)
 
 
@@ -149,3 +151,59 @@ def test_features_of_a_controlnet_are_refused_before_a_step(tmp_path: Path, guid
     with steer(pipe, guidance), pytest.raises(InputError, match="residual changes from step to"):
         sampled(pipe, call, 1.0)
     assert steps == []
+
+
+@pytest.mark.parametrize("name", ["Wan", "Flux2Klein", "ZImage"])
+@pytest.mark.parametrize("kind", ["first token", "beginning"])
+def test_a_null_prompt_much_like_the_prompt(name: str, kind: str) -> None:
+    """A value that dwarfs all others in both, or a null prompt that the prompt begins with."""
+    family = named(name)
+    assert family.guided
+    outputs = []
+    for on in (True, False):
+        pipe = family.build()
+        guided = family.guided(pipe)
+        call = family.kwargs(pipe) | {n: v for n, v in guided.items() if on or "negative" in n}
+        texts = [call["prompt_embeds"], call["negative_prompt_embeds"]]
+        texts = [t[0] if isinstance(t, list) else t for t in texts]
+        prompt, negative = (t.clone() for t in texts)
+        if kind == "first token":
+            prompt[..., 0, 0] = negative[..., 0, 0] = 1e4
+        else:
+            negative = prompt[..., :2, :].clone()
+        for key, value in (("prompt_embeds", prompt), ("negative_prompt_embeds", negative)):
+            call[key] = [value] if isinstance(call[key], list) else value
+        torch.manual_seed(0)
+        with steer(pipe, "CFG(4)"):
+            outputs.append(first(pipe(**call)))
+        torch.manual_seed(0)
+        with steer(pipe, "CFG(1)"):
+            none = first(pipe(**call))
+    torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
+    assert (outputs[0] - none).abs().max() > 1e-2
+
+
+def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
+    """A method that a user has set on the pipeline itself."""
+    pipe = zoo.sd(tmp_path)
+    own = pipe.encode_prompt
+
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        return tuple(None if part is None else 2 * part for part in own(*args, **kwargs))
+
+    pipe.encode_prompt = encode
+    call = {"prompt": ["a cat"], "negative_prompt": ["a dog"], "latents": embeds(3, 1, 4, 8, 8)}
+    check(pipe, call)
+    assert pipe.encode_prompt is encode
+
+
+def test_nothing_of_a_call_stays(tmp_path: Path) -> None:
+    pipe = zoo.sd(tmp_path)
+    text = torch.randn(1, 16, 32)
+    kept = weakref.ref(text)
+    call = {"latents": embeds(3, 1, 4, 8, 8), "negative_prompt_embeds": embeds(4, 1, 16, 32)}
+    with steer(pipe, "CFG(3)"):
+        sampled(pipe, call | {"prompt_embeds": text}, 1.0)
+        del text
+        gc.collect()
+        assert kept() is None

@@ -218,7 +218,10 @@ def _given(
         if factors:
             fits.append((left, factors, chosen))
     if fits:  # where only one of the views is right, what is left may be small as well
-        return *min(fits, key=lambda fit: fit[0])[1:], 0.0
+        least = min(left for left, *_ in fits)
+        near = [fit for fit in fits if fit[0] <= max(4 * least, ROUNDING if lossy else 1e-6)]
+        near.sort(key=lambda fit: (len(set(fit[2])), fit[0]))  # of a condition that has no share
+        return *near[0][1:], 0.0  # any view fits
     raise no_part(output, probes[0])
 
 

@@ -75,6 +75,10 @@ class Replaced:
             return _itself, (self._previous,)
         return getattr, (self._owner, self._name)
 
+    def below(self) -> dict[str, Any]:
+        """Attributes of the owner itself that stood there before, by name."""
+        return {self._name: self._previous} if self._own else {}
+
     @property
     def _slots(self) -> list[str]:
         """Attributes of the owner where the replacement may stand."""

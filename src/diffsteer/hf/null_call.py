@@ -2,26 +2,28 @@
 
 Distilled models, and any pipeline whose own guidance is off, call their network for the prompt
 alone. The pipeline's call is then begun once more (`repeated_call`) with its guidance on. What it
-sends its network there beside the prompt, which is known, is its null prompt: rows of a batch or a
-call of its own, whichever differ. A pipeline that has no guidance is begun with the null prompt in
-the place of the prompt.
+makes of the probes says which rows of a batch, or which call, is its null prompt (`conditions`), as
+in a step that is guided. A pipeline that has no guidance is begun with the null prompt in the place
+of the prompt.
 """
 
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.batched_arguments import equal
+from diffsteer.hf.conditions import Part, StepParts
 from diffsteer.hf.earlier_null import changed
 from diffsteer.hf.families import known_family
 from diffsteer.hf.network import network_of, unwrap_compiled
 from diffsteer.hf.probed_calls import Call
-from diffsteer.hf.repeated_call import RepeatedCall
-from diffsteer.hf.split_conditions import alike, split
+from diffsteer.hf.repeated_call import FirstStep, RepeatedCall
+from diffsteer.hf.split_conditions import split
 
 NEGATIVE = "negative_"
 """What the names of arguments for the null prompt begin with."""
@@ -32,7 +34,9 @@ PROMPT = "prompt"
 """Argument of pipelines, and part of the names of all arguments that a prompt becomes."""
 TEXTS = re.compile(r"prompt(_\d)?$")
 """Names of prompts that are texts."""
-FEATURES = re.compile(r"residual|block_samples")
+INTERVAL = re.compile(r"(cfg|guidance).*(start|end|stop|interval|trunc)")
+"""Names of arguments that say at which steps a pipeline guides."""
+FEATURES = re.compile(r"residual|block_samples|controlnet")
 """Names of features of a ControlNet, which are made anew at each step."""
 ASK = (
     "switch its own guidance on (a scale above 1, and a negative prompt), so that it sends it, or "
@@ -83,7 +87,8 @@ class NullCall:
             self._changes = {
                 name: value
                 for name, value in null.arguments.items()
-                if not equal(value, first.arguments.get(name))
+                if not equal(value, cond.arguments.get(name))
+                or not _same_form(value, first.arguments.get(name))
             }
             self._inputs = None if equal(null.inputs, cond.inputs) else null.inputs
             self._network = None if null.module is cond.module else null.module  # Ideogram 4
@@ -101,49 +106,38 @@ class NullCall:
 
     def _conditions(self, first: Call) -> tuple[Call, Call]:
         """Calls for null prompt and prompt, in the pipeline's own guidance if it has one."""
-        given, purpose = self.repeated.given, self._purpose
+        given, name = self.repeated.given, type(self.pipe).__name__
+        purpose = f"the guidance asks for the null prompt {self.null!r}"
         if given is None:
             raise InputError(
                 "the guidance asks for the null prompt, and this network was called without a "
                 f"prompt of its pipeline: call the pipeline, or {ASK}"
             )
-        found = [] if (on := self._guided(given)) is None else self._parts(on, first)
-        if len(found) == 2:
-            for null, cond in (found, found[::-1]):
-                if alike(cond.arguments, first.arguments):
-                    return null, cond
-        if len(found) > 1:
-            raise InputError(
-                f"{purpose}, and {type(self.pipe).__name__} does not show which it is where its "
-                f"own guidance is on: {ASK}"
-            )
+        if (guided := self._guided(given)) is not None:
+            made = self.repeated.first_step(guided, purpose)
+            try:
+                found = _parts(made, first)
+            except InputError as error:
+                text = f"{purpose}, and with its own guidance on {name} {error}"
+                raise InputError(text) from error
+            if found is not None:
+                return found
+            if getattr(made.pipe, "do_classifier_free_guidance", False):
+                raise InputError(
+                    f"{purpose}, and {name} does not send it at its first step with its own "
+                    f"guidance on: {ASK}"
+                )
         if PROMPT not in given:
-            name = type(self.pipe).__name__
             raise InputError(f"{purpose}, which {name} neither sends nor encodes: {ASK}")
-        null = self.repeated.calls(self._with_null(given), purpose)[0].joined(first.second)
+        made = self.repeated.first_step(self._with_null(given), purpose)
+        null = made.calls[0]
         if len(null.inputs) != len(first.inputs):
             raise InputError(
-                f"{type(self.pipe).__name__} gives its network {len(null.inputs)} samples for "
-                f"the null prompt and {len(first.inputs)} for the prompt: {ASK}"
+                f"{name} gives its network {len(null.inputs)} samples for the null prompt and "
+                f"{len(first.inputs)} for the prompt: {ASK}"
             )
         same = null.inputs.shape == first.inputs.shape
-        return null, null if same else first
-
-    @property
-    def _purpose(self) -> str:
-        return f"the guidance asks for the null prompt {self.null!r}"
-
-    def _parts(self, given: Mapping[str, Any], first: Call) -> list[Call]:
-        """Conditions of the first step where the pipeline is called so, each as its own call."""
-        found = list[Call]()
-        for call in self.repeated.calls(given, self._purpose):
-            count = len(call.joined(first.second).inputs) // len(first.inputs)
-            ways = [
-                split(call.joined(first.second), first, count, turns) for turns in (False, True)
-            ]
-            known = (w for w in ways if any(alike(c.arguments, first.arguments) for c in w))
-            found += next(known, ways[0])
-        return found
+        return null, replace(first, inputs=null.inputs if same else first.inputs)
 
     def _guided(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         """Arguments of the pipeline's call with its own guidance on; None where it has none."""
@@ -152,6 +146,8 @@ class NullCall:
             return None
         value = given[scale]
         on = dict(given) | {scale: value if isinstance(value, int | float) and value > 1 else 2.0}
+        defaults = _defaults(self.pipe)  # at all steps
+        on |= {n: defaults[n] for n in given if INTERVAL.search(n) and n in defaults}
         negative = {n: v for n, v in _negatives(given).items() if PROMPT in n}
         embedded = any(_embedded(value) for value in negative.values())
         wanted = self.null or scale == SCALES[0]  # which is on with a negative prompt alone
@@ -176,6 +172,37 @@ class NullCall:
         }
         null = negative if _texts(negative) else {PROMPT: self.null}
         return changed | {name: _for_each(value, given) for name, value in null.items()}
+
+
+def _parts(made: FirstStep, first: Call) -> tuple[Call, Call] | None:
+    """Calls for null prompt and prompt of a step that has both, told by what it makes of them."""
+    if made.model_output is None or made.sample is None:
+        return None
+    measured = StepParts.of(made.calls, made.model_output, made.sample).parts
+    if "null" not in measured:
+        return None
+    null, cond = (_alone(measured[name], first) for name in ("null", "cond"))
+    return null, cond
+
+
+def _alone(part: Part, first: Call) -> Call:
+    """A condition as a call of its own."""
+    count = len(part.call.inputs) // len(first.inputs)
+    if count == 1:
+        return part.call
+    place = part.rows.start if part.rows.step else part.rows.start // len(first.inputs)
+    return split(part.call, first, count, place, bool(part.rows.step))
+
+
+def _same_form(a: Any, b: Any) -> bool:
+    """Whether arguments have one form: a scale that a network is told is another value alone."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same_form(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same_form, a, b))
+    return type(a) is type(b)
 
 
 def _negatives(given: Mapping[str, Any]) -> dict[str, Any]:

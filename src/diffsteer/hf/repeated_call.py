@@ -6,7 +6,9 @@ called with, and the states of generators then.
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
 from types import FrameType
 from typing import Any
@@ -15,12 +17,13 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.hooks import Replaced, replaced
+from diffsteer.hf.hooks import Replaced, wrapped
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.runs import call_frame
+from diffsteer.hf.second_step import step_arguments
 
 MOST = 2
-"""Most calls of the network that are looked at: one for each condition."""
+"""Most calls of the network in a step: one for each condition."""
 LONGEST = 200
 """Letters of a pipeline's own error that are told."""
 
@@ -29,73 +32,95 @@ class _Reached(BaseException):
     """Ends a repeated call."""
 
 
+@dataclass(frozen=True, eq=False)
+class FirstStep:
+    """What a pipeline does up to its first step.
+
+    Attributes:
+        calls: Of the network, each with its probe.
+        model_output: What the scheduler is given, of the probes; None where there was no step.
+        sample: The scheduler's, `(B, *D)`.
+        pipe: The copy that was called.
+    """
+
+    calls: Sequence[Call]
+    model_output: Tensor | None
+    sample: Tensor | None
+    pipe: Any
+
+
 class RepeatedCall:
     """Notes the calls of a pipeline, and begins the latest again.
 
     Args:
         pipe: The pipeline.
+        anew: Called where another call begins, and where one has ended.
 
     Attributes:
         given: Arguments of the latest call, by name; None where there was none.
-        anew: Called where another call begins.
         repeating: Whether the call is being repeated.
+        calls: Of the network in a repeated call.
     """
 
     def __init__(self, pipe: Any, anew: Callable[[], None]) -> None:
         self.pipe, self.anew, self.repeating = pipe, anew, False
-        self.given: dict[str, Any] | None = None
+        self.calls: list[Call] = []
         self._call: Callable[..., Any] = type(pipe).__call__
-        self._states: dict[int, Tensor] = {}
-        self._rng = torch.empty(0)
+        self.given: dict[str, Any] | None = None
         self._frame: FrameType | None = None
-        self._calls: list[Call] = []
+        self._generators: dict[int, Tensor] = {}
+        self._states: list[Tensor] = []
 
-    def noting(self) -> Replaced | None:
-        """Replacement of `encode_prompt` that notes what the pipeline was called with."""
-        if (encode := getattr(self.pipe, "encode_prompt", None)) is None:
-            return None
-        return replaced(self.pipe, "encode_prompt", wraps(encode)(partial(self._encode, encode)))
+    def noting(self) -> Iterator[Replaced]:
+        """Replacements of methods at which a call is noted, and forgotten at its end."""
+        for name in ("check_inputs", "encode_prompt"):
+            if hasattr(self.pipe, name):
+                yield wrapped(self.pipe, name, partial(self._do, self.note))
+        if hasattr(self.pipe, "maybe_free_model_hooks"):
+            yield wrapped(self.pipe, "maybe_free_model_hooks", partial(self._do, self.end))
 
-    def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.note()
-        return encode(*args, **kwargs)
+    @staticmethod
+    def _do(first: Callable[[], None], method: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        first()
+        return method(*args, **more)
 
     def note(self) -> None:
         """Note the arguments of the call that is running, once: it may change them later."""
         frame = call_frame(self.pipe)
         if frame is self._frame and frame is not None:
             return
-        self._frame, self.given = frame, None
-        self.anew()
+        self.end()
+        self._frame = frame
         if frame is None or (call := _method(self.pipe, frame)) is None:
             return
-        self._call, self.given = call, {}
+        given: dict[str, Any] = {}
         for name, parameter in list(inspect.signature(call).parameters.items())[1:]:
             value = frame.f_locals.get(name)
             if parameter.kind is parameter.VAR_KEYWORD:
-                self.given |= value or {}
+                given |= value or {}
             elif parameter.kind is not parameter.VAR_POSITIONAL:
-                self.given[name] = value
+                given[name] = value
         for text in ("prompt", "negative_prompt"):  # of which the call has made embeddings since
-            if self.given.get(text):
-                made = (n for n, v in self.given.items() if n.startswith(text) and n != text)
-                self.given |= {n: None for n in made if isinstance(self.given[n], Tensor)}
-        self._states = {id(g): g.get_state() for g in _generators(self.given)}
-        self._rng = torch.get_rng_state()
+            if given.get(text):
+                made = [n for n, v in given.items() if n.startswith(text) and isinstance(v, Tensor)]
+                given |= dict.fromkeys(made)
+        self._call, self.given = call, given
+        self._generators = {id(g): g.get_state() for g in _generators(given)}
+        self._states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _gpus())]
 
     def end(self) -> None:
-        """Forget the frame of a call that has ended."""
-        self._frame = None
+        """Forget a call that has ended."""
+        self.given, self._frame, self._generators, self._states = None, None, {}, []
+        self.anew()
 
-    def reach(self, call: Call, answer: Callable[[], Any]) -> Any:
-        """Note a call of the network while the pipeline is repeated, and answer it."""
-        self._calls.append(call)
-        if len(self._calls) == MOST:
+    def reach(self, call: Call) -> None:
+        """Note a call of the network while the pipeline is repeated."""
+        if len(self.calls) == MOST:
             raise _Reached
-        return answer()
+        self.calls.append(call)
 
-    def calls(self, given: Mapping[str, Any], purpose: str) -> Sequence[Call]:
-        """Calls of the network before the first step of the scheduler, at most `MOST`.
+    def first_step(self, given: Mapping[str, Any], purpose: str) -> FirstStep:
+        """What the pipeline does up to its first step, called with such arguments.
 
         Args:
             given: Arguments of the pipeline's call.
@@ -104,25 +129,63 @@ class RepeatedCall:
         Raises:
             InputError: the pipeline fails, or does not call its network.
         """
-        given = {name: _restored(value, self._states) for name, value in given.items()}
-        self.repeating, self._calls = True, []
+        given = {name: _restored(value, self._generators) for name, value in given.items()}
+        made, steps = _copied(self.pipe), list[tuple[Tensor, Tensor]]()
+        _stop_at_step(made, self.calls, steps)
+        self.repeating = True
+        self.calls.clear()
         try:
-            with torch.random.fork_rng(devices=()):
-                torch.set_rng_state(self._rng)
-                self._call(_copied(self.pipe), **given)
+            with _random(self._states):
+                self._call(made, **given)
         except _Reached:
             pass
         except Exception as error:
             absent = [n for n, v in vars(self.pipe).items() if "text_encoder" in n and v is None]
             said = " ".join(str(error).split())[:LONGEST]
-            reason = f"has no {absent[0]} to encode it" if absent else f"cannot encode it ({said})"
+            lacks = absent and "NoneType" in said
+            reason = f"has no {absent[0]} to encode it" if lacks else f"cannot encode it ({said})"
             raise InputError(f"{purpose}, and {type(self.pipe).__name__} {reason}") from error
         finally:
             self.repeating = False
-        if not self._calls:
+        if not self.calls:
             name = type(self.pipe).__name__
             raise InputError(f"{purpose}, and {name} did not call its network again")
-        return self._calls
+        output, sample = steps[0] if steps else (None, None)
+        calls = tuple(self.calls)
+        self.calls.clear()
+        return FirstStep(calls, output, sample, made)
+
+
+def _stop_at_step(pipe: Any, calls: list[Call], steps: list[tuple[Tensor, Tensor]]) -> None:
+    """Let the scheduler of a copy end its call at the first step, and note what it is given."""
+    if (scheduler := getattr(pipe, "scheduler", None)) is None:
+        return
+    step = scheduler.step
+
+    @wraps(step)
+    def end(*args: Any, **kwargs: Any) -> Any:
+        given = step_arguments(scheduler, *args, **kwargs).arguments
+        if len(calls) == 2 and len(given["sample"]) == sum(len(call.inputs) for call in calls):
+            return step(*args, **kwargs)  # of both conditions, to be stepped again as one (Cosmos)
+        steps.append((given["model_output"], given["sample"]))
+        raise _Reached
+
+    scheduler.step = end
+
+
+@contextmanager
+def _random(states: Sequence[Tensor]) -> Iterator[None]:
+    """Random numbers from such states of the CPU and the GPUs, which are then as before."""
+    with torch.random.fork_rng(devices=_gpus()):
+        torch.set_rng_state(states[0])
+        for device, state in zip(_gpus(), states[1:], strict=False):
+            torch.cuda.set_rng_state(state, device)
+        yield
+
+
+def _gpus() -> list[int]:
+    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return list(range(torch.cuda.device_count())) if used else []
 
 
 def _method(pipe: Any, frame: FrameType) -> Callable[..., Any] | None:
@@ -133,20 +196,14 @@ def _method(pipe: Any, frame: FrameType) -> Callable[..., Any] | None:
 
 
 def _copied(pipe: Any) -> Any:
-    """Copy of a pipeline with its networks and nothing replaced, whose scheduler ends a call."""
+    """Copy of a pipeline with its networks, a scheduler of its own, and nothing replaced."""
     made = copy.copy(pipe)
     for name, value in list(vars(made).items()):
         if isinstance(value, Replaced):
             del vars(made)[name]
+            vars(made).update(value.below())
         elif name == "scheduler" or "guider" in name:
             vars(made)[name] = copy.copy(value)
-    if (scheduler := getattr(made, "scheduler", None)) is not None:
-
-        @wraps(scheduler.step)
-        def end(*_: Any, **__: Any) -> Any:
-            raise _Reached
-
-        scheduler.step = end
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -163,4 +220,5 @@ def _restored(value: Any, states: Mapping[int, Tensor]) -> Any:
         return type(value)(_restored(part, states) for part in value)
     if not isinstance(value, torch.Generator):
         return value
-    return torch.Generator(value.device).set_state(states[id(value)])
+    made = torch.Generator(value.device)
+    return made.set_state(states.get(id(value), value.get_state()))

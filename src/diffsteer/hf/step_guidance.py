@@ -96,14 +96,17 @@ class StepGuidance:
             original = plain_forward(network)
             forward = wraps(original)(partial(self._answer, network, original))
             self._replaced.enter_context(replaced(network, "forward", forward))
-        if self._null is not None and (noting := self._null.repeated.noting()) is not None:
-            self._replaced.enter_context(noting)
+        if self._null is not None:
+            for noting in self._null.repeated.noting():
+                self._replaced.enter_context(noting)
         self.active = True
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
         self._replaced.close()
         self.active = False
+        if self._null is not None:
+            self._null.repeated.end()
         self.end(failed=kind is not None)
 
     def end(self, failed: bool = False) -> None:
@@ -112,8 +115,6 @@ class StepGuidance:
         self._release()
         self._guided.end()
         self._second.end(failed)
-        if self._null is not None:
-            self._null.repeated.end()
         if calls and not failed:
             raise InputError(
                 f"{self._owner} called its network and then not scheduler.step, where the guidance "
@@ -126,41 +127,41 @@ class StepGuidance:
             return forward(*args, **kwargs)
         if self._null is not None and self._null.repeated.repeating:
             call = Call.read(network, bind_arguments(network, args, kwargs))
-            answer = partial(self._stand_in, call, partial(forward, *args, **kwargs))
-            return self._null.repeated.reach(call, answer)
+            call, form = self._probed(call, partial(forward, *args, **kwargs))
+            self._null.repeated.reach(call)
+            return form.wrap(call.probe.clone())
         in_run = self._runs.check() or hasattr(self.pipe, "update_components")
         starts = self._check(network)
         call = Call.read(network, bind_arguments(network, args, kwargs))
         module = unwrap_compiled(network)
         if starts and known_family(module) is not None and counting_processor(module):
             conditions_in_batch(self.pipe, module, call.inputs, call.arguments)  # which is refused
+        known = Form.expected(call) or self._forms.get(call.key)
+        if not in_run and known is not None and certain(call):
+            return known.wrap(self._at_once(call))
+        call, form = self._probed(call, partial(forward, *args, **kwargs))
+        self._calls.append(call)
+        self._await(self._guide)
+        return form.wrap(call.probe.clone())  # a pipeline may change its answer in place
+
+    def _probed(self, call: Call, forward: Callable[[], Any]) -> tuple[Call, Form]:
+        """A call with its probe, and its form, for which the network is evaluated once."""
         form = Form.expected(call) or self._forms.get(call.key)
-        if not in_run and form is not None and certain(call):
-            return form.wrap(self._at_once(call))
         if form is None or call.caches:
-            output = forward(*args, **kwargs)
+            output = forward()
             form = self._forms[call.key] = Form.of(output, call)
             call = call.joined(form.second)
             call.out = tensor_of(output, bool(form.second))
         else:
             call = call.joined(form.second)
         call.probe = self._probe(call, form)
-        self._calls.append(call)
-        self._await(self._guide)
-        return form.wrap(call.probe.clone())  # a pipeline may change its answer in place
-
-    def _stand_in(self, call: Call, forward: Callable[[], Any]) -> Any:
-        """Answer of the network to a call that is not guided, in its form."""
-        form = Form.expected(call) or self._forms.get(call.key)
-        if form is not None and not call.caches:
-            return form.wrap(self._probe(call, form).clone())
-        output = forward()
-        self._forms[call.key] = Form.of(output, call)
-        return output
+        return call, form
 
     def _probe(self, call: Call, form: Form) -> Tensor:
         """Answer to a call, drawn once for each form."""
-        second, device = bool(self._calls), call.inputs.device
+        repeated = None if self._null is None else self._null.repeated
+        before = repeated.calls if repeated and repeated.repeating else self._calls
+        second, device = bool(before), call.inputs.device
         key = form.shape, form.dtype, second, device
         if key not in self._probes:
             self._probes[key] = probe(form, second).to(device)
