@@ -10,8 +10,9 @@ import tiny
 from PIL import Image
 
 from diffsteer.cli.main import main
+from diffsteer.cli.sample import _merged
 from diffsteer.core.errors import InputError
-from diffsteer.generate.options import EDM2, EDM2Options
+from diffsteer.generate.options import EDM2, ADMOptions, EDM2Options
 from diffsteer.generate.recipe import Recipe, read, recipe_of
 from diffsteer.io import progress
 from diffsteer.models.edm2.loop_settings import Loop
@@ -210,3 +211,23 @@ def test_lines_of_progress_say_what_is_left(
         "4 of 8 images, 12 s left",
         "8 of 8 images, 0 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "left"),
+    [
+        ("", {}),
+        ("CFG(2)", {}),
+        ("SAG(1)", {"official_head_split": True}),
+        ("Classifier(2)", {"classifier": "c"}),
+    ],
+)
+def test_options_of_adm_end_with_the_guidance_that_they_are_of(
+    tmp_path: Path, guidance: str, left: dict[str, object]
+) -> None:
+    """Their flags have no other way to switch them off."""
+    options = ADMOptions(official_head_split=True, classifier="c")
+    recipe = Recipe("adm", guidance="SAG(1) + Classifier(1)", options=options)
+    (tmp_path / "r.json").write_text(json.dumps(recipe.to_json()))
+    made, _ = _merged(tmp_path / "r.json", {"guidance": guidance})
+    assert made == replace(recipe, guidance=guidance, options=ADMOptions(**left))  # type: ignore[arg-type]

@@ -160,7 +160,12 @@ def test_a_mistake_is_told_before_weights_are_read(
         ("float", "0.0", "NaN", InputError),
         ("float", "0.0", "None", InputError),
         ("tuple[int, int]", "(0, 0)", "8", InputError),
-        ("list[int]", "None", "[0.5]", InputError),
+        ("list[int]", "None", "[900.0, 0.5]", [900.0, 0.5]),
+        ("int", "1", "3.0", 3),
+        ("float", "1.0", ".5", 0.5),
+        ("float", "1.0", "+5", 5.0),
+        ("str", "''", ".5", ".5"),
+        ("list[int]", "None", "[true]", InputError),
         ("Literal['first', 'last']", "'first'", "mid", InputError),
         ("torch.Tensor | None", "None", "[1]", InputError),
         ("", "0.5", "x", InputError),
@@ -384,7 +389,14 @@ def test_a_strength_that_leaves_no_step_is_refused(recipe: Recipe, picture: str)
 def test_a_strength_of_the_pipelines_own_may_leave_no_step(recipe: Recipe, picture: str) -> None:
     with pytest.raises(InputError, match="strength=0.8 of 1 steps leaves none"):
         made(replace(recipe, image=picture, strength=None, steps=1))
-    require_a_step(replace(recipe, image=picture, steps=4), 0.1, flow=True)  # these round up
+    short, name = replace(recipe, image=picture, steps=4), "StableDiffusionImg2ImgPipeline"
+    require_a_step(short, name, 0.1, flow=True)  # these round up
+    for kind in ("LatentConsistencyModelImg2ImgPipeline", "SanaSprintImg2ImgPipeline"):
+        require_a_step(short, kind, 0.1, flow=False)  # these take all steps, or round up
+    own = replace(short, settings=("timesteps=[900, 500, 100]",))
+    require_a_step(own, name, 0.4, flow=False)
+    with pytest.raises(InputError, match="leaves none"):
+        require_a_step(short, name, 0.1, flow=False)
 
 
 def test_a_png_repeats_an_image_to_image(recipe: Recipe, picture: str, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_changed_recipe_in_a_picture_names_the_file(tmp_path: Path, text: str)
 
 def test_ranges_that_fall_and_numbers_over_64_bits_are_no_seeds() -> None:
     """Among other parts, a range that falls would be left out without a word."""
-    assert parse_seeds(str(2**64 - 1)) == [2**64 - 1]
+    assert parse_seeds(str(2**64 - 1)) == [2**64 - 1] and parse_seeds("0 - 1, 3") == [0, 1, 3]
     odd = ("1_0", "٣", "0-1_0", "+1", "1-2-3")  # of which int reads some
     for text in ("5-3", "5-3,7", str(2**64), f"0,{2**64}", "9" * 5000, "-1", "", *odd):
         with pytest.raises(InputError, match="are no seeds"):

@@ -181,7 +181,14 @@ def _merged(file: Path | None, changes: dict[str, Any]) -> tuple[Recipe, int | N
     if file is None:
         return Recipe(**changes), None
     recipe, seed = recipe_of(file)
-    return replace(recipe, **_dropped(recipe, changes), **changes), seed
+    made = replace(recipe, **_dropped(recipe, changes), **changes)
+    if "guidance" in changes and isinstance(own := made.options, ADMOptions):
+        head_split = own.official_head_split and "SAG" in made.guidance
+        asked = "Classifier" in made.guidance or "classifier" in made.sampler
+        classifier = own.classifier if asked else ""
+        own = replace(own, official_head_split=head_split, classifier=classifier)
+        made = replace(made, options=own)  # without what was of the guidance of the file
+    return made, seed
 
 
 def _dropped(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,16 +135,18 @@ def require_inputs(recipe: Recipe, pipeline: str) -> None:
         )
 
 
-def require_a_step(recipe: Recipe, strength: Any, flow: bool) -> None:
+def require_a_step(recipe: Recipe, pipeline: str, strength: Any, flow: bool) -> None:
     """Check that some of the steps are left where sampling starts from an image.
 
     Args:
         recipe: With an image.
+        pipeline: Name of its class.
         strength: Share of the steps that is sampled; None where that is not known.
         flow: Whether the scheduler is of flow matching; those pipelines round up.
     """
     share = strength if isinstance(strength, int | float) else 1.0
-    if flow or "denoising_start" in settings_of(recipe):
+    own = {"denoising_start", "timesteps", "sigmas"} & settings_of(recipe).keys()
+    if flow or own or pipeline.startswith(("LatentConsistency", "SanaSprint")):  # takes all steps
         return
     if int(recipe.steps * share) < 1:
         raise InputError(
@@ -207,7 +209,7 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
     call |= fitting(recipe, name, takes) | images_in(recipe, takes)
     if recipe.image and "strength" in takes:
         strength = call.get("strength", takes["strength"].default)
-        require_a_step(recipe, strength, is_flow(pipe.scheduler))
+        require_a_step(recipe, type(pipe).__name__, strength, is_flow(pipe.scheduler))
     size = {side: n for side, n in recipe.size.items() if side in takes}
     if len(size) == 1:  # some pipelines take no notice of one alone
         call |= dict.fromkeys(("height", "width"), _default_size(pipe))

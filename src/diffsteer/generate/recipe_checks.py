@@ -216,12 +216,13 @@ def _require_image(recipe: Recipe) -> None:
 def _require_a_step(recipe: Recipe) -> None:
     """Check the steps that a strength leaves, where the folder tells how they are counted."""
     folder = Path(recipe.config or str(shipped_folder(recipe.model)))
-    own = call_arguments(pipeline_class(str(folder))).get("strength")
+    pipeline = pipeline_class(str(folder))
+    own = call_arguments(pipeline).get("strength")
     default = own.default if own and own.default else ""
     given = recipe.strength is not None
     if (given or default.replace(".", "", 1).isdecimal()) and (folder / SCHEDULER).is_file():
         strength = recipe.strength if given else float(default)
-        require_a_step(recipe, strength, flows(read_object(folder / SCHEDULER)))
+        require_a_step(recipe, pipeline, strength, flows(read_object(folder / SCHEDULER)))
 
 
 def _require_adm(options: ADMOptions, guidance: Guidance | None, sampler: Sampler | None) -> None:

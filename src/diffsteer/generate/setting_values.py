@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from diffsteer.hf.signature import Argument
 
 CONSTANTS = {"True": True, "False": False, "None": None}
 """As Python writes them; JSON has them in small letters."""
+NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+|\+\d+(\.\d*)?)([eE][+-]?\d+)?")
+"""Numbers as Python writes them, and JSON does not."""
 NEVER = {
     *("Tensor", "FloatTensor", "LongTensor", "Image", "ndarray", "Generator", "RandomState"),
     *("PipelineImageInput", "Callable"),
@@ -41,6 +44,8 @@ def value_of(pipeline: str, name: str, text: str, arguments: Mapping[str, Argume
         raise InputError(
             f"--set {name}={brief(text)[1:-1]}: {pipeline} takes {brief(kind)[1:-1]}{default}"
         )
+    if isinstance(fits, float) and not _accepts(hint, 0.5):
+        return int(fits)
     return tuple(fits) if isinstance(fits, list) and not _accepts_list(hint) else fits
 
 
@@ -48,7 +53,7 @@ def _parsed(text: str) -> Any:
     if text in CONSTANTS:
         return CONSTANTS[text]
     try:
-        return json.loads(text)
+        return float(text) if NUMBER.fullmatch(text) else json.loads(text)
     except ValueError:
         return text
 
@@ -83,10 +88,9 @@ def _accepts_name(name: str, value: Any) -> bool:
         case "bool":
             return isinstance(value, bool) or value in (0, 1)
         case "int":
-            return isinstance(value, int) and not isinstance(value, bool)
+            return _is_number(value) and float(value).is_integer()
         case "float":
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and value == value
+            return _is_number(value)
         case "str":
             return isinstance(value, str)
         case "dict" | "Dict":
@@ -96,15 +100,22 @@ def _accepts_name(name: str, value: Any) -> bool:
     return name not in NEVER
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number, not NaN and no truth."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
 def _accepts_parameters(hint: ast.Subscript, value: Any) -> bool:
     base = ast.unparse(hint.value).rpartition(".")[-1]
     inner = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
     kinds = [each for each in inner if not (isinstance(each, ast.Constant) and each.value is ...)]
     if base == "Literal":
         return value in [each.value for each in kinds if isinstance(each, ast.Constant)]
-    if base in SEQUENCES:
+    if base in SEQUENCES:  # of timesteps, which are called whole and need not be
+        numbers = any(isinstance(kind, ast.Name) and kind.id == "int" for kind in kinds)
         return isinstance(value, list) and all(
-            any(_accepts(kind, each) for kind in kinds) for each in value
+            (numbers and _is_number(each)) or any(_accepts(kind, each) for kind in kinds)
+            for each in value
         )
     if base in ("Optional", "Union"):
         return (base == "Optional" and value is None) or any(_accepts(k, value) for k in kinds)

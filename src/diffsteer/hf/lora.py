@@ -123,6 +123,12 @@ def lora_names(texts: Sequence[str]) -> list[str]:
     return names
 
 
+def _incomplete(pipe: Any) -> bool:
+    """Whether layers of a LoRA were made and got no weights: their names are of another form."""
+    modules = (part for part in pipe.components.values() if hasattr(part, "named_parameters"))
+    return any(p.is_meta and "lora_" in n for part in modules for n, p in part.named_parameters())
+
+
 def add_loras(pipe: Any, texts: Sequence[str]) -> None:
     """Add LoRAs to a pipeline, each at its scale, and the scheduler that one of them brings."""
     if not hasattr(pipe, "load_lora_weights"):
@@ -144,7 +150,8 @@ def add_loras(pipe: Any, texts: Sequence[str]) -> None:
                     f"{path} cannot be read as a LoRA of this {type(pipe).__name__} "
                     f"({type(error).__name__}: {error}): it is damaged, or of another kind"
                 ) from error
-        if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
+        there = any(name in adapters for adapters in pipe.get_list_adapters().values())
+        if not there or _incomplete(pipe):
             raise _other_model(pipe, path)
         if layers := sorted({key for text in messages for key in UNEXPECTED.findall(text)}):
             warnings.warn(

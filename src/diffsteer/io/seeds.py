@@ -55,7 +55,7 @@ def is_seed(value: object) -> bool:
 
 
 def _range(part: str) -> range:
-    low, dash, high = part.strip().partition("-")
+    low, dash, high = (each.strip() for each in part.partition("-"))
     if not re.fullmatch("[0-9]+", low + high):  # int reads 1_0 and digits of other scripts too
         raise ValueError
     first, last = int(low), int(high if dash else low)
