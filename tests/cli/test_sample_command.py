@@ -223,11 +223,12 @@ def test_lines_of_progress_say_what_is_left(
     ],
 )
 def test_options_of_adm_end_with_the_guidance_that_they_are_of(
-    tmp_path: Path, guidance: str, left: dict[str, object]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guidance: str, left: dict[str, object]
 ) -> None:
     """Their flags have no other way to switch them off."""
+    monkeypatch.chdir(Path(__file__).parents[1] / "compat/data")
     options = ADMOptions(official_head_split=True, classifier="c")
-    recipe = Recipe("adm", guidance="SAG(1) + Classifier(1)", options=options)
+    recipe = Recipe("models/adm", guidance="SAG(1) + Classifier(1)", options=options)
     (tmp_path / "r.json").write_text(json.dumps(recipe.to_json()))
     made, _ = _merged(tmp_path / "r.json", {"guidance": guidance})
     assert made == replace(recipe, guidance=guidance, options=ADMOptions(**left))  # type: ignore[arg-type]
