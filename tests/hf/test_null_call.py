@@ -207,3 +207,23 @@ def test_nothing_of_a_call_stays(tmp_path: Path) -> None:
         del text
         gc.collect()
         assert kept() is None
+
+
+def test_a_condition_without_a_share_in_bfloat16() -> None:
+    """DreamLite sends both at any scale; at 1 the null prompt has no share, and any place fits."""
+    family = named("DreamLite")
+    assert family.guided
+    pipe = family.build()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(torch.bfloat16)
+    call = family.kwargs(pipe) | family.guided(pipe)
+
+    def run(scale: float, guidance: str) -> Tensor:
+        torch.manual_seed(0)
+        call["generator"] = torch.Generator().manual_seed(0)
+        with steer(pipe, guidance):
+            return first(pipe(**call | {"guidance_scale": scale})).float()
+
+    want, got, none = run(4.0, "CFG(4)"), run(1.0, "CFG(4)"), run(4.0, "CFG(1)")
+    assert (got - want).abs().max() < 0.2 * (none - want).abs().max()  # rounding, at most
