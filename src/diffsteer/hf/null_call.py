@@ -164,14 +164,12 @@ class NullCall:
             if PROMPT not in name and value not in (None, defaults.get(NEGATIVE + name))
         }
         negative = {name: value for name, value in negative.items() if PROMPT in name}
-        changed = dict(given) | sizes
+        made = dict(given) | sizes
         if any(_embedded(value) for value in negative.values()):  # they may stand beside a text
-            return changed | {n: None if TEXTS.match(n) else v for n, v in negative.items()}
-        changed |= {
-            n: None for n in given if TEXTS.match(n) or (PROMPT in n and _embedded(given[n]))
-        }
+            return made | {n: None if TEXTS.match(n) else v for n, v in negative.items()}
+        made |= {n: None for n in given if TEXTS.match(n) or (PROMPT in n and _embedded(given[n]))}
         null = negative if _texts(negative) else {PROMPT: self.null}
-        return changed | {name: _for_each(value, given) for name, value in null.items()}
+        return made | {name: _for_each(value, given) for name, value in null.items()}
 
 
 def _parts(made: FirstStep, first: Call) -> tuple[Call, Call] | None:

@@ -5,7 +5,7 @@ pipeline gives its scheduler can be told.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +20,8 @@ from diffsteer.hf.network import sample_argument, sample_channels, unwrap_compil
 
 EPSILON = 2.0**-7
 """Share by which the probe of a second condition differs from the first's."""
+MOST_CALLS = 2
+"""Most calls of networks in a step: one for each condition."""
 PROBE_SEED = 0x5EED_0F_9A0BE5
 """Seed of probes, which must not be latents: nobody draws them with it."""
 
@@ -218,6 +220,11 @@ def _tensors(tree: Any) -> list[Tensor]:
 def _copied(cache: Any) -> Any:
     """Copy of a cache, with the same tensors."""
     return copy.deepcopy(cache, {id(tensor): tensor for tensor in _tensors(cache)})
+
+
+def both_stepped(calls: Sequence[Call], sample: Tensor) -> bool:
+    """Whether a step is of both conditions, to be stepped again as one (Cosmos)."""
+    return len(calls) == 2 and len(sample) == sum(len(call.inputs) for call in calls)
 
 
 def certain(call: Call) -> bool:

@@ -18,12 +18,10 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.hooks import Replaced, wrapped
-from diffsteer.hf.probed_calls import Call
+from diffsteer.hf.probed_calls import MOST_CALLS, Call, both_stepped
 from diffsteer.hf.runs import call_frame
 from diffsteer.hf.second_step import step_arguments
 
-MOST = 2
-"""Most calls of the network in a step: one for each condition."""
 LONGEST = 200
 """Letters of a pipeline's own error that are told."""
 
@@ -115,7 +113,7 @@ class RepeatedCall:
 
     def reach(self, call: Call) -> None:
         """Note a call of the network while the pipeline is repeated."""
-        if len(self.calls) == MOST:
+        if len(self.calls) == MOST_CALLS:
             raise _Reached
         self.calls.append(call)
 
@@ -165,8 +163,8 @@ def _stop_at_step(pipe: Any, calls: list[Call], steps: list[tuple[Tensor, Tensor
     @wraps(step)
     def end(*args: Any, **kwargs: Any) -> Any:
         given = step_arguments(scheduler, *args, **kwargs).arguments
-        if len(calls) == 2 and len(given["sample"]) == sum(len(call.inputs) for call in calls):
-            return step(*args, **kwargs)  # of both conditions, to be stepped again as one (Cosmos)
+        if both_stepped(calls, given["sample"]):
+            return step(*args, **kwargs)
         steps.append((given["model_output"], given["sample"]))
         raise _Reached
 

@@ -35,15 +35,20 @@ from diffsteer.hf.network import (
     unwrap_compiled,
 )
 from diffsteer.hf.null_call import NullCall, null_of
-from diffsteer.hf.probed_calls import Call, Form, certain, probe, tensor_of
+from diffsteer.hf.probed_calls import (
+    MOST_CALLS,
+    Call,
+    Form,
+    both_stepped,
+    certain,
+    probe,
+    tensor_of,
+)
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.sample_placement import fitted
 from diffsteer.hf.second_step import SecondStep, step_arguments
 from diffsteer.hf.time_arguments import Now, Timeline
 from diffsteer.hf.timesteps import SamplingStep, StepTracker
-
-MOST_CALLS = 2
-"""Most calls of networks in a step: one for each condition."""
 
 
 class StepGuidance:
@@ -127,7 +132,7 @@ class StepGuidance:
             return forward(*args, **kwargs)
         if self._null is not None and self._null.repeated.repeating:
             call = Call.read(network, bind_arguments(network, args, kwargs))
-            call, form = self._probed(call, partial(forward, *args, **kwargs))
+            call, form = self._probed(call, self._form(call), partial(forward, *args, **kwargs))
             self._null.repeated.reach(call)
             return form.wrap(call.probe.clone())
         in_run = self._runs.check() or hasattr(self.pipe, "update_components")
@@ -136,17 +141,22 @@ class StepGuidance:
         module = unwrap_compiled(network)
         if starts and known_family(module) is not None and counting_processor(module):
             conditions_in_batch(self.pipe, module, call.inputs, call.arguments)  # which is refused
-        known = Form.expected(call) or self._forms.get(call.key)
+        known = self._form(call)
         if not in_run and known is not None and certain(call):
             return known.wrap(self._at_once(call))
-        call, form = self._probed(call, partial(forward, *args, **kwargs))
+        call, form = self._probed(call, known, partial(forward, *args, **kwargs))
         self._calls.append(call)
         self._await(self._guide)
         return form.wrap(call.probe.clone())  # a pipeline may change its answer in place
 
-    def _probed(self, call: Call, forward: Callable[[], Any]) -> tuple[Call, Form]:
+    def _form(self, call: Call) -> Form | None:
+        """Form of the output of a call, where it is known."""
+        return Form.expected(call) or self._forms.get(call.key)
+
+    def _probed(
+        self, call: Call, form: Form | None, forward: Callable[[], Any]
+    ) -> tuple[Call, Form]:
         """A call with its probe, and its form, for which the network is evaluated once."""
-        form = Form.expected(call) or self._forms.get(call.key)
         if form is None or call.caches:
             output = forward()
             form = self._forms[call.key] = Form.of(output, call)
@@ -231,8 +241,8 @@ class StepGuidance:
         self._release()
         given = step_arguments(self.pipe.scheduler, *args, **kwargs)
         output, sample = given.arguments["model_output"], given.arguments["sample"]
-        if len(calls) == 2 and len(sample) == sum(len(call.inputs) for call in calls):
-            self._calls = calls  # both conditions are stepped, to be stepped again as one (Cosmos)
+        if both_stepped(calls, sample):
+            self._calls = calls
             self._await(self._guide)
             return step(*args, **kwargs)
         measure = StepParts.of if self._measured is None else self._measured.next
