@@ -100,8 +100,15 @@ def evaluate(
     from diffsteer.io.images import Pictures
     from diffsteer.io.seeds import format_seeds
     from diffsteer.metrics.evaluate import cautions, compare, omitted, spreads
-    from diffsteer.metrics.image_scores import judged, mean_spreads, means, named, scores_of
-    from diffsteer.metrics.image_sets import require_comparable
+    from diffsteer.metrics.image_scores import (
+        judged,
+        mean_spreads,
+        means,
+        named,
+        require_scored,
+        scores_of,
+    )
+    from diffsteer.metrics.image_sets import require_comparable, require_one_recipe
     from diffsteer.metrics.value import table
 
     if resamples != 0 and resamples < 20:
@@ -127,11 +134,9 @@ def evaluate(
                 f"{pictures} is no recipe, of which {flags} would say how images are made: leave "
                 "out what says so"
             )
-        if mixed and recipe is not None:
-            raise InputError("--recipe takes images of one recipe alone: leave out it, or --mixed")
+        require_one_recipe(recipe, mixed)
         Pictures.at(pictures)
-        if prompts is not None and not scores:
-            raise InputError("prompts are of scores, and none is named: leave out --prompts")
+        require_scored(prompts, scores)
         lines = () if prompts is None else prompts_of(prompts)
         wanted = None if recipe is None else read(recipe)
     extractor = features.build()

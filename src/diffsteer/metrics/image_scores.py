@@ -41,6 +41,12 @@ def judge(scores: Mapping[str, Score], images: Tensor, prompts: list[str]) -> di
     return {text: scored(score, images, prompts) for text, score in scores.items()}
 
 
+def require_scored(prompts: object, scores: Mapping[str, Score]) -> None:
+    """Check that prompts, or a file of them, are given for a score."""
+    if prompts and not scores:
+        raise InputError("prompts are of scores, and none is named: leave out --prompts")
+
+
 def judged(
     images: Tensor | Path, scores: Mapping[str, Score], prompts: Sequence[str], batch: int = 32
 ) -> dict[str, Tensor]:
@@ -52,9 +58,8 @@ def judged(
         prompts: One of each image; empty for those that images of `diffsteer sample` hold.
         batch: Images at a time.
     """
+    require_scored(prompts, scores)
     if not scores:
-        if prompts:
-            raise InputError("prompts are of scores, and none is named: leave out --prompts")
         return {}
     texts = _prompts(images, scores, prompts)
     parts: list[dict[str, Tensor]] = []

@@ -170,6 +170,12 @@ def _batches(folder: Pictures, size: int, kinds: Counter[str] | None) -> Iterato
             bar.update(len(images))
 
 
+def require_one_recipe(wanted: object, mixed: bool) -> None:
+    """Check that images are not asked to be of one recipe, or a file of it, and of several."""
+    if mixed and wanted is not None:
+        raise InputError("--recipe takes images of one recipe alone: leave out it, or --mixed")
+
+
 def seeds_in(images: Pictures, wanted: Recipe | None = None, mixed: bool = False) -> str:
     """Seeds of images, in words, once they are known to be of one recipe.
 
@@ -183,8 +189,7 @@ def seeds_in(images: Pictures, wanted: Recipe | None = None, mixed: bool = False
         PictureError: an image was made otherwise than the first or than `wanted`, or a seed is
             there twice; names the file and what differs.
     """
-    if mixed and wanted is not None:
-        raise InputError("--recipe takes images of one recipe alone: leave out it, or --mixed")
+    require_one_recipe(wanted, mixed)
     names: dict[tuple[int, int], str] = {}
     first: tuple[str, dict[str, Any]] | None = None
     for name, text in images.texts(KEY):
