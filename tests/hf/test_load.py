@@ -173,6 +173,16 @@ def test_a_model_is_loaded_in_the_precision_that_was_asked(
         load(str(whole), "half")
 
 
+def test_parts_that_are_stored_in_half_are_loaded_alike(tmp_path: Path) -> None:
+    """Transformers takes the dtype of a file, diffusers float32: both in one call would fail."""
+    pipe = tiny.stable_diffusion(diffusers.DDIMScheduler(), tmp_path)
+    pipe.text_encoder.half()
+    pipe.save_pretrained(tmp_path / "pipe")
+    pipe = load(str(tmp_path / "pipe"))
+    assert pipe.unet.dtype == pipe.text_encoder.dtype == pipe.vae.dtype == torch.float32
+    pipe("a cat", num_inference_steps=1, guidance_scale=2)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -46,7 +46,8 @@ def load(
 
     Args:
         name: Of it; a checkpoint in one file ends in .safetensors and needs config.
-        dtype: Of the weights, or its name: "float32", "float16", "bfloat16", "auto".
+        dtype: Of the weights, or its name: "float32", "float16", "bfloat16", "auto"; None for
+            float32, and for quantized weights as they are stored.
         config: Folder with the configuration of a checkpoint in one file.
         lora: Low-rank adaptations, each PATH or PATH:SCALE.
         takes: Arguments that its call has to take, such as "image"; where the class that the model
@@ -67,6 +68,8 @@ def load(
     with _readable(name, config):
         require_fits(name, where, offload, dtype)
         pipe = _loaded(name, dtype, config, takes)
+        if dtype is None:
+            _to_float32(pipe)
         if lora:
             add_loras(pipe, lora)
     return pipe if where == "cpu" and offload == "none" else place(pipe, where, offload)
@@ -221,10 +224,20 @@ def _require_words(pipe: Any) -> None:
             raise InputError(f"{name} knows no words: its folder lacks a vocabulary")
 
 
-def _require_dtype(name: str, model: Any, dtype: Any) -> None:
+def _to_float32(pipe: Any) -> None:
+    """Bring parts of transformers, which keep the dtype of their files, to that of the others."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module) and not _quantized(pipe):
+            part.float()
+
+
+def _quantized(model: Any) -> bool:
     parts = getattr(model, "components", {"": model}).values()
-    quantised = any(getattr(part, "hf_quantizer", None) is not None for part in parts)
-    if dtype is not None and model.dtype != dtype and not quantised:
+    return any(getattr(part, "hf_quantizer", None) is not None for part in parts)
+
+
+def _require_dtype(name: str, model: Any, dtype: Any) -> None:
+    if dtype is not None and model.dtype != dtype and not _quantized(model):
         raise InputError(f"{name} was loaded in {model.dtype}, not in dtype={dtype!r} as asked")
 
 
