@@ -129,6 +129,7 @@ def test_a_single_file_is_measured(tmp_path, monkeypatch) -> None:
     weights = load_file(place / "diffusion_pytorch_model.safetensors")
     names = {name: f"model.diffusion_model.{original_name(name, 1)}" for name in weights}
     save_file({names[n]: value for n, value in weights.items()}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(measure, "SIDE", 16)  # latents of the images that it was trained on
     assert not diagnose(tmp_path / "a.safetensors", deep=True).prediction.known
     own = measure.unet_config
     monkeypatch.setattr(measure, "unet_config", lambda *a: own(*a) | traceless)

@@ -57,8 +57,9 @@ def sampled(family: TinyFamily, guidance: str = "", weaker: bool = False, **more
 
 @cache
 def weak(family: TinyFamily) -> Any:
-    pipe = family.build()
-    return randomised(next(part for name in PARTS if (part := getattr(pipe, name, None))), seed=5)
+    pipe = built(family)
+    network = next(part for name in PARTS if (part := getattr(pipe, name, None)))
+    return randomised(copy.deepcopy(network), seed=5)
 
 
 @cache

@@ -208,6 +208,7 @@ def fails(how: Pictures) -> None:
     raise InputError(f"no grid in {how.steps} steps")
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_curves_show_each_value_of_the_log(folder: Path, tmp_path: Path) -> None:
     trainer = begun(written(folder, "edm2"), tmp_path / "run")
     trainer.fit()
