@@ -257,6 +257,16 @@ def test_a_lora_adds_its_product_at_its_scale(recipe: Recipe, tmp_path: Path) ->
     assert not torch.equal(made(replace(one, guidance=apart)), made(one))
 
 
+@pytest.mark.parametrize("name", ["half", "keys"])
+def test_a_lora_is_named_as_no_method_of_torch(recipe: Recipe, tmp_path: Path, name: str) -> None:
+    """The file may be: guidances mean its adapter with a "_" at the end."""
+    lora(tmp_path / "lora")
+    file = tmp_path / f"{name}.safetensors"
+    (tmp_path / "lora/pytorch_lora_weights.safetensors").rename(file)
+    guided = replace(recipe, lora=(str(file),), guidance=f"Auto(2, adapter='{name}_@0.5')")
+    assert not torch.equal(made(guided), made(replace(recipe, lora=(str(file),))))
+
+
 def test_a_lora_brings_the_scheduler_it_was_trained_for(recipe: Recipe, tmp_path: Path) -> None:
     lora(tmp_path / "lora")
     own = load(recipe.model).scheduler

@@ -114,11 +114,18 @@ def lora_files(texts: Sequence[str]) -> list[Path]:
 
 
 def lora_names(texts: Sequence[str]) -> list[str]:
-    """Names of the adapters of LoRAs, by which guidances mean them: of their file or folder."""
+    """Names of the adapters of LoRAs, by which guidances mean them: of their file or folder.
+
+    peft keeps adapters in torch's dicts of modules, which take no name of a method of theirs; these
+    get a "_" at the end.
+    """
+    from torch.nn import ModuleDict
+
     names: list[str] = []
     for text in texts:
         path = Path(lora_of(text)[0].removesuffix(f"/{FILE}"))
         stem = re.sub(r"\W", "_", path.name.removesuffix(".safetensors"))
+        stem += "_" * hasattr(ModuleDict, stem)
         names.append(stem if stem not in names else f"{stem}_{len(names)}")
     return names
 
