@@ -2,17 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from interrupt import child
 from optuna.trial import TrialState
 
 from diffsteer.core.errors import InputError
@@ -112,31 +113,21 @@ def test_recipes_that_cannot_be_do_not_stop_it(tmp_path: Path) -> None:
     assert refused and all("within" in text for text in refused)
 
 
-WORKER = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_study import search
-search(Path(sys.argv[1]), trials=24, seconds=0.05).run()
-"""
-
-
 def test_workers_share_the_trials_and_a_killed_one_loses_its_own_alone(tmp_path: Path) -> None:
-    code = WORKER.format(tests=str(Path(__file__).parent))
-    start = [sys.executable, "-c", code, str(tmp_path / "shared")]
-    workers = [subprocess.Popen(start, env={**os.environ}) for _ in range(2)]
+    run = search(tmp_path / "shared", trials=24, seconds=0.05).run
+    workers = [child(run) for _ in range(2)]
     end = time.monotonic() + 60
-    while time.monotonic() < end and not _measured_by(tmp_path / "shared", workers[0].pid):
+    while time.monotonic() < end and not _measured_by(tmp_path / "shared", workers[0]):
         time.sleep(0.1)
-    workers[0].send_signal(signal.SIGKILL)
-    assert workers[1].wait(120) == 0
-    workers[0].wait()
+    os.kill(workers[0], signal.SIGKILL)
+    assert [os.waitpid(worker, 0)[1] for worker in workers] == [signal.SIGKILL, 0]
     study = search(tmp_path / "shared").study()
     states = [trial.state.name for trial in study.trials]
     done = states.count("COMPLETE") + states.count("PRUNED")
     assert done == 24 and states.count("FAIL") <= 1 and "RUNNING" not in states
+    assert len({str(trial.params) for trial in study.trials}) == len(states)  # not the same twice
     owners = {t.user_attrs["worker"].split("-")[0] for t in finished(study)}
-    assert owners == {str(worker.pid) for worker in workers}
+    assert owners == {str(worker) for worker in workers}
 
 
 def test_a_trial_of_nobody_is_given_up_by_a_worker_that_is_alone(tmp_path: Path) -> None:
@@ -164,14 +155,12 @@ def _measured_by(folder: Path, pid: int) -> bool:
     return any(t.user_attrs.get("worker", "").startswith(f"{pid}-") for t in trials)
 
 
-MACHINE = """
-import socket, sys
-socket.gethostname = lambda: sys.argv[1]
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_study import search
-search(Path(sys.argv[1]), trials=24, seconds=0.1, storage={storage!r}).run()
-"""
+def _machine(host: str, folder: Path, storage: str) -> None:
+    """Search as a machine of that name does, in a folder of its own."""
+    folder.mkdir()
+    os.chdir(folder)
+    socket.gethostname = lambda: host
+    search(Path(host), trials=24, seconds=0.1, storage=storage).run()
 
 
 @pytest.mark.parametrize(
@@ -184,19 +173,13 @@ def test_machines_share_one_store_and_a_killed_one_loses_its_trial(
 ) -> None:
     """Each with a folder and a host name of its own; the survivor finishes all trials."""
     storage = f"{scheme}{tmp_path / 'shared.journal'}"
-    code = MACHINE.format(tests=str(Path(__file__).parent), storage=storage)
-    machines = []
-    for host in ("a", "b"):
-        (tmp_path / f"home-{host}").mkdir()
-        run = [sys.executable, "-c", code, host]
-        machines += [subprocess.Popen(run, env={**os.environ}, cwd=tmp_path / f"home-{host}")]
+    machines = [child(partial(_machine, h, tmp_path / f"home-{h}", storage)) for h in ("a", "b")]
     one = search(tmp_path / "here", storage=storage)
     end = time.monotonic() + 60
     while time.monotonic() < end and len({place(t)[0] for t in finished(one.study())}) < 2:
         time.sleep(0.2)
-    machines[0].send_signal(signal.SIGKILL)
-    assert machines[1].wait(120) == 0
-    machines[0].wait()
+    os.kill(machines[0], signal.SIGKILL)
+    assert [os.waitpid(machine, 0)[1] for machine in machines] == [signal.SIGKILL, 0]
     trials = one.study().trials
     done = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
     assert len(done) == 24 and {place(t)[0] for t in done} == {"a", "b"}

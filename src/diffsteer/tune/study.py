@@ -28,6 +28,7 @@ from diffsteer.tune.storage import open_storage
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 JOURNAL, WORKERS = "study.journal", "workers"
@@ -95,6 +96,7 @@ class Search:
         study, end = self.study(), time.monotonic() + 60 * self.budget.minutes
         pulse = Pulse()
         with self._worker() as worker:
+            study.sampler = self._sampler(study, worker)
             while time.monotonic() < end and len(finished(study)) < self.budget.trials:
                 self._drop_lost(study, pulse, worker)
                 self._work(study, worker)
@@ -122,12 +124,10 @@ class Search:
     def study(self) -> "Study":
         """The search as Optuna stores it, made where it is missing."""
         import optuna
-        from optuna.samplers import TPESampler
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
         key = self._key()
-        others = self.storage or any(self._alive())
         name = f"diffsteer-{digest(key)[:16]}" if self.storage else self.folder.resolve().name
         study = optuna.create_study(
             storage=open_storage(self.storage, self.folder / JOURNAL),
@@ -135,9 +135,6 @@ class Search:
             directions=["maximize" if self.objective.rising else "minimize", "minimize"],
             load_if_exists=True,
         )
-        seed = len(study.trials)
-        seed += number(self._place.encode()) + os.getpid() if others else 0
-        study.sampler = TPESampler(seed=seed % 2**32, multivariate=True, constant_liar=True)
         stored = study.user_attrs.setdefault(KEY, key)
         if stored != key:
             raise InputError(
@@ -146,6 +143,15 @@ class Search:
             )
         study.set_user_attr(KEY, key)
         return study
+
+    def _sampler(self, study: "Study", worker: str) -> "BaseSampler":
+        """Proposals of a worker: again those of before where it is alone, else its own."""
+        from optuna.samplers import TPESampler
+
+        seed = len(study.trials)
+        if self.storage or {*self._alive()} - {worker}:
+            seed += number(self._place.encode()) + os.getpid()
+        return TPESampler(seed=seed % 2**32, multivariate=True, constant_liar=True)
 
     def _key(self) -> dict[str, Any]:
         """All that makes values of two workers comparable, as JSON holds it."""
