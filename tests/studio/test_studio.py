@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from starlette.testclient import TestClient
 from diffsteer import Guidance, Recipe, SteerScheduler, open_generator, parse
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import read
-from diffsteer.studio import snippets
+from diffsteer.studio import jobs, snippets
 from diffsteer.studio.controls import moved
 from diffsteer.studio.cost import Speed
 from diffsteer.studio.engine import Done, Engine
@@ -388,7 +389,11 @@ def test_what_is_offered_is_that_of_the_chosen_model(tmp_path: Path) -> None:
     assert prompt == engine.model("critters").defaults.prompt
 
 
-def test_a_job_yields_its_lines_its_error_and_is_cancelled(tmp_path: Path) -> None:
+def test_a_job_yields_its_lines_its_error_and_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "PATIENCE", 999.0)  # in which it is not killed
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
     assert list(job(["--version"], tmp_path, threading.Event()))[0].startswith("diffsteer ")
     with pytest.raises(InputError, match="did you mean"):
         list(job(["smaple"], tmp_path, threading.Event()))
@@ -396,6 +401,7 @@ def test_a_job_yields_its_lines_its_error_and_is_cancelled(tmp_path: Path) -> No
     event.set()
     with pytest.raises(Cancelled):
         list(job(["studio", "--no-browser"], tmp_path, event))
+    signal.signal(signal.SIGINT, handler)
 
 
 def test_a_public_bind_needs_a_password() -> None:

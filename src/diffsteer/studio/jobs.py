@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,10 @@ def job(words: Sequence[str], folder: Path, cancelled: threading.Event) -> Itera
     def work(report: Callable[[str], None]) -> None:
         command = [sys.executable, "-u", "-m", "diffsteer.cli", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        # A studio in the background of a script ignores interrupts, and so would its jobs
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         last = ""
-        with subprocess.Popen(command, cwd=folder, text=True, **pipes) as process:  # type: ignore[call-overload]
+        with subprocess.Popen(command, cwd=folder, text=True, preexec_fn=heard, **pipes) as process:  # type: ignore[call-overload]
             threading.Thread(target=_end, args=(process, cancelled), daemon=True).start()
             for line in process.stdout:
                 last = line.strip() or last
