@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from optuna.trial import FixedTrial
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
@@ -72,6 +73,7 @@ def test_a_guide_goes_with_the_guidance_that_asks_it() -> None:
         ("", "varies nothing"),
         ("CFG(2)", "varies nothing"),
         ("CFG(w), w=1..1e400", "write two numbers"),
+        ("CFG(w), w=e..5", "w=e..5 has no numbers at its ends: write 1..8"),
         ("CFG(2), steps=8|many", "steps takes whole numbers, got 'many'"),
     ],
 )
@@ -99,3 +101,11 @@ def test_a_guidance_that_does_not_parse_is_refused_with_the_first_recipe() -> No
         list(Space.parse("CGF(w), w=1..2").examples(BASE))
     with pytest.raises(InputError, match="within"):
         Space.parse("CFG(2).within(a, b), a=1.0..9.0, b=1.0..9.0").recipe(BASE, {"a": 5, "b": 2})
+
+
+def test_a_trial_chooses_a_guidance_and_what_belongs_to_it() -> None:
+    text = "CFG(w) | PAG(p), w=1..3, p=1..3, sampler=none|DDIM()"
+    for guidance, name in (("CFG(w)", "w"), ("PAG(p)", "p")):
+        trial = FixedTrial({"guidance": guidance, name: 2.5, "sampler": "DDIM()"})
+        values = Space.parse(text).suggest(trial)  # type: ignore[arg-type]
+        assert values == {"guidance": guidance, name: 2.5, "sampler": "DDIM()"}

@@ -22,6 +22,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Guidance
 from diffsteer.tune import heartbeat
 from diffsteer.tune.objective import Quality
+from diffsteer.tune.report import confirm
 from diffsteer.tune.space import Space
 from diffsteer.tune.storage import open_storage
 from diffsteer.tune.study import Budget, Search, finished, front
@@ -222,6 +223,26 @@ def test_a_trial_of_another_machine_is_lost_once_its_beats_stop(
     assert study.trials[0].user_attrs["beat"] == last  # none comes after the end
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_store_that_takes_no_beat_stops_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the trial was given up meanwhile."""
+    monkeypatch.setattr(heartbeat, "EVERY", 0.001)
+    study = search(tmp_path).study()
+    trial = study.ask()
+    study.tell(trial, state=TrialState.FAIL)
+    with heartbeat.beating(trial):
+        time.sleep(0.02)
+    assert "beat" not in study.trials[0].user_attrs
+
+
+def test_a_search_without_a_trial_has_no_front(tmp_path: Path) -> None:
+    one = search(tmp_path)
+    with pytest.raises(InputError, match="no trial is finished, so that there is no front"):
+        confirm(one, one.study(), range(200, 210), {})
+
+
 def test_a_worker_whose_trial_was_given_up_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +271,7 @@ def place(trial) -> str:
     [
         ("shared", "neither a URL of a database"),
         ("nobase://here", "cannot be opened"),
+        ("oracle+cx_oracle://here", "needs the package cx_Oracle: install it"),
         ("sqlite:////nowhere/at/all.db", "cannot be opened: .*unable to open"),
     ],
 )

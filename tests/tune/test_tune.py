@@ -24,7 +24,12 @@ from diffsteer.core.errors import InputError
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.options import EDM2Options
 from diffsteer.generate.recipe import Recipe, read
+from diffsteer.io.atomic import owned
+from diffsteer.metrics.evaluate import FID_WEIGHTS, compare
+from diffsteer.metrics.features import Custom, Origin
+from diffsteer.metrics.statistics import measure
 from diffsteer.models.edm2.model import EDM2
+from diffsteer.tune.objective import Objective
 
 SPACE = "CFG(w), w=1..4, steps=1..3"
 OPTIONS = {
@@ -54,7 +59,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny.saved(tmp_path_factory.mktemp("model")))
 
 
-def test_search_report_and_start_again(reference: Path, model: str, tmp_path: Path) -> None:
+def test_search_report_and_start_again(
+    reference: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, recipe = tmp_path / "tuned", Recipe(model=model, prompt="a cat", width=16, height=16)
     tune(reference, recipe=recipe, out=out, **OPTIONS)
     report = json.loads((out / "report.json").read_text())
@@ -81,11 +88,13 @@ def test_search_report_and_start_again(reference: Path, model: str, tmp_path: Pa
     words = f"12 seeds cannot tell {', '.join(close)} from base: differences are known to +-"
     assert (words in page) == bool(close)
     before = (out / "report.json").read_text()
-    tune(reference, recipe=recipe, out=out, **OPTIONS)  # nothing is left to search
-    assert (out / "report.json").read_text() == before
+    (out / "recipes/9.json").write_text("{}")  # of an earlier, longer report
+    with owned(out / "recipes"):
+        tune(reference, recipe=recipe, out=out, **OPTIONS)  # nothing is left to search
+    assert "another worker writes the report" in capsys.readouterr().out
     tune(reference, recipe=recipe, out=out, **OPTIONS | {"trials": 9})
     report = json.loads((out / "report.json").read_text())  # of another front
-    assert len(report["trials"]) == 9
+    assert len(report["trials"]) == 9 and json.loads(before)["trials"] == report["trials"][:3]
     assert {path.stem for path in (out / "recipes").glob("*.json")} == report["recipes"].keys()
 
 
@@ -104,10 +113,11 @@ def test_recipes_that_differ_in_options_of_their_network_stay_apart(
         table = {"model": str(tmp_path / "net"), "steps": 2, "options": options}
         (tmp_path / f"{name}.json").write_text(json.dumps(table))
     base = Recipe(model=str(tmp_path / "net"), options=EDM2Options(label=7))
-    options = OPTIONS | {"space": "steps=2..3", "show": 1, "top": 1}
+    options = OPTIONS | {"space": "steps=2..3", "show": 1, "top": 1, "metric": "precision"}
     against = tuple(tmp_path / f"{name}.json" for name in rivals)
     tune(reference, recipe=base, out=tmp_path / "tuned", against=against, **options)
     report = json.loads((tmp_path / "tuned/report.json").read_text())["recipes"]
+    assert {entry["value"]["name"] for entry in report.values()} == {"precision"}
     found = {name: entry["recipe"]["options"] for name, entry in report.items()}
     assert found == {**rivals, "1": {"class": 7}}
     for name, entry in report.items():
@@ -121,6 +131,30 @@ def test_recipes_that_differ_in_options_of_their_network_stay_apart(
     assert len({*images}) == 4
 
 
+INCEPTION = Origin("Inception", "2048", "tf-bilinear-299", FID_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("origin", "names"),
+    [
+        (INCEPTION, {"FD": "FID", "KID": "KID", "recall": "recall"}),
+        (replace(INCEPTION, extractor="Mine"), {"FD": "FD-Mine", "KID": "KID-Mine"}),
+    ],
+)
+def test_a_metric_is_found_by_the_name_that_its_features_give_it(
+    origin: Origin, names: dict[str, str]
+) -> None:
+    extractor = Custom(lambda x: x.float().mean((2, 3)), origin)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 16, 3, 4, 4), generator=draw, dtype=torch.uint8)
+    fake, real = (measure([each], 16, extractor) for each in images)
+    figures = compare(fake, real)
+    for metric, name in names.items():
+        assert Objective(metric, real, extractor, Path("work")).figure(figures).name == name
+    with pytest.raises(InputError, match="CMMD cannot be had of these features and 16 images: the"):
+        Objective("CMMD", real, extractor, Path("work")).figure(figures)
+
+
 def brightness(images: Tensor, prompts: list[str]) -> Tensor:
     """Mean of an image; a score that needs the prompt."""
     assert set(prompts) == {"a cat"}
@@ -129,9 +163,10 @@ def brightness(images: Tensor, prompts: list[str]) -> Tensor:
 
 def test_search_by_a_score(reference: Path, model: str, tmp_path: Path) -> None:
     """The more the better, in the search, in what is pruned, and in the report."""
-    recipe = Recipe(model=model, prompts=("a cat",) * 2, width=16, height=16)
-    out = tmp_path / "tuned"
+    recipe, out = Recipe(model=model, width=16, height=16), tmp_path / "tuned"
+    (tmp_path / "lines.txt").write_text("a cat\na cat\n")
     options = OPTIONS | {"metric": "test_tune:brightness", "trials": 6, "top": 9}
+    options |= {"prompts": tmp_path / "lines.txt"}
     tune(reference, recipe=recipe, out=out, **options)
     report = json.loads((out / "report.json").read_text())
     done = [t for t in report["trials"] if t["state"] == "complete"]

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.metrics.best_of_n import Score
-from diffsteer.metrics.evaluate import compare
+from diffsteer.metrics.evaluate import LOGITS, compare, title
 from diffsteer.metrics.features import Extractor
 from diffsteer.metrics.frechet import frechet
 from diffsteer.metrics.image_scores import PREFIX, named, scores_of
 from diffsteer.metrics.sampled import Sampled, measure_recipe
 from diffsteer.metrics.statistics import Statistics
-from diffsteer.metrics.value import RISING
+from diffsteer.metrics.value import RISING, MetricValue
 
 DISTANCE = "FD"
 METRICS = (DISTANCE, "KID", "CMMD", "precision", "recall", "density", "coverage")
@@ -74,7 +74,23 @@ class Objective:
     @property
     def label(self) -> str:
         """Name of what is measured among metrics."""
+        if self.metric in (DISTANCE, "KID"):
+            return title(self.metric, self.extractor.origin)
         return PREFIX + self.metric if self.scores else self.metric
+
+    def figure(self, figures: Sequence[MetricValue]) -> MetricValue:
+        """What is measured, among all metrics of a recipe.
+
+        Raises:
+            InputError: the features do not allow it.
+        """
+        found = next((figure for figure in figures if figure.name == self.label), None)
+        if found is None:
+            raise InputError(
+                f"{self.metric} cannot be had of these features and {figures[0].n} images: there "
+                f"are {', '.join(figure.name for figure in figures)}"
+            )
+        return found
 
     @property
     def key(self) -> Mapping[str, Any]:
@@ -101,16 +117,9 @@ class Objective:
         nfe = sum(float(each.mean()) for name, each in run.costs.items() if name != "seconds")
         if self.scores:
             return Quality(run.scores[self.metric].mean().item(), nfe)
-        if self.metric == DISTANCE:
+        if self.metric == DISTANCE and self.extractor.origin.layer not in LOGITS:
             return Quality(frechet(run.statistics.gaussian, self.reference.gaussian), nfe)
-        values = compare(run.statistics, self.reference)
-        value = next((v.value for v in values if v.name.startswith(self.metric)), None)
-        if value is None:
-            raise InputError(
-                f"{self.metric} cannot be had of these features and {len(seeds)} images: there are "
-                f"{', '.join(v.name for v in values)}"
-            )
-        return Quality(value, nfe)
+        return Quality(self.figure(compare(run.statistics, self.reference)).value, nfe)
 
     def sampled(
         self, recipe: Recipe, seeds: Sequence[int], show: Path | None = None, shown: int = 0

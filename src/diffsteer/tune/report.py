@@ -13,12 +13,11 @@ from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_seeds
 from diffsteer.io.strict import from_table
 from diffsteer.metrics.bootstrap import Estimate
-from diffsteer.metrics.comparison import Compared, compared
+from diffsteer.metrics.comparison import compared
 from diffsteer.metrics.value import MetricValue
 from diffsteer.report.compare import verdict
 from diffsteer.report.page import render
 from diffsteer.report.plots import Chart, Curve, Point, line_chart, write_png
-from diffsteer.tune.objective import Objective
 from diffsteer.tune.study import PLACE, RECIPE, WORKER, Search, describe, finished, front
 
 if TYPE_CHECKING:
@@ -126,8 +125,8 @@ def confirm(
             recipes[one.name],
             chosen.get(one.name),
             sum(cost.median for name, cost in one.costs.items() if name != "seconds"),
-            _metric(one, search.objective),
-            one.differences.get(_metric(one, search.objective).name),
+            search.objective.figure(one.figures),
+            one.differences.get(search.objective.label),
             {seed: folders[one.name] / f"{seed:06d}.png" for seed in order},
             search.folder / RECIPES,
         )
@@ -161,10 +160,6 @@ def require_disjoint(seeds: Sequence[int], searched: Sequence[int]) -> None:
 def _whole(recipe: Recipe) -> dict[str, Any]:
     """All fields, and the options where there are any."""
     return recipe.to_dict() | recipe.to_json()
-
-
-def _metric(one: Compared, objective: Objective) -> MetricValue:
-    return next(f for f in one.figures if f.name.startswith(objective.label))
 
 
 def write(search: Search, study: "Study", results: Sequence[Confirmed], resamples: int) -> Path:

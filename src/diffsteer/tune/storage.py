@@ -40,9 +40,10 @@ def open_storage(text: str, journal: Path) -> "BaseStorage":
             return _database(text)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        package = getattr(error.__cause__, "name", None)  # which Optuna's own error does not say
         raise InputError(
-            f"storage {brief(text)} needs the package {error.name}: install it"
+            f"storage {brief(text)} needs the package {package}: install it"
         ) from error
     except Exception as error:  # of a database, or of the library that speaks to it
         reason = " ".join(str(error).split())[:200]
