@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from interrupt import command
 
-from diffsteer.cli.main import COMMANDS, app
+from diffsteer.cli.main import COMMANDS, _show, app
 from diffsteer.cli.schedule import show
 
 
@@ -105,6 +105,30 @@ def test_more_mistakes(tmp_path: Path) -> None:
         shown("edm", zero_snr=True)
     with pytest.raises(ValueError, match="0 sampling steps"):
         shown("sd", steps=0)
+
+
+def test_a_schedule_that_ends_in_noise_is_its_own_repair() -> None:
+    assert shown("flow", zero_snr=True) == shown("flow") != shown("sd3", zero_snr=True)
+
+
+def test_networks_are_listed_with_what_to_start_from(capsys: pytest.CaptureFixture[str]) -> None:
+    command("models", "wan")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["network", "pipeline"] and all("Wan" in row for row in rows)
+    assert any("WanPipeline: start with CFG(5) (" in row for row in rows)
+    command("models")
+    assert len(capsys.readouterr().out.splitlines()) > 3 * len(rows)
+
+
+def test_a_warning_for_programmers_is_as_python_shows_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: set[str] = set()
+    for _ in range(2):
+        _show(seen, "old", DeprecationWarning, "a.py", 3)
+        _show(seen, "careful", UserWarning, "a.py", 3)
+    old = "a.py:3: DeprecationWarning: old\n"
+    assert capsys.readouterr().err == f"{old}warning: careful\n{old}"
 
 
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:

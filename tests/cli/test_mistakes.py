@@ -194,6 +194,17 @@ MISTAKES = [
     ("doctor", "missing: MODEL; see `diffsteer doctor --help`"),
     ("doctor critterz", "no model 'critterz' .did you mean 'critters'.*: give a .safetensors file"),
     ("plan 7.5", r"write it as CFG\(7.5\)"),
+    ("schedule sd --plot x.foo", r"x.foo cannot be written: images end in .*\.png"),
+    ("schedule sd --plot absent/x.png", "absent/x.png cannot be written: give the path"),
+    ("doctor critters --plot x.jpg", "x.jpg cannot be written: give a .png in a folder"),
+    ("refine targets --prompts p.txt", "name a model .*, and give prompts in a file"),
+    ("compare recipe.json wrong.json --reference real --show -1", "give >= 20 resamples, >= 0"),
+    ("tune --reference real --space CFG(w),w=1..8", "the recipe names no model: give a hub id"),
+    ("sample critters --refiner NLG(20) --strength nan", "strength must be a finite number"),
+    ("sample critters --set eta=1 --set eta=0.5", "--set eta is given twice"),
+    ("sample critters --guidance Auto(2) --guide file.txt", "file.txt is a file, and models are"),
+    ("evaluate real --reference real --score a:b --score a:b", "a score is named twice"),
+    ("train edm2-tiny --set data.source=plain.npy --set data.label=folder", "classes of its own"),
     ("schedule sd --spacing karas", "'karas' .did you mean 'karras'"),
     ("models wann", "give a part of its name, such as wan"),
     ("train edm2-tiny --images 100", "did you mean --set training.images=1000"),
@@ -281,3 +292,14 @@ def test_a_package_that_is_missing_names_its_extra(
     with pytest.raises(SystemExit) as stop:
         main()
     assert (f'"diffsteer[{extra}]"' in str(stop.value)) == bool(extra)
+
+
+def test_a_parser_that_cannot_be_asked_reports_by_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a version of tyro that keeps its errors elsewhere."""
+    monkeypatch.setitem(sys.modules, "tyro._errors", None)
+    monkeypatch.setattr("sys.argv", ["diffsteer", "plan", "--nothing"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,12 @@ def test_a_seed_typed_at_its_default_replaces_that_of_the_image(
         run(monkeypatch, "--preset", "edm2-img64-s-fid", "--steps", 25)
 
 
+def test_processes_share_no_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="--sheet shows images of one process: leave it out"):
+        run(monkeypatch, "critters", "--sheet", "s.png")
+
+
 def test_options_of_a_network_replace_those_of_the_recipe_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, followed: list[Recipe]
 ) -> None:
@@ -211,6 +218,11 @@ def test_lines_of_progress_say_what_is_left(
         "4 of 8 images, 12 s left",
         "8 of 8 images, 0 s left",
     ]
+    monkeypatch.undo()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.progress(8) as bar:
+        bar.update(8)
+    assert re.search(r"100%.* 8/8 .*image/s", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,8 @@ def test_an_adm_picture_repeats_with_its_options(models: Path, tmp_path: Path) -
     a, b = (tmp_path / name / "000004.png" for name in "ab")
     assert torch.equal(shown(a), shown(b)) and recorded(a) == recorded(b)
     assert recorded(a)["options"]["official_head_split"] is True
+    with pytest.raises(ValueError, match="is an ADM network, which takes no models"):
+        run("--from", a, "--models", tmp_path)
 
 
 def test_latents_are_decoded_by_what_lies_beside_and_it_counts(
@@ -289,12 +291,19 @@ def test_latents_are_decoded_by_what_lies_beside_and_it_counts(
     Checkpoint(net.config, net.state_dict(), {"encoder": encoder}).save(tmp_path / "net")
     vae = tiny.vae()
     vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "elsewhere").mkdir()
     run(tmp_path / "net", "--steps", 2, "--seeds", "0-1", "--out", tmp_path / "out")
     recipe, features = Recipe(str(tmp_path / "net"), steps=2), Features(size=32)
     samples, extractor = Samples("0-1", 2, tmp_path / "work"), features.build()
     near = samples.measure(recipe, features, extractor).statistics.features
     want = measured(tmp_path / "out", features, extractor).features
     assert (near - want).norm() < 0.05 * want.norm()
+    (tmp_path / "vae").rename(tmp_path / "elsewhere/vae")
+    picture = tmp_path / "out/000001.png"
+    with pytest.raises(FileNotFoundError, match="what decodes them is in none of"):
+        run("--from", picture, "--out", tmp_path / "again")
+    run("--from", picture, "--models", tmp_path / "elsewhere", "--out", tmp_path / "again")
+    assert torch.equal(shown(tmp_path / "again/000001.png"), shown(picture))
     vae.decoder.conv_out.bias.data += 0.5
     vae.save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match="was made otherwise: weights was"):

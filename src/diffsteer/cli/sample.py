@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from diffsteer.cli.options import said, typed
 from diffsteer.core.errors import InputError
-from diffsteer.generate.options import ADMOptions, EDM2Options, format_of, options_of
+from diffsteer.generate.options import ADMOptions, format_of, options_of
 from diffsteer.generate.recipe import NOTHING, Recipe, recipe_of, recipe_of_png
 from diffsteer.io.hub import require_known
 from diffsteer.io.seeds import format_seeds, parse_seeds, prompts_of
@@ -90,9 +90,7 @@ def sample(
         recipe, seed = recipe_of_png(like)
         numbers = [seed]
         if preset.models != PUBLISHED.models:
-            options = recipe.options or options_of(recipe.model, {"models": preset.models})
-            if isinstance(options, EDM2Options):
-                recipe = replace(recipe, options=replace(options, models=preset.models))
+            recipe = _with_options(recipe, {"models": preset.models})
     elif preset.preset and not format_of(recipe.model):
         if chosen or file:
             raise InputError("a preset says model and recipe: give neither, nor --from")

@@ -1,6 +1,5 @@
 """`diffsteer schedule`: the levels of a sampling as a table and a plot."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -104,13 +103,13 @@ def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path)
         )
     from matplotlib.figure import Figure
 
-    ends = schedule.first, schedule.last
-    times = torch.linspace(ends[0], ends[1], 1000, dtype=torch.float64)
-    if isinstance(schedule, EDM):
-        times = torch.logspace(math.log10(ends[0]), math.log10(ends[1]), 1000)
+    times = torch.linspace(schedule.first, schedule.last, 1000, dtype=torch.float64)
     visited = [torch.stack(list(column)) for column in zip(*levels[:-1], strict=True)]
     curve, dots = schedule.at(times), Level(*visited)
     figure = Figure(figsize=(10, 4), layout="constrained")
+    kind, kinds = path.suffix.lstrip(".").lower() or "png", figure.canvas.get_supported_filetypes()
+    if kind not in kinds:
+        raise InputError(f"{path} cannot be written: images end in .{', .'.join(sorted(kinds))}")
     left, right = figure.subplots(1, 2)
     for axes, name in ((left, "alpha"), (left, "sigma"), (right, "snr")):
         (line,) = axes.plot(curve.t, getattr(curve, name), label=name)
@@ -126,4 +125,4 @@ def _draw(schedule: Schedule, levels: tuple[Level, ...], title: str, path: Path)
     right.legend()
     figure.suptitle(title, fontsize=10)
     with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
+        figure.savefig(file, format=kind, dpi=120)
