@@ -30,6 +30,7 @@ from diffsteer.hf import offload
 from diffsteer.hf.load import load
 from diffsteer.hf.signature import Argument
 from diffsteer.hf.weights import quiet
+from diffsteer.io.device import free_memory
 from diffsteer.io.hashing import weights_hash
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
@@ -168,6 +169,11 @@ def test_a_mistake_is_told_before_weights_are_read(
         ("list[int]", "None", "[true]", InputError),
         ("Literal['first', 'last']", "'first'", "mid", InputError),
         ("torch.Tensor | None", "None", "[1]", InputError),
+        ("list", "[16, 2, 1]", "[1, 2]", [1, 2]),
+        ("list", "[16, 2, 1]", "3", InputError),
+        ("'PIL.Image.Image' | torch.Tensor | None", "None", "a.png", InputError),
+        ("'int' | None", "None", "3", 3),
+        ("", None, "[1]", [1]),
         ("", "0.5", "x", InputError),
     ],
 )
@@ -183,9 +189,15 @@ def test_a_setting_has_the_type_that_the_call_names(
         assert made == value and type(made) is type(value)
 
 
+def test_a_setting_of_a_call_that_no_source_shows_has_any_type() -> None:
+    assert value_of("Mine", "name", "0.5", {}) == 0.5
+
+
 def test_what_a_pipeline_stumbles_over_names_the_settings(recipe: Recipe) -> None:
     with pytest.raises(InputError, match="fails with --set clip_skip=99 .IndexError"):
         made(replace(recipe, settings=("clip_skip=99",)))
+    with pytest.raises(IndexError), pipelines._blaming(()):
+        [][0]
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
@@ -224,6 +236,7 @@ def test_memory_that_suffices_for_half_precision_does_not_for_single(
     pipelines._loaded.cache_clear()
     with pytest.raises(InputError, match="a lower --dtype"):
         made(recipe)
+    assert free_memory("cpu") > 0 and free_memory("meta") is None
     free = {"cpu": 2**40, "cuda": max(sizes.values())}
     monkeypatch.setattr(offload, "free_memory", lambda device: free[device])
     offload.require_memory("m", sizes, "cuda", "model")

@@ -6,6 +6,7 @@ import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import imageio_ffmpeg
@@ -17,6 +18,7 @@ from families import (
     tiny_audio,
     tiny_guider_based,
     tiny_image_batched,
+    tiny_image_separate,
     tiny_video_audio,
     tiny_video_separate,
 )
@@ -29,12 +31,15 @@ from diffsteer.cli.evaluate import evaluate
 from diffsteer.cli.main import main
 from diffsteer.cli.sample import sample
 from diffsteer.core.errors import InputError
+from diffsteer.generate.base import NotFinite
+from diffsteer.generate.call import call_of, fitting
 from diffsteer.generate.generator import open_generator
+from diffsteer.generate.outputs import _compare_length, _floats, sample_rate
 from diffsteer.generate.pipelines import PipelineGenerator, configured
 from diffsteer.generate.recipe import Recipe, recipe_of
 from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.images import Pictures
-from diffsteer.io.media import write_sound, write_video
+from diffsteer.io.media import is_whole, write_sound, write_video
 from diffsteer.metrics.image_sets import seeds_in
 
 
@@ -217,6 +222,8 @@ def test_files_of_known_content(tmp_path: Path) -> None:
         assert np.frombuffer(sound.readframes(3), "<i2").tolist() == [0, 16384, 32767, 0, -32767, 0]
     import imageio
 
+    (tmp_path / "b.mp4").write_bytes(b"\0\0\0\1moov" + bytes(8))  # a length that leads nowhere
+    assert not is_whole(tmp_path / "b.mp4")
     frames = torch.zeros(4, 3, 18, 34, dtype=torch.uint8)
     frames[2:] = 255
     write_video(tmp_path / "a.mp4", frames, 4)
@@ -269,3 +276,80 @@ def test_the_sound_of_a_video_is_in_its_file(
         off = np.sqrt(np.mean((data[:, :length] - own[0].numpy()[:, :length]) ** 2))
         assert length > 0.9 * own.shape[-1] and off <= limit * own.std()
     assert generator.sound(7) is None
+
+
+def test_the_rate_of_frames_is_told_to_pipelines_that_ask_for_it() -> None:
+    takes = {"prompt", "num_frames", "frame_rate"}
+    assert fitting(Recipe("m", fps=8), "LTXPipeline", takes) == {"frame_rate": 8}
+    assert fitting(Recipe("m", fps=8), "WanPipeline", takes - {"frame_rate"}) == {}
+
+
+def test_a_true_scale_of_guidance_sends_the_negative_prompt() -> None:
+    pipe, recipe = (
+        tiny_image_separate.qwen_image(),
+        Recipe("m", negative="a dog", guidance="CFG(3)"),
+    )
+    call = call_of(pipe, recipe, ["a", "b"])
+    assert call["true_cfg_scale"] > 1 and call["negative_prompt"] == ["a dog"] * 2
+    assert "guidance_scale" not in call
+    assert "true_cfg_scale" not in call_of(pipe, Recipe("m"), ["a"])
+
+
+def test_one_side_of_an_image_needs_the_size_of_the_pipeline() -> None:
+    pipe = tiny_image_separate.qwen_image()
+    assert call_of(pipe, Recipe("m", width=32), ["a"])["height"] == 1024
+    with pytest.raises(InputError, match="WanPipeline names no size of its own: give width and"):
+        call_of(tiny_video_separate.wan(), Recipe("m", width=32), ["a"])
+
+
+IMAGES = torch.rand(2, 5, 6, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (IMAGES.movedim(-1, -3), IMAGES),
+        ((255 * IMAGES).byte().movedim(-1, -3), (255 * IMAGES).byte() / 255),
+        ((255 * IMAGES).byte().numpy(), (255 * IMAGES).byte() / 255),
+        (list(IMAGES.numpy()), IMAGES),
+        (IMAGES[..., 0, 0], IMAGES[..., 0, 0][:, None]),
+        (IMAGES[..., 0, 0].double().numpy(), IMAGES[..., 0, 0][:, None]),
+        (IMAGES[..., 0], IMAGES[..., 0]),
+    ],
+    ids=["tensor", "bytes", "array of bytes", "list", "mono", "array of mono", "stereo"],
+)
+def test_what_pipelines_return_is_read_in_every_form(given: Any, wanted: torch.Tensor) -> None:
+    """Images with colours last, float32 in [0, 1]; sounds with channels."""
+    torch.testing.assert_close(_floats(SimpleNamespace(images=given)), wanted)
+
+
+def test_what_is_no_image_is_refused() -> None:
+    for output, kind in (("a text", "str"), (SimpleNamespace(images=[0.5]), "ndarray")):
+        with pytest.raises(InputError, match=f"an output of {kind} is no image, video or sound"):
+            _floats(output)
+    with pytest.raises(InputError, match="WanPipeline does not name the sample rate"):
+        sample_rate(tiny_video_separate.wan())
+
+
+def test_a_video_of_the_pipelines_own_length_is_as_long_as_asked(
+    video: Recipe, recwarn: pytest.WarningsRecorder
+) -> None:
+    with open_generator(video, "cpu") as generate:
+        _compare_length(generate.pipe, torch.zeros(1, 9, 3, 4, 4), {})
+    assert not recwarn
+
+
+def test_videos_that_are_not_finite_leave_the_others(video: Recipe) -> None:
+    with open_generator(video, "cpu") as generate:
+        decode = generate.pipe.vae.decode
+        broken = iter((False, True, False))
+
+        def decoded(*args: Any, **kwargs: Any) -> Any:
+            (sample,) = decode(*args, **kwargs)
+            return (sample * (float("nan") if next(broken) else 1.0),)
+
+        generate.pipe.vae.decode = decoded
+        with pytest.raises(NotFinite, match="seeds 4 are not finite") as error:
+            generate([3, 4, 5])
+        del generate.pipe.vae.decode
+    assert error.value.seeds == (4,) and error.value.images.keys() == {3, 5}

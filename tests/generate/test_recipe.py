@@ -55,6 +55,11 @@ def test_half_a_character_is_no_prompt(field: str) -> None:
         Recipe(**{field: (text,) if field == "prompts" else text})
 
 
+def test_one_text_is_no_list_of_texts() -> None:
+    with pytest.raises(InputError, match=r"lora must be a list of texts, got one: \['a.safet"):
+        Recipe("m", lora="a.safetensors")  # type: ignore[arg-type]
+
+
 def test_a_command_repeats_options_that_are_given_several_times() -> None:
     recipe = Recipe(model="m", lora=("a:0.5", "b"), settings=("eta=0.5",), zero_snr=True,
                     sampler="DDIM()", prompt="a cat's")  # fmt: skip
@@ -87,6 +92,7 @@ def test_json_is_read_with_prompts_from_a_file(tmp_path: Path) -> None:
         ('{"model": "m", "steps": "5"}', "steps must be a whole number, got '5'"),
         ('{"model": "m", "zero_snr": 1}', "zero_snr must be True or False, got 1"),
         ('{"model": "m", "prompts": [1]}', "prompts must be a text, got 1"),
+        ('{"model": "m", "options": 5}', "recipe.json: options must be a table, got 5"),
         ('{"model": "m", "prompts": 5}', "prompts must be a list, got 5"),
         ('{"model": "m", "prompts": null}', "prompts must be a list, got None"),
         ('{"model": "m", "width": -8}', "recipe.json: -8 x 0 pixels"),

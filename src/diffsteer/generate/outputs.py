@@ -88,18 +88,18 @@ def sample_rate(pipe: Any) -> int:
 def _floats(output: Any) -> Tensor:
     """The samples of an output as it returns them, with colours as their last dimension."""
     value = next((v for name in FIELDS if (v := getattr(output, name, None)) is not None), output)
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        colours = value.ndim > 3 and value.shape[-1] not in (1, 3, 4)
-        return value.movedim(-3, -1).float() if colours else value.float()
     if isinstance(value, list | tuple):
         value = np.stack([np.asarray(each) for each in value])
-    if not isinstance(value, np.ndarray) or value.ndim not in (2, 3, 4, 5):
+    if not isinstance(value, Tensor | np.ndarray) or value.ndim not in (2, 3, 4, 5):
         raise InputError(f"an output of {type(value).__name__} is no image, video or sound")
-    floats = torch.from_numpy(np.array(value))
+    if isinstance(value, Tensor):
+        colours = value.ndim > 3 and value.shape[-1] not in (1, 3, 4)
+        floats = (value.movedim(-3, -1) if colours else value).detach().cpu()
+    else:
+        floats = torch.from_numpy(np.array(value))
     if floats.dtype == torch.uint8:
         floats = floats / 255
-    return floats[:, None].float() if floats.ndim == 2 else floats
+    return (floats[:, None] if floats.ndim == 2 else floats).float()
 
 
 def _sounds(output: Any) -> Tensor | None:
