@@ -1,5 +1,6 @@
 """One owner of what is written, and drafts that end with their writer, however that ends."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from diffsteer.io.atomic import (
     atomic_write,
     owned,
     owned_file,
+    put,
     require_writable,
 )
 
@@ -173,3 +175,16 @@ def test_links_that_lead_nowhere_are_no_folders(tmp_path: Path, target: str) -> 
             require_writable(path)
     with pytest.raises(OSError, match="link"), owned(tmp_path / "link"):
         pass
+
+
+def test_a_file_system_without_locks_is_told_once_a_folder(tmp_path: Path, monkeypatch) -> None:
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("diffsteer.io.atomic.lockf", without)
+    with pytest.warns(UserWarning) as told:
+        for name in "ab":
+            put(tmp_path / name, b"x")
+    said = f"{tmp_path} is on a file system without locks (No locks available): start no other "
+    assert {str(warning.message) for warning in told} == {said + "program that writes there"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -96,6 +96,14 @@ def test_a_hub_that_hangs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_switched_off_or_behind_a_proxy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:1"})
     assert hub.silence() == ""
+    monkeypatch.undo()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "getproxies", dict)
+        assert hub.silence() == ""
+    assert hub.silence() == "127.0.0.1: Connection refused"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert hub.silence() == "HF_HUB_OFFLINE is set"
 

@@ -53,3 +53,9 @@ def test_a_manifest_that_is_none_is_refused(folder: ShardFolder, text: str) -> N
     (folder.path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"manifest\.json is no manifest of ours"):
         folder.bind()
+
+
+def test_a_shard_without_an_array_is_set_aside(folder: ShardFolder) -> None:
+    folder.add(Shard((1, 2), {"seconds": torch.ones(2)}))
+    with pytest.warns(UserWarning, match="it lacks features"):
+        assert not folder.done()

@@ -195,8 +195,8 @@ def _opened(path: Path, target: Path, rank: int, world: int) -> BinaryIO:
                 file.close()
                 raise _in_use(target) from error
             warnings.warn(
-                f"{target} is on a file system without locks ({error.strerror}): start no other "
-                "program that writes there",
+                f"{path.parent} is on a file system without locks ({error.strerror}): start no "
+                "other program that writes there",
                 stacklevel=2,
             )
         with suppress(FileNotFoundError):

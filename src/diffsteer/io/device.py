@@ -40,12 +40,11 @@ def free_memory(device: str) -> int | None:
     kind = torch.device(device).type
     if kind == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if kind != "cpu":
-        return None
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return sizes["MemAvailable"] + sizes["SwapFree"]
+    if kind == "cpu":
+        with suppress(OSError):
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+            return sizes["MemAvailable"] + sizes["SwapFree"]
     return None
 
 
