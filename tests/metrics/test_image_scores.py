@@ -73,6 +73,8 @@ def test_evaluate_in_python_scores_and_warns() -> None:
         diffsteer.evaluate(fake, real, RGB, 0, prompts=["a"] * 12)
     with pytest.raises(InputError, match="2 prompts for 12 images"):
         diffsteer.evaluate(fake, real, RGB, 0, ["mine_scores:letters"], ["a", "b"])
+    with pytest.raises(InputError, match="a.npz holds statistics, and images are needed"):
+        diffsteer.compare({"a": "a.npz", "b": fake}, real, extractor=RGB)
 
 
 def test_compare_in_python_pairs_images() -> None:

@@ -130,6 +130,9 @@ def test_mmd_of_two_points() -> None:
         truth = -2 * math.expm1(-(r**2) / 200)
         found = mmd(torch.zeros(3, 2), torch.tensor([[r, 0.0]]), sigma=10)
         assert found == pytest.approx(truth, rel=1e-6)
+    for sigma in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="is no kernel width: give a number > 0"):
+            mmd(torch.zeros(3, 2), torch.ones(1, 2), sigma)
 
 
 def test_cmmd_of_orthogonal_embeddings_ignores_length() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 import warnings
@@ -199,6 +200,15 @@ def test_bad_input(tmp_path: Path) -> None:
         sampled(lambda seeds: noise(seeds[:1]), [1, 2], MEAN)
     with pytest.raises(ValueError, match="images have dtype"):
         sampled(lambda seeds: noise(seeds).float(), [1, 2], MEAN)
+
+    def exchanged(seeds: list[int]) -> Tensor:
+        shutil.copy(next((tmp_path / "fewer").glob("*.npz")), tmp_path / "all")
+        return noise(seeds)
+
+    sampled(noise, range(2), MEAN, tmp_path / "fewer", KEY)
+    sampled(noise, range(4), MEAN, tmp_path / "all", KEY)
+    with pytest.raises(ValueError, match="4 samples are there of 6: was the folder changed"):
+        sampled(exchanged, range(6), MEAN, tmp_path / "all", KEY)
 
 
 def started(tmp_path: Path, processes: int) -> list[int]:

@@ -138,6 +138,9 @@ def test_aesthetic_is_the_chain_on_the_unit_embedding(
         model = CLIPModel.from_pretrained(clip)
         want = layers(model(**processed(clip, pictures, PROMPTS)).image_embeds)[:, 0]
     torch.testing.assert_close(score(pictures, [""] * 3), want, atol=1e-6, rtol=1e-6)
+    save({n: w + 1 for n, w in mixed.items()}, tmp_path / f"other-{name}")
+    other = Aesthetic(str(tmp_path / f"other-{name}"), str(clip), device="cpu")
+    assert score.digest != other.digest and name_of(score, "").endswith(score.digest)
     assert want.std() > 1e-3
 
 
@@ -296,9 +299,14 @@ def test_pick_score_is_what_transformers_says(tmp_path: Path, size: tuple[int, i
     model, pictures = saved(tmp_path), random_pictures(3, *size)
     with torch.no_grad():
         want = model(**processed(tmp_path, pictures, PROMPTS)).logits_per_image.diagonal()
-    found = score_of(f'PickScore("{tmp_path}")', "cpu")(pictures, PROMPTS)
+    score = score_of(f'PickScore("{tmp_path}")', "cpu")
+    found = score(pictures, PROMPTS)
     torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
     assert found.std() > 1e-3
+    with pytest.raises(ValueError, match="1 prompts for 3 images: give one each"):
+        score(pictures, ["owl"])
+    saved(tmp_path, seed=1)
+    assert score.digest != score_of(f'PickScore("{tmp_path}")', "cpu").digest
 
 
 def opened(model: CLIPModel) -> dict[str, Tensor]:

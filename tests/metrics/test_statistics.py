@@ -1,6 +1,7 @@
 """Statistics files: read by others, read from others, refused when they do not fit."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,7 @@ HARM = {
     "features  ": (np.zeros((50, 5), dtype=int), "features have shape .* dtype torch.int64"),
     "mu": (np.array(list("abcde")), "a.npz is no usable"),
     "layer": (None, "names an extractor, but not layer"),
+    "version": (np.array(2), "it has version 2, this program reads up to 1"),
 }
 
 
@@ -248,6 +250,12 @@ def test_the_floor_is_the_metric_of_two_real_parts() -> None:
     assert fd.floor.real == pytest.approx(frechet(part, rest), abs=1e-12)
     assert fd.floor.generated == pytest.approx(frechet(fakes, rest), abs=1e-12)
     assert (fd.floor.n, fd.floor.reference_n) == (20, 30)
+
+
+def test_a_set_of_no_number_has_no_distance() -> None:
+    """As another tool's file of generated images."""
+    with pytest.raises(ValueError, match="does not say how many images it has: measure it here"):
+        compare(replace(statistics(), n=None), statistics(seed=1))
 
 
 def test_only_the_published_inception_is_called_fid() -> None:

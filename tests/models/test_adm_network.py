@@ -223,6 +223,9 @@ def test_wrong_calls() -> None:
         ADM(PUBLISHED["64x64_classifier.pt"])
     with pytest.raises(ValueError, match="build ADM"):
         ADMClassifier(SMALL)
+    for heads in ({"num_heads": 3}, {"num_head_channels": 128}):  # 3, and none
+        with pytest.raises(ValueError, match=r"channels cannot be split into [03] attention heads"):
+            on_meta(replace(SMALL, **heads))
 
 
 def shrunk(flags: Flags) -> Flags:

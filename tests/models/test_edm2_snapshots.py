@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz.mutations import of_bytes
+from safetensors.torch import save_file
 
 from diffsteer.models import pickled_tensors as tensors
 from diffsteer.models.edm2 import snapshot as edm2
@@ -124,6 +125,10 @@ def test_a_broken_folder_says_what_is_wrong(tiny: EDM2, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have the format"):
         EDM2.load(tmp_path / "net")
     config.write_text(json.dumps(content), "utf-8")
+    weights = {name: t.int() for name, t in tiny.state_dict().items()}
+    save_file(weights, tmp_path / "net" / "model.safetensors")
+    with pytest.raises(ValueError, match="must be floating point, got torch.int32"):
+        EDM2.load(tmp_path / "net")
     (tmp_path / "net" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match="is no EDM2 network"):
         EDM2.load(tmp_path / "net")
@@ -329,6 +334,10 @@ def test_modules_without_end_are_refused(tmp_path: Path) -> None:
     long = leaf({"p" * 101: None})
     with pytest.raises(CheckpointError, match="p{100} is no name"):
         edm2.read(of_modules(tmp_path, long))
+    with pytest.raises(CheckpointError, match="weight is no tensor with data"):
+        edm2.read(of_modules(tmp_path, leaf({"weight": 3})))
+    with pytest.raises(CheckpointError, match="the network has arguments without a name"):
+        edm2.read(of_modules(tmp_path, leaf() | {"_init_args": (8, 3, 0, 64)}))
 
 
 def test_repeated_tensors_are_no_cheaper_than_a_files_own(tmp_path: Path) -> None:
@@ -370,6 +379,7 @@ def test_headers_of_data_that_are_none_are_refused(content: bytes, says: str) ->
         ({"scale": np.float32([-1])}, "must be > 0"),
         ({"scale": np.float32([np.nan])}, "finite"),
         ({"bias": [np.inf]}, "no plain value"),
+        ({"scale": np.int32([1])}, "scale is no array of numbers"),
     ],
     ids=lambda said: str(said)[:30],
 )
@@ -379,6 +389,12 @@ def test_factors_of_latents_that_cannot_be_are_refused(
     content = fabricate.snapshot(tiny, tmp_path / "trace", True, **changes)
     with pytest.raises(CheckpointError, match=says):
         edm2.read(written(tmp_path, content))
+
+
+def test_an_array_that_is_cut_off_is_refused() -> None:
+    state = (1, (2,), Call("numpy.dtype", ("f4",)), False, bytes(7))
+    with pytest.raises(CheckpointError, match="encoder scale has 7 bytes of f4"):
+        edm2._array(Call(edm2.ARRAYS[0], (), state), "scale")
 
 
 def test_factors_of_latents_are_checked_in_folders_too(tiny: EDM2, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_names_are_those_that_users_know() -> None:
     for kimg, count in ((2147483, 2**31), (134217, 2**27), (939524, 896 * 2**20)):
         assert images(kimg) == count
     assert all(images(kimg) // 1000 == kimg for kimg in range(1, 3000))
+    assert images(2.5) == 2500 and name("phema", 2.5, 0.13) == "phema-0000002.500-0.130"
 
 
 def test_times_are_those_of_the_names(tmp_path: Path) -> None:
@@ -120,6 +121,8 @@ def test_what_is_there_is_left_alone(folder: Path, tmp_path: Path) -> None:
     reconstruct(folder, out, [0.1])
     with pytest.raises(FileExistsError, match="is there already"):
         reconstruct(folder, out, [0.1, 0.2])
+    with pytest.raises(ValueError, match="batch=0 makes nothing: give at least 1"):
+        reconstruct(folder, out, [0.2], batch=0)
     assert [p.name for p in reconstruct(folder, out, [0.1, 0.2], skip=True)] == [
         "phema-0025165-0.200"
     ]

@@ -21,7 +21,7 @@ from diffsteer.cli.sample import sample as sample_command
 from diffsteer.core.noise import Noise
 from diffsteer.core.parse import parse
 from diffsteer.generate.edm2 import Decoder
-from diffsteer.guidance import Denoiser, Guidance
+from diffsteer.guidance import Denoiser, Guidance, ramp
 from diffsteer.models.edm2.generate import Loop, generate, guided, latents, pixels
 from diffsteer.models.edm2.model import EDM2, network
 from diffsteer.models.edm2.presets import Net, Preset, preset, presets
@@ -125,6 +125,8 @@ def test_guided_pictures_have_the_bits_of_the_written_out_loop(weight: float, st
         exact = Loop(steps)(x, guided(main, guide, cond, Auto(weight)), lambda: x)
         assert torch.equal(exact, want)
         summed = Loop(steps)(x, guided(main, guide, cond, 1.0 * Auto(weight)), lambda: x)
+        scheduled = guided(main, guide, cond, Auto(ramp(weight, weight)))
+        assert torch.equal(Loop(steps)(x, scheduled, lambda: x), summed)
     # the same guidance, rounded once: last bits, of states of up to 300, times 80 / 0.002 / 2
     torch.testing.assert_close(summed, want, atol=1e-4 * want.abs().max().item(), rtol=0)
 

@@ -65,6 +65,9 @@ def test_colour_without_classes(tmp_path: Path) -> None:
     source = open_images(tmp_path / "a.npy")
     assert torch.equal(source[2].pixels, torch.from_numpy(COLOUR[2]).permute(2, 0, 1))
     assert source[2].caption == "" and not source.fingerprint.grey
+    np.save(tmp_path / "a.npy", COLOUR / 255)
+    with pytest.raises(InputError, match="must be uint8 of shape .N, H, W. or .*got float64"):
+        open_images(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(
@@ -84,11 +87,18 @@ def test_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, Any], reason
 
 
 @pytest.mark.parametrize(
-    "harm", [b"", b"\0\0\x08", b"\0\0\x0d\x03", b"\0\0\x08\x01\xff\xff\xff\xff"]
+    ("harm", "reason"),
+    [
+        (b"", "not enough values"),
+        (b"\0\0\x08", "not enough values"),
+        (b"\0\0\x0d\x03", "is no idx file of uint8"),
+        (b"\0\0\x08\x01\xff\xff\xff\xff", "has 0 bytes, not 4294967295"),
+        (b"\0\0\x08\x02" + b"\xff" * 8, "is over the limit"),
+    ],
 )
-def test_a_damaged_idx_file_is_refused(tmp_path: Path, harm: bytes) -> None:
+def test_a_damaged_idx_file_is_refused(tmp_path: Path, harm: bytes, reason: str) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(harm)
-    with pytest.raises(InputError, match="holds no images in arrays"):
+    with pytest.raises(InputError, match=f"holds no images in arrays: .*{reason}"):
         open_images(tmp_path)
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from diffsteer_lab.emoji import Emoji
 from interrupt import child, command, full, together
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import stable_diffusion
+from tiny import saved, stable_diffusion
 
 from diffsteer import Cosine, Discrete, Flow
 from diffsteer.train.autoencoder import Autoencoder, AutoencoderSettings
 from diffsteer.train.checkpoints import BrokenCheckpoint, Checkpoints
+from diffsteer.train.curves import MISSING
+from diffsteer.train.log import Metrics
 from diffsteer.train.objective import low_discrepancy, uniform_times
 from diffsteer.train.settings import LATER, Run, Training, presets
 from diffsteer.train.state import NotFinite
-from diffsteer.train.text_to_image import TextToImageSettings
+from diffsteer.train.stream import Sample
+from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 
 NETWORK = {
     "block_out_channels": [8, 16],
@@ -193,6 +197,30 @@ def test_a_broken_checkpoint_is_refused_and_the_one_before_offered(
     assert trainer.images == (24 if harm == "cut" else 16)
 
 
+def test_of_checkpoints_that_are_all_broken_none_is_offered(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for images in (8, 16):
+        checkpoints.save(images, {"a": {"b": torch.zeros(1)}}, {"images": images})
+        (checkpoints.path(images) / "a.safetensors").unlink()
+    with pytest.raises(BrokenCheckpoint, match="is broken.*No other is whole: begin in another"):
+        checkpoints.load(16)
+
+
+def test_a_line_of_the_log_without_its_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"images": 4}\n{"images": "5"}\n')
+    with pytest.raises(ValueError, match='metrics.jsonl line 2 has no number of "images"'):
+        Metrics(tmp_path / "metrics.jsonl").rewind(8)
+
+
+def test_batches_that_do_not_divide_are_refused() -> None:
+    training = Training(images=8, batch=10, rate=1.0, rows=4)
+    with pytest.raises(ValueError, match="batch=10 does not divide among 3 processes"):
+        training.passes(3)
+    with pytest.raises(ValueError, match="10 images a process do not divide into 3 passes of at m"):
+        training.passes(1)
+    assert training.passes(5) == 1
+
+
 def test_passes_accumulate_to_the_same_step(tmp_path: Path, whole: Path) -> None:
     """Sums in another order: float32 rounding, amplified by Adam where gradients are near 0."""
     begun(preset(tmp_path), tmp_path / "run", "training.rows=2", "training.images=4").fit()
@@ -320,15 +348,18 @@ def test_what_says_which_run_it_is_has_to_be_whole(tmp_path: Path) -> None:
             begun(path, out)
 
 
-def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The kernel refuses to write more than a few bytes to any file."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     path, out = preset(tmp_path), tmp_path / "run"
     begun(path, out, "training.images=8").fit()
     match = "no checkpoint could be written at 16 images.*the checkpoint at 8 images is whole"
     with full(4096), pytest.raises(SystemExit, match=match):
         command("train", path, "--out", str(out))
     assert Checkpoints(out / "checkpoints").counts() == [8]
-    assert not list((out / "checkpoints").glob(".*"))
+    assert not list((out / "checkpoints").glob(".*")) and MISSING in capsys.readouterr().err
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None:
@@ -336,6 +367,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
         begun(preset(tmp_path), whole, "training.rate=0.002")
     with pytest.raises(ValueError, match="no checkpoint at 12 images: there are .16, 24."):
         begun(preset(tmp_path), whole, start=12)
+    with pytest.raises(ValueError, match="task='autoencode' is not known: there are adm, agd"):
+        begun(preset(tmp_path, {**SMALL, "task": "autoencode"}), tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -464,6 +497,24 @@ def test_true_and_false_are_no_texts() -> None:
 def test_a_scale_without_an_adaptation_is_refused() -> None:
     with pytest.raises(ValueError, match="alpha=8 scales a low-rank adaptation"):
         TextToImageSettings("some/model", alpha=8)
+    with pytest.raises(ValueError, match="lora adapts the network of settings.start: leave"):
+        TextToImageSettings("some/model", lora=2, unet={})
+
+
+def test_activations_computed_again_have_the_same_gradient(tmp_path: Path) -> None:
+    gradients, passes = [], []
+    for low in (False, True):
+        task = TextToImage(TextToImageSettings(saved(tmp_path / str(low)), low_memory=low), [])
+        pixels = torch.full((3, 16, 16), 77, dtype=torch.uint8)
+        batch = {n: v[None] for n, v in task.example(0, 0, Sample(pixels, "a"), 3).items()}
+        task.unet.down_blocks[0].resnets[0].register_forward_pre_hook(
+            lambda *_, low=low: passes.append(low)
+        )
+        task.train()(**batch)["loss"].backward()
+        gradients.append({name: p.grad for name, p in task.trained().items()})
+    assert passes == [False, True, True]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])
 
 
 def test_a_lora_is_trained_and_loaded(tmp_path: Path) -> None:

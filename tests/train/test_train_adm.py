@@ -13,6 +13,8 @@ from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import Recipe
 from diffsteer.models.adm.checkpoint import load
 from diffsteer.train.adm import ADMClassifierTask, ADMSettings, ADMTask
+from diffsteer.train.settings import Pictures
+from diffsteer.train.stream import Sample
 
 FLAGS = {
     **{"image_size": 8, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1},
@@ -84,7 +86,13 @@ def test_the_result_goes_the_way_of_a_published_network(tmp_path: Path) -> None:
     path = preset(tmp_path, {**table, "training": LENGTHS})
     trainer = begun(path, tmp_path / "run", 'pictures={"every": 8, "steps": 2}')
     trainer.fit()
-    assert Image.open(tmp_path / "run/pictures/0000000008.png").size[0] >= 8
+    (grid,) = (tmp_path / "run/pictures").iterdir()
+    assert grid.name == "0000000008.png" and Image.open(grid).size[0] >= 8
+    grid.unlink()
+    trainer.task.net.register_forward_hook(lambda *args: args[-1] * float("nan"))
+    with pytest.warns(UserWarning, match="no grid at 8 images: .*are not finite"):
+        trainer._draw()
+    assert not grid.exists()
     flags = load(tmp_path / "run/model").net.flags
     assert (flags.num_classes, flags.class_cond, flags.image_size) == (2, True, 8)
     guidance = "SAG(0.5, on='cond').clamped()"
@@ -126,6 +134,16 @@ def test_a_classifier_is_refused_what_it_cannot_do(tmp_path: Path) -> None:
     path = preset(tmp_path, {**table, "training": LENGTHS})
     with pytest.raises(ValueError, match="a classifier makes no images"):
         begun(path, tmp_path / "run", 'pictures={"every": 8, "steps": 2}')
+    with pytest.raises(ValueError, match="data.drop=0.5: an ADM network has no null class"):
+        begun(path, tmp_path / "run", "data.drop=0.5")
+    task = ADMClassifierTask(ADMSettings({**FLAGS, "classifier": True}), ["cat", "dog"])
+    with pytest.raises(ValueError, match="a classifier makes no images: leave pictures.every out"):
+        task.pictures(Pictures())
+    large = Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), "cat")
+    with pytest.raises(
+        ValueError, match=r"the data has shape \(3, 16, 16\), the network \(3, 8, 8"
+    ):
+        task.example(0, 0, large, 0)
 
 
 def _two_classes(folder: Path) -> None:

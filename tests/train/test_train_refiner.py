@@ -192,6 +192,17 @@ def test_bad_targets(teacher: Recipe, stored: Path, tmp_path: Path) -> None:
         Targets.at(tmp_path)
     with pytest.raises(ValueError, match="no scores"):
         Targets.at(stored, least=1)
+    with pytest.raises(ValueError, match="batch=0: give at least 1, and each seed once"):
+        make(teacher, range(8), tmp_path, batch=0)
+    twice = Path(shutil.copytree(stored, tmp_path / "twice"))
+    (chunk,) = twice.glob("chunk-*.npz")
+    shutil.copy(chunk, twice / "chunk-9.npz")
+    with pytest.raises(ValueError, match="twice holds a seed twice: remove one of its chunks"):
+        Targets.at(twice)
+    for path in twice.glob("chunk-*.npz"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no targets yet: run"):
+        Targets.at(twice)
     prompts = tmp_path / "p.txt"
     prompts.write_text("a\n\nb", "utf-8")
     with pytest.raises(ValueError, match="line 2 is empty"):

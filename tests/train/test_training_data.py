@@ -373,6 +373,8 @@ def test_bad_folders_are_refused_by_name(tmp_path: Path) -> None:
         Folder.at(root)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Folder.at(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"set\.zip is no folder: unpack it"):
+        Folder.at(Path(shutil.make_archive(str(root), "zip", root)))
 
 
 @pytest.mark.parametrize("name", ["dog.txt", "sub/dog.TXT", "a.png.txt"])
@@ -473,6 +475,8 @@ def test_bad_shards_are_refused_by_name(case: str, tmp_path: Path) -> None:
 def test_notes_of_a_shard_are_no_samples(tmp_path: Path) -> None:
     parts = {**PAIR, "README.md": b"x", "d.e/about.v2.csv": b"x", "a.depth.npy": b"x"}
     assert len(Shards.at(shard(tmp_path / "0.tar", parts))) == 1
+    parts["d.e/folder"] = b""
+    assert len(Shards.at(shard(tmp_path / "0.tar", parts, type=tarfile.DIRTYPE))) == 1
 
 
 def test_a_folder_of_shards_holds_nothing_else_but_notes(tmp_path: Path) -> None:
@@ -634,7 +638,11 @@ def test_latents_are_those_of_the_pictures_that_are_there(tmp_path: Path) -> Non
             rows = latents.cached(
                 Folder.at(root), tmp_path / "run", torch.nn.Identity(), encode, lambda act: act()
             )
-        return [int(rows[i].pixels[0, 0, 0]) for i in range(3)]
+        numbers = [int(rows[i].pixels[0, 0, 0]) for i in range(3)]
+        there = pickle.loads(pickle.dumps(rows))  # as workers are given it, without the map
+        assert "_array" in vars(rows) and "_array" not in vars(there)
+        assert [int(there[i].pixels[0, 0, 0]) for i in range(3)] == numbers
+        return numbers
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         encoded.append(len(pixels))
