@@ -162,6 +162,27 @@ def test_a_grey_class_from_folders_to_samples(
         app.cli(prog="diffsteer", args=[*sample[:-1], "dgo", "--out", "none"])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_whoever_reads_it(tmp_path: Path, workers: int) -> None:
+    from diffsteer.train.registry import begin
+
+    (tmp_path / "data").mkdir()
+    for i, image in enumerate(COLOUR):
+        Image.fromarray(image).save(tmp_path / f"data/{i}.png")
+    data = bytearray((tmp_path / "data/3.png").read_bytes())
+    data[60] ^= 1
+    (tmp_path / "data/3.png").write_bytes(data)
+    changes = [f"settings.network.{name}={value}" for name, value in NETWORK.items()]
+    changes += [f"data.source={tmp_path / 'data'}", "data.label=none", "data.drop=0"]
+    changes += ["data.size=8", "training.batch=2", f"training.workers={workers}"]
+    with pytest.warns(UserWarning):
+        run = Run.named("edm2-tiny", *changes)
+    batches = begin(run, tmp_path / "run")._batches()
+    with pytest.raises(InputError, match=r"^\S*data/3.png is broken or cut short: [^\n]*$"):
+        for _ in range(3):
+            next(batches)
+
+
 def test_colour_for_a_network_of_one_channel_is_refused(tmp_path: Path) -> None:
     from diffsteer.train.registry import begin
 

@@ -34,7 +34,7 @@ from diffsteer.train.resource_check import require_room
 from diffsteer.train.settings import Run
 from diffsteer.train.state import NotFinite, claim, fill, pack, unpack
 from diffsteer.train.stream import Source, Stream, contents
-from diffsteer.train.task import Examples, Task
+from diffsteer.train.task import Examples, Task, batches_of
 
 Passes = list[dict[str, Tensor]]
 """A process's share of a step, in passes."""
@@ -152,7 +152,7 @@ class Trainer:
         stream = Stream(self.source, training.seed, self.run.data.drop, *place)
         size = training.batch // self.world // self.passes
         workers: dict[str, Any] = {"sampler": stream.numbers(), "num_workers": training.workers}
-        loader = iter(DataLoader(Examples(self.task, stream), size, **workers))
+        loader = batches_of(DataLoader(Examples(self.task, stream), size, **workers))
         while True:
             yield [next(loader) for _ in range(self.passes)]
 

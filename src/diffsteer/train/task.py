@@ -1,7 +1,7 @@
 """What can be trained: a module whose forward returns its losses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,15 @@ class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
         return self.task.example(
             number, stream.index(number), stream[number], stream.image_seed(number)
         )
+
+
+def batches_of(loader: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Batches of a DataLoader, whose workers put their traceback before the message of an error."""
+    try:
+        yield from loader
+    except InputError as error:
+        text = str(error).rpartition(f"{type(error).__name__}: ")[2]
+        raise InputError(text.strip()) from error
 
 
 def network_of_config(network: Callable[..., Any], config: Mapping[str, Any], name: str) -> Any:

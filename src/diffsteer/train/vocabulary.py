@@ -13,8 +13,8 @@ SUFFIX = "</w>"
 """Ends the last token of a word."""
 
 
-def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
-    """Make a tokenizer of byte pairs, at most `words`, long enough for the longest caption.
+def tokenizer_for(captions: Iterable[str]) -> Any:
+    """Make a tokenizer of at most 4,000 byte pairs, long enough for the longest caption.
 
     Words of the captions become one token each, the most frequent first; others are spelled.
     """
@@ -35,7 +35,7 @@ def tokenizer_for(captions: Iterable[str], words: int = 4_000) -> Any:
     learned.train_from_iterator(
         sorted(seen),
         trainers.BpeTrainer(
-            vocab_size=words - 2,
+            vocab_size=4_000 - 2,  # START and END come after
             min_frequency=1,
             show_progress=False,
             initial_alphabet=alphabet,
