@@ -102,7 +102,7 @@ def sample(
         raise InputError("name a model (hub id or folder), or an image to repeat with --from")
     require_known(recipe.model, recipe.guide, recipe.refiner)
     from diffsteer.generate.generator import open_generator
-    from diffsteer.generate.recipe_checks import known_media, media_of, require_consistent
+    from diffsteer.generate.recipe_checks import known_media, require_consistent
     from diffsteer.generate.seed_images import SeedImages, launch, share
     from diffsteer.hf.offload import require_offload
     from diffsteer.io.atomic import require_writable, write_json
@@ -110,7 +110,7 @@ def sample(
     from diffsteer.io.media import require_video
 
     require_consistent(recipe)
-    if media_of(recipe) == "video" and not frames:
+    if known_media(recipe) == "video" and not frames:
         require_video()
     _require_kind(recipe, known_media(recipe), frames, sheet)
     if sheet is not None and launch()[1] > 1:

@@ -33,9 +33,6 @@ def open_generator(recipe: Recipe, device: str = "") -> Iterator[Generator]:
 
 def rehearse(recipes: Iterable[Recipe], device: str = "") -> None:
     """Make the first step of each recipe, so that all that is wrong shows before one is sampled."""
-    recipes = list(recipes)
-    for recipe in recipes:
-        require_consistent(recipe)
     for recipe in recipes:
         with open_generator(recipe, device) as generator:
             generator.rehearse()

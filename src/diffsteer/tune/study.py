@@ -213,8 +213,8 @@ class Search:
             yield name
 
     def _alive(self) -> Iterator[str]:
-        for lock in (self.folder / WORKERS).glob(".*.owner"):
-            name = lock.name[1 : -len(".owner")]
+        for lock in (self.folder / WORKERS).glob(f".*{LOCK}"):
+            name = lock.name[1 : -len(LOCK)]
             if self._is_alive(name):
                 yield name
 
