@@ -206,7 +206,9 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
     recipe, rival, like = Recipe(model="critters"), tmp_path / "cfg.json", tmp_path / "1.json"
     like.write_text('{"model": "critters"}')
     rival.write_text('{"model": "critters", "guidance": "CFG(2)"}')
-    (tmp_path / "other").mkdir()
+    for name in ("other", "video"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "video/model_index.json").write_text('{"_class_name": "WanPipeline"}')
     shutil.copy(rival, tmp_path / "other")
     for options, reason in (
         ({"report_seeds": "105-120"}, "serve both to search and to report"),
@@ -222,6 +224,11 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         ({"against": (like,)}, "1 to 2 are those of the front: give each a name"),
         ({"storage": "somewhere"}, "neither a URL of a database"),
         ({"top": 0}, "top=0"),
+        ({"recipe": Recipe(model=str(tmp_path / "video"))}, "makes video, and what is measured"),
+        (
+            {"recipe": replace(recipe, offload="model"), "features": Features(device="cpu")},
+            "leave --offload out",
+        ),
         ({"first": 1}, "first must be in"),
     ):
         with pytest.raises((InputError, FileNotFoundError), match=reason):

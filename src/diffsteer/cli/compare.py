@@ -71,10 +71,8 @@ def compare(
     import matplotlib  # noqa: F401 - the page comes last: better to miss it now
 
     from diffsteer.generate.generator import rehearse
-    from diffsteer.generate.recipe_checks import media_of, require_consistent, require_images
-    from diffsteer.hf.offload import require_offload
+    from diffsteer.generate.recipe_checks import require_measurable
     from diffsteer.io.atomic import owned, require_writable
-    from diffsteer.io.device import device_of
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.metrics.image_scores import named, scores_of
     from diffsteer.metrics.image_sets import require_comparable
@@ -90,9 +88,7 @@ def compare(
     require_writable(out)
     require_writable(samples.work)
     for entry in entries:
-        require_consistent(entry.recipe)
-        require_offload(entry.recipe.offload, device_of(features.device))
-        require_images(entry.recipe, media_of(entry.recipe))
+        require_measurable(entry.recipe, features.device)
     extractor = features.build()
     require_comparable(reference, extractor)
     runs = {}

@@ -92,10 +92,8 @@ def evaluate(
         loading: How the model of a recipe is loaded, in place of what it says itself.
     """
     from diffsteer.generate.recipe import read
-    from diffsteer.generate.recipe_checks import media_of, require_consistent, require_images
-    from diffsteer.hf.offload import require_offload
+    from diffsteer.generate.recipe_checks import require_measurable
     from diffsteer.io.atomic import owned_file, require_writable, write_json
-    from diffsteer.io.device import device_of
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.io.images import Pictures
     from diffsteer.io.seeds import format_seeds
@@ -123,9 +121,7 @@ def evaluate(
                 "count: leave them out"
             )
         asked = loaded(read(pictures), loading)
-        require_consistent(asked)
-        require_offload(asked.offload, device_of(features.device))
-        require_images(asked, media_of(asked))
+        require_measurable(asked, features.device)
         require_writable(samples.work)
     else:
         if typed := [*said(loading), *said(samples)]:

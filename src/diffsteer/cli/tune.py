@@ -1,6 +1,7 @@
 """`diffsteer tune`: search for the best recipe at each cost; importable without torch."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
@@ -68,7 +69,7 @@ def tune(
 
     from diffsteer.cli.evaluate import known
     from diffsteer.generate.generator import rehearse
-    from diffsteer.generate.recipe_checks import require_consistent
+    from diffsteer.generate.recipe_checks import require_measurable
     from diffsteer.io.atomic import InUse, owned, require_writable
     from diffsteer.metrics.image_sets import require_comparable
     from diffsteer.tune.objective import Objective, scores_for
@@ -94,9 +95,10 @@ def tune(
                 f"{name} has other prompts than the search: give both the same, --prompts or "
                 '"prompts" in its JSON'
             )
+    check = partial(require_measurable, device=features.device)
     for each in (*rivals.values(), *searched.examples(recipe)):
-        require_consistent(each)
-    searched.require_each(recipe, require_consistent)
+        check(each)
+    searched.require_each(recipe, check)
     require_writable(out)
     if storage:
         open_storage(storage, out)

@@ -24,9 +24,11 @@ from diffsteer.guidance import SAG, Guidance
 from diffsteer.guidance.adapters import scales
 from diffsteer.hf.load import require_loadable
 from diffsteer.hf.lora import SCHEDULER, lora_names
+from diffsteer.hf.offload import require_offload
 from diffsteer.hf.scheduler_config import flows
 from diffsteer.hf.shipped import shipped, shipped_folder
 from diffsteer.hf.signature import call_arguments, call_parameters, pipeline_class
+from diffsteer.io.device import device_of
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.io.strict import read_object
 from diffsteer.refine.metadata import ABOUT, found
@@ -166,6 +168,13 @@ def known_media(recipe: Recipe) -> str:
     """What the model of a recipe makes; empty where only the hub knows."""
     takes = _pipeline(recipe)[1]
     return media(takes) if takes or kind_of(recipe) else ""
+
+
+def require_measurable(recipe: Recipe, device: str) -> None:
+    """Check what `require_consistent` does, and that images are made, which can be measured."""
+    require_consistent(recipe)
+    require_offload(recipe.offload, device_of(device))
+    require_images(recipe, media_of(recipe))
 
 
 def require_images(recipe: Recipe, made: str) -> None:
