@@ -127,12 +127,13 @@ def test_the_commands_import_without_torch() -> None:
         ("good", ["--seeds", "0-9"], "is no recipe, of which --seeds would say"),
         ("good", ["--at-once", "8", "--work", "w"], "is no recipe, of which --at-once, --work"),
         ("good", ["--mixed", "--recipe", "r.json"], "leave out it, or --mixed"),
+        ("real.npz", [], "real.npz holds statistics, and images are needed"),
         ("r.json", ["--mixed"], "is a recipe, and --recipe and --mixed say which images"),
         ("r.json", ["--recipe", "r.json"], "is a recipe, and --recipe and --mixed say which"),
         ("r.json", ["--prompts", "lines.txt"], "which has prompts"),
     ],
 )
-def test_options_that_would_do_nothing(
+def test_what_evaluate_does_not_take(
     data: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], message: str
 ) -> None:
     """Also where they are typed at their defaults."""

@@ -106,7 +106,11 @@ def evaluate(
         require_scored,
         scores_of,
     )
-    from diffsteer.metrics.image_sets import require_comparable, require_one_recipe
+    from diffsteer.metrics.image_sets import (
+        require_comparable,
+        require_no_statistics,
+        require_one_recipe,
+    )
     from diffsteer.metrics.value import table
 
     if resamples != 0 and resamples < 20:
@@ -131,6 +135,7 @@ def evaluate(
                 "out what says so"
             )
         require_one_recipe(recipe, mixed)
+        require_no_statistics(pictures)
         Pictures.at(pictures)
         require_scored(prompts, scores)
         lines = () if prompts is None else prompts_of(prompts)

@@ -114,9 +114,16 @@ def _size(name: str, images: Tensor | Path | str) -> int:
 
 
 def _pictures(images: Tensor | Path | str) -> Tensor | Path:
-    if not isinstance(images, Tensor) and Path(images).suffix == STATISTICS:
+    if isinstance(images, Tensor):
+        return images
+    require_no_statistics(Path(images))
+    return Path(images)
+
+
+def require_no_statistics(images: Path) -> None:
+    """Check that a path is of images, not of what was measured of them."""
+    if images.suffix == STATISTICS:
         raise InputError(f"{images} holds statistics, and images are needed: give their folder")
-    return images if isinstance(images, Tensor) else Path(images)
 
 
 def _warn(fake: Statistics, real: Statistics) -> None:

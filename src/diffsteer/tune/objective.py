@@ -84,13 +84,13 @@ class Objective:
         Raises:
             InputError: the features do not allow it.
         """
-        found = next((figure for figure in figures if figure.name == self.label), None)
-        if found is None:
+        figure = next((each for each in figures if each.name == self.label), None)
+        if figure is None:
             raise InputError(
                 f"{self.metric} cannot be had of these features and {figures[0].n} images: there "
-                f"are {', '.join(figure.name for figure in figures)}"
+                f"are {', '.join(each.name for each in figures)}"
             )
-        return found
+        return figure
 
     @property
     def key(self) -> Mapping[str, Any]:
