@@ -5,6 +5,7 @@ import math
 import shlex
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import httpx
 import pytest
 import tiny
 import torch
-from diffusers import PNDMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -27,18 +28,18 @@ from diffsteer.generate.recipe import read
 from diffsteer.studio import jobs, snippets
 from diffsteer.studio.controls import moved
 from diffsteer.studio.cost import Speed
-from diffsteer.studio.engine import Done, Engine
+from diffsteer.studio.engine import Engine
 from diffsteer.studio.expression import numbers, with_numbers
 from diffsteer.studio.history import History, restored
 from diffsteer.studio.jobs import References, evaluated, job, tuned
 from diffsteer.studio.measures import space_of
 from diffsteer.studio.page import Page
-from diffsteer.studio.render import Cancelled, sampled
+from diffsteer.studio.render import Cancelled, Preview, Sampled, decoded, sampled
 from diffsteer.studio.runs import Runs, guarded
 from diffsteer.studio.schedule import draw
 from diffsteer.studio.serve import LARGEST, PNG, Guard, require_safe
-from diffsteer.studio.settings import CONTROLS, Settings
-from diffsteer.studio.view import files_of
+from diffsteer.studio.settings import CONTROLS, Settings, values_of
+from diffsteer.studio.view import files_of, strip_sheet
 
 SUM = "CFG(6).rescaled(0.7).within(0.28, 5.4) + 0.5 * SAG(0.75)"
 RECIPE = Recipe(
@@ -111,9 +112,16 @@ def test_grid_varies_two_numbers() -> None:
         *((axis, [v], "", None, "whole number") for axis in ("steps", "seed") for v in ODD),
         *(("CFG scale", [v], "", None, "finite") for v in ODD[1:]),
         ("seed", list(range(65)), "", None, "at most 64"),
+        ("seed", [], "", None, "give the values of an axis"),
     ):
         with pytest.raises(InputError, match=reason):
             Settings.of(values()).grid(x, columns, y, rows)
+    assert [c.seeds for c in Settings.of(values()).grid("seed", [4, 5])[0]] == [(4,), (5,)]
+    assert values_of("1, 2.5;4,") == [1, 2.5, 4]
+    with pytest.raises(InputError, match="'1, a' are no numbers"):
+        values_of("1, a")
+    with pytest.raises(InputError, match="17 seeds: take at most 16"):
+        Settings.of(values(seeds="0-16"))
 
 
 def test_command_is_read_back_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,25 +181,30 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 def test_run_is_the_generators_image_and_its_code_makes_it_again(engine: Engine) -> None:
     updates = list(engine.images(RECIPE, [3], threading.Event()))
-    (done,) = (update for update in updates if isinstance(update, Done))
+    (done,) = (update for update in updates if isinstance(update, Sampled))
     assert len(updates[-1]) == 2  # the strip has both steps
     with open_generator(RECIPE, "cpu") as generate:
-        assert torch.equal(generate([3])[0], done.sample.pixels)
+        assert torch.equal(generate([3])[0], done.pixels)
     code = snippets.python(RECIPE, [3]).replace("image.save(", "images.append(image) or str(")
     made: dict[str, list[Image.Image]] = {"images": []}
     exec(code, made)
-    assert made["images"][0].tobytes() == done.sample.image.tobytes()
-    assert restored(done.path, engine.trusted) == (RECIPE, 3)
-    assert engine.history.entries()[0][0] == str(done.path)
-    assert sum(done.sample.nfe.values()) == engine.cost(RECIPE).nfe == 4
-    assert engine.cost(RECIPE).seconds == pytest.approx(done.sample.seconds)
+    assert made["images"][0].tobytes() == done.image.tobytes()
+    path, caption = engine.history.entries()[0]
+    assert restored(Path(path), engine.trusted) == (RECIPE, 3)
+    assert caption == "CFG(3), 2 steps, seed 3"
+    assert sum(done.nfe.values()) == engine.cost(RECIPE).nfe == 4
+    assert engine.cost(RECIPE).seconds == pytest.approx(done.seconds)
 
 
-def test_cost_is_what_is_evaluated(engine: Engine) -> None:
-    more = {"sampler": "UniPC()", "refiner": "critters-refiner", "guidance": "CFG(3).over(0, 1)"}
-    recipe = Recipe("critters", RECIPE.prompt, steps=3, **more)
-    done = [u for u in engine.images(recipe, [0], threading.Event()) if isinstance(u, Done)]
-    assert engine.cost(recipe).nfe == sum(done[0].sample.nfe.values()) > 4
+@pytest.mark.parametrize(
+    ("model", "refiner"), [("critters", "critters-refiner"), ("critters-eps", "NLG(2)")]
+)
+def test_cost_is_what_is_evaluated(model: str, refiner: str, tmp_path: Path) -> None:
+    engine = Engine((model,), (refiner,), History(tmp_path), "cpu")
+    more = {"sampler": "UniPC()", "refiner": refiner, "guidance": "CFG(3).over(0, 1)"}
+    recipe = Recipe(model, RECIPE.prompt, steps=3, **more)
+    done = [u for u in engine.images(recipe, [0], threading.Event()) if isinstance(u, Sampled)]
+    assert engine.cost(recipe).nfe == sum(done[0].nfe.values()) > 4
 
 
 def test_a_guide_that_was_named_is_asked(tmp_path: Path) -> None:
@@ -217,12 +230,16 @@ def test_cancel_ends_before_the_next_layer(engine: Engine) -> None:
         assert torch.equal(generator([0]), before)  # and all is as it was
 
 
-def test_a_failing_run_ends_in_one_line_and_the_next_one_works(engine: Engine) -> None:
+def test_a_failing_run_ends_in_one_line_and_the_next_one_works(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = Runs(engine)
     (*_, last) = guarded(runs.generate("tab", values(guidance="CGF(3)")))
     assert "did you mean" in last.status and "failed" in last.status
     (*_, last) = guarded(runs.generate("tab", values()))
     assert last.strip is not None
+    (last,) = guarded(map({}.__getitem__, ["x"]))  # a fault of ours
+    assert "KeyError: &#x27;x&#x27;" in last.status and "Traceback" in capsys.readouterr().err
 
 
 def test_tabs_cancel_their_own_run(engine: Engine) -> None:
@@ -266,7 +283,7 @@ def test_an_image_that_the_page_cannot_repeat_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded_client() -> TestClient:
+def guarded_client() -> Iterator[TestClient]:
     async def answer(request: object) -> PlainTextResponse:
         return PlainTextResponse("ok")
 
@@ -275,7 +292,8 @@ def guarded_client() -> TestClient:
         Route("/{path:path}", answer, methods=["GET", "POST"]),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(Guard, local=True)])
-    return TestClient(app, base_url="http://127.0.0.1:7860")
+    with TestClient(app, base_url="http://127.0.0.1:7860") as client:  # which starts and ends it
+        yield client
 
 
 @pytest.mark.parametrize(
@@ -320,14 +338,39 @@ def test_uploads_are_png_files_of_bounded_size(
     assert sent.status_code == status
 
 
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [([b"no file"], 415), ([bytes(2**24)] * 3, 413)],
+    ids=["no file", "of a length that is not said"],
+)
+def test_uploads_of_other_forms_are_refused(
+    guarded_client: TestClient, pieces: list[bytes], status: int
+) -> None:
+    sent = guarded_client.post("/gradio_api/upload", content=iter(pieces))
+    assert sent.status_code == status
+
+
+def test_previews_of_what_only_a_pipeline_decodes_are_left_out(engine: Engine) -> None:
+    pixels, nothing = DDPMPipeline(UNet2DModel, DDPMScheduler()), Preview(1, 999.0, None)
+    x0 = torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1)
+    image = decoded(pixels, x0)
+    assert image is not None and image.getpixel((0, 0)) == (0, 128, 255)
+    for other in (x0[0], x0[:, :2], x0 * math.nan):
+        assert decoded(pixels, other) is None
+    with engine.opened(RECIPE) as generator:
+        assert decoded(generator.pipe, torch.zeros(1, 4, 8, 8)) is not None
+        assert decoded(generator.pipe, x0) is None
+    assert strip_sheet([nothing], RECIPE, 0) is None
+
+
 def test_schedule_is_drawn_and_told(engine: Engine, tmp_path: Path) -> None:
     model = engine.model("critters")
-    text = draw(RECIPE, model, model.latent, tmp_path / "own.png")
+    text = draw(RECIPE, model, tmp_path / "own.png")
     assert "pure noise, as the network was trained to" in text and "brightness" in text
     with Image.open(tmp_path / "own.png") as image:
         assert image.width > 800
     leading = Recipe("critters", "a", sampler="DDIM()", spacing="leading", steps=10)
-    assert "not visited" in draw(leading, model, model.latent, tmp_path / "leading.png")
+    assert "not visited" in draw(leading, model, tmp_path / "leading.png")
 
 
 def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) -> None:
@@ -337,6 +380,7 @@ def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) 
         references.path("critters", "/etc")
     folder, captions = references.path("critters", "data of critters")
     assert folder == tmp_path / "jobs" / "data" / "critters" and len(captions) == 200
+    assert references.path("critters", str(tmp_path / "real")) == (tmp_path / "real", ())
     assert len(list(folder.glob("*.png"))) == 200
     settings = Settings.of(values())
     words = evaluated(settings, folder, captions, 20, tmp_path)
@@ -349,6 +393,31 @@ def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) 
     assert {"--negative", "a dog", "--sampler", "UniPC()", "--zero-snr"} <= set(words)
     assert not {"--guidance", "--prompt", "--steps"} & set(words)
     assert space_of("CFG(3)") == "CFG(w), w=1.5..6, steps=8..24"
+
+
+def test_tabs_that_look_at_the_settings(engine: Engine) -> None:
+    """The model's schedule and verdict, and the settings that are kept to compare with."""
+    page = Page(engine)
+    names = {}
+    for each in page.build().fns.values():
+        names |= {getattr(each.fn, "__name__", ""): each.fn}
+    words, path = names["drawn"](*values())
+    assert "Sampling starts from pure noise" in words
+    with Image.open(path) as image:
+        assert image.width > 800
+    verdict, report = names["asked"]("critters")
+    assert "critters predicts v_prediction, terminal SNR zero. No problem found." in verdict
+    assert report.startswith("critters: folder, SD 1")
+    assert names["pin"](*values())[0] == RECIPE
+    assert "A: CFG(3), 2 steps" in names["pin"](*values())[1]
+    kept, failed = names["pin"](*values(guidance="CGF(3)"))
+    assert kept is None and "did you mean" in failed
+    for failed, *_ in (
+        names["drawn"](*values(guidance="CGF(3)")),
+        names["asked"]("critterz"),
+        names["dropped"](__file__),
+    ):
+        assert 'role="alert"' in failed
 
 
 def test_what_is_offered_is_that_of_the_chosen_model(tmp_path: Path) -> None:

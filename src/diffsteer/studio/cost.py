@@ -10,7 +10,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.cost import plans, total
 from diffsteer.hf.time_arguments import Timeline
-from diffsteer.refine.nlg import NLG
+from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 
 NONE = "1 * CFG(1)"
 """A guidance that asks for nothing."""
@@ -82,7 +82,8 @@ def refining(recipe: Recipe) -> int:
     if not recipe.refiner:
         return 0
     if "(" in recipe.refiner:
-        return 2 * parse(recipe.refiner, NLG).rounds
+        made = parse(recipe.refiner, TrainingFreeRefiner)
+        return 2 * made.rounds if isinstance(made, NLG) else 0
     from diffsteer.refine.heads import HEADS
     from diffsteer.refine.metadata import read
 

@@ -59,20 +59,7 @@ def latent_of(pipe: Any) -> tuple[int, ...]:
     return (channels, side, side) if plain else (4, 64, 64)
 
 
-@dataclass(frozen=True)
-class Done:
-    """An image of a run, and its file in the history.
-
-    Attributes:
-        sample: The image.
-        path: Its file.
-    """
-
-    sample: Sampled
-    path: Path
-
-
-Update = Preview | Done | list[Preview]
+Update = Preview | Sampled | list[Preview]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +153,9 @@ class Engine:
                 for seed in seeds:
                     sample = sampled(generator, seed, cancelled, report)
                     self.speed.note(recipe.model, sample.seconds, sum(sample.nfe.values()))
-                    path = self.history.add(sample, generator) if keep else Path()
-                    report(Done(sample, path))
+                    if keep:
+                        self.history.add(sample, generator)
+                    report(sample)
                 if keep:
                     report(strip(generator.pipe, sample.steps))
 

@@ -9,7 +9,6 @@ from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator
 from diffsteer.generate.recipe import Recipe, recipe_of_png
 from diffsteer.generate.sample_metadata import save
-from diffsteer.io.strict import refused
 
 if TYPE_CHECKING:
     from diffsteer.studio.render import Sampled
@@ -28,19 +27,16 @@ class History:
 
     folder: Path
 
-    def add(self, sample: "Sampled", generator: Generator) -> Path:
+    def add(self, sample: "Sampled", generator: Generator) -> None:
         """Write an image with all that decides it."""
         recipe, seed = generator.recipe, sample.seed
         path = self.folder / f"{recipe.hash[:12]}-{seed}.png"
         modules = [sys.modules.get(name) for name in ("torch", "diffusers")]
         versions = {module.__name__: module.__version__ for module in modules if module}
         save(path, sample.pixels, {**generator.metadata(seed), "seed": seed, "versions": versions})
-        return path
 
     def entries(self) -> list[tuple[str, str]]:
         """Path and caption of the newest images."""
-        if not self.folder.is_dir():
-            return []
         files = [path for path in self.folder.glob("*.png") if path.is_file()]
         files = sorted(files, key=lambda path: -path.stat().st_mtime_ns)[:SHOWN]
         return [(str(path), caption(path)) for path in files]
@@ -49,8 +45,7 @@ class History:
 def caption(path: Path) -> str:
     """Guidance and seed of an image; empty for one without a recipe."""
     try:
-        with refused(path.name):
-            recipe, seed = recipe_of_png(path)
+        recipe, seed = recipe_of_png(path)
     except InputError:
         return ""
     return f"{recipe.guidance or 'no guidance'}, {recipe.steps} steps, seed {seed}"

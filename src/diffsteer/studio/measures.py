@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from diffsteer.studio.engine import Engine
 from diffsteer.studio.expression import numbers
@@ -36,8 +37,9 @@ def model_tab(engine: Engine, inputs: Sequence[Any], options: dict[str, Any]) ->
             model = engine.model(recipe.model)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "schedule.png"
-                words = draw(recipe, model, model.latent, path)
-                return note(words), files_of(_loaded(path))
+                words = draw(recipe, model, path)
+                with Image.open(path) as image:
+                    return note(words), files_of(image)
         except (ValueError, OSError, ModuleNotFoundError) as problem:
             return error(one_line(problem)), gr.skip()
 
@@ -51,12 +53,11 @@ def _verdict(engine: Engine, inputs: Sequence[Any], options: dict[str, Any], tab
     with gr.Accordion("The doctor's whole report", open=False):
         text = gr.Code(interactive=False, show_line_numbers=False, wrap_lines=True)
 
-    def asked(*values: Any) -> tuple[Any, Any]:
+    def asked(name: str) -> tuple[Any, Any]:
         from diffsteer.doctor.diagnosis import diagnose
         from diffsteer.doctor.present import text as report
 
         try:
-            name = values[0]
             engine.model(name)
             diagnosis = diagnose(name)
         except (ValueError, OSError) as problem:
@@ -68,7 +69,7 @@ def _verdict(engine: Engine, inputs: Sequence[Any], options: dict[str, Any], tab
         judged += f"{len(bad)} problems: {bad[0].text}" if bad else "No problem found."
         return (error if bad else note)(judged), report(diagnosis)
 
-    tab.select(asked, list(inputs), [verdict, text], **options)
+    tab.select(asked, inputs[CONTROLS.index("model")], [verdict, text], **options)
 
 
 def measure_tab(engine: Engine, runs: Runs, inputs: Sequence[Any], options: dict[str, Any]) -> None:
@@ -165,11 +166,3 @@ def space_of(text: str) -> str:
             text = f"{text[:first]}{name}{text[last:]}"
             ranges.insert(0, f"{name}={number.value / 2:g}..{min(number.value * 2, number.hi):g}")
     return ", ".join([text, *ranges, "steps=8..24"])
-
-
-def _loaded(path: Path) -> Any:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.load()
-        return image.copy()

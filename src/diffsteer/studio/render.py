@@ -123,20 +123,17 @@ def image_of(pixels: Tensor) -> "Image":
 
 def decoded(pipe: Any, x0: Tensor) -> "Image | None":
     """Image of a predicted sample `(1, C, H, W)`; None where only its pipeline can decode it."""
-    vae = getattr(pipe, "vae", None)
     if x0.ndim != 4:
         return None
-    if vae is None:
-        image = x0 if x0.shape[1] == 3 else None
-    elif (
-        getattr(vae.config, "latent_channels", 0) == x0.shape[1] and "scaling_factor" in vae.config
-    ):
-        shift = vae.config.get("shift_factor") or 0.0
-        latents = (x0 / vae.config.scaling_factor + shift).to(vae.device, vae.dtype)
+    image, vae = x0, getattr(pipe, "vae", None)
+    if vae is not None:
+        config = vae.config
+        if config.get("latent_channels") != x0.shape[1] or "scaling_factor" not in config:
+            return None
+        latents = x0 / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        latents = latents.to(vae.device, vae.dtype)
         image = type(vae).decode(vae, latents, return_dict=False)[0]  # below whoever watches it
-    else:
-        return None
-    if image is None or image.shape[1] != 3 or not image.isfinite().all():
+    if image.shape[1] != 3 or not image.isfinite().all():
         return None
     return image_of(((image[0].float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().cpu())
 

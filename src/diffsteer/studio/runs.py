@@ -10,8 +10,8 @@ from typing import Any
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.generate.recipe_checks import require_consistent
-from diffsteer.studio.engine import Done, Engine, Update
-from diffsteer.studio.render import Cancelled, Preview
+from diffsteer.studio.engine import Engine, Update
+from diffsteer.studio.render import Cancelled, Preview, Sampled
 from diffsteer.studio.settings import Settings, values_of
 from diffsteer.studio.view import bar, error, grid_sheet, label, note, strip_sheet
 
@@ -25,14 +25,12 @@ class Shown:
         image: The image, or two for the slider, or a grid.
         batch: All images of a run, by label.
         strip: Strip of predictions.
-        kept: Whether the history has more images.
     """
 
     status: str
     image: Any = None
     batch: list[tuple[Any, str]] | None = None
     strip: Any = None
-    kept: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,28 +71,29 @@ class Runs:
         settings = Settings.of(values)
         recipe, made = settings.recipe, list[tuple[Any, str]]()
         yield Shown(note("Waiting for the model ..."))
-        for update in self._checked(tab, recipe, list(settings.seeds)):
+        require_consistent(recipe)
+        for update in self.engine.images(recipe, list(settings.seeds), self.begin(tab)):
             yield _shown(update, settings, made)
 
     def compare(self, tab: str, values: tuple[Any, ...], pinned: Recipe | None) -> Iterator[Shown]:
         """Sample the first seed by the pinned recipe, or without guidance, and by the settings."""
         settings = Settings.of(values)
-        recipes = (pinned or unguided(settings.recipe), settings.recipe)
+        recipes = (pinned or replace(settings.recipe, guidance="", guide=""), settings.recipe)
         for recipe in recipes:
             require_consistent(recipe)
-        event, pair = self.begin(tab), list[Done]()
+        event, pair = self.begin(tab), list[Sampled]()
         for name, recipe in zip("AB", recipes, strict=True):
             for update in self.engine.images(recipe, [settings.seeds[0]], event):
                 if isinstance(update, Preview):
                     step = f"{name}: {label(recipe)}, step {update.step} of {recipe.steps}"
                     yield Shown(bar(update.step, recipe.steps, step))
-                elif isinstance(update, Done):
+                elif isinstance(update, Sampled):
                     pair.append(update)
         costs = [
             f"{n}: {label(r)} ({cost(d)})" for n, r, d in zip("AB", recipes, pair, strict=True)
         ]
         text = f"Seed {settings.seeds[0]}, left {costs[0]}, right {costs[1]}"
-        yield Shown(note(text), (pair[0].sample.image, pair[1].sample.image), kept=True)
+        yield Shown(note(text), (pair[0].image, pair[1].image))
 
     def grid(
         self, tab: str, values: tuple[Any, ...], x: str, columns: str, y: str, rows: str
@@ -111,16 +110,12 @@ class Runs:
             images.append([])
             for one in row:
                 for update in self.engine.images(one.recipe, list(one.seeds), event, keep=False):
-                    if isinstance(update, Done):
-                        images[-1].append(update.sample.image)
+                    if isinstance(update, Sampled):
+                        images[-1].append(update.image)
                 number = sum(map(len, images))
                 sheet = grid_sheet(images, (x, xs), (y, ys), settings)
                 text = "Grid finished" if number == count else f"Image {number} of {count}"
                 yield Shown(bar(number, count, text), sheet)
-
-    def _checked(self, tab: str, recipe: Recipe, seeds: list[int]) -> Iterator[Update]:
-        require_consistent(recipe)
-        yield from self.engine.images(recipe, seeds, self.begin(tab))
 
 
 def guarded(
@@ -155,19 +150,13 @@ def _shown(update: Update, settings: Settings, made: list[tuple[Any, str]]) -> S
         which = f"image {len(made) + 1} of {count}, " if count > 1 else ""
         text = f"{which}step {update.step} of {recipe.steps}".capitalize()
         return Shown(bar(update.step, recipe.steps, text), update.image)
-    if isinstance(update, Done):
-        made.append((update.sample.image, f"seed {update.sample.seed}"))
-        text = f"Seed {update.sample.seed}: {cost(update)}"
-        return Shown(note(text), update.sample.image, [*made], kept=True)
+    if isinstance(update, Sampled):
+        made.append((update.image, f"seed {update.seed}"))
+        return Shown(note(f"Seed {update.seed}: {cost(update)}"), update.image, [*made])
     return Shown("", strip=strip_sheet(update, recipe, settings.seeds[-1]))
 
 
-def cost(done: Done) -> str:
+def cost(sample: Sampled) -> str:
     """What an image took."""
-    nfe = math.fsum(done.sample.nfe.values())
-    return f"{nfe:.0f} network evaluations, {done.sample.seconds:.1f} s"
-
-
-def unguided(recipe: Recipe) -> Recipe:
-    """The same recipe without guidance."""
-    return replace(recipe, guidance="", guide="")
+    nfe = math.fsum(sample.nfe.values())
+    return f"{nfe:.0f} network evaluations, {sample.seconds:.1f} s"

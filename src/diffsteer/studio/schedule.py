@@ -19,13 +19,12 @@ FLOOR = -8.0
 """Least log10 of an SNR that is drawn; zero lies below."""
 
 
-def draw(recipe: Recipe, model: Any, latent: tuple[int, ...], path: Path) -> str:
+def draw(recipe: Recipe, model: Any, path: Path) -> str:
     """Draw the schedule of a recipe to a PNG, and say in words what it means.
 
     Args:
         recipe: What is sampled.
-        model: Of the recipe, with its scheduler.
-        latent: Shape of a sample, `(C, H, W)`.
+        model: Of the recipe.
         path: Of the PNG.
     """
     scheduler = scheduler_with_steps(recipe, model)
@@ -40,7 +39,7 @@ def draw(recipe: Recipe, model: Any, latent: tuple[int, ...], path: Path) -> str
     charts = [Chart("Signal to noise ratio", "timestep", "log10 of SNR", snr)]
     text = _start(levels[0], schedule)
     if isinstance(schedule, Discrete):
-        light = expected(schedule, latent, [*levels, CLEAN])
+        light = expected(schedule, model.latent, [*levels, CLEAN])
         bells = (bell("data", DATA.mean, DATA.spread, 0), bell("samples", light.mean, light.std, 1))
         charts.append(Chart("Brightness, expected", "mean of an image", "density", bells))
         text += (
