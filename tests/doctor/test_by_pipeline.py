@@ -111,11 +111,23 @@ def test_a_folder_of_a_transformer_against_its_config(tmp_path, monkeypatch) -> 
     assert "no-type-fits" in {finding.code for finding in diagnosis.findings}
     family = replace(BY_NAME["DiTTransformer2D-DiT"], kwargs=lambda _: {})
     with perfect(family, pipe, V(), zero=True):
+        config = pipe.scheduler.config  # of levels that the measurement may not believe in
+        pipe.scheduler = type(pipe.scheduler).from_config(config, rescale_betas_zero_snr=True)
         monkeypatch.setattr("diffsteer.doctor.measure.load", lambda *_: pipe)
         diagnosis = diagnose(folder, deep=True)
     assert (diagnosis.prediction.value, diagnosis.snr.value) == ("v_prediction", "zero")
     assert diagnosis.prediction.confidence == diagnosis.snr.confidence == "measured"
     assert "epsilon by config" in diagnosis.prediction.disagreement
+
+
+def test_a_network_that_answers_nothing_but_0_is_not_measured() -> None:
+    """As one of adaLN-Zero before it is trained."""
+    family = BY_NAME["DiTTransformer2D-DiT"]
+    pipe = family.build()
+    torch.nn.init.zeros_(network_of(pipe).proj_out_2.weight)
+    torch.nn.init.zeros_(network_of(pipe).proj_out_2.bias)
+    with pytest.raises(InputError, match="ended without an answer of its network but 0"):
+        words(family, pipe)
 
 
 def test_a_folder_of_flux(tmp_path) -> None:

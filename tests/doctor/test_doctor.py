@@ -4,11 +4,17 @@ import json
 import re
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
 from doctor.made import Made, Marks, original, original_name, scheduler
 from safetensors.torch import save_file
 from tiny import saved, sd3, stable_diffusion
@@ -19,7 +25,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.doctor.diagnosis import diagnose
 from diffsteer.doctor.fix import fix
 from diffsteer.doctor.present import text
-from diffsteer.doctor.schedulers import findings
+from diffsteer.doctor.schedulers import contradictions, findings
 from diffsteer.doctor.verdict import ABOVE, PREDICTION, SNR, ZERO, Claim
 from diffsteer.io.safetensors_header import read_header
 
@@ -150,13 +156,19 @@ def test_never_over_the_input(tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.yaml", link.name]
 
 
-def test_a_file_that_changes_while_it_is_copied(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "changed while it was copied"),
+        (lambda data: data[:-1], "became shorter while it was read"),
+    ],
+    ids=["other", "shorter"],
+)
+def test_a_file_that_changes_while_it_is_copied(change, reason: str, tmp_path) -> None:
     path = Made("SD 1", ZSNR, ZSNR).save(tmp_path / "a.safetensors")
     diagnosis = diagnose(path)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(InputError, match="changed while it was copied"):
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=reason):
         fix(diagnosis, tmp_path / "b.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -217,12 +229,20 @@ def test_damaged_configs_beside_it(tmp_path) -> None:
     (tmp_path / "a.yaml").write_text("a: [")
     with pytest.raises(InputError, match="is no YAML"):
         diagnose(path)
+    (tmp_path / "a.yaml").write_text("[a]")
+    with pytest.raises(InputError, match="is no YAML: it holds a list, not a table"):
+        diagnose(path)
     (tmp_path / "a.yaml").unlink()
     (tmp_path / "a.scheduler_config.json").write_text("[]")
     with pytest.raises(InputError, match="not an object"):
         diagnose(path)
     (tmp_path / "a.scheduler_config.json").write_text('{"_class_name": "NoScheduler"}')
-    assert "scheduler" in codes(diagnose(path).findings)
+    stated = [Claim(PREDICTION, "epsilon", "user", "test")]
+    diagnosis = diagnose(path, stated=stated)
+    assert "scheduler" in codes(diagnosis.findings)
+    fix(diagnosis, tmp_path / "b.safetensors")
+    after = diagnose(tmp_path / "b.safetensors").checkpoint
+    assert after.scheduler["_class_name"] == "EulerDiscreteScheduler"
 
 
 def test_faults_of_weights(tmp_path) -> None:
@@ -271,12 +291,43 @@ def test_yaml_and_words_of_other_tools(tmp_path) -> None:
             {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "linear"},
             "clipped-zero",
         ),
+        (
+            ZSNR,
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver"}
+            | {"final_sigmas_type": "sigma_min"},
+            "sde-at-zero",
+        ),
     ],
 )
 def test_bugs_of_schedulers(marks: Marks, extra: dict[str, object], code: str) -> None:
     config = scheduler(marks, extra)
     assert code in codes(findings(config, "v_prediction", ZERO))
     assert code not in codes(findings(scheduler(Marks("epsilon", False)), "epsilon", "above zero"))
+
+
+def test_unipc_is_nan_where_it_is_said_to_be() -> None:
+    """Without diffusers' defaults, at the sigma of 0 that they end with."""
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    names = ("solver_type", "predict_x0", "lower_order_final", "final_sigmas_type", "solver_order")
+    ends, orders = ("zero", "sigma_min"), (1, 2)
+    for values in product(("bh1", "bh2"), (True, False), (True, False), ends, orders):
+        made = UniPCMultistepScheduler(**betas, **dict(zip(names, values, strict=True)))
+        made.set_timesteps(4)
+        x = torch.ones(1, 1, 2, 2)
+        for t in made.timesteps:
+            x = made.step(x, t, x).prev_sample
+        found = findings({"_class_name": type(made).__name__, **made.config}, "epsilon", ABOVE)
+        assert ("unipc-nan" in codes(found)) == (not x.isfinite().all()), values
+
+
+def test_a_schedule_of_other_words_is_not_judged() -> None:
+    config = scheduler(Marks("epsilon", False))
+    for name in ("beta_schedule", "clip_sample"):
+        config.pop(name)
+    for more in ({}, {"beta_schedule": "sigmoid"}):
+        found = findings({**config, "_class_name": "DDPMScheduler", **more}, "epsilon", ABOVE)
+        assert not codes(found) & {"schedule"}
+    assert codes(contradictions("flow_prediction", ABOVE)) == {"flow-above-zero"}
 
 
 def test_the_timesteps_of_the_bugs(tmp_path) -> None:
@@ -476,9 +527,10 @@ def ones(*names: str) -> dict[str, torch.Tensor]:
         ["v_pred", "ztsnr"],
         ["input_blocks.0.0.weight", "label_emb.weight"],
         ["input_blocks.0.0.weight", "label_emb.0.0.weight", "cond_stage_model.model.x"],
+        ["input_blocks.0.0.weight", "out.2.weight"],
     ],
     ids=["controlnet", "motion", "chroma", "hunyuan", "qwen", "video", "vae", "marks"]
-    + ["adm", "unclip"],
+    + ["adm", "unclip", "unconditional"],
 )
 def test_what_resembles_a_known_network_is_not_taken_for_one(names: list[str], tmp_path) -> None:
     save_file(ones(*names), tmp_path / "a.safetensors")
@@ -499,6 +551,8 @@ def test_flux_in_both_layouts(tmp_path) -> None:
             *("flow_prediction", "certain"),
         )
         assert "epsilon by metadata" in diagnosis.prediction.disagreement
+    fix(diagnosis, tmp_path / "b.safetensors")
+    assert diagnose(tmp_path / "b.safetensors").checkpoint.scheduler["use_dynamic_shifting"]
 
 
 def test_files_that_are_something_else(tmp_path) -> None:

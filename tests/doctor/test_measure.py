@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from doctor.made import original_name
+from doctor.made import original_name, unet
 from safetensors.torch import load_file, save_file
 
 from diffsteer.core.identify import data_level, data_slope
@@ -14,7 +14,7 @@ from diffsteer.core.prediction import X0, Eps, V, Velocity
 from diffsteer.core.schedule import Discrete, Flow
 from diffsteer.doctor.brightness import expected, gain
 from diffsteer.doctor.diagnosis import diagnose
-from diffsteer.doctor.measure import measured
+from diffsteer.doctor.measure import _ask, measured
 from diffsteer.doctor.verdict import PREDICTION
 from diffsteer.hf.shipped import shipped
 
@@ -117,6 +117,16 @@ def test_models_that_ship_against_a_config_that_lies(name, prediction, snr, tmp_
     assert diagnosis.exit_status == 3
     if v:
         assert (diagnosis.snr.value, diagnosis.snr.confidence) == (snr, "measured")
+
+
+def test_the_network_of_sdxl_is_told_sizes() -> None:
+    level, x = SD.at(500.0), torch.randn(2, 4, 8, 8)
+    sizes = torch.tensor([1024.0, 1024, 0, 0, 1024, 1024]).expand(2, -1)
+    words = torch.full((2, 77, 32), 0.5)
+    given = {"text_embeds": torch.zeros(2, 48), "time_ids": sizes}
+    with torch.no_grad():
+        out = unet("SDXL")(x, 500.0, words, added_cond_kwargs=given).sample
+    assert torch.equal(_ask(unet("SDXL"))(x, level), out)
 
 
 def test_a_single_file_is_measured(tmp_path, monkeypatch) -> None:

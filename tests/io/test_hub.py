@@ -108,6 +108,15 @@ def test_switched_off_or_behind_a_proxy(cache: Path, monkeypatch: pytest.MonkeyP
     assert hub.silence() == "HF_HUB_OFFLINE is set"
 
 
+def test_a_download_that_fails_is_told_in_a_line(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:1"})
+    with pytest.raises(FileNotFoundError, match="the hub does not give a model of that") as end:
+        diagnose(NAME)
+    assert "\n" not in str(end.value)
+
+
 def test_models_of_a_warm_cache_serve_by_their_id(cache: Path, tmp_path: Path) -> None:
     warm(cache, tiny.saved(tmp_path))
     diagnosis = diagnose(NAME)

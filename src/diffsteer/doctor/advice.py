@@ -52,13 +52,12 @@ class Defaults:
 def terms(checkpoint: Checkpoint) -> list[Term]:
     """Guidance by the table of networks; empty where the network is not in it."""
     kind = checkpoint.architecture
-    rows = list(
-        csv.DictReader(files("diffsteer.hf").joinpath("models.csv").read_text().splitlines())
-    )
-    same = [row for row in rows if row["network"] == kind.network]
-    row = next((r for r in same if r["pipeline"] == kind.pipeline), same[0] if same else None)
-    if row is None:
+    lines = files("diffsteer.hf").joinpath("models.csv").read_text().splitlines()
+    same = [row for row in csv.DictReader(lines) if row["network"] == kind.network]
+    if not same:
         return []
+    plain = max(same, key=lambda row: sum(row[n] == "yes" for n in row))  # of other pipelines
+    row = next((r for r in same if r["pipeline"] == kind.pipeline), plain)
     return [Term(n, row[n] == "yes", cost(EACH[n].guidance), row["note"] if row[n] != "yes" else "")
             for n in row if n in EACH]  # fmt: skip
 

@@ -112,7 +112,7 @@ def _of_unet(names: Mapping[str, Entry]) -> Architecture:
     shapes = [e.shape for n, e in names.items() if n.endswith("proj_in.weight")]
     if shapes:  # a convolution of 1x1, or since version 2 a linear layer
         return SD1 if len(shapes[0]) == 4 else SD2
-    return next((a for a, w in ((SD1, 768), (SD2, 1024), (SDXL, 2048)) if w in widths), UNKNOWN)
+    return UNKNOWN
 
 
 SPEC = "modelspec.architecture"
@@ -207,9 +207,10 @@ def unet_config(entries: Mapping[str, Entry], kind: Architecture) -> dict[str, A
         }
         return {"_class_name": kind.network, **config, **_labels(shapes)}
     except (KeyError, IndexError, StopIteration, ValueError) as error:
-        raise InputError(
-            f"tensors that say the shape of the network are missing: {error}"
-        ) from error
+        named = isinstance(error, KeyError)
+        lost = error if named else "those of its residual blocks or attention"
+        text = f"tensors that say the shape of the network are missing: {lost}"
+        raise InputError(text) from error
 
 
 def _levels(shapes: Mapping[str, tuple[int, ...]]) -> list[list[tuple[int, int]]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import is_whole
 from diffsteer.core.identify import Ask
 from diffsteer.core.level import Level
 from diffsteer.core.schedule import Discrete, Flow, Schedule
@@ -115,5 +116,6 @@ def prompts(pipe: Any, count: int) -> dict[str, Any]:
 
 def side_of(pipe: Any, most: int) -> int:
     """Side of latents that a network takes, at most `most`."""
-    side = getattr(network_of(pipe).config, "sample_size", None) or most
-    return min(*side, most) if isinstance(side, list | tuple) else min(side, most)
+    size = getattr(network_of(pipe).config, "sample_size", None)
+    sides = size if isinstance(size, list | tuple) else [size]
+    return min([most, *(side for side in sides if is_whole(side) and side > 0)])

@@ -9,7 +9,7 @@ import torch
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN, Level
-from diffsteer.core.schedule import Discrete, Schedule
+from diffsteer.core.schedule import Discrete
 from diffsteer.doctor import advice, brightness, schedulers, weights
 from diffsteer.doctor.checkpoint import Checkpoint, open_checkpoint
 from diffsteer.doctor.measure import Measurement, measure, trained_schedule
@@ -210,17 +210,19 @@ def _scheduler(checkpoint: Checkpoint, prediction: Verdict, snr: Verdict) -> Ite
     if not config:
         return
     names = (str(config.get("_class_name", "")), checkpoint.loaded_scheduler)
+    latents = checkpoint.latent is not None and checkpoint.latent[0] == 4
+    text = "clip_sample cuts latents, which exceed 1, at every step"
+    cut = Finding("clip-sample", "problem", text, "set clip_sample to false")
     seen = dict[Finding, None]()
     for name in dict.fromkeys(name for name in names if name or not any(names)):
+        own = config | {"_class_name": name}
         try:
-            found = schedulers.findings(config | {"_class_name": name}, prediction.value, snr.value)
-            seen |= dict.fromkeys(found)
+            seen |= dict.fromkeys(schedulers.findings(own, prediction.value, snr.value))
+            if latents and schedulers.setting(own, "clip_sample"):
+                seen[cut] = None
         except InputError as error:
             seen[Finding("scheduler", "problem", str(error), "--fix writes another")] = None
     yield from seen
-    if config.get("clip_sample", False) and checkpoint.latent and checkpoint.latent[0] == 4:
-        text = "clip_sample cuts latents, which exceed 1, at every step"
-        yield Finding("clip-sample", "problem", text, "set clip_sample to false")
 
 
 def _dark(
@@ -258,16 +260,11 @@ def _brightness(
     return brightness.expected(trained, checkpoint.latent, visited(checkpoint, trained))
 
 
-def visited(checkpoint: Checkpoint, trained: Schedule) -> Sequence[Level]:
+def visited(checkpoint: Checkpoint, trained: Discrete) -> Sequence[Level]:
     """Levels of the checkpoint's scheduler at 50 steps; of trailing spacing where it has none."""
-    if not isinstance(trained, Discrete):
-        return ()
-    config = checkpoint.scheduler
     try:
-        times = (
-            schedulers.visits(config, (DEFAULT_STEPS,)).times.get(DEFAULT_STEPS) if config else None
-        )
-    except InputError:
+        times = schedulers.visits(checkpoint.scheduler, (DEFAULT_STEPS,)).times.get(DEFAULT_STEPS)
+    except InputError:  # none, or one that cannot be made
         times = None
     if times is None:
         size = len(trained.alphas)

@@ -162,10 +162,10 @@ def scheduler(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, An
         **(dict.fromkeys(schedulers.SIGMAS, False) if zero else {}),
         **dict.fromkeys(("use_flow_sigmas",), False),
     }
-    kept = {k: v for k, v in old.items() if not k.startswith("_diffusers")} | betas | wanted
+    kept = {k: v for k, v in old.items() if k == "_class_name" or not k.startswith("_")}
+    kept |= betas | wanted
     if old and _works(kept, prediction, snr):
-        known = schedulers.make(kept).config
-        return {k: v for k, v in kept.items() if k in known or k == "_class_name"}
+        return kept
     fresh = {k: v for k, v in wanted.items() if v or k == "rescale_betas_zero_snr"}
     return {"_class_name": "EulerDiscreteScheduler", **betas, **fresh}
 

@@ -60,9 +60,8 @@ def measure(checkpoint: Checkpoint) -> Measurement:
     if checkpoint.kind == "folder" and checkpoint.architecture.network not in UNETS:
         return _by_pipeline(checkpoint)
     unet = _unet(checkpoint)
-    size = unet.config.sample_size or SIDE
-    side = min(*size, SIDE) if isinstance(size, list | tuple) else min(size, SIDE)
-    like = torch.empty(BATCH, checkpoint.latent[0] if checkpoint.latent else 4, side, side)
+    side, channels = side_of(unet, SIDE), min(unet.config.in_channels, unet.config.out_channels)
+    like = torch.empty(BATCH, channels, side, side)
     try:
         return measured(_ask(unet), trained_schedule(checkpoint.scheduler), like)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # of other conditions
@@ -158,13 +157,10 @@ def _filled(checkpoint: Checkpoint, config: Mapping[str, Any], weights: dict[str
     """Network of a config with weights."""
     import diffusers
 
-    try:
-        with torch.device("meta"):
-            unet = getattr(diffusers, checkpoint.architecture.network).from_config(config)
-        unet.load_state_dict(weights, assign=True)
-    except Exception as error:  # of diffusers, for a config or weights that no network has
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{checkpoint.name} cannot be measured: {reason}") from error
+    with torch.device("meta"):
+        unet = getattr(diffusers, checkpoint.architecture.network).from_config(config)
+    own = unet.state_dict()  # diffusers leaves other tensors out
+    unet.load_state_dict({n: t for n, t in weights.items() if n in own}, assign=True)
     return unet.eval()
 
 

@@ -91,6 +91,13 @@ def make(config: Mapping[str, Any]) -> Any:
         raise InputError(f"{name} refuses its config: {error}") from error
 
 
+def setting(config: Mapping[str, Any], name: str) -> Any:
+    """Setting of a config's scheduler, its default included; None where it knows no such name."""
+    scheduler = make(config)
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return scheduler.config[name] if name in known else None
+
+
 def visits(config: Mapping[str, Any], counts: Iterable[int] = COMMON) -> Visits:
     """Timesteps of a config's scheduler for numbers of steps."""
     return _visits(json.dumps(config, sort_keys=True), tuple(counts))
@@ -168,15 +175,22 @@ def findings(config: Mapping[str, Any], prediction: str, snr: str) -> Iterator[F
             *("pndm-v", "warning", "PNDM combines raw v outputs of different timesteps"),
             remedy="use UniPC, Euler or DDIM",
         )
-    orders = config.get("solver_type") == "bh1" or config.get("predict_x0") is False
-    if name.startswith("UniPC") and orders and config.get("lower_order_final") is False:
-        text = "UniPC with bh1 or predict_x0=False, without a lower order, is NaN at its last step"
-        yield Finding("unipc-nan", "problem", text, "set lower_order_final to true")
+    if name.startswith("UniPC") and _is_nan_at_zero(config):
+        text = "UniPC with bh1, predict_x0=False or without a lower order is NaN at its last step"
+        remedy = "set solver_type to bh2, predict_x0 and lower_order_final to true"
+        yield Finding("unipc-nan", "problem", text, remedy)
     if name.startswith(MIRRORED):
         text = f"{name}.add_noise before set_timesteps takes times in reverse"
         yield Finding(
             "mirrored-noise", "note", text, "call set_timesteps first (training does not)"
         )
+
+
+def _is_nan_at_zero(config: Mapping[str, Any]) -> bool:
+    """Whether UniPC divides by the infinite log-SNR of sigma 0, at which it ends by default."""
+    high = not config.get("lower_order_final", True) and config.get("solver_order") != 1
+    other = config.get("solver_type") == "bh1" or not config.get("predict_x0", True)
+    return config.get("final_sigmas_type", "zero") == "zero" and (other or high)
 
 
 def _nodes(config: Mapping[str, Any], seen: Visits, ends: bool) -> Iterator[Finding]:
@@ -215,8 +229,7 @@ def _strided(times: Sequence[float], last: float) -> bool:
 def _zero(config: Mapping[str, Any], prediction: str) -> Iterator[Finding]:
     """Yield what goes wrong at zero terminal SNR alone."""
     name = str(config.get("_class_name", ""))
-    honours = "rescale_betas_zero_snr" in inspect.signature(type(make(config)).__init__).parameters
-    if not honours:
+    if setting(config, "rescale_betas_zero_snr") is None:
         text = f"{name} has no zero SNR: it drops the flag, and keeps SNR 0.0047 without a word"
         yield Finding("flag-dropped", "problem", text, "use UniPC, Euler or DDIM")
     if prediction == "epsilon":

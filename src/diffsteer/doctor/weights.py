@@ -14,11 +14,12 @@ from diffsteer.doctor.architectures import PREFIX, current_name, unet_config
 from diffsteer.doctor.checkpoint import Checkpoint, sharded
 from diffsteer.doctor.schedulers import Finding
 from diffsteer.doctor.tensors import Scan
+from diffsteer.hf.network import PARTS as NETWORKS
 from diffsteer.io.model_folder import CONFIG, INDEX
 from diffsteer.io.safetensors_header import Entry
 from diffsteer.io.strict import read_object
 
-PARTS = ("unet", "transformer", "vae")
+PARTS = (*NETWORKS, "vae")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
