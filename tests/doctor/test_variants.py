@@ -175,7 +175,7 @@ def test_faults_of_values_and_shapes(tmp_path) -> None:
     name = f"{start}0.0.in_layers.2.weight"
     weights[name] = weights[name][:, :4].clone()
     weights[f"{start}0.0.in_layers.0.bias"][0] = torch.inf
-    weights |= {"position_ids": torch.full((2,), 10**6), "empty": torch.empty(0)}
+    weights |= {"counts": torch.tensor([1], dtype=torch.uint16), "empty": torch.empty(0)}
     weights["first_stage_model.x"] = torch.ones(4).to(torch.float8_e4m3fn)
     weights |= {f"model_ema.{i}": torch.ones(1) for i in range(101)}
     save_file(weights, tmp_path / "a.safetensors")

@@ -1,6 +1,7 @@
 """The demo in two steps a picture: files, figures, and what it draws."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from diffsteer.hf.load import load
 from diffsteer.io.sheet import GAP, LABEL, LINE
 
 
-def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = demo.replace(demo.BASE, steps=2)
     for name in ("GUIDANCES", "SCHEDULES"):
         rows = [
@@ -29,6 +32,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rows["no guidance"], rows["CFG"], rows["CFG + SAG"], rows["PAG"]) == (2, 4, 6, 4)
     guide = [one["figures"].get("rows of the guide") for one in results]
     assert [g for g in guide if g] == [2]
+    assert re.search(r"autoguidance +\d+ of \d+ +\d of 8 +4 ", capsys.readouterr().out)
     assert rows["refined noise"] == 3 and rows["guidance in a LoRA"] == 2
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width == LABEL + 8 * (128 + 2 * GAP)

@@ -252,8 +252,8 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
         metrics = result["figures"]
         attributes = f"{metrics['attributes right']:.0f} of {metrics['attributes']:.0f}"
         whole = f"{metrics['all right']:.0f} of {metrics['of']:.0f}"
+        nfe = metrics["rows"] + metrics.get("rows of the guide", 0)
         lines.append(
-            f"{result['name']:20} {attributes:>11} {whole:>9} "
-            f"{metrics['rows']:5.0f} {metrics['seconds']:6.2f}"
+            f"{result['name']:20} {attributes:>11} {whole:>9} {nfe:5.0f} {metrics['seconds']:6.2f}"
         )
     return "\n".join(lines)

@@ -179,13 +179,6 @@ def composed(sprite: NDArray[np.uint8], background: tuple[int, int, int]) -> Ten
     return torch.from_numpy(rounded.transpose(2, 0, 1).copy())
 
 
-@lru_cache(maxsize=1)
-def _table() -> dict[str, list[list[str]]]:
-    text = (files("diffsteer_lab") / "assets/emoji/emoji.json").read_text("utf-8")
-    table: dict[str, list[list[str]]] = json.loads(text)
-    return table
-
-
 class _Entry(NamedTuple):
     """An emoji: its place in the sheet, code points, name and group."""
 
@@ -198,7 +191,8 @@ class _Entry(NamedTuple):
 @lru_cache(maxsize=8)
 def _entries(split: str, group: str) -> tuple[_Entry, ...]:
     """The emoji of a split and a group; of all groups where it is empty."""
-    every = (_Entry(i, *row) for i, row in enumerate(_table()["emoji"]))
+    text = (files("diffsteer_lab") / "assets/emoji/emoji.json").read_text("utf-8")
+    every = (_Entry(i, *row) for i, row in enumerate(json.loads(text)["emoji"]))
     chosen = (e for e in every if group in ("", e.group))
     return tuple(e for e in chosen if split == "all" or held_out(e.code) == (split == "test"))
 
