@@ -43,6 +43,17 @@ def test_demo(
     assert 'src="http' not in page and "Still to come" not in page
 
 
+def test_models_of_runs_take_the_place_of_those_that_ship() -> None:
+    rows = {row.name: row.recipe for row in demo.GUIDANCES}
+    assert demo.located(rows["CFG"], None) is rows["CFG"]
+    auto = demo.located(rows["autoguidance"], Path("runs"))
+    assert (auto.model, auto.guide) == ("runs/critters/model", "runs/critters-guide/model/unet")
+    refined = demo.located(rows["refined noise"], Path("runs"))
+    assert refined.refiner == "runs/critters-refiner/model"
+    lora = demo.located(rows["guidance in a LoRA"], Path("runs"))
+    assert (lora.lora, lora.guide, lora.refiner) == (("runs/critters-agd/model",), "", "")
+
+
 def test_models_that_are_not_there_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

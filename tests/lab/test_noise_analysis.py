@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffsteer_lab.cli.analyse import _extractor
 from diffsteer_lab.noise_analysis.analysis import Analysis, analyse, planned
 from diffsteer_lab.noise_analysis.baselines import BEST, NUDGED
 from diffsteer_lab.noise_analysis.experiment import noise_experiment
@@ -46,6 +47,7 @@ from diffsteer.hf.network import network_replaced
 from diffsteer.hf.scheduler import SteerScheduler
 from diffsteer.io.sheet import GAP, LABEL, LINE
 from diffsteer.metrics.best_of_n import STRIDE
+from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.refine.hook import refine
 from diffsteer.refine.nlg import NLG
 from diffsteer.refine.refiner import NoiseRefiner
@@ -490,6 +492,15 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 def prompts(tmp_path: Path) -> Path:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     return tmp_path / "prompts.txt"
+
+
+def test_features_are_those_of_the_extra_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert _extractor("cpu") is None
+    monkeypatch.undo()
+    assert isinstance(_extractor("cpu"), EfficientNetLite0)
 
 
 def test_the_command(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffsteer import EDM, Cosine, Eps, Level
 from diffsteer.cli.main import main
+from diffsteer.core.errors import InputError
 from diffsteer.core.level import CLEAN
 from diffsteer.core.oracle import Gaussian
 from diffsteer.guidance import Denoiser
@@ -199,6 +200,11 @@ def test_truncation_multiplies_the_score() -> None:
 
 
 SHORT = Training("A", dim=8, steps=60, batch=256)
+
+
+def test_a_training_that_ends_in_nan_is_refused() -> None:
+    with pytest.raises(InputError, match="training ended with a loss of nan"):
+        replace(SHORT, steps=3, batch=4, rate=math.inf).run()
 
 
 def test_training_learns_and_repeats() -> None:

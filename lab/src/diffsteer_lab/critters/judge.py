@@ -59,8 +59,6 @@ class Judge(nn.Module):
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Critter]:
         """Most likely attributes of uint8 images `(N, 3, H, W)`."""
-        if not len(images):
-            return []
         parts = [self(self.features(part)) for part in torch.split(images, BATCH)]
         best = {k: torch.cat([p[k] for p in parts]).argmax(1).tolist() for k in ATTRIBUTES}
         words = {k: [ATTRIBUTES[k][i] for i in indices] for k, indices in best.items()}
