@@ -263,6 +263,8 @@ def test_history_takes_nothing_that_names_other_files(engine: Engine, tmp_path: 
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError):
             restored(tmp_path / name, engine.trusted)
+    assert History(tmp_path).entries() == [(str(tmp_path / "no.png"), "")]
+    assert History(tmp_path / "none").entries() == []
     from diffsteer.generate.sample_metadata import save
 
     for changes in ({"model": "/etc"}, {"refiner": "../r"}, {"image": "/etc/passwd"}):

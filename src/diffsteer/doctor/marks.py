@@ -60,7 +60,7 @@ def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": name + ending,
         "modelspec.title": checkpoint.place.stem,
-        **({"modelspec.resolution": _resolution(latent)} if latent else {}),
+        **({"modelspec.resolution": "x".join(str(8 * n) for n in latent[1:])} if latent else {}),
     }
     word = MODELSPEC.get(prediction, prediction)
     kinds = {key: word for key in PREDICTION_KEYS if key in old}
@@ -80,10 +80,6 @@ def metadata(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, str
         **marks,
         **dict.fromkeys(wrong, spec[architectures.SPEC]),
     }
-
-
-def _resolution(latent: tuple[int, int, int]) -> str:
-    return "x".join(str(8 * side) for side in latent[1:])
 
 
 def yaml(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
@@ -160,7 +156,7 @@ def scheduler(checkpoint: Checkpoint, prediction: str, snr: str) -> dict[str, An
         "clip_sample": False,
         "timestep_spacing": _spacing(old, prediction, zero),
         **(dict.fromkeys(schedulers.SIGMAS, False) if zero else {}),
-        **dict.fromkeys(("use_flow_sigmas",), False),
+        "use_flow_sigmas": False,
     }
     kept = {k: v for k, v in old.items() if k == "_class_name" or not k.startswith("_")}
     kept |= betas | wanted
@@ -205,14 +201,13 @@ def _flow(old: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
         old = {}
     if flows(old) and not (unet and str(old.get("_class_name")).startswith("FlowMatch")):
         return dict(old)
-    if checkpoint.architecture is architectures.FLUX:
-        shift = {"base_shift": 0.5, "max_shift": 1.15, "use_dynamic_shifting": True}
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, **shift}
     if checkpoint.architecture.flow:
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-    flags = {
+        flux = {"base_shift": 0.5, "max_shift": 1.15, "use_dynamic_shifting": True}
+        more = flux if checkpoint.architecture is architectures.FLUX else {}
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, **more}
+    return {
+        "_class_name": "UniPCMultistepScheduler",
         "prediction_type": "flow_prediction",
         "use_flow_sigmas": True,
         "flow_shift": old.get("shift", 1.0),
     }
-    return {"_class_name": "UniPCMultistepScheduler", **flags}

@@ -1,6 +1,5 @@
 """Programs that load a checkpoint, and what each takes it for."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from diffsteer.doctor import architectures
@@ -42,8 +41,7 @@ def readings(checkpoint: Checkpoint) -> list[Reading]:
         return [_pipeline(checkpoint)] if checkpoint.scheduler else []
     if checkpoint.kind == "lora" or checkpoint.architecture not in architectures.SINGLE:
         return []
-    programs: tuple[Callable[[Checkpoint], Reading], ...] = (_comfy, _a1111, _single_file)
-    return [read(checkpoint) for read in programs]
+    return [_comfy(checkpoint), _a1111(checkpoint), _single_file(checkpoint)]
 
 
 def _pipeline(checkpoint: Checkpoint) -> Reading:
@@ -70,19 +68,18 @@ def _comfy(checkpoint: Checkpoint) -> Reading:
     if "v_pred" in names:
         snr = ZERO if "ztsnr" in names else ABOVE
         return Reading(name, "v_prediction", snr, "key v_pred" + ", ztsnr" * (snr == ZERO))
-    return Reading(name, "epsilon", ABOVE, "no key v_pred", "")
+    return Reading(name, "epsilon", ABOVE, "no key v_pred")
 
 
 def _a1111(checkpoint: Checkpoint) -> Reading:
     claims = [c for c in claims_of(checkpoint) if c.evidence.startswith("yaml") and c.value != ZERO]
-    other = (UNKNOWN, "it asks the network of an SD 2 without yaml")
     silent = ("epsilon", "no yaml beside the file that says another")
     if checkpoint.architecture is architectures.SD2 and not checkpoint.yaml:
-        silent = other
+        silent = (UNKNOWN, "it asks the network of an SD 2 without yaml")
     prediction = next((c.value for c in claims if c.subject == PREDICTION), silent[0])
     rule = claims[0].evidence if claims else silent[1]
     snr = ZERO if "ztsnr" in checkpoint.names else ABOVE
-    return Reading("A1111, Forge", prediction, snr, rule, "")
+    return Reading("A1111, Forge", prediction, snr, rule)
 
 
 def _single_file(checkpoint: Checkpoint) -> Reading:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from diffsteer.core.errors import InputError
 from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.hf.scheduler_config import discrete_of, flows
@@ -87,7 +85,8 @@ class Verdict:
 
 def claims_of(checkpoint: Checkpoint) -> list[Claim]:
     """Read all that keys, metadata and configs claim."""
-    return [*_keys(checkpoint), *_metadata(checkpoint.metadata), *_configs(checkpoint)]
+    configs = (*_yaml(checkpoint.yaml), *_scheduler(checkpoint.scheduler))
+    return [*_keys(checkpoint), *_metadata(checkpoint.metadata), *configs]
 
 
 def _keys(checkpoint: Checkpoint) -> list[Claim]:
@@ -138,10 +137,6 @@ def not_understood(metadata: Mapping[str, str]) -> list[str]:
     return [f"{key} = {word[:80]}" for key, word in words.items() if word.lower() not in known]
 
 
-def _configs(checkpoint: Checkpoint) -> list[Claim]:
-    return [*_yaml(checkpoint.yaml), *_scheduler(checkpoint.scheduler)]
-
-
 def _yaml(tree: Mapping[str, Any]) -> list[Claim]:
     parameters = inner(tree, "model", "params")
     word = str(parameters.get("parameterization", ""))
@@ -176,7 +171,7 @@ def _scheduler(config: Mapping[str, Any]) -> list[Claim]:
         claims += [_prediction(spelled, "config", f"scheduler: prediction_type = {word}")]
     if config.get("trained_betas") is not None:
         try:
-            zero = bool(discrete_of(config).alphas[-1] == torch.tensor(0.0))
+            zero = float(discrete_of(config).alphas[-1]) == 0
         except InputError:  # which a finding names
             return claims
         return [*claims, Claim(SNR, ZERO if zero else ABOVE, "config", "scheduler: trained_betas")]

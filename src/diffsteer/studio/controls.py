@@ -87,7 +87,8 @@ def build(engine: Engine, model: Model) -> Controls:
         info="What makes the image follow the prompt; each entry brings values that suit the model",
         elem_id="menu",
     )
-    sliders = [_slider(number) for number in padded(start.guidance)]
+    looks = map(_look, padded(start.guidance))
+    sliders = [gr.Slider(**look, elem_classes=["number"]) for look in looks]
     fields["guidance"] = gr.Textbox(
         start.guidance,
         label="Expression",
@@ -183,10 +184,6 @@ def padded(text: str) -> list[Number | None]:
     """Numbers of an expression, filled up to the number of sliders."""
     given = numbers(text)[:SLIDERS]
     return [*given, *[None] * (SLIDERS - len(given))]
-
-
-def _slider(number: Number | None) -> Any:
-    return gr.Slider(**_look(number), elem_classes=["number"])
 
 
 def _look(number: Number | None) -> dict[str, Any]:
