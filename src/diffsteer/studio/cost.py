@@ -81,7 +81,7 @@ def refining(recipe: Recipe) -> int:
     """Network evaluations for refined noise."""
     if not recipe.refiner:
         return 0
-    if "(" in recipe.refiner:
+    if recipe.refiner.startswith(NLG.__name__):  # as `hook.opened` tells it from a folder
         made = parse(recipe.refiner, TrainingFreeRefiner)
         return 2 * made.rounds if isinstance(made, NLG) else 0
     from diffsteer.refine.heads import HEADS
