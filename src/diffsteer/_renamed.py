@@ -96,15 +96,9 @@ NAMES = {
 
 
 def renamed(module: str, name: str) -> Any:
-    """Find a name of the last version.
-
-    Raises:
-        AttributeError: there was none.
-    """
+    """Find a name of the last version."""
     if f"{module}.{name}" in MODULES:
         return importlib.import_module(f"{module}.{name}")
-    if name not in NAMES.get(module, {}):
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
     where, _, new = NAMES[module][name].partition(":")
     warnings.warn(f"{module}.{name} is {where}.{new} now", DeprecationWarning, stacklevel=3)
     return getattr(importlib.import_module(where), new)

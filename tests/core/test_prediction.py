@@ -3,8 +3,20 @@
 import pytest
 import torch
 
-from diffsteer import EDM, X0, Cosine, Discrete, Eps, Flow, Level, Preconditioned, V, Velocity
+from diffsteer import (
+    EDM,
+    X0,
+    Cosine,
+    Discrete,
+    Eps,
+    Flow,
+    Level,
+    Preconditioned,
+    V,
+    Velocity,
+)
 from diffsteer.core.level import CLEAN
+from diffsteer.core.prediction import Prediction
 
 F64 = torch.float64
 KINDS = [Eps(), X0(), V(), Velocity(), Preconditioned(0.5), Preconditioned(1.0)]
@@ -93,8 +105,17 @@ def test_eps_at_zero_snr_names_the_cure() -> None:
         Eps().solve(eps, eps, SD0.at(999))
     with pytest.raises(ValueError, match="X0 output does not fix eps at sigma=0"):
         X0().solve(x0, x0, CLEAN)
+
+    class Sum(Prediction):
+        def coefficients(self, alpha, sigma):
+            return torch.ones_like(alpha), torch.ones_like(alpha)
+
+    with pytest.raises(ValueError, match="Sum output fixes neither x0 nor eps at Level"):
+        Sum().solve(x0, x0, Flow().at(0.5))
     with pytest.raises(ValueError, match="no noise at sigma=0"):
         V().output_for_x0(x0, x0, CLEAN)
+    with pytest.raises(ValueError, match="data already at sigma=0, so no output can move it"):
+        V().output_shift(x0, CLEAN)
 
 
 def test_wrong_shapes() -> None:
@@ -108,5 +129,7 @@ def test_wrong_shapes() -> None:
     three = Level(*(torch.ones(3, dtype=F64) for _ in range(3)))
     with pytest.raises(ValueError, match="give one level for all rows"):
         three.mix(x0, eps)
+    with pytest.raises(ValueError, match="eps has dtype torch.uint8: scale pixels to floats"):
+        level.mix(x0, eps.to(torch.uint8))
     with pytest.raises(ValueError, match="sigma_data"):
         Preconditioned(-1.0)

@@ -258,6 +258,9 @@ def test_ancestral_needs_a_learned_variance() -> None:
         last(Ancestral()(Z, grid(SD, 3), Gaussian()))
     with pytest.raises(ValueError, match="classifier must be a finite number, got inf"):
         Ancestral(classifier=math.inf)
+    net = lambda x, level: Denoised(x, torch.zeros_like(x))  # noqa: E731
+    with pytest.raises(ValueError, match=r"classifier=2.0 needs the gradient of a classifier"):
+        last(Ancestral(classifier=2.0)(Z, grid(SD, 3), net))
 
 
 def brightness(
@@ -547,6 +550,8 @@ def test_bad_levels() -> None:
         last(DDIM()(Z, [SD.at(100), SD.at(100)], data))
     with pytest.raises(ValueError, match="make no step"):
         last(DDIM()(Z, [CLEAN], data))
+    with pytest.raises(ValueError, match="levels of a sampling are for all rows alike"):
+        last(DDIM()(Z, [Level(*(v[None] for v in level)) for level in grid(SD, 2)], data))
     for bad in (-1.0, math.nan, math.inf):
         level = Level(*(torch.tensor(v, dtype=F64) for v in (5.0, 0.5, bad)))
         with pytest.raises(ValueError, match="must be finite and >= 0"):

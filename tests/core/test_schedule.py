@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffsteer import EDM, Cosine, Discrete, Flow, Level, grid
+from diffsteer.core.schedule import LogSigma
 
 F64 = torch.float64
 DISCRETE = {
@@ -156,7 +157,13 @@ def test_bad_times_and_ratios() -> None:
         Discrete.linear().time(1e6)
 
 
-@pytest.mark.parametrize("make", [lambda: Flow(0.0), lambda: Flow(math.nan), lambda: EDM(1.0, 0.5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda: Flow(0.0), lambda: Flow(math.nan), lambda: EDM(1.0, 0.5)),
+        lambda: LogSigma(sigma_min=1.0, sigma_max=0.5),
+    ],
+)
 def test_bad_parameters(make) -> None:
     with pytest.raises(ValueError, match="shift|sigma_min"):
         make()

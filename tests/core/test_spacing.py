@@ -128,6 +128,8 @@ def test_bad_spacings() -> None:
         grid(SD, 5, "even")
     with pytest.raises(ValueError, match="must lie below the one before"):
         grid(SD, 2, lambda *_: torch.tensor([3.0, 7.0], dtype=F64))
+    with pytest.raises(ValueError, match=r"gave times of shape \(3,\) for 2 steps"):
+        grid(SD, 2, lambda *_: torch.tensor([9.0, 7.0, 3.0], dtype=F64))
     with pytest.raises(ValueError, match="no noise left"):
         grid(Flow(), 2, lambda *_: torch.tensor([1.0, 0.0], dtype=F64))
     with pytest.raises(ValueError, match="rho"):

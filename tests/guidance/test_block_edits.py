@@ -203,6 +203,21 @@ def test_bad_input() -> None:
     network = Network(lambda x, *_: wider(x)[:, :4], blocks={"a": wider})
     with pytest.raises(InputError, match="the shape of nothing that it is given"):
         Denoiser({"main": network}, {"cond": {}}, V(), SLG(1, "a"))(X, LEVEL)
+
+    class Beside(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return None, 2 * x
+
+    beside = Beside()
+    last = Network(lambda x, *_: beside(x)[1], blocks={"a": beside})
+    got = Denoiser({"main": last}, {"cond": {}}, V(), SLG(1, "a"))(X, LEVEL)
+    torch.testing.assert_close(got, 2 * V().x0(X, 2 * X, LEVEL) - V().x0(X, X, LEVEL))
+    apart = Network(lambda x, *_: beside(x.flatten()[1:])[1], blocks={"a": beside})
+    with pytest.raises(InputError, match=r"block 'a' sees 215 rows in a pass of 6, so that its"):
+        Denoiser({"main": apart}, {"cond": {}}, V(), SLG(1, "a"))(X, LEVEL)
+    video = Network(lambda x, *_: beside(x[:, :, None])[1][:, :, 0], blocks={"a": beside})
+    with pytest.raises(InputError, match=r"block 'a' takes \(6, 4, 1, 3, 3\), in which the tokens"):
+        Denoiser({"main": video}, {"cond": {}}, V(), TPG(1, "a"))(X, LEVEL)
     idle = Network(lambda x, *_: x, blocks={"a": wider})
     with pytest.raises(InputError, match="did not run"):
         Denoiser({"main": idle}, {"cond": {}}, V(), SLG(1, "a"))(X, LEVEL)

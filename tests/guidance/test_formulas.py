@@ -4,6 +4,7 @@ A network that answers fixed tensors shows the formula; oracles of Gaussians sho
 """
 
 import math
+from dataclasses import replace
 
 import diffusers.guiders as theirs
 import pytest
@@ -27,6 +28,7 @@ from diffsteer import (
     X0,
     Adaptive,
     CFGNorm,
+    CFGpp,
     CFGRenorm,
     CFGZero,
     Discrete,
@@ -41,6 +43,7 @@ from diffsteer import (
     Velocity,
     grid,
 )
+from diffsteer.core.errors import InputError
 from diffsteer.core.oracle import Gaussian
 from diffsteer.guidance import Answer, Denoiser, GuidanceState, Network, run
 from diffsteer.guidance.step_memory import StepMemory, Store
@@ -304,6 +307,13 @@ def test_adaptive_guidance_saves_evaluations_of_a_network() -> None:
         alone = Denoiser(made.nets, conds, made.prediction, made.guidance)
         *_, one = DDIM()(x[i : i + 1], levels, alone)
         same(one, got[i : i + 1], 1e-12)
+    (net,), sizes = made.nets.values(), set()
+    whole = replace(
+        net, call=lambda *a: sizes.add(len(a[0])) or net.call(*a), place=lambda _: (0, 2)
+    )
+    *_, again = DDIM()(x, levels, replace(made, nets={"main": whole}))  # whose batch has all
+    same(again, got, 1e-12)
+    assert sizes == {2}
 
 
 def test_feedback_guidance_follows_the_posterior() -> None:
@@ -337,6 +347,8 @@ def test_feedback_guidance_follows_the_posterior() -> None:
 
 def test_rectified_cfgpp_on_a_flow() -> None:
     levels, flow, scale = grid(Flow(), 5), Flow(), 2.5
+    with pytest.raises(InputError, match="the step from t=0.4 to t=0.4 loses no noise"):
+        oracles(CFGpp(), (1.0, 0.2), next=flow.at(0.4))(torch.ones(2, 3), flow.at(0.4))
     x = torch.randn(2, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
     made = oracles(RectifiedCFGpp(scale), (1.0, 0.2), Velocity(), schedule=flow)
     *_, got = DDIM()(x, levels, made)

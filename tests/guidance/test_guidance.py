@@ -46,6 +46,8 @@ from diffsteer import (
     parse,
     plan,
 )
+from diffsteer.core.errors import brief
+from diffsteer.core.fields import Share, check_fields
 from diffsteer.core.oracle import Gaussian, Mixture
 from diffsteer.guidance import (
     Answer,
@@ -204,6 +206,9 @@ def test_auto_dropout() -> None:
     nothing = replace(made, nets={"main": Network(lambda x, level, cond: x)})
     with pytest.raises(ValueError, match="no dropout layer"):
         nothing(at.x, at.level)
+    apart = replace(made, nets={"main": Network(lambda x, *_: parts[0](x.flatten()[1:]))})
+    with pytest.raises(ValueError, match="its samples cannot be told apart"):
+        apart(at.x, at.level)
 
 
 def test_guidance_in_an_interval() -> None:
@@ -598,6 +603,8 @@ def test_what_is_not_there() -> None:
             broken(at.x, at.level)
     with pytest.raises(ValueError, match="max_rows=0"):
         Denoiser(alone.nets, {}, at.prediction, None, 0)
+    with pytest.raises(ValueError, match="3 seeds cannot serve 2 samples"):
+        replace(alone, seeds=(1, 2, 3))(at.x, at.level)
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DDPM, DPMpp2M(), UniPC()], ids=repr)
@@ -661,6 +668,19 @@ def test_a_chain_that_parses_prints() -> None:
 def test_errors_name_the_class_and_the_field() -> None:
     with pytest.raises(ValueError, match="^CFG: scale must be a finite number, got inf$"):
         CFG(math.inf)
+
+    @dataclass
+    class Known:
+        scale: Share
+
+    @dataclass
+    class Unknown(Known):
+        other: "Nowhere"  # noqa: F821
+
+    with pytest.raises(ValueError, match=r"^Known: scale must be in \[0, 1\], got 2$"):
+        check_fields(Known(2))
+    check_fields(Unknown(2, 3))  # whose annotations are for type checkers alone
+    assert len(brief(10**5000)) < 100
 
 
 def test_names_of_the_last_version() -> None:

@@ -82,6 +82,8 @@ def test_bad_input(act) -> None:
             act(guided, cond, phi)
     with pytest.raises(ValueError, match="one shape"):
         act(guided, cond[:1])
+    with pytest.raises(ValueError, match=r"shape \(8,\) has no samples"):
+        act(torch.ones(8), torch.ones(8))
 
 
 @pytest.mark.parametrize("kind", [V(), X0(), Velocity()], ids=repr)

@@ -65,7 +65,7 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         return get_type_hints(cls, include_extras=True)
     except NameError:  # postponed annotations of names that exist for type checkers only
-        return cls.__annotations__
+        return {}
 
 
 def numbers_of(cls: type) -> set[str]:
@@ -86,7 +86,7 @@ def check_fields(value: object) -> None:
     cls = type(value)
     hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes types for unhashable
     for field in fields(value):  # type: ignore[arg-type]
-        hint, given = hints[field.name], getattr(value, field.name)
+        hint, given = hints.get(field.name, Any), getattr(value, field.name)
         for rule in getattr(hint, "__metadata__", (PLAIN.get(hint),)):
             if isinstance(rule, Rule) and not rule.holds(given):
                 raise InputError(

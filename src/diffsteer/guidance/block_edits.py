@@ -8,15 +8,13 @@ https://arxiv.org/abs/2411.18664; Rajabi et al. 2025 (TPG), https://arxiv.org/ab
 """
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from diffsteer.core.errors import InputError
 from diffsteer.core.noise import number
@@ -26,36 +24,19 @@ Places = Callable[[str, int, int], slice | None]
 
 
 @dataclass(frozen=True)
-class BlockEdit(ABC):
-    """A change of a block.
-
-    Args:
-        seeds: One for each sample, for what is drawn; none where nothing is.
-    """
-
-    seeds: tuple[int, ...] = field(default=(), kw_only=True)
-
-    @abstractmethod
-    def acts(self, i: int, name: str, names: Sequence[str]) -> bool:
-        """Whether the block changes for the sample i; `names` are all that may."""
-
-    def of(self, samples: slice) -> Self:
-        """The edit for some of its samples."""
-        return replace(self, seeds=self.seeds[samples])
-
-
-@dataclass(frozen=True)
-class SkipBlock(BlockEdit):
+class SkipBlock:
     """A block returns what it was given.
 
     Args:
         share: Of the blocks, for each sample; drawn by its seed where it is below 1, at least one.
+        seeds: One for each sample, where blocks are drawn.
     """
 
     share: float = 1.0
+    seeds: tuple[int, ...] = field(default=(), kw_only=True)
 
-    @override
     def acts(self, i: int, name: str, names: Sequence[str]) -> bool:
+        """Whether the sample i skips the block; `names` are all that it may."""
         if self.share == 1:
             return True
         order = sorted(names, key=lambda other: number(f"{self.seeds[i]} {other}".encode()))
@@ -63,18 +44,20 @@ class SkipBlock(BlockEdit):
 
 
 @dataclass(frozen=True)
-class ShuffleTokens(BlockEdit):
+class ShuffleTokens:
     """A block is given the tokens of the image in an order drawn for each sample and block."""
 
-    @override
-    def acts(self, i: int, name: str, names: Sequence[str]) -> bool:
-        return True
+    seeds: tuple[int, ...]
 
     def shuffled(self, tokens: Tensor, i: int, name: str) -> Tensor:
         """Tokens of the sample i, `(rows, tokens, C)`, at other places."""
         generator = torch.Generator().manual_seed(number(f"{self.seeds[i]} {name}".encode()))
         order = torch.randperm(tokens.shape[1], generator=generator)
         return tokens[:, order.to(tokens.device)]
+
+
+BlockEdit = SkipBlock | ShuffleTokens
+"""A change of a block."""
 
 
 @dataclass(eq=False)

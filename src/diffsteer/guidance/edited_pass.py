@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -89,7 +89,8 @@ class _Changes:
         for wanted, edit in branch.edits:
             for name in net.matching(wanted, edit):
                 if isinstance(edit, BlockEdit):
-                    self.blocks.setdefault(name, []).append((rows, edit.of(samples)))
+                    own = replace(edit, seeds=edit.seeds[samples])
+                    self.blocks.setdefault(name, []).append((rows, own))
                 else:
                     self.taps.setdefault(name, Tap(net.score)).edits.append((rows, edit))
         for wanted in branch.record:

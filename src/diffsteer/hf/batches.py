@@ -161,7 +161,7 @@ class Batches:
         self, layout: Layout, x: Tensor, network: Any = None, at_level: Told | None = None
     ) -> Tensor:
         """Output for samples under all conditions of a call, `(N, *D)`, evaluated anew."""
-        call, size, arguments = layout.part.call, len(x), layout.arguments
+        call, size = layout.part.call, len(x)
         if (network is not None or self._deep) and call.keeps:
             raise InputError(
                 "the pipeline keeps a cache of the network's keys and values in its calls, which "
@@ -171,9 +171,8 @@ class Batches:
         inputs = call.inputs.clone()
         for start in range(0, len(inputs), size):
             layout.part.place(inputs[start : start + size], x)
-        return self._run(
-            call, inputs, arguments if at_level is None else at_level(arguments), network
-        )
+        arguments = call.arguments if at_level is None else at_level(call.arguments)
+        return self._run(call, inputs, arguments, network)
 
     def _run(
         self, call: Call, inputs: Tensor, arguments: Mapping[str, Any], network: Any

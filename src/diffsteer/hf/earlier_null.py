@@ -14,7 +14,7 @@ from diffsteer.hf.families import known_family
 from diffsteer.hf.network import unwrap_compiled
 
 
-def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:
+def null_at_step(null: Part, before: Part, now: Part) -> Part:
     """Null prompt at a step at which the pipeline sends the prompt alone.
 
     It keeps what it had otherwise than the prompt, arguments and channels beside the sample; all
@@ -24,7 +24,6 @@ def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:
         null: The null prompt at the step at which it was last sent.
         before: The prompt at that step, in the same call or in one of its own.
         now: The prompt at this step.
-        time: The network's time at this step.
 
     Raises:
         ValueError: what it had otherwise changes from step to step.
@@ -44,7 +43,7 @@ def null_at_step(null: Part, before: Part, now: Part, time: float) -> Part:
             "guidance on at all steps, and limit this one by .within(lo, hi) or .over(a, b)"
         )
     part = now if alike else null
-    call = replace(part.call, arguments={**current, **own}, out=None, time=time)
+    call = replace(part.call, arguments={**current, **own}, out=None)
     return replace(part, call=call, scale=now.scale, held=now.held)
 
 

@@ -102,7 +102,6 @@ class GuidedOutput:
             now: This step.
         """
         for call in calls:
-            call.time = now.time
             self._times.see(call.arguments, now.time, now.timeline.count)
         self._views.enter(now)
         while True:
@@ -113,7 +112,7 @@ class GuidedOutput:
                 self.batches.keep(error.call)
 
     def _predicted(self, parts: Mapping[str, Part], now: Now) -> Tensor:
-        layout = self._layout(parts["cond"], now)
+        layout = self._layout(parts["cond"])
         x = layout.sample
         self._check(layout, x, now)
         if now.step.first or len(self._seeds) != len(x):
@@ -124,7 +123,7 @@ class GuidedOutput:
         if self.guide is not None:
             own = self.guide is layout.part.call.module
             nets["guide"] = nets["main"] if own else self._network(self.guide, layout, now)
-        made = {name: partial(self._cond, parts, name, layout, now) for name in parts}
+        made = {name: partial(self._cond, parts, name, layout) for name in parts}
         conds = LazyConditions(made)
         settings = self.guidance, self.max_rows, now.timeline.schedule, self._seeds, now.step.step
         ahead = now.next(now.step.step), memory
@@ -151,7 +150,7 @@ class GuidedOutput:
                 "its network does not show how its calls can be divided: sample fewer at once"
             )
         if now.step.first and self.guide is not None:
-            check_residuals(layout.part.call.module, self.guide, layout.arguments)
+            check_residuals(layout.part.call.module, self.guide, layout.part.call.arguments)
         if any(isinstance(part, SAG) for part in self.guidance.parts()):
             shape, channels = layout.part.call.inputs.shape, layout.channels
             if len(shape) == x.ndim == 5 and shape[1] == shape[2] == channels:
@@ -183,17 +182,13 @@ class GuidedOutput:
             seen = step
             replace(denoiser, step=step, next=now.next(step)).dry_run(x, level)
 
-    def _layout(self, part: Part, now: Now) -> Layout:
-        arguments: Mapping[str, Any] = part.call.arguments
-        if part.call.time != now.time:  # the null prompt of an earlier step
-            count = now.timeline.count
-            arguments = self._times.told(arguments, now.time, part.call.time, count)
-        return Layout.of(part, arguments, self.batches.divides(part.call), self._patch)
+    def _layout(self, part: Part) -> Layout:
+        return Layout.of(part, self.batches.divides(part.call), self._patch)
 
-    def _cond(self, parts: Mapping[str, Part], name: str, base: Layout, now: Now) -> RowsOf:
+    def _cond(self, parts: Mapping[str, Part], name: str, base: Layout) -> RowsOf:
         part = parts[name]
         own = part.call is not base.part.call
-        layout = self._layout(part, now) if own else replace(base, part=part)
+        layout = self._layout(part) if own else replace(base, part=part)
         return layout.condition(layout if own and self._apart(base, layout) else base)
 
     def _apart(self, base: Layout, other: Layout) -> bool:

@@ -33,26 +33,22 @@ class Layout:
 
     Attributes:
         part: One of them.
-        arguments: Of its call, at the time of the step.
-        tree: The same, with rows apart; None where batches are like that of the call.
+        tree: Arguments of its call with rows apart; None where batches are like that of the call.
         grid: Height and width of packed samples in tokens, of a video after its frames; where there
             is sound as well, of the video alone.
         patch: Patch that is a token.
     """
 
     part: Part
-    arguments: Mapping[str, Any]
     tree: Mapping[str, Any] | None
     grid: tuple[int, ...] | None
     patch: Patch = Patch()
 
     @classmethod
-    def of(
-        cls, part: Part, arguments: Mapping[str, Any], divided: bool, patch: Patch | None = None
-    ) -> "Layout":
+    def of(cls, part: Part, divided: bool, patch: Patch | None = None) -> "Layout":
         """Layout of a part of a call, of a pipeline that packs patches of images into tokens."""
         network, rows = unwrap_compiled(part.call.module), len(part.call.inputs)
-        tree = None
+        arguments, tree = part.call.arguments, None
         grid: tuple[int, ...] | None = None
         with suppress(InputError):  # rows of several forms
             tree = by_length(arguments, rows) if divided else None
@@ -64,7 +60,7 @@ class Layout:
         elif patch is not None and part.sample.ndim == 3:
             count, last = (*part.call.lengths, part.sample.shape[1])[0], part.taken.start < 0
             grid = next(iter(grids_of(arguments, count, last)), None)
-        return cls(part, arguments, tree, grid, patch or Patch())
+        return cls(part, tree, grid, patch or Patch())
 
     @property
     def sample(self) -> Tensor:

@@ -111,7 +111,6 @@ class Call:
         autocast: Makes the context of `torch.autocast` in which it was made.
         probe: Its answer, `(N, *D)`.
         out: Output of the network, where it was evaluated to learn its form.
-        time: Timestep of the scheduler.
         second: Argument with a second sample, whose tokens are the last of the inputs (sound).
         lengths: Tokens of each sample, where there are two.
         caches: What the pipeline keeps of keys and values, which the network may change, by name;
@@ -128,7 +127,6 @@ class Call:
     lengths: tuple[int, ...] = ()
     probe: Tensor = field(default_factory=lambda: torch.empty(0))
     out: Tensor | None = None
-    time: float = 0.0
     caches: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -111,7 +111,7 @@ def second(cond: Any, other: Any) -> tuple[Any, ...]:
 def pair_of(layout: Layout, other: Layout) -> RowsOf:
     """One call of a network for two conditions of calls: the first, and with the other's text."""
     part = layout.part
-    own, its = _rows(layout.arguments, part), _rows(other.arguments, other.part)
+    own, its = _rows(part), _rows(other.part)
     both = texts_of_both(own, its, part.call.module)
     arguments = {
         name: value if name.endswith("scale") else _stacked(value, both[1][name], len(part.sample))
@@ -120,10 +120,10 @@ def pair_of(layout: Layout, other: Layout) -> RowsOf:
     inputs = part.call.inputs[part.rows]
     call = replace(part.call, inputs=torch.cat([inputs, inputs]), arguments=arguments, out=None)
     pair = replace(part, call=call, rows=slice(0, len(inputs)))
-    return {replace(layout, part=pair, arguments=arguments, tree=None): {}}
+    return {replace(layout, part=pair, tree=None): {}}
 
 
-def _rows(arguments: Mapping[str, Any], part: Part) -> dict[str, Any]:
+def _rows(part: Part) -> dict[str, Any]:
     """Arguments with the rows of a condition, where they have one for each of the batch."""
     batch = len(part.call.inputs)
 
@@ -135,7 +135,7 @@ def _rows(arguments: Mapping[str, Any], part: Part) -> dict[str, Any]:
         return [rows(v) for v in value] if isinstance(value, list) else value
 
     # a scale may have an entry for each layer, as many as there are samples
-    return {n: v if n.endswith("scale") else rows(v) for n, v in arguments.items()}
+    return {n: v if n.endswith("scale") else rows(v) for n, v in part.call.arguments.items()}
 
 
 def _per_sample(value: Any, size: int) -> bool:

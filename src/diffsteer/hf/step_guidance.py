@@ -255,7 +255,7 @@ class StepGuidance:
         self._check_sample(measured.parts["cond"], x, output, float(time.time))
         whole = {name: part.whole for name, part in measured.parts.items()}
         now = self._now(time)
-        guided = self._guided(self._conditions(whole, now.time), calls, now)
+        guided = self._guided(self._conditions(whole), calls, now)
         if calls[0].second:
             self._second.await_step(self.pipe, calls, measured.parts, guided, self.stepped)
             guided = measured.parts["cond"].given(guided)
@@ -273,11 +273,11 @@ class StepGuidance:
         ):
             raise InputError(f"{self._owner} {no_part(output, cond.call.probe)}")
 
-    def _conditions(self, parts: Mapping[str, Part], time: float) -> LazyConditions:
+    def _conditions(self, parts: Mapping[str, Part]) -> LazyConditions:
         """Conditions, with the null prompt of an earlier step where the pipeline left it out."""
         cond, null = parts["cond"], self._parts.get("null")
         if "null" not in parts and null is not None and null.call.module is cond.call.module:
-            parts = {**parts, "null": null_at_step(null, self._parts["cond"], cond, time)}
+            parts = {**parts, "null": null_at_step(null, self._parts["cond"], cond)}
         self._parts = parts
         if self._null is not None:
             self._null.see(cond.call)
@@ -288,9 +288,7 @@ class StepGuidance:
     def _null_part(self, cond: Part) -> Part:
         """Null prompt of a pipeline that does not send it."""
         assert self._null is not None
-        null = self._null.of(cond.call)
-        null.time = cond.call.time
-        return replace(cond, call=null)
+        return replace(cond, call=self._null.of(cond.call))
 
     def _at_once(self, call: Call) -> Tensor:
         """Guided output for a call from outside of the pipeline, in a loop of one's own."""
@@ -300,7 +298,7 @@ class StepGuidance:
         now = self._now(read.step(self._tracker))
         if now.step.first:  # where no run ends
             self._guided.end()
-        out = self._guided(self._conditions(parts, now.time), [call], now)
+        out = self._guided(self._conditions(parts), [call], now)
         self._release()
         self._await(partial(self._step_from, out))
         return read.batch.repeated(out.to(call.inputs.dtype))
