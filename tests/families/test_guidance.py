@@ -358,6 +358,24 @@ def test_linear_attention_keeps_its_values() -> None:
     assert not close(edited[1], plain[1])
     with pytest.raises(InputError, match="linear attention, without a map"):
         sampled(named("Sana"), "SEG(2)")
+    tap = Tap(records=[(slice(0, 2), [])])
+    with (
+        pytest.raises(InputError, match="linear attention, without a map"),
+        tapped({"a": layer}, {"a": tap}, lambda *_: ImageTokens((2, 3)), by_sdpa, 2),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("AnimateDiff", "encoder_hidden_states has no row for each"),
+        ("KandinskyV22", "could replace in timestep, image_embeds, return_dict"),
+    ],
+)
+def test_what_a_random_condition_cannot_replace(name: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        sampled(named(name), "ICG(2)")
 
 
 LAYERS = {"Kandinsky3UNet": "down_blocks.1"}
@@ -650,6 +668,9 @@ def test_video_and_sound_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     count[0] = 0
     run("CFG(4)")
     assert count[0] == 2 * 2  # the prompt and the null prompt, in each step
+    for scale, words in ((0.5, "0.5 and 0.5 of its two"), (-3.0, "its two samples .* whole and")):
+        with pytest.raises(InputError, match=words):
+            run("CFG(4)", audio_guidance_scale=scale)
     monkeypatch.setattr(copy, "deepcopy", lambda scheduler, *_: scheduler)
     with pytest.raises(InputError, match="no second scheduler"):
         run("CFG(4)")
@@ -798,6 +819,24 @@ def test_two_sizes_with_equally_many_tokens() -> None:
         assert torch.equal(run(128, 64), fresh)
 
 
+@pytest.mark.parametrize(
+    ("name", "guidance", "changes", "says"),
+    [
+        ("QwenImage21", "PAG(2)", {"max_rows": 1}, "samples 2 at once, more than max_rows=1, and"),
+        ("CogVideoX", "SAG(1, on='cond')", {"num_frames": 13}, "of 4 channels, whose frames SAG"),
+    ],
+)
+def test_samples_that_cannot_be_divided_or_told(
+    name: str, guidance: str, changes: dict[str, int], says: str
+) -> None:
+    pipe = named(name).build()
+    call = named(name).kwargs(pipe) | named(name).guided(pipe) | changes
+    call |= {n: torch.cat([v, v]) for n, v in call.items() if isinstance(v, Tensor)}
+    rows = call.pop("max_rows", None)
+    with steer(pipe, guidance, max_rows=rows), pytest.raises(InputError, match=says):
+        pipe(**call)
+
+
 def test_networks_that_keep_keys_and_values() -> None:
     family = named("QwenImage21")
     with pytest.raises(InputError, match="keeps a cache"):
@@ -845,15 +884,17 @@ def test_samples_that_attend_one_after_another(guidance: str) -> None:
     assert not close(both[:1], plain)
 
 
-@pytest.mark.parametrize("name", ["Kandinsky5T2V", "Wan"])
+@pytest.mark.parametrize("name", ["Kandinsky5T2V", "Wan", "ZImage", "StableDiffusion"])
 def test_guidance_of_the_pipeline_that_ends_early(name: str) -> None:
     """The null prompt is evaluated at each step, also where latents are changed in their place."""
-    family, steps = named(name), {"num_inference_steps": 3}
+    family, steps = named(name), dict[str, Any](num_inference_steps=3)
 
-    def end(pipe: Any, *_: Any) -> dict[str, Any]:
+    def end(pipe: Any, step: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
         pipe._guidance_scale = 1.0
-        return {}
+        return {n: v.chunk(2)[-1] for n, v in given.items() if step == 0 and n == "prompt_embeds"}
 
+    if name == "StableDiffusion":
+        steps |= {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     ended = sampled(family, "CFG(4)", callback_on_step_end=end, **steps)
     assert close(ended, sampled(family, "CFG(4)", **steps))
 

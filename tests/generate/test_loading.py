@@ -28,7 +28,10 @@ from diffsteer.generate.setting_values import value_of
 from diffsteer.hf import load as loading
 from diffsteer.hf import offload
 from diffsteer.hf.load import load
+from diffsteer.hf.lora import add_loras, lora_of, require_lora
+from diffsteer.hf.offload import file_size
 from diffsteer.hf.signature import Argument
+from diffsteer.hf.single_file import load_single_file
 from diffsteer.hf.weights import quiet
 from diffsteer.io.device import free_memory
 from diffsteer.io.hashing import weights_hash
@@ -292,6 +295,20 @@ def test_a_lora_brings_the_scheduler_it_was_trained_for(recipe: Recipe, tmp_path
         generate([0])
     with open_generator(recipe, "cpu") as generate:
         assert generate.pipe.scheduler.config.prediction_type == "epsilon"
+    lora(tmp_path / "other")
+    own.save_pretrained(tmp_path / "other/scheduler")
+    both = tuple(str(tmp_path / name) for name in ("lora", "other"))
+    with pytest.raises(InputError, match="lora and .*other were trained for different schedulers"):
+        made(replace(recipe, lora=both))
+
+
+def test_a_lora_is_a_path_and_a_scale() -> None:
+    assert lora_of("a/b:0.5") == ("a/b", 0.5) and lora_of("a/b:c") == ("a/b:c", 1.0)
+    with pytest.raises(InputError, match="the scale must be a finite number, got inf"):
+        lora_of("a/b:inf")
+    require_lora("some/lora:0.5")  # of the hub
+    with pytest.raises(InputError, match="DDIMPipeline takes no LoRA"):
+        add_loras(tiny.unconditional(diffusers.DDIMScheduler()), ["a/b"])
 
 
 @pytest.mark.parametrize(
@@ -300,6 +317,7 @@ def test_a_lora_brings_the_scheduler_it_was_trained_for(recipe: Recipe, tmp_path
         ("other.weight", "holds no low-rank weights"),
         ("unet.nowhere.lora_A.weight", "other.safetensors fits no part of this Stable"),
         (f"unet.{LAYER}.lora_A.weight", "other.safetensors fits no part of .*size mismatch"),
+        ("transformer.layer.lora_A.weight", "other.safetensors fits no part of this Stable"),
     ],
 )
 def test_weights_that_are_no_lora_of_the_model_are_refused(
@@ -499,6 +517,16 @@ def test_one_file_is_the_model_of_its_folder(recipe: Recipe, single: tuple[Recip
         made(replace(single[0], config=""))
     with pytest.raises(InputError, match="has to be a local folder with model_index.json"):
         made(replace(single[0], config="some/model"))
+    with pytest.raises(InputError, match="DiTPipeline does not load from one file"):
+        load_single_file(diffusers.DiTPipeline, single[0].model, single[0].config, None)
+    next((single[1] / "config/vae").glob("*.safetensors")).unlink()
+    with pytest.raises(
+        InputError, match="holds no vae, and neither does .*config: put its weights"
+    ):
+        made(single[0])
+    (single[1] / "config/vae/config.json").unlink()
+    with pytest.raises(InputError, match="cannot be loaded as a model of diffusers .*config.json"):
+        made(single[0])
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "lora"])
@@ -535,6 +563,14 @@ def test_one_file_without_a_weight_is_refused(single: tuple[Recipe, Path]) -> No
     save_file(state, recipe.model)
     with pytest.raises(InputError, match="model.safetensors lacks weights that .*config names"):
         made(recipe)
+    save_file({}, recipe.model)
+    with pytest.raises(InputError, match="model.safetensors holds no weights"):
+        made(recipe)
+
+
+def test_sizes_of_weights_that_keep_their_precision(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.int64)}, tmp_path / "a")
+    assert [file_size(tmp_path / "a", dtype) for dtype in (None, torch.float16)] == [28, 22]
 
 
 def test_the_hash_of_quantised_weights_has_all_that_they_are_made_of() -> None:

@@ -131,6 +131,15 @@ def test_stable_diffusion_3() -> None:
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)
 
 
+def test_the_call_of_a_prompt_is_the_first() -> None:
+    """As pipelines with a ControlNet ask for its guess mode."""
+    guider, said = SteerGuider("CFG(5)"), []
+    for _ in range(2):
+        guider.prepare_models(None)
+        said.append(guider.is_conditional)
+    assert said == [True, False]
+
+
 def test_disabled() -> None:
     pipe, modular, call = sd3()
     want = pipe(None, latents=START.clone(), guidance_scale=1.0, **call).images
@@ -176,6 +185,8 @@ def test_errors(pair) -> None:
         modular_run(modular, SteerGuider("CFG(5)", copy.copy(modular.scheduler)))
     with pytest.raises(ValueError, match="unknown Guidance"):
         SteerGuider("XYZ(5)")
+    with pytest.raises(ValueError, match="for pipelines of diffusers: it was called from none"):
+        SteerGuider("CFG(5)").prepare_inputs({})
     with steer(pipe, CFG(5)), pytest.raises(ValueError, match="steered already"):
         modular_run(modular, SteerGuider("CFG(5)", modular.scheduler))
     with pytest.raises(ValueError, match="no attention layer is called 'nowhere'"):

@@ -19,6 +19,7 @@ from diffsteer.generate.pipelines import configured
 from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Auto
 from diffsteer.hf.load import load, network
+from diffsteer.hf.signature import call_parameters
 from diffsteer.steering import steer
 
 NET, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -206,6 +207,18 @@ def test_a_hub_that_does_not_answer_is_asked_once() -> None:
         assert "stacktrace" not in str(e.value)
 
 
+def test_arguments_that_no_pipeline_of_a_model_takes(tmp_path: Path) -> None:
+    tiny.unconditional(diffusers.DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="DDIMPipeline takes no image, and diffusers has no"):
+        load(str(tmp_path), takes=["image"])
+
+
+def test_arguments_of_calls_are_those_of_a_base() -> None:
+    inherited, own = map(call_parameters, ("StableDiffusionOnnxPipeline", "DDIMPipeline"))
+    assert inherited == call_parameters("OnnxStableDiffusionPipeline") and "prompt" in inherited
+    assert "batch_size" in own and not call_parameters("OfNobodyPipeline")
+
+
 def test_files_and_folders_of_something_else_say_what_to_give(whole: Path) -> None:
     with pytest.raises(InputError, match="is a file, and models are folders"):
         load(str(whole / "unet" / NET))
@@ -236,6 +249,7 @@ GUIDES: dict[str, tuple[dict[str, Any], str]] = {
         ({"beta_end": 0.02}, "other noise at the same timestep"),
         ({"prediction_type": "v_prediction"}, "both have to predict the same"),
         ({"_class_name": "EulerDiscreteScheduler"}, ""),
+        ({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}, ""),  # which none of ours is
     ],
 )
 def test_a_guide_in_the_folder_of_a_pipeline_has_its_schedule(

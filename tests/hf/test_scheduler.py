@@ -371,6 +371,8 @@ def test_bad_use() -> None:
         scheduler.step(x, 500, x)
     with pytest.raises(ValueError, match="learned variances"):
         scheduler.step(torch.cat([x, x], 1), 999, x)
+    with pytest.raises(ValueError, match="no timestep is left to start from"):
+        scheduler.add_noise(x, x, torch.tensor([]))
     with pytest.raises(ValueError, match="has no setting sampIer"):
         SteerScheduler.from_config(ZERO, sampIer="DDIM()")
 

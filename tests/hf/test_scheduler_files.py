@@ -9,9 +9,15 @@ import pytest
 from diffsteer.core.errors import InputError
 from diffsteer.hf.load import load
 from diffsteer.hf.scheduler import SteerScheduler
-from diffsteer.hf.scheduler_config import read, schedule_of
+from diffsteer.hf.scheduler_config import read, schedule_of, spacing_of
 
 GOOD = {"_class_name": "DDIMScheduler", "beta_start": 0.1, "beta_end": 0.2}
+
+
+def test_the_spacing_of_a_flag_is_before_the_named_one() -> None:
+    config = {"timestep_spacing": "leading"}
+    assert spacing_of(config) == "leading"
+    assert spacing_of(config | {"use_exponential_sigmas": True}) == "logsigma"
 
 
 @pytest.mark.parametrize(

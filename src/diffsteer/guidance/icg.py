@@ -72,7 +72,7 @@ def unrelated(
 
 def require_prompt(cond: Mapping[Any, Any], classes: int = 0) -> None:
     """Refuse a condition in which no prompt is found."""
-    tensors = dict(_tensors(cond))
+    tensors = {name: value for name, value in _tensors(cond) if value is not None}
     if any(_holds_prompt(name, value, classes) for name, value in tensors.items()):
         return
     if shared := sorted(EMBEDDINGS & tensors.keys()):

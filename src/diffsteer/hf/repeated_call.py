@@ -156,9 +156,7 @@ class RepeatedCall:
 
 def _stop_at_step(pipe: Any, calls: list[Call], steps: list[tuple[Tensor, Tensor]]) -> None:
     """Let the scheduler of a copy end its call at the first step, and note what it is given."""
-    if (scheduler := getattr(pipe, "scheduler", None)) is None:
-        return
-    step = scheduler.step
+    scheduler, step = pipe.scheduler, pipe.scheduler.step
 
     @wraps(step)
     def end(*args: Any, **kwargs: Any) -> Any:

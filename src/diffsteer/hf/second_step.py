@@ -106,21 +106,16 @@ class SecondStep:
         """Check that a scheduler steps a sample, the second whole, as the other is stepped."""
         first = as_in or parts
         for name, part in parts.items():
-            lengths, view = part.call.lengths, part.taken
+            lengths, view, other = part.call.lengths, part.taken, first.get(name, part)
             run = (sample * lengths[0], lengths[sample])
-            if part.given != view or view.run != run or name not in first:
-                break
-            if view.squeezed or (view != View(run=run) and (sample or not view.grid)):
-                break
-            other = first[name]
-            if (part.call, part.rows, part.sign) != (other.call, other.rows, other.sign):
-                break
-        else:
-            return
-        raise InputError(
-            f"{self._owner} does not step its two samples (video, but for frames of a condition, "
-            "and sound) whole and with the same conditions: take the plain pipeline"
-        )
+            whole = view == View(run=run) or (view.run == run and view.grid and not sample)
+            forms = [(p.call, p.rows, p.sign) for p in (part, other)]
+            if not whole or part.given != view or name not in first or forms[0] != forms[1]:
+                raise InputError(
+                    f"{self._owner} does not step its two samples (video, but for frames of a "
+                    "condition, and sound) whole and with the same conditions: take the plain "
+                    "pipeline"
+                )
 
 
 def step_arguments(scheduler: Any, *args: Any, **kwargs: Any) -> inspect.BoundArguments:

@@ -80,8 +80,7 @@ class StepTracker:
             self.start, self._steps = index, _steps(scheduler, len(self.times), index)
         first = self._last is None or index <= self._last
         self._last = index
-        step = self._steps[index] if self._steps else 0
-        return SamplingStep(torch.tensor(time, dtype=torch.float64), step, first)
+        return SamplingStep(torch.tensor(time, dtype=torch.float64), self._steps[index], first)
 
     def remaining(self) -> tuple[tuple[int, float], ...]:
         """Step and timestep of the last call that was read and of those after it."""
@@ -125,8 +124,6 @@ class StepTracker:
             eps = torch.finfo(given.dtype).eps if given.dtype in LOSSY else eps
             given = float(given.flatten()[0])
         time = given * factor
-        if not self.times:
-            return 0, time
         gaps = [abs(known - time) for known in self.times]
         reach = 4 * eps * abs(time)
         index = gaps.index(min(gaps))

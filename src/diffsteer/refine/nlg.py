@@ -30,9 +30,9 @@ class TrainingFreeRefiner(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @abstractmethod
     def refuses(self, level: Level) -> str:
         """Reason why it can do nothing where sampling starts at a level; empty where it can."""
-        return ""
 
     @abstractmethod
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
