@@ -346,6 +346,12 @@ def test_places_of_the_image_among_keys(
     assert keys == {key}
 
 
+def test_attention_to_other_tokens_is_none_to_itself() -> None:
+    q, k = torch.ones(1, 1, 4, 2), torch.ones(1, 1, 3, 2)
+    with pytest.raises(InputError, match="attends from 4 tokens to 3 others, which is no self-att"):
+        Tap().attend(q, k, k, {}, ImageTokens((2, 2)))
+
+
 def test_linear_attention_keeps_its_values() -> None:
     """PAG in a row leaves the values, and other rows as they were; there is no map for others."""
     layer = named("Sana").build().transformer.transformer_blocks[0].attn1

@@ -1,13 +1,16 @@
 """Conditions of a step are measured anew where it is not made as the one before."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from diffsteer.core.errors import InputError
-from diffsteer.hf.conditions import StepParts
+from diffsteer.hf.conditions import Part, StepParts
 from diffsteer.hf.probed_calls import Call, Form, probe
+from diffsteer.hf.sample_placement import View
+from diffsteer.hf.second_step import SecondStep
 
 SHAPE = (3, 4, 5, 5)
 
@@ -19,6 +22,40 @@ def calls_of(x, count=2, dtype=torch.float32):
     for i, call in enumerate(made):
         call.probe = probe(Form(torch.Size(SHAPE), dtype, lambda x: x), second=i > 0)
     return made
+
+
+def test_a_sample_without_the_frame_that_its_network_takes() -> None:
+    """Beside other channels: one by itself is a batch of frames."""
+    x = noise(0)
+    (call,) = calls_of(x, 1)
+    call.inputs, call.probe = call.inputs[:, :, None], call.probe[:, :, None]
+    part = StepParts.of([call], call.probe[:, :, 0], x).parts["cond"]
+    assert torch.equal(part.sample, x) and part.given.squeezed == (2,)
+    part.place(call.inputs, 2 * x)
+    assert torch.equal(call.inputs[:, 4:, 0], 2 * x) and (call.inputs[:, :4] == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2, 2)])
+def test_two_outputs_that_are_not_of_two_samples(shape) -> None:
+    x = torch.ones(shape)
+    call = Call(torch.nn.Identity(), "x", x, False, {"other": x + 1}, nullcontext)
+    with pytest.raises(InputError, match="several outputs, which are not the tokens of two"):
+        Form.of((x, x), call)
+
+
+def test_a_second_sample_is_stepped_whole_after_the_first() -> None:
+    """Video and sound, `(1, 4 + 2, C)`."""
+    tokens, whole = torch.ones(1, 6, 3), View(run=(0, 4))
+    call = Call(torch.nn.Identity(), "x", tokens, False, {}, nullcontext, "sound", (4, 2))
+    part, second = Part(call, slice(0, 1), whole, whole), SecondStep("Pipe")
+    some = View(dim=2, length=2, run=(0, 4))
+    for bad in (replace(part, given=View()), replace(part, taken=some, given=some)):
+        with pytest.raises(InputError, match="its two samples .* whole and with the same"):
+            second.await_step(None, [call], {"cond": bad}, tokens, lambda: None)
+    second.awaited = True
+    with pytest.raises(InputError, match="did not step its second sample .sound. after its first"):
+        second.end()
+    second.end()
 
 
 def noise(seed):
@@ -53,6 +90,8 @@ def test_a_step_made_otherwise_is_measured_anew() -> None:
     assert turned.parts["cond"].call is first[1]
     alone = before.next(first[:1], first[0].probe, x)
     assert list(alone.parts) == ["cond"]
+    with pytest.raises(InputError, match="calls its network with 3 samples to step 2, where"):
+        StepParts.of(first[:1], first[0].probe, x[:2])
     with pytest.raises(InputError, match="no run of channels"):
         before.next(first, output(first), y)
     with pytest.raises(InputError, match="does not give its scheduler"):

@@ -8,6 +8,7 @@ import zoo
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.batched_arguments import Shared, with_shared
+from diffsteer.hf.families import patch_of
 from diffsteer.steering import steer
 
 
@@ -45,6 +46,11 @@ def test_image_latents_before_the_noisy_ones_stay(folder, name, guidance) -> Non
     assert len(plain) == 4 and all(torch.equal(x[:, :4], image) for x in plain)
     noisy = [x[:, 4:] for x in plain]
     assert all(not torch.equal(a, b) for a, b in zip(noisy, noisy[1:], strict=False))
+
+
+def test_patches_of_layers_are_not_known() -> None:
+    layered = diffusers.QwenImageLayeredPipeline
+    assert patch_of(layered.__new__(layered)) is None
 
 
 class ImageFirst(diffusers.StableDiffusionPipeline):

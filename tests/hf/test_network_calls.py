@@ -6,11 +6,13 @@ import diffusers
 import pytest
 import tiny
 import torch
+from families.test_guidance import named
 
 from diffsteer import CFG, PAG, SAG, SEG, Auto, AutoNoise, Discrete, Flow
 from diffsteer.guidance.attention_edits import blur, received
 from diffsteer.hf.batches import Batches, NotDivided
 from diffsteer.hf.conditions import Part
+from diffsteer.hf.network import PipelineNetwork
 from diffsteer.hf.probed_calls import Call
 from diffsteer.hf.scheduler_config import same_times
 from diffsteer.steering import steer
@@ -243,6 +245,42 @@ def test_a_loop_of_ones_own_after_a_call_of_the_pipeline(sd, guided: bool) -> No
         pipe = sd()
         sampled(pipe, scale)
         assert torch.equal(loop(pipe), want)
+
+
+def test_each_sample_under_all_conditions_in_turn(sd) -> None:
+    """Rows of a loop of one's own are answered in their order; what is not stepped is refused."""
+    text = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
+    pipe = sd()
+    pipe.scheduler.set_timesteps(3)
+    t = pipe.scheduler.timesteps[0]
+    with torch.no_grad(), steer(pipe, PAG(3)):
+        halves = pipe.unet(START.repeat(2, 1, 1, 1), t, text.repeat_interleave(2, 0)).sample
+        turns = pipe.unet(START.repeat_interleave(2, 0), t, text.repeat(2, 1, 1)).sample
+        torch.testing.assert_close(turns, halves[:2].repeat_interleave(2, 0))
+        with pytest.raises(ValueError, match="does not give its scheduler what its network answ"):
+            pipe.scheduler.step(halves[:2] + START, t, START)
+
+
+def test_a_network_of_more_channels_than_are_denoised(sd) -> None:
+    parts = sd().components | {"unet": tiny.unet(in_channels=9)}
+    pipe = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    network, inputs = PipelineNetwork.of(pipe), torch.randn(2, 9, 8, 8)
+    text = torch.randn(2, 5, 32)
+    with torch.no_grad():
+        want = pipe.unet(inputs, 500, text).sample
+        told = {"timestep": torch.tensor(500), "encoder_hidden_states": text}
+        level = network.schedule.at(torch.tensor(500.0).double())
+        got = network(inputs[:, :4], level, network.condition(told, inputs))
+    torch.testing.assert_close(got, want)
+    with pytest.raises(ValueError, match="LTXVideo.* can be guided by steer.pipe, guidance. alone"):
+        PipelineNetwork.of(named("LTX").build())
+
+
+def test_what_devices_without_autocast_compute() -> None:
+    x = torch.ones(1, 2, 4, 4, device="meta")
+    call = Call.read(Emptying(), {"sample": x, "residuals": x, "kept": None})
+    with call.autocast():
+        assert blur(x, 1.0, 3).shape == x.shape and received(x, x).shape == (1, 4)
 
 
 @pytest.mark.parametrize("other", [None, 0.001, 1.0])

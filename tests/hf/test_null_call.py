@@ -119,6 +119,35 @@ def test_a_call_of_a_subclass(tmp_path: Path, kind: type) -> None:
     check(pipe, call | {"latents": embeds(3, 1, 16, 16), "max_sequence_length": 8})
 
 
+class OfNobody(diffusers.StableDiffusionPipeline):
+    """A pipeline that makes two samples of a prompt, others of none, and guides in three calls."""
+
+    def __call__(self, prompt: str, latents: Tensor, rows: int = 2, **scales: float) -> Tensor:
+        self._guidance_scale = scales.get("guidance_scale", 1.0)
+        text, _ = self.encode_prompt(prompt, "cpu", 1, False)
+        x, calls = latents[: 2 if prompt else rows], 3 if self._guidance_scale > 1 else 1
+        self.scheduler.set_timesteps(2)
+        for t in self.progress_bar(self.scheduler.timesteps if len(x) else ()):
+            outs = [self.unet(x, t, text.expand(len(x), -1, -1)).sample for _ in range(calls)]
+            x = self.scheduler.step(sum(outs) / calls, t, x).prev_sample
+        return x
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"rows": 0}, "OfNobody did not call its network again"),
+        ({"rows": 1}, "gives its network 1 samples for the null prompt and 2 for the prompt"),
+        ({"guidance_scale": 1.0}, "does not send it at its first step with its own guidance on"),
+    ],
+)
+def test_a_null_prompt_that_cannot_be_had(tmp_path: Path, more: Any, says: str) -> None:
+    pipe = OfNobody(**zoo.sd(tmp_path).components, requires_safety_checker=False)
+    pipe("a cat", embeds(3, 2, 4, 8, 8), **more)
+    with steer(pipe, "CFG(3)"), pytest.raises(InputError, match=says):
+        pipe("a cat", embeds(3, 2, 4, 8, 8), **more)
+
+
 def test_a_callback_that_encodes(tmp_path: Path) -> None:
     """What it encodes is no call of the pipeline."""
     pipe = zoo.sd(tmp_path)

@@ -225,6 +225,7 @@ def test_a_network_that_no_step_follows(sd) -> None:
 
     own = mask()
     with steer(pipe, CFG(3)):
+        assert pipe.progress_bar(total=3).total == 3  # of pipelines that move it themselves
         with pytest.raises(ValueError, match="outside of its own call"):
             mask()
         with pytest.raises(ValueError, match="more than 2 times a step"):

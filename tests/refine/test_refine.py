@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from diffsteer.hf.prompt_conditions import conditions, first_call
 from diffsteer.refine import prompt_mismatch
 from diffsteer.refine.heads import HEADS
 from diffsteer.refine.hook import refine
+from diffsteer.refine.metadata import found, read, require_weights
 from diffsteer.refine.nlg import NLG
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
@@ -334,6 +336,19 @@ def test_noise_that_was_refined_before_warns_and_what_was_not_changed_is_any_pro
 
 
 @pytest.mark.filterwarnings("error:row")
+def test_calls_that_are_not_told_apart_are_not_looked_at(sd) -> None:
+    """Three conditions of the pipeline itself, and classes, which no text is of."""
+    pipe = sd()
+    noise = refine(pipe, START, PROMPTS, moved(NoiseRefiner(pipe)))
+    parts = pipe.components | {"requires_safety_checker": False}
+    other = diffusers.StableDiffusionPAGPipeline(**parts, pag_applied_layers=["mid"])
+    sampled(other, PROMPTS[::-1], latents=noise, scale=3.0, pag_scale=2.0)
+    dit = tiny.dit(ddim())
+    refine(dit, torch.randn(2, 4, 8, 8), ["1", "2"], moved(NoiseRefiner(dit)))
+    assert not prompt_mismatch.refined_before(dit.transformer, START)
+
+
+@pytest.mark.filterwarnings("error:row")
 def test_what_is_remembered_is_small_and_no_part_of_the_network(sd) -> None:
     """It can be copied, pickled and compiled as before, and of other lengths no text differs."""
     pipe = sd()
@@ -618,6 +633,9 @@ def test_fused_or_unloaded_adapters_are_not_passed_over_in_silence(sd) -> None:
     pipe.unload_lora_weights()
     with pytest.raises(ValueError, match="load it again"):
         refine(pipe, START, PROMPTS, refiner)
+    del pipe.unet.mid_block
+    refiner.remove()  # what is there still
+    assert not any("lora" in name for name, _ in pipe.unet.named_modules())
 
 
 def test_grouped_convolutions_are_left_out(sd) -> None:
@@ -690,6 +708,31 @@ def test_a_refiner_of_another_model_is_refused(sd, tmp_path: Path) -> None:
     loaded = sd()
     loaded.unet.to(torch.bfloat16)
     NoiseRefiner.load(tmp_path, loaded)  # the same weights in another precision
+    shallow = sd()
+    shallow.unet = tiny.shallow_unet()
+    with pytest.raises(ValueError, match="do not fit UNet2DConditionModel at rank .* more differ"):
+        NoiseRefiner.load(tmp_path, shallow, any_model=True)
+    assert not any("lora" in name for name, _ in shallow.unet.named_modules())
+    with pytest.raises(ValueError, match="for a network UNet2DConditionModel, .* DiTTransformer2D"):
+        NoiseRefiner.load(tmp_path, tiny.dit(ddim()))
+    half = replace(read(tmp_path)[0], weights={"float16": "0"})
+    with pytest.warns(UserWarning, match="in float16, this one is in bfloat16: whether they are"):
+        require_weights(half, {"bfloat16": "1"}, "this")
+
+
+def test_a_refiner_of_the_hub_is_that_of_its_cache(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place, commit = tmp_path / "models--some--refiner", 40 * "0"
+    files = [
+        place / "snapshots" / commit / name for name in ("refiner.json", "refiner.safetensors")
+    ]
+    files[0].parent.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(commit)
+    for file in files:
+        file.touch()
+    assert found("some/refiner") == tuple(files)
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "other", "nothing"])
@@ -761,6 +804,9 @@ def test_every_entry_is_part_of_the_hash(sd, tmp_path: Path) -> None:
         hashes.append(loaded.sha256)
         loaded.remove()
     assert hashes[0] == weights and len(set(hashes)) == 3
+    about.write_text(json.dumps(table | {"version": 1, "rank": 3, "sha256": weights}))
+    with pytest.raises(ValueError, match=r"holds ranks \[2\], and it says 3"):
+        NoiseRefiner.load(tmp_path, pipe)
 
 
 def test_refined_noise_that_is_not_finite_is_refused(sd) -> None:
@@ -860,6 +906,26 @@ def test_noise_is_refined_before_a_pipeline_is_steered_or_by_steering(sd) -> Non
     for how in ({"guidance": "CFG(1)"}, {"refiner": refiner}):
         with steer(pipe, **how), pytest.raises(ValueError, match="steered already"):
             refine(pipe, START, PROMPTS, refiner)
+
+
+class Twice(diffusers.StableDiffusionPipeline):
+    """A pipeline of nobody's, whose network is given two samples for one."""
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        self._guidance_scale = 1.0
+        self.scheduler.set_timesteps(2)
+        for t in self.progress_bar(self.scheduler.timesteps):
+            both = torch.cat([latents, latents.flip(3)])
+            out = self.unet(both, t, latents.new_zeros(2, 4, 32)).sample[:1]
+            latents = self.scheduler.step(out, t, latents).prev_sample
+        return latents
+
+
+def test_more_rows_than_samples_are_refused(sd) -> None:
+    pipe = Twice(**sd().components, requires_safety_checker=False)
+    refiner = moved(NoiseRefiner(pipe))
+    with steer(pipe, refiner=refiner), pytest.raises(ValueError, match="2 rows for 1 samples"):
+        pipe(START[:1])
 
 
 def test_rows_that_are_no_halves_are_refused(sd, folder: Path) -> None:

@@ -46,11 +46,9 @@ class Registry:
         try:
             arguments = bind_arguments(network, args, kwargs)
             call = BatchedCall.of(pipe, network, network.forward, arguments)
-            text, noise = call.conds["cond"].get("encoder_hidden_states"), call.sample
+            text, noise = call.conds["cond"]["encoder_hidden_states"], call.sample
         except ValueError:
             return  # conditions that cannot be told apart
-        if text is None or len(text) != len(noise):
-            return
         rows = zip(map(self.texts, _noise(noise)), _text(text), strict=True)
         if misused := [i for i, (texts, t) in enumerate(rows) if texts and not _any(t, texts)]:
             warnings.warn(
@@ -74,7 +72,7 @@ def remember(pipe: Any, noise: Tensor, refined: Tensor, cond: Cond) -> None:
     Rows that refining changed by less than 4 % of their size are any prompt's.
     """
     text, network = cond.get("encoder_hidden_states"), unwrap_compiled(network_of(pipe))
-    if text is None or len(text) != len(noise):
+    if text is None:
         return
     if network not in _registries:
         _registries[network] = Registry(pipe)
