@@ -46,10 +46,10 @@ class Registry:
         try:
             arguments = bind_arguments(network, args, kwargs)
             call = BatchedCall.of(pipe, network, network.forward, arguments)
-            text, noise = call.conds["cond"]["encoder_hidden_states"], call.sample
+            text = call.conds["cond"]["encoder_hidden_states"]
+            rows = list(zip(map(self.texts, _noise(call.sample)), _text(text), strict=True))
         except ValueError:
             return  # conditions that cannot be told apart
-        rows = zip(map(self.texts, _noise(noise)), _text(text), strict=True)
         if misused := [i for i, (texts, t) in enumerate(rows) if texts and not _any(t, texts)]:
             warnings.warn(
                 f"row {misused[0]} of this sampling starts from noise that was refined for another "
