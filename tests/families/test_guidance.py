@@ -372,6 +372,12 @@ def test_linear_attention_keeps_its_values() -> None:
         pass
 
 
+def test_a_processor_that_takes_no_other_backend_keeps_its_own() -> None:
+    layer = named("AnyFlowFAR").build().transformer.blocks[0].attn1
+    with by_sdpa(layer):
+        assert layer.processor._attention_backend == "flex"
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -280,6 +280,7 @@ def test_a_search_killed_at_random_moments_goes_on(reference: Path, tmp_path: Pa
             assert len(report["trials"]) == FEWEST["trials"], kills
             assert report["recipes"]["base"] == base, kills
             assert {p.stem for p in (out / "recipes").glob("*.json")} == {*report["recipes"]}
-            assert not [*out.rglob("*.part"), *out.rglob(".*.owner")]
+            parts = [p for p in out.rglob("*.part") if out / "measured" not in p.parents]
+            assert not [*parts, *out.rglob(".*.owner")]  # of a lost trial one may stay
             shutil.rmtree(out)
     print(f"tune: killed {kills} times within {length:.1f} s, {os.times().children_user:.0f} CPU s")

@@ -109,8 +109,15 @@ def _taps(processor: Any) -> bool:
     """Whether a processor computes attention as taps need it, as far as its code shows."""
     if processor.__name__ in REPLACED or not processor.__module__.startswith("diffusers."):
         return True
+    if not _native(processor):
+        return False
     names = inspect.unwrap(processor.__call__).__code__.co_names
     return not {"scaled_dot_product_attention", "dispatch_attention_fn"}.isdisjoint(names)
+
+
+def _native(processor: Any) -> bool:
+    """Whether a processor takes the backend of scaled_dot_product_attention (not AnyFlow FAR's)."""
+    return "native" in getattr(processor, "_SUPPORTED_BACKENDS", ("native",))
 
 
 def _inside_other_tokens(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
@@ -157,7 +164,7 @@ def by_sdpa(layer: Any) -> Iterator[None]:
 
             stack.callback(setattr, layer, "processor", layer.processor)
             layer.processor = AttnProcessor2_0()
-        elif hasattr(layer.processor, "_attention_backend"):
+        elif hasattr(layer.processor, "_attention_backend") and _native(layer.processor):
             # else that of set_attention_backend
             stack.enter_context(replaced(layer.processor, "_attention_backend", "native"))
         yield
