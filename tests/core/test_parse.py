@@ -1,12 +1,32 @@
 """Values from their text, and nothing else from any text."""
 
 import contextlib
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffsteer import DDIM, EDM, DPMpp2M, Guidance, Heun, Sampler, Schedule, UniPC, parse
+from diffsteer import (
+    APG,
+    CFG,
+    DDIM,
+    DDPM,
+    EDM,
+    DPMpp2M,
+    Flow,
+    Guidance,
+    Heun,
+    Karras,
+    MinSNR,
+    Sampler,
+    Schedule,
+    UniPC,
+    Weight,
+    parse,
+    ramp,
+)
 from diffsteer.core.errors import InputError
 from diffsteer.core.sampler import NAMED
 
@@ -187,3 +207,27 @@ def test_what_parses_can_be_printed_and_compared(start: str, end: str) -> None:
 def test_a_mistake_names_what_may_be_meant(text: str, kind: type, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse(text, kind, named=NAMED if kind is Sampler else None)
+
+
+@pytest.mark.parametrize(
+    "number", [np.float64, np.float32, np.int64], ids=lambda kind: kind.__name__
+)
+def test_numbers_of_numpy_become_plain(number: Any) -> None:
+    """Sweeps over `np.linspace` give them; their `repr` is no text of a number."""
+    three = number(3)
+    made = [CFG(three), three * CFG(3), CFG(3).within(0, three), CFG(ramp(1, three))]
+    made += [CFG(3).over(0, np.int64(3)), APG(ramp(1, 3), three), CFG(3).clamped(three)]
+    made += [Flow(three), Karras(three), EDM(0.01, three), MinSNR(three)]
+    for value in made:
+        assert "np." not in repr(value)
+        kind = next(k for k in (Guidance, Schedule, Karras, Weight) if isinstance(value, k))
+        assert parse(repr(value), kind) == value
+
+
+def test_a_class_is_of_its_own_kind() -> None:
+    assert parse("CFG(3)", CFG) == CFG(3)
+    assert parse("Karras(3)", Karras) == Karras(3)
+    assert parse("DDPM", Sampler) == DDPM
+    for text, kind in (("PAG(3)", CFG), ("Guidance()", Guidance)):
+        with pytest.raises(InputError, match="unknown"):
+            parse(text, kind)

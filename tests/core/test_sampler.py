@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -566,9 +567,17 @@ def test_bad_denoiser_and_seeds() -> None:
         last(DDIM()(Z, grid(SD, 2), wide_net))
     with pytest.raises(ValueError, match="3 seeds cannot serve 2 samples"):
         Noise([1, 2, 3])(torch.empty(2, 4))
-    for seeds in ([], [-1], [2**64]):
+    for seeds in ([], [-1], [2**64], [0.5], [True], 7, "0-3"):
         with pytest.raises(ValueError, match="are no seeds"):
             Noise(seeds)
+    for seeds in (range(2), np.arange(2), torch.arange(2), iter([0, 1])):
+        assert Noise(seeds).seeds == (0, 1)
+    for output in ((Z,), {"sample": Z}, None):
+        with pytest.raises(ValueError, match="return x0 as a tensor"):
+            last(DDIM()(Z, grid(SD, 2), lambda x, level, output=output: output))
+    for sampler in ("UniPC()", UniPC, None):
+        with pytest.raises(ValueError, match="is no sampler: give one"):
+            last(sample(lambda x, level: x, grid(SD, 2), (1,), [0], sampler))
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(
             ValueError, match=r"eta must be in \[0, 1\] \(0 is deterministic, 1 ancestral\), got"

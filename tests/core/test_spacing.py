@@ -149,3 +149,17 @@ def test_align_your_steps_are_the_published_tables() -> None:
     assert [level.sigma.item() for level in video] == pytest.approx(want, rel=1e-9)
     middle = grid(SD, 20, "ays-sd")[5].half_log_snr
     assert middle == pytest.approx(sum(grid(SD, 10, "ays-sd")[i].half_log_snr for i in (2, 3)) / 2)
+
+
+@pytest.mark.parametrize(
+    "given", [(Flow,), ("Flow()",), (Flow(), Karras), (Flow(), [1, 0.5])], ids=str
+)
+def test_classes_and_texts_are_no_schedules_and_lists_no_spacings(given) -> None:
+    with pytest.raises(ValueError, match="is no (schedule|spacing): give"):
+        grid(given[0], 2, *given[1:])
+
+
+@pytest.mark.parametrize("text", [250, None, [10, 15]], ids=str)
+def test_respacing_is_a_text(text) -> None:
+    with pytest.raises(ValueError, match='timestep_respacing is a text, such as "250"'):
+        respaced(SD, text)

@@ -692,3 +692,16 @@ def test_names_of_the_last_version() -> None:
     assert replace(made, prediction=Eps()).prediction == Eps()
     with pytest.warns(DeprecationWarning, match=r"Denoiser is diffsteer.guidance.Denoiser now"):
         assert diffsteer.Denoiser is Denoiser
+
+
+def test_guidances_multiply_from_both_sides_and_sum_as_lists() -> None:
+    assert CFG(3) * 0.5 == 0.5 * CFG(3)
+    assert sum([CFG(3), PAG(1)]) == CFG(3) + PAG(1)
+    with pytest.raises(TypeError):
+        1 + CFG(3)
+
+
+@pytest.mark.parametrize(("prediction", "guidance"), [(V(), "CFG(3)"), (V, None), ("V()", None)])
+def test_a_denoiser_takes_objects(prediction, guidance) -> None:
+    with pytest.raises(ValueError, match="give objects, such as CFG"):
+        Denoiser({}, {}, prediction, guidance)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from numbers import Integral, Real
 from typing import Annotated, Any, TypeGuard, TypeVar, get_type_hints
 
 from diffsteer.core.errors import InputError, brief
@@ -81,8 +82,27 @@ def rules_of(cls: type, name: str) -> tuple[Rule, ...]:
     return tuple(mark for mark in marks if isinstance(mark, Rule))
 
 
+def plain_number(value: Any) -> Any:
+    """Number of Python's own in place of one of another library, whose `repr` does not parse."""
+    if type(value) in (int, float, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def make_numbers_plain(value: object) -> None:
+    """Replace numbers of other libraries, such as `numpy.float32`, in the fields of `value`."""
+    for field in fields(value):  # type: ignore[arg-type]
+        given = getattr(value, field.name)
+        if (plain := plain_number(given)) is not given:
+            object.__setattr__(value, field.name, plain)
+
+
 def check_fields(value: object) -> None:
-    """Check every field of `value` whose annotation is plain or carries a `Rule`."""
+    """Check every field of `value` whose annotation is plain or carries a `Rule`.
+
+    Numbers of numpy become Python's own first.
+    """
+    make_numbers_plain(value)
     cls = type(value)
     hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes types for unhashable
     for field in fields(value):  # type: ignore[arg-type]
@@ -105,6 +125,7 @@ def argument_texts(value: object, *omitted: str) -> list[str]:
 
 def as_float(value: object, name: str) -> float:
     """Convert a number, and refuse texts and truth values."""
+    value = plain_number(value)
     if not is_number(value):
         raise InputError(f"{name} must be a number, got {brief(value)}")
     return float(value)  # type: ignore[arg-type]

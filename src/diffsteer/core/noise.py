@@ -1,15 +1,34 @@
 """One random generator a sample, so that a seed means one image at any batch size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from operator import index
 
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 
 Draw = Callable[[Tensor], Tensor]
 """Draws unit Gaussian noise with the shape, dtype and device of its argument."""
+
+
+def checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+    """Seeds as whole numbers of Python's own; arrays and tensors of them serve too.
+
+    Raises:
+        InputError: there is none, or one is no whole number in [0, 2^64).
+    """
+    try:
+        given = tuple(seeds)
+        numbers = tuple(index(seed) for seed in given if not isinstance(seed, bool))
+    except TypeError:  # one number alone, a text, fractions
+        given = numbers = ()
+    if not numbers or len(numbers) < len(given) or not all(0 <= n < 2**64 for n in numbers):
+        raise InputError(
+            f"{brief(seeds)} are no seeds: give one a sample, in [0, 2^64), as in [7] or range(4)"
+        )
+    return numbers
 
 
 class Noise:
@@ -24,9 +43,7 @@ class Noise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = tuple(int(seed) for seed in seeds)
-        if not self.seeds or not all(0 <= seed < 2**64 for seed in self.seeds):
-            raise InputError(f"{self.seeds} are no seeds: give one a sample, in [0, 2^64)")
+        self.seeds = checked_seeds(seeds)
         self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     def __call__(self, like: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
             parentheses means its defaults.
         kind: What the text has to be: this class or a subclass.
         parts: Further classes whose subclasses may occur as arguments.
-        named: Values that a plain name stands for.
+        named: Values that a plain name stands for; without, those in `named` of the class.
 
     Raises:
         ValueError: the text says anything else, or its arguments do not fit.
@@ -50,8 +50,8 @@ def parse(text: str, kind: type[T], *parts: type, named: Mapping[str, T] | None 
     roots: tuple[type, ...] = (kind, *parts, *getattr(kind, "written_with", ()))
     if not isinstance(text, str):
         raise InputError(f"{brief(text)} is a {type(text).__name__}, not text of a {kind.__name__}")
-    classes = {c.__name__: c for root in roots for c in subclasses(root)}
-    known = {**classes, **(named or {})}
+    classes = {c.__name__: c for root in roots for c in (*_itself(root), *subclasses(root))}
+    known = {**classes, **(getattr(kind, "named", {}) if named is None else named)}
     try:
         code = _compiled(text, {**known, "inf": math.inf}, kind)
         value = eval(code, {"__builtins__": {}}, {"inf": math.inf, **known})
@@ -73,6 +73,11 @@ def subclasses(kind: type) -> list[type[Any]]:
     below: list[type[Any]] = kind.__subclasses__()
     known = [d for c in below for d in (c, *subclasses(c))]
     return [c for c in known if not c.__name__.startswith("_")]
+
+
+def _itself(kind: type) -> list[type]:
+    """A class whose values a text may name; none for an abstract one."""
+    return [] if getattr(kind, "__abstractmethods__", None) else [kind]
 
 
 def _example(kind: type) -> str:

@@ -14,7 +14,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError, did_you_mean
+from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.core.fields import PositiveFinite, check_fields
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
@@ -136,6 +136,8 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
     """
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
+    if not isinstance(schedule, Schedule):
+        raise InputError(f"{brief(schedule)} is no schedule: give one, such as Flow() or EDM()")
     spacing = schedule.spacing if spacing is None else spacing
     if isinstance(spacing, str):
         if spacing not in SPACINGS:
@@ -144,6 +146,11 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
                 f"no spacing is called {spacing!r}{hint}: there are {', '.join(SPACINGS)}"
             )
         spacing = SPACINGS[spacing]
+    if isinstance(spacing, type) or not callable(spacing):
+        raise InputError(
+            f"{brief(spacing)} is no spacing: give a name, Karras(rho), or a function of schedule "
+            "and number of steps"
+        )
     times = torch.as_tensor(spacing(schedule, n), dtype=F64)
     if times.shape != (n,):
         raise InputError(f"the spacing gave times of shape {tuple(times.shape)} for {n} steps")
@@ -168,6 +175,11 @@ def respaced(schedule: Discrete, text: str) -> tuple[Level, ...]:
             many in each of equal parts of them, the least noisy first, 0 for none; "ddim25" for 25
             steps from t = 0 on at one whole stride; "" for every timestep.
     """
+    if not isinstance(schedule, Discrete) or not isinstance(text, str):
+        raise InputError(
+            f"{brief(text)} on {brief(schedule)}: timestep_respacing is a text, such as "
+            '"250", on a Discrete schedule'
+        )
     size = len(schedule.alphas)
     times = _strided(size, text) if text.startswith("ddim") else _sections(size, text or str(size))
     if not times:

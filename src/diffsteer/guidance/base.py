@@ -20,6 +20,7 @@ from diffsteer.core.fields import (
     argument_texts,
     as_float,
     check_fields,
+    make_numbers_plain,
 )
 from diffsteer.core.parse import METHODS
 from diffsteer.guidance.queries import (
@@ -55,6 +56,7 @@ class Guidance(ABC):
 
     def __post_init__(self) -> None:
         """Check the annotated fields, with both ends of a weight schedule in its place."""
+        make_numbers_plain(self)
         if not check_schedules(self):
             check_fields(self)
 
@@ -77,9 +79,15 @@ class Guidance(ABC):
         terms = ((g.terms if isinstance(g, Sum) else (g,)) for g in (self, other))
         return Sum(tuple(chain(*terms)))
 
+    def __radd__(self, other: object) -> "Guidance":
+        """Let `sum` add up a list, which starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __rmul__(self, factor: float) -> "Guidance":
         """Scale what it adds."""
         return Scaled(self, as_weight(factor, "factor"))
+
+    __mul__ = __rmul__
 
     def within(self, lo: float, hi: float = math.inf) -> "Guidance":
         """Apply it only where lo < sigma / alpha <= hi; elsewhere it costs nothing."""

@@ -6,6 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import is_whole, plain_number
+
+
+def require_max_rows(most: int | None) -> None:
+    """Check the most rows of a pass."""
+    if most is not None and not (is_whole(plain_number(most)) and most >= 1):
+        raise InputError(
+            f"max_rows={brief(most)} leaves no pass: give a whole number, at least 1, or None"
+        )
+
 
 def chunks(rows: int, most: int | None) -> Iterator[slice]:
     """Slices of at most so many rows that hold all of them in turn."""

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
 from diffsteer.core.schedule import Schedule
 from diffsteer.guidance.base import Guidance
-from diffsteer.guidance.batching import chunks, joined, rows_of, shapes, stacked
+from diffsteer.guidance.batching import chunks, joined, require_max_rows, rows_of, shapes, stacked
 from diffsteer.guidance.each_part import Parts, each_part
 from diffsteer.guidance.edited_pass import Maps, edited, located
 from diffsteer.guidance.icg import require_prompt, unrelated
@@ -79,8 +79,13 @@ class Denoiser:
     _own: Store = field(default_factory=Store, init=False, repr=False)  # a copy has another
 
     def __post_init__(self) -> None:
-        if self.max_rows is not None and self.max_rows < 1:
-            raise InputError(f"max_rows={self.max_rows} leaves no pass: give at least 1, or None")
+        require_max_rows(self.max_rows)
+        for given, kind in ((self.guidance, Guidance | None), (self.prediction, Prediction)):
+            if not isinstance(given, kind):
+                raise InputError(
+                    f"{brief(given)} is no guidance or prediction: give objects, such as CFG(3) "
+                    "and V(); parse reads texts"
+                )
 
     def at_step(self, step: int) -> Callable[[Tensor, Level], Denoised]:
         """Return the denoiser of a step, for all evaluations of that step.

@@ -22,3 +22,4 @@ __all__ += ["first_order", "sample", "trace"]
 
 NAMED: dict[str, Sampler] = {"Euler": Euler, "DDPM": DDPM, "EulerAncestral": EulerAncestral}
 """Samplers that are known by a name of their own."""
+Sampler.named = NAMED

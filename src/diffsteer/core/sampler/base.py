@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import check_fields
 from diffsteer.core.level import Level, lincomb, upcast
 from diffsteer.core.noise import Draw, Noise
@@ -86,9 +86,11 @@ class Sampler(ABC):
 
     Attributes:
         evaluations: Of the network in one step, at most.
+        named: Samplers that are known by a name of their own, such as DDPM.
     """
 
     evaluations: int = 1
+    named: ClassVar[dict[str, "Sampler"]] = {}
     example: ClassVar[str] = "UniPC() or DDIM(eta=0.5)"
 
     def __post_init__(self) -> None:
@@ -142,6 +144,8 @@ def trace(
         noise: Source of fresh noise; by default torch's global generators.
     """
     _check(levels)
+    if not isinstance(sampler, Sampler):
+        raise InputError(f"{brief(sampler)} is no sampler: give one, such as UniPC() or DDPM")
     x = upcast(x)
 
     stepped = denoise.for_levels(levels) if isinstance(denoise, Stepped) else None
@@ -175,6 +179,10 @@ def denoised(denoise: AnyDenoise, x: Tensor, level: Level) -> Denoised:
 
 def like_sample(output: Tensor, x: Tensor) -> Tensor:
     """Cast an output to the dtype of the sample `x`; refuse another shape."""
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the denoiser returned a {type(output).__name__}: return x0 as a tensor, or `Denoised`"
+        )
     if output.shape != x.shape:
         raise InputError(f"the denoiser returned shape {tuple(output.shape)} for {tuple(x.shape)}")
     return output.to(x.dtype)
