@@ -115,7 +115,7 @@ def test_a_part_whose_layers_cannot_wait_elsewhere_is_named(
             r"needs 0.00 GB for its weights and cpu has 0.00 GB left: take a lower --dtype",
         ),
         ({"lora": ("nowhere.safetensors",)}, 10**12, "no LoRA 'nowhere.safetensors'"),
-        ({"dtype": "float8"}, 10**12, "not in dtype='float8' as asked"),
+        ({"dtype": "float8"}, 10**12, "dtype must be one of .*'bfloat16'.*, got 'float8'"),
         ({"image": "nowhere.png"}, 10**12, "no image nowhere.png"),
         ({"mask": "nowhere.png"}, 10**12, "of no image: give --image as well"),
         ({"config": "x"}, 10**12, "leave it out"),

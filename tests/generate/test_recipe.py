@@ -3,18 +3,25 @@
 import json
 import shlex
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diffsteer import CFG, UniPC
 from diffsteer.core.errors import InputError
+from diffsteer.generate.base import Generator
+from diffsteer.generate.generator import open_generator
 from diffsteer.generate.options import ADMOptions
 from diffsteer.generate.recipe import KEY, Recipe, read, recipe_of_png
 from diffsteer.io.hashing import differences
@@ -30,6 +37,7 @@ def test_every_field_is_in_the_hash() -> None:
     others |= {"sampler": "DDIM()", "spacing": "karras", "zero_snr": True, "prompt": "a dog"}
     others |= {"lora": ("x",), "settings": ("x=1",)}
     others |= {"num_frames": 7, "audio_seconds": 7.0, "fps": 7}
+    others |= {"strength": 7.0, "dtype": "float16", "offload": "group"}
     changed = {f.name: others.get(f.name, 7 if f.type == "int" else "x") for f in fields(Recipe)}
     changed["steps"] = changed["width"] = changed["height"] = 7
     hashes = {replace(CAT, **{k: v}).hash for k, v in changed.items() if k != "prompts"}
@@ -194,3 +202,57 @@ def test_a_png_that_claims_a_vast_size_is_refused(
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(InputError, match=r"a\.png is too large"):
         read_one(tmp_path / "a.png")
+
+
+def test_values_of_python_become_those_of_files(tmp_path: Path) -> None:
+    """Or a recipe fails where it is written, after its images were made."""
+    made = Recipe(
+        *(Path("m"), "a cat"),
+        **{"guidance": CFG(np.float32(3)), "sampler": UniPC(), "refiner": Path("r")},
+        **{"steps": np.int64(3), "strength": 2, "dtype": torch.float16, "lora": [Path("l")]},
+    )
+    text = Recipe("m", "a cat", guidance="CFG(3.0)", sampler="UniPC()", refiner="r", steps=3,
+                  strength=2.0, dtype="float16", lora=("l",))  # fmt: skip
+    assert made == text and made.hash == text.hash and repr(made) == repr(text)
+    (tmp_path / "r.json").write_text(json.dumps(made.to_json()), "utf-8")
+    assert read(tmp_path / "r.json") == made
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"steps": 2.0}, {"prompt": None}, {"dtype": "bf16"}, {"zero_snr": 1}, {"guidance": CFG}],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_where_it_is_given(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(values))} must be "):
+        Recipe("m", **values)
+
+
+def test_a_generator_takes_seeds_of_any_library_until_it_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Zeros(Generator):
+        def sampled(self, seeds: Sequence[int]) -> torch.Tensor:
+            assert all(type(seed) is int for seed in seeds)
+            return torch.zeros(len(seeds), 3, 1, 1)
+
+        def rehearse(self) -> None: ...
+
+    recipe = Recipe("critters", prompt="a cat")
+    opener = contextmanager(lambda *_: iter([Zeros(recipe, "")]))
+    monkeypatch.setattr("diffsteer.generate.pipelines.open_pipeline", opener)
+    monkeypatch.setattr("diffsteer.generate.generator.require_consistent", lambda _: None)
+    with open_generator(recipe, "cpu") as generate:
+        for seeds in (np.arange(2), torch.arange(2), range(2), iter([0, 1])):
+            assert len(generate(seeds)) == 2
+        for bad in ([-1], [0.5], [], 0, "0-3"):
+            with pytest.raises(InputError, match="are no seeds"):
+                generate(bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="this generator is closed"):
+        generate([0])
+
+
+@pytest.mark.parametrize("given", ["critters", {"model": "critters"}], ids=str)
+def test_a_name_is_no_recipe(given: Any) -> None:
+    with pytest.raises(InputError, match="is no recipe: give one"), open_generator(given):
+        pass

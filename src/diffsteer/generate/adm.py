@@ -45,7 +45,7 @@ class ADMGenerator(Generator):
         next(self._steps([0]))
 
     @override
-    def __call__(self, seeds: Sequence[int]) -> Tensor:
+    def sampled(self, seeds: Sequence[int]) -> Tensor:
         *_, last = self._steps(seeds)
         images = ((last.x + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu()
         return require_finite(seeds, images, last.x)

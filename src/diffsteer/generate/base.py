@@ -1,7 +1,7 @@
 """The interface of what makes images from seeds, and its count of network evaluations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.noise import checked_seeds
 from diffsteer.generate.recipe import Recipe
 from diffsteer.hf.hooks import plain_forward, replaced
 from diffsteer.io.seeds import format_seeds
@@ -85,21 +86,22 @@ class NFECounter:
 
 
 class Generator(ABC):
-    """Makes the images of a recipe; `open_generator` opens one.
+    """Makes the images of a recipe; `open_generator` opens one. Define `sampled`.
 
     Attributes:
         recipe: Of the images.
         weights: Hash of all weights as they were loaded, and of a pipeline's scheduler config:
             another checkpoint under the same name, or another precision, makes other images.
         nfe: Network evaluations since it was last called, by network.
+        closed: Whether it was closed, after which its pipeline has no guidance any more.
     """
 
     def __init__(self, recipe: Recipe, weights: str) -> None:
         self.recipe, self.weights = recipe, weights
         self.nfe = NFECounter()
+        self.closed = False
 
-    @abstractmethod
-    def __call__(self, seeds: Sequence[int]) -> Tensor:
+    def __call__(self, seeds: Iterable[int]) -> Tensor:
         """One sample a seed, the same alone and in any batch but for the network's rounding.
 
         Returns:
@@ -107,8 +109,18 @@ class Generator(ABC):
             `(N, F, 3, H, W)`, sounds float32 `(N, C, T)`.
 
         Raises:
+            InputError: a seed is no whole number of 64 bits, or the generator is closed.
             NotFinite: the sample of a seed is not finite.
         """
+        if self.closed:
+            raise InputError(
+                "this generator is closed: call it inside of `with open_generator(...) as generate`"
+            )
+        return self.sampled(checked_seeds(seeds))
+
+    @abstractmethod
+    def sampled(self, seeds: Sequence[int]) -> Tensor:
+        """Return the samples of seeds that were checked, as `__call__` does."""
 
     @abstractmethod
     def rehearse(self) -> None:

@@ -92,7 +92,7 @@ class EDM2Generator(Generator):
         self._samples([0], 2)
 
     @override
-    def __call__(self, seeds: Sequence[int]) -> Tensor:
+    def sampled(self, seeds: Sequence[int]) -> Tensor:
         return self._decode(seeds, self._samples(seeds, self.recipe.steps))
 
     def _samples(self, seeds: Sequence[int], steps: int) -> Tensor:

@@ -28,7 +28,10 @@ def open_generator(recipe: Recipe, device: str = "") -> Iterator[Generator]:
     require_consistent(recipe)
     openers = {EDM2: edm2.open_edm2, ADM: adm.open_adm, "": pipelines.open_pipeline}
     with openers[kind_of(recipe)](recipe, device_of(device)) as generator:
-        yield generator
+        try:
+            yield generator
+        finally:
+            generator.closed = True
 
 
 def rehearse(recipes: Iterable[Recipe], device: str = "") -> None:

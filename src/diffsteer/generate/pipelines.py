@@ -93,7 +93,7 @@ class PipelineGenerator(Generator):
             self._sampled([0])
 
     @override
-    def __call__(self, seeds: Sequence[int]) -> Tensor:
+    def sampled(self, seeds: Sequence[int]) -> Tensor:
         if self.media == "image" and not self.recipe.image:
             return self._sampled(seeds)
         samples, refused = dict[int, Tensor](), list[int]()

@@ -15,6 +15,7 @@ from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.generate.options import ADMOptions, Options, options_of
+from diffsteer.generate.recipe_values import make_plain
 from diffsteer.io.hashing import digest
 from diffsteer.io.seeds import format_number, is_seed, prompts_of
 from diffsteer.io.strict import (
@@ -113,11 +114,7 @@ class Recipe:
     options: Annotated[Options | None, Suppress] = None
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "lora", "settings"):
-            texts = getattr(self, name)
-            if isinstance(texts, str):
-                raise InputError(f"{name} must be a list of texts, got one: [{brief(texts)}]")
-            object.__setattr__(self, name, tuple(texts))
+        make_plain(self)
         prompts = (self.prompt, self.negative, *self.prompts)
         if broken := [p for p in prompts if p != p.encode("utf-8", "replace").decode()]:
             raise InputError(f"prompt {brief(broken[0])} holds no UTF-8: type or save it as such")

@@ -5,7 +5,7 @@ import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
-from diffsteer.core.errors import InputError, did_you_mean
+from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.core.parse import parse
 from diffsteer.core.sampler import NAMED, Sampler
 from diffsteer.core.spacing import SPACINGS
@@ -53,6 +53,8 @@ def kind_of(recipe: Recipe) -> str:
 
 def require_consistent(recipe: Recipe) -> None:
     """Check all of a recipe that needs no model, before one is loaded."""
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"{brief(recipe)} is no recipe: give one, such as Recipe('critters')")
     if not recipe.model:
         raise InputError("the recipe names no model: give a hub id or folder")
     if WEIGHT in recipe.guidance:

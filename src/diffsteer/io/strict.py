@@ -179,19 +179,19 @@ def from_table(cls: type[T], table: Any, where: str) -> T:
         raise InputError(f"{where} lacks {', '.join(missing)}")
     hints = get_type_hints(cls)
     try:
-        return cls(**{name: _typed(v, hints[name], name) for name, v in table.items()})
+        return cls(**{name: typed(v, hints[name], name) for name, v in table.items()})
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def _typed(value: Any, hint: Any, name: str) -> Any:
+def typed(value: Any, hint: Any, name: str) -> Any:
     """Check a value against a type, and convert it."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (UnionType, Union):
         if value is None and NoneType in inner:
             return None
         kinds = [kind for kind in inner if kind is not NoneType]
-        return _typed(value, next((k for k in kinds if k is type(value)), kinds[0]), name)
+        return typed(value, next((k for k in kinds if k is type(value)), kinds[0]), name)
     if hint is Any or (is_dataclass(hint) and type(value) is hint):
         return value
     if is_dataclass(hint):
@@ -200,9 +200,9 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         types = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(types) != len(value):
             raise InputError(f"{name} must have {len(types)} values, got {brief(value)}")
-        return tuple(_typed(v, t, name) for v, t in zip(value, types, strict=True))
+        return tuple(typed(v, t, name) for v, t in zip(value, types, strict=True))
     if origin is Mapping and isinstance(value, Mapping):
-        return {key: _typed(v, inner[1], f"{name}.{key}") for key, v in value.items()}
+        return {key: typed(v, inner[1], f"{name}.{key}") for key, v in value.items()}
     _require_type(value, hint, name)
     return float(value) if hint is float else value
 
