@@ -16,9 +16,11 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import as_float
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
+from diffsteer.guidance.batching import require_max_rows
 from diffsteer.hf.families import known_family
 from diffsteer.hf.guide_fit import check_schedules
 from diffsteer.hf.hooks import plain_forward, replaced
@@ -68,17 +70,22 @@ def steer(
     """
     if isinstance(guidance, str):
         guidance = parse(guidance, Guidance)
+    if not isinstance(guidance, Guidance | None):
+        raise InputError(
+            f"{brief(guidance)} is no guidance: give one, such as CFG(6) + PAG(3), or its text"
+        )
     if guidance is None and refiner is None and (not zero_snr or max_rows is not None):
         raise InputError(
             'nothing to steer by: give a guidance, such as "CFG(6)", a refiner, or zero_snr=True'
         )
     if guidance is None and guide is not None:
         raise InputError('a guide does nothing without a guidance: give one, such as "Auto(2)"')
-    if not isfinite(strength) or (refiner is None and strength != 1):
+    if not isfinite(as_float(strength, "strength")) or (refiner is None and strength != 1):
         raise InputError(
             f"strength={strength} is the factor of what a refiner changes: give a finite "
             "number, with a refiner"
         )
+    require_max_rows(max_rows)
     asked = guidance is not None and "guide" in guidance.networks()
     if isinstance(guide, str | Path) or (guide is None and asked):
         guide = guide_beside(pipe, None if guide is None else str(guide))
@@ -110,6 +117,7 @@ class Steering:
         parts |= {"scheduler": scheduler} if scheduler is not None else {}
         self._runs = Runs(pipe, parts)
         self._forward: Callable[..., Any] | None = None
+        self._removed = False
         if guidance is not None:
             check_free(network_of(pipe))
             check_schedules(*(getattr(p, "scheduler", None) for p in (pipe, guide)))
@@ -145,12 +153,16 @@ class Steering:
 
     def remove(self) -> None:
         """Give the pipeline back as it was."""
+        self._removed = True
         self._replaced.close()
 
     def __enter__(self) -> "Steering":
+        if self._removed:
+            raise InputError("this steering was removed: call steer again")
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._removed = True
         self._replaced.__exit__(*error)
 
 

@@ -279,3 +279,15 @@ def test_a_guide_of_other_conditions_is_refused(whole: Path, tmp_path: Path, cas
         steer(pipe, Auto(2), network(str(whole / "vae"), None))
     with pytest.raises(InputError, match="a guide of UNet2DModel"):
         steer(pipe, Auto(2), tiny.unconditional(diffusers.DDIMScheduler()).unet)
+
+
+def test_a_model_that_ships_is_named_by_a_path_too() -> None:
+    assert load(Path("critters-eps"), torch.float32).scheduler.config.prediction_type == "epsilon"
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    """Not one of its letters."""
+    with pytest.raises(FileNotFoundError, match=r"no LoRA 'style\.safetensors'"):
+        load("critters", lora="style.safetensors")
+    with pytest.raises(InputError, match="takes no sound, and"):
+        load("critters", takes="sound")

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProcessor2_0
 
 from diffsteer import APG, CFG, PAG, SAG, SEG, Auto, AutoDropout, AutoNoise, CFGZero, V
+from diffsteer.core.errors import InputError
 from diffsteer.core.noise import seeds_of
 from diffsteer.hf.families import image_attention
 from diffsteer.hf.scheduler import SteerScheduler
@@ -724,3 +725,33 @@ def test_what_no_network_can_answer_is_refused_before_it_is_asked(sd, case: str)
 def test_layers(sd) -> None:
     assert MID in image_attention(sd().unet)
     assert not any("attn2" in name for name in image_attention(sd().unet))
+
+
+def test_a_removed_steering_is_not_entered_again(sd) -> None:
+    """It would sample without guidance."""
+    steering = steer(sd(), "CFG(3)")
+    with steering:
+        pass
+    with pytest.raises(InputError, match="was removed: call steer again"), steering:
+        pass
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"guidance": [CFG(3)]},
+        {"guidance": CFG},
+        {"guidance": 3.0},
+        {"guidance": "CFG(3)", "max_rows": 2.0},
+        {"guidance": "CFG(3)", "max_rows": "1"},
+        {"refiner": "NLG(20)", "max_rows": 0},
+        {"guidance": "CFG(3)", "strength": None},
+        {"refiner": 3},
+    ],
+    ids=str,
+)
+def test_what_cannot_steer_is_named_before_sampling(sd, given) -> None:
+    pipe = sd()
+    with pytest.raises(InputError, match="give a|give one|must be a number"):
+        steer(pipe, **given)
+    steer(pipe, "CFG(3)").remove()

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
 from diffsteer import CFG, Discrete, Eps, Flow, V, Velocity
+from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.generate.recipe_checks import require_consistent
 from diffsteer.hf.network import PipelineNetwork, network_of
@@ -1051,3 +1053,16 @@ def test_nlg_in_a_pipeline_costs_two_rows_a_round(sd, tmp_path: Path) -> None:
     zero = tiny.stable_diffusion(ddim("v_prediction", rescale_betas_zero_snr=True), tmp_path)
     with pytest.raises(ValueError, match="zero terminal SNR"):
         refine(zero, START, PROMPTS, NLG())
+
+
+def test_a_refiner_is_saved_by_a_text_or_path_and_its_rank_is_whole(tmp_path: Path) -> None:
+    pipe = tiny.unconditional(diffusers.DDIMScheduler())
+    with pytest.raises(InputError, match="has no scheduler: give a pipeline"):
+        NoiseRefiner(pipe.unet)
+    for rank in (4.0, True):
+        with pytest.raises(InputError, match="give whole numbers"):
+            NoiseRefiner(pipe, rank)  # type: ignore[arg-type]
+    refiner = NoiseRefiner(pipe, np.int64(2))  # type: ignore[arg-type]
+    refiner.save(str(tmp_path))
+    refiner.remove()
+    assert NoiseRefiner.load(tmp_path, pipe).rank == 2

@@ -33,12 +33,12 @@ CONFIGS = ("model_index.json", "config.json", "*/config.json", "*/scheduler_conf
 
 
 def load(
-    name: str,
+    name: str | Path,
     dtype: Any = None,
     *,
     config: str = "",
-    lora: Sequence[str] = (),
-    takes: Collection[str] = (),
+    lora: str | Sequence[str] = (),
+    takes: str | Collection[str] = (),
     offload: str = "none",
     device: str = "",
 ) -> Any:
@@ -49,7 +49,7 @@ def load(
         dtype: Of the weights, or its name: "float32", "float16", "bfloat16", "auto"; None for
             float32, and for quantized weights as they are stored.
         config: Folder with the configuration of a checkpoint in one file.
-        lora: Low-rank adaptations, each PATH or PATH:SCALE.
+        lora: Low-rank adaptations, one or several, each PATH or PATH:SCALE.
         takes: Arguments that its call has to take, such as "image"; where the class that the model
             names does not, the one of diffusers for the same model is taken that does.
         offload: "none", "model", "sequential", "group", as diffusers does it.
@@ -61,6 +61,9 @@ def load(
             do not fit into the memory.
         ModuleNotFoundError: it is one that ships, and is not installed.
     """
+    name, config = str(name), str(config or "")
+    lora = (lora,) if isinstance(lora, str) else lora
+    takes = (takes,) if isinstance(takes, str) else takes
     require_loadable(name, config, lora)
     where = device_of(device) if device or offload != "none" else "cpu"
     require_offload(offload, where)

@@ -172,6 +172,8 @@ class PipelineNetwork:
             network: One of the pipeline's, maybe compiled; None for its first.
         """
         module = unwrap_compiled(network_of(pipe) if network is None else network)
+        if getattr(pipe, "scheduler", None) is None:
+            raise InputError(f"{type(pipe).__name__} has no scheduler: give a pipeline, which has")
         learned = str(pipe.scheduler.config.get("variance_type")).startswith("learned")
         settings = *timestep_schedule(pipe.scheduler), sample_channels(module, learned)
         return cls(module, forward or module, family_of(module), *settings)

@@ -29,7 +29,7 @@ def ships(name: str) -> bool:
     )
 
 
-def require_model(name: str, files: tuple[str, ...]) -> None:
+def require_model(name: str | Path, files: tuple[str, ...]) -> None:
     """Check, before a library or the hub is asked, that a name can be that of a model.
 
     Args:
@@ -40,9 +40,9 @@ def require_model(name: str, files: tuple[str, ...]) -> None:
         FileNotFoundError: it is none of these, or the hub does not answer.
         InputError: it is a file, or a folder without a model.
     """
+    name, path = str(name), Path(name)
     if ships(name):
         return
-    path = Path(name)
     if path.is_dir() and not any((path / file).is_file() for file in files):
         inner = next((p.parent for file in files for p in path.glob(f"*/{file}")), None)
         hint = "one that save_pretrained or `diffsteer convert` wrote" if inner is None else inner

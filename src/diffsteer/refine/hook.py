@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.core.level import upcast
 from diffsteer.core.parse import parse
 from diffsteer.guidance.batching import chunks, rows_of
@@ -243,6 +243,10 @@ def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[]
             return parse(str(refiner), TrainingFreeRefiner), lambda: None
         loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove
+    if isinstance(refiner, type) or not (callable(refiner) and hasattr(refiner, "null")):
+        raise InputError(
+            f"{brief(refiner)} is no refiner: give a folder, a hub id, NLG(20) or a NoiseRefiner"
+        )
     network = unwrap_compiled(network_of(pipe))
     if isinstance(refiner, NoiseRefiner) and refiner.model.module is not network:
         raise InputError("this refiner was loaded for another pipeline: load it for this one")

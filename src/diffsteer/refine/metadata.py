@@ -159,7 +159,7 @@ def found(source: str | Path) -> tuple[Path, Path]:
             Path(hf_hub_download(str(source), name, local_files_only=offline))
             for name in (ABOUT, WEIGHTS)
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for a name that no model can have
         raise FileNotFoundError(
             f"{source} is no folder here, and the hub gives no refiner of this name: {error}"
         ) from error

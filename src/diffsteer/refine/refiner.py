@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import is_whole, plain_number
 from diffsteer.core.level import upcast
 from diffsteer.guidance.denoiser import Cond
 from diffsteer.hf.network import PipelineNetwork
@@ -54,6 +55,9 @@ class NoiseRefiner:
     ) -> None:
         if head not in HEADS:
             raise InputError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
+        rank, alpha = plain_number(rank), plain_number(alpha)
+        if not (is_whole(rank) and is_whole(alpha)):
+            raise InputError(f"rank={brief(rank)} and alpha={brief(alpha)}: give whole numbers")
         self.model = PipelineNetwork.of(pipe)
         self.head, self.name, self.strength, self.sha256 = HEADS[head], head, 1.0, ""
         self.head.check(self.model.prediction, self.model.terminal)
@@ -111,7 +115,7 @@ class NoiseRefiner:
             for name, p in own.items():
                 p.copy_(weights[name])
 
-    def save(self, folder: Path, made: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: str | Path, made: Mapping[str, Any] | None = None) -> None:
         """Write `refiner.safetensors` and `refiner.json`; `made` says how it was trained."""
         level = self.model.terminal
         metadata = RefinerMetadata(
@@ -121,7 +125,7 @@ class NoiseRefiner:
             terminal={"t": level.t.item(), "alpha": level.alpha.item()},
             made=dict(made or {}),
         )
-        write(folder, metadata, {name: p.detach() for name, p in self.parameters.items()})
+        write(Path(folder), metadata, {name: p.detach() for name, p in self.parameters.items()})
 
     def __call__(
         self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork | None = None
