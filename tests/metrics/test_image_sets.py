@@ -34,3 +34,16 @@ def test_one_recipe_and_mixed_ones_are_not_asked_for_together(tmp_path: Path) ->
     assert seeds_in(images, mixed=True) == "unstated"
     with pytest.raises(InputError, match="one recipe alone: leave out it, or --mixed"):
         seeds_in(images, recipe, mixed=True)
+
+
+def test_what_is_no_set_of_images_is_told_what_is() -> None:
+    some = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for given in (some.numpy(), list(some), None):
+        with pytest.raises(
+            ValueError, match=r"no set of images: give a tensor uint8 \(N, 3, H, W\)"
+        ):
+            diffsteer.evaluate(given, some)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="no set of images"):
+            diffsteer.compare({"a": given, "b": some}, some)  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="'Inception' is no extractor: give one"):
+        diffsteer.evaluate(some, some, "Inception")  # type: ignore[arg-type]

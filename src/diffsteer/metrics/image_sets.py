@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.generate.recipe import KEY, Recipe, parsed
 from diffsteer.io.hashing import differences
 from diffsteer.io.images import PictureError, Pictures, stacked
@@ -53,7 +53,7 @@ def evaluate(
         prompts: One of each image, for scores that read them; images of `diffsteer sample` hold
             theirs.
     """
-    extractor = extractor or EfficientNetLite0()
+    extractor = _extractor(extractor)
     judges = scores_of(scores)
     for side in (images, reference):
         require_comparable(side, extractor)
@@ -89,7 +89,7 @@ def compare(
     """
     if not isinstance(images, Mapping) or len(images) < 2:
         raise InputError('give two sets of images or more by name, {"a": "x/", "b": "y/"}')
-    extractor, judges = extractor or EfficientNetLite0(), scores_of(scores)
+    extractor, judges = _extractor(extractor), scores_of(scores)
     sizes = {name: _size(name, side) for name, side in images.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(f"sets hold {sizes} images: give one of each seed in all of them")
@@ -107,6 +107,24 @@ def compare(
     return compared(runs, real, resamples, named(judges))
 
 
+def _extractor(given: Extractor | None) -> Extractor:
+    """The source of features that is given, or the one by default."""
+    if not isinstance(given, Extractor | None):
+        raise InputError(
+            f"{brief(given)} is no extractor: give one, such as EfficientNetLite0() or "
+            "Custom(function, origin), or None"
+        )
+    return EfficientNetLite0() if given is None else given
+
+
+def _require_set(images: object) -> None:
+    if not isinstance(images, Tensor | Path | str):
+        raise InputError(
+            f"a {type(images).__name__} is no set of images: give a tensor uint8 (N, 3, H, W), "
+            "such as torch.from_numpy(array), or a folder, zip file or statistics file"
+        )
+
+
 def _size(name: str, images: Tensor | Path | str) -> int:
     if (n := count(_pictures(images))) < 2:
         raise InputError(f"{name} holds {n} image, which has no covariance: give at least 2")
@@ -114,6 +132,7 @@ def _size(name: str, images: Tensor | Path | str) -> int:
 
 
 def _pictures(images: Tensor | Path | str) -> Tensor | Path:
+    _require_set(images)
     if isinstance(images, Tensor):
         return images
     require_no_statistics(Path(images))
@@ -133,6 +152,7 @@ def _warn(fake: Statistics, real: Statistics) -> None:
 
 def require_comparable(images: Tensor | Path | str, extractor: Extractor) -> None:
     """Check, before any work, that 2 images are there, or features of this extractor."""
+    _require_set(images)
     if not isinstance(images, Tensor) and Path(images).suffix == STATISTICS:
         origin = Statistics.load(Path(images)).origin
         extractor.origin.require(origin, "the images", str(images))
@@ -156,6 +176,7 @@ def statistics_of(
         keep: Images of which features are kept, for metrics other than Frechet distances.
         kinds: Counts what image files hold, "RGB 64x64".
     """
+    _require_set(images)
     if isinstance(images, Tensor):
         return measure(torch.split(images, batch), len(images), extractor, keep)
     if Path(images).suffix == STATISTICS:
