@@ -705,3 +705,10 @@ def test_guidances_multiply_from_both_sides_and_sum_as_lists() -> None:
 def test_a_denoiser_takes_objects(prediction, guidance) -> None:
     with pytest.raises(ValueError, match="give objects, such as CFG"):
         Denoiser({}, {}, prediction, guidance)
+
+
+def test_what_is_planned_asks_already() -> None:
+    at = point(batch=1)
+    assert plan(CFG(2).guided(at), at).rows == {"main": 2}
+    with pytest.raises(ValueError, match=r"asks nothing yet: plan\(guidance.guided\(at\), at\)"):
+        plan(CFG(2), at)  # type: ignore[arg-type]

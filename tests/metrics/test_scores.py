@@ -356,3 +356,8 @@ def test_files_that_are_no_open_clip(clip: Path, tmp_path: Path) -> None:
             HPSv2(str(tmp_path / f"{name}.safetensors"), str(clip))(random_pictures(1), ["owl"])
     with pytest.raises(FileNotFoundError, match="is no file"):
         HPSv2(str(tmp_path / "none.pt"), str(clip))(random_pictures(1), ["owl"])
+
+
+def test_a_function_is_named_by_its_module() -> None:
+    with pytest.raises(ValueError, match="is no text of a score: write MODULE:FUNCTION"):
+        score_of(lambda images, prompts: images)  # type: ignore[arg-type, return-value]

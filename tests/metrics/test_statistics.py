@@ -273,3 +273,24 @@ def test_logits_give_an_inception_score_alone() -> None:
     assert possible("IS").low == possible("IS-EfficientNetLite0").low == 1
     assert 1 <= figure.value <= 5
     assert figure.floor is not None
+
+
+def test_features_may_be_of_numpy_and_have_a_row_an_image() -> None:
+    images = torch.randint(256, (6, 3, 4, 4), generator=torch.Generator().manual_seed(0)).byte()
+
+    def colour(images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+    ours = measure([images], 6, Custom(colour, MADE))
+    theirs = measure([images], 6, Custom(lambda images: colour(images).numpy(), MADE))
+    assert torch.equal(ours.features, theirs.features)
+    with pytest.raises(ValueError, match="made 1 rows of features for 6 images: return one row"):
+        measure([images], 6, Custom(lambda images: colour(images)[:1], MADE))
+    with pytest.raises(ValueError, match="takes a function and its Origin"):
+        Custom(colour, "colour")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("resamples", [20.0, "20", None, 5], ids=str)
+def test_resamples_are_a_whole_number(resamples: int) -> None:
+    with pytest.raises(ValueError, match="give >= 20 resamples"):
+        weights(6, resamples)

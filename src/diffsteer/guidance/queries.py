@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.noise import number
@@ -257,7 +258,15 @@ def _some(n: int, thing: str, plural: str = "s") -> str:
 
 
 def plan(asker: Queries[T], at: GuidanceState) -> Plan:
-    """Count what an asker evaluates at a point, without any network."""
+    """Count what an asker evaluates at a point, without any network.
+
+    Args:
+        asker: Such as `guidance.guided(at)`, with the evaluation of the prompt, or
+            `guidance.shift(at)`.
+        at: The point.
+    """
+    if not isinstance(asker, Generator):
+        raise InputError(f"{brief(asker)} asks nothing yet: plan(guidance.guided(at), at)")
     rows: dict[str, int] = {}
     passes: dict[str, int] = {}
 

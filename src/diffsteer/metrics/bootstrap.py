@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import is_whole, plain_number
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.manifold import Manifold, balls, manifold
 from diffsteer.metrics.moments import F64, pair
@@ -56,8 +57,10 @@ class Estimate(NamedTuple):
 
 def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
     """Count of each of n images in each resample, `(resamples, n)`, float32."""
-    if resamples < 20 or n < 2:
-        raise InputError(f"{resamples} resamples of {n} images: give >= 20 resamples, >= 2 each")
+    if not is_whole(plain_number(resamples)) or resamples < 20 or n < 2:
+        raise InputError(
+            f"{brief(resamples)} resamples of {n} images: give >= 20 resamples, >= 2 each"
+        )
     rng = np.random.RandomState(seed)
     drawn = np.stack([np.bincount(rng.randint(n, size=n), minlength=n) for _ in range(resamples)])
     return torch.from_numpy(drawn).to(torch.float32)

@@ -73,10 +73,17 @@ class Extractor(ABC):
 
 @dataclass(frozen=True)
 class Custom(Extractor):
-    """Any function from uint8 images `(N, 3, H, W)` to features `(N, d)`, with its origin."""
+    """Any function from uint8 images `(N, 3, H, W)` to features `(N, d)`, with its origin.
 
-    function: Callable[[Tensor], Tensor]
+    Features may be an array of numpy.
+    """
+
+    function: Callable[[Tensor], Any]
     made: Origin
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or not isinstance(self.made, Origin):
+            raise InputError("Custom takes a function and its Origin(extractor, layer, ...)")
 
     @property
     @override
@@ -86,7 +93,7 @@ class Custom(Extractor):
     @override
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return self.function(pictures(images))
+            return torch.as_tensor(self.function(pictures(images)))
 
 
 def pictures(images: Tensor) -> Tensor:

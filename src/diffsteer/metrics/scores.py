@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.core.parse import parse, subclasses
 from diffsteer.io.device import device_of
 from diffsteer.io.hashing import digest, weights_hash
@@ -179,6 +179,11 @@ def score_of(text: str, device: str = "") -> Score:
         device: Where a `Scorer` runs that does not say so itself.
     """
     known = sorted(kind.__name__ for kind in subclasses(Scorer))
+    if not isinstance(text, str):
+        raise InputError(
+            f"{brief(text)} is no text of a score: write MODULE:FUNCTION, or one of "
+            f"{', '.join(known)} with its weights"
+        )
     if "(" in text or text.strip() in known:
         scorer = parse(text, Scorer)
         return replace(scorer, device=scorer.device or device)

@@ -93,6 +93,11 @@ def measure(
         if seen > n:
             break
         features = table(extractor(images)).cpu()
+        if len(features) != len(images):
+            raise InputError(
+                f"the extractor made {len(features)} rows of features for {len(images)} images: "
+                "return one row an image, (N, d)"
+            )
         batch = Moments.of(features)
         moments = batch if moments is None else moments + batch
         rows.append(features[chosen[seen - len(images) : seen]].float())
