@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -45,6 +46,32 @@ def test_modules_that_docs_run_are_programs() -> None:
     assert names
     for name in names:
         assert find_spec(f"{name}.__main__"), name
+
+
+def test_commands_of_other_packages(tmp_path: Path) -> None:
+    """One that is broken, or has a name of ours, takes nothing but itself away."""
+    (tmp_path / "other.py").write_text('def hello(n: int = 1) -> None:\n    print("hello" * n)\n')
+    about = tmp_path / "other-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    points = {"hello": "other:hello", "own hello": "other:hello", "refine hello": "other:hello"}
+    points |= {"gone": "other:gone", "broken": "absent:hello", "plan": "other:hello"}
+    lines = [f"{name} = {value}" for name, value in points.items()]
+    (about / "entry_points.txt").write_text("\n".join(["[diffsteer.commands]", *lines]))
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "diffsteer.cli", *words]
+        env = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+    for name in ("hello", "own hello", "refine hello"):
+        assert run(*name.split(), "--n", "2").stdout == "hellohello\n"
+    done = run("plan", "CFG(2)")
+    assert done.returncode == 0 and "In all main: 50 rows" in done.stdout
+    for name in ("gone", "broken", "plan"):
+        assert f"warning: no command '{name}' by {points[name]}: " in done.stderr
+    assert "no command 'broken'; there are schedule" in run("broken").stderr
 
 
 def config(folder: Path, **settings) -> Path:

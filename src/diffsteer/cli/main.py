@@ -76,7 +76,7 @@ def plan(
     print(show(guidance, schedule, steps, spacing))
 
 
-FUNCTIONS: dict[str, Callable[..., None]] = {
+OURS: dict[str, Callable[..., None]] = {
     "schedule": schedule,
     "plan": plan,
     "models": models.models,
@@ -92,14 +92,37 @@ FUNCTIONS: dict[str, Callable[..., None]] = {
     "convert edm2": convert.edm2,
     "convert adm": convert.adm,
     "refine targets": refine.targets,
-    **{name: point.load() for name, point in extensions("commands").items()},
 }
-"""What each command calls, those of groups and of extensions included."""
-COMMANDS = list(dict.fromkeys(name.partition(" ")[0] for name in FUNCTIONS))
+"""Function of each command of this package, "COMMAND" or "GROUP COMMAND"."""
 GROUPS = {
     "convert": "Convert published checkpoints to safetensors.",
     "refine": "Noise refiners: what they learn from, what they do.",
 }
+
+
+def _added() -> dict[str, Callable[..., None]]:
+    """Functions of the commands of extensions; a warning in place of one that cannot be used."""
+    added = {}
+    for name, point in extensions("commands").items():
+        try:
+            if {name, name.partition(" ")[0]} & OURS.keys() or name in GROUPS:
+                raise InputError("diffsteer has a command of this name")
+            if name.count(" ") > 1:
+                raise InputError("give it a name of one word, or of a group and a word")
+            added[name] = point.load()
+        except Exception as error:  # of the module, which is run
+            reason = " ".join(str(error).split())[:LONGEST]
+            print(f"warning: no command {name!r} by {point.value}: {reason}", file=sys.stderr)
+    return added
+
+
+FUNCTIONS = {**OURS, **_added()}
+GROUPS |= {
+    group: f"Commands of the group {group}, by an extension."
+    for name in FUNCTIONS
+    if (group := name.rpartition(" ")[0]) and group not in GROUPS
+}
+COMMANDS = list(dict.fromkeys(name.partition(" ")[0] for name in FUNCTIONS))
 
 app = tyro.extras.SubcommandApp()
 _groups = {"": app, **{name: tyro.extras.SubcommandApp() for name in GROUPS}}
