@@ -60,6 +60,8 @@ class AncestralAsDDPM(Ancestral):
 
 ALL = [*(c() for c in subclasses(Sampler) if c is not Ancestral), DDPM]
 FRESH = (DDPM, AncestralAsDDPM())
+ORDERS: dict[Sampler, int] = {DDIM(): 1, Heun(): 2, DPMpp2M(): 2, UniPC(): 3}
+"""Order of convergence of each sampler without fresh noise."""
 
 
 def batched_noise():
@@ -89,9 +91,7 @@ def error(sampler: Sampler, schedule, span, n: int) -> float:
     [(SD, (950, 50)), (Cosine(), (0.95, 0.05)), (EDM(), (5.0, 0.1)), (Flow(), (0.95, 0.05))],
     ids=lambda v: type(v).__name__,
 )
-@pytest.mark.parametrize(
-    ("sampler", "order"), [(DDIM(), 1), (Heun(), 2), (DPMpp2M(), 2), (UniPC(), 3)], ids=repr
-)
+@pytest.mark.parametrize(("sampler", "order"), ORDERS.items(), ids=repr)
 def test_order_of_convergence(sampler: Sampler, order: int, schedule, span) -> None:
     """Slope of log error over log n; within 0.15 at these n, where the next order still shows."""
     n = torch.tensor([256, 362, 512, 724, 1024])
@@ -101,7 +101,12 @@ def test_order_of_convergence(sampler: Sampler, order: int, schedule, span) -> N
     assert -slope.item() == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), Heun(), DPMpp2M(), UniPC()], ids=repr)
+def test_every_sampler_states_its_order() -> None:
+    shipped = {c for c in subclasses(Sampler) if c.__module__.startswith("diffsteer.")}
+    assert {type(sampler) for sampler in ORDERS} == shipped - {Ancestral}
+
+
+@pytest.mark.parametrize("sampler", ORDERS, ids=repr)
 @pytest.mark.parametrize("schedule", [SD0, Cosine(), Flow()], ids=repr)
 def test_converges_from_zero_snr(sampler: Sampler, schedule) -> None:
     """From pure noise the ODE ends at mean + std z; halving the steps at least halves the error."""

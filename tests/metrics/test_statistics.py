@@ -14,6 +14,7 @@ from diffsteer.metrics.features import UNSTATED, Custom, Origin
 from diffsteer.metrics.frechet import Gaussian, frechet
 from diffsteer.metrics.moments import Moments
 from diffsteer.metrics.statistics import Statistics, kept, measure
+from diffsteer.tune.objective import METRICS
 
 MADE = Origin("Mean", "colour", "none", "ab" * 32)
 INCEPTION = Origin("Inception", "2048", "tf-bilinear-299", "6726825d" + "0" * 56)
@@ -221,6 +222,7 @@ def test_every_figure_states_what_it_depends_on() -> None:
     assert names[:3] == ["FD-Mean", "FD-infinity-Mean", "KID-Mean"]
     assert names[3:] == ["precision", "recall", "density", "coverage"]
     assert [f.higher_is_better for f in figures] == [False] * 3 + [True] * 4
+    assert {name.partition("-Mean")[0] for name in names} <= {*METRICS, "FD-infinity"}
     assert "KID-Mean (100 subsets of 25, scaled) = " in str(figures[2])
     for figure in figures:
         line = str(figure)

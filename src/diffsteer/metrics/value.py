@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 
 from diffsteer.metrics.bootstrap import Interval
 from diffsteer.metrics.features import UNSTATED, Origin
+from diffsteer.metrics.manifold import Manifold
 
-RISING = ("score ", "IS", "precision", "recall", "density", "coverage")
+RISING = ("score ", "IS", *Manifold._fields)
 """First letters of metrics that are better when they are larger."""
 
 

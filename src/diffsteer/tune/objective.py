@@ -12,12 +12,13 @@ from diffsteer.metrics.evaluate import LOGITS, compare, title
 from diffsteer.metrics.features import Extractor
 from diffsteer.metrics.frechet import frechet
 from diffsteer.metrics.image_scores import PREFIX, named, scores_of
+from diffsteer.metrics.manifold import Manifold
 from diffsteer.metrics.sampled import Sampled, measure_recipe
 from diffsteer.metrics.statistics import Statistics
 from diffsteer.metrics.value import RISING, MetricValue
 
 DISTANCE = "FD"
-METRICS = (DISTANCE, "KID", "CMMD", "precision", "recall", "density", "coverage")
+METRICS = (DISTANCE, "KID", "CMMD", *Manifold._fields)
 
 
 def scores_for(metric: str, device: str = "") -> dict[str, Score]:
