@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 # scripts that tests start import tests/tiny.py as the tests do
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -14,6 +15,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 torch.set_num_threads(1)
+settings.register_profile("shared", deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("shared")
 gc.set_threshold(50_000, 20, 20)  # diffusers and transformers leave a million objects to traverse
 for absent in (device for device in (torch.cuda, torch.xpu) if not device.is_available()):
     absent.manual_seed_all = lambda seed: None  # else each seed is queued, with the stack as text

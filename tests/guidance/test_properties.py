@@ -87,7 +87,7 @@ def test_solve_inverts_target(schedule: Schedule, share: float, kind: str, seed:
     torch.testing.assert_close(network.solve(x, out, level), (x0, eps), atol=slack, rtol=slack)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.sampled_from(sorted(SAMPLERS)),
     schedules,

@@ -71,7 +71,7 @@ def test_frechet_of_equal_sets_is_zero_below_and_above_full_rank() -> None:
         assert frechet(g, g) == pytest.approx(0, abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 99))
 def test_frechet_is_symmetric_and_turns_with_the_axes(n: int, m: int, seed: int) -> None:
     x, y, q = normal(n, 8, seed=seed), normal(m, 8, seed=seed + 100) + 1, basis(8, seed)
@@ -205,7 +205,7 @@ def brute(fake: Tensor, real: Tensor, k: int) -> tuple[float, float, float, floa
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(5, 40), st.integers(5, 40), st.integers(1, 4), st.integers(0, 99))
 def test_manifold_equals_the_naive_form(n: int, m: int, k: int, seed: int) -> None:
     fake, real = normal(n, 3, seed=seed), normal(m, 3, seed=seed + 100) + 0.3
@@ -219,7 +219,7 @@ def test_blocks_do_not_change_the_manifold(monkeypatch: pytest.MonkeyPatch) -> N
     assert manifold(fake, real) == whole
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.permutations(range(20)))
 def test_order_of_pictures_does_not_matter(order: list[int]) -> None:
     x, y = normal(20, 4), normal(20, 4, seed=1)

@@ -52,14 +52,14 @@ def test_a_large_common_offset_costs_no_more_than_it_must() -> None:
     torch.testing.assert_close(m.cov, Moments.of(x).cov, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 60), max_size=5), st.integers(0, 2**16))
 def test_any_grouping_gives_the_same(cuts: list[int], seed: int) -> None:
     x = features(60, 5, seed)
     same(merged(x, sorted(cuts)), Moments.of(x))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(*(st.integers(0, 9) for _ in range(3)))
 def test_addition_is_associative_with_an_identity(i: int, j: int, k: int) -> None:
     a, b, c = (Moments.of(features(n, 4, seed)) for n, seed in ((i, 1), (j, 2), (k, 3)))
@@ -69,7 +69,7 @@ def test_addition_is_associative_with_an_identity(i: int, j: int, k: int) -> Non
     same(a + b, b + a)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(12)))
 def test_order_does_not_matter(order: list[int]) -> None:
     x = features(12, 3)

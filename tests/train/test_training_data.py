@@ -215,14 +215,14 @@ streams = st.builds(
 
 
 @given(streams, st.integers(0, 90))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stream_that_starts_at_n_goes_on_as_one_from_0(stream: Stream, n: int) -> None:
     later = replace(stream, start=stream.start + n)
     assert seen(stream, n + 30)[n:] == seen(later, 30)
 
 
 @given(streams, st.integers(1, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_all_ranks_together_see_what_one_would(stream: Stream, world: int) -> None:
     ranks = [seen(replace(stream, rank=rank, world=world), 12) for rank in range(world)]
     assert [caption for row in zip(*ranks, strict=True) for caption in row] == seen(
@@ -231,7 +231,7 @@ def test_all_ranks_together_see_what_one_would(stream: Stream, world: int) -> No
 
 
 @given(streams)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_epoch_is_every_sample_once(stream: Stream) -> None:
     size, whole = len(stream.source), replace(stream, start=0, drop=0.0)
     epochs = [[whole.index(n) for n in range(e * size, e * size + size)] for e in range(3)]
