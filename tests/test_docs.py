@@ -3,11 +3,16 @@
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from families import FAMILIES
 
 import diffsteer
+from diffsteer import SPACINGS, Recipe, Sampler
+from diffsteer.cli.main import schedule
+from diffsteer.core.parse import subclasses
+from diffsteer.core.sampler import NAMED
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -63,7 +68,8 @@ def stand_in(model: str, *dtype: Any) -> Any:
 def test_block(code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diffsteer, "load", stand_in)
-    exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
+    with patch.dict(SPACINGS):  # blocks add to it
+        exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
 
 
 def test_docs_show_what_the_command_prints() -> None:
@@ -94,6 +100,22 @@ def test_every_page_is_in_the_navigation() -> None:
     pages = [page.relative_to(docs).as_posix() for page in PAGES if docs in page.parents]
     hidden = ("plans/", "results/")
     assert [p for p in pages if not p.startswith(hidden) and f": {p}" not in text] == []
+
+
+def test_samplers_and_spacings_are_in_the_docs() -> None:
+    """In the page on choosing, in the reference and in the help of options."""
+    samplers = {c.__name__ for c in subclasses(Sampler) if c.__module__.startswith("diffsteer.")}
+    page, reference = (
+        (ROOT / "docs" / name).read_text("utf-8")
+        for name in ("choosing-a-sampler.md", "reference/core.md")
+    )
+    asked = schedule.__doc__, Recipe.__doc__, page.partition("## Spacings")[2]
+    for words, names in {
+        (page, reference): {*samplers, *NAMED},
+        asked: SPACINGS.keys(),
+    }.items():
+        for text in words:
+            assert [n for n in names if not re.search(rf"\b{n}\b", str(text))] == []
 
 
 def test_facts_are_where_the_internals_say() -> None:
