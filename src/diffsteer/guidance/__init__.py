@@ -1,4 +1,11 @@
-"""Ways to steer a prediction. Importing the package registers all of them for `parse`."""
+"""Guidances, and the guided denoiser. Importing the package registers all guidances for `parse`.
+
+A guidance (`base`) asks for branches of the network (`queries`). `denoiser` answers them from
+networks (`network`) and conditions, stacked into as few passes as there can be (`batching`), with
+edits of a pass (`edited_pass`) in attention (`attention_taps`, `attention_edits`), in blocks
+(`block_edits`), by dropout (`row_dropout`) and by adapters. The guidances themselves are in files
+of their names or families; `defaults` has values to start from.
+"""
 
 from diffsteer.guidance.adaptive import FBG, Adaptive
 from diffsteer.guidance.attention_edits import BlurQuery, Edit, Identity

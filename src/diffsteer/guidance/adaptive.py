@@ -1,4 +1,4 @@
-"""Guidance that decides for each sample, by its earlier steps, whether and how much to guide."""
+"""CFG that decides for each sample, by its earlier steps, whether and how much to guide."""
 
 import math
 from dataclasses import dataclass

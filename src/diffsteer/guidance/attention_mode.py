@@ -1,4 +1,4 @@
-"""What stands in for attention while a layer runs."""
+"""Interception of `scaled_dot_product_attention` while a layer runs."""
 
 from abc import ABC, abstractmethod
 from contextlib import ExitStack

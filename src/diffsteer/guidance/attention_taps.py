@@ -23,15 +23,15 @@ from diffsteer.guidance.attention_mode import AttentionMode
 from diffsteer.guidance.image_tokens import ImageTokens, Locate
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""How queries, keys and values of image tokens become attention received, `(B, tokens)`."""
+"""From queries, keys and values of the image tokens to their attention map, `(B, tokens)`."""
 
 
 @dataclass(eq=False)
 class Tap:
-    """What happens in one layer.
+    """Edits and records of one layer of attention.
 
     Attributes:
-        score: How a record is made, if not by `received`.
+        score: Attention map that is recorded; None for that of `received`.
         edits: Rows of the batch and the edit for them.
         records: Rows whose scores are wanted, each with a list that receives them, `(rows, h, w)`.
         hits: How often the layer computed attention.
@@ -119,7 +119,7 @@ def _rows_of(rest: Mapping[str, Any], rows: slice, batch: int) -> dict[str, Any]
     return dict(rest)
 
 
-class _Mode(AttentionMode):
+class _TapMode(AttentionMode):
     """Sends attention through a tap while its layer runs, of all rows or of some in each call."""
 
     def __init__(self, tap: Tap, locate: Callable[[int], ImageTokens], batch: int) -> None:
@@ -173,7 +173,7 @@ def tapped(
                 _by_value(layers[name], tap, partial(locate, name), stack)
                 continue
             stack.enter_context(using(layers[name]))
-            _Mode(tap, partial(locate, name), batch).hook(layers[name], stack)
+            _TapMode(tap, partial(locate, name), batch).hook(layers[name], stack)
         yield
     for name, tap in taps.items():
         if tap.hits == 0:

@@ -31,7 +31,7 @@ def stacked(parts: Sequence[Tensor]) -> Tensor:
 
 
 def shapes(tree: Any) -> Any:
-    """What has to be equal for two conditions to be stacked."""
+    """Shapes of a condition's tensors, in its form; conditions of equal ones can be stacked."""
     if isinstance(tree, Tensor):
         return tuple(tree.shape)
     if isinstance(tree, Mapping):

@@ -62,7 +62,7 @@ BlockEdit = SkipBlock | ShuffleTokens
 
 @dataclass(eq=False)
 class _Hook:
-    """What happens in one block of a pass.
+    """Edits of one block in a pass.
 
     Attributes:
         name: Of the block.

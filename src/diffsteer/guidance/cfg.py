@@ -1,4 +1,4 @@
-"""Guidance by a network that does not see the prompt."""
+"""Classifier-free guidance (CFG), and two that correct the difference which it scales."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Guidance by the level that a step goes to."""
+"""CFG++ and Rectified-CFG++: CFG that looks at the level to which a step goes."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What is changed and recorded inside of a network in one pass."""
+"""Edits, dropout, adapters and records of branches, together in one pass of a network."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -59,7 +59,7 @@ def edited(
 
 
 def located(net: Network, x: Tensor, cond: Cond, second: Cond | None = None) -> Locate:
-    """Finds the tokens of the image in layers of a network for samples of this shape.
+    """Function that finds the tokens of the image in layers, for samples of the shape of `x`.
 
     Where a second text is given, its samples come after those of the condition.
     """
@@ -69,7 +69,7 @@ def located(net: Network, x: Tensor, cond: Cond, second: Cond | None = None) -> 
 
 @dataclass(eq=False)
 class _Changes:
-    """What acts in which layers, blocks and rows of a pass."""
+    """Changes and records of a pass, by layer or block, each with its rows."""
 
     taps: dict[str, Tap] = field(default_factory=dict)
     blocks: dict[str, list[tuple[slice, BlockEdit]]] = field(default_factory=dict)

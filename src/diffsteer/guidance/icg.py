@@ -50,7 +50,7 @@ class ICG(Guidance):
 def unrelated(
     cond: Mapping[Any, Any], seeds: Sequence[int], classes: int = 0, within: str = ""
 ) -> dict[Any, Any]:
-    """Condition with the prompt of each sample replaced by a random one, drawn by its seed.
+    """Condition whose prompts, one a sample, are replaced by random ones, drawn by seeds.
 
     Args:
         cond: The condition.
@@ -65,33 +65,34 @@ def unrelated(
             changed[key] = unrelated(value, seeds, classes, name)
         elif _holds_prompt(name, value, classes):
             drawn = [number(f"{seed} {name}".encode()) for seed in seeds]
-            other = _embeddings if name in EMBEDDINGS else _others
-            changed[key] = other(value, drawn, classes)
+            draw = _random_embeddings if name in EMBEDDINGS else _other_classes
+            changed[key] = draw(value, drawn, classes)
     return changed
 
 
 def require_prompt(cond: Mapping[Any, Any], classes: int = 0) -> None:
     """Refuse a condition in which no prompt is found."""
-    tensors = {name: value for name, value in _tensors(cond) if value is not None}
-    if any(_holds_prompt(name, value, classes) for name, value in tensors.items()):
+    leaves = {name: value for name, value in _leaves(cond) if value is not None}
+    if any(_holds_prompt(name, value, classes) for name, value in leaves.items()):
         return
-    if shared := sorted(EMBEDDINGS & tensors.keys()):
+    if shared := sorted(EMBEDDINGS & leaves.keys()):
         raise InputError(
             f"ICG replaces the prompt of each sample, and {', '.join(shared)} has no row for each "
             "(it is of several layers or frames): take CFG, PAG or TSG"
         )
     raise InputError(
-        f"ICG finds no prompt that it could replace in {', '.join(tensors) or 'no condition'}: "
+        f"ICG finds no prompt that it could replace in {', '.join(leaves) or 'no condition'}: "
         f"it works on {', '.join(sorted(EMBEDDINGS))}, and classes that the network counts; "
         "take PAG or TSG"
     )
 
 
-def _tensors(cond: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(cond: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all parts of a condition, tensors or not, with their names."""
     for key, value in cond.items():
         name = _name(key, within)
         if isinstance(value, Mapping):
-            yield from _tensors(value, name)
+            yield from _leaves(value, name)
         else:
             yield name, value
 
@@ -102,6 +103,7 @@ def _name(key: Any, within: str) -> str:
 
 
 def _holds_prompt(name: str, value: Any, classes: int) -> bool:
+    """Whether a part of a condition is a prompt for each sample: its embedding, or its class."""
     if not isinstance(value, Tensor):
         return False
     if not value.is_floating_point():
@@ -109,14 +111,15 @@ def _holds_prompt(name: str, value: Any, classes: int) -> bool:
     return value.ndim > 1 and (name in EMBEDDINGS or (name == "labels" and value.shape[1] > 1))
 
 
-def _embeddings(value: Tensor, seeds: Sequence[int], classes: int) -> Tensor:
+def _random_embeddings(value: Tensor, seeds: Sequence[int], classes: int) -> Tensor:
+    """Noise with the mean and the standard deviation of each sample's embedding."""
     dims = tuple(range(1, value.ndim))
     mean = value.mean(dim=dims, keepdim=True)
     spread = value.float().std(dim=dims, keepdim=True).to(value)
     return mean + spread * Noise(seeds)(value)
 
 
-def _others(value: Tensor, seeds: Sequence[int], classes: int) -> Tensor:
+def _other_classes(value: Tensor, seeds: Sequence[int], classes: int) -> Tensor:
     """Other classes than these, as numbers, or as one-hot rows."""
     if value.ndim == 1:
         draws = value.new_tensor([1 + seed % (classes - 1) for seed in seeds])

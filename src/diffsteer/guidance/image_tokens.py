@@ -1,4 +1,4 @@
-"""Where the tokens of the image lie in layers of attention."""
+"""Places of the tokens of the image in layers of attention."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +58,7 @@ Locate = Callable[[str, int], ImageTokens]
 
 
 def in_grid(size: tuple[int, int], text_first: bool, name: str, tokens: int) -> ImageTokens:
-    """Tokens of an image in a layer.
+    """Tokens of an image in a layer, told from the number of its tokens.
 
     A layer with fewer tokens than the sample sees it halved some times, rounded up or down. One
     with more holds text as well. Where no halving fits, only the number of tokens is known.

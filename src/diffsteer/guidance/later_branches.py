@@ -1,4 +1,4 @@
-"""Branches that a guidance asks in some steps only, for checks before the first step."""
+"""Parts of a guidance that ask more in later steps, for checks before the first step."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def later(guidance: Guidance) -> Iterator[Guidance]:
 
 
 def acting(part: Guidance) -> list[Guidance]:
-    """Such a part where it acts, whatever the level; to be asked at step LATE."""
+    """Guidances that ask at step LATE, at any level, all that a part of `later` ever asks."""
     if isinstance(part, Within | Over):
         return [part.inner]
     return list(at_ends(part)) or [part]

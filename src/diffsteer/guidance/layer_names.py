@@ -1,4 +1,4 @@
-"""Which layers of a network a name means."""
+"""Layers and blocks of a network by parts of their names."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A network as the engine calls it."""
+"""Network of a `Denoiser`: how it is called, and what guidances may read and change inside."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +36,7 @@ def no_second(cond: Cond, other: Cond) -> Sequence[Cond]:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network as the engine calls it.
+    """Network of a `Denoiser`. `call` is enough for guidances that look at outputs alone.
 
     Attributes:
         call: From `(rows, *D)`, a level and a condition for as many rows to the output; twice the
@@ -47,7 +47,8 @@ class Network:
         text_first: Whether layers that attend to image and text put the text first.
         touched: Makes the context of a pass in which something inside of the network is read or
             changed, and is told whether that is more than attention of the image.
-        score: How the attention that SAG looks at is read, if not as what each token receives.
+        score: Attention map of a layer for SAG, from its queries, keys and values; None for the
+            attention that each token receives.
         place: First row of a condition in a batch that the network makes of it, and the size of
             that batch; such branches are never stacked. None for a condition whose batch is what
             the network is given.

@@ -1,8 +1,9 @@
-"""How a guidance asks for network evaluations, and how they are answered together.
+"""Questions of guidances about a network, and their answers in as few evaluations as there can be.
 
-A guidance is a generator: it yields the branches that it wants to know, receives their answers in
-the same order, and returns what to add to x0. `lockstep` runs several in lockstep, so that all that
-is asked in one round is one joint question; `run` answers each distinct branch once.
+A guidance is a generator, `Queries`: it yields the branches that it wants evaluated, receives their
+answers in the same order, and returns what to add to x0. `lockstep` advances several such askers
+round by round, so that the branches of a round are one question; `run` answers an asker, and
+evaluates each distinct branch once.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -80,7 +81,7 @@ class Branch:
 @renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the network said of a branch.
+    """Output of a network for a branch.
 
     Attributes:
         out: Its output, `(B, *D)`.
@@ -119,7 +120,7 @@ class Answer:
 @renamed_fields(kind="prediction")
 @dataclass(frozen=True, eq=False)
 class GuidanceState:
-    """Where a guidance is asked for its shift.
+    """State of a sampling in which a guidance is asked for its shift.
 
     Attributes:
         x: The sample, `(B, *D)`.
@@ -167,6 +168,7 @@ class GuidanceState:
 
 
 Queries = Generator[tuple[Branch, ...], tuple[Answer, ...], T]
+"""An asker: it yields branches, is sent their answers, and returns its result."""
 Evaluate = Callable[[Sequence[Branch]], Sequence[Answer]]
 
 
@@ -282,7 +284,7 @@ def plan(asker: Queries[T], at: GuidanceState) -> Plan:
 
 
 def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:
-    """Answers of a network that says 0 and attends to all alike."""
+    """Answers in place of a network: outputs of 0 and flat maps, for plans and dry runs."""
     flat = torch.ones(len(at.x), *at.x.shape[-2:])
     answers = [
         Answer(

@@ -34,7 +34,7 @@ class Dropout:
 @contextmanager
 def dropped(parts: Sequence[tuple[slice, Dropout]], rows: int) -> Iterator[None]:
     """Drop in these parts of a pass of `rows` rows while the context is open."""
-    mode = _Mode(parts, rows)
+    mode = _DropoutMode(parts, rows)
     with mode:
         yield
     if not mode.hits:
@@ -49,7 +49,9 @@ def no_dropout() -> InputError:
     )
 
 
-class _Mode(TorchFunctionMode):
+class _DropoutMode(TorchFunctionMode):
+    """Answers the calls of dropout in a pass."""
+
     def __init__(self, parts: Sequence[tuple[slice, Dropout]], rows: int) -> None:
         super().__init__()
         self.parts, self.rows, self.hits = parts, rows, 0
@@ -74,11 +76,13 @@ class _Mode(TorchFunctionMode):
             for i, seed in enumerate(dropout.seeds):
                 row = part.start + i
                 drawn = x[row * each : (row + 1) * each]
-                u = torch.rand(drawn.shape, generator=self._of(number, i, seed, x), device=x.device)
+                u = torch.rand(
+                    drawn.shape, generator=self._generator(number, i, seed, x), device=x.device
+                )
                 drawn.mul_((u >= dropout.p) / (1 - dropout.p))
         return x
 
-    def _of(self, part: int, i: int, seed: int, x: Tensor) -> torch.Generator:
+    def _generator(self, part: int, i: int, seed: int, x: Tensor) -> torch.Generator:
         if (part, i) not in self._generators:
             self._generators[part, i] = torch.Generator(x.device).manual_seed(seed)
         return self._generators[part, i]

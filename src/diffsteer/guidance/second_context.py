@@ -27,7 +27,7 @@ Image = Callable[[Tensor, Tensor], Sequence[slice] | None]
 """From queries and keys to the queries of the image in each row; None where no text is read."""
 
 
-class _Mode(AttentionMode):
+class _PairMode(AttentionMode):
     """Combines the outputs of the two halves of a batch."""
 
     def __init__(self, second: SecondContext, image: Image) -> None:
@@ -84,7 +84,7 @@ def evaluated(
                 stack.enter_context(net.using(layer))
                 crossing = bool(getattr(layer, "is_cross_attention", False))
                 own = partial(locate, name) if name in layers else None
-                modes.append(_Mode(second, _image_of(own, samples, crossing)))
+                modes.append(_PairMode(second, _image_of(own, samples, crossing)))
                 modes[-1].hook(layer, stack)
             out = net.call(inputs, level, part)
         if not any(mode.hits for mode in modes):

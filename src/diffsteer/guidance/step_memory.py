@@ -24,7 +24,7 @@ class Store:
 
     Attributes:
         kept: Tensors by place and name.
-        step: That was evaluated last.
+        step: The one that was evaluated last.
         form: Shape of its samples without the batch, `D`.
     """
 
