@@ -28,7 +28,7 @@ class Repeated:
 
 
 LISTED = "a list of tensors, stacked"
-"""Only name of a mapping in the place of a list with a tensor for each row."""
+"""Only key of the mapping that stands for a list with a tensor for each row."""
 PER_SAMPLE = frozenset({"gligen", "ip_adapter_image_embeds", "ip_hidden_states"})
 """Attention arguments with a row for each sample."""
 SHARED = frozenset({"ip_adapter_masks", "img_ids", "txt_ids"})
@@ -82,11 +82,12 @@ def _shared(name: str, value: Any, rows: int, per_sample: bool) -> Any:
 
 
 def by_length(tree: Any, rows: int) -> Any:
-    """Arguments of a call of so many rows: what is as long has a row for each, as far as is seen.
+    """Arguments of a call of so many rows, of which those as long are taken to have a row for each.
 
-    Raises a ValueError where rows have several forms.
+    A network that no table describes has to show that this is right, see `Batches.output`.
 
-    A network that no table describes has to show that this is right, see `guided_output`.
+    Raises:
+        InputError: tensors of a list have several forms.
     """
     if isinstance(tree, Mapping):
         return {name: by_length(value, rows) for name, value in tree.items()}
@@ -103,7 +104,7 @@ def by_length(tree: Any, rows: int) -> Any:
 
 
 def put_together(tree: Any, rows: int = 1) -> Any:
-    """Arguments as the network takes them, for so many rows."""
+    """Inverse of `with_shared` and `by_length`: arguments as the network takes them, for `rows`."""
     if isinstance(tree, Shared):
         return tree.value
     if isinstance(tree, Repeated):
@@ -136,7 +137,7 @@ def stackable(a: Any, b: Any) -> bool:
 
 
 def form(tensor: Any) -> Any:
-    """Shape and dtype of a tensor; of anything else, what equals neither."""
+    """Shape and dtype of a tensor; for anything else an object that equals no other."""
     return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else object()
 
 

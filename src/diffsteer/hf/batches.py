@@ -24,11 +24,11 @@ from diffsteer.hf.sample_placement import View
 from diffsteer.hf.timesteps import LOSSY
 
 Told = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Changes arguments of a call to those at another noise level; None at that of the step."""
+"""From arguments of a call to those at another noise level; None at that of the step."""
 
 
 class NotDivided(Exception):  # noqa: N818
-    """A call is not certain to be what its rows are, each for itself."""
+    """Rows of a call are not certain to be what they are each for itself: evaluate it whole."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
@@ -50,22 +50,22 @@ class Batches:
         self.max_rows = max_rows
         self.evaluating = self.starting = self._tapping = self._deep = False
         self._divides: dict[Any, bool] = {}
-        self._known = set[Any]()
+        self._evaluated = set[Any]()
         self._outputs: dict[Any, tuple[Tensor, Tensor]] = {}
         self._compiled: dict[int, bool] = {}
 
     def begin(self, calls: Sequence[Call]) -> None:
         """Begin a step of such calls."""
         self.starting, self._outputs = True, {}
-        self._known = {call.key for call in calls if call.out is not None}
+        self._evaluated = {call.key for call in calls if call.out is not None}
 
     def divides(self, call: Call) -> bool:
         """Whether rows of a call are evaluated apart; in its first step, to see if they can."""
         single = self.max_rows == len(call.inputs) == 1  # which nothing is divided in
-        return self._divides.get(call.key, single or call.key in self._known) and not call.keeps
+        return self._divides.get(call.key, single or call.key in self._evaluated) and not call.keeps
 
     def keep(self, call: Call) -> None:
-        """Evaluate no rows of such calls apart."""
+        """Evaluate such calls whole from now on, no rows of them apart."""
         self._divides[call.key] = False
 
     def output(
@@ -82,7 +82,7 @@ class Batches:
         ((layout, tree),) = cond.items()
         starting, self.starting = self.starting, False
         if layout.tree is None:
-            out = self._in_call(layout, x, network, at_level)
+            out = self._whole(layout, x, network, at_level)
         else:
             out = self._in_rows(layout, tree, layout.packed(x), network, at_level, starting)
         return layout.unpacked(layout.part.model_output(out))
@@ -144,8 +144,8 @@ class Batches:
             raise NotDivided(part.call)
         self._divides[part.call.key] = True
 
-    def _in_call(self, layout: Layout, x: Tensor, network: Any, at_level: Told | None) -> Tensor:
-        """Output of a batch like that of the call, which is evaluated once for the same samples."""
+    def _whole(self, layout: Layout, x: Tensor, network: Any, at_level: Told | None) -> Tensor:
+        """Output for a condition of a call that is evaluated whole, once for the same samples."""
         part, call = layout.part, layout.part.call
         plain, key = at_level is None and not self._tapping, (call, x.data_ptr(), network)
         if plain and key in self._outputs:
@@ -160,7 +160,7 @@ class Batches:
     def in_call(
         self, layout: Layout, x: Tensor, network: Any = None, at_level: Told | None = None
     ) -> Tensor:
-        """Output for samples under all conditions of a call, `(N, *D)`, evaluated anew."""
+        """Output of a whole call for other samples, under all its conditions, `(N, *D)`."""
         call, size = layout.part.call, len(x)
         if (network is not None or self._deep) and call.keeps:
             raise InputError(
@@ -185,7 +185,9 @@ class Batches:
 
     @contextmanager
     def touched(self, network: Any, deep: bool) -> Iterator[None]:
-        """Evaluate anew what is changed inside of a network, and by code that is not compiled.
+        """Context of passes in which something inside of a network is changed or recorded.
+
+        No output of a call is taken over meanwhile, and compiled code runs as it was written.
 
         Args:
             network: The network.

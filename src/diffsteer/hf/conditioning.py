@@ -24,7 +24,7 @@ def conditioning_argument(pipe: Any) -> str:
     takes = inspect.signature(pipe.__call__).parameters
     if PROMPTS in takes:
         return PROMPTS
-    return CLASSES if CLASSES in takes and _count(pipe) else ""
+    return CLASSES if CLASSES in takes and _class_count(pipe) else ""
 
 
 def conditioning_kwargs(pipe: Any, texts: Sequence[str], guided: bool = False) -> dict[str, Any]:
@@ -39,12 +39,12 @@ def conditioning_kwargs(pipe: Any, texts: Sequence[str], guided: bool = False) -
     if name == PROMPTS:
         return {name: list(texts)}
     if name == CLASSES:
-        if guided and _count(pipe) != NONE:
+        if guided and _class_count(pipe) != NONE:
             raise InputError(
                 f"{type(pipe).__name__} sends class {NONE} for none in particular, which this "
-                f"network of {_count(pipe)} classes has not: sample it without guidance"
+                f"network of {_class_count(pipe)} classes has not: sample it without guidance"
             )
-        numbers = {text: _number(pipe, text.strip()) for text in set(texts)}
+        numbers = {text: _class_number(pipe, text.strip()) for text in set(texts)}
         return {name: [numbers[text] for text in texts]}
     if any(texts):
         raise InputError(f"{type(pipe).__name__} takes no prompt: leave it out")
@@ -69,19 +69,20 @@ def seeded(pipe: Any, generators: Sequence[torch.Generator]) -> AbstractContextM
     return wrapped(pipe.scheduler, "step", step)
 
 
-def _count(pipe: Any) -> int:
+def _class_count(pipe: Any) -> int:
     """Number of classes that a network knows; 0 for none."""
     return int(getattr(network_of(pipe).config, "num_embeds_ada_norm", 0) or 0)
 
 
-def _number(pipe: Any, text: str) -> int:
+def _class_number(pipe: Any, text: str) -> int:
     """Number of a class by its name, or in digits; that of no class for an empty text."""
-    count, names = _count(pipe), getattr(pipe, "labels", {})
+    count, names = _class_count(pipe), getattr(pipe, "labels", {})
     if not text:
         return count
     if text.isdecimal() and int(text) < count:
         return int(text)
-    parts = {_named(part, names) for part in text.split(",")}  # all names of one class, or one
+    # all names of one class, or one
+    parts = {_class_named(part, names) for part in text.split(",")}
     if len(parts) == 1 and (number := parts.pop()) is not None:
         return number
     near = [] if text.lstrip("-").isdecimal() else get_close_matches(text, names, 3)
@@ -92,7 +93,7 @@ def _number(pipe: Any, text: str) -> int:
     )
 
 
-def _named(text: str, names: dict[str, int]) -> int | None:
+def _class_named(text: str, names: dict[str, int]) -> int | None:
     """Number of the class of a name, in any case where that leaves one; None for none."""
     text = " ".join(text.split())
     if text in names:

@@ -38,9 +38,9 @@ class Part:
         rows: Rows of its batch, one for each sample.
         taken: Where its input holds the sample.
         given: Part of its output that becomes the scheduler's model output.
-        sign: Factor of that part.
-        scale: The same, where the model output holds the sample as well (Cosmos).
-        held: Factor of the sample in the model output.
+        sign: Factor of that part in the model output, 1 or -1; 1 where that holds the sample.
+        scale: Factor of that part where the model output holds the sample as well (Cosmos).
+        held: Factor of the sample in such a model output, else 0.
         replaced: Frames of the input, tokens of two samples, or images that hold a condition in the
             place of the sample.
     """
@@ -104,7 +104,7 @@ def parts_of(calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> dic
         sample: The scheduler's, `(B, *D)`.
 
     Raises:
-        ValueError: the layout cannot be made out.
+        InputError: the layout cannot be made out.
     """
     size, rows = len(sample), [len(call.inputs) for call in calls]
     if any(n % size for n in rows):
@@ -132,8 +132,9 @@ def parts_of(calls: Sequence[Call], model_output: Tensor, sample: Tensor) -> dic
 def _parts(
     calls: Sequence[Call], model_output: Tensor, sample: Tensor, in_turn: bool
 ) -> dict[str, Part]:
+    """Conditions of calls whose samples come under one condition after another, or in turn."""
     parts = [
-        _taken(call, rows, sample)
+        _part_of_rows(call, rows, sample)
         for call in calls
         for rows in _rows(len(call.inputs), len(sample), in_turn)
     ]
@@ -175,7 +176,8 @@ def _rows(rows: int, size: int, in_turn: bool) -> list[slice]:
     return [slice(i * size, (i + 1) * size) for i in range(count)]
 
 
-def _taken(call: Call, rows: slice, sample: Tensor) -> Part:
+def _part_of_rows(call: Call, rows: slice, sample: Tensor) -> Part:
+    """Rows of a call as a condition, with the place of the sample in its input."""
     inputs = call.inputs[rows]
     if (view := placed(inputs, sample, call.lengths)) is None:
         if frames := frames_replaced(inputs, sample):  # a video from an image

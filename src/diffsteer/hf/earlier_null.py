@@ -17,8 +17,8 @@ from diffsteer.hf.network import unwrap_compiled
 def null_at_step(null: Part, before: Part, now: Part) -> Part:
     """Null prompt at a step at which the pipeline sends the prompt alone.
 
-    It keeps what it had otherwise than the prompt, arguments and channels beside the sample; all
-    else is that of now.
+    Arguments and channels beside the sample in which it differed from the prompt stay as they were;
+    all else is that of the prompt now.
 
     Args:
         null: The null prompt at the step at which it was last sent.
@@ -26,7 +26,7 @@ def null_at_step(null: Part, before: Part, now: Part) -> Part:
         now: The prompt at this step.
 
     Raises:
-        ValueError: what it had otherwise changes from step to step.
+        InputError: what it had otherwise changes from step to step.
     """
     of_null, of_prompt, current = (_arguments(part) for part in (null, before, now))
     own = {k: v for k, v in of_null.items() if not equal(v, of_prompt.get(k))}
@@ -48,7 +48,7 @@ def null_at_step(null: Part, before: Part, now: Part) -> Part:
 
 
 def changed(own: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which of the arguments that the null prompt has of its own change between two steps."""
+    """Names of arguments that change between two steps, of those in `own`; empty for none."""
     return ", ".join(name for name in own if not equal(before.get(name), now.get(name)))
 
 

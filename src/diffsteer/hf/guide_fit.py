@@ -1,4 +1,4 @@
-"""Whether a guide, the second network of autoguidance, takes what the pipeline's network takes."""
+"""Checks that a guide, the second network of autoguidance, takes what the pipeline's takes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from diffsteer.hf.network import sample_channels, unwrap_compiled
 from diffsteer.hf.scheduler_config import same_times, trained
 
 WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels")
-"""What the configurations of networks say of the width of a text."""
+"""Settings of networks for the width of a text."""
 CONDITIONED = frozenset(
     {
         *("addition_embed_type", "class_embed_type", "num_class_embeds", "num_embeds_ada_norm"),
@@ -17,7 +17,7 @@ CONDITIONED = frozenset(
         *("time_cond_proj_dim", "guidance_embeds", "in_channels"),
     }
 )
-"""What they say of other conditions."""
+"""Settings of networks for other conditions."""
 
 
 def check_guide(network: Any, guide: Any) -> None:

@@ -53,7 +53,7 @@ class LazyConditions(UserDict[str, Any]):
 
 
 class GuidedOutput:
-    """Evaluates a guidance.
+    """Evaluates a guidance at the steps of a pipeline's scheduler.
 
     Args:
         owner: Class of the pipeline, for errors.
@@ -77,7 +77,7 @@ class GuidedOutput:
         images = any(isinstance(part, SAG | FDG | FreSca) for part in parts)
         self._patch = patch if images and not norms else None
         self.batches = Batches(max_rows)
-        self._times = TimeArgument()
+        self._time_argument = TimeArgument()
         self._seeds: tuple[int, ...] = ()
         self._views = PanoramaViews()
         self._measured: dict[Any, Located] = {}
@@ -87,7 +87,7 @@ class GuidedOutput:
         """Begin a sampling."""
         family = known_family(unwrap_compiled(network))
         rules = RULES if family is None else RULES[1:2] if family.flow_time == 1 else RULES[:1]
-        self._times = TimeArgument(rules)
+        self._time_argument = TimeArgument(rules)
 
     def end(self) -> None:
         """End a run of the pipeline."""
@@ -102,7 +102,7 @@ class GuidedOutput:
             now: This step.
         """
         for call in calls:
-            self._times.see(call.arguments, now.time, now.timeline.count)
+            self._time_argument.see(call.arguments, now.time, now.timeline.count)
         self._views.enter(now)
         while True:
             self.batches.begin(calls)
@@ -199,7 +199,7 @@ class GuidedOutput:
         return places != own
 
     def _network(self, guide: Any, layout: Layout, now: Now) -> Network:
-        """A network for the engine; None is the one that was called."""
+        """`Network` of a guide, or, for None, of the network that was called."""
         part = layout.part
         network = guide or part.call.module
         module = unwrap_compiled(network)
@@ -217,7 +217,9 @@ class GuidedOutput:
             if level is not now.level:
                 time = now.timeline.time(level)
                 beside, count = bool(part.replaced or part.taken.grid), now.timeline.count
-                at_level = partial(self._times.told, t=time, now=now.time, n=count, beside=beside)
+                at_level = partial(
+                    self._time_argument.told, t=time, now=now.time, n=count, beside=beside
+                )
             return now.timeline.direction * self.batches.output(x, cond, guide, at_level)
 
         return Network(
@@ -250,7 +252,10 @@ class GuidedOutput:
     def _located(
         self, guide: Any, layers: MeasuredLayers, cond: RowsOf, second: RowsOf | None = None
     ) -> Locate:
-        """Find tokens of the image in layers under a condition; in all `layers` has."""
+        """Function that finds the tokens of the image under a condition.
+
+        Each of `layers`, which are those under the prompt, has to have some.
+        """
         ((layout, tree),) = cond.items()
         rows = _rows(tree)
         own = self._measured_layers(guide, layout)

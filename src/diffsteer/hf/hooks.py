@@ -101,7 +101,7 @@ _latest: WeakValueDictionary[tuple[int, str], Replaced] = WeakValueDictionary()
 
 
 def plain_forward(network: Any) -> Any:
-    """Forward of a network, under hooks of accelerate, where a replacement of it stands."""
+    """Forward of a network below hooks of accelerate, which is the one that `replaced` replaces."""
     return vars(network).get(OFFLOADED, network.forward)
 
 

@@ -1,7 +1,8 @@
-"""A call of a network of a known family, read before its scheduler steps.
+"""Reading of a call of a known family's network, for an answer before its scheduler steps.
 
-So the noise that a sampling starts from is refined, and calls from a loop of one's own are
-answered. The pipeline's declarations and the batch tell which conditions the batch holds.
+Refined noise changes the first call of a sampling, and a loop of one's own waits for the output.
+So the pipeline's declarations and the batch have to tell which conditions the batch holds; at a
+scheduler's step, `conditions` measures them.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from diffsteer.hf.timesteps import FLOW_TIMESTEPS, SamplingStep, StepTracker
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions that a batch holds.
+    """Order of conditions in a batch.
 
     Attributes:
         names: In order.
@@ -123,7 +124,7 @@ def _declared(pipe: Any) -> bool | None:
 
 @dataclass(frozen=True, eq=False)
 class BatchedCall:
-    """A call of a network.
+    """A call of a known family's network, with the conditions that its batch holds.
 
     Attributes:
         pipe: The pipeline.

@@ -29,7 +29,7 @@ A row i of another call, in which the image has the same place, is ~i.
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Layout:
-    """Form that conditions share which may be rows of one batch.
+    """Form of a condition's call; conditions of one form may be rows of one batch.
 
     Attributes:
         part: One of them.

@@ -29,8 +29,6 @@ SAME = 1e-4
 """Largest change of a token, relative to the layer's largest, that is rounding."""
 Span = tuple[int, int]
 """First token of an image, and how many it has."""
-
-
 Located = dict[str, tuple[nn.Module, ImageTokens, int]]
 """Layers by name, with their tokens of the image and the number of all their tokens."""
 

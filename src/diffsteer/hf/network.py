@@ -21,7 +21,7 @@ from diffsteer.hf.hooks import Replaced, replaced
 from diffsteer.hf.timesteps import timestep_like, timestep_schedule
 
 PARTS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "prior", "decoder")
-"""What pipelines call their network."""
+"""Names of networks in pipelines."""
 
 
 def network_of(pipe: Any) -> Any:
@@ -46,7 +46,7 @@ def unwrap_compiled(module: Any) -> Any:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled code as it was written meanwhile, so that it sees layers that were changed."""
+    """Context in which compiled code runs as it was written, so that changes of layers act."""
     if "torch._dynamo" not in sys.modules:  # nothing can be compiled; importing it takes seconds
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")

@@ -67,7 +67,7 @@ class NullCall:
         self._network: Any = None
 
     def see(self, cond: Call) -> None:
-        """Note the call for the prompt of a step; the first of a pipeline's call is kept."""
+        """Note the call for the prompt of a step; the first is kept, for what changes after it."""
         self._first = self._first or cond
 
     def of(self, now: Call) -> Call:
@@ -116,7 +116,7 @@ class NullCall:
         if (guided := self._guided(given)) is not None:
             made = self.repeated.first_step(guided, purpose)
             try:
-                found = _parts(made, first)
+                found = _null_and_prompt(made, first)
             except InputError as error:
                 text = f"{purpose}, and with its own guidance on {name} {error}"
                 raise InputError(text) from error
@@ -149,9 +149,9 @@ class NullCall:
         defaults = _defaults(self.pipe)  # at all steps
         on |= {n: defaults[n] for n in given if INTERVAL.search(n) and n in defaults}
         negative = {n: v for n, v in _negatives(given).items() if PROMPT in n}
-        embedded = any(_embedded(value) for value in negative.values())
+        embedded = any(_is_embedding(value) for value in negative.values())
         wanted = self.null or scale == SCALES[0]  # which is on with a negative prompt alone
-        if wanted and PROMPT in negative and not embedded and not _texts(negative):
+        if wanted and PROMPT in negative and not embedded and not _say_something(negative):
             on[NEGATIVE + PROMPT] = _for_each(self.null, given)
         return on
 
@@ -165,14 +165,16 @@ class NullCall:
         }
         negative = {name: value for name, value in negative.items() if PROMPT in name}
         made = dict(given) | sizes
-        if any(_embedded(value) for value in negative.values()):  # they may stand beside a text
+        if any(_is_embedding(value) for value in negative.values()):  # they may stand beside a text
             return made | {n: None if TEXTS.match(n) else v for n, v in negative.items()}
-        made |= {n: None for n in given if TEXTS.match(n) or (PROMPT in n and _embedded(given[n]))}
-        null = negative if _texts(negative) else {PROMPT: self.null}
+        made |= {
+            n: None for n in given if TEXTS.match(n) or (PROMPT in n and _is_embedding(given[n]))
+        }
+        null = negative if _say_something(negative) else {PROMPT: self.null}
         return made | {name: _for_each(value, given) for name, value in null.items()}
 
 
-def _parts(made: FirstStep, first: Call) -> tuple[Call, Call] | None:
+def _null_and_prompt(made: FirstStep, first: Call) -> tuple[Call, Call] | None:
     """Calls for null prompt and prompt of a step that has both, told by what it makes of them."""
     if made.model_output is None or made.sample is None:
         return None
@@ -217,18 +219,18 @@ def _defaults(pipe: Any) -> dict[str, Any]:
     return {p.name: p.default for p in parameters}
 
 
-def _texts(negative: Mapping[str, Any]) -> bool:
-    """Whether a negative prompt says something; "" and [""] do not."""
+def _say_something(negative: Mapping[str, Any]) -> bool:
+    """Whether negative prompts say something; "" and [""] do not."""
     return any(any(value or ()) for value in negative.values())
 
 
 def _for_each(value: Any, given: Mapping[str, Any]) -> Any:
     """A text once for each prompt of a call, where it has a list of them; else as it is."""
-    count = _count(given) if isinstance(value, str) else None
+    count = _prompt_count(given) if isinstance(value, str) else None
     return value if count is None else [value] * count
 
 
-def _count(given: Mapping[str, Any]) -> int | None:
+def _prompt_count(given: Mapping[str, Any]) -> int | None:
     """Number of prompts of a call, None for one that is no list."""
     if isinstance(prompt := given.get(PROMPT), list):
         return len(prompt)
@@ -236,7 +238,7 @@ def _count(given: Mapping[str, Any]) -> int | None:
     return len(embeddings) if isinstance(embeddings, Tensor | list) else None
 
 
-def _embedded(value: Any) -> bool:
+def _is_embedding(value: Any) -> bool:
     """Whether an argument holds embeddings or masks of prompts."""
     value = value[0] if isinstance(value, list | tuple) and value else value
     return isinstance(value, Tensor)

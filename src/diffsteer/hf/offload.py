@@ -1,4 +1,4 @@
-"""Where the weights of a pipeline wait while it samples, and whether they fit."""
+"""Offloading of a pipeline's weights while it samples, and checks that they fit into memory."""
 
 import math
 from collections.abc import Mapping

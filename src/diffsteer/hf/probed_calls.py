@@ -221,7 +221,7 @@ def _copied(cache: Any) -> Any:
 
 
 def both_stepped(calls: Sequence[Call], sample: Tensor) -> bool:
-    """Whether a step is of both conditions, to be stepped again as one (Cosmos)."""
+    """Whether a scheduler steps both conditions as one batch, and then the sample (Cosmos)."""
     return len(calls) == 2 and len(sample) == sum(len(call.inputs) for call in calls)
 
 

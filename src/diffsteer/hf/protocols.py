@@ -1,4 +1,4 @@
-"""What diffsteer reads of a scheduler of diffusers."""
+"""Interface of a scheduler of diffusers, as far as diffsteer reads it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

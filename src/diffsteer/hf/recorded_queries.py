@@ -18,7 +18,7 @@ PROJECTED = 8
 
 
 class Recorded(NamedTuple):
-    """Projected queries and keys of a layer, `(samples, tokens, PROJECTED)`, and its batch."""
+    """Queries and keys of a call, `(samples, tokens, PROJECTED)`, and the rows of its batch."""
 
     rows: int
     q: Tensor
@@ -26,7 +26,7 @@ class Recorded(NamedTuple):
 
 
 class Record(AttentionMode):
-    """Keeps projections of queries and keys of a layer, where it first runs: of each call there."""
+    """Keeps projected queries and keys of a layer, of each call of attention in its first run."""
 
     def __init__(self, records: dict[str, list[Recorded]], name: str, batch: int) -> None:
         super().__init__()
@@ -78,20 +78,20 @@ class Crossing:
         for name, layer in layers.items():
             q, k = getattr(layer, "to_q", None), getattr(layer, "to_k", None)
             if isinstance(q, nn.Module) and isinstance(k, nn.Module):
-                stack.callback(q.register_forward_pre_hook(partial(self._asked, name)).remove)
-                stack.callback(k.register_forward_pre_hook(partial(self._named, name)).remove)
+                for part, note in ((q, self._note_queries), (k, self._note_keys)):
+                    stack.callback(part.register_forward_pre_hook(partial(note, name)).remove)
 
-    def _asked(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _note_queries(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._inputs[name] = args[0]
 
-    def _named(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _note_keys(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         asked = self._inputs.pop(name, args[0])
         if asked.shape != args[0].shape or not torch.equal(asked, args[0]):
             self.names.add(name)
 
 
 def calls_of(row: int, batch: int, records: Sequence[Recorded]) -> list[Recorded]:
-    """What attention of a row of a batch is recorded of each call, or of the one for that row."""
+    """Records that hold a row of a batch: of all calls, or, of a call for each row, its own."""
     rows = [record.rows for record in records]
     if len(records) < 2 or sum(rows) != batch:
         return list(records)

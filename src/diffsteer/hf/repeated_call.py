@@ -1,7 +1,7 @@
 """The call of a pipeline, begun once more up to its first step, on a copy and with other arguments.
 
-So masks, lengths and places of tokens are those that the pipeline makes. Noted is what it was
-called with, and the states of generators then.
+So the masks, lengths and places of tokens of a prompt that the pipeline was not called with are
+those that it makes. Its latest call is noted for that: arguments, and states of generators.
 """
 
 import copy
@@ -32,7 +32,7 @@ class _Reached(BaseException):
 
 @dataclass(frozen=True, eq=False)
 class FirstStep:
-    """What a pipeline does up to its first step.
+    """Calls of a pipeline up to its first step, and what the step was given.
 
     Attributes:
         calls: Of the network, each with its probe.
@@ -73,12 +73,15 @@ class RepeatedCall:
         """Replacements of methods at which a call is noted, and forgotten at its end."""
         for name in ("check_inputs", "encode_prompt"):
             if hasattr(self.pipe, name):
-                yield wrapped(self.pipe, name, partial(self._do, self.note))
+                yield wrapped(self.pipe, name, partial(self._before, self.note))
         if hasattr(self.pipe, "maybe_free_model_hooks"):
-            yield wrapped(self.pipe, "maybe_free_model_hooks", partial(self._do, self.end))
+            yield wrapped(self.pipe, "maybe_free_model_hooks", partial(self._before, self.end))
 
     @staticmethod
-    def _do(first: Callable[[], None], method: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    def _before(
+        first: Callable[[], None], method: Callable[..., Any], *args: Any, **more: Any
+    ) -> Any:
+        """Call a function, and then the method in whose place this stands."""
         first()
         return method(*args, **more)
 

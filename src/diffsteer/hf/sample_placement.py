@@ -1,4 +1,4 @@
-"""Layout of a sample in a network's input and output, measured from the tensors themselves.
+"""Place of a sample in a network's input and output, measured from the tensors themselves.
 
 Pipelines put the scheduler's sample into their network's input (among conditioning channels or
 tokens, in a list, with a frame dimension) and make the scheduler's model output of what it returns
@@ -95,7 +95,7 @@ def placed(inputs: Tensor, sample: Tensor, lengths: Sequence[int] = ()) -> View 
 def frames_replaced(inputs: Tensor, sample: Tensor) -> tuple[int, ...]:
     """Frames of an input `(B, C, F, H, W)` that hold a condition, all others the sample.
 
-    None where it does not hold the sample in whole frames.
+    Empty where all frames hold the sample, or none does.
     """
     if inputs.shape != sample.shape or inputs.ndim != 5:
         return ()

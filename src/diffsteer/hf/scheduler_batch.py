@@ -11,7 +11,7 @@ from diffsteer.hf.probed_calls import Call
 
 @dataclass(frozen=True)
 class Folding:
-    """Layout of samples in the batch that a scheduler steps: as they are, or as below.
+    """Layout of samples in the batch that a scheduler steps; by default they are the batch.
 
     Attributes:
         frames: Frames of a video that are a batch, else 0.

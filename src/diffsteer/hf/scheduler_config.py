@@ -1,4 +1,4 @@
-"""What a diffusers scheduler config says, in our terms; reading it needs no diffusers.
+"""Schedule, prediction type and spacing of a scheduler config; reading it needs no diffusers.
 
 A config mixes what the network was trained on, which has to be honoured to the letter, with the
 settings of one particular solver, which another solver replaces.

@@ -23,11 +23,11 @@ def texts_of_both(cond: Cond, other: Cond, network: Any) -> tuple[Cond, Cond]:
     by the time embedding, on image and texts alike, and are not taken. The shorter text is padded
     where the network takes a mask of it.
     """
-    texts = [name for name, value in cond.items() if _tokens(value) and name in other]
+    texts = [name for name, value in cond.items() if _is_tokens(value) and name in other]
     for name, value in cond.items():
         whole = value.value if isinstance(value, Shared) else value
         deep = isinstance(whole, Tensor) and whole.ndim == 4
-        if "hidden_states" in name and (deep or (not texts and _tokens(whole))):
+        if "hidden_states" in name and (deep or (not texts and _is_tokens(whole))):
             raise InputError(
                 f"NAG takes texts with a row of tokens for each sample, and {name} is "
                 f"{tuple(whole.shape)}: take CFG"
@@ -35,7 +35,7 @@ def texts_of_both(cond: Cond, other: Cond, network: Any) -> tuple[Cond, Cond]:
     if not texts:
         raise no_text()
     names = dict.fromkeys((*cond, *other))
-    masks = [n for n in names if _mask(n, cond.get(n)) or _mask(n, other.get(n))]
+    masks = [n for n in names if _is_mask(n, cond.get(n)) or _is_mask(n, other.get(n))]
     first, second = dict(cond), {**cond, **{name: other.get(name) for name in (*texts, *masks)}}
     for name in texts:
         if isinstance(cond[name], Tensor) and cond[name].shape != other[name].shape:
@@ -46,11 +46,11 @@ def texts_of_both(cond: Cond, other: Cond, network: Any) -> tuple[Cond, Cond]:
             first |= _padded(first, name, mask, max(lengths))
             second |= _padded(second, name, mask, max(lengths))
     for name in masks:
-        first[name], second[name] = _both(first.get(name), second[name])
+        first[name], second[name] = _both_masks(first.get(name), second[name])
     return first, second
 
 
-def _both(first: Any, second: Any) -> tuple[Any, Any]:
+def _both_masks(first: Any, second: Any) -> tuple[Any, Any]:
     """Two masks of one shape; where there is one alone, the other hides nothing."""
     if isinstance(first, Tensor) != isinstance(second, Tensor):
         ones = torch.ones_like(first if isinstance(first, Tensor) else second)
@@ -83,7 +83,7 @@ def _padded(cond: Cond, name: str, mask: str, count: int) -> dict[str, Tensor]:
     return {name: F.pad(tokens, (0, 0, 0, more)), mask: F.pad(seen, (0, more))}
 
 
-def _tokens(value: Any) -> bool:
+def _is_tokens(value: Any) -> bool:
     """Whether an argument holds tokens of a text: one row for each sample."""
     if isinstance(value, Mapping) and value.keys() == {LISTED}:
         value = value[LISTED]
@@ -92,13 +92,17 @@ def _tokens(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point()
 
 
-def _mask(name: str, value: Any) -> bool:
+def _is_mask(name: str, value: Any) -> bool:
+    """Whether an argument says which tokens of a text are there, by a mask, numbers or lengths."""
     whole = isinstance(value, Tensor) and not value.is_floating_point() and value.ndim > 1
     return whole or ("mask" in name and isinstance(value, Tensor)) or "len" in name
 
 
 def second(cond: Any, other: Any) -> tuple[Any, ...]:
-    """A condition and one with another's text; one call of both for batches like those of calls."""
+    """Pair of conditions for `Network.second`: one, and the same with another's text.
+
+    Where calls are evaluated whole, it is one condition, of a call that holds both.
+    """
     ((layout, own),), ((its_layout, its),) = cond.items(), other.items()
     if layout.tree is None or its_layout.tree is None:
         return (pair_of(layout, its_layout),)

@@ -1,4 +1,4 @@
-"""What the call of a pipeline takes, read from the source of diffusers without importing it.
+"""Arguments of a pipeline's call, read from the source of diffusers without importing it.
 
 Importing diffusers takes seconds, and a mistake should be told sooner.
 """

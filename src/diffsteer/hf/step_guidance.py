@@ -52,7 +52,7 @@ from diffsteer.hf.timesteps import SamplingStep, StepTracker
 
 
 class StepGuidance:
-    """Guides the networks of a pipeline, as a context.
+    """Context in which the networks of a pipeline are guided, at the steps of its scheduler.
 
     Args:
         pipe: The pipeline.
@@ -193,7 +193,7 @@ class StepGuidance:
             self._guided.begin(network)
             if self._null is not None:
                 self._null.repeated.note()
-        self._times()  # of a scheduler that can be steered
+        self._scheduler_timeline()  # of a scheduler that can be steered
         self._second.end()
         if len(self._calls) == MOST_CALLS:
             raise InputError(
@@ -203,15 +203,15 @@ class StepGuidance:
             )
         return starts
 
-    def _times(self) -> Timeline:
-        """Timesteps of the scheduler as levels; read once for each config."""
+    def _scheduler_timeline(self) -> Timeline:
+        """Timeline of the scheduler; read once for each config."""
         config = self.pipe.scheduler.config
         if self._timeline is None or self._timeline[0] is not config:
             self._timeline = config, Timeline.of(self.pipe.scheduler)
         return self._timeline[1]
 
     def _now(self, step: SamplingStep) -> Now:
-        timeline = self._times()
+        timeline = self._scheduler_timeline()
         return Now(timeline, step, self._tracker, timeline.level(float(step.time)))
 
     def _await(self, act: Callable[..., Any]) -> None:
@@ -269,7 +269,7 @@ class StepGuidance:
         """Check that a model output that holds the sample is x0 or eps of the network's output."""
         scale = fitted(cond.sample, [x]) if cond.held else None
         if cond.held and not (
-            scale and self._times().holds(cond.held / (scale[0] * cond.scale), time)
+            scale and self._scheduler_timeline().holds(cond.held / (scale[0] * cond.scale), time)
         ):
             raise InputError(f"{self._owner} {no_part(output, cond.call.probe)}")
 

@@ -1,4 +1,4 @@
-"""Timesteps of a scheduler as noise levels, and what a network is told of them.
+"""Timesteps of a scheduler as noise levels, and the arguments by which networks are told them.
 
 Networks are told the timestep itself, a share of the schedule, or the share that is left.
 """
@@ -42,8 +42,8 @@ class Timeline:
 
     Attributes:
         schedule: Levels of the timesteps.
-        prediction: What the scheduler takes a model output for, but for the sign.
-        count: Timestep at the noisy end.
+        prediction: Prediction type of the scheduler's model output times `direction`.
+        count: Timestep at the noisy end, by which shares of the schedule are told.
         inverted: Whether the timesteps of a flow run from data to noise (Mochi).
         scaled: Whether they are sigma / alpha of a flow, beyond 1, whose samples are scaled for the
             network, x / (1 + sigma) (Cosmos 2).

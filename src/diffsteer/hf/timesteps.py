@@ -1,6 +1,6 @@
-"""Timesteps of a diffusers scheduler: their levels, their steps, and what a network is told there.
+"""Timesteps of a diffusers scheduler: their noise levels, and the step of a network's call.
 
-The step of a call is found without waiting for the device that holds them.
+The step is found without waiting for the device that holds the timesteps.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ FLOW_TIMESTEPS = 1000.0
 
 
 class SamplingStep(NamedTuple):
-    """Time of a call of the network.
+    """Step of a sampling, for which a network is called.
 
     Attributes:
         time: Timestep of the scheduler, 0-dim, float64, on the CPU.
         step: Index of the sampling step, as the scheduler counts: the calls of one step share it.
-        first: Whether timesteps are new, or time does not go on.
+        first: Whether a sampling begins: timesteps are new, or time does not go on.
     """
 
     time: Tensor

@@ -1,4 +1,4 @@
-"""Weights that are read are those that a configuration names: none missing, none beyond."""
+"""Checks that the weights that are read are those of a configuration: none missing, none beyond."""
 
 import re
 import warnings
@@ -40,7 +40,7 @@ def require_quantizers(folder: Path) -> None:
 
 
 def checked_folder(folder: Path) -> dict[str, str]:
-    """Arguments for loading a pipeline's folder, once it has all that its index names.
+    """Check that a pipeline's folder has all that its index names; return arguments to load it.
 
     Raises:
         InputError: a component is missing, or a configuration names a class that there is not.
