@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def draws(seed: int = 1):
 # ------------------------------------------------------------------ the published formulas, plainly
 
 
+@cache
 def official(net, times, s, sigma, block, ddim=False, gradient=None, scale=0.0, heads=None):
     """Self-attention guidance on ADM: timesteps ascending, all in float64.
 
@@ -133,8 +135,8 @@ def knobs(s: float, block: int, sigma: float) -> SAG:
 
 
 SECTIONS = "4,0,0,0,0"
-FIFTH = [0, 66, 133, 199]
-SIXTH = [0, 200, 400, 599, 799, 999]
+FIFTH = (0, 66, 133, 199)
+SIXTH = (0, 200, 400, 599, 799, 999)
 
 
 def agree(got: Tensor, found: tuple[Tensor, float]) -> None:
@@ -160,7 +162,7 @@ def test_sag_trajectories(spacing, times, block, sigma, s) -> None:
     net = NETS[TINY]
     want = official(net, times, s, sigma, block)
     agree(ours(net, spacing, knobs(s, block, sigma).clamped(), Ancestral()), want)
-    assert (want[0] - official(net, times, 0.0, sigma, block)[0]).abs().max() > 1e-2
+    assert (want[0] - official(net, times, 0.0, 9.0, 1)[0]).abs().max() > 1e-2
 
 
 def test_without_guidance() -> None:

@@ -1,4 +1,7 @@
-"""The studio without a browser: numbers of expressions, settings, copies, what is refused."""
+"""The studio without a browser: numbers of expressions, settings, copies, what is refused.
+
+Gradio, which takes two seconds, is imported by the tests that need it.
+"""
 
 import json
 import math
@@ -26,14 +29,11 @@ from diffsteer import Guidance, Recipe, SteerScheduler, open_generator, parse
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import read
 from diffsteer.studio import jobs, snippets
-from diffsteer.studio.controls import moved
 from diffsteer.studio.cost import Speed
 from diffsteer.studio.engine import Engine
 from diffsteer.studio.expression import numbers, with_numbers
 from diffsteer.studio.history import History, restored
 from diffsteer.studio.jobs import References, evaluated, job, tuned
-from diffsteer.studio.measures import space_of
-from diffsteer.studio.page import Page
 from diffsteer.studio.render import Cancelled, Preview, Sampled, decoded, sampled
 from diffsteer.studio.runs import Runs, guarded
 from diffsteer.studio.schedule import draw
@@ -79,6 +79,8 @@ def test_ranges_follow_the_fields() -> None:
 
 
 def test_a_moved_slider_changes_its_number_alone() -> None:
+    from diffsteer.studio.controls import moved
+
     text = moved(SUM, 6, 0.7, 0.28, 4, 0.5, 0.75, 0, 0)
     assert text == SUM.replace("5.4", "4")
     assert parse(text, Guidance) == parse(SUM.replace("5.4", "4"), Guidance)
@@ -394,11 +396,15 @@ def test_jobs_name_the_recipe_the_reference_and_nothing_outside(tmp_path: Path) 
     words = tuned(negative, folder, captions, "CFG(w), w=1..4", 1, 20, tmp_path)
     assert {"--negative", "a dog", "--sampler", "UniPC()", "--zero-snr"} <= set(words)
     assert not {"--guidance", "--prompt", "--steps"} & set(words)
+    from diffsteer.studio.measures import space_of
+
     assert space_of("CFG(3)") == "CFG(w), w=1.5..6, steps=8..24"
 
 
 def test_tabs_that_look_at_the_settings(engine: Engine) -> None:
     """The model's schedule and verdict, and the settings that are kept to compare with."""
+    from diffsteer.studio.page import Page
+
     page = Page(engine)
     names = {}
     for each in page.build().fns.values():
@@ -424,6 +430,8 @@ def test_tabs_that_look_at_the_settings(engine: Engine) -> None:
 
 def test_what_is_offered_is_that_of_the_chosen_model(tmp_path: Path) -> None:
     """Guidances, words and references, whichever model the studio was started with first."""
+    from diffsteer.studio.page import Page
+
     plain = str(tiny.saved(tmp_path))
     engine = Engine(("critters", plain), (), History(tmp_path / "h"), "cpu", (tmp_path / "real",))
     page = Page(engine)
