@@ -56,6 +56,18 @@ def test_imports_point_inwards(path: Path) -> None:
     assert own <= {layer(path), *LAYERS[layer(path)]}
 
 
+def test_files_and_most_functions_are_short() -> None:
+    lengths = []
+    for path in FILES:
+        text = path.read_text("utf-8")
+        assert text.count("\n") <= 300, path
+        defined = ast.FunctionDef, ast.AsyncFunctionDef
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, defined)]
+        lengths += [f.end_lineno - f.lineno + 1 for f in functions]
+    assert sorted(lengths)[len(lengths) * 9 // 10] <= 25
+    assert not {path.stem for path in FILES} & {"utils", "helpers", "misc"}
+
+
 def test_no_module_imports_itself_through_others() -> None:
     """Layers that know each other, as hf and refine do, are in order by module; lazily too."""
     modules = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in FILES}

@@ -61,7 +61,7 @@ from .guidance import (
     ramp,
 )
 from .guidance.attention_edits import BlurQuery, Edit, Identity
-from .guidance.queries import plan
+from .guidance.cost import plan
 from .guidance.row_dropout import Dropout
 from .hf.guider import SteerGuider
 from .hf.load import load

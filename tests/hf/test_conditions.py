@@ -8,7 +8,8 @@ import torch
 
 from diffsteer.core.errors import InputError
 from diffsteer.hf.conditions import Part, StepParts
-from diffsteer.hf.probed_calls import Call, Form, probe
+from diffsteer.hf.probed_calls import Call, Form
+from diffsteer.hf.probes import probe
 from diffsteer.hf.sample_placement import View
 from diffsteer.hf.second_step import SecondStep
 

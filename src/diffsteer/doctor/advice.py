@@ -17,8 +17,9 @@ from diffsteer.doctor.checkpoint import Checkpoint
 from diffsteer.doctor.schedulers import Finding
 from diffsteer.doctor.verdict import ZERO
 from diffsteer.guidance import Guidance
+from diffsteer.guidance.cost import plan
 from diffsteer.guidance.defaults import EACH, plainest
-from diffsteer.guidance.queries import GuidanceState, plan
+from diffsteer.guidance.queries import GuidanceState
 from diffsteer.io.strict import read_object
 
 

@@ -16,6 +16,7 @@ from diffsteer.guidance.cfg_variants import ADG, MAMBO, TCFG, CFGNorm, CFGRenorm
 from diffsteer.guidance.cfgpp import CFGpp, RectifiedCFGpp
 from diffsteer.guidance.clamped import Clamped
 from diffsteer.guidance.classifier import Classifier, class_gradient
+from diffsteer.guidance.cost import Plan
 from diffsteer.guidance.denoiser import Denoiser, Network
 from diffsteer.guidance.frequency import FDG, FreSca
 from diffsteer.guidance.icg import ICG
@@ -23,7 +24,7 @@ from diffsteer.guidance.interval import Over, Within
 from diffsteer.guidance.momentum import SMC, Momentum
 from diffsteer.guidance.nag import NAG
 from diffsteer.guidance.perturbed import PAG, S2, SEG, SLG, STG, TPG
-from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Plan, Queries, lockstep, run
+from diffsteer.guidance.queries import Answer, Branch, GuidanceState, Queries, lockstep, run
 from diffsteer.guidance.rescale import Rescaled, rescale, rescale_centred
 from diffsteer.guidance.row_dropout import Dropout
 from diffsteer.guidance.sag import SAG

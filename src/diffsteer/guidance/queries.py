@@ -15,7 +15,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import renamed_fields
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.noise import number
@@ -234,53 +233,6 @@ def _unknown(
         wanted = dict.fromkeys((*first.record, *branch.record))
         new[branch.key] = replace(first, record=tuple(wanted))
     return list(new.values())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Cost of one step.
-
-    Attributes:
-        rows: Evaluations of each network, in samples, by its name.
-        passes: Calls of each network, if nothing keeps its rows from being stacked.
-    """
-
-    rows: dict[str, int]
-    passes: dict[str, int]
-
-    def __str__(self) -> str:
-        return ", ".join(
-            f"{net}: {_some(n, 'row')} in {_some(self.passes[net], 'pass', 'es')}"
-            for net, n in self.rows.items()
-        )
-
-
-def _some(n: int, thing: str, plural: str = "s") -> str:
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}{plural}"
-
-
-def plan(asker: Queries[T], at: GuidanceState) -> Plan:
-    """Count what an asker evaluates at a point, without any network.
-
-    Args:
-        asker: Such as `guidance.guided(at)`, with the evaluation of the prompt, or
-            `guidance.shift(at)`.
-        at: The point.
-    """
-    if not isinstance(asker, Generator):
-        raise InputError(f"{brief(asker)} asks nothing yet: plan(guidance.guided(at), at)")
-    rows: dict[str, int] = {}
-    passes: dict[str, int] = {}
-
-    def count(branches: Sequence[Branch]) -> list[Answer]:
-        for net, _ in dict.fromkeys((branch.net, at.form(branch)) for branch in branches):
-            passes[net] = passes.get(net, 0) + 1
-        for branch in branches:
-            rows[branch.net] = rows.get(branch.net, 0) + (1 if branch.second is None else 2)
-        return dry_answers(branches, at)
-
-    run(asker, count)
-    return Plan(rows, passes)
 
 
 def dry_answers(branches: Sequence[Branch], at: GuidanceState) -> list[Answer]:

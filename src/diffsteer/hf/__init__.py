@@ -2,7 +2,8 @@
 
 A step of a steered pipeline, in the order of the modules that it passes:
 
-* `step_guidance` answers the calls of the network with probes (`probed_calls`, `hooks`, `runs`).
+* `step_guidance` answers the calls of the network (`probed_calls`) with `probes`; `hooks` and
+  `runs` tell it of them.
 * When the scheduler steps, `conditions` tells from the probes what is prompt and null prompt
   (`sample_placement`, `scheduler_batch`, `several_images`). A null prompt that the pipeline does
   not send comes from `null_call` or `earlier_null`.

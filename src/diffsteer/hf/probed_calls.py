@@ -1,8 +1,4 @@
-"""Calls of networks between two steps of a scheduler, answered with probes.
-
-A probe is a tensor of random numbers in the form of the network's output, whose part in what the
-pipeline gives its scheduler can be told.
-"""
+"""Calls of networks between two steps of a scheduler, and the forms of their outputs."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +14,8 @@ from diffsteer.core.errors import InputError
 from diffsteer.hf.families import known_family
 from diffsteer.hf.network import sample_argument, sample_channels, unwrap_compiled
 
-EPSILON = 2.0**-7
-"""Share by which the probe of a second condition differs from the first's."""
 MOST_CALLS = 2
 """Most calls of networks in a step: one for each condition."""
-PROBE_SEED = 0x5EED_0F_9A0BE5
-"""Seed of probes, which must not be latents: nobody draws them with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,15 +241,3 @@ def _shapes(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return tuple(_shapes(value) for value in tree)
     return tree if isinstance(tree, bool | str | None) else type(tree)
-
-
-def probe(form: Form, second: bool) -> Tensor:
-    """Random tensor of a form; halves of a batch, and second calls, differ by a small share."""
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-    rows, rest = form.shape[0], form.shape[1:]
-    x = torch.randn(rows // 2 if rows % 2 == 0 else rows, *rest, generator=generator)
-    if rows % 2 == 0:
-        x = torch.cat([x, x + EPSILON * torch.randn(x.shape, generator=generator)])
-    if second:
-        x = x + EPSILON * torch.randn(x.shape, generator=generator)
-    return x.to(form.dtype)

@@ -1,6 +1,6 @@
 """Guidance of the networks of a pipeline, at the steps of its scheduler.
 
-Every call of a network is answered with a probe (`probed_calls`). When the pipeline steps its
+Every call of a network is answered with a probe (`probes`). When the pipeline steps its
 scheduler, all conditions are known (`conditions`); the guidance is evaluated then, and the
 scheduler steps by its output (`guided_output`). What the pipeline does to the sum of both
 conditions (a scale, a norm) has no effect. A pipeline whose model output is not made of the probes
@@ -35,15 +35,8 @@ from diffsteer.hf.network import (
     unwrap_compiled,
 )
 from diffsteer.hf.null_call import NullCall, null_of
-from diffsteer.hf.probed_calls import (
-    MOST_CALLS,
-    Call,
-    Form,
-    both_stepped,
-    certain,
-    probe,
-    tensor_of,
-)
+from diffsteer.hf.probed_calls import MOST_CALLS, Call, both_stepped, certain
+from diffsteer.hf.probes import Probes
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.sample_placement import fitted
 from diffsteer.hf.second_step import SecondStep, step_arguments
@@ -86,8 +79,7 @@ class StepGuidance:
         self._guided = GuidedOutput(self._owner, guidance, guide, max_rows, patch_of(pipe))
         self._tracker = StepTracker()
         self._timeline: tuple[Any, Timeline] | None = None
-        self._forms: dict[Any, Form] = {}
-        self._probes: dict[Any, Tensor] = {}
+        self._probes = Probes()
         self._calls: list[Call] = []
         self._measured: StepParts | None = None
         self._parts: Mapping[str, Part] = {}
@@ -128,54 +120,26 @@ class StepGuidance:
 
     def _answer(self, network: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for a network's forward: note the call and answer it with a probe."""
+        evaluate = partial(forward, *args, **kwargs)
         if self._guided.batches.evaluating:  # called by ourselves, so that hooks of the network act
-            return forward(*args, **kwargs)
+            return evaluate()
         if self._null is not None and self._null.repeated.repeating:
             call = Call.read(network, bind_arguments(network, args, kwargs))
-            call, form = self._probed(call, self._form(call), partial(forward, *args, **kwargs))
+            call, answer = self._probes.answered(call, bool(self._null.repeated.calls), evaluate)
             self._null.repeated.reach(call)
-            return form.wrap(call.probe.clone())
+            return answer()
         in_run = self._runs.check() or hasattr(self.pipe, "update_components")
         starts = self._check(network)
         call = Call.read(network, bind_arguments(network, args, kwargs))
         module = unwrap_compiled(network)
         if starts and known_family(module) is not None and counting_processor(module):
             conditions_in_batch(self.pipe, module, call.inputs, call.arguments)  # which is refused
-        known = self._form(call)
-        if not in_run and known is not None and certain(call):
-            return known.wrap(self._at_once(call))
-        call, form = self._probed(call, known, partial(forward, *args, **kwargs))
+        if not in_run and certain(call) and (form := self._probes.form(call)) is not None:
+            return form.wrap(self._at_once(call))
+        call, answer = self._probes.answered(call, bool(self._calls), evaluate)
         self._calls.append(call)
         self._await(self._guide)
-        return form.wrap(call.probe.clone())  # a pipeline may change its answer in place
-
-    def _form(self, call: Call) -> Form | None:
-        """Form of the output of a call, where it is known."""
-        return Form.expected(call) or self._forms.get(call.key)
-
-    def _probed(
-        self, call: Call, form: Form | None, forward: Callable[[], Any]
-    ) -> tuple[Call, Form]:
-        """A call with its probe, and its form, for which the network is evaluated once."""
-        if form is None or call.caches:
-            output = forward()
-            form = self._forms[call.key] = Form.of(output, call)
-            call = call.joined(form.second)
-            call.out = tensor_of(output, bool(form.second))
-        else:
-            call = call.joined(form.second)
-        call.probe = self._probe(call, form)
-        return call, form
-
-    def _probe(self, call: Call, form: Form) -> Tensor:
-        """Answer to a call, drawn once for each form."""
-        repeated = None if self._null is None else self._null.repeated
-        before = repeated.calls if repeated and repeated.repeating else self._calls
-        second, device = bool(before), call.inputs.device
-        key = form.shape, form.dtype, second, device
-        if key not in self._probes:
-            self._probes[key] = probe(form, second).to(device)
-        return self._probes[key]
+        return answer()
 
     def _check(self, network: Any) -> bool:
         """Check that a call can be answered; begins anew, and returns whether a sampling begins."""
