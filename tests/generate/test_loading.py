@@ -258,6 +258,7 @@ def test_two_open_recipes_of_one_model_make_the_images_of_each(recipe: Recipe) -
 
 def test_a_lora_adds_its_product_at_its_scale(recipe: Recipe, tmp_path: Path) -> None:
     delta = lora(tmp_path / "lora")
+    assert "lora" in load(recipe.model, lora=f"{tmp_path}/lora").get_list_adapters()["unet"]
     merged = load(recipe.model)
     merged.unet.get_submodule(LAYER).weight.data += 0.5 * delta
     merged.save_pretrained(tmp_path / "merged")

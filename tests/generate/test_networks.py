@@ -16,7 +16,7 @@ from diffsteer.cli.main import app
 from diffsteer.cli.options import Features, Samples
 from diffsteer.core.parse import parse
 from diffsteer.generate.generator import rehearse
-from diffsteer.generate.options import EDM2Options, format_of
+from diffsteer.generate.options import EDM2Options, class_number, format_of
 from diffsteer.generate.recipe import Recipe, read
 from diffsteer.guidance import Auto, Guidance
 from diffsteer.io.images import Pictures
@@ -156,6 +156,15 @@ def test_edm2_with_a_guide(models: Path, tmp_path: Path, precision: str) -> None
         assert (found - want[seed].int()).abs().max() <= 1
     said = json.loads(Image.open(tmp_path / "000000.png").info["diffsteer"])["options"]
     assert said == {"class": 4} | ({"precision": precision} if precision else {})
+
+
+def test_classes_named_by_whole_numbers_are_asked_for_by_name() -> None:
+    assert class_number(5, ["3", "5"], "m") == class_number("5", ["3", "5"], "m") == 1
+    assert class_number(1, ["cat", "dog"], "m") == class_number("dog", ["cat", "dog"], "m") == 1
+    assert class_number(7, [], "m") == 7
+    for label in (0, "cat"):
+        with pytest.raises(ValueError, match="m has no class .*: there are 3, 5"):
+            class_number(label, ["3", "5"], "m")
 
 
 @pytest.mark.parametrize(

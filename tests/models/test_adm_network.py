@@ -12,6 +12,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import random_weights
 from torch import nn
 
@@ -316,7 +317,8 @@ def test_load_and_convert(tmp_path: Path, legacy: bool) -> None:
         convert(path, out, flags)
     x, t, y = torch.randn(1, 3, 32, 32), torch.tensor([9]), torch.tensor([3])
     want = from_state(half, SPEC_FLAGS)(x, t, y)
-    for again in (load(path, flags), load(out)):
+    save_file(half, tmp_path / "mine.safetensors")
+    for again in (load(path, flags), load(out), load(tmp_path / "mine.safetensors", flags)):
         assert torch.equal(again.net(x, t, y), want)
         assert not any(p.requires_grad or p.is_meta for p in again.net.parameters())
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -324,3 +325,9 @@ def test_classes_fit_every_network() -> None:
         plain.denoiser(Auto(2.0), guide=few)
     with pytest.raises(ValueError, match="one a sample, from 0 to 4"):
         Diffusion(NETS[TINY]).denoiser(Auto(2.0), CLASSES, guide=few)
+    assert respaced(few.schedule, 4) == respaced(few.schedule, "4")
+    for classes in ([0, 4], np.array([0, 4], np.uint8)):
+        assert few.denoiser(classes=classes).conds["cond"]["y"].equal(torch.tensor([0, 4]))
+    for classes in ([0.0, 1.0], [True, False], 1):
+        with pytest.raises(ValueError, match="one a sample, from 0 to 4"):
+            few.denoiser(classes=classes)

@@ -158,6 +158,14 @@ def test_one_step_and_no_weight_are_ordinary() -> None:
             generate(net, [0], Auto(2.0), other, Loop(2))
     with pytest.raises(ValueError, match="class 10 of a network that knows 10"):
         generate(net, [0], label=10)
+    with pytest.raises(ValueError, match=r"class \[1, 2\] of .*: give one number, 0 to 9"):
+        generate(net, [0, 1], label=[1, 2])
+    with pytest.raises(ValueError, match=r"got 'CFG\(2\)': parse.* reads text"):
+        generate(net, [0], "CFG(2)")
+    with pytest.raises(ValueError, match="no seeds"):
+        generate(net, [])
+    alike = generate(net, torch.arange(2), loop=Loop(1), label=torch.tensor(3))
+    assert torch.equal(alike, generate(net, [0, 1], loop=Loop(1), label=3))
 
 
 def test_bytes_and_latents() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_train import begun, preset
 
 from diffsteer.generate.generator import open_generator
@@ -77,6 +78,12 @@ def test_a_trained_classifier_guides_a_trained_network(tmp_path: Path) -> None:
         guided = images([0, 1])
     with open_generator(replace(recipe, options=ADMOptions())) as images:
         assert not guided.equal(images([0, 1]))
+    named = [replace(recipe, options=replace(options, label=label)) for label in ("dog", 1)]
+    shown = []
+    for each in named:
+        with open_generator(replace(each, guidance="Classifier(5.0)")) as images:
+            shown.append(images([0, 1]))
+    assert shown[0].equal(shown[1])
 
 
 def test_the_result_goes_the_way_of_a_published_network(tmp_path: Path) -> None:
@@ -136,6 +143,10 @@ def test_a_classifier_is_refused_what_it_cannot_do(tmp_path: Path) -> None:
         begun(path, tmp_path / "run", 'pictures={"every": 8, "steps": 2}')
     with pytest.raises(ValueError, match="data.drop=0.5: an ADM network has no null class"):
         begun(path, tmp_path / "run", "data.drop=0.5")
+    with pytest.raises(ValueError, match="flags ask for classes, and the data has none"):
+        ADMTask(ADMSettings({**FLAGS, "class_cond": True}), ["", ""])
+    ADMTask(ADMSettings(FLAGS), []).store({"net.out.0.weight": torch.ones(1)}, tmp_path / "a", 1)
+    assert load_file(tmp_path / "a.safetensors").keys() == {"out.0.weight"}  # as `convert` reads it
     task = ADMClassifierTask(ADMSettings({**FLAGS, "classifier": True}), ["cat", "dog"])
     with pytest.raises(ValueError, match="a classifier makes no images: leave pictures.every out"):
         task.pictures(Pictures())

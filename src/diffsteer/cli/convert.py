@@ -26,7 +26,7 @@ def adm(source: Positional[Path], out: Positional[Path], /, flags: str = "") -> 
     """Convert an ADM or IDDPM checkpoint to safetensors and JSON; nothing in it is run.
 
     Args:
-        source: The .pt file.
+        source: The .pt or .safetensors file.
         out: Folder to make; must not be there.
         flags: Of the network, as its README writes them, --flags="--image_size 64 ...", or the name
             of a published file that has the same; empty for those of the file name.

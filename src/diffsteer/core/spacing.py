@@ -166,7 +166,7 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
     return (*levels, CLEAN)
 
 
-def respaced(schedule: Discrete, text: str) -> tuple[Level, ...]:
+def respaced(schedule: Discrete, text: str | int) -> tuple[Level, ...]:
     """Levels of a sampling as `timestep_respacing` of ADM and IDDPM says them, then CLEAN.
 
     Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from diffsteer.core.sampler import NAMED, Sampler, Step, sample
 from diffsteer.core.schedule import Discrete
 from diffsteer.core.spacing import grid, respaced
 from diffsteer.generate.base import Generator, require_finite
-from diffsteer.generate.options import ADMOptions
+from diffsteer.generate.options import ADMOptions, class_number
 from diffsteer.generate.recipe import Recipe
 from diffsteer.generate.recipe_checks import guidance_of
 from diffsteer.io.hashing import digest, weights_hash
+from diffsteer.io.model_folder import read_config
 from diffsteer.models.adm.checkpoint import AS_PUBLISHED, load, load_classifier
+from diffsteer.models.adm.files import FORMAT
 
 
 class ADMGenerator(Generator):
@@ -39,6 +42,13 @@ class ADMGenerator(Generator):
         size = self.main.net.flags.image_size
         self._shape = (3, size, size)
         self._levels = _levels(self.main.schedule, recipe, options)
+        self._label = None if options.label is None else self._number(options.label)
+
+    def _number(self, label: int | str) -> int:
+        """Number of a class of the network, or else of the classifier."""
+        own = self.main.net.flags.class_cond or not self._classifier
+        folder = Path(self.recipe.model if own else self._options.classifier)
+        return class_number(label, read_config(folder, FORMAT).get("classes"), folder)
 
     @override
     def rehearse(self) -> None:
@@ -63,7 +73,7 @@ class ADMGenerator(Generator):
 
     def _classes(self, seeds: Sequence[int]) -> Tensor | None:
         """Class of each seed, drawn after the noise that sampling begins with."""
-        flags, label = self.main.net.flags, self._options.label
+        flags, label = self.main.net.flags, self._label
         count = flags.num_classes if flags.class_cond else 0
         count = count or (self._classifier.flags.num_classes if self._classifier else 0)
         if label is not None:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from torch import Tensor
 from typing_extensions import override
 
-from diffsteer.core.errors import InputError, did_you_mean
+from diffsteer.core.errors import InputError
 from diffsteer.generate.base import Generator, require_finite
-from diffsteer.generate.options import EDM2Options
+from diffsteer.generate.options import EDM2Options, class_number
 from diffsteer.generate.recipe import Recipe
 from diffsteer.generate.recipe_checks import guidance_of
 from diffsteer.hf.weights import complete_weights
@@ -126,27 +126,15 @@ def open_edm2(recipe: Recipe, device: str) -> Iterator[EDM2Generator]:
         encoder = read_config(path).get("encoder", {})
         if encoder.get("kind") != "vae":
             raise InputError(f"{path} samples pixels: --models, which decodes latents, is not used")
-    if isinstance(options.label, str):
+    if options.label is not None:
         classes = [] if options.preset else read_config(path).get("classes")
-        options = replace(options, label=_class_of(options.label, classes, path))
+        options = replace(options, label=class_number(options.label, classes, path))
     main, about = _network(path, options.precision, device)
     guide = _network(Path(recipe.guide), options.precision, device)[0] if recipe.guide else None
     decode = Decoder.find(about, path, options.models, device)
     generator = EDM2Generator(recipe, options, (main, guide), decode)
     with generator.counting([main.unet], guide and guide.unet):
         yield generator
-
-
-def _class_of(name: str, classes: Any, path: Path) -> int:
-    """Number of a class by its name."""
-    names = [str(each) for each in classes] if isinstance(classes, list) else []
-    if name in names:
-        return names.index(name)
-    known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    raise InputError(
-        f"{path} has no class {name!r}{did_you_mean(name, names)}: "
-        + (f"there are {known}" if names else "its classes have no names, give a number")
-    )
 
 
 def _network(path: Path, precision: str, device: str) -> tuple[EDM2, Mapping[str, Any]]:

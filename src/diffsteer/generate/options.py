@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Suppress
 
-from diffsteer.core.errors import InputError, brief
+from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.io.strict import from_table, read_object
 from diffsteer.models.edm2.loop_settings import Loop
 
@@ -64,7 +64,8 @@ class ADMOptions:
     """Of an ADM or IDDPM network, a folder of `diffsteer convert adm`.
 
     Attributes:
-        label: Class of all images; None draws one for each seed, after the noise.
+        label: Class of all images, by number or, of a network that was trained here, by name; None
+            draws one for each seed, after the noise.
         respacing: Its timesteps as the official --timestep_respacing says them, "250" or "ddim25",
             instead of steps and spacing.
         classifier: Folder of a classifier of noisy images, for "Classifier(1.0)" and
@@ -72,7 +73,7 @@ class ADMOptions:
         official_head_split: Read attention maps as the official code of SAG does.
     """
 
-    label: Annotated[int | None, Suppress] = None
+    label: Annotated[int | str | None, Suppress] = None
     respacing: str = ""
     classifier: str = ""
     official_head_split: Annotated[bool, FlagCreatePairsOff] = False
@@ -116,6 +117,30 @@ def options_of(model: str, table: Mapping[str, Any]) -> Options | None:
             "folder of `diffsteer convert adm` or `convert edm2` as model"
         )
     return (EDM2Options if kind == EDM2 else ADMOptions).from_dict(table, model)
+
+
+def class_number(label: int | str, names: Any, model: str | Path) -> int:
+    """Number of a class of a network; where classes are named by whole numbers, by that name.
+
+    Args:
+        label: Its number or name.
+        names: Of the classes in their order, as the folder of the network has them, if it does.
+        model: Stands in errors.
+    """
+    known = [str(name) for name in names] if isinstance(names, list) else []
+    if isinstance(label, int):
+        if not known or not all(name.isdecimal() for name in known):
+            return label
+        numbers = [int(name) for name in known]
+        if label in numbers:
+            return numbers.index(label)
+    elif label in known:
+        return known.index(label)
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    raise InputError(
+        f"{model} has no class {label!r}{did_you_mean(str(label), known)}: "
+        + (f"there are {listed}" if known else "its classes have no names, give a number")
+    )
 
 
 def changed(settings: Any) -> dict[str, Any]:

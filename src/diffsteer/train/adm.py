@@ -68,6 +68,11 @@ class NoisyPixels(Task):
         super().__init__()
         flags = dict(settings.flags)
         self.classes = classes_of(captions) if settings.labelled else []
+        if settings.labelled and not self.classes:
+            raise InputError(
+                "settings.flags ask for classes, and the data has none: say by data.label what a "
+                "class is, or leave out class_cond and classifier"
+            )
         if self.classes:
             flags.setdefault("num_classes", len(self.classes))
         self.flags = Flags.of(flags)
@@ -111,6 +116,11 @@ class NoisyPixels(Task):
         """Write a folder as `diffsteer convert adm` does."""
         content = {"flags": asdict(self.flags), "classes": self.classes}
         write_model(folder, FORMAT, content, self.net.state_dict(), over=True)
+
+    @override
+    def store(self, weights: dict[str, Tensor], path: Path, images: int) -> None:
+        """Write an average that `diffsteer ema` and `diffsteer convert adm` read."""
+        super().store({n.removeprefix("net."): w for n, w in weights.items()}, path, images)
 
 
 class ADMTask(NoisyPixels):

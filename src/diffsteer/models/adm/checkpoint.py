@@ -1,6 +1,6 @@
 """ADM and IDDPM checkpoints: reading, conversion, and denoisers to sample with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -76,7 +76,7 @@ class Diffusion:
     def denoiser(
         self,
         guidance: Guidance | None = AS_PUBLISHED,
-        classes: Tensor | None = None,
+        classes: Tensor | Sequence[int] | None = None,
         classifier: ADMClassifier | None = None,
         guide: "Diffusion | None" = None,
         official_head_split: bool = False,
@@ -94,13 +94,14 @@ class Diffusion:
             max_rows: Largest batch of a forward pass.
         """
         self._check_guide(guide)
+        classes = None if classes is None else torch.as_tensor(classes)
         self._check(classes, *(net for net in (classifier, guide and guide.net) if net))
         nets = {"main": self.network(official_head_split)}
         if classifier is not None:
             nets["classifier"] = Network(class_gradient(partial(self._classify, classifier)))
         if guide is not None:
             nets["guide"] = guide.network(official_head_split)
-        cond = {} if classes is None else {"y": classes}
+        cond = {} if classes is None else {"y": classes.long()}
         return Denoiser(nets, {"cond": cond}, self.prediction, guidance, max_rows, self.schedule)
 
     def _check_guide(self, guide: "Diffusion | None") -> None:
@@ -122,7 +123,9 @@ class Diffusion:
             return
         if not counts:
             raise InputError("this network knows no classes, and there is no classifier: give none")
-        if classes.ndim != 1 or not ((classes >= 0) & (classes < min(counts))).all():
+        whole = not (classes.is_floating_point() or classes.dtype == torch.bool)
+        known = (classes >= 0) & (classes < min(counts))
+        if classes.ndim != 1 or not whole or not known.all():
             raise InputError(
                 f"classes={classes.tolist()}: one a sample, from 0 to {min(counts) - 1}"
             )
@@ -155,8 +158,8 @@ def load(path: Path | str, flags: Flags | None = None) -> Diffusion:
     """Read a denoising network.
 
     Args:
-        path: A published `.pt` file, a state dict of that code, or a folder that
-            `diffsteer convert adm` made.
+        path: A published `.pt` file, a state dict of that code in `.pt` or `.safetensors`, or a
+            folder that `diffsteer convert adm` made.
         flags: Of the network; None for what the folder says, or for those of the file name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files of ADM and IDDPM: official `.pt` state dicts, and folders of safetensors and JSON."""
+"""Files of ADM and IDDPM: state dicts, `.pt` or safetensors, and folders of weights and JSON."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.model_folder import read_model
-from diffsteer.io.strict import open_file, refused
+from diffsteer.io.strict import open_file, read_safetensors, refused
 from diffsteer.models.adm.flags import Flags
 
 State = dict[str, Tensor]
@@ -28,6 +28,8 @@ def read(path: Path) -> tuple[State, Flags | None]:
     """
     if path.is_dir():
         return _read_folder(path)
+    if path.suffix == ".safetensors":
+        return _state(read_safetensors(path), path), None
     return read_tensors(path), None
 
 

@@ -6,13 +6,14 @@ schedule. This loop is for who wants the published images.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import index
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffsteer.core.errors import InputError
+from diffsteer.core.errors import InputError, brief
 from diffsteer.core.level import Level
 from diffsteer.core.prediction import X0
 from diffsteer.core.schedule import EDM
@@ -56,7 +57,9 @@ def generate(
         `(B, C, H, W)`, in `dtype`.
     """
     _check(main, guide, label)
-    seeds = [seed % 2**32 for seed in seeds]
+    seeds = [int(seed) % 2**32 for seed in seeds]
+    if not seeds:
+        raise InputError("there are no seeds: give one for each sample")
     draws = [torch.Generator().manual_seed(seed) for seed in seeds]
     device = main.unet.out_gain.device
 
@@ -126,14 +129,22 @@ def _lerp(main: Network, guide: Network, cond: Cond, scale: float) -> Guided:
 
 
 def _check(main: EDM2, guide: EDM2 | None, label: int | None) -> None:
-    if label is not None and not 0 <= label < main.label_dim:
-        raise InputError(f"class {label} of a network that knows {main.label_dim}")
+    if label is not None and not _is_class(label, main.label_dim):
+        hint = f"give one number, 0 to {main.label_dim - 1}" if main.label_dim else "leave it out"
+        raise InputError(f"class {brief(label)} of a network that knows {main.label_dim}: {hint}")
     if guide is None:
         return
     if guide.shape != main.shape or guide.sigma_data != main.sigma_data:
         raise InputError(f"a guide for {guide.shape} cannot guide a network for {main.shape}")
     if guide.label_dim not in (0, main.label_dim):
         raise InputError(f"a guide of {guide.label_dim} classes, a network of {main.label_dim}")
+
+
+def _is_class(label: Any, count: int) -> bool:
+    try:
+        return 0 <= index(label) < count
+    except TypeError:  # several, or a text
+        return False
 
 
 def pixels(x: Tensor) -> Tensor:

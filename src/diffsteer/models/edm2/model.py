@@ -70,7 +70,8 @@ class EDM2(nn.Module):
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        lists = {k: list(arguments[k]) for k in ("channel_mult", "attn_resolutions")}
+        sides = {k: arguments[k] for k in ("channel_mult", "attn_resolutions")}
+        lists = {k: v if isinstance(v, str | int) else list(v) for k, v in sides.items()}
         self.config: dict[str, Any] = arguments | lists
         self.label_dim, self.sigma_data, self.use_fp16 = label_dim, sigma_data, use_fp16
         self.shape = (img_channels, img_resolution, img_resolution)
