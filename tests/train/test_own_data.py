@@ -60,6 +60,12 @@ def test_arrays_are_images_with_classes(tmp_path: Path, kind: str) -> None:
         open_images(saved(tmp_path, kind), (9, 9)).fingerprint.require((9, 9), 1)
 
 
+def test_a_column_of_classes_is_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x_train=GREY, y_train=CLASSES[:, None])  # as Keras gives CIFAR-10
+    source = open_images(tmp_path / "a.npz")
+    assert [source.caption(i) for i in range(6)] == [str(number) for number in CLASSES]
+
+
 def test_colour_without_classes(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", COLOUR)
     source = open_images(tmp_path / "a.npy")
@@ -117,15 +123,21 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
     source = open_images(tmp_path)
     assert [source.caption(i) for i in range(2)] == ["a dog", "a cat, red"]
     assert source.fingerprint.grey
+    table.write_text("file_name,text\nb.png,a\u2028cat\na.png,a\x0bdog\n", "utf-8")
+    assert [open_images(tmp_path).caption(i) for i in range(2)] == ["a dog", "a cat"]
     table.write_text("file_name,text\na.png\n", "utf-8")
     with pytest.raises(InputError, match="row 2 must have a value under each name"):
         open_images(tmp_path)
 
 
-def test_other_data_leave_what_belongs_to_those_of_the_preset() -> None:
+def test_other_data_leave_what_belongs_to_those_of_the_preset(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="data.label='background', data.group=.*: of emoji"):
         run = Run.named("edm2-tiny", "data.source=here", "data.size=8")
     assert (run.data.label, run.data.group, run.data.size) == ("", "", 8)
+    own = tmp_path / "own.toml"
+    own.write_text('like = "edm2-tiny"\n[data]\nsource = "here"\nlabel = "folder"\n', "utf-8")
+    with pytest.warns(UserWarning, match="data.group=.*: of emoji"):
+        assert Run.named(str(own)).data.label == "folder"
     assert run.data.drop == 0.1 and "img_channels" not in run.settings["network"]
     with pytest.warns(UserWarning):
         run = Run.named("edm2-tiny", "data.label=folder", "data.source=here")

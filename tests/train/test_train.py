@@ -27,6 +27,7 @@ from diffsteer.train.objective import low_discrepancy, uniform_times
 from diffsteer.train.settings import LATER, Run, Training, presets
 from diffsteer.train.state import NotFinite
 from diffsteer.train.stream import Sample
+from diffsteer.train.task import channels_last
 from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 
 NETWORK = {
@@ -389,11 +390,18 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, whole: Path) -> None
         ("data.drop=NaN", "data.drop=nan"),
         ("data.size=-1", "data.size=-1.*others >= 0"),
         ("task.x=1", "no table"),
+        ("data=pictures", "data='pictures' is no table of settings: .* is data.source"),
     ],
 )
 def test_wrong_settings_are_refused(change: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Run.named("critters-vae", change)
+
+
+def test_a_preset_of_windows_is_one(tmp_path: Path) -> None:
+    path = Path(preset(tmp_path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Run.named(str(path)).training.images == 24
 
 
 def test_pictures_are_images_by_another_name() -> None:
@@ -478,6 +486,13 @@ def test_latents_kept_are_those_encoded_anew(tmp_path: Path) -> None:
             torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-3)
 
 
+def test_weights_of_videos_beside_those_of_images_keep_their_layout() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3), torch.nn.Conv3d(2, 2, 3))
+    channels_last(network)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous()
+
+
 def test_an_autoencoder_that_could_not_be_stored_is_refused_before_it_is_trained() -> None:
     for name in ("use_quant_conv", "use_post_quant_conv"):
         with pytest.raises(ValueError, match="leave use_quant_conv and use_post_quant_conv out"):
@@ -552,6 +567,11 @@ def test_a_lora_is_trained_and_loaded(tmp_path: Path) -> None:
             "settings.text has no 'hidden'",
         ),
         ("pictures.every=8", "give pictures.prompts"),
+        ('pictures={"every": 8, "prompts": ["a"], "steps": 1001}', "has 1000 timesteps"),
+        ("settings.scheduler.beta_schedule=foo", "settings.scheduler: foo is not implemented"),
+        ("settings.unet.block_out_channels=[8]", "settings.unet: Must provide the same number"),
+        ('settings.unet={"block_out_channels": [32, 32, 32, 32]}', "give cross_attention_dim=32"),
+        ("settings.lora=-1", "settings.lora=-1 is no rank"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, change: str, said: str) -> None:
@@ -605,6 +625,9 @@ def test_a_run_whose_data_changed_is_refused(tmp_path: Path) -> None:
     path = preset(tmp_path, {**SMALL, "data": {"source": str(pictures)}})
     begun(path, out)
     begun(path, out)
+    pictures = pictures.rename(tmp_path / "elsewhere")  # where files lie does not count
+    begun(path, out, f"data.source={pictures}")
+    pictures = pictures.rename(tmp_path / "pictures")
     (pictures / "1.txt").write_text("another colour", "utf-8")
     with pytest.raises(ValueError, match="another run: contents.captions was '[^,]*'. Give"):
         begun(path, out)

@@ -8,7 +8,7 @@
 
 Of several arrays in an npz, such as `x_train` and `x_test`, that with "train" in its name counts.
 Shapes are `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` with 1 or 3 channels. Without classes every
-caption is empty.
+caption is empty; with them their shape is `(N,)` or `(N, 1)`.
 """
 
 import gzip
@@ -100,6 +100,8 @@ def open_arrays(path: Path, size: tuple[int, int] | None = None) -> ArrayImages:
         pixels = _channels_first(images)
         if labels is None:
             return ArrayImages(path, pixels, None, size)
+        if _is_column(labels):
+            labels = labels.reshape(-1)
         if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu" or labels.min() < 0:
             raise InputError(
                 f"classes must be {len(pixels)} whole numbers >= 0, got {labels.dtype} of shape "
@@ -111,11 +113,16 @@ def open_arrays(path: Path, size: tuple[int, int] | None = None) -> ArrayImages:
 def _of_npz(path: Path) -> tuple[Array, Array | None]:
     arrays = read_npz(path)
     images = {n: a for n, a in arrays.items() if a.dtype == np.uint8 and a.ndim in (3, 4)}
-    labels = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and a.ndim == 1}
+    labels = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and _is_column(a)}
     chosen = [_one(each, what) for each, what in ((images, "images"), (labels, "classes"))]
     if chosen[0] is None:
         raise InputError("it has no array of uint8 with 3 or 4 dimensions")
     return chosen[0], chosen[1]
+
+
+def _is_column(labels: Array) -> bool:
+    """Whether an array has the shape of classes: `(N,)`, or `(N, 1)` as many data sets have it."""
+    return labels.shape[1:] in ((), (1,))
 
 
 def _one(arrays: dict[str, Array], what: str) -> Array | None:

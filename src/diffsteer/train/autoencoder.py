@@ -45,6 +45,11 @@ class Autoencoder(Task):
         super().__init__()
         self.settings = settings
         self.vae = network_of_config(AutoencoderKL, settings.network, "settings.network")
+        if (channels := (self.vae.config.in_channels, self.vae.config.out_channels)) != (3, 3):
+            raise InputError(
+                f"settings.network takes and gives {channels} channels, and images have 3: leave "
+                "in_channels and out_channels at 3"
+            )
         around_latents(self.vae)  # which the end of the training needs
         self.source: Source | None = None
         plain_attention(self.vae)

@@ -25,6 +25,7 @@ nothing is left out silently. In JSON, "caption" serves for "text".
 
 import csv
 from collections.abc import Iterable, Iterator
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from diffsteer.core.errors import InputError, brief
@@ -144,7 +145,7 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
     """Captions of a metadata.csv."""
     with refused(f"{path} cannot be read"):
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+        rows = list(csv.DictReader(StringIO(text, newline=""), strict=True))
     for number, row in enumerate(rows, 2):
         where, name = f"{path} row {number}", row.get("file_name")
         if not name or None in row or None in row.values():

@@ -34,7 +34,7 @@ from diffsteer.train.resource_check import require_room
 from diffsteer.train.settings import Run
 from diffsteer.train.state import NotFinite, claim, fill, pack, unpack
 from diffsteer.train.stream import Source, Stream, contents
-from diffsteer.train.task import Examples, Task, batches_of
+from diffsteer.train.task import Examples, Task, batches_of, channels_last
 
 Passes = list[dict[str, Tensor]]
 """A process's share of a step, in passes."""
@@ -67,7 +67,7 @@ class Trainer:
         self.metrics = Metrics(folder / "metrics.jsonl")
         task.to(self.accelerator.device)
         if training.channels_last:
-            task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last(task)
         self.trained = task.trained()
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), training.rate, training.betas, 1e-8, training.decay, fused=True

@@ -12,6 +12,8 @@ from diffsteer.io.extensions import LAB, extensions
 from diffsteer.io.strict import parse_json, parse_toml, read_bytes, refused
 
 PRESETS = files("diffsteer") / "train" / "presets"
+SOURCE = "emoji"
+"""Of data where a preset names none."""
 CHANNELS = ("img_channels",)
 """Arguments of an EDM2 that its data decide."""
 
@@ -32,7 +34,23 @@ def table_of(preset: str) -> dict[str, Any]:
     like = table.pop("like", "")
     if not isinstance(like, str) or like.endswith(".toml"):
         raise InputError(f"{preset}: like={brief(like)} is no name of a preset that ships")
-    return overlaid(table_of(like), table) if like else table
+    if not like:
+        return table
+    below = table_of(like)
+    own, made = source_of(below), overlaid(below, table)
+    if source_of(made) != own:
+        leave_out(own, made, table)
+    return made
+
+
+def source_of(table: Mapping[str, Any]) -> str:
+    """Source of the data of a preset."""
+    data = table.get("data", {})
+    if not isinstance(data, dict):
+        raise InputError(
+            f"data={brief(data)} is no table of settings: the folder or file is data.source"
+        )
+    return str(data.get("source", SOURCE))
 
 
 def overlaid(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,26 +61,33 @@ def overlaid(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return below
 
 
-def leave_out(source: str, table: dict[str, Any], given: set[str]) -> None:
-    """Leave out, with a warning, what a preset says of its own data, once there are others."""
+def leave_out(source: str, table: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Leave out, with a warning, what a preset says of its own data, and `given` does not."""
     if source not in {*LAB["data"], *extensions("data")}:
         return
-    network = table.get("settings", {}).get("network", {})
+    network = _inner(table, "settings", "network")
     names = {"data": ("split", "label", "group", "images", "seed"), "settings.network": CHANNELS}
     lost = []
     for place, group in names.items():
         values = table["data"] if place == "data" else network
         for name in group:
-            if name in values and f"{place}.{name}" not in given:
+            if name in values and name not in _inner(given, *place.split(".")):
                 lost.append(f"{place}.{name}={values.pop(name)!r}")
     if lost:
         warnings.warn(f"{', '.join(lost)}: of {source}, and left out for other data", stacklevel=3)
 
 
+def _inner(table: Any, *names: str) -> Any:
+    """Table in tables, empty where one of them is none."""
+    for name in names:
+        table = table.get(name, {}) if isinstance(table, Mapping) else {}
+    return table if isinstance(table, Mapping) else {}
+
+
 def _text(preset: str) -> str:
     if preset.endswith(".toml"):
         with refused(f"{preset} cannot be read"):
-            return read_bytes(Path(preset)).decode()
+            return read_bytes(Path(preset)).decode("utf-8-sig")
     if preset not in texts():
         raise InputError(
             f"{brief(preset)} is no preset: there are {', '.join(sorted(texts()))}, and a .toml "

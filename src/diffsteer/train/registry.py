@@ -96,7 +96,24 @@ def _text_to_image(run: Run, settings: TextToImageSettings) -> tuple[Task, Sourc
     if run.pictures.every and not run.pictures.prompts:
         raise InputError("pictures.every has nothing to draw: give pictures.prompts as well")
     source = source_of(run.data)
-    return TextToImage(settings, captions(source) if settings.text is not None else []), source
+    texts = captions(source) if settings.text is not None else []
+    if settings.text is not None and not any(texts):
+        raise InputError(
+            "settings.text learns its words from captions, and the data has none: leave it out, or "
+            "change data.label"
+        )
+    task = TextToImage(settings, texts)
+    _require_steps(run, task.pipe.scheduler.config.num_train_timesteps)
+    return task, source
+
+
+def _require_steps(run: Run, trained: int) -> None:
+    """Refuse grids that no rehearsal of two steps shows to be impossible."""
+    if run.pictures.every and run.pictures.steps > trained:
+        raise InputError(
+            f"pictures.steps={run.pictures.steps}, and the network has {trained} timesteps: give "
+            "at most as many"
+        )
 
 
 def _adm(run: Run, settings: ADMSettings) -> tuple[Task, Source]:
@@ -104,11 +121,13 @@ def _adm(run: Run, settings: ADMSettings) -> tuple[Task, Source]:
         raise InputError(
             f"data.drop={run.data.drop}: an ADM network has no null class: leave it out"
         )
-    classifier = Flags.of(settings.flags).classifier
+    flags = Flags.of(settings.flags)
+    classifier = flags.classifier
     if classifier and run.pictures.every:
         raise InputError("pictures.every: a classifier makes no images: leave it out")
     source = source_of(run.data)
     task = ADMClassifierTask if classifier else ADMTask
+    _require_steps(run, flags.diffusion_steps)
     return task(settings, captions(source) if settings.labelled else []), source
 
 

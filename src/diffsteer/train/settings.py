@@ -14,7 +14,15 @@ from typing import Any
 
 from diffsteer.core.errors import InputError
 from diffsteer.io.strict import from_table
-from diffsteer.train.preset_files import apply, leave_out, overlaid, table_of, texts
+from diffsteer.train.preset_files import (
+    SOURCE,
+    apply,
+    leave_out,
+    overlaid,
+    source_of,
+    table_of,
+    texts,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Data:
         seed: Of the critters: other images of the same split.
     """
 
-    source: str = "emoji"
+    source: str = SOURCE
     split: str = "train"
     size: int = 0
     drop: float = 0.0
@@ -207,12 +215,13 @@ class Run:
     @classmethod
     def named(cls, preset: str, *changes: str) -> "Run":
         """Read a preset by name, or a TOML file by path, with changes ("training.images=9")."""
-        table = table_of(preset)
-        source = table.get("data", {}).get("source", Data.source)
+        table, given = table_of(preset), dict[str, Any]()
+        own = source_of(table)
         for change in changes:
             apply(table, change)
-        if table.get("data", {}).get("source", Data.source) != source:
-            leave_out(source, table, {change.partition("=")[0].strip() for change in changes})
+            apply(given, change)
+        if source_of(table) != own:
+            leave_out(own, table, given)
         if "images" in table:  # another name of [pictures]
             overlaid(table, {"pictures": table.pop("images")})
         return from_table(cls, table, preset)

@@ -43,9 +43,12 @@ def claim(folder: Path, run: Run, contents: Mapping[str, Any]) -> None:
             f"{path} was changed and says no more which run this is ({error}): put it back "
             "as it was, or give another --out"
         ) from error
+    now = flat(settings)
     if "contents" not in stored:  # written before fingerprints were recorded
-        settings.pop("contents", None)
-    if changes := differences(before, flat(settings)):
+        now = {name: value for name, value in now.items() if not name.startswith("contents.")}
+    elif contents:  # which say what the data is, wherever it lies
+        before["data.source"] = now["data.source"]
+    if changes := differences(before, now):
         raise InputError(
             f"{folder} holds another run: {changes}. Give another --out, or the settings "
             "and the data that it began with"

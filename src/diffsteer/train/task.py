@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.io.atomic import put
+from diffsteer.io.strict import refused
 from diffsteer.train.settings import Pictures
 from diffsteer.train.stream import Sample, Source, Stream
 
@@ -95,16 +96,24 @@ def batches_of(loader: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor
 
 def network_of_config(network: Callable[..., Any], config: Mapping[str, Any], name: str) -> Any:
     """Make a network from a table of settings, whose name stands in errors."""
-    try:
+    with refused(name):
         return network(**config)
-    except TypeError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def require_known(config: Mapping[str, Any], known: Sequence[str], name: str) -> None:
     """Refuse settings that a library would ignore."""
     if unknown := [key for key in config if key not in known]:
         raise InputError(f"{name} has no {brief(unknown[0])}: there are {', '.join(known)}")
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay out weights of images with channels last; `to` does no network that has others as well.
+
+    Videos have weights of five dimensions, as the autoencoders of some image models.
+    """
+    for p in network.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
 
 
 def plain_attention(network: nn.Module) -> None:

@@ -16,6 +16,7 @@ from diffsteer.generate.base import require_finite
 from diffsteer.hf.load import load
 from diffsteer.hf.scheduler_config import kind_of, schedule_of
 from diffsteer.hf.weights import complete_weights, quiet
+from diffsteer.io.strict import refused
 from diffsteer.train.autoencoder import pixels
 from diffsteer.train.latents import cached
 from diffsteer.train.lora import add_lora, save_lora
@@ -70,6 +71,10 @@ class TextToImageSettings:
         if self.lora and self.unet is not None:
             raise InputError(
                 "settings.lora adapts the network of settings.start: leave settings.unet out"
+            )
+        if self.lora < 0:
+            raise InputError(
+                f"settings.lora={self.lora} is no rank: give at least 1, or 0 for none"
             )
         if self.alpha and not self.lora:
             raise InputError(
@@ -177,7 +182,9 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
     require_known(settings.scheduler, known, "settings.scheduler")
     if settings.text is not None:
         parts = _new_parts(settings.start, settings.text, captions)
-        parts["scheduler"] = DDIMScheduler(**settings.scheduler)
+        parts["scheduler"] = network_of_config(
+            DDIMScheduler, settings.scheduler, "settings.scheduler"
+        )
     else:
         start = load(settings.start, torch.float32)
         if type(start).__name__ != "StableDiffusionPipeline":
@@ -188,13 +195,28 @@ def _pipeline(settings: TextToImageSettings, captions: Sequence[str]) -> Any:
         parts = {name: getattr(start, name) for name in ("vae", "text_encoder", "tokenizer")}
         parts["unet"] = start.unet
         config = {**start.scheduler.config, "clip_sample": False}  # as pipelines of latents have it
-        parts["scheduler"] = DDIMScheduler.from_config(config, **settings.scheduler)
+        with refused("settings.scheduler"):
+            parts["scheduler"] = DDIMScheduler.from_config(config, **settings.scheduler)
     if settings.unet is not None:
         parts["unet"] = network_of_config(UNet2DConditionModel, settings.unet, "settings.unet")
+        _require_fit(parts)
     absent = {"safety_checker": None, "feature_extractor": None}
     pipe = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _require_fit(parts: Mapping[str, Any]) -> None:
+    """Check that a new network takes what the autoencoder and the text encoder give."""
+    unet, channels = parts["unet"].config, parts["vae"].config.latent_channels
+    width = parts["text_encoder"].config.hidden_size
+    expected = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": width}
+    for name, value in expected.items():
+        if unet[name] != value:
+            raise InputError(
+                f"settings.unet.{name}={unet[name]}, and latents have {channels} channels, texts "
+                f"{width}: give {name}={value}"
+            )
 
 
 def _new_parts(start: str, text: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
@@ -210,5 +232,6 @@ def _new_parts(start: str, text: Mapping[str, Any], captions: Sequence[str]) -> 
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": longest}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ends = {name: getattr(tokenizer, name) for name in names}
-    text_encoder = CLIPTextModel(CLIPTextConfig(**text, **sizes, **ends))
+    with refused("settings.text"):
+        text_encoder = CLIPTextModel(CLIPTextConfig(**text, **sizes, **ends))
     return {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
