@@ -141,6 +141,9 @@ def test_a_classifier_is_refused_what_it_cannot_do(tmp_path: Path) -> None:
     path = preset(tmp_path, {**table, "training": LENGTHS})
     with pytest.raises(ValueError, match="a classifier makes no images"):
         begun(path, tmp_path / "run", 'pictures={"every": 8, "steps": 2}')
+    with pytest.raises(ValueError, match=r"8 x 8 pixels, and .* 16 x 16: .*flags.image_size=8"):
+        begun(path, tmp_path / "run", "settings.flags.image_size=16")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="data.drop=0.5: an ADM network has no null class"):
         begun(path, tmp_path / "run", "data.drop=0.5")
     with pytest.raises(ValueError, match="flags ask for classes, and the data has none"):

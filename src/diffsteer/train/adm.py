@@ -85,6 +85,7 @@ class NoisyPixels(Task):
             )
         self.schedule = schedule_of(self.flags)
         self.shape = (3, self.flags.image_size, self.flags.image_size)
+        self.side = ("settings.flags.image_size", self.flags.image_size)
 
     @override
     def example(self, number: int, index: int, sample: Sample, seed: int) -> dict[str, Tensor]:

@@ -107,6 +107,8 @@ class EDM2Task(Task):
                 "classes, by data.label or beside the arrays, and no settings.network.label_dim"
             )
         self.net: EDM2 = network_of_config(EDM2, config, "settings.network")
+        if not settings.vae:
+            self.side = ("settings.network.img_resolution", self.net.shape[1])
         channels = {self.net.shape[0], len(settings.latent_mean), len(settings.latent_std)}
         if settings.vae and len(channels) > 1:
             raise InputError(

@@ -80,6 +80,16 @@ class Fingerprint:
                 f"of {multiple}: resize the images"
             )
 
+    def require_side(self, setting: str, side: int) -> None:
+        """Refuse images that are not squares of a network's side, which a setting says."""
+        for (width, height), name in self.sizes.items():
+            if (width, height) != (side, side):
+                other = f", or --set {setting}={width}" if width == height else ""
+                raise InputError(
+                    f"{name} has {width} x {height} pixels, and the network takes {side} x {side}: "
+                    f"resize the images{other}"
+                )
+
 
 def require_size(name: str, shape: tuple[int, int], size: tuple[int, int] | None) -> None:
     """Refuse an image whose (width, height) is not `size`, (height, width)."""

@@ -41,6 +41,8 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
         vae = getattr(task, "vae", None)  # which halves the sides of images several times
         halvings = 0 if vae is None else len(vae.config.block_out_channels) - 1
         source.fingerprint.require(source.size, 2**halvings)
+        if task.side is not None:
+            source.fingerprint.require_side(*task.side)
     return Trainer(run, task, source, folder, start)
 
 

@@ -23,9 +23,11 @@ class Task(nn.Module, ABC):
 
     Attributes:
         shown: Name of the loss that the bar shows: a mean error, where "loss" is a sum.
+        side: Setting that says the side of the images, and its value; None where any serves.
     """
 
     shown = "loss"
+    side: tuple[str, int] | None = None
 
     def prepare(
         self, source: Source, cache: Path, alone: Callable[[Callable[[], None]], None]
