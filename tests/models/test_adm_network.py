@@ -310,7 +310,7 @@ def test_load_and_convert(tmp_path: Path, legacy: bool) -> None:
     half = {name: value.half() for name, value in net.state_dict().items()}
     torch.save(half, path, _use_new_zipfile_serialization=not legacy)
     flags = replace(SPEC_FLAGS, num_classes=1000)  # 10 are read off the tensors
-    assert convert(path, out, flags) == SPEC_FLAGS
+    assert convert(str(path), str(out), flags) == SPEC_FLAGS
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((out / "config.json").read_text())["source"]["name"] == "mine.pt"
     with pytest.raises(ValueError, match="is there already"):

@@ -94,7 +94,7 @@ def test_bits_of_a_snapshot_come_back_and_its_source_never_runs(
 
 def test_converts_and_loads_in_both_precisions(tiny: EDM2, tmp_path: Path) -> None:
     path = written(tmp_path, fabricate.snapshot(tiny, tmp_path / "trace"))
-    edm2.convert(path, tmp_path / "net")
+    edm2.convert(str(path), str(tmp_path / "net"))
     official = EDM2.load(tmp_path / "net", "official-bit")
     clean = EDM2.load(tmp_path / "net")
     for name, t in tiny.state_dict().items():

@@ -89,7 +89,7 @@ def test_find(folder: Path) -> None:
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_result_is_the_weighted_sum(folder: Path, tmp_path: Path, batch: int) -> None:
     wanted = [0.05, 0.075, 0.15]
-    paths = reconstruct(folder, tmp_path / "out", wanted, batch=batch)
+    paths = reconstruct(str(folder), str(tmp_path / "out"), wanted, batch=batch)
     assert [p.name for p in paths] == [f"phema-0025165-{w:.3f}" for w in wanted]
     all_nets = nets()
     for path, width in zip(paths, wanted, strict=True):

@@ -315,7 +315,7 @@ NAMED = [{"file_name": name, "text": f"line {name}"} for name in ("sub/a.png", "
 
 
 def test_a_folder_is_read_with_text_files(tmp_path: Path) -> None:
-    source = Folder.at(folder(tmp_path / "set"), size=(4, 4))
+    source = Folder.at(str(folder(tmp_path / "set")), size=(4, 4))
     assert [source[i].caption for i in range(3)] == [f"picture {i} ä" for i in range(3)]
     assert [source[i].pixels[:, 0, 0].tolist() for i in range(3)] == [
         [i, 0, 255 - i] for i in range(3)
@@ -474,7 +474,7 @@ def test_bad_shards_are_refused_by_name(case: str, tmp_path: Path) -> None:
 
 def test_notes_of_a_shard_are_no_samples(tmp_path: Path) -> None:
     parts = {**PAIR, "README.md": b"x", "d.e/about.v2.csv": b"x", "a.depth.npy": b"x"}
-    assert len(Shards.at(shard(tmp_path / "0.tar", parts))) == 1
+    assert len(Shards.at(str(shard(tmp_path / "0.tar", parts)))) == 1
     parts["d.e/folder"] = b""
     assert len(Shards.at(shard(tmp_path / "0.tar", parts, type=tarfile.DIRTYPE))) == 1
 

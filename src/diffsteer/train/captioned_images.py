@@ -51,7 +51,9 @@ class Folder:
     """Images of a folder and its subfolders, in the order of names."""
 
     @staticmethod
-    def at(path: Path, size: tuple[int, int] | None = None, label: str = "") -> CaptionedImages:
+    def at(
+        path: Path | str, size: tuple[int, int] | None = None, label: str = ""
+    ) -> CaptionedImages:
         """List images and read captions, without decoding images.
 
         Args:
@@ -60,6 +62,7 @@ class Folder:
             label: Source of classes, "folder" or "dataset.json"; "none" for neither classes nor
                 captions; empty for captions.
         """
+        path = Path(path)
         images = Pictures.at(path)
         if not path.is_dir():
             raise InputError(f"{path} is no folder: unpack it")

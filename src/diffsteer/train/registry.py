@@ -29,7 +29,7 @@ from diffsteer.train.text_to_image import TextToImage, TextToImageSettings
 SOURCES = '"critters", "emoji", a folder of images or of tar files, or a file: tar, npz, npy or idx'
 
 
-def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
+def begin(run: Run, folder: Path | str, start: int | None = None) -> Trainer:
     """Make the trainer of a run in a folder, new or to be resumed there."""
     if run.task not in TASKS:
         raise InputError(f"task={brief(run.task)} is not known: there are {', '.join(TASKS)}")
@@ -43,7 +43,7 @@ def begin(run: Run, folder: Path, start: int | None = None) -> Trainer:
         source.fingerprint.require(source.size, 2**halvings)
         if task.side is not None:
             source.fingerprint.require_side(*task.side)
-    return Trainer(run, task, source, folder, start)
+    return Trainer(run, task, source, Path(folder), start)
 
 
 def source_of(data: Data) -> Source:

@@ -24,7 +24,9 @@ class Shards:
     """Images of webdataset tar files, in the order of the files."""
 
     @staticmethod
-    def at(*paths: Path, size: tuple[int, int] | None = None, label: str = "") -> CaptionedImages:
+    def at(
+        *paths: Path | str, size: tuple[int, int] | None = None, label: str = ""
+    ) -> CaptionedImages:
         """Scan the headers of tar files, and read captions.
 
         Args:
@@ -35,7 +37,7 @@ class Shards:
         if label not in ("", "cls"):
             raise InputError(f'label={label!r} of tar files: there is "cls"')
         suffixes = (".cls",) if label else (".txt", ".json")
-        entries = (entry for path in paths for entry in _scan(path, suffixes))
+        entries = (entry for path in paths for entry in _scan(Path(path), suffixes))
         return CaptionedImages(tuple(entries), size)
 
 

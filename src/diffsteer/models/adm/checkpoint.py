@@ -239,7 +239,7 @@ def check(state: Mapping[str, Tensor], flags: Flags) -> None:
     raise InputError(f"tensors do not fit '{flags}': {'; '.join(faults)}; {_guess(state)}")
 
 
-def convert(source: Path, out: Path, flags: Flags | None = None) -> Flags:
+def convert(source: Path | str, out: Path | str, flags: Flags | None = None) -> Flags:
     """Write a checkpoint as safetensors and JSON, and return its flags.
 
     Args:
@@ -251,6 +251,7 @@ def convert(source: Path, out: Path, flags: Flags | None = None) -> Flags:
         OSError: there is no such file.
         InputError: as `load`, or `out` exists.
     """
+    source, out = Path(source), Path(out)
     state, flags = _known(source, flags)
     check(state, flags)
     if out.exists():

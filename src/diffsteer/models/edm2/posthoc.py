@@ -78,7 +78,7 @@ def _exact(path: Path) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def find(folder: Path, prefix: str) -> list[Snapshot]:
+def find(folder: Path | str, prefix: str) -> list[Snapshot]:
     """List the snapshots of a folder by their names' time and width; none of the untrained start.
 
     Raises:
@@ -86,7 +86,7 @@ def find(folder: Path, prefix: str) -> list[Snapshot]:
         ValueError: one is there in two formats.
     """
     pattern = re.compile(rf"{re.escape(prefix)}-(\d{{7,}}(?:\.\d{{3}})?)-(0\.\d{{3}})")
-    snapshots: dict[tuple[float, float], Snapshot] = {}
+    folder, snapshots = Path(folder), dict[tuple[float, float], Snapshot]()
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = pattern.fullmatch(path.stem if path.suffix in SUFFIXES[1:] else path.name)
         if match is None or float(match[1]) == 0:
@@ -103,8 +103,8 @@ def find(folder: Path, prefix: str) -> list[Snapshot]:
 
 
 def reconstruct(
-    folder: Path,
-    out: Path,
+    folder: Path | str,
+    out: Path | str,
     widths: Sequence[float],
     kimg: float | None = None,
     prefix: str = "network-snapshot",
@@ -132,7 +132,7 @@ def reconstruct(
         FileExistsError: a result is there already.
         ValueError: a width cannot be, or snapshots are not of one network.
     """
-    stored = find(folder, prefix)
+    out, stored = Path(out), find(folder, prefix)
     end = stored[-1].kimg if kimg is None else kimg
     count = max((one.count for one in stored if one.kimg == end), default=0)
     if not count:

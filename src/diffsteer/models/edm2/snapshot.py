@@ -51,7 +51,7 @@ LONGEST_NAME = 100
 POSITIONAL = ("img_resolution", "img_channels", "label_dim")
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path | str) -> Checkpoint:
     """Read an official snapshot, `.pkl`.
 
     Raises:
@@ -59,6 +59,7 @@ def read(path: Path) -> Checkpoint:
             for what. Nothing of it is executed.
         OSError: it cannot be read.
     """
+    path = Path(path)
     tree = read_file(path, ALLOWED)
     try:
         top = _items(tree, "the file")
@@ -78,17 +79,18 @@ def read(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def convert(source: Path, folder: Path) -> Checkpoint:
+def convert(source: Path | str, folder: Path | str) -> Checkpoint:
     """Turn an official snapshot into a folder that `EDM2.load` reads.
 
     Raises:
         CheckpointError: as `read`; nothing is written then.
         FileExistsError: the folder is there already.
     """
+    source = Path(source)
     checkpoint = read(source)
     origin = {"file": source.name, "sha256": file_hash(source)}
     checkpoint = replace(checkpoint, about={**checkpoint.about, "source": origin})
-    checkpoint.save(folder)
+    checkpoint.save(Path(folder))
     return checkpoint
 
 
