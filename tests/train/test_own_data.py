@@ -15,6 +15,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.models.edm2.config import read_config
 from diffsteer.train.captioned_images import open_images
 from diffsteer.train.settings import Run
+from diffsteer.train.stream import captions
 
 DRAW = np.random.RandomState(0)
 GREY = DRAW.randint(0, 256, (6, 8, 8), dtype=np.uint8)
@@ -64,6 +65,7 @@ def test_a_column_of_classes_is_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x_train=GREY, y_train=CLASSES[:, None])  # as Keras gives CIFAR-10
     source = open_images(tmp_path / "a.npz")
     assert [source.caption(i) for i in range(6)] == [str(number) for number in CLASSES]
+    assert captions(open_images(tmp_path / "a.npz", label="none")) == [""] * 6
 
 
 def test_colour_without_classes(tmp_path: Path) -> None:

@@ -431,6 +431,7 @@ def test_shards_are_read_in_their_order(tmp_path: Path) -> None:
     paths = [shard(tmp_path / f"{i}.tar", PARTS) for i in range(2)]
     source = Shards.at(*paths, size=(4, 4))
     assert [source[i].caption for i in range(6)] == ["first", "2nd", "third"] * 2
+    assert Shards.at(paths[0], label="none").caption(0) == ""
     assert [int(source[i].pixels[0, 0, 0]) for i in range(6)] == [0, 1, 2] * 2
     assert seen(Stream(pickle.loads(pickle.dumps(source))), 6) == seen(Stream(source), 6)
 

@@ -15,6 +15,7 @@ With a `label`, the caption is a class:
 | folder, "dataset.json" | "3", of `{"labels": [["cats/cat.png", 3], ...]}` in that file |
 | folder, "none" | none, and no caption |
 | tar file, "cls" | content of member `cats/cat.cls` |
+| tar file or arrays, "none" | none, and no caption |
 
 Arrays (npy, npz, idx) are read by `diffsteer.train.arrays`.
 
@@ -25,6 +26,7 @@ nothing is left out silently. In JSON, "caption" serves for "text".
 
 import csv
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path, PurePosixPath
 
@@ -98,9 +100,13 @@ def open_images(
     """Open a folder of images or of tar files, a tar file, or an array file."""
     idx = sorted(path.glob(f"train{IDX}*")) if path.is_dir() else []
     if idx or is_arrays(path):
-        if label:
-            raise InputError(f"data.label={label!r} of {path}, which has classes of its own: none")
-        return open_arrays(idx[0] if idx else path, size)
+        if label not in ("", "none"):
+            raise InputError(
+                f"data.label={label!r} of {path}, which has classes of its own: leave it out, or "
+                "none for no classes"
+            )
+        arrays = open_arrays(idx[0] if idx else path, size)
+        return replace(arrays, labels=None) if label else arrays
     if not path.is_dir():
         if path.suffix.lower() in {*SUFFIXES, ".zip"}:
             kind = "a zip file: unpack it, and" if path.suffix.lower() == ".zip" else "one image:"

@@ -38,7 +38,8 @@ class Data:
         drop: Share of captions that are left empty, for classifier-free guidance.
         label: Class that takes the place of the caption: of emoji "group", "style" or
             "background", of critters an attribute, such as "eyes", of a folder "folder" or
-            "dataset.json" or "none", of tar files "cls"; empty for the whole caption.
+            "dataset.json", of tar files "cls", of any data of yours "none"; empty for the whole
+            caption.
         group: Of the emoji: those of one group, such as "Smileys & Emotion"; empty for all.
         images: Number of the critters, which are rendered on demand; 0 is 20,000.
         seed: Of the critters: other images of the same split.

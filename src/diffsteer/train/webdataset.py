@@ -32,11 +32,12 @@ class Shards:
         Args:
             *paths: The tar files.
             size: Height and width that each image must have; None allows all.
-            label: "cls" for classes; empty for captions.
+            label: "cls" for classes, "none" for neither classes nor captions; empty for captions.
         """
-        if label not in ("", "cls"):
-            raise InputError(f'label={label!r} of tar files: there is "cls"')
-        suffixes = (".cls",) if label else (".txt", ".json")
+        kinds = {"": (".txt", ".json"), "cls": (".cls",), "none": ()}
+        if label not in kinds:
+            raise InputError(f'label={label!r} of tar files: there are "cls" and "none"')
+        suffixes = kinds[label]
         entries = (entry for path in paths for entry in _scan(Path(path), suffixes))
         return CaptionedImages(tuple(entries), size)
 
@@ -77,6 +78,8 @@ def _scan(shard: Path, suffixes: tuple[str, ...]) -> Iterator[Entry]:
 
 
 def _caption(shard: Path, key: str, members: dict[str, _Member], suffixes: tuple[str, ...]) -> str:
+    if not suffixes:
+        return ""
     member = next((members[suffix] for suffix in suffixes if suffix in members), None)
     if member is None:
         noun = "class" if suffixes == (".cls",) else "caption"
