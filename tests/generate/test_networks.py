@@ -188,6 +188,7 @@ def test_classes_named_by_whole_numbers_are_asked_for_by_name() -> None:
         ("edm2", ("--models", "elsewhere"), "samples pixels: --models"),
         ("adm", ("--official-head-split",), "official_head_split does nothing with"),
         ("plain", ("--classifier", "c", "--sampler", "Ancestral()"), "classifier=c does nothing"),
+        ("plain", ("--guidance", "Classifier(1)", "--sampler", "DDIM"), "name one, --classifier"),
     ],
 )
 def test_options_of_other_models_are_refused(

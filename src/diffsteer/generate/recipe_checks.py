@@ -75,8 +75,9 @@ def require_consistent(recipe: Recipe) -> None:
     else:
         _require_pipeline(recipe)
         _require_adapters(recipe, guidance)
-    if isinstance(recipe.options, ADMOptions):
-        _require_adm(recipe.options, guidance, sampler)
+    options = recipe.options or (ADMOptions() if kind == ADM else None)
+    if isinstance(options, ADMOptions):
+        _require_adm(options, guidance, sampler)
 
 
 def guidance_of(recipe: Recipe) -> Guidance | None:
@@ -242,12 +243,11 @@ def _require_adm(options: ADMOptions, guidance: Guidance | None, sampler: Sample
         raise InputError(
             f"official_head_split does nothing with guidance={guidance!r}: it is of SAG"
         )
-    networks = guidance.networks() if guidance else ()
-    if (
-        options.classifier
-        and "classifier" not in networks
-        and not getattr(sampler, "classifier", 0)
-    ):
+    asked = "classifier" in (guidance.networks() if guidance else ())
+    asked = asked or bool(getattr(sampler, "classifier", 0))
+    if asked and not options.classifier:
+        raise InputError("a classifier is asked for the gradient: name one, --classifier FOLDER")
+    if options.classifier and not asked:
         raise InputError(
             f"classifier={options.classifier} does nothing here: give --guidance "
             '"Classifier(1.0)" or --sampler "Ancestral(classifier=1.0)", or no classifier'
