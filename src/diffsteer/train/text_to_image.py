@@ -210,9 +210,11 @@ def _require_fit(parts: Mapping[str, Any]) -> None:
     """Check that a new network takes what the autoencoder and the text encoder give."""
     unet, channels = parts["unet"].config, parts["vae"].config.latent_channels
     width = parts["text_encoder"].config.hidden_size
-    expected = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": width}
+    texts = "cross_attention_dim" if unet["encoder_hid_dim"] is None else "encoder_hid_dim"
+    expected = {"in_channels": channels, "out_channels": channels, texts: width}
     for name, value in expected.items():
-        if unet[name] != value:
+        each = unet[name] if isinstance(unet[name], list | tuple) else [unet[name]]
+        if {*each} != {value}:
             raise InputError(
                 f"settings.unet.{name}={unet[name]}, and latents have {channels} channels, texts "
                 f"{width}: give {name}={value}"
