@@ -159,7 +159,7 @@ def test_classes_and_texts_are_no_schedules_and_lists_no_spacings(given) -> None
         grid(given[0], 2, *given[1:])
 
 
-@pytest.mark.parametrize("text", [250, None, [10, 15]], ids=str)
+@pytest.mark.parametrize("text", [2.5, None, [10, 15]], ids=str)
 def test_respacing_is_a_text(text) -> None:
     with pytest.raises(ValueError, match='timestep_respacing is a text, such as "250"'):
         respaced(SD, text)

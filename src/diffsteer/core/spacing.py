@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief, did_you_mean
-from diffsteer.core.fields import PositiveFinite, check_fields
+from diffsteer.core.fields import PositiveFinite, check_fields, is_whole
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
 
@@ -175,6 +175,7 @@ def respaced(schedule: Discrete, text: str | int) -> tuple[Level, ...]:
             many in each of equal parts of them, the least noisy first, 0 for none; "ddim25" for 25
             steps from t = 0 on at one whole stride; "" for every timestep.
     """
+    text = str(text) if is_whole(text) else text
     if not isinstance(schedule, Discrete) or not isinstance(text, str):
         raise InputError(
             f"{brief(text)} on {brief(schedule)}: timestep_respacing is a text, such as "
