@@ -872,8 +872,11 @@ def test_bad_input(sd, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             refine(pipe, START, prompts, refiner)
-    with pytest.raises(ValueError, match="another pipeline"):
-        steer(sd(), refiner=refiner)
+    for take in (steer, lambda pipe, refiner: refine(pipe, START, PROMPTS, refiner)):
+        with pytest.raises(ValueError, match="another pipeline"):
+            take(sd(), refiner=refiner)
+    with pytest.raises(ValueError, match="4 images for 2 prompts"):
+        refine(pipe, START, PROMPTS, refiner, num_images_per_prompt=2)
     with pytest.raises(ValueError, match="no head"):
         NoiseRefiner(sd(), head="none")
     with pytest.raises(ValueError, match="rank=0"):
@@ -886,6 +889,18 @@ def test_bad_input(sd, tmp_path: Path) -> None:
     call = {"image": torch.rand(1, 3, 16, 16), "strength": 0.5, "num_inference_steps": 4}
     with steer(picture, refiner=refiner), pytest.raises(ValueError, match="from an image"):
         picture("a cat", **call, output_type="latent")
+
+
+def test_refining_takes_what_steering_takes(sd, tmp_path: Path) -> None:
+    pipe = sd()
+    refiner = moved(NoiseRefiner(pipe))
+    refiner.save(tmp_path)
+    expected = refine(pipe, START, PROMPTS, refiner)
+    refiner.remove()
+    assert refine(pipe, START, PROMPTS, tmp_path).equal(expected)
+    assert refine(pipe, START, PROMPTS, "NLG(1)").equal(refine(pipe, START, PROMPTS, NLG(1)))
+    with pytest.raises(ValueError, match="did you mean 'NLG'"):
+        refine(pipe, START, PROMPTS, "nlg(1)")
 
 
 def test_a_scheduler_of_another_schedule_is_refused(sd) -> None:

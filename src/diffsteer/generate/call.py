@@ -218,7 +218,9 @@ def call_of(pipe: Any, recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
 
 def guidance_text(recipe: Recipe) -> str | None:
     """The guidance; one that is off where the refiner needs the null prompt to be sent."""
-    return recipe.guidance or ("CFG(1)" if recipe.refiner.startswith("NLG") else None)
+    from diffsteer.refine.nlg import is_training_free
+
+    return recipe.guidance or ("CFG(1)" if is_training_free(recipe.refiner) else None)
 
 
 def _scales(

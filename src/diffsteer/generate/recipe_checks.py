@@ -32,7 +32,7 @@ from diffsteer.io.device import device_of
 from diffsteer.io.model_folder import CONFIG, INDEX, require_model
 from diffsteer.io.strict import read_object
 from diffsteer.refine.metadata import ABOUT, found
-from diffsteer.refine.nlg import TrainingFreeRefiner
+from diffsteer.refine.nlg import TrainingFreeRefiner, is_training_free
 
 USED = {
     EDM2: ("model", "guidance", "guide", "steps", "options"),
@@ -155,7 +155,7 @@ def _require_pipeline(recipe: Recipe) -> None:
         raise InputError(
             f"strength={recipe.strength} of no refiner and no image: name one, or leave it out"
         )
-    if "(" in recipe.refiner and not Path(recipe.refiner).exists():
+    if is_training_free(recipe.refiner):
         parse(recipe.refiner, TrainingFreeRefiner)
     elif recipe.refiner:
         require_model(recipe.refiner, (ABOUT,))

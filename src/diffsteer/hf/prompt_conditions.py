@@ -59,6 +59,11 @@ def conditions(
     kwargs |= {**conditioning_kwargs(pipe, prompts), **call}
     with torch.no_grad():
         x, cond = first_call(pipe, **kwargs)
+    if len(x) != len(prompts):
+        raise InputError(
+            f"{type(pipe).__name__} would sample {len(x)} images for {len(prompts)} prompts: give "
+            "one prompt for each, and leave out num_images_per_prompt"
+        )
     if shape is not None and x.shape[1:] != torch.Size(shape):
         raise InputError(
             f"the noise is of shape {tuple(shape)} and {type(pipe).__name__} would sample "

@@ -36,7 +36,7 @@ from diffsteer.hf.prompt_conditions import conditions, require_prompts
 from diffsteer.hf.runs import Runs
 from diffsteer.hf.sample_placement import fitted
 from diffsteer.hf.timesteps import StepTracker
-from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
+from diffsteer.refine.nlg import TrainingFreeRefiner, is_training_free
 from diffsteer.refine.prompt_mismatch import refined_before, remember
 from diffsteer.refine.refiner import NoiseRefiner
 
@@ -205,28 +205,34 @@ def started_from(pipe: Any, noise: Tensor) -> RefineHook:
     return RefineHook(pipe, _Given(noise))
 
 
-def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any) -> Tensor:
+def refine(
+    pipe: Any, noise: Tensor, prompts: list[str], by: Refine | str | Path, **call: Any
+) -> Tensor:
     """Refine noise for prompts, without sampling; sampling it for others warns.
 
     Args:
         pipe: A pipeline with prompts.
         noise: Unit Gaussian noise, `(B, *D)`, as `latents=` of the pipeline.
         prompts: One a row.
-        by: A `NoiseRefiner` of this pipeline, or an `NLG`.
+        by: A `NoiseRefiner` of this pipeline, or what `steer` takes for its `refiner`.
         call: What else the pipeline will be called with, such as height and width.
     """
     check_free(network_of(pipe))
     require_prompts(prompts)
     if len(prompts) != len(noise):
         raise InputError(f"{len(prompts)} prompts for {len(noise)} rows of noise: give one each")
-    shape = noise.shape[1:]
-    conds = {"cond": conditions(pipe, prompts, shape, **call)}
-    if by.null:
-        conds["null"] = conditions(pipe, [""] * len(prompts), shape, **call)
-    # past the noise registry, which looks at samplings
-    network = PipelineNetwork.of(pipe, unwrap_compiled(network_of(pipe)).forward)
-    with torch.no_grad():
-        refined = by(noise, conds, network).to(noise.dtype)
+    by, give_back = opened(by, pipe)
+    try:
+        shape = noise.shape[1:]
+        conds = {"cond": conditions(pipe, prompts, shape, **call)}
+        if by.null:
+            conds["null"] = conditions(pipe, [""] * len(prompts), shape, **call)
+        # past the noise registry, which looks at samplings
+        network = PipelineNetwork.of(pipe, unwrap_compiled(network_of(pipe)).forward)
+        with torch.no_grad():
+            refined = by(noise, conds, network).to(noise.dtype)
+    finally:
+        give_back()
     if wrong := [i for i, row in enumerate(refined) if not row.isfinite().all()]:
         raise InputError(
             f"refined noise of rows {wrong} is not finite: lower the strength of the refiner, or "
@@ -239,7 +245,7 @@ def refine(pipe: Any, noise: Tensor, prompts: list[str], by: Refine, **call: Any
 def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[], object]]:
     """Open a folder, hub id, text of an `NLG` or a refiner; the function takes it out again."""
     if isinstance(refiner, str | Path):
-        if str(refiner).startswith(NLG.__name__):
+        if is_training_free(str(refiner)):
             return parse(str(refiner), TrainingFreeRefiner), lambda: None
         loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -37,6 +38,11 @@ class TrainingFreeRefiner(ABC):
     @abstractmethod
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
         """Return better noise, in the shape of `x`."""
+
+
+def is_training_free(text: str) -> bool:
+    """Whether a text is that of a refiner without training, not a folder or hub id."""
+    return ("(" in text or text == NLG.__name__) and not Path(text).exists()
 
 
 @dataclass(frozen=True)

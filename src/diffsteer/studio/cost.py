@@ -10,7 +10,7 @@ from diffsteer.generate.recipe import Recipe
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.cost import plans, total
 from diffsteer.hf.time_arguments import Timeline
-from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
+from diffsteer.refine.nlg import NLG, TrainingFreeRefiner, is_training_free
 
 NONE = "1 * CFG(1)"
 """A guidance that asks for nothing."""
@@ -81,7 +81,7 @@ def refining(recipe: Recipe) -> int:
     """Network evaluations for refined noise."""
     if not recipe.refiner:
         return 0
-    if recipe.refiner.startswith(NLG.__name__):  # as `hook.opened` tells it from a folder
+    if is_training_free(recipe.refiner):
         made = parse(recipe.refiner, TrainingFreeRefiner)
         return 2 * made.rounds if isinstance(made, NLG) else 0
     from diffsteer.refine.heads import HEADS
