@@ -105,10 +105,14 @@ def test_what_cannot_end_well_is_refused_before_work(
 
 
 def test_options_that_do_not_belong_to_the_extractor_are_refused() -> None:
-    with pytest.raises(ValueError, match="EfficientNetLite0 cannot be made .*weights"):
-        Features(checkpoint="somewhere").build()
-    with pytest.raises(ValueError, match=r"DINOv2 cannot be made from no options"):
-        Features("DINOv2").build()
+    for features, words in (
+        (Features(checkpoint="somewhere"), "EfficientNetLite0 takes no --checkpoint: .* --size"),
+        (Features("Inception", noise_mask=16), "Inception takes no --noise-mask"),
+        (Features("CLIP", layer="x"), "CLIP takes no --layer: .* it takes --checkpoint"),
+        (Features("DINOv2"), "DINOv2 has many weights: .*--checkpoint.*facebook/dinov2-large"),
+    ):
+        with pytest.raises(InputError, match=words):
+            features.build()
     with pytest.raises(ValueError, match="batch=0"):
         Features(batch=0)
 

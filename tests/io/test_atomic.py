@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from interrupt import full
 
+from diffsteer.core.errors import InputError
 from diffsteer.io.atomic import (
     InUse,
     atomic_folder,
@@ -65,6 +66,11 @@ def test_another_process_is_kept_out_until_the_owner_is_killed(tmp_path: Path, k
         next(holder)
     left = [] if kind == "owned_file" else ["out.npz"]
     assert [p.name for p in tmp_path.iterdir()] == left
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_before_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder where a file is to be"), owned_file(tmp_path):
+        raise AssertionError("work was begun")
 
 
 def test_processes_of_one_launch_share_a_folder(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from diffsteer.cli.options import Features
 from diffsteer.core.errors import InputError
 from diffsteer.metrics.bootstrap import weights
 from diffsteer.metrics.features import Custom, Origin
-from diffsteer.metrics.image_scores import judged, mean_spreads, means, resampled_means, scores_of
+from diffsteer.metrics.image_scores import (
+    judged,
+    mean_spreads,
+    means,
+    named,
+    resampled_means,
+    scores_of,
+)
 from diffsteer.metrics.sampled import sampled
 
 RGB = Custom(lambda x: x.float().mean(dim=(2, 3)), Origin("mean colour", "rgb", "none", "none"))
@@ -109,6 +116,15 @@ def test_scores_of_samples_are_kept_and_found_again(tmp_path: Path) -> None:
     for run in runs:
         assert run.scores["x/y('z')"].tolist() == list(range(6))
         assert set(run.costs) == {"seconds"}
+
+
+def test_a_function_is_known_by_its_file(tmp_path: Path) -> None:
+    before = named(scores_of(["mine_scores:red", "math:sqrt"]))
+    file = tmp_path / "mine_scores.py"
+    file.write_text(file.read_text() + "# another\n")
+    after = named(scores_of(["mine_scores:red", "math:sqrt"]))
+    assert before["mine_scores:red"] != after["mine_scores:red"]
+    assert all(names["mine_scores:red"].startswith("mine_scores:red ") for names in (before, after))
 
 
 def test_the_command_reads_prompts_of_a_file(

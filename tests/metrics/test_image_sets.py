@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -36,14 +37,28 @@ def test_one_recipe_and_mixed_ones_are_not_asked_for_together(tmp_path: Path) ->
         seeds_in(images, recipe, mixed=True)
 
 
-def test_what_is_no_set_of_images_is_told_what_is() -> None:
-    some = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    for given in (some.numpy(), list(some), None):
-        with pytest.raises(
-            ValueError, match=r"no set of images: give a tensor uint8 \(N, 3, H, W\)"
-        ):
-            diffsteer.evaluate(given, some)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="no set of images"):
-            diffsteer.compare({"a": given, "b": some}, some)  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="'Inception' is no extractor: give one"):
-        diffsteer.evaluate(some, some, "Inception")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": [Image.new("RGB", (8, 8))] * 9}, "got a list: of images of Pillow"),
+        ({"images": np.zeros((9, 8, 8, 3), np.uint8)}, "got a ndarray"),
+        ({"reference": None}, "got a NoneType"),
+        ({"extractor": "EfficientNetLite0"}, "extractor must be an Extractor"),
+        ({"extractor": EfficientNetLite0}, r"give one, such as EfficientNetLite0\(size=64\)"),
+        ({"resamples": 10}, "resamples=10: give >= 20"),
+        ({"resamples": 20.0}, r"resamples=20.0: give >= 20"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is(change: dict, words: str) -> None:
+    images = torch.zeros(9, 3, 8, 8)  # of floats, which measuring would refuse
+    given = {"images": images, "reference": images, **change}
+    with pytest.raises(InputError, match=words):
+        diffsteer.evaluate(**given)
+    sets = {"a": given.pop("images"), "b": images}
+    with pytest.raises(InputError, match=words):
+        diffsteer.compare(sets, **given)
+
+
+def test_images_of_pillow_become_a_tensor_as_the_error_says() -> None:
+    images = torch.from_numpy(np.stack([Image.new("RGB", (8, 4), "red")] * 2)).permute(0, 3, 1, 2)
+    assert images.shape == (2, 3, 4, 8) and images[0, :, 0, 0].tolist() == [255, 0, 0]

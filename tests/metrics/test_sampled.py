@@ -67,7 +67,7 @@ def test_batch_order_and_resuming_change_nothing(tmp_path: Path) -> None:
     sampled(watched, [3, 17, 39], MEAN, tmp_path, KEY)
     same(whole, sampled(watched, range(39, -1, -1), MEAN, tmp_path, KEY, batch=3))
     assert sorted(asked) == list(range(40))
-    part = sampled(watched, range(10), MEAN, tmp_path, KEY)
+    part = sampled(watched, torch.arange(10), MEAN, str(tmp_path), KEY)
     assert len(asked) == 40
     same(part, sampled(noise, range(10), MEAN))
 

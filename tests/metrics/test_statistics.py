@@ -1,13 +1,16 @@
 """Statistics files: read by others, read from others, refused when they do not fit."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from diffsteer.core.errors import InputError
 from diffsteer.metrics.bootstrap import weights
 from diffsteer.metrics.evaluate import compare, omitted, possible, resampled
 from diffsteer.metrics.features import UNSTATED, Custom, Origin
@@ -215,6 +218,13 @@ def test_a_stream_of_another_length_is_refused() -> None:
         measure([], 2, MEANS)
 
 
+@pytest.mark.parametrize("wrong", [lambda x: x.mean((2, 3))[:1], lambda x: x.mean((2, 3)).numpy()])
+def test_an_extractor_gives_a_row_of_a_tensor_for_each_image(wrong: Callable[..., Any]) -> None:
+    extractor = Custom(lambda x: wrong(x.float()), Origin("Mine", "x", "none", "none"))
+    with pytest.raises(InputError, match="the extractor Mine gave .* for 10 images: it must"):
+        measure([colours(10)], 10, extractor)
+
+
 def test_every_figure_states_what_it_depends_on() -> None:
     fake, real = statistics(60, seed=1), statistics(50, seed=2)
     figures = compare(fake, real, "0-59", resampled(fake, real, weights(60)))
@@ -275,6 +285,9 @@ def test_logits_give_an_inception_score_alone() -> None:
     assert possible("IS").low == possible("IS-EfficientNetLite0").low == 1
     assert 1 <= figure.value <= 5
     assert figure.floor is not None
+    empty = replace(statistics(seed=1, origin=logits), features=torch.zeros(0, 5))
+    with pytest.raises(InputError, match="features that are kept, and 0 are: keep them"):
+        compare(empty, statistics(seed=2, origin=logits))
 
 
 def test_features_may_be_of_numpy_and_have_a_row_an_image() -> None:

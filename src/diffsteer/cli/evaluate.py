@@ -97,6 +97,7 @@ def evaluate(
     from diffsteer.io.distributed import Processes, launched
     from diffsteer.io.images import Pictures
     from diffsteer.io.seeds import format_seeds
+    from diffsteer.metrics.bootstrap import require_resamples
     from diffsteer.metrics.evaluate import cautions, compare, omitted, spreads
     from diffsteer.metrics.image_scores import (
         judged,
@@ -113,8 +114,7 @@ def evaluate(
     )
     from diffsteer.metrics.value import table
 
-    if resamples != 0 and resamples < 20:
-        raise InputError(f"resamples={resamples}: give >= 20, or 0 for no intervals")
+    require_resamples(resamples, none=True)
     asked, scores = None, scores_of(score, features.device)
     if pictures.suffix.lower() in RECIPES and not pictures.is_dir():
         if prompts is not None:

@@ -71,6 +71,20 @@ def described(command: Described) -> Described:
     return command
 
 
+FLAGS = {
+    "layer": "--layer",
+    "size": "--size",
+    "mask": "--noise-mask",
+    "weights": "--checkpoint",
+}
+"""Options of extractors by the names of their fields."""
+PUBLISHED = {
+    "DINOv2": "FD-DINOv2 is of facebook/dinov2-large",
+    "CLIP": "CMMD is of openai/clip-vit-large-patch14-336",
+}
+"""Extractors without weights of their own, and what published figures have."""
+
+
 @described
 @dataclass(frozen=True)
 class Features:
@@ -112,17 +126,19 @@ class Features:
         wanted = {"layer": self.layer, "size": self.size, "mask": self.noise_mask}
         wanted["weights"] = self.checkpoint
         given = {name: value for name, value in wanted.items() if value is not None}
-        if self.extractor == "CLIP" and self.checkpoint is None:
+        kind = kinds[self.extractor]
+        takes = {name: flag for name, flag in FLAGS.items() if name in kind.__dataclass_fields__}
+        if strange := [FLAGS[name] for name in given if name not in takes]:
             raise InputError(
-                "CLIP has many weights: say which, --checkpoint FOLDER or a hub id (published "
-                "CMMD is of openai/clip-vit-large-patch14-336)"
+                f"{self.extractor} takes no {strange[0]}: leave it out; it takes "
+                f"{', '.join(takes.values())}"
             )
-        try:
-            made: Extractor = kinds[self.extractor](**given, device=device_of(self.device))  # type: ignore[arg-type]
-        except TypeError as error:
+        if self.checkpoint is None and self.extractor in PUBLISHED:
             raise InputError(
-                f"{self.extractor} cannot be made from {given or 'no options'}: {error}"
-            ) from error
+                f"{self.extractor} has many weights: say which, --checkpoint FOLDER or a hub id "
+                f"(published {PUBLISHED[self.extractor]})"
+            )
+        made: Extractor = kind(**given, device=device_of(self.device))  # type: ignore[arg-type]
         return made
 
 

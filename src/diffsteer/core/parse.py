@@ -93,7 +93,7 @@ def _reason(error: Exception, classes: Mapping[str, type[Any]]) -> str:
         return getattr(error, "msg", "") or str(error) or type(error).__name__
     takes = [
         f.name if f.default is MISSING else f"{f.name}={f.default!r}"
-        for f in fields(classes[match[1]])
+        for f in sorted(fields(classes[match[1]]), key=lambda f: bool(f.kw_only))
         if f.init
     ]
     return f"{match[1]} {match[2]}; it is {match[1]}({', '.join(takes)})"

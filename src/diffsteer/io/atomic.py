@@ -150,6 +150,8 @@ def owned_file(path: Path) -> Iterator[None]:
     Raises:
         InUse: another program makes it.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder where a file is to be: name another")
     with _claimed(path.with_name(f".{path.name}{LOCK}"), path):
         yield
 

@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsteer.core.errors import InputError, brief
-from diffsteer.core.fields import is_whole, plain_number
+from diffsteer.core.errors import InputError
+from diffsteer.core.fields import is_whole
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.manifold import Manifold, balls, manifold
 from diffsteer.metrics.moments import F64, pair
 
 SEED = 2020
 LEVEL = 0.95
+LEAST = 20
+"""Fewest resamples of an interval."""
 LINEAR_FROM = 512
 """Features of more numbers are resampled to first order: one eigendecomposition, not one each."""
 BLOCK = 2**23
@@ -55,11 +57,18 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g} ({self.interval.low:.3g} to {self.interval.high:.3g})"
 
 
+def require_resamples(resamples: int, none: bool = False) -> None:
+    """Check a number of resamples before anything is measured; 0 is one where `none` is true."""
+    if not (is_whole(resamples) and resamples >= LEAST) and not (none and resamples == 0):
+        also = ", or 0 for no intervals" if none else ""
+        raise InputError(f"resamples={resamples}: give >= {LEAST}{also}")
+
+
 def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
     """Count of each of n images in each resample, `(resamples, n)`, float32."""
-    if not is_whole(plain_number(resamples)) or resamples < 20 or n < 2:
+    if resamples < LEAST or n < 2:
         raise InputError(
-            f"{brief(resamples)} resamples of {n} images: give >= 20 resamples, >= 2 each"
+            f"{resamples} resamples of {n} images: give >= {LEAST} resamples, >= 2 each"
         )
     rng = np.random.RandomState(seed)
     drawn = np.stack([np.bincount(rng.randint(n, size=n), minlength=n) for _ in range(resamples)])

@@ -205,6 +205,8 @@ def _values(fake: Statistics, reference: Statistics) -> tuple[MetricValue, ...]:
     origin, m = fake.origin, len(fake.features)
     if origin.layer not in LOGITS:
         return (*_distances(fake, reference), *_overlaps(fake, reference))
+    if m == 0:
+        raise InputError("an inception score is of features that are kept, and 0 are: keep them")
     splits = _splits(m)
     score = inception_score(fake.features, splits)
     return (MetricValue(title("IS", origin), f"{splits} splits", *score, m, None, origin),)

@@ -1,5 +1,6 @@
 """Scores of images beside their metrics: the mean over images, with an interval over seeds."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import KEY, parsed
+from diffsteer.io.hashing import file_hash
 from diffsteer.io.images import Pictures, stacked
 from diffsteer.metrics.best_of_n import Score, scored
 from diffsteer.metrics.bootstrap import interval, weights
 from diffsteer.metrics.features import UNSTATED, Origin
-from diffsteer.metrics.scorer import Scorer
+from diffsteer.metrics.scorer import SHORT, Scorer
 from diffsteer.metrics.scores import name_of, score_of
 from diffsteer.metrics.value import MetricValue
 
@@ -32,8 +34,18 @@ def scores_of(texts: Sequence[str], device: str = "") -> dict[str, Score]:
 
 
 def named(scores: Mapping[str, Score]) -> dict[str, str]:
-    """Names of scores with the digests of their weights, which decide what they say."""
-    return {text: name_of(score, text) for text, score in scores.items()}
+    """Names of scores with the digests of what decides what they say: weights, or source."""
+    return {
+        text: f"{name_of(score, text)}{'' if isinstance(score, Scorer) else _source(score)}"
+        for text, score in scores.items()
+    }
+
+
+def _source(score: Score) -> str:
+    """Digest of the file that defines a function, behind a space; empty where there is none."""
+    module = sys.modules.get(getattr(score, "__module__", None) or type(score).__module__)
+    file = getattr(module, "__file__", None)
+    return f" {file_hash(Path(file))[:SHORT]}" if file and Path(file).is_file() else ""
 
 
 def judge(scores: Mapping[str, Score], images: Tensor, prompts: list[str]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from diffsteer.generate.recipe import KEY, Recipe, parsed
 from diffsteer.io.hashing import differences
 from diffsteer.io.images import PictureError, Pictures, stacked
 from diffsteer.io.seeds import format_seeds
+from diffsteer.metrics.bootstrap import require_resamples
 from diffsteer.metrics.comparison import Compared, compared
 from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.metrics.evaluate import cautions, spreads
@@ -53,12 +54,13 @@ def evaluate(
         prompts: One of each image, for scores that read them; images of `diffsteer sample` hold
             theirs.
     """
-    extractor = _extractor(extractor)
-    judges = scores_of(scores)
-    for side in (images, reference):
+    extractor, judges = _extractor(extractor), scores_of(scores)
+    require_resamples(resamples, none=True)
+    sides = tuple(map(_given, (images, reference)))
+    for side in sides:
         require_comparable(side, extractor)
     each = judged(_pictures(images), judges, prompts) if judges or prompts else {}
-    fake, real = (statistics_of(side, extractor) for side in (images, reference))
+    fake, real = (statistics_of(side, extractor) for side in sides)
     _warn(fake, real)
     figures = measured(fake, real, spread=spreads(fake, real, resamples))
     return figures + means(each, named(judges), spread=mean_spreads(each, resamples))
@@ -90,6 +92,8 @@ def compare(
     if not isinstance(images, Mapping) or len(images) < 2:
         raise InputError('give two sets of images or more by name, {"a": "x/", "b": "y/"}')
     extractor, judges = _extractor(extractor), scores_of(scores)
+    require_resamples(resamples)
+    require_comparable(_given(reference), extractor)
     sizes = {name: _size(name, side) for name, side in images.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(f"sets hold {sizes} images: give one of each seed in all of them")
@@ -107,24 +111,6 @@ def compare(
     return compared(runs, real, resamples, named(judges))
 
 
-def _extractor(given: Extractor | None) -> Extractor:
-    """The source of features that is given, or the one by default."""
-    if not isinstance(given, Extractor | None):
-        raise InputError(
-            f"{brief(given)} is no extractor: give one, such as EfficientNetLite0() or "
-            "Custom(function, origin), or None"
-        )
-    return EfficientNetLite0() if given is None else given
-
-
-def _require_set(images: object) -> None:
-    if not isinstance(images, Tensor | Path | str):
-        raise InputError(
-            f"a {type(images).__name__} is no set of images: give a tensor uint8 (N, 3, H, W), "
-            "such as torch.from_numpy(array), or a folder, zip file or statistics file"
-        )
-
-
 def _size(name: str, images: Tensor | Path | str) -> int:
     if (n := count(_pictures(images))) < 2:
         raise InputError(f"{name} holds {n} image, which has no covariance: give at least 2")
@@ -132,11 +118,30 @@ def _size(name: str, images: Tensor | Path | str) -> int:
 
 
 def _pictures(images: Tensor | Path | str) -> Tensor | Path:
-    _require_set(images)
-    if isinstance(images, Tensor):
-        return images
-    require_no_statistics(Path(images))
-    return Path(images)
+    given = _given(images)
+    if isinstance(given, Path):
+        require_no_statistics(given)
+    return given
+
+
+def _given(images: Tensor | Path | str) -> Tensor | Path:
+    """Images in memory, or the path of some; anything else raises."""
+    if not isinstance(images, Tensor | Path | str):
+        raise InputError(
+            f"images must be a uint8 tensor (N, 3, H, W), or the path of a folder or zip file, got "
+            f"a {type(images).__name__}: of images of Pillow of one size or arrays (H, W, 3), "
+            "torch.from_numpy(numpy.stack(images)).permute(0, 3, 1, 2) is one"
+        )
+    return Path(images) if isinstance(images, str) else images
+
+
+def _extractor(extractor: Extractor | None) -> Extractor:
+    if extractor is not None and not isinstance(extractor, Extractor):
+        raise InputError(
+            f"extractor must be an Extractor, got {brief(extractor)}: give one, such as "
+            "EfficientNetLite0(size=64), or Custom(function, Origin(...)) of a function"
+        )
+    return extractor or EfficientNetLite0()
 
 
 def require_no_statistics(images: Path) -> None:
@@ -152,7 +157,6 @@ def _warn(fake: Statistics, real: Statistics) -> None:
 
 def require_comparable(images: Tensor | Path | str, extractor: Extractor) -> None:
     """Check, before any work, that 2 images are there, or features of this extractor."""
-    _require_set(images)
     if not isinstance(images, Tensor) and Path(images).suffix == STATISTICS:
         origin = Statistics.load(Path(images)).origin
         extractor.origin.require(origin, "the images", str(images))
@@ -176,7 +180,6 @@ def statistics_of(
         keep: Images of which features are kept, for metrics other than Frechet distances.
         kinds: Counts what image files hold, "RGB 64x64".
     """
-    _require_set(images)
     if isinstance(images, Tensor):
         return measure(torch.split(images, batch), len(images), extractor, keep)
     if Path(images).suffix == STATISTICS:

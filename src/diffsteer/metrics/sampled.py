@@ -26,13 +26,14 @@ from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.atomic import owned
 from diffsteer.io.distributed import Processes
 from diffsteer.io.hashing import digest
+from diffsteer.io.seeds import require_seeds
 from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics.best_of_n import Score
 from diffsteer.metrics.features import Extractor, key_of, pictures
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.image_scores import PREFIX, Judge, judge, named
-from diffsteer.metrics.moments import F64, Moments, table
-from diffsteer.metrics.statistics import KEEP, Statistics, kept
+from diffsteer.metrics.moments import F64, Moments
+from diffsteer.metrics.statistics import KEEP, Statistics, features_of, kept
 
 Images = Callable[[list[int]], Tensor]
 """Makes one uint8 image a seed, `(N, 3, H, W)`, each the same alone and in any batch."""
@@ -65,7 +66,7 @@ def sampled(
     images: Images,
     seeds: Sequence[int],
     extractor: Extractor,
-    out: Path | None = None,
+    out: Path | str | None = None,
     key: Mapping[str, Any] | None = None,
     batch: int = 8,
     keep: int = KEEP,
@@ -88,6 +89,7 @@ def sampled(
         judge: Gives numbers of images and their seeds, by the texts of scores; `key` has to name
             what decides them.
     """
+    seeds = require_seeds(seeds)
     order = tuple(sorted(set(seeds)))
     if len(order) < max(2, len(seeds)) or batch < 1:
         raise InputError(f"{len(order)} different seeds of {len(seeds)}, batch={batch}: give at "
@@ -100,7 +102,7 @@ def sampled(
         return _joined(chunks, order, extractor, keep, together)
     if key is None:
         raise InputError(f"{out} cannot keep samples without a key: say what decides the images")
-    folder = ShardFolder(out, key_of(key, extractor))
+    folder = ShardFolder(Path(out), key_of(key, extractor))
     with filled(folder, order, make, batch) as names:
         return _joined(map(folder.read, names), order, extractor, keep, together)
 
@@ -169,7 +171,7 @@ def _measured(
     spent = {"seconds": time.perf_counter() - start, **costs()}
     if len(made) != n:
         raise InputError(f"{len(made)} images came for {n} seeds: return one each, in order")
-    features = table(extractor(made)).to("cpu", torch.float32)
+    features = features_of(extractor, made).float()
     each = {name: torch.full((n,), value / n, dtype=F64) for name, value in spent.items()}
     scores = {PREFIX + text: values for text, values in judge(made, seeds).items()}
     return Shard(tuple(seeds), {FEATURES: features, **each, **scores})

@@ -92,12 +92,7 @@ def measure(
         seen += len(images)
         if seen > n:
             break
-        features = table(extractor(images)).cpu()
-        if len(features) != len(images):
-            raise InputError(
-                f"the extractor made {len(features)} rows of features for {len(images)} images: "
-                "return one row an image, (N, d)"
-            )
+        features = features_of(extractor, images)
         batch = Moments.of(features)
         moments = batch if moments is None else moments + batch
         rows.append(features[chosen[seen - len(images) : seen]].float())
@@ -105,6 +100,23 @@ def measure(
         more = " or more" if seen > n else ""
         raise InputError(f"{n} images were announced but {seen}{more} came: count them anew")
     return Statistics(extractor.origin, Gaussian.of(moments), n, torch.cat(rows))
+
+
+def features_of(extractor: Extractor, images: Tensor) -> Tensor:
+    """Features of images, `(N, d)`, on the CPU.
+
+    Raises:
+        InputError: an extractor of the user's returned something else.
+    """
+    with torch.no_grad():
+        features = extractor(images)
+    if not isinstance(features, Tensor) or len(features) != len(images):
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(
+            f"the extractor {extractor.origin.extractor} gave {shape} for {len(images)} images: it "
+            "must give a tensor of one row of floats an image, (N, d)"
+        )
+    return table(features).cpu()
 
 
 def kept(n: int, keep: int) -> Tensor:
