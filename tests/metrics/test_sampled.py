@@ -14,10 +14,12 @@ import torch
 from interrupt import launched
 from torch import Tensor
 
+from diffsteer.core.errors import InputError
 from diffsteer.io import distributed
 from diffsteer.io.atomic import owned
 from diffsteer.io.shards import ShardFolder
 from diffsteer.metrics import sampled as sampling
+from diffsteer.metrics.best_of_n import BestOf
 from diffsteer.metrics.features import Custom, Origin
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.sampled import Sampled, sampled
@@ -198,6 +200,14 @@ def test_bad_input(tmp_path: Path) -> None:
         sampled(noise, [1, 1], MEAN)
     with pytest.raises(ValueError, match="1 images came for 2 seeds"):
         sampled(lambda seeds: noise(seeds[:1]), [1, 2], MEAN)
+    for wrong in (lambda seeds: noise(seeds).numpy(), lambda seeds: [*noise(seeds)]):
+        with pytest.raises(InputError, match="images are a (ndarray|list): give a tensor"):
+            sampled(wrong, [1, 2], MEAN)
+    for key in ({"path": tmp_path}, "text", {"score": len}):
+        with pytest.raises(InputError, match="key must be a table of plain values"):
+            sampled(noise, [1, 2], MEAN, tmp_path / "key", key)
+    with pytest.raises(InputError, match="prompts must be a list of texts"):
+        BestOf(noise, len, 2, "a cat")
     with pytest.raises(ValueError, match="images have dtype"):
         sampled(lambda seeds: noise(seeds).float(), [1, 2], MEAN)
 

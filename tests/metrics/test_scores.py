@@ -200,6 +200,8 @@ def test_scores_are_known_by_their_text() -> None:
         ("math:pi", "math:pi is no function: write MODULE:FUNCTION"),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("CLIPScore", "missing 1 required positional argument: 'weights'"),
+        ("CLIPScore(openai/clip-vit-base-patch16)", r"write it as 'CLIPScore\(\"openai/clip-vit-b"),
+        ("Aesthetic(head.pth, 'x')", r"unknown .pth: write it as 'CLIPScore.*with both quotes"),
         ("PickScore()", r"it is PickScore\(weights, words='', device=''\)"),
         ("Klip('a')", "unknown Scorer 'Klip'; there are Aesthetic, CLIPScore"),
         ("CLIPScore('a', 3)", "takes 2 positional arguments but 3 were given"),

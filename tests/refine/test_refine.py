@@ -894,7 +894,7 @@ def test_bad_input(sd, tmp_path: Path) -> None:
 def test_refining_takes_what_steering_takes(sd, tmp_path: Path) -> None:
     pipe = sd()
     refiner = moved(NoiseRefiner(pipe))
-    refiner.save(tmp_path)
+    refiner.save(str(tmp_path))
     expected = refine(pipe, START, PROMPTS, refiner)
     refiner.remove()
     assert refine(pipe, START, PROMPTS, tmp_path).equal(expected)

@@ -69,6 +69,12 @@ def _hints(cls: type) -> dict[str, Any]:
         return {}
 
 
+def require_texts(texts: object, name: str) -> None:
+    """Refuse one text where a list of texts is meant: its letters would be taken for them."""
+    if isinstance(texts, str):
+        raise InputError(f"{name} must be a list of texts, got one: [{brief(texts)}]")
+
+
 def numbers_of(cls: type) -> set[str]:
     """Names of the fields that hold numbers which need not be whole."""
     return {

@@ -123,8 +123,11 @@ def _compiled(text: str, known: Mapping[str, object], kind: type) -> Any:
 
 def _require_harmless(node: ast.AST, known: Mapping[str, object], kind: type) -> None:
     if isinstance(node, ast.Attribute) and node.attr not in METHODS:
-        hint, there = did_you_mean(node.attr, METHODS), ", ".join(sorted(METHODS))
-        raise InputError(f"unknown .{brief(node.attr)[1:-1]}{hint}; there are {there}")
+        kinds = [kind, *getattr(kind, "written_with", ())]
+        there = sorted(name for name in METHODS if any(hasattr(each, name) for each in kinds))
+        hint = did_you_mean(node.attr, there)
+        hint += f"; there are {', '.join(there)}" if there else _example(kind)
+        raise InputError(f"unknown .{brief(node.attr)[1:-1]}{hint}")
     called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
     if isinstance(value := known.get(called), kind):
         raise InputError(f"{called} is {value!r} and takes no arguments")

@@ -231,12 +231,13 @@ NOTHING = Recipe()
 """The defaults."""
 
 
-def read(path: Path) -> Recipe:
+def read(path: Path | str) -> Recipe:
     """Read a recipe from a JSON file, or from a PNG that `diffsteer sample` made.
 
     In JSON, `prompts` is a list, or the name of a file with one prompt a line, beside the JSON or
     in a folder there; `options` is a table, as PNGs hold it.
     """
+    path = Path(path)
     if path.suffix.lower() == ".png":
         return recipe_of_png(path)[0]
     table = read_object(path)

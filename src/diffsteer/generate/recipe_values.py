@@ -6,8 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
-from diffsteer.core.errors import InputError, brief
-from diffsteer.core.fields import plain_number
+from diffsteer.core.fields import plain_number, require_texts
 from diffsteer.io.strict import typed
 
 LISTS = ("prompts", "lora", "settings")
@@ -38,10 +37,9 @@ def make_plain(recipe: Any) -> None:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name in LISTS and isinstance(value, str):
-        raise InputError(f"{name} must be a list of texts, got one: [{brief(value)}]")
-    if name in LISTS and isinstance(value, Iterable):
-        return tuple(_text(each) for each in value)
+    if name in LISTS:
+        require_texts(value, name)
+        return tuple(_text(each) for each in value) if isinstance(value, Iterable) else value
     if name in OBJECTS and is_dataclass(value) and not isinstance(value, type):
         return repr(value)
     if name == "dtype":

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffsteer.core.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -15,6 +17,19 @@ def digest(values: Mapping[str, Any]) -> str:
     """Sha256, in hex, of plain values under names, in any order of the names."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return bytes_hash(text.encode())
+
+
+def require_plain(key: object) -> None:
+    """Check that a key is a table of plain values, which JSON holds."""
+    try:
+        if not isinstance(key, Mapping):
+            raise TypeError(f"{type(key).__name__} is no table")
+        json.dumps({**key})
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"key must be a table of plain values, as JSON holds them ({error}): write texts and "
+            "numbers of Python, such as str(path) and float(x)"
+        ) from error
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import is_whole, require_texts
+from diffsteer.io.seeds import require_seeds
 from diffsteer.metrics.scorer import Scorer
 
 Images = Callable[[list[int]], Tensor]
@@ -38,8 +40,9 @@ class BestOf:
     prompts: Sequence[str]
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not self.prompts:
+        if not is_whole(self.n) or self.n < 1 or not self.prompts:
             raise InputError(f"n={self.n} of {len(self.prompts)} prompts: give at least 1 of each")
+        require_texts(self.prompts, "prompts")
 
     @property
     def stride(self) -> int:
@@ -61,6 +64,7 @@ class BestOf:
 
     def _drawn(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Which candidate is the best of each seed, `(N,)`, and all, `(n, N, 3, H, W)`."""
+        seeds = require_seeds(seeds)
         texts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
         draws = [
             self.images([seed + k * self.stride for seed in seeds]).cpu() for k in range(self.n)

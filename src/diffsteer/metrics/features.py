@@ -98,6 +98,10 @@ class Custom(Extractor):
 
 def pictures(images: Tensor) -> Tensor:
     """Return `images` when they are uint8 RGB images, `(N, 3, H, W)`."""
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images are a {type(images).__name__}: give a tensor, uint8 (N, 3, H, W) in [0, 255]"
+        )
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise InputError(
             f"images have dtype {images.dtype} and shape {tuple(images.shape)}: give uint8 "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.fields import require_texts
 from diffsteer.generate.recipe import KEY, parsed
 from diffsteer.io.hashing import file_hash
 from diffsteer.io.images import Pictures, stacked
@@ -55,6 +56,7 @@ def judge(scores: Mapping[str, Score], images: Tensor, prompts: list[str]) -> di
 
 def require_scored(prompts: object, scores: Mapping[str, Score]) -> None:
     """Check that prompts, or a file of them, are given for a score."""
+    require_texts(prompts, "prompts")
     if prompts and not scores:
         raise InputError("prompts are of scores, and none is named: leave out --prompts")
 

@@ -20,7 +20,15 @@ from diffsteer.metrics.efficientnet import EfficientNetLite0
 from diffsteer.metrics.evaluate import cautions, spreads
 from diffsteer.metrics.evaluate import compare as measured
 from diffsteer.metrics.features import UNSTATED, Extractor
-from diffsteer.metrics.image_scores import count, judged, mean_spreads, means, named, scores_of
+from diffsteer.metrics.image_scores import (
+    count,
+    judged,
+    mean_spreads,
+    means,
+    named,
+    require_scored,
+    scores_of,
+)
 from diffsteer.metrics.sampled import Sampled
 from diffsteer.metrics.statistics import KEEP, Statistics, measure
 from diffsteer.metrics.value import MetricValue
@@ -93,6 +101,7 @@ def compare(
         raise InputError('give two sets of images or more by name, {"a": "x/", "b": "y/"}')
     extractor, judges = _extractor(extractor), scores_of(scores)
     require_resamples(resamples)
+    require_scored(prompts, judges)
     require_comparable(_given(reference), extractor)
     sizes = {name: _size(name, side) for name, side in images.items()}
     if len(set(sizes.values())) > 1:

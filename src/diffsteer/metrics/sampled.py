@@ -25,7 +25,7 @@ from diffsteer.generate.recipe_checks import require_images
 from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.atomic import owned
 from diffsteer.io.distributed import Processes
-from diffsteer.io.hashing import digest
+from diffsteer.io.hashing import digest, require_plain
 from diffsteer.io.seeds import require_seeds
 from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics.best_of_n import Score
@@ -102,6 +102,7 @@ def sampled(
         return _joined(chunks, order, extractor, keep, together)
     if key is None:
         raise InputError(f"{out} cannot keep samples without a key: say what decides the images")
+    require_plain(key)
     folder = ShardFolder(Path(out), key_of(key, extractor))
     with filled(folder, order, make, batch) as names:
         return _joined(map(folder.read, names), order, extractor, keep, together)

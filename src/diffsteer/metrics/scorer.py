@@ -33,6 +33,7 @@ class Scorer(ABC):
     device: str = field(default="", repr=False, compare=False, kw_only=True)
 
     reads_prompts: ClassVar[bool] = True
+    example: ClassVar[str] = """'CLIPScore("openai/clip-vit-base-patch16")', with both quotes"""
 
     def __post_init__(self) -> None:
         check_fields(self)

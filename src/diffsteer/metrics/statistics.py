@@ -47,8 +47,9 @@ class Statistics:
     n: int | None
     features: Tensor
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file, whole or not at all."""
+        path = Path(path)
         if path.suffix != ".npz":
             raise InputError(f"{path} does not end in .npz, by which readers know the format")
         arrays = {
@@ -63,8 +64,9 @@ class Statistics:
         write_npz(path, arrays)
 
     @classmethod
-    def load(cls, path: Path) -> "Statistics":
+    def load(cls, path: Path | str) -> "Statistics":
         """Read a file of ours, of pytorch-fid, ADM or EDM."""
+        path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"no statistics file {path}: make one with `diffsteer stats`")
         hint = (
