@@ -167,11 +167,13 @@ def test_weights_of_another_precision_alone_are_loaded(whole: Path, tmp_path: Pa
 def test_a_model_is_loaded_in_the_precision_that_was_asked(
     whole: Path, dtype: torch.dtype | None
 ) -> None:
-    pipe = load(str(whole), dtype)
+    pipe = load(whole, dtype)
     parts = (pipe.unet, pipe.vae, pipe.text_encoder, network(str(whole), dtype))
     assert {part.dtype for part in parts} == {dtype or torch.float32}
     with pytest.raises(InputError, match=r"not in dtype='half' as asked"):
         load(str(whole), "half")
+    with pytest.raises(InputError, match="lora must be a list of texts, got one"):
+        load(str(whole), lora="a.safetensors")
 
 
 def test_parts_that_are_stored_in_half_are_loaded_alike(tmp_path: Path) -> None:

@@ -288,6 +288,12 @@ def test_strength_of_nothing_is_refused(sd) -> None:
         steer(sd(), refiner="NLG(1)", strength=float("nan"))
 
 
+@pytest.mark.parametrize("guidance", [7.5, CFG, ["CFG(2)", "PAG(1)"]])
+def test_what_is_no_guidance_is_refused(sd, guidance: Any) -> None:
+    with pytest.raises(ValueError, match="guidance must be one of ours or its text"):
+        steer(sd(), guidance)
+
+
 # ------------------------------------------------------------------ one prompt's noise for another
 
 SWAPPED = "row 0 of this sampling starts from noise that was refined for another prompt"

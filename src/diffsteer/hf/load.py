@@ -36,8 +36,8 @@ def load(
     name: str | Path,
     dtype: Any = None,
     *,
-    config: str = "",
-    lora: str | Sequence[str] = (),
+    config: str | Path = "",
+    lora: str | Path | Sequence[str | Path] = (),
     takes: str | Collection[str] = (),
     offload: str = "none",
     device: str = "",
@@ -62,9 +62,9 @@ def load(
         ModuleNotFoundError: it is one that ships, and is not installed.
     """
     name, config = str(name), str(config or "")
-    lora = (lora,) if isinstance(lora, str) else lora
+    loras = [str(each) for each in ([lora] if isinstance(lora, str | Path) else lora)]
     takes = (takes,) if isinstance(takes, str) else takes
-    require_loadable(name, config, lora)
+    require_loadable(name, config, loras)
     where = device_of(device) if device or offload != "none" else "cpu"
     require_offload(offload, where)
     dtype = dtype_of(dtype, where) if isinstance(dtype, str) else dtype
@@ -73,8 +73,8 @@ def load(
         pipe = _loaded(name, dtype, config, takes)
         if dtype is None:
             _to_float32(pipe)
-        if lora:
-            add_loras(pipe, lora)
+        if loras:
+            add_loras(pipe, loras)
     return pipe if where == "cpu" and offload == "none" else place(pipe, where, offload)
 
 
