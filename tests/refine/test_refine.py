@@ -288,6 +288,15 @@ def test_strength_of_nothing_is_refused(sd) -> None:
         steer(sd(), refiner="NLG(1)", strength=float("nan"))
 
 
+def test_what_can_do_nothing_for_a_model_is_refused_before_it_is_called(sd) -> None:
+    pipe = sd("v_prediction")
+    pipe.scheduler = ddim("v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    for refiner in ("NLG(1)", NLG(1)):
+        with pytest.raises(ValueError, match="where the noise is known: train a NoiseRefiner"):
+            steer(pipe, refiner=refiner)
+    assert steer(pipe, "CFG(2)").remove() is None  # the pipeline is free
+
+
 @pytest.mark.parametrize("guidance", [7.5, CFG, ["CFG(2)", "PAG(1)"]])
 def test_what_is_no_guidance_is_refused(sd, guidance: Any) -> None:
     with pytest.raises(ValueError, match="guidance must be one of ours or its text"):

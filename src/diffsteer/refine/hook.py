@@ -246,7 +246,7 @@ def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[]
     """Open a folder, hub id, text of an `NLG` or a refiner; the function takes it out again."""
     if isinstance(refiner, str | Path):
         if is_training_free(str(refiner)):
-            return parse(str(refiner), TrainingFreeRefiner), lambda: None
+            return opened(parse(str(refiner), TrainingFreeRefiner), pipe)
         loaded = NoiseRefiner.load(refiner, pipe)
         return loaded, loaded.remove
     if isinstance(refiner, type) or not (callable(refiner) and hasattr(refiner, "null")):
@@ -254,6 +254,8 @@ def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[]
             f"{brief(refiner)} is no refiner: give a folder, a hub id, NLG(20) or a NoiseRefiner"
         )
     network = unwrap_compiled(network_of(pipe))
+    if isinstance(refiner, TrainingFreeRefiner):
+        refiner.require(PipelineNetwork.of(pipe).terminal)
     if isinstance(refiner, NoiseRefiner) and refiner.model.module is not network:
         raise InputError("this refiner was loaded for another pipeline: load it for this one")
     return refiner, lambda: None

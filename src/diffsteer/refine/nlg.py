@@ -35,6 +35,11 @@ class TrainingFreeRefiner(ABC):
     def refuses(self, level: Level) -> str:
         """Reason why it can do nothing where sampling starts at a level; empty where it can."""
 
+    def require(self, level: Level) -> None:
+        """Check that it can do something where sampling starts at a level."""
+        if why := self.refuses(level):
+            raise InputError(f"{why}: train a NoiseRefiner")
+
     @abstractmethod
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
         """Return better noise, in the shape of `x`."""
@@ -75,8 +80,7 @@ class NLG(TrainingFreeRefiner):
     @override
     def __call__(self, x: Tensor, conds: Mapping[str, Cond], model: PipelineNetwork) -> Tensor:
         level = model.terminal
-        if why := self.refuses(level):
-            raise InputError(f"{why}: train a NoiseRefiner")
+        self.require(level)
         x = upcast(x)
         draw = Noise(seeds_of(x))
         norm = x[0].numel() ** 0.5
