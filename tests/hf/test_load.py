@@ -172,8 +172,6 @@ def test_a_model_is_loaded_in_the_precision_that_was_asked(
     assert {part.dtype for part in parts} == {dtype or torch.float32}
     with pytest.raises(InputError, match=r"not in dtype='half' as asked"):
         load(str(whole), "half")
-    with pytest.raises(InputError, match="lora must be a list of texts, got one"):
-        load(str(whole), lora="a.safetensors")
 
 
 def test_parts_that_are_stored_in_half_are_loaded_alike(tmp_path: Path) -> None:

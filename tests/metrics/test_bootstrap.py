@@ -197,5 +197,5 @@ def test_other_seeds_or_lost_features_are_refused() -> None:
         compared({"a": samples(x), "b": samples(x, range(1, 301))}, real)
     with pytest.raises(ValueError, match="keeps features of a part"):
         compared({"a": Sampled(tuple(range(301)), real, {})}, real)
-    with pytest.raises(ValueError, match="19 resamples"):
+    with pytest.raises(ValueError, match="resamples=19: give >= 20"):
         weights(10, 19)

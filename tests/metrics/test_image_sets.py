@@ -45,7 +45,7 @@ def test_one_recipe_and_mixed_ones_are_not_asked_for_together(tmp_path: Path) ->
         ({"reference": None}, "got a NoneType"),
         ({"extractor": "EfficientNetLite0"}, "extractor must be an Extractor"),
         ({"extractor": EfficientNetLite0}, r"give one, such as EfficientNetLite0\(size=64\)"),
-        ({"scores": [torch.mean]}, r"a score is named by a text, .* write MODULE:FUNCTION"),
+        ({"scores": [torch.mean]}, "is no text of a score: write MODULE:FUNCTION"),
         ({"scores": "math:sqrt", "prompts": "a cat at"}, "prompts must be a list of texts"),
         ({"resamples": 10}, "resamples=10: give >= 20"),
         ({"resamples": 20.0}, r"resamples=20.0: give >= 20"),

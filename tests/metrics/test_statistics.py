@@ -1,10 +1,8 @@
 """Statistics files: read by others, read from others, refused when they do not fit."""
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -218,9 +216,9 @@ def test_a_stream_of_another_length_is_refused() -> None:
         measure([], 2, MEANS)
 
 
-@pytest.mark.parametrize("wrong", [lambda x: x.mean((2, 3))[:1], lambda x: x.mean((2, 3)).numpy()])
-def test_an_extractor_gives_a_row_of_a_tensor_for_each_image(wrong: Callable[..., Any]) -> None:
-    extractor = Custom(lambda x: wrong(x.float()), Origin("Mine", "x", "none", "none"))
+def test_an_extractor_gives_a_row_for_each_image() -> None:
+    made = Origin("Mine", "x", "none", "none")
+    extractor = Custom(lambda x: x.float().mean((2, 3))[:1], made)
     with pytest.raises(InputError, match="the extractor Mine gave .* for 10 images: it must"):
         measure([colours(10)], 10, extractor)
 
@@ -299,7 +297,7 @@ def test_features_may_be_of_numpy_and_have_a_row_an_image() -> None:
     ours = measure([images], 6, Custom(colour, MADE))
     theirs = measure([images], 6, Custom(lambda images: colour(images).numpy(), MADE))
     assert torch.equal(ours.features, theirs.features)
-    with pytest.raises(ValueError, match="made 1 rows of features for 6 images: return one row"):
+    with pytest.raises(ValueError, match=r"gave \(1, 3\) for 6 images: it must give"):
         measure([images], 6, Custom(lambda images: colour(images)[:1], MADE))
     with pytest.raises(ValueError, match="takes a function and its Origin"):
         Custom(colour, "colour")  # type: ignore[arg-type]
@@ -307,5 +305,5 @@ def test_features_may_be_of_numpy_and_have_a_row_an_image() -> None:
 
 @pytest.mark.parametrize("resamples", [20.0, "20", None, 5], ids=str)
 def test_resamples_are_a_whole_number(resamples: int) -> None:
-    with pytest.raises(ValueError, match="give >= 20 resamples"):
+    with pytest.raises(ValueError, match="give >= 20"):
         weights(6, resamples)

@@ -31,6 +31,8 @@ def make_plain(recipe: Any) -> None:
     """
     for field in fields(recipe):
         name, given = field.name, getattr(recipe, field.name)
+        if type(given) is tuple and {*map(type, given)} <= {str}:  # prompts, which may be many
+            continue
         value = typed(_plain(name, given), _hints(type(recipe))[name], name)  # type: ignore[arg-type]
         if value is not given:
             object.__setattr__(recipe, name, value)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief
 from diffsteer.core.fields import is_whole, require_texts
-from diffsteer.io.seeds import require_seeds
+from diffsteer.core.noise import checked_seeds
 from diffsteer.metrics.scorer import Scorer
 
 Images = Callable[[list[int]], Tensor]
@@ -64,7 +64,7 @@ class BestOf:
 
     def _drawn(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Which candidate is the best of each seed, `(N,)`, and all, `(n, N, 3, H, W)`."""
-        seeds = require_seeds(seeds)
+        seeds = checked_seeds(seeds)
         texts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
         draws = [
             self.images([seed + k * self.stride for seed in seeds]).cpu() for k in range(self.n)

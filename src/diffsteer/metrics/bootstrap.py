@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
-from diffsteer.core.fields import is_whole
+from diffsteer.core.fields import is_whole, plain_number
 from diffsteer.metrics.frechet import Gaussian
 from diffsteer.metrics.manifold import Manifold, balls, manifold
 from diffsteer.metrics.moments import F64, pair
@@ -59,17 +59,17 @@ class Estimate(NamedTuple):
 
 def require_resamples(resamples: int, none: bool = False) -> None:
     """Check a number of resamples before anything is measured; 0 is one where `none` is true."""
-    if not (is_whole(resamples) and resamples >= LEAST) and not (none and resamples == 0):
+    whole = is_whole(plain_number(resamples))
+    if not (whole and resamples >= LEAST) and not (none and whole and resamples == 0):
         also = ", or 0 for no intervals" if none else ""
         raise InputError(f"resamples={resamples}: give >= {LEAST}{also}")
 
 
 def weights(n: int, resamples: int = 200, seed: int = SEED) -> Tensor:
     """Count of each of n images in each resample, `(resamples, n)`, float32."""
-    if resamples < LEAST or n < 2:
-        raise InputError(
-            f"{resamples} resamples of {n} images: give >= {LEAST} resamples, >= 2 each"
-        )
+    require_resamples(resamples)
+    if n < 2:
+        raise InputError(f"{resamples} resamples of {n} images: give >= 2 images")
     rng = np.random.RandomState(seed)
     drawn = np.stack([np.bincount(rng.randint(n, size=n), minlength=n) for _ in range(resamples)])
     return torch.from_numpy(drawn).to(torch.float32)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError
+from diffsteer.core.noise import checked_seeds
 from diffsteer.generate.generator import open_generator
 from diffsteer.generate.recipe import Recipe
 from diffsteer.generate.recipe_checks import require_images
@@ -26,7 +27,6 @@ from diffsteer.generate.seed_images import SeedImages
 from diffsteer.io.atomic import owned
 from diffsteer.io.distributed import Processes
 from diffsteer.io.hashing import digest, require_plain
-from diffsteer.io.seeds import require_seeds
 from diffsteer.io.shards import Shard, ShardFolder
 from diffsteer.metrics.best_of_n import Score
 from diffsteer.metrics.features import Extractor, key_of, pictures
@@ -89,7 +89,7 @@ def sampled(
         judge: Gives numbers of images and their seeds, by the texts of scores; `key` has to name
             what decides them.
     """
-    seeds = require_seeds(seeds)
+    seeds = checked_seeds(seeds)
     order = tuple(sorted(set(seeds)))
     if len(order) < max(2, len(seeds)) or batch < 1:
         raise InputError(f"{len(order)} different seeds of {len(seeds)}, batch={batch}: give at "

@@ -71,6 +71,8 @@ class RefineHook(AbstractContextManager["RefineHook"]):
         forward: Callable[..., Any] | None = None,
         runs: Runs | None = None,
     ) -> None:
+        if isinstance(refine, TrainingFreeRefiner):
+            refine.require(PipelineNetwork.of(pipe).terminal)
         self.pipe, self.refine, self._network = pipe, refine, network_of(pipe)
         self.strength, self.max_rows = strength, max_rows
         self._inner = plain_forward(self._network)
@@ -254,8 +256,6 @@ def opened(refiner: Refine | str | Path, pipe: Any) -> tuple[Refine, Callable[[]
             f"{brief(refiner)} is no refiner: give a folder, a hub id, NLG(20) or a NoiseRefiner"
         )
     network = unwrap_compiled(network_of(pipe))
-    if isinstance(refiner, TrainingFreeRefiner):
-        refiner.require(PipelineNetwork.of(pipe).terminal)
     if isinstance(refiner, NoiseRefiner) and refiner.model.module is not network:
         raise InputError("this refiner was loaded for another pipeline: load it for this one")
     return refiner, lambda: None
