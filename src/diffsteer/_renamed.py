@@ -76,7 +76,11 @@ NAMES = {
         "trace": "diffsteer.core.sampler:trace",
     },
     "diffsteer.attention": {name: f"diffsteer.guidance.attention_edits:{name}" for name in _EDITS},
-    "diffsteer.branch": _QUERIES,
+    "diffsteer.branch": {
+        **_QUERIES,
+        "Plan": "diffsteer.guidance.cost:Plan",
+        "plan": "diffsteer.guidance.cost:plan",
+    },
     "diffsteer.recipe": {
         "digest": "diffsteer.io.hashing:digest",
         "recalled": "diffsteer.generate.recipe:recipe_of_png",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.core.fields import as_float
+from diffsteer.core.fields import as_float, offers
 from diffsteer.core.parse import parse
 from diffsteer.guidance import Guidance
 from diffsteer.guidance.batching import require_max_rows
@@ -70,7 +70,7 @@ def steer(
     """
     if isinstance(guidance, str):
         guidance = parse(guidance, Guidance)
-    if not isinstance(guidance, Guidance | None):
+    if guidance is not None and not offers(guidance, "shift"):
         raise InputError(
             f"{brief(guidance)} is no guidance: give one, such as CFG(6) + PAG(3), or its text"
         )

@@ -26,6 +26,8 @@ import pytest
 import torch
 from PIL import Image
 
+import diffsteer
+
 torch.set_num_threads(1)
 
 DATA = Path(__file__).parent / "data"
@@ -859,6 +861,12 @@ def test_imports(module: str) -> None:
             made = entry["name"] if f"{entry['name']}.at" in CONSTRUCTORS else ""
             missing = [] if made else lacking(thing, entry["parameters"])
             assert not missing, f"{module}.{entry['name']} takes no {missing}"
+
+
+def test_costs_are_where_they_were() -> None:
+    with pytest.deprecated_call():
+        from diffsteer.branch import Plan, plan
+    assert (Plan, plan) == (diffsteer.guidance.Plan, diffsteer.plan)
 
 
 def kind_of(thing: Any) -> str:

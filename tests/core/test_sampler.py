@@ -1,6 +1,9 @@
 """Samplers against exact solutions, measured orders, and other people's samplers."""
 
 import math
+from dataclasses import dataclass
+from enum import IntEnum
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -34,6 +37,7 @@ from diffsteer.core.noise import Noise
 from diffsteer.core.oracle import Bright, Gaussian, Mixture, antithetic, as_network
 from diffsteer.core.parse import subclasses
 from diffsteer.core.sampler import Denoised, trace
+from diffsteer.guidance import CFG, Denoiser, Network
 
 F64 = torch.float64
 SD = Discrete.scaled_linear()
@@ -588,3 +592,37 @@ def test_bad_denoiser_and_seeds() -> None:
             ValueError, match=r"eta must be in \[0, 1\] \(0 is deterministic, 1 ancestral\), got"
         ):
             DDIM(eta)
+
+
+class Wrapped:
+    """Stands for an object, as wrappers and mocks do, without its class."""
+
+    def __init__(self, inner: object) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+
+def test_objects_serve_by_what_they_offer_whatever_their_class() -> None:
+    network = Network(lambda x, level, cond: 0.5 * x)
+    parts = {"main": network}, {"cond": {}, "null": {}}
+    plain = Denoiser(*parts, V(), CFG(2.0), schedule=Flow())
+    other = Denoiser(*parts, Wrapped(V()), Wrapped(CFG(2.0)), schedule=Wrapped(Flow()))
+    expected = last(sample(plain, grid(Flow(), 3), (1,), [0], UniPC()))
+    found = last(sample(other, grid(Wrapped(Flow()), 3), (1,), [0], Wrapped(UniPC())))
+    assert torch.equal(found.x, expected.x)
+
+
+class Order(IntEnum):
+    FIRST = 1
+
+
+def test_numbers_of_the_users_own_types_stay_what_they_are() -> None:
+    @dataclass(frozen=True)
+    class Own(DDIM):
+        order: Order = Order.FIRST
+        share: Fraction = Fraction(1, 2)
+
+    assert Own().order is Order.FIRST and Own().share == Fraction(1, 2)
+    assert type(Own(eta=np.float32(1)).eta) is float

@@ -1,6 +1,6 @@
 """Images in memory and in a folder have the same metrics."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.generate.recipe import Recipe
 from diffsteer.io.images import Pictures
 from diffsteer.metrics.efficientnet import EfficientNetLite0
+from diffsteer.metrics.features import Origin
 from diffsteer.metrics.image_sets import seeds_in
 
 
@@ -64,3 +65,20 @@ def test_what_cannot_be_measured_is_told_before_anything_is(change: dict, words:
 def test_images_of_pillow_become_a_tensor_as_the_error_says() -> None:
     images = torch.from_numpy(np.stack([Image.new("RGB", (8, 4), "red")] * 2)).permute(0, 3, 1, 2)
     assert images.shape == (2, 3, 4, 8) and images[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+class Means:
+    """An extractor of no class of ours."""
+
+    origin = Origin("means", "rows", "none", "none")
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((1, 3))
+
+
+def test_extractors_and_paths_serve_by_what_they_offer(tmp_path: Path) -> None:
+    images = torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    measured = diffsteer.evaluate(PurePath(tmp_path), images, extractor=Means(), resamples=0)
+    assert measured[0].name == "FD-means" and abs(measured[0].value) < 1e-6

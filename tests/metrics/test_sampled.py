@@ -9,6 +9,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from interrupt import launched
@@ -208,6 +209,7 @@ def test_bad_input(tmp_path: Path) -> None:
             sampled(noise, [1, 2], MEAN, tmp_path / "key", key)
     with pytest.raises(InputError, match="prompts must be a list of texts"):
         BestOf(noise, len, 2, "a cat")
+    assert BestOf(noise, len, np.int64(2), ["a cat"]).n == 2
     with pytest.raises(ValueError, match="images have dtype"):
         sampled(lambda seeds: noise(seeds).float(), [1, 2], MEAN)
 

@@ -29,7 +29,7 @@ from diffsteer.refine import prompt_mismatch
 from diffsteer.refine.heads import HEADS
 from diffsteer.refine.hook import refine
 from diffsteer.refine.metadata import found, read, require_weights
-from diffsteer.refine.nlg import NLG
+from diffsteer.refine.nlg import NLG, TrainingFreeRefiner
 from diffsteer.refine.refiner import NoiseRefiner
 from diffsteer.steering import steer
 
@@ -295,6 +295,17 @@ def test_what_can_do_nothing_for_a_model_is_refused_before_it_is_called(sd) -> N
         with pytest.raises(ValueError, match="where the noise is known: train a NoiseRefiner"):
             steer(pipe, refiner=refiner)
     assert steer(pipe, "CFG(2)").remove() is None  # the pipeline is free
+
+
+def test_a_refiner_of_ones_own_need_not_say_what_it_refuses(sd) -> None:
+    class Halved(TrainingFreeRefiner):
+        null = False
+
+        def __call__(self, x: Tensor, conds: Mapping[str, Any], model: PipelineNetwork) -> Tensor:
+            return x / 2
+
+    noise, pipe = torch.randn(1, 4, 8, 8), sd()
+    assert torch.equal(refine(pipe, noise, ["a cat"], Halved()), noise / 2)
 
 
 @pytest.mark.parametrize("guidance", [7.5, CFG, ["CFG(2)", "PAG(1)"]])

@@ -75,6 +75,11 @@ def require_texts(texts: object, name: str) -> None:
         raise InputError(f"{name} must be a list of texts, got one: [{brief(texts)}]")
 
 
+def offers(value: object, name: str) -> bool:
+    """Whether a value has an attribute, of whatever class it is; never a class itself."""
+    return not isinstance(value, type) and hasattr(value, name)
+
+
 def numbers_of(cls: type) -> set[str]:
     """Names of the fields that hold numbers which need not be whole."""
     return {
@@ -89,14 +94,16 @@ def rules_of(cls: type, name: str) -> tuple[Rule, ...]:
 
 
 def plain_number(value: Any) -> Any:
-    """Number of Python's own in place of one of another library, whose `repr` does not parse."""
+    """Number of Python's own in place of one of numpy, whose `repr` does not parse."""
     if type(value) in (int, float, bool) or not isinstance(value, Real):
+        return value
+    if not hasattr(value, "dtype"):  # an IntEnum or a Fraction, in a field of the user's
         return value
     return int(value) if isinstance(value, Integral) else float(value)
 
 
 def make_numbers_plain(value: object) -> None:
-    """Replace numbers of other libraries, such as `numpy.float32`, in the fields of `value`."""
+    """Replace numbers of numpy in the fields of `value`."""
     for field in fields(value):  # type: ignore[arg-type]
         given = getattr(value, field.name)
         if (plain := plain_number(given)) is not given:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief, did_you_mean
-from diffsteer.core.fields import PositiveFinite, check_fields, is_whole
+from diffsteer.core.fields import PositiveFinite, check_fields, is_whole, offers
 from diffsteer.core.level import CLEAN, Level
 from diffsteer.core.schedule import Discrete, Schedule
 
@@ -136,7 +136,7 @@ def grid(schedule: Schedule, n: int, spacing: str | Spacing | None = None) -> tu
     """
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"{n!r} sampling steps cannot be: give a whole number of at least 1")
-    if not isinstance(schedule, Schedule):
+    if not offers(schedule, "at"):
         raise InputError(f"{brief(schedule)} is no schedule: give one, such as Flow() or EDM()")
     spacing = schedule.spacing if spacing is None else spacing
     if isinstance(spacing, str):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.core.fields import renamed_fields
+from diffsteer.core.fields import offers, renamed_fields
 from diffsteer.core.level import CLEAN, Level, upcast
 from diffsteer.core.prediction import Prediction
 from diffsteer.core.sampler import Denoised
@@ -80,8 +80,8 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         require_max_rows(self.max_rows)
-        for given, kind in ((self.guidance, Guidance | None), (self.prediction, Prediction)):
-            if not isinstance(given, kind):
+        for given, name in ((self.guidance, "shift"), (self.prediction, "x0")):
+            if not offers(given, name) and not (given is None and name == "shift"):
                 raise InputError(
                     f"{brief(given)} is no guidance or prediction: give objects, such as CFG(3) "
                     "and V(); parse reads texts"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.core.fields import is_whole, require_texts
+from diffsteer.core.fields import is_whole, plain_number, require_texts
 from diffsteer.core.noise import checked_seeds
 from diffsteer.metrics.scorer import Scorer
 
@@ -40,7 +40,7 @@ class BestOf:
     prompts: Sequence[str]
 
     def __post_init__(self) -> None:
-        if not is_whole(self.n) or self.n < 1 or not self.prompts:
+        if not is_whole(plain_number(self.n)) or self.n < 1 or not self.prompts:
             raise InputError(f"n={self.n} of {len(self.prompts)} prompts: give at least 1 of each")
         require_texts(self.prompts, "prompts")
 

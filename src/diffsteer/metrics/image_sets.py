@@ -1,5 +1,6 @@
 """Sets of images in memory, folders, zip files or statistics files, and their evaluation."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief
+from diffsteer.core.fields import offers
 from diffsteer.generate.recipe import KEY, Recipe, parsed
 from diffsteer.io.hashing import differences
 from diffsteer.io.images import PictureError, Pictures, stacked
@@ -135,17 +137,17 @@ def _pictures(images: Tensor | Path | str) -> Tensor | Path:
 
 def _given(images: Tensor | Path | str) -> Tensor | Path:
     """Images in memory, or the path of some; anything else raises."""
-    if not isinstance(images, Tensor | Path | str):
+    if not isinstance(images, Tensor | str | os.PathLike):
         raise InputError(
             f"images must be a uint8 tensor (N, 3, H, W), or the path of a folder or zip file, got "
             f"a {type(images).__name__}: of images of Pillow of one size or arrays (H, W, 3), "
             "torch.from_numpy(numpy.stack(images)).permute(0, 3, 1, 2) is one"
         )
-    return Path(images) if isinstance(images, str) else images
+    return images if isinstance(images, Tensor) else Path(images)
 
 
 def _extractor(extractor: Extractor | None) -> Extractor:
-    if extractor is not None and not isinstance(extractor, Extractor):
+    if extractor is not None and not offers(extractor, "origin"):
         raise InputError(
             f"extractor must be an Extractor, got {brief(extractor)}: give one, such as "
             "EfficientNetLite0(size=64), or Custom(function, Origin(...)) of a function"

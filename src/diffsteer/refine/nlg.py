@@ -31,9 +31,9 @@ class TrainingFreeRefiner(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @abstractmethod
     def refuses(self, level: Level) -> str:
         """Reason why it can do nothing where sampling starts at a level; empty where it can."""
+        return ""
 
     def require(self, level: Level) -> None:
         """Check that it can do something where sampling starts at a level."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffsteer.core.errors import InputError, brief
-from diffsteer.core.fields import check_fields
+from diffsteer.core.fields import check_fields, offers
 from diffsteer.core.level import Level, lincomb, upcast
 from diffsteer.core.noise import Draw, Noise
 
@@ -144,7 +144,7 @@ def trace(
         noise: Source of fresh noise; by default torch's global generators.
     """
     _check(levels)
-    if not isinstance(sampler, Sampler):
+    if not offers(sampler, "step"):
         raise InputError(f"{brief(sampler)} is no sampler: give one, such as UniPC() or DDPM")
     x = upcast(x)
 
