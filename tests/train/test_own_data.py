@@ -68,6 +68,12 @@ def test_a_column_of_classes_is_one(tmp_path: Path) -> None:
     assert captions(open_images(tmp_path / "a.npz", label="none")) == [""] * 6
 
 
+def test_other_columns_than_classes_are_passed_over(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=GREY, y=CLASSES, ids=CLASSES[:, None], size=np.array([[8]]))
+    source = open_images(tmp_path / "a.npz")
+    assert captions(source) == [str(number) for number in CLASSES]
+
+
 def test_colour_without_classes(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", COLOUR)
     source = open_images(tmp_path / "a.npy")

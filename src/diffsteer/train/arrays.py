@@ -113,11 +113,13 @@ def open_arrays(path: Path, size: tuple[int, int] | None = None) -> ArrayImages:
 def _of_npz(path: Path) -> tuple[Array, Array | None]:
     arrays = read_npz(path)
     images = {n: a for n, a in arrays.items() if a.dtype == np.uint8 and a.ndim in (3, 4)}
-    labels = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and _is_column(a)}
-    chosen = [_one(each, what) for each, what in ((images, "images"), (labels, "classes"))]
-    if chosen[0] is None:
+    chosen = _one(images, "images")
+    if chosen is None:
         raise InputError("it has no array of uint8 with 3 or 4 dimensions")
-    return chosen[0], chosen[1]
+    whole = {n: a for n, a in arrays.items() if a.dtype.kind in "iu"}
+    labels = {n: a for n, a in whole.items() if a.ndim == 1}
+    columns = {n: a for n, a in whole.items() if a.shape == (len(chosen), 1)}
+    return chosen, _one(labels or columns, "classes")
 
 
 def _is_column(labels: Array) -> bool:
