@@ -220,7 +220,14 @@ def test_values_of_python_become_those_of_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"steps": 2.0}, {"prompt": None}, {"dtype": "bf16"}, {"zero_snr": 1}, {"guidance": CFG}],
+    [
+        {"steps": 2.0},
+        {"prompt": None},
+        {"dtype": "bf16"},
+        {"zero_snr": 1},
+        {"guidance": CFG},
+        {"prompt": ("a",)},
+    ],
     ids=str,
 )
 def test_a_value_of_another_type_is_refused_where_it_is_given(values: dict[str, Any]) -> None:

@@ -31,9 +31,9 @@ def make_plain(recipe: Any) -> None:
     """
     for field in fields(recipe):
         name, given = field.name, getattr(recipe, field.name)
-        if type(given) is tuple and {*map(type, given)} <= {str}:  # prompts, which may be many
-            continue
-        value = typed(_plain(name, given), _hints(type(recipe))[name], name)  # type: ignore[arg-type]
+        value = tuple(given) if name in LISTS and type(given) is list else given
+        if not (name in LISTS and type(value) is tuple and {*map(type, value)} <= {str}):
+            value = typed(_plain(name, value), _hints(type(recipe))[name], name)  # type: ignore[arg-type]
         if value is not given:
             object.__setattr__(recipe, name, value)
 
