@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from diffsteer.core.level import Level
 from diffsteer.core.parse import parse
-from diffsteer.core.sampler import NAMED, Sampler, Step, sample
+from diffsteer.core.sampler import Sampler, Step, sample
 from diffsteer.core.schedule import Discrete
 from diffsteer.core.spacing import grid, respaced
 from diffsteer.generate.base import Generator, require_finite
@@ -30,7 +30,7 @@ class ADMGenerator(Generator):
         options = recipe.options or ADMOptions()
         assert isinstance(options, ADMOptions)
         self._options, self._device = options, device
-        self._sampler = parse(recipe.sampler or "Ancestral()", Sampler, named=NAMED)
+        self._sampler = parse(recipe.sampler or "Ancestral()", Sampler)
         self._guidance = guidance_of(recipe) or AS_PUBLISHED
         self.main = load(recipe.model)
         self.guide = load(recipe.guide) if recipe.guide else None

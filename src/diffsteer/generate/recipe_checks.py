@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffsteer.core.errors import InputError, brief, did_you_mean
 from diffsteer.core.parse import parse
-from diffsteer.core.sampler import NAMED, Sampler
+from diffsteer.core.sampler import Sampler
 from diffsteer.core.spacing import SPACINGS
 from diffsteer.generate.call import (
     fitting,
@@ -63,7 +63,7 @@ def require_consistent(recipe: Recipe) -> None:
         )
     if recipe.strength is not None and not math.isfinite(recipe.strength):
         raise InputError(f"strength must be a finite number, got {recipe.strength}")
-    sampler = parse(recipe.sampler, Sampler, named=NAMED) if recipe.sampler else None
+    sampler = parse(recipe.sampler, Sampler) if recipe.sampler else None
     if recipe.spacing not in SPACINGS:
         raise InputError(
             f"no spacing is called {recipe.spacing!r}{did_you_mean(recipe.spacing, SPACINGS)}: "

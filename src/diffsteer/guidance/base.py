@@ -56,8 +56,9 @@ class Guidance(ABC):
 
     def __post_init__(self) -> None:
         """Check the annotated fields, with both ends of a weight schedule in its place."""
-        make_numbers_plain(self)
-        if not check_schedules(self):
+        if check_schedules(self):
+            make_numbers_plain(self)
+        else:
             check_fields(self)
 
     @abstractmethod

@@ -18,7 +18,6 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level, upcast
 from diffsteer.core.parse import parse
 from diffsteer.core.prediction import Eps, V
-from diffsteer.core.sampler import NAMED as NAMED_SAMPLERS
 from diffsteer.core.sampler import Sampler
 from diffsteer.core.schedule import Schedule
 from diffsteer.core.spacing import SPACINGS, grid, times_of
@@ -74,7 +73,7 @@ class SteerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         self.schedule = hf_config.discrete_of(self.config)
         self.prediction = hf_config.kind_of(self.config)
-        self.sampler = parse(sampler, Sampler, Schedule, named=NAMED_SAMPLERS)
+        self.sampler = parse(sampler, Sampler, Schedule)
         self._refuse_contradictions()
         self.register_to_config(_use_default_values=[])  # other classes would not honour those
         self.alphas_cumprod = self.schedule.alphas.float() ** 2

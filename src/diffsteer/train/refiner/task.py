@@ -13,7 +13,7 @@ from diffsteer.core.errors import InputError
 from diffsteer.core.level import Level
 from diffsteer.core.noise import Noise, seeds_of
 from diffsteer.core.parse import parse
-from diffsteer.core.sampler import NAMED, Sampler
+from diffsteer.core.sampler import Sampler
 from diffsteer.core.schedule import Flow
 from diffsteer.core.spacing import grid
 from diffsteer.generate.call import call_of
@@ -171,7 +171,7 @@ class RefinerTask(Task):
     def __init__(self, settings: RefinerSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.sampler = parse(settings.sampler, Sampler, named=NAMED)
+        self.sampler = parse(settings.sampler, Sampler)
         taught = _taught(settings)
         self.pipe = load(settings.start, torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
